@@ -1,0 +1,27 @@
+"""The harness's exceptions, each with the process exit code it maps to (see docs/architecture.md)."""
+
+from __future__ import annotations
+
+
+class CrossvalError(Exception):
+    """Root of all errors raised by ``crossval``. ``exit_code`` is what the command line exits with."""
+
+    exit_code = 4
+
+
+class BadInputError(CrossvalError):
+    """A model, trace or receipt is missing, malformed or does not belong to the others (exit 4)."""
+
+    exit_code = 4
+
+
+class UnavailableError(CrossvalError):
+    """The reference asked for is not available, or coverage is incomplete (exit 3)."""
+
+    exit_code = 3
+
+
+class EngineCrashError(CrossvalError):
+    """An engine crashed, aborted or timed out; the message carries the tail of its log (exit 5)."""
+
+    exit_code = 5

@@ -1,0 +1,136 @@
+"""What every engine offers to the harness, live, recorded or specified: one interface, four runners.
+
+A *pass* is one call of the engine: a prompt batch (``prefill``) or one decoded token (``decode``); the two are
+different code paths in every engine. A runner keeps a KV cache; ``eval`` appends to it, ``reset`` empties it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+PassKind = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """One call of an engine: which tokens, starting at which position."""
+
+    kind: PassKind
+    token_ids: tuple[int, ...]
+    start: int
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Positions of the tokens in the sequence."""
+        return tuple(range(self.start, self.start + len(self.token_ids)))
+
+
+@dataclass(frozen=True)
+class TapArray:
+    """One recorded tensor: float32, C-contiguous, shaped as ``crossval.taps`` says.
+
+    ``rows`` lists which tokens of the pass the token axis covers, or is None when it covers all of them
+    (bitnet.cpp's last layer keeps only the output rows after attention).
+    """
+
+    array: npt.NDArray[np.float32]
+    rows: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What an engine computed in one pass. ``taps`` may load lazily; it holds what was selected and exists."""
+
+    plan: PassPlan
+    taps: Mapping[str, TapArray]
+    elapsed_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How an engine rounds where bitnet.cpp's own result depends on its build (docs/numerics.md).
+
+    ``simd_width``: float32 lanes of the reductions (16: AVX-512 build, 8: AVX2 build; None: not of that family).
+    ``fused_quantizer``: the activation quantiser rounds ``x*s`` and to integer in one step (gcc builds do).
+    """
+
+    simd_width: int | None = None
+    fused_quantizer: bool | None = None
+
+
+@dataclass(frozen=True)
+class EngineIdentity:
+    """Who computed a trace; everything needed to find the same build again. None where not known."""
+
+    name: str
+    """``bitnet_py``, ``bitnet.cpp``, ``specification``, or the name a third-party trace gives."""
+    version: str | None = None
+    source_commit: str | None = None
+    source_digest: str | None = None
+    library_digest: str | None = None
+    compiler: str | None = None
+    flags: str | None = None
+    numerics: Numerics = field(default_factory=Numerics)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Threads, ubatch size, kernel name and the like; JSON scalars only."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the identity as plain JSON values."""
+        data = asdict(self)
+        data["settings"] = dict(self.settings)
+        return data
+
+
+class Runner(Protocol):
+    """An engine under the harness. Use as a context manager: entering loads it, leaving frees it.
+
+    Errors: ``BadInputError`` (unusable model or tokens), ``UnavailableError`` (not built, not recorded),
+    ``EngineCrashError`` (abort, crash, time-out). After a crash the runner is closed.
+    """
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """Who this is; complete only after entering."""
+
+    @property
+    def status(self) -> Literal["live", "recorded"]:
+        """Whether results are computed now or come from a trace."""
+
+    @property
+    def plan(self) -> tuple[PassPlan, ...] | None:
+        """The only passes this runner can give (a recorded trace), or None when it can run anything."""
+
+    @property
+    def available_taps(self) -> frozenset[str] | None:
+        """Full names of the taps the engine can give in its first pass, or None when it can give all."""
+
+    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        """Return the token ids of ``text`` by the engine's own tokenizer."""
+
+    def reset(self) -> None:
+        """Empty the KV cache; the next ``eval`` starts at position 0."""
+
+    def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
+        """Run one pass over ``token_ids`` and return the selected taps.
+
+        One token is a decode pass when the cache is not empty; ``result_output`` is the last token's logits,
+        shape ``(1, vocab_size)``, rows ``(n_tokens - 1,)``. From ``ffn_inp`` of the last layer on, engines
+        may return only the last token's row; ``rows`` says so.
+        """
+
+    def __enter__(self) -> Runner:
+        """Load the engine and the model."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Free the engine."""

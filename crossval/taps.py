@@ -1,0 +1,102 @@
+"""Taps: the shared vocabulary of intermediate tensors, in execution order.
+
+Names follow bitnet.cpp's graph callback names made unique (``Qcur-0`` appears there twice: before RoPE it
+is ``q``, after it ``q_rope``). A full name is ``blk.{layer}.{tap}`` for layer taps and the bare tap name for
+the model-wide ones. All arrays are float32, C-contiguous:
+
+=================  =============================================
+taps               shape
+=================  =============================================
+``q q_rope``       ``(n_tokens, n_heads, head_dim)``
+``k k_rope v``     ``(n_tokens, n_kv_heads, head_dim)``
+``kq kq_soft_max`` ``(n_heads, n_tokens, n_kv)``, padding removed
+all others         ``(n_tokens, features)``
+=================  =============================================
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+LAYER_TAPS: tuple[str, ...] = (
+    "attn_norm",
+    "q",
+    "k",
+    "v",
+    "q_rope",
+    "k_rope",
+    "kq",
+    "kq_soft_max",
+    "kqv_out",
+    "attn_sub_norm",
+    "attn_o_out",
+    "ffn_inp",
+    "ffn_norm",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_act",
+    "ffn_out",
+    "ffn_sub_norm",
+    "ffn_down",
+    "l_out",
+)
+"""Taps of one layer in execution order (the specification's order; engines may interleave q, k and v)."""
+
+HEAD_TAPS: tuple[str, ...] = ("result_norm", "result_output")
+INPUT_TAPS: tuple[str, ...] = ("inp_embd",)
+
+_LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]*)\.([a-z_]+)\Z")
+
+
+@dataclass(frozen=True, order=True)
+class TapName:
+    """A parsed full tap name; ``layer`` is None for model-wide taps."""
+
+    layer: int | None
+    tap: str
+
+    def __str__(self) -> str:
+        return self.tap if self.layer is None else f"blk.{self.layer}.{self.tap}"
+
+
+def parse(name: str) -> TapName:
+    """Parse a full tap name.
+
+    Raises:
+        ValueError: the name is not in the vocabulary.
+    """
+    if name in INPUT_TAPS or name in HEAD_TAPS:
+        return TapName(None, name)
+    match = _LAYER_NAME.match(name)
+    if match is None or match.group(2) not in LAYER_TAPS:
+        raise ValueError(f"unknown tap name {name!r}")
+    return TapName(int(match.group(1)), match.group(2))
+
+
+def layer_taps(layer: int) -> list[str]:
+    """Return the full names of every tap of one layer, in execution order."""
+    return [f"blk.{layer}.{tap}" for tap in LAYER_TAPS]
+
+
+def all_taps(n_layers: int) -> list[str]:
+    """Return the full names of every tap of a model, in execution order."""
+    names = list(INPUT_TAPS)
+    for layer in range(n_layers):
+        names += layer_taps(layer)
+    return names + list(HEAD_TAPS)
+
+
+def outline_taps(n_layers: int) -> list[str]:
+    """Return the coarse selection: embedding, every layer's output, final norm and logits."""
+    return [*INPUT_TAPS, *(f"blk.{layer}.l_out" for layer in range(n_layers)), *HEAD_TAPS]
+
+
+def execution_index(name: str, n_layers: int) -> int:
+    """Return the position of a tap in execution order, for sorting and for finding the first divergence."""
+    tap = parse(name)
+    if tap.tap in INPUT_TAPS:
+        return 0
+    if tap.layer is None:
+        return 1 + n_layers * len(LAYER_TAPS) + HEAD_TAPS.index(tap.tap)
+    return 1 + tap.layer * len(LAYER_TAPS) + LAYER_TAPS.index(tap.tap)
