@@ -1,0 +1,177 @@
+"""The shape and hyper-parameters of a BitNet model, read from GGUF metadata and validated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from bitnet_py.errors import ModelError
+from bitnet_py.gguf import GGUFFile, clip, model_error
+
+ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
+I2_S_BLOCK = 128
+"""Weights of one I2_S block: every matrix's row length has to be a multiple of it."""
+
+_LIMITS = {
+    "block_count": 512,  # bitnet.cpp's own LLAMA_MAX_LAYERS
+    "embedding_length": 1 << 17,
+    "feed_forward_length": 1 << 20,
+    "attention.head_count": 1 << 12,
+    "attention.head_count_kv": 1 << 12,
+    "context_length": 1 << 24,
+    "vocab_size": 1 << 22,
+}
+_CONVERT = "this engine cannot run the model: convert it again from its original weights"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and hyper-parameters; every combination that exists is one the engine can run."""
+
+    arch: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    dim: int
+    hidden_dim: int
+    vocab_size: int
+    context_length: int
+    rope_base: float
+    """Value of a float32."""
+    rms_eps: float
+    """Value of a float32."""
+
+    @property
+    def kv_dim(self) -> int:
+        """Return the width of K and V: ``n_kv_heads * head_dim``."""
+        return self.n_kv_heads * self.head_dim
+
+    @classmethod
+    def from_gguf(cls, gguf: GGUFFile) -> ModelConfig:
+        """Read and validate the configuration.
+
+        Keys and defaults: bitnet.cpp llama.cpp ``llm_load_hparams`` (head_count_kv = head_count, rope.freq_base
+        = 10000, head size = embedding_length / head_count).
+
+        Raises:
+            ModelError: another architecture, a missing key, or a value the engine cannot run.
+        """
+        return _Reader(gguf).config()
+
+
+class _Reader:
+    """Typed, checked access to ``{arch}.*`` keys."""
+
+    def __init__(self, gguf: GGUFFile) -> None:
+        self.path = gguf.path
+        self.metadata = gguf.metadata
+        arch = gguf.metadata.get("general.architecture")
+        if arch not in ARCHITECTURES:
+            raise self.error(
+                "general.architecture",
+                " or ".join(ARCHITECTURES),
+                "no such key" if arch is None else clip(str(arch)),
+                "give a BitNet b1.58 model",
+            )
+        self.arch: str = arch
+
+    def error(self, key: str, expected: object, found: object, remedy: str = _CONVERT) -> ModelError:
+        return model_error(self.path, f"key {key}", expected=expected, found=found, remedy=remedy)
+
+    def raw(self, key: str) -> Any:
+        value = self.metadata.get(f"{self.arch}.{key}")
+        # llama.cpp allows one value per layer for some keys; equal values mean the same as one.
+        if isinstance(value, np.ndarray) and value.size and bool((value == value[0]).all()):
+            return value[0].item()
+        return value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        name = f"{self.arch}.{key}"
+        value = self.raw(key)
+        if value is None:
+            if default is None:
+                raise self.error(name, "the key", "no such key")
+            return default
+        limit = _LIMITS.get(key, 1 << 31)
+        if type(value) is not int or not 1 <= value <= limit:
+            raise self.error(name, f"an integer from 1 to {limit}", clip(str(value)))
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Return the value of a float32."""
+        name = f"{self.arch}.{key}"
+        value = self.raw(key)
+        if value is None:
+            if default is None:
+                raise self.error(name, "the key", "no such key")
+            return default
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise self.error(name, "a number", clip(str(value)))
+        with np.errstate(over="ignore"):
+            number = float(np.float32(value))
+        if not (math.isfinite(number) and number > 0):
+            raise self.error(name, "a finite number above 0", value)
+        return number
+
+    def require(self, key: str, expected: Sequence[object], what: str | None = None) -> None:
+        """Refuse a key that is present with another value than those expected."""
+        value = self.raw(key)
+        if value is not None and (isinstance(value, (np.ndarray, list)) or value not in expected):
+            raise self.error(f"{self.arch}.{key}", what or expected[0], clip(str(value)))
+
+    def vocab_size(self) -> int:
+        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        n_tokens = len(tokens) if isinstance(tokens, list) else None
+        vocab_size = self.integer("vocab_size", n_tokens)
+        if n_tokens is not None and n_tokens != vocab_size:
+            raise self.error(f"{self.arch}.vocab_size", f"{n_tokens}, the tokens of the vocabulary", vocab_size)
+        return vocab_size
+
+    def config(self) -> ModelConfig:
+        n_heads = self.integer("attention.head_count")
+        n_kv_heads = self.integer("attention.head_count_kv", n_heads)
+        dim = self.integer("embedding_length")
+        hidden_dim = self.integer("feed_forward_length")
+        if dim % n_heads:
+            raise self.error(f"{self.arch}.embedding_length", f"a multiple of {n_heads} heads", dim)
+        head_dim = dim // n_heads
+        if head_dim % 2:
+            raise self.error(
+                f"{self.arch}.attention.head_count", "an even head size (RoPE rotates pairs)", head_dim
+            )
+        if n_heads % n_kv_heads:
+            raise self.error(f"{self.arch}.attention.head_count_kv", f"a divisor of {n_heads} heads", n_kv_heads)
+        for key, width in (("embedding_length", dim), ("feed_forward_length", hidden_dim)):
+            if width % I2_S_BLOCK:
+                raise self.error(f"{self.arch}.{key}", f"a multiple of {I2_S_BLOCK} (I2_S blocks)", width)
+        for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
+            self.require(key, (head_dim,), f"{head_dim}, the head size")
+        self.refuse_unsupported()
+        return ModelConfig(
+            arch=self.arch,
+            n_layers=self.integer("block_count"),
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            dim=dim,
+            hidden_dim=hidden_dim,
+            vocab_size=self.vocab_size(),
+            context_length=self.integer("context_length"),
+            rope_base=self.number("rope.freq_base", 10000.0),
+            rms_eps=self.number("attention.layer_norm_rms_epsilon"),
+        )
+
+    def refuse_unsupported(self) -> None:
+        """Refuse features that change the result and that the engine does not have."""
+        # "linear" is llama.cpp's default and, with factor 1 (or 0, its "not set"), means no scaling.
+        self.require("rope.scaling.type", ("none", "linear"), "none (RoPE scaling is not supported)")
+        for key in ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"):
+            self.require(key, (1.0, 0.0) if key != "rope.scaling.attn_factor" else (1.0,))
+        for key in ("expert_count", "expert_used_count"):
+            self.require(key, (0,), "0 (mixtures of experts are not supported)")

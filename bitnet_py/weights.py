@@ -1,0 +1,228 @@
+"""Typed views of every tensor of a BitNet model, checked by name for type, shape and usable values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_py.config import ModelConfig
+from bitnet_py.errors import ModelError
+from bitnet_py.gguf import GGMLType, GGUFFile, clip, model_error
+from bitnet_py.quants import find_invalid_code
+
+F32Array = npt.NDArray[np.float32]
+F16Array = npt.NDArray[np.float16]
+
+_CHUNK_BYTES = 16 << 20
+_DAMAGED = "the file is damaged or was badly converted: convert or download it again"
+
+
+@dataclass(frozen=True, eq=False)
+class I2SMatrix:
+    """A ternary matrix ``(rows, cols)``: codes uint8 ``(rows * cols // 4,)`` as in ``quants``, one scale."""
+
+    data: npt.NDArray[np.uint8]
+    rows: int
+    cols: int
+    scale: float
+    """Value of a float32, finite and above 0."""
+    name: str = ""
+    """Of the tensor, for error messages."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """One layer. Norms are float32 ``(dim,)``, ``ffn_sub_norm`` ``(hidden_dim,)``; both sub-norms may be None."""
+
+    attn_norm: F32Array
+    q: I2SMatrix
+    """``(dim, dim)``: n_heads * head_dim rows."""
+    k: I2SMatrix
+    """``(n_kv_heads * head_dim, dim)``."""
+    v: I2SMatrix
+    """``(n_kv_heads * head_dim, dim)``."""
+    o: I2SMatrix
+    """``(dim, dim)``."""
+    attn_sub_norm: F32Array | None
+    ffn_norm: F32Array
+    gate: I2SMatrix
+    """``(hidden_dim, dim)``."""
+    up: I2SMatrix
+    """``(hidden_dim, dim)``."""
+    down: I2SMatrix
+    """``(dim, hidden_dim)``."""
+    ffn_sub_norm: F32Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """All tensors of a model, read-only views into the mapped file; no copies."""
+
+    config: ModelConfig
+    token_embd: F16Array
+    """``(vocab_size, dim)``."""
+    output: F16Array | None
+    """``(vocab_size, dim)`` when the file has its own head, None when the head is ``token_embd``."""
+    output_norm: F32Array
+    layers: tuple[LayerWeights, ...]
+    path: Path
+
+    @property
+    def head(self) -> F16Array:
+        """Return the matrix of the output head: ``output``, or ``token_embd`` when tied."""
+        return self.token_embd if self.output is None else self.output
+
+    @classmethod
+    def load(cls, gguf: GGUFFile) -> Weights:
+        """Look up, check and view every tensor; fast, because only norms and scales are read.
+
+        Raises:
+            ModelError: a tensor is missing, unknown to this engine, of another type or shape, or a norm or
+                scale is not usable.
+        """
+        return _Loader(gguf).load()
+
+    def matrices(self) -> Iterator[I2SMatrix]:
+        """Yield every ternary matrix, layer by layer."""
+        for layer in self.layers:
+            yield from (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
+
+    def check_finite(self) -> None:
+        """Scan the whole file in chunks: no NaN or infinity in F16 tensors, no code 3 in ternary matrices.
+
+        Norms and scales were already checked by ``load``.
+
+        Raises:
+            ModelError: names the tensor and the first bad element.
+        """
+        for name, matrix in (("token_embd.weight", self.token_embd), ("output.weight", self.output)):
+            if matrix is not None:
+                self._check_f16(name, matrix)
+        for ternary in self.matrices():
+            for start in range(0, ternary.data.size, _CHUNK_BYTES):
+                bad = find_invalid_code(ternary.data[start : start + _CHUNK_BYTES])
+                if bad is not None:
+                    byte = start + bad
+                    what = f"tensor {ternary.name}, byte {byte} (row {byte * 4 // ternary.cols})"
+                    raise model_error(self.path, what, expected="codes 0, 1, 2", found="code 3", remedy=_DAMAGED)
+
+    def _check_f16(self, name: str, matrix: F16Array) -> None:
+        rows = max(1, _CHUNK_BYTES // (2 * matrix.shape[1]))
+        for start in range(0, matrix.shape[0], rows):
+            # Exponent bits all set: infinity or NaN. On integers it is several times faster than np.isfinite.
+            bad = (matrix[start : start + rows].view(np.uint16) & 0x7C00) == 0x7C00
+            if bad.any():
+                row, col = np.unravel_index(int(np.argmax(bad)), bad.shape)
+                index = (start + int(row), int(col))
+                raise model_error(
+                    self.path, f"tensor {name}, element {index}", expected="a finite value",
+                    found=matrix[index], remedy=_DAMAGED,
+                )  # fmt: skip
+
+
+class _Loader:
+    """Takes tensors out of a file by name and remembers which were taken."""
+
+    def __init__(self, gguf: GGUFFile) -> None:
+        self.gguf = gguf
+        self.config = ModelConfig.from_gguf(gguf)
+        self.left = set(gguf.tensors)
+
+    def error(self, name: str, expected: object, found: object, remedy: str = _DAMAGED) -> ModelError:
+        return model_error(self.gguf.path, f"tensor {name}", expected=expected, found=found, remedy=remedy)
+
+    def take(self, name: str, ggml_type: GGMLType, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        info = self.gguf.tensors.get(name)
+        if info is None:
+            raise self.error(name, f"{ggml_type.name} {shape}", "no such tensor", "the model is incomplete")
+        self.left.discard(name)
+        if info.type is not ggml_type:
+            remedy = f"convert the model again with this tensor as {ggml_type.name}"
+            raise self.error(name, f"type {ggml_type.name}", info.type.name, remedy)
+        if info.shape != shape:
+            raise self.error(
+                name, f"shape {shape}", info.shape, "its keys and its tensors disagree: convert again"
+            )
+        return self.gguf.data(name)
+
+    def norm(self, name: str, width: int) -> F32Array:
+        values = self.take(name, GGMLType.F32, (width,)).view("<f4")
+        finite = np.isfinite(values)
+        if not finite.all():
+            index = int(np.argmin(finite))
+            raise self.error(f"{name}, element {index}", "a finite value", values[index])
+        return values
+
+    def optional_norm(self, name: str, width: int) -> F32Array | None:
+        return self.norm(name, width) if name in self.gguf.tensors else None
+
+    def f16(self, name: str) -> F16Array:
+        shape = (self.config.vocab_size, self.config.dim)
+        return self.take(name, GGMLType.F16, shape).view("<f2").reshape(shape)
+
+    def ternary(self, name: str, rows: int, cols: int) -> I2SMatrix:
+        data = self.take(name, GGMLType.I2_S, (rows, cols))
+        n_bytes = rows * cols // 4
+        scale = float(data[n_bytes : n_bytes + 4].view("<f4")[0])
+        if not (np.isfinite(scale) and scale > 0):
+            raise self.error(f"{name}, scale", "a finite value above 0", scale)
+        return I2SMatrix(data[:n_bytes], rows, cols, scale, name)
+
+    def layer(self, index: int) -> LayerWeights:
+        config = self.config
+        dim, kv_dim, hidden_dim = config.dim, config.kv_dim, config.hidden_dim
+        blk = f"blk.{index}."
+        return LayerWeights(
+            attn_norm=self.norm(blk + "attn_norm.weight", dim),
+            q=self.ternary(blk + "attn_q.weight", dim, dim),
+            k=self.ternary(blk + "attn_k.weight", kv_dim, dim),
+            v=self.ternary(blk + "attn_v.weight", kv_dim, dim),
+            o=self.ternary(blk + "attn_output.weight", dim, dim),
+            attn_sub_norm=self.optional_norm(blk + "attn_sub_norm.weight", dim),
+            ffn_norm=self.norm(blk + "ffn_norm.weight", dim),
+            gate=self.ternary(blk + "ffn_gate.weight", hidden_dim, dim),
+            up=self.ternary(blk + "ffn_up.weight", hidden_dim, dim),
+            down=self.ternary(blk + "ffn_down.weight", dim, hidden_dim),
+            ffn_sub_norm=self.optional_norm(blk + "ffn_sub_norm.weight", hidden_dim),
+        )
+
+    def load(self) -> Weights:
+        weights = Weights(
+            config=self.config,
+            token_embd=self.f16("token_embd.weight"),
+            output=self.f16("output.weight") if "output.weight" in self.gguf.tensors else None,
+            output_norm=self.norm("output_norm.weight", self.config.dim),
+            layers=tuple(self.layer(i) for i in range(self.config.n_layers)),
+            path=self.gguf.path,
+        )
+        self.check_sub_norms(weights.layers)
+        self.check_nothing_left()
+        return weights
+
+    def check_sub_norms(self, layers: tuple[LayerWeights, ...]) -> None:
+        present = {
+            f"blk.{i}.{kind}.weight": getattr(layer, kind) is not None
+            for i, layer in enumerate(layers)
+            for kind in ("attn_sub_norm", "ffn_sub_norm")
+        }
+        if any(present.values()) and not all(present.values()):
+            missing = [name for name, there in present.items() if not there]
+            expected = "both sub-norms in every layer, or none at all"
+            raise self.error(missing[0], expected, f"{len(missing)} of {len(present)} missing")
+
+    def check_nothing_left(self) -> None:
+        """Refuse tensors that the engine would otherwise silently ignore (biases, ``rope_freqs``, experts)."""
+        if self.left:
+            name = min(self.left)
+            more = f" and {len(self.left) - 1} more" if len(self.left) > 1 else ""
+            raise model_error(
+                self.gguf.path,
+                "tensor table",
+                expected=f"only the tensors of {self.config.arch} with {self.config.n_layers} layers",
+                found=f"unsupported tensor {clip(name)}{more}",
+                remedy="the engine would ignore it and compute something else: convert the model without it",
+            )
