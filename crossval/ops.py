@@ -161,7 +161,8 @@ def attend(weights: FloatArray, v: FloatArray) -> FloatArray:
 def _per_query_head(kv: FloatArray, n_heads: int) -> FloatArray:
     """Give query head ``h`` its key/value head ``h // (n_heads / n_kv_heads)``: ``(n_heads, n_kv, head_dim)``."""
     n_kv_heads = kv.shape[1]
-    return np.repeat(kv, n_heads // n_kv_heads, axis=1).transpose(1, 0, 2)
+    per_head: FloatArray = np.repeat(kv, n_heads // n_kv_heads, axis=1).transpose(1, 0, 2)
+    return per_head
 
 
 def squared_relu(gate: FloatArray) -> FloatArray:
@@ -231,7 +232,7 @@ def op_table(config: SpecConfig) -> tuple[Op, ...]:
     for layer in range(config.n_layers):
         ops += _layer_ops(config, layer, x="inp_embd" if layer == 0 else f"blk.{layer - 1}.l_out")
     ops.append(Op("result_norm", "result_norm", (last,), ("output_norm.weight",), norm, last_row_only=True))
-    ops.append(Op("result_output", "result_output", ("result_norm",), (head_table,), head))
+    ops.append(Op("result_output", "result_output", ("result_norm",), (head_table,), head, last_row_only=True))
     return tuple(ops)
 
 
