@@ -1,0 +1,193 @@
+"""Text to token ids and back, equal to bitnet.cpp's ``llama_tokenize``, from the model's own vocabulary.
+
+Order of work (``llama_tokenize_internal``, llama-vocab.cpp at the pinned commit): BOS if the vocabulary asks for
+it; special tokens are cut out of the text, longest first; each piece of plain text between them is pre-tokenised
+and merged by itself; EOS if asked for. Merging and pre-tokenising is done by the ``tokenizers`` library.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import tokenizers
+
+from bitnet_py.errors import InputError, TokenizerError
+from bitnet_py.pretokenizer import build_pre_tokenizer
+from bitnet_py.tokenizer_json import read_vocabulary
+from bitnet_py.vocabulary import TokenKind, Vocabulary, byte_alphabet
+
+_CHAR_TO_BYTE = {char: byte for byte, char in byte_alphabet().items()}
+_HIDDEN = frozenset({TokenKind.CONTROL, TokenKind.UNKNOWN})
+_SPECIAL = _HIDDEN | {TokenKind.USER_DEFINED}
+
+
+class _HasMetadata(Protocol):
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer. Safe to share between threads; holds no state between calls."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._bpe = _build_bpe(vocabulary)
+        known = set(vocabulary.tokens)
+        self._missing_bytes = frozenset(byte for char, byte in _CHAR_TO_BYTE.items() if char not in known)
+        special = [i for i, kind in enumerate(vocabulary.kinds) if kind in _SPECIAL]
+        special.sort(key=lambda i: -len(vocabulary.tokens[i].encode()))
+        self._special = tuple((vocabulary.tokens[i], i, vocabulary.kinds[i] in _HIDDEN) for i in special)
+
+    @classmethod
+    def from_gguf(cls, gguf: _HasMetadata) -> Tokenizer:
+        """Build the tokenizer of an open GGUF file. Raises ``TokenizerError`` when its metadata is unusable."""
+        return cls(Vocabulary.from_metadata(gguf.metadata))
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Tokenizer:
+        """Build a tokenizer from a ``tokenizer.json``. Raises ``TokenizerError`` when it is unusable."""
+        return cls(read_vocabulary(path))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return len(self.vocabulary.tokens)
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the beginning-of-text token, or None."""
+        return self.vocabulary.bos_id
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end generation: EOS, end of turn and the like; may be empty."""
+        return self.vocabulary.end_ids
+
+    @property
+    def pre(self) -> str:
+        """Name of the pre-tokeniser in effect (``llama-bpe``, ``default``, ``gpt-2``)."""
+        return self.vocabulary.pre_type.name
+
+    def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        """Return the token ids of ``text``.
+
+        ``add_bos`` is ``llama_tokenize``'s ``add_special``: BOS and EOS are added where the vocabulary asks for
+        them, and only there. With ``parse_special`` the text of a special token becomes that token; without it
+        only user-defined tokens are recognised. Raises ``InputError`` for text that is not valid Unicode (lone
+        surrogates) and ``TokenizerError`` for a byte no token of an incomplete vocabulary can express (bitnet.cpp
+        drops it silently).
+        """
+        vocabulary = self.vocabulary
+        ids: list[int] = []
+        if add_bos and vocabulary.add_bos and vocabulary.bos_id is not None:
+            ids.append(vocabulary.bos_id)
+        for piece in self._split_special(text, parse_special):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                ids += self._encode_plain(piece)
+        if add_bos and vocabulary.add_eos and vocabulary.eos_id is not None:
+            ids.append(vocabulary.eos_id)
+        return ids
+
+    def token_bytes(self, token_id: int, *, skip_special: bool = True) -> bytes:
+        """Return the bytes of one token, as ``llama_token_to_piece`` does; may be part of a UTF-8 sequence.
+
+        Control and unknown tokens give nothing with ``skip_special``, else their text; unused ones always nothing.
+        Raises ``TokenizerError`` for an id outside the vocabulary.
+        """
+        if not 0 <= token_id < self.vocab_size:
+            raise TokenizerError(f"token id {token_id} is outside the vocabulary of {self.vocab_size} tokens")
+        text, kind = self.vocabulary.tokens[token_id], self.vocabulary.kinds[token_id]
+        if kind in _SPECIAL:
+            return b"" if skip_special and kind in _HIDDEN else text.encode()
+        if kind != TokenKind.NORMAL:
+            return b""
+        try:
+            return bytes([_CHAR_TO_BYTE[char] for char in text])
+        except KeyError:
+            return b"".join(_piece_byte(char, text) for char in text)
+
+    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True) -> bytes:
+        """Return the exact bytes of ``ids``. Raises ``TokenizerError`` for an id outside the vocabulary."""
+        return b"".join(self.token_bytes(token_id, skip_special=skip_special) for token_id in ids)
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD. Raises ``TokenizerError``."""
+        return self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors="replace")
+
+    def decode_stream(self, *, skip_special: bool = True) -> DecodeStream:
+        """Return a decoder for tokens that arrive one by one."""
+        return DecodeStream(self, skip_special=skip_special)
+
+    def _split_special(self, text: str, parse_special: bool) -> list[str | int]:
+        pieces: list[str | int] = [text] if text else []
+        for special, token_id, hidden in self._special:
+            if (hidden and not parse_special) or special not in text:
+                continue
+            split: list[str | int] = []
+            for piece in pieces:
+                if isinstance(piece, int):
+                    split.append(piece)
+                    continue
+                for n, part in enumerate(piece.split(special)):
+                    split += [token_id] * (n > 0)
+                    split += [part] * bool(part)
+            pieces = split
+        return pieces
+
+    def _encode_plain(self, text: str) -> list[int]:
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text is not valid Unicode: {error.reason} at character {error.start}"
+            ) from error
+        if self._missing_bytes and not self._missing_bytes.isdisjoint(data):
+            byte = min(self._missing_bytes.intersection(data))
+            raise TokenizerError(f"no token of the vocabulary can express byte 0x{byte:02X} of the text")
+        ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+class DecodeStream:
+    """Decodes tokens one by one and never hands out part of a character: incomplete bytes wait for the rest.
+
+    The pieces joined equal ``Tokenizer.decode`` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """Return the text that ``token_id`` completes; often empty. Raises ``TokenizerError`` for a bad id."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id, skip_special=self._skip_special))
+
+    def flush(self) -> str:
+        """Return what is left at the end: U+FFFD for an unfinished character, else nothing."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _build_bpe(vocabulary: Vocabulary) -> Any:
+    """Build the ``tokenizers`` object. It knows no special tokens: those are cut out before it sees the text."""
+    vocab = {text: i for i, text in enumerate(vocabulary.tokens)}
+    try:
+        model = tokenizers.models.BPE(
+            vocab=vocab, merges=list(vocabulary.merges), ignore_merges=vocabulary.ignore_merges
+        )
+    except Exception as error:  # tokenizers raises bare Exception
+        raise TokenizerError(f"tokenizer.ggml.merges does not fit the vocabulary: {error}") from error
+    bpe = tokenizers.Tokenizer(model)
+    bpe.pre_tokenizer = build_pre_tokenizer(vocabulary.pre_type)
+    return bpe
+
+
+def _piece_byte(char: str, text: str) -> bytes:
+    """Return a character's byte, or bitnet.cpp's marker for one outside the alphabet (``llama_decode_text``)."""
+    byte = _CHAR_TO_BYTE.get(char)
+    return bytes([byte]) if byte is not None else f"[UNK_BYTE_0x{char.encode().hex()}{text}]".encode()
