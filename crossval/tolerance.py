@@ -1,13 +1,13 @@
 """Thresholds for comparing a tap of one engine directly with the same tap of another.
 
-Equal bits always pass and nothing here is consulted. Bits that differ are judged by direction (cosine), error energy
-(NMSE) and scale (norm ratio) together, over the whole tap and for its worst token: cosine alone is blind to scale,
-and a whole-tensor number alone dilutes one wrong token among many.
+Equal bits always pass and nothing here is consulted. Bits that differ are judged by direction (cosine), error
+energy (NMSE) and scale (norm ratio) together, over the whole tap and for its worst token: cosine alone is blind to
+scale, and a whole-tensor number alone dilutes one wrong token among many.
 
 Where the numbers come from. Engines of this family round activations to int8 before every projection; a value that
-lands on the other side of a rounding tie moves by 1/127 of its row's maximum. That is a discontinuity: after the first
-flip, two correct engines differ by far more than float rounding, and every layer adds flips. Measured on real
-bitnet.cpp, relative L2 of the logits between runs that are both right:
+lands on the other side of a rounding tie moves by 1/127 of its row's maximum. That is a discontinuity: after the
+first flip, two correct engines differ by far more than float rounding, and every layer adds flips. Measured on
+real bitnet.cpp, relative L2 of the logits between runs that are both right:
 
 =========================================  ==============  ===============
 two runs                                   4 layers        30 layers
@@ -18,8 +18,8 @@ one build, batch / token by token          0.04 to 0.06    0.16 to 0.19
 
 Both rows grow as the square root of depth, as independent errors do: 0.015 * sqrt(depth) for two builds (``same``:
 the same operations in the same order, differing in single roundings) and 0.03 * sqrt(depth) for two arithmetics of
-the same model (``independent``: bitnet.cpp's batch path keeps probabilities in F32, its single-token path rounds them
-to F16; the float64 specification is a third). These are the *floors*; a bound is a floor times ``SAFETY``.
+the same model (``independent``: bitnet.cpp's batch path keeps probabilities in F32, its single-token path rounds
+them to F16; the float64 specification is a third). These are the *floors*; a bound is a floor times ``SAFETY``.
 
 This table is provisional by design: it says whether two engines agree end to end, not which is right. The op-local
 audit, which recomputes each operation from the engine's own inputs and needs no allowance for accumulation, is a
@@ -61,7 +61,7 @@ NORM_SHARE = 0.25
 """Flips point in random directions, so they change a norm far less than they move the vector."""
 
 CLASS_FACTOR: dict[str, float] = {"stream": 1.0, "branch": 2.0}
-"""Taps inside a layer carry the same absolute error on a smaller vector, and squared ReLU doubles relative error."""
+"""Inside a layer the same absolute error sits on a smaller vector, and squared ReLU doubles relative error."""
 
 EXACT_REL_L2 = 1e-6
 """The embedding is a copy of F16 values, exact in every engine; this leaves room for a float32 rounding."""
