@@ -1,0 +1,337 @@
+"""Results as a receipt's JSON and back, and the summary fields that follow from them.
+
+The builder and the gate share these functions: a summary in a receipt is right exactly when it is what this module
+computes from the receipt's own rows.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from crossval import compare, provenance
+from crossval.compare import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Location, Skip, TapRow
+from crossval.receipt import SCHEMA_VERSION, Receipt, number, seal
+from crossval.runners.base import EngineIdentity, Numerics, PassPlan
+
+Kind = Literal["layers", "greedy", "diff"]
+Status = Literal["live", "recorded", "unavailable"]
+ComputePath = Literal["real", "recorded", "specification", "none"]
+
+REFERENCE_NAME = "bitnet.cpp"
+LOGITS = "result_output"
+
+
+@dataclass(frozen=True)
+class Party:
+    """One of the two engines of a comparison."""
+
+    status: Status
+    identity: EngineIdentity
+    trace_digest: str | None = None
+    note: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the party as the receipt's ``candidate`` or ``reference``."""
+        return {
+            "status": self.status,
+            **self.identity.to_json(),
+            "trace_digest": self.trace_digest,
+            "note": self.note,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Party:
+        """Return the party of a receipt that is valid by the schema."""
+        facts = {k: v for k, v in data.items() if k not in ("status", "trace_digest", "note", "numerics")}
+        identity = EngineIdentity(**facts, numerics=Numerics(**data["numerics"]))
+        return cls(data["status"], identity, data["trace_digest"], data["note"])
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What computed the candidate's numbers; ``kernels`` are ``{name, calls, bytes}`` read from the C library."""
+
+    path: ComputePath
+    fallback: bool = False
+    kernels: tuple[Mapping[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the receipt's ``compute``."""
+        return {"path": self.path, "fallback": self.fallback, "kernels": [dict(k) for k in self.kernels]}
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything in a receipt that is not a result."""
+
+    model: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    text: str | None
+    template: str | None
+    token_ids: Sequence[int]
+    candidate: Party
+    reference: Party
+    compute: Compute
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+SETTINGS = ("n_threads", "n_decode", "n_steps", "full", "reference", "candidate")
+
+
+def build(kind: Kind, result: LayersResult | GreedyResult, context: Context) -> Receipt:
+    """Return the sealed receipt of a comparison.
+
+    Raises:
+        BadInputError: the result cannot be written as a valid receipt (a lone surrogate in the prompt, say).
+    """
+    notes = list(context.notes)
+    if isinstance(result, LayersResult):
+        notes += [note for note in result.notes if note not in notes]
+    summary = summarize_layers(result) if isinstance(result, LayersResult) else summarize_greedy(result)
+    return _assemble(kind, context, notes, dict(result.thresholds), results_to_json(result), summary)
+
+
+def build_unavailable(kind: Kind, context: Context) -> Receipt:
+    """Return the sealed receipt of a comparison that could not happen: no reference, verdict ``incomplete``."""
+    summary = {
+        "first_divergence": None,
+        "first_inexact": None,
+        "coverage": {"required": 0, "compared": 0, "skipped": []},
+        "parity": _parity(None, None, None, "incomplete"),
+        "verdict": "incomplete",
+    }
+    return _assemble(kind, context, list(context.notes), None, {"rows": []}, summary)
+
+
+def _assemble(
+    kind: Kind,
+    context: Context,
+    notes: list[str],
+    thresholds: dict[str, Any] | None,
+    results: dict[str, Any],
+    summary: dict[str, Any],
+) -> Receipt:
+    summary["parity"]["cpp_available"] = cpp_available(context.reference)
+    return seal(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "kind": kind,
+            "created_at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "tool": provenance.tool_facts(),
+            "host": provenance.host_facts(),
+            "model": dict(context.model),
+            "tokenizer": dict(context.tokenizer),
+            "prompt": {
+                "text": context.text,
+                "template": context.template,
+                "token_ids": [int(token) for token in context.token_ids],
+            },
+            "candidate": context.candidate.to_json(),
+            "reference": context.reference.to_json(),
+            "settings": {name: context.settings.get(name) for name in SETTINGS},
+            "thresholds": thresholds,
+            "results": results,
+            "diagnosis": None,
+            "compute": context.compute.to_json(),
+            "notes": notes,
+            **summary,
+        }
+    )
+
+
+def cpp_available(reference: Party) -> bool:
+    """Return whether the reference is real bitnet.cpp, live or recorded."""
+    return reference.status != "unavailable" and reference.identity.name == REFERENCE_NAME
+
+
+def summarize_layers(result: LayersResult) -> dict[str, Any]:
+    """Return first divergence, first inexact row, coverage, parity and verdict, computed from the rows."""
+    verdict = compare.decide(result.rows, result.coverage)
+    return {
+        "first_divergence": location_to_json(compare.first_divergence(result.rows)),
+        "first_inexact": location_to_json(compare.first_inexact(result.rows)),
+        "coverage": coverage_to_json(result.coverage),
+        "parity": _parity(
+            _min_cosine(result.rows), _share_equal(result.rows), _logits_share(result.rows), verdict
+        ),
+        "verdict": verdict,
+    }
+
+
+def summarize_greedy(result: GreedyResult) -> dict[str, Any]:
+    """Return the same summary of a greedy comparison, computed from its steps."""
+    rows = [step.logits for prompt in result.prompts for step in prompt.steps]
+    verdict = compare.decide_greedy(result.prompts)
+    rate = compare.exact_match_rate(result.prompts) if rows else None
+    skipped = [
+        {
+            "prompt_index": index,
+            "n_steps": prompt.steps_required - len(prompt.steps),
+            "why": prompt.why_incomplete or "not stated",
+        }
+        for index, prompt in enumerate(result.prompts)
+        if len(prompt.steps) < prompt.steps_required
+    ]
+    return {
+        "first_divergence": _first_step(
+            result.prompts, lambda s: s.candidate_token != s.reference_token or _bad(s)
+        ),
+        "first_inexact": _first_step(result.prompts, lambda s: compare.row_status(s.logits) != "equal"),
+        "coverage": {
+            "required": sum(prompt.steps_required for prompt in result.prompts),
+            "compared": len(rows),
+            "skipped": skipped,
+        },
+        "parity": _parity(_min_cosine(rows), rate, _logits_share(rows), verdict),
+        "verdict": verdict,
+    }
+
+
+def _bad(step: GreedyStep) -> bool:
+    return compare.row_status(step.logits) in ("diverged", "invalid")
+
+
+def _first_step(prompts: Sequence[GreedyPrompt], matches: Any) -> dict[str, Any] | None:
+    for index, prompt in enumerate(prompts):
+        for step in prompt.steps:
+            if matches(step):
+                return {
+                    "prompt_index": index,
+                    "step": step.step,
+                    "candidate_token": step.candidate_token,
+                    "reference_token": step.reference_token,
+                    "near_tie": step.near_tie,
+                    "explanation": step.explanation,
+                }
+    return None
+
+
+def _parity(cosine: float | None, rate: float | None, logits: float | None, status: str) -> dict[str, Any]:
+    return {
+        "cosine_similarity": number(cosine),
+        "exact_match_rate": number(rate),
+        "logits_exact_match_rate": number(logits),
+        "cpp_available": False,
+        "status": status,
+    }
+
+
+def _min_cosine(rows: Sequence[TapRow]) -> float | None:
+    """Return the smallest cosine; None when there is no row, or one whose cosine is undefined."""
+    cosines = [row.cosine for row in rows]
+    known = [cosine for cosine in cosines if cosine is not None]
+    return min(known) if known and len(known) == len(cosines) else None
+
+
+def _share_equal(rows: Sequence[TapRow]) -> float | None:
+    """Return bit-equal elements over all elements; a row without a rate counts as all different."""
+    total = sum(row.n_elements for row in rows)
+    return sum((row.exact_match_rate or 0.0) * row.n_elements for row in rows) / total if total else None
+
+
+def _logits_share(rows: Sequence[TapRow]) -> float | None:
+    return _share_equal([row for row in rows if row.tap == LOGITS])
+
+
+def location_to_json(location: Location | None) -> dict[str, Any] | None:
+    """Return a location as JSON, with its layer spelt out."""
+    if location is None:
+        return None
+    return {**asdict(location), "layer": location.layer}
+
+
+def coverage_to_json(coverage: Coverage) -> dict[str, Any]:
+    """Return coverage as JSON."""
+    return {
+        "required": coverage.required,
+        "compared": coverage.compared,
+        "skipped": [asdict(skip) for skip in coverage.skipped],
+    }
+
+
+def results_to_json(result: LayersResult | GreedyResult) -> dict[str, Any]:
+    """Return the rows and what they belong to as the receipt's ``results``."""
+    if isinstance(result, GreedyResult):
+        return {"prompts": [_prompt_to_json(prompt) for prompt in result.prompts]}
+    return {
+        "mode": result.mode,
+        "n_layers": result.n_layers,
+        "passes": [{"kind": p.kind, "start": p.start, "token_ids": list(p.token_ids)} for p in result.plan],
+        "rows": [row_to_json(row) for row in result.rows],
+    }
+
+
+def _prompt_to_json(prompt: GreedyPrompt) -> dict[str, Any]:
+    data = {**vars(prompt)}
+    for name in ("prompt_ids", "candidate_tokens", "reference_tokens"):
+        data[name] = list(data[name])
+    data["steps"] = [
+        {
+            **vars(step),
+            "logits": row_to_json(step.logits),
+            "candidate_margin": number(step.candidate_margin),
+            "reference_margin": number(step.reference_margin),
+        }
+        for step in prompt.steps
+    ]
+    return data
+
+
+_FLOATS = ("exact_match_rate", "cosine", "worst_token_cosine", "nmse", "worst_token_nmse", "max_abs", "norm_ratio")
+
+
+def row_to_json(row: TapRow) -> dict[str, Any]:
+    """Return a row as JSON: metrics that are not finite become null, and the status says what that makes of it."""
+    data = {**vars(row), "floor": number(row.floor), "bound": dict(row.bound)}
+    for name in _FLOATS:
+        data[name] = number(data[name])
+    data["status"] = compare.row_status(row_from_json(data))
+    return data
+
+
+def row_from_json(data: Mapping[str, Any]) -> TapRow:
+    """Return the row of a receipt that is valid by the schema."""
+    return TapRow(**{**data, "bound": dict(data["bound"])})
+
+
+def layers_from_json(receipt: Receipt) -> LayersResult:
+    """Return the result in a valid ``layers`` or ``diff`` receipt; its summary fields are recomputed, not read."""
+    results = receipt["results"]
+    rows = tuple(row_from_json(row) for row in results["rows"])
+    skipped = tuple(Skip(**skip) for skip in receipt["coverage"]["skipped"])
+    coverage = Coverage(receipt["coverage"]["required"], receipt["coverage"]["compared"], skipped)
+    plan = tuple(PassPlan(p["kind"], tuple(p["token_ids"]), p["start"]) for p in results["passes"])
+    return LayersResult(
+        rows=rows,
+        first_divergence=compare.first_divergence(rows),
+        first_inexact=compare.first_inexact(rows),
+        coverage=coverage,
+        verdict=compare.decide(rows, coverage),
+        plan=plan,
+        token_ids=tuple(token for one in plan for token in one.token_ids),
+        thresholds=receipt["thresholds"],
+        n_layers=results["n_layers"],
+        mode=results["mode"],
+        notes=tuple(receipt["notes"]),
+    )
+
+
+def greedy_from_json(receipt: Receipt) -> GreedyResult:
+    """Return the result in a valid ``greedy`` receipt; its summary fields are recomputed, not read."""
+    prompts = tuple(_prompt_from_json(prompt) for prompt in receipt["results"]["prompts"])
+    return GreedyResult(
+        prompts=prompts,
+        exact_match_rate=compare.exact_match_rate(prompts),
+        verdict=compare.decide_greedy(prompts),
+        thresholds=receipt["thresholds"],
+    )
+
+
+def _prompt_from_json(data: Mapping[str, Any]) -> GreedyPrompt:
+    steps = tuple(GreedyStep(**{**step, "logits": row_from_json(step["logits"])}) for step in data["steps"])
+    lists = {name: tuple(data[name]) for name in ("prompt_ids", "candidate_tokens", "reference_tokens")}
+    return GreedyPrompt(**{**data, **lists, "steps": steps})

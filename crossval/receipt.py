@@ -1,0 +1,186 @@
+"""Receipts on disk: canonical JSON, digest, schema, reading and writing (docs/receipts.md).
+
+A receipt is a plain ``dict`` of JSON values. ``crossval.evidence`` fills one in; ``crossval.gate`` judges one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import stat
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from crossval.errors import BadInputError
+from crossval.files import write_atomically
+
+Receipt = dict[str, Any]
+
+SCHEMA_VERSION = 1
+MAX_SIZE_BYTES = 64 << 20
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one byte string of a JSON value: sorted keys, no whitespace, UTF-8, shortest float digits.
+
+    Floats are written as Python's ``repr`` does (the shortest decimal that reads back as the same binary64).
+
+    Raises:
+        BadInputError: the value holds NaN, an infinity, a lone surrogate or something that is not JSON.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadInputError(f"cannot be written as canonical JSON: {_one_line(error)}") from error
+
+
+def digest(receipt: Receipt) -> str:
+    """Return the sha256 (hexadecimal) over the canonical JSON of the receipt without its ``digest`` field."""
+    return hashlib.sha256(canonical_json({k: v for k, v in receipt.items() if k != "digest"})).hexdigest()
+
+
+def seal(receipt: Receipt) -> Receipt:
+    """Return a copy of the receipt with its digest filled in; what is returned obeys the schema.
+
+    Raises:
+        BadInputError: the receipt violates the schema (a defect of the writer, caught before it is published).
+    """
+    sealed = {**receipt, "digest": digest(receipt)}
+    validate(sealed)
+    return sealed
+
+
+def write(path: str | Path, receipt: Receipt) -> None:
+    """Write a sealed receipt as indented JSON, atomically.
+
+    Raises:
+        BadInputError: the path cannot be written, or names something that is not a regular file.
+    """
+    file = Path(path)
+    try:
+        if file.exists() and not stat.S_ISREG(file.stat().st_mode):
+            raise BadInputError(f"cannot write the receipt to {file}: not a regular file")
+        write_atomically(file, to_text(receipt).encode("utf-8"))
+    except OSError as error:
+        raise BadInputError(f"cannot write the receipt to {file}: {error.strerror or error}") from error
+
+
+def to_text(receipt: Receipt) -> str:
+    """Return the receipt as people read it: indented JSON, one line feed at the end."""
+    return json.dumps(receipt, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read(path: str | Path) -> Receipt:
+    """Return the receipt in a file, valid by the schema; its digest and statuses are not checked here.
+
+    Raises:
+        BadInputError: unreadable, larger than 64 MiB, not JSON, duplicate keys, NaN, or invalid by the schema.
+    """
+    file = Path(path)
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise BadInputError(f"{file}: not a regular file")
+        with file.open("rb") as stream:
+            data = stream.read(MAX_SIZE_BYTES + 1)
+    except OSError as error:
+        raise BadInputError(f"cannot read receipt {file}: {error.strerror or error}") from error
+    if len(data) > MAX_SIZE_BYTES:
+        raise BadInputError(f"{file}: larger than {MAX_SIZE_BYTES} bytes; a receipt is a summary, not a trace")
+    receipt = parse_json(data, str(file))
+    validate(receipt, str(file))
+    return dict(receipt)
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Parse JSON strictly: UTF-8, no duplicate keys, no NaN or infinities (not even as ``1e999``).
+
+    Raises:
+        BadInputError: anything else; the message starts with ``where``.
+    """
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+        return result
+
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(f"number out of range: {text[:40]}")
+        return number
+
+    def refuse(text: str) -> float:
+        raise ValueError(f"{text} is not JSON")
+
+    try:
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=no_duplicates, parse_float=finite, parse_constant=refuse
+        )
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"{where}: not valid JSON: {_one_line(error)}") from error
+
+
+def validate(receipt: Any, where: str = "receipt") -> None:
+    """Check a receipt against ``schemas/receipt.v1.schema.json``.
+
+    Raises:
+        BadInputError: naming the field and what is wrong with it.
+    """
+    _validate(receipt, "receipt.v1", where)
+
+
+def validate_policy(policy: Any, where: str = "policy") -> None:
+    """Check a gate policy against ``schemas/policy.v1.schema.json``.
+
+    Raises:
+        BadInputError: naming the field and what is wrong with it.
+    """
+    _validate(policy, "policy.v1", where)
+
+
+def _validate(value: Any, schema_name: str, where: str) -> None:
+    error = best_match(validator(schema_name).iter_errors(value))
+    if error is not None:
+        field = ".".join(str(part) for part in error.absolute_path) or "(top level)"
+        raise BadInputError(f"{where}: violates {schema_name}.schema.json at {field}: {_one_line(error.message)}")
+
+
+@functools.cache
+def validator(name: str) -> Draft202012Validator:
+    """Return the validator of ``schemas/{name}.schema.json``.
+
+    Raises:
+        BadInputError: the installation lacks the schema.
+    """
+    path = schema_dir() / f"{name}.schema.json"
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"the installation is broken: cannot read {path}: {_one_line(error)}") from error
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
+
+
+def schema_dir() -> Path:
+    """Return the directory of the schemas: beside the package in a checkout, inside it in a wheel."""
+    here = Path(__file__).resolve()
+    packaged = here.parent / "_data" / "schemas"
+    return packaged if packaged.is_dir() else here.parents[1] / "schemas"
+
+
+def number(value: float | None) -> float | None:
+    """Return a float as JSON can hold it: None for NaN and infinities."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _one_line(error: object, limit: int = 300) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
