@@ -1,0 +1,293 @@
+"""Write seeded synthetic BitNet models of any shape as GGUF: ``python -m bitnet_py.synth OUT``.
+
+The weights are random, the file is a real one: bitnet.cpp loads and runs it. The same configuration gives the
+same bytes everywhere. Scales are chosen so that the residual stream and the logits stay in a sane range at any
+depth (see ``write_model``).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_py.config import ARCHITECTURES, I2_S_BLOCK
+from bitnet_py.errors import BitnetError, ModelError
+from bitnet_py.ggml_types import GGMLType, tensor_size_bytes
+from bitnet_py.quants import i2_s_tensor, pack_codes
+from bitnet_py.synth_random import Stream
+from bitnet_py.synth_vocab import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE, build_vocab
+
+_FILE_TYPE_I2_S = 40  # llama.h, LLAMA_FTYPE_MOSTLY_I2_S
+_RESIDUAL_RMS = 2.0
+_LOGIT_STD = 3.0
+_PROJECTION_RMS = {"attn_q": 1.3, "attn_k": 1.3, "attn_v": 1.0, "ffn_gate": 1.0, "ffn_up": 1.0}
+_CODES = np.repeat(np.array([0, 1, 2], np.uint8), [77, 102, 77])
+"""Code of each byte value: 30 % -1, 40 % 0, 30 % +1."""
+_NONZERO = 154 / 256
+
+
+@dataclass(frozen=True)
+class SynthConfig:
+    """What to write; names as in ``ModelConfig``."""
+
+    n_layers: int = 4
+    dim: int = 256
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    hidden_dim: int = 768
+    vocab_size: int = 512
+    context_length: int = 2048
+    rope_base: float = 500000.0
+    rms_eps: float = 1e-5
+    seed: int = 0
+    arch: str = "bitnet-b1.58"
+    pre: str = "llama-bpe"
+    """Value of ``tokenizer.ggml.pre``; ``none`` leaves the key out, as the official 2B-4T file does."""
+    untied_head: bool = False
+    """Write a separate ``output.weight``, which bitnet.cpp loads and ignores."""
+    sub_norms: bool = True
+    """False leaves out ``attn_sub_norm`` and ``ffn_sub_norm``, which bitnet.cpp refuses to load."""
+
+    def check(self) -> None:
+        """Raise ``ModelError`` for a shape that no engine could run."""
+        for name in ("n_layers", "dim", "n_heads", "n_kv_heads", "hidden_dim", "context_length"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"synthetic model: expected {name} of at least 1, found {getattr(self, name)}")
+        for name, value, divisor in (
+            ("dim", self.dim, I2_S_BLOCK),
+            ("hidden_dim", self.hidden_dim, I2_S_BLOCK),
+            ("dim", self.dim, 2 * self.n_heads),
+            ("n_heads", self.n_heads, self.n_kv_heads),
+        ):
+            if value % divisor:
+                raise ModelError(f"synthetic model: expected {name} to be a multiple of {divisor}, found {value}")
+        if not MIN_VOCAB_SIZE <= self.vocab_size <= MAX_VOCAB_SIZE:
+            limits = f"{MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE}"
+            raise ModelError(f"synthetic model: expected vocab_size from {limits}, found {self.vocab_size}")
+        if self.arch not in ARCHITECTURES:
+            raise ModelError(f"synthetic model: expected arch {' or '.join(ARCHITECTURES)}, found {self.arch!r}")
+        for name in ("rope_base", "rms_eps"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ModelError(f"synthetic model: expected {name} above 0, found {getattr(self, name)}")
+
+
+PRESETS = {
+    "tiny": SynthConfig(),
+    "shipped": SynthConfig(n_layers=5, dim=384, n_heads=6, n_kv_heads=2, hidden_dim=1024, vocab_size=1024),
+    "odd": SynthConfig(n_layers=7, dim=640, n_heads=5, n_kv_heads=1, hidden_dim=1792, vocab_size=777),
+    "2b-4t": SynthConfig(
+        n_layers=30, dim=2560, n_heads=20, n_kv_heads=5, hidden_dim=6912, vocab_size=128256, context_length=4096
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One tensor to write: its place in the file and the typical size of its values."""
+
+    name: str
+    type: GGMLType
+    shape: tuple[int, ...]
+    rms: float = 1.0
+    """Of the outputs for a unit-RMS input (ternary matrices), or of the values (F16)."""
+
+
+def _plan(config: SynthConfig) -> Iterator[_Plan]:
+    """Yield the tensors in file order."""
+    dim, hidden_dim = config.dim, config.hidden_dim
+    kv_dim = dim // config.n_heads * config.n_kv_heads
+    embedding_rms = _LOGIT_STD / math.sqrt(dim)
+    branch_rms = _RESIDUAL_RMS / math.sqrt(2 * config.n_layers)
+    yield _Plan("token_embd.weight", GGMLType.F16, (config.vocab_size, dim), embedding_rms)
+    for layer in range(config.n_layers):
+        norms: list[tuple[str, int]] = [("attn_norm", dim), ("ffn_norm", dim)]
+        if config.sub_norms:
+            norms += [("attn_sub_norm", dim), ("ffn_sub_norm", hidden_dim)]
+        for name, width in norms:
+            yield _Plan(f"blk.{layer}.{name}.weight", GGMLType.F32, (width,))
+        for name, rows, cols in (
+            ("attn_q", dim, dim),
+            ("attn_k", kv_dim, dim),
+            ("attn_v", kv_dim, dim),
+            ("attn_output", dim, dim),
+            ("ffn_gate", hidden_dim, dim),
+            ("ffn_up", hidden_dim, dim),
+            ("ffn_down", dim, hidden_dim),
+        ):
+            rms = _PROJECTION_RMS.get(name, branch_rms)
+            yield _Plan(f"blk.{layer}.{name}.weight", GGMLType.I2_S, (rows, cols), rms)
+    yield _Plan("output_norm.weight", GGMLType.F32, (dim,))
+    if config.untied_head:
+        yield _Plan("output.weight", GGMLType.F16, (config.vocab_size, dim), embedding_rms)
+
+
+def _f16_matrix(plan: _Plan, stream: Stream) -> npt.NDArray[np.float16]:
+    """Return values of the sum of two uniform variables, chunk by chunk to bound memory."""
+    rows, cols = plan.shape
+    out = np.empty((rows, cols), np.float16)
+    step = max(1, (1 << 22) // cols)
+    # A uniform 16-bit integer has variance 2^32 / 12; exact float32 values up to one rounding.
+    unit = np.float32(plan.rms * math.sqrt(6) / 65536)
+    for start in range(0, rows, step):
+        n_rows = min(step, rows - start)
+        pairs = stream.uint16(2 * n_rows * cols).reshape(2, n_rows, cols).astype(np.int32)
+        out[start : start + n_rows] = ((pairs[0] + pairs[1] - 65535).astype(np.float32) * unit).astype(np.float16)
+    return out
+
+
+def _norm(plan: _Plan, stream: Stream) -> npt.NDArray[np.float32]:
+    """Return weights spread evenly over 0.5 .. 1.5, all exact in float32."""
+    fraction: npt.NDArray[np.float32] = stream.uint16(plan.shape[0]).astype(np.float32) / np.float32(65536)
+    fraction += np.float32(0.5)
+    return fraction
+
+
+def _ternary(plan: _Plan, stream: Stream) -> npt.NDArray[np.uint8]:
+    """Return the bytes of an I2_S tensor whose scale is its own: within 20 % of what gives ``plan.rms``."""
+    rows, cols = plan.shape
+    jitter = 0.8 + 0.4 * stream.below(1 << 16) / (1 << 16)
+    scale = jitter * plan.rms / math.sqrt(_NONZERO * cols)
+    codes = _CODES[stream.bytes(rows * cols)].reshape(rows, cols)
+    return i2_s_tensor(pack_codes(codes), scale)
+
+
+def _tensor(plan: _Plan, seed: int) -> npt.NDArray[Any]:
+    stream = Stream(seed, plan.name)
+    if plan.type is GGMLType.I2_S:
+        return _ternary(plan, stream)
+    return _f16_matrix(plan, stream) if plan.type is GGMLType.F16 else _norm(plan, stream)
+
+
+def _write_metadata(writer: Any, config: SynthConfig) -> None:
+    arch = config.arch
+    writer.add_string("general.name", f"synthetic {arch}, random weights, seed {config.seed}")
+    writer.add_uint32("general.quantization_version", 2)
+    writer.add_uint32("general.file_type", _FILE_TYPE_I2_S)
+    for key, value in (
+        ("vocab_size", config.vocab_size),
+        ("context_length", config.context_length),
+        ("embedding_length", config.dim),
+        ("block_count", config.n_layers),
+        ("feed_forward_length", config.hidden_dim),
+        ("rope.dimension_count", config.dim // config.n_heads),
+        ("attention.head_count", config.n_heads),
+        ("attention.head_count_kv", config.n_kv_heads),
+    ):
+        writer.add_uint32(f"{arch}.{key}", value)
+    writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", config.rms_eps)
+    writer.add_float32(f"{arch}.rope.freq_base", config.rope_base)
+    vocab = build_vocab(config.vocab_size, config.seed)
+    writer.add_string("tokenizer.ggml.model", "gpt2")
+    if config.pre != "none":
+        writer.add_string("tokenizer.ggml.pre", config.pre)
+    writer.add_array("tokenizer.ggml.tokens", list(vocab.tokens))
+    writer.add_array("tokenizer.ggml.token_type", list(vocab.token_types))
+    writer.add_array("tokenizer.ggml.merges", list(vocab.merges))
+    writer.add_uint32("tokenizer.ggml.bos_token_id", vocab.bos_id)
+    writer.add_uint32("tokenizer.ggml.eos_token_id", vocab.eos_id)
+    writer.add_bool("tokenizer.ggml.add_bos_token", True)
+
+
+def write_model(path: str | os.PathLike[str], config: SynthConfig) -> None:
+    """Write the model; the same configuration gives the same bytes.
+
+    Scales: every projection of a unit-RMS input has an RMS near 1; the two branches of each layer add up to
+    a residual stream of RMS near 2 at the end whatever the depth; embedding values of std 3 / sqrt(dim) give
+    logits of std near 3. Only one tensor is in memory at a time. The file appears complete or not at all.
+
+    Raises:
+        ModelError: a shape that no engine could run, or the file cannot be written.
+    """
+    config.check()
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        _write(partial, config)
+        os.replace(partial, target)
+    except OSError as error:
+        raise ModelError(f"{target}: cannot be written: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(path: Path, config: SynthConfig) -> None:
+    writer = gguf.GGUFWriter(path, config.arch)
+    try:
+        _write_metadata(writer, config)
+        plans = list(_plan(config))
+        for plan in plans:
+            # Not uint8: for that dtype the writer would turn byte shapes into element shapes, and it does not
+            # know type 36 (I2_S). With any other dtype, shape, type and size are written as given.
+            dtype = {GGMLType.F16: np.float16, GGMLType.F32: np.float32}.get(plan.type, np.int8)
+            size_bytes = tensor_size_bytes(plan.shape, plan.type)
+            writer.add_tensor_info(plan.name, plan.shape, np.dtype(dtype), size_bytes, raw_dtype=int(plan.type))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for plan in plans:
+            writer.write_tensor_data(_tensor(plan, config.seed))
+    finally:
+        writer.close()
+
+
+_OPTIONS = {
+    "n_layers": "--layers",
+    "dim": "--dim",
+    "n_heads": "--heads",
+    "n_kv_heads": "--kv-heads",
+    "hidden_dim": "--hidden",
+    "vocab_size": "--vocab",
+    "context_length": "--context",
+    "rope_base": "--rope-base",
+    "rms_eps": "--eps",
+    "seed": "--seed",
+    "arch": "--arch",
+    "pre": "--pre",
+}
+
+
+def _shape_options(command: Any) -> Any:
+    """Add one option per field of ``SynthConfig`` that takes a value."""
+    kinds = {"int": int, "float": float, "str": str}
+    for field in reversed([field for field in fields(SynthConfig) if field.name in _OPTIONS]):
+        option = click.option(
+            _OPTIONS[field.name],
+            field.name,
+            type=click.Choice(ARCHITECTURES) if field.name == "arch" else kinds[str(field.type)],
+            help=f"Default {field.default} without a preset.",
+        )
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", help="Shape to start from.")
+@_shape_options
+@click.option("--untied-head", is_flag=True, help="Write a separate output.weight.")
+@click.option("--no-sub-norms", is_flag=True, help="Leave out the sub-norms (bitnet.cpp refuses such files).")
+def main(out: Path, preset: str, untied_head: bool, no_sub_norms: bool, **shape: Any) -> None:
+    """Write a synthetic BitNet model to OUT.
+
+    Example: python -m bitnet_py.synth tiny.gguf --layers 4 --dim 256 --heads 4 --kv-heads 2 --hidden 768
+    """
+    config = replace(PRESETS[preset], **{name: value for name, value in shape.items() if value is not None})
+    config = replace(config, untied_head=untied_head, sub_norms=not no_sub_norms)
+    try:
+        write_model(out, config)
+    except BitnetError as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(f"{out}: {out.stat().st_size} bytes", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Fixtures shared by all tests: the shipped model and tiny synthetic ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bitnet_py.resources import default_model_path
+from bitnet_py.synth import SynthConfig, write_model
+
+MakeModel = Callable[..., Path]
+
+TINY = {"n_layers": 2, "dim": 128, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 256, "vocab_size": 300}
+
+
+@pytest.fixture(scope="session")
+def shipped_model() -> Path:
+    """Path of the model that ships with the project."""
+    return default_model_path()
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """Return ``make(**SynthConfig fields) -> Path``: a tiny model unless told otherwise, each written once.
+
+    The file is shared by the whole session: copy it before changing it.
+    """
+    folder = tmp_path_factory.mktemp("models")
+    made: dict[SynthConfig, Path] = {}
+
+    def make(**shape: object) -> Path:
+        config = SynthConfig(**{**TINY, **shape})  # type: ignore[arg-type]
+        if config not in made:
+            path = folder / f"model-{len(made)}.gguf"
+            write_model(path, config)
+            made[config] = path
+        return made[config]
+
+    return make
