@@ -175,8 +175,8 @@ class SpecWeights:
         except ValueError as error:
             raise self._error(f"tensor {name}", "I2_S weights", error) from error
         scale = float(data[n_packed : n_packed + 4].view("<f4")[0])
-        if not np.isfinite(scale) or scale == 0.0:
-            raise self._error(f"tensor {name}, scale", "a finite number other than 0", scale)
+        if not (np.isfinite(scale) and scale > 0):
+            raise self._error(f"tensor {name}, scale", "a finite number above 0", scale)
         matrix = TernaryMatrix(signs, scale)
         if self._decoded_bytes + signs.nbytes <= DECODED_BUDGET_BYTES:
             self._decoded[name] = matrix
