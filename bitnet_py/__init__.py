@@ -1,0 +1,16 @@
+"""An engine for 1.58-bit BitNet models whose results equal bitnet.cpp's bit for bit."""
+
+from bitnet_py.cache import KVCache
+from bitnet_py.errors import BitnetError, InputError, ModelError, NativeError, TokenizerError
+from bitnet_py.model import Forward, Model
+
+__all__ = [
+    "BitnetError",
+    "Forward",
+    "InputError",
+    "KVCache",
+    "Model",
+    "ModelError",
+    "NativeError",
+    "TokenizerError",
+]

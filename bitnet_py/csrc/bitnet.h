@@ -1,0 +1,156 @@
+/* Public interface of the BitNet engine's C library; mirrored by bitnet_py/_native.py.
+ *
+ * Conventions: opaque engine handle, caller-owned buffers, int status (0 = ok), the reason of a failure in a
+ * thread-local string. The library never prints, exits or aborts. Nothing here allocates on behalf of the
+ * caller except the engine itself. Change any struct or signature: raise BN_ABI_VERSION.
+ *
+ * Names of dimensions: n_layers, n_heads, n_kv_heads, head_dim, dim (= n_heads * head_dim), kv_dim
+ * (= n_kv_heads * head_dim), hidden_dim, vocab_size. Matrices are row-major.
+ */
+#ifndef BITNET_H
+#define BITNET_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define BN_API __declspec(dllexport)
+#else
+#define BN_API __attribute__((visibility("default")))
+#endif
+
+#define BN_ABI_VERSION 1
+
+enum {
+    BN_OK = 0,
+    BN_ERR_ARGUMENT = 1,    /* a value the caller passed is out of range */
+    BN_ERR_MEMORY = 2,      /* an allocation failed */
+    BN_ERR_UNAVAILABLE = 3, /* the kernel asked for is unknown or this CPU/OS cannot run it */
+    BN_ERR_THREAD = 4,      /* a worker thread could not be started */
+};
+
+/* Ternary matrix in bitnet.cpp's I2_S layout (see bitnet_py/quants.py for the byte diagram). */
+typedef struct {
+    const uint8_t *data; /* [rows][cols / 4] */
+    int64_t rows;
+    int64_t cols; /* multiple of 128 */
+    float scale;  /* one per tensor */
+} bn_matrix;
+
+typedef struct {
+    const float *attn_norm;     /* [dim] */
+    const float *attn_sub_norm; /* [dim], or NULL */
+    const float *ffn_norm;      /* [dim] */
+    const float *ffn_sub_norm;  /* [hidden_dim], or NULL */
+    bn_matrix q;                /* [dim][dim] */
+    bn_matrix k;                /* [kv_dim][dim] */
+    bn_matrix v;                /* [kv_dim][dim] */
+    bn_matrix o;                /* [dim][dim] */
+    bn_matrix gate;             /* [hidden_dim][dim] */
+    bn_matrix up;               /* [hidden_dim][dim] */
+    bn_matrix down;             /* [dim][hidden_dim] */
+} bn_layer;
+
+typedef struct {
+    int32_t n_layers, n_heads, n_kv_heads, head_dim, dim, hidden_dim, vocab_size;
+    float rms_eps;
+    float rope_base;
+    const uint16_t *token_embd; /* [vocab_size][dim] binary16 */
+    const uint16_t *output;     /* [vocab_size][dim] binary16; same pointer as token_embd when tied */
+    const float *output_norm;   /* [dim] */
+    const bn_layer *layers;     /* [n_layers]; copied by bn_engine_create, the tensors are not */
+} bn_model;
+
+/* How the engine rounds where bitnet.cpp's own result depends on its build, and how it runs. */
+typedef struct {
+    int32_t simd_width;      /* float32 lanes of the reference's reductions: 8 or 16 */
+    int32_t fused_quantizer; /* 1: x*s and rounding to integer share one rounding (gcc builds of bitnet.cpp) */
+    int32_t n_threads;
+    const char *kernel; /* NULL: the best this machine can run */
+} bn_options;
+
+/* Taps of one layer, in the order of crossval/taps.py. */
+enum {
+    BN_TAP_ATTN_NORM,
+    BN_TAP_Q,
+    BN_TAP_K,
+    BN_TAP_V,
+    BN_TAP_Q_ROPE,
+    BN_TAP_K_ROPE,
+    BN_TAP_KQ,
+    BN_TAP_KQ_SOFT_MAX,
+    BN_TAP_KQV_OUT,
+    BN_TAP_ATTN_SUB_NORM,
+    BN_TAP_ATTN_O_OUT,
+    BN_TAP_FFN_INP,
+    BN_TAP_FFN_NORM,
+    BN_TAP_FFN_GATE,
+    BN_TAP_FFN_UP,
+    BN_TAP_FFN_ACT,
+    BN_TAP_FFN_OUT,
+    BN_TAP_FFN_SUB_NORM,
+    BN_TAP_FFN_DOWN,
+    BN_TAP_L_OUT,
+    BN_LAYER_TAPS
+};
+/* After the taps of all layers come the model-wide ones. */
+enum { BN_TAP_INP_EMBD, BN_TAP_RESULT_NORM, BN_TAP_RESULT_OUTPUT, BN_MODEL_TAPS };
+
+/* One pass: n_tokens consecutive tokens appended to a sequence that already holds `start` tokens. */
+typedef struct {
+    const int32_t *tokens;
+    int32_t n_tokens;
+    int32_t start;
+    int32_t n_outputs; /* trailing tokens that get logits: 0, 1 or n_tokens */
+    int64_t capacity;  /* cells in the cache, multiple of 32, >= start + n_tokens */
+    uint16_t *k_cache; /* [n_layers][capacity][kv_dim] binary16, zeroed before first use */
+    uint16_t *v_cache; /* [n_layers][kv_dim][capacity] binary16 (transposed), zeroed before first use */
+    float *logits;     /* [n_outputs][vocab_size] */
+    float *const *taps; /* [n_layers * BN_LAYER_TAPS + BN_MODEL_TAPS], NULL entries are not recorded; or NULL */
+} bn_pass;
+
+typedef struct {
+    const char *name; /* operation and kernel, e.g. "i2s_gemv_avx2" */
+    uint64_t calls;   /* times an operation ran (once per matrix or tensor and pass) */
+    uint64_t bytes;   /* bytes of weights or cache it read */
+} bn_counter;
+
+typedef struct bn_engine bn_engine;
+
+BN_API int bn_abi_version(void);
+BN_API const char *bn_last_error(void);
+
+/* Kernel families, best first. `available` is 0 when this CPU or OS cannot run it. */
+BN_API int bn_kernel_count(void);
+BN_API int bn_kernel_info(int index, const char **name, const char **description, int *available);
+
+BN_API int bn_engine_create(const bn_model *model, const bn_options *options, bn_engine **out);
+BN_API void bn_engine_free(bn_engine *engine);
+BN_API const char *bn_engine_kernel(const bn_engine *engine);
+BN_API int bn_engine_forward(bn_engine *engine, const bn_pass *pass);
+/* Writes up to `capacity` counters and their number to *count. */
+BN_API int bn_engine_counters(const bn_engine *engine, bn_counter *out, int capacity, int *count);
+
+/* Single kernels, for tests and benchmarks. `kernel` NULL: best available. */
+/* acc[c * n_rows + r] = sum_i (w[r][i] + 1) * x[c * k + i], exact in int32. */
+BN_API int bn_kernel_i2s_dot(const char *kernel, const uint8_t *w, int64_t k, int n_rows, const int8_t *x,
+                             int n_cols, int32_t *acc);
+BN_API int bn_kernel_quantize(const char *kernel, const float *x, int64_t n, int fused, int8_t *q, float *scale,
+                              int32_t *sum);
+/* shape 0: bitnet.cpp's dot of two F16 rows (b already rounded to binary16); 1: its blocked F16 x F32 dot. */
+BN_API int bn_kernel_dots(const char *kernel, int simd_width, int shape, const uint16_t *a, int64_t lda,
+                          int64_t n_rows, const float *b, int64_t n, float *out);
+BN_API int bn_kernel_softmax(const char *kernel, int simd_width, float *row, int64_t n_visible, int64_t n_padded,
+                             float scale);
+BN_API int bn_kernel_rope(const char *kernel, const float *x, const float *cos, const float *sin, int half,
+                          float *out);
+BN_API int bn_kernel_to_f16(const char *kernel, const float *x, int64_t n, uint16_t *out);
+BN_API int bn_kernel_from_f16(const char *kernel, const uint16_t *x, int64_t n, float *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,44 @@
+#include "kernels_x86.h"
+
+#include <cpuid.h>
+#include <stdint.h>
+
+enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };                  /* leaf 1, ecx */
+enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512BW = 1 << 30 };              /* leaf 7, ebx */
+static const uint32_t AVX512VL = 1u << 31;                                  /* leaf 7, ebx */
+enum { AVX512_VNNI = 1 << 11 };                                             /* leaf 7, ecx */
+enum { STATE_AVX = 0x6, STATE_AVX512 = 0xe6 };                              /* XCR0 */
+
+typedef struct {
+    uint32_t leaf1_ecx, leaf7_ebx, leaf7_ecx;
+    uint64_t state;
+} features;
+
+static features detect(void) {
+    features f = {0};
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
+    f.leaf1_ecx = c;
+    if (c & OSXSAVE) {
+        uint32_t low, high;
+        __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+        f.state = ((uint64_t)high << 32) | low;
+    }
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+        f.leaf7_ebx = b;
+        f.leaf7_ecx = c;
+    }
+    return f;
+}
+
+int bn_x86_has_avx2(void) {
+    const features f = detect();
+    return (f.leaf1_ecx & FMA) && (f.leaf1_ecx & F16C) && (f.leaf7_ebx & AVX2) &&
+           (f.state & STATE_AVX) == STATE_AVX;
+}
+
+int bn_x86_has_avx512vnni(void) {
+    const features f = detect();
+    return bn_x86_has_avx2() && (f.leaf7_ebx & AVX512F) && (f.leaf7_ebx & AVX512BW) && (f.leaf7_ebx & AVX512VL) &&
+           (f.leaf7_ecx & AVX512_VNNI) && (f.state & STATE_AVX512) == STATE_AVX512;
+}

@@ -1,0 +1,130 @@
+/* Runtime choice of the kernel family, the thread-local last error, and single kernels for tests. */
+#include "bitnet.h"
+#include "kernels.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+static _Thread_local char last_error[512];
+
+void bn_set_error(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(last_error, sizeof last_error, format, arguments);
+    va_end(arguments);
+}
+
+int bn_abi_version(void) { return BN_ABI_VERSION; }
+
+const char *bn_last_error(void) { return last_error; }
+
+const bn_kernels *const bn_all_kernels[] = {
+#if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)
+    &bn_kernels_avx512vnni,
+    &bn_kernels_avx2,
+#endif
+    &bn_kernels_scalar,
+};
+const int bn_all_kernels_count = sizeof bn_all_kernels / sizeof bn_all_kernels[0];
+
+const bn_kernels *bn_select_kernels(const char *name) {
+    for (int i = 0; i < bn_all_kernels_count; i++) {
+        const bn_kernels *kernels = bn_all_kernels[i];
+        if (name && strcmp(name, kernels->name) != 0) continue;
+        if (kernels->available()) return kernels;
+        if (name) {
+            bn_set_error("kernel '%s' needs %s, which this CPU or operating system does not offer", name,
+                         kernels->description);
+            return NULL;
+        }
+    }
+    char known[128] = "";
+    for (int i = 0; i < bn_all_kernels_count; i++) {
+        strncat(known, i ? ", " : "", sizeof known - strlen(known) - 1);
+        strncat(known, bn_all_kernels[i]->name, sizeof known - strlen(known) - 1);
+    }
+    bn_set_error("unknown kernel '%s'; this build has %s", name ? name : "", known);
+    return NULL;
+}
+
+int bn_kernel_count(void) { return bn_all_kernels_count; }
+
+int bn_kernel_info(int index, const char **name, const char **description, int *available) {
+    if (index < 0 || index >= bn_all_kernels_count) {
+        bn_set_error("kernel index %d is outside 0..%d", index, bn_all_kernels_count - 1);
+        return BN_ERR_ARGUMENT;
+    }
+    *name = bn_all_kernels[index]->name;
+    *description = bn_all_kernels[index]->description;
+    *available = bn_all_kernels[index]->available();
+    return BN_OK;
+}
+
+static int check(int ok, const char *what) {
+    if (!ok) bn_set_error("%s", what);
+    return ok;
+}
+
+int bn_kernel_i2s_dot(const char *kernel, const uint8_t *w, int64_t k, int n_rows, const int8_t *x, int n_cols,
+                      int32_t *acc) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    if (!check(k > 0 && k % 128 == 0 && n_rows >= 0 && n_cols >= 0, "k must be a positive multiple of 128"))
+        return BN_ERR_ARGUMENT;
+    kernels->i2s_dot(w, k, n_rows, x, k, n_cols, acc);
+    return BN_OK;
+}
+
+int bn_kernel_quantize(const char *kernel, const float *x, int64_t n, int fused, int8_t *q, float *scale,
+                       int32_t *sum) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    kernels->quantize(x, n, fused, q, scale, sum);
+    return BN_OK;
+}
+
+int bn_kernel_dots(const char *kernel, int simd_width, int shape, const uint16_t *a, int64_t lda, int64_t n_rows,
+                   const float *b, int64_t n, float *out) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    if (!check(simd_width == 8 || simd_width == 16, "simd_width must be 8 or 16") ||
+        !check(shape == 0 || (shape == 1 && n % simd_width == 0), "shape must be 0, or 1 with n % simd_width == 0"))
+        return BN_ERR_ARGUMENT;
+    const int w = BN_WIDTH_INDEX(simd_width);
+    (shape ? kernels->dots_tiled[w] : kernels->dots_f16[w])(a, lda, n_rows, b, n, out);
+    return BN_OK;
+}
+
+int bn_kernel_softmax(const char *kernel, int simd_width, float *row, int64_t n_visible, int64_t n_padded,
+                      float scale) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    if (!check(simd_width == 8 || simd_width == 16, "simd_width must be 8 or 16") ||
+        !check(n_visible > 0 && n_padded >= n_visible && n_padded % 32 == 0,
+               "n_padded must be a multiple of 32 that holds the visible scores, at least one"))
+        return BN_ERR_ARGUMENT;
+    kernels->softmax[BN_WIDTH_INDEX(simd_width)](row, n_visible, n_padded, scale);
+    return BN_OK;
+}
+
+int bn_kernel_rope(const char *kernel, const float *x, const float *cos, const float *sin, int half, float *out) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    kernels->rope(x, cos, sin, half, out);
+    return BN_OK;
+}
+
+int bn_kernel_to_f16(const char *kernel, const float *x, int64_t n, uint16_t *out) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    kernels->to_f16(x, n, out);
+    return BN_OK;
+}
+
+int bn_kernel_from_f16(const char *kernel, const uint16_t *x, int64_t n, float *out) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    kernels->from_f16(x, n, out);
+    return BN_OK;
+}

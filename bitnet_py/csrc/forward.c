@@ -1,0 +1,305 @@
+/* One pass through the network, executed by all members of the team together (same program, shared data,
+ * barriers between phases). Reads top to bottom: helpers, operations, layer, pass.
+ *
+ * Every operation rounds as bitnet.cpp's does (docs/numerics.md); none is fused with its neighbour.
+ * A buffer that a phase writes is never read or recorded by another member in the same phase.
+ */
+#include "engine.h"
+#include "numerics.h"
+
+typedef struct {
+    bn_engine *engine;
+    const bn_pass *pass;
+    int member, n_members;
+} run;
+
+static void meet(const run *r) { bn_team_barrier(r->engine->team); }
+
+static float *tap(const run *r, int32_t layer, int which) {
+    return r->pass->taps ? r->pass->taps[(int64_t)layer * BN_LAYER_TAPS + which] : NULL;
+}
+
+static float *model_tap(const run *r, int which) { return tap(r, r->engine->model.n_layers, which); }
+
+/* By member 0, while nobody writes `source`. */
+static void record(const run *r, float *target, const float *source, int64_t n) {
+    if (target && r->member == 0) memcpy(target, source, (size_t)n * sizeof *source);
+}
+
+static void count(const run *r, int which, uint64_t bytes) {
+    if (r->member == 0) {
+        r->engine->calls[which]++;
+        r->engine->bytes[which] += bytes;
+    }
+}
+
+/* ---- operations on one row ------------------------------------------------------------------------------ */
+
+/* bitnet.cpp ggml.c, ggml_compute_forward_rms_norm_f32 then ggml_compute_forward_mul_f32: squares in binary32,
+ * their sum strictly sequential in binary64, 1/sqrt as two roundings, the weight as a separate product. */
+static void rms_norm_row(const float *x, const float *weight, int64_t n, float eps, float *out) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)(x[i] * x[i]);
+    const float mean = (float)(sum / (double)n);
+    const float scale = 1.0f / sqrtf(mean + eps);
+    for (int64_t i = 0; i < n; i++) {
+        const float normed = x[i] * scale;
+        out[i] = normed * weight[i];
+    }
+}
+
+/* bitnet.cpp llm_build_ffn with LLM_FFN_RELU_SQR: relu, square and product are three operations. */
+static void gated_relu_squared_row(const float *gate, const float *up, int64_t n, float *act, float *prod) {
+    for (int64_t i = 0; i < n; i++) {
+        const float relu = gate[i] > 0 ? gate[i] : 0.0f;
+        act[i] = relu * relu;
+        prod[i] = act[i] * up[i];
+    }
+}
+
+static void quantize_row(const run *r, const float *x, int64_t n, int64_t row) {
+    bn_engine *e = r->engine;
+    e->kernels->quantize(x, n, e->fused_quantizer, e->buffers.q8 + row * n, &e->buffers.q8_scale[row],
+                         &e->buffers.q8_sum[row]);
+}
+
+/* ---- operations of the team ----------------------------------------------------------------------------- */
+
+static void embed(const run *r) {
+    const bn_engine *e = r->engine;
+    const int64_t dim = e->model.dim;
+    for (int64_t t = r->member; t < r->pass->n_tokens; t += r->n_members)
+        e->kernels->from_f16(e->model.token_embd + r->pass->tokens[t] * dim, dim, e->buffers.x + t * dim);
+}
+
+static void norm_and_quantize(const run *r, const float *x, const float *weight, int64_t n, int64_t rows,
+                              float *normed) {
+    for (int64_t t = r->member; t < rows; t += r->n_members) {
+        if (weight) rms_norm_row(x + t * n, weight, n, r->engine->model.rms_eps, normed + t * n);
+        quantize_row(r, weight ? normed + t * n : x + t * n, n, t);
+    }
+    if (weight) count(r, BN_COUNT_RMS_NORM, (uint64_t)n * sizeof(float));
+    count(r, BN_COUNT_QUANTIZE, 0);
+}
+
+/* y[t][row] = (D - sum) / s * scale with D = sum_i (w + 1) q8, in bitnet.cpp's order of operations
+ * (ggml.c, ggml_compute_forward_mul_mat, I2_S branch). */
+static void bitlinear(const run *r, const bn_matrix *m, int64_t n_tokens, float *y) {
+    const bn_engine *e = r->engine;
+    const bn_buffers *b = &e->buffers;
+    int32_t *acc = e->members[r->member].acc;
+    /* weights of one tile stay in the first-level cache while the columns pass by */
+    int64_t tile = 16384 / (m->cols / 4) / 4 * 4;
+    tile = tile < 4 ? 4 : tile > BN_TILE_ROWS ? BN_TILE_ROWS : tile;
+    int64_t lo, hi;
+    bn_share(m->rows, 4, r->member, r->n_members, &lo, &hi);
+    for (int64_t row = lo; row < hi; row += tile) {
+        const int n_rows = (int)(hi - row < tile ? hi - row : tile);
+        for (int64_t t = 0; t < n_tokens; t += BN_TILE_COLS) {
+            const int n_cols = (int)(n_tokens - t < BN_TILE_COLS ? n_tokens - t : BN_TILE_COLS);
+            e->kernels->i2s_dot(m->data + row * (m->cols / 4), m->cols, n_rows, b->q8 + t * m->cols, m->cols,
+                                n_cols, acc);
+            for (int c = 0; c < n_cols; c++) {
+                const float sum = (float)b->q8_sum[t + c], s = b->q8_scale[t + c];
+                float *out = y + (t + c) * m->rows + row;
+                const int32_t *d = acc + c * n_rows;
+                for (int i = 0; i < n_rows; i++) out[i] = ((float)d[i] - sum) / s * m->scale;
+            }
+        }
+    }
+    count(r, n_tokens == 1 ? BN_COUNT_I2S_GEMV : BN_COUNT_I2S_GEMM, (uint64_t)(m->rows * (m->cols / 4)));
+}
+
+static void rope_rows(const run *r, const float *x, int32_t n_heads, float *out) {
+    const bn_engine *e = r->engine;
+    const int64_t head_dim = e->model.head_dim, half = head_dim / 2;
+    for (int64_t t = r->member; t < r->pass->n_tokens; t += r->n_members) {
+        const float *cosines = e->rope_cos + (r->pass->start + t) * half;
+        const float *sines = e->rope_sin + (r->pass->start + t) * half;
+        for (int64_t h = 0; h < n_heads; h++) {
+            const int64_t at = (t * n_heads + h) * head_dim;
+            e->kernels->rope(x + at, cosines, sines, (int)half, out + at);
+        }
+    }
+    count(r, BN_COUNT_ROPE, 0);
+}
+
+/* K by cell, V transposed, both rounded to binary16. */
+static void store_kv(const run *r, int32_t layer) {
+    const bn_engine *e = r->engine;
+    const bn_pass *p = r->pass;
+    const int64_t kv_dim = e->kv_dim;
+    uint16_t *keys = p->k_cache + layer * p->capacity * kv_dim;
+    uint16_t *values = p->v_cache + layer * p->capacity * kv_dim;
+    for (int64_t t = r->member; t < p->n_tokens; t += r->n_members) {
+        const int64_t cell = p->start + t;
+        e->kernels->to_f16(e->buffers.k_rope + t * kv_dim, kv_dim, keys + cell * kv_dim);
+        uint16_t *half = e->buffers.half + t * kv_dim;
+        e->kernels->to_f16(e->buffers.v + t * kv_dim, kv_dim, half);
+        for (int64_t d = 0; d < kv_dim; d++) values[d * p->capacity + cell] = half[d];
+    }
+}
+
+/* One head of one token: scores, softmax, weighted sum of the values.
+ * bitnet.cpp llm_build_kqv; for the two forms of the last product see docs/numerics.md, "prompt and single". */
+static void attend(const run *r, int32_t layer, int64_t head, int64_t t) {
+    const bn_engine *e = r->engine;
+    const bn_pass *p = r->pass;
+    const bn_private *own = &e->members[r->member];
+    const int64_t head_dim = e->model.head_dim, kv_dim = e->kv_dim;
+    const int64_t kv_head = head / (e->model.n_heads / e->model.n_kv_heads);
+    const int64_t n_visible = p->start + t + 1, n_used = (int64_t)p->start + p->n_tokens, n_kv = bn_pad32(n_used);
+    const uint16_t *keys = p->k_cache + layer * p->capacity * kv_dim + kv_head * head_dim;
+    const uint16_t *values = p->v_cache + layer * p->capacity * kv_dim + kv_head * head_dim * p->capacity;
+    const float *q = e->buffers.q_rope + (t * e->model.n_heads + head) * head_dim;
+    float *kq_tap = tap(r, layer, BN_TAP_KQ), *p_tap = tap(r, layer, BN_TAP_KQ_SOFT_MAX);
+    const int64_t tap_row = (head * p->n_tokens + t) * n_used;
+
+    e->kernels->to_f16(q, head_dim, own->half);
+    e->kernels->from_f16(own->half, head_dim, own->query);
+    /* scores of later tokens are masked anyway; they are computed only for the tap */
+    e->kernels->dots_f16[e->width_index](keys, kv_dim, kq_tap ? n_used : n_visible, own->query, head_dim,
+                                         own->scores);
+    if (kq_tap) memcpy(kq_tap + tap_row, own->scores, (size_t)n_used * sizeof(float));
+
+    const float scale = 1.0f / sqrtf((float)head_dim);
+    e->kernels->softmax[e->width_index](own->scores, n_visible, n_kv, scale);
+    if (p_tap) memcpy(p_tap + tap_row, own->scores, (size_t)n_used * sizeof(float));
+
+    float *out = e->buffers.kqv + (t * e->model.n_heads + head) * head_dim;
+    if (p->n_tokens == 1) {
+        e->kernels->to_f16(own->scores, n_kv, own->half);
+        e->kernels->from_f16(own->half, n_kv, own->scores);
+        e->kernels->dots_f16[e->width_index](values, p->capacity, head_dim, own->scores, n_kv, out);
+    } else {
+        /* groups past the last visible cell would add exact zeros */
+        e->kernels->dots_tiled[e->width_index](values, p->capacity, head_dim, own->scores, bn_pad32(n_visible), out);
+    }
+}
+
+static void attention(const run *r, int32_t layer) {
+    const int64_t n_tokens = r->pass->n_tokens, n_items = r->engine->model.n_heads * n_tokens;
+    /* later tokens see more cells: dealing the items out in turn keeps the shares even */
+    for (int64_t i = r->member; i < n_items; i += r->n_members) attend(r, layer, i / n_tokens, i % n_tokens);
+    count(r, BN_COUNT_ATTENTION,
+          (uint64_t)(r->pass->start + r->pass->n_tokens) * (uint64_t)r->engine->kv_dim * 2 * sizeof(uint16_t));
+}
+
+static void add_rows(const run *r, const float *a, const float *b, int64_t n, float *out) {
+    int64_t lo, hi;
+    bn_share(n, 16, r->member, r->n_members, &lo, &hi);
+    for (int64_t i = lo; i < hi; i++) out[i] = a[i] + b[i];
+}
+
+/* ---- one layer ------------------------------------------------------------------------------------------ */
+
+/* `n_rows` trailing tokens go on after attention: all of them, but in the last layer only the output rows. */
+static void forward_layer(const run *r, int32_t layer, int64_t n_rows) {
+    bn_engine *e = r->engine;
+    bn_buffers *b = &e->buffers;
+    const bn_layer *w = &e->layers[layer];
+    const int64_t n = r->pass->n_tokens, dim = e->model.dim, kv_dim = e->kv_dim, hidden = e->model.hidden_dim;
+
+    norm_and_quantize(r, b->x, w->attn_norm, dim, n, b->attn_norm);
+    meet(r);
+    record(r, tap(r, layer, BN_TAP_ATTN_NORM), b->attn_norm, n * dim);
+    bitlinear(r, &w->q, n, b->q);
+    bitlinear(r, &w->k, n, b->k);
+    bitlinear(r, &w->v, n, b->v);
+    meet(r);
+    record(r, tap(r, layer, BN_TAP_Q), b->q, n * dim);
+    record(r, tap(r, layer, BN_TAP_K), b->k, n * kv_dim);
+    record(r, tap(r, layer, BN_TAP_V), b->v, n * kv_dim);
+    rope_rows(r, b->q, e->model.n_heads, b->q_rope);
+    rope_rows(r, b->k, e->model.n_kv_heads, b->k_rope);
+    store_kv(r, layer); /* a member stores the tokens it rotated */
+    meet(r);
+    record(r, tap(r, layer, BN_TAP_Q_ROPE), b->q_rope, n * dim);
+    record(r, tap(r, layer, BN_TAP_K_ROPE), b->k_rope, n * kv_dim);
+    attention(r, layer);
+    meet(r);
+    record(r, tap(r, layer, BN_TAP_KQV_OUT), b->kqv, n * dim);
+    norm_and_quantize(r, b->kqv, w->attn_sub_norm, dim, n, b->attn_sub);
+    meet(r);
+    if (w->attn_sub_norm) record(r, tap(r, layer, BN_TAP_ATTN_SUB_NORM), b->attn_sub, n * dim);
+    bitlinear(r, &w->o, n, b->attn_out);
+    meet(r);
+    record(r, tap(r, layer, BN_TAP_ATTN_O_OUT), b->attn_out, n * dim);
+    if (n_rows == 0) return;
+
+    const int64_t skipped = (n - n_rows) * dim;
+    add_rows(r, b->attn_out + skipped, b->x + skipped, n_rows * dim, b->ffn_inp);
+    meet(r);
+    record(r, tap(r, layer, BN_TAP_FFN_INP), b->ffn_inp, n_rows * dim);
+    norm_and_quantize(r, b->ffn_inp, w->ffn_norm, dim, n_rows, b->ffn_norm);
+    meet(r);
+    record(r, tap(r, layer, BN_TAP_FFN_NORM), b->ffn_norm, n_rows * dim);
+    bitlinear(r, &w->gate, n_rows, b->gate);
+    bitlinear(r, &w->up, n_rows, b->up);
+    meet(r);
+    record(r, tap(r, layer, BN_TAP_FFN_GATE), b->gate, n_rows * hidden);
+    record(r, tap(r, layer, BN_TAP_FFN_UP), b->up, n_rows * hidden);
+    for (int64_t t = r->member; t < n_rows; t += r->n_members)
+        gated_relu_squared_row(b->gate + t * hidden, b->up + t * hidden, hidden, b->act + t * hidden,
+                               b->prod + t * hidden);
+    norm_and_quantize(r, b->prod, w->ffn_sub_norm, hidden, n_rows, b->ffn_sub); /* same rows, same member */
+    meet(r);
+    record(r, tap(r, layer, BN_TAP_FFN_ACT), b->act, n_rows * hidden);
+    record(r, tap(r, layer, BN_TAP_FFN_OUT), b->prod, n_rows * hidden);
+    if (w->ffn_sub_norm) record(r, tap(r, layer, BN_TAP_FFN_SUB_NORM), b->ffn_sub, n_rows * hidden);
+    bitlinear(r, &w->down, n_rows, b->down);
+    meet(r);
+    record(r, tap(r, layer, BN_TAP_FFN_DOWN), b->down, n_rows * dim);
+    add_rows(r, b->down, b->ffn_inp, n_rows * dim, b->x);
+    meet(r);
+    record(r, tap(r, layer, BN_TAP_L_OUT), b->x, n_rows * dim);
+}
+
+/* bitnet.cpp multiplies one output row in binary16 and several in binary32 (llamafile sgemm). */
+static void head(const run *r, int64_t n_rows) {
+    const bn_engine *e = r->engine;
+    const bn_buffers *b = &e->buffers;
+    const int64_t dim = e->model.dim, vocab = e->model.vocab_size;
+    for (int64_t t = r->member; t < n_rows; t += r->n_members) {
+        float *normed = b->result_norm + t * dim, *input = b->head_in + t * dim;
+        rms_norm_row(b->x + t * dim, e->model.output_norm, dim, e->model.rms_eps, normed);
+        if (n_rows == 1) {
+            uint16_t *half = e->members[r->member].half;
+            e->kernels->to_f16(normed, dim, half);
+            e->kernels->from_f16(half, dim, input);
+        } else {
+            memcpy(input, normed, (size_t)dim * sizeof *input);
+        }
+    }
+    count(r, BN_COUNT_RMS_NORM, (uint64_t)dim * sizeof(float));
+    meet(r);
+    record(r, model_tap(r, BN_TAP_RESULT_NORM), b->result_norm, n_rows * dim);
+    const bn_dots_fn dots = (n_rows == 1 ? e->kernels->dots_f16 : e->kernels->dots_tiled)[e->width_index];
+    int64_t lo, hi;
+    bn_share(vocab, 16, r->member, r->n_members, &lo, &hi);
+    for (int64_t row = lo; row < hi; row += 16)
+        for (int64_t t = 0; t < n_rows; t++)
+            dots(e->model.output + row * dim, dim, hi - row < 16 ? hi - row : 16, b->head_in + t * dim, dim,
+                 r->pass->logits + t * vocab + row);
+    count(r, BN_COUNT_HEAD_F16, (uint64_t)(vocab * dim) * sizeof(uint16_t));
+    meet(r);
+    record(r, model_tap(r, BN_TAP_RESULT_OUTPUT), r->pass->logits, n_rows * vocab);
+}
+
+static void forward(void *argument, int member, int n_members) {
+    run r = *(const run *)argument;
+    r.member = member;
+    r.n_members = n_members;
+    const bn_engine *e = r.engine;
+    embed(&r); /* member t % n_members embeds token t and norms it in the first layer */
+    meet(&r);
+    record(&r, model_tap(&r, BN_TAP_INP_EMBD), e->buffers.x, (int64_t)r.pass->n_tokens * e->model.dim);
+    for (int32_t layer = 0; layer < e->model.n_layers; layer++)
+        forward_layer(&r, layer, layer + 1 < e->model.n_layers ? r.pass->n_tokens : r.pass->n_outputs);
+    if (r.pass->n_outputs) head(&r, r.pass->n_outputs);
+}
+
+void bn_forward(bn_engine *engine, const bn_pass *pass) {
+    run r = {engine, pass, 0, 1};
+    bn_team_run(engine->team, forward, &r);
+}

@@ -1,0 +1,52 @@
+/* The table of kernels that exist once per instruction set. Scalar is the specification: integer results are
+ * equal in every family, and so are float results, because each follows the same rounding order.
+ *
+ * Reductions over floats have bitnet.cpp's shape, which depends on its SIMD width W (8: AVX2 build, 16: AVX-512
+ * build). Tables indexed by width use BN_WIDTH_INDEX(W).
+ */
+#ifndef BN_KERNELS_H
+#define BN_KERNELS_H
+
+#include <stdint.h>
+
+#define BN_WIDTH_INDEX(w) ((w) == 16)
+
+/* acc[c * n_rows + r] = sum_i code(r, i) * x[c * ldx + i] with code = weight + 1 in {0, 1, 2}. */
+typedef void (*bn_i2s_dot_fn)(const uint8_t *w, int64_t k, int n_rows, const int8_t *x, int64_t ldx, int n_cols,
+                              int32_t *acc);
+/* out[r] = sum_i a[r * lda + i] * b[i], a in binary16. */
+typedef void (*bn_dots_fn)(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out);
+/* In place: row[0..n_visible) holds raw scores; row[0..n_padded) becomes probabilities, 0 where masked. */
+typedef void (*bn_softmax_fn)(float *row, int64_t n_visible, int64_t n_padded, float scale);
+
+typedef struct {
+    const char *name;
+    const char *description;
+    int (*available)(void);
+    bn_i2s_dot_fn i2s_dot;
+    void (*quantize)(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum);
+    bn_dots_fn dots_f16[2];    /* bitnet.cpp ggml_vec_dot_f16: 4 accumulators of W lanes */
+    bn_dots_fn dots_tiled[2];  /* bitnet.cpp llamafile sgemm: 1 accumulator of W lanes */
+    bn_softmax_fn softmax[2];
+    /* Rotates one head of 2*half values: NeoX pairs (i, i + half). */
+    void (*rope)(const float *x, const float *cos, const float *sin, int half, float *out);
+    void (*to_f16)(const float *x, int64_t n, uint16_t *out);
+    void (*from_f16)(const uint16_t *x, int64_t n, float *out);
+} bn_kernels;
+
+extern const bn_kernels bn_kernels_scalar;
+#if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)
+extern const bn_kernels bn_kernels_avx2;
+extern const bn_kernels bn_kernels_avx512vnni;
+#endif
+
+/* Best first, ends with scalar. */
+extern const bn_kernels *const bn_all_kernels[];
+extern const int bn_all_kernels_count;
+
+/* The named family, or the best available for NULL; NULL (with the last error set) when it cannot be had. */
+const bn_kernels *bn_select_kernels(const char *name);
+
+void bn_set_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+#endif

@@ -1,0 +1,16 @@
+/* The AVX2 kernels that wider families reuse. */
+#ifndef BN_KERNELS_AVX2_H
+#define BN_KERNELS_AVX2_H
+
+#include <stdint.h>
+
+void bn_avx2_quantize(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum);
+void bn_avx2_dots_f16_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out);
+void bn_avx2_dots_tiled_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out);
+void bn_avx2_softmax_w8(float *row, int64_t n_visible, int64_t n_padded, float scale);
+void bn_avx2_softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float scale);
+void bn_avx2_rope(const float *x, const float *cos, const float *sin, int half, float *out);
+void bn_avx2_to_f16(const float *x, int64_t n, uint16_t *out);
+void bn_avx2_from_f16(const uint16_t *x, int64_t n, float *out);
+
+#endif

@@ -1,0 +1,161 @@
+/* Scalar kernels: the specification of every kernel family, written for reading, compiled without
+ * auto-vectorisation. Float reductions keep bitnet.cpp's lanes as arrays. */
+#include "kernels.h"
+#include "numerics.h"
+
+static int always(void) { return 1; }
+
+/* I2_S: byte p of a 32-byte block holds elements p, 32+p, 64+p, 96+p in bits 7-6, 5-4, 3-2, 1-0. */
+static void i2s_dot(const uint8_t *w, int64_t k, int n_rows, const int8_t *x, int64_t ldx, int n_cols,
+                    int32_t *acc) {
+    for (int c = 0; c < n_cols; c++) {
+        for (int r = 0; r < n_rows; r++) {
+            const uint8_t *row = w + (int64_t)r * (k / 4);
+            const int8_t *col = x + c * ldx;
+            int32_t sum = 0;
+            for (int64_t block = 0; block < k / 128; block++) {
+                for (int p = 0; p < 32; p++) {
+                    const uint8_t byte = row[block * 32 + p];
+                    const int8_t *v = col + block * 128 + p;
+                    sum += (byte >> 6) * v[0] + ((byte >> 4) & 3) * v[32] + ((byte >> 2) & 3) * v[64] +
+                           (byte & 3) * v[96];
+                }
+            }
+            acc[(int64_t)c * n_rows + r] = sum;
+        }
+    }
+}
+
+/* bitnet.cpp ggml-quants.c, quantize_row_i8_s. The maximum and the division are in binary64; adding 1.5 * 2^23
+ * rounds half to even; whether the product is rounded before that addition depends on the compiler. */
+static void quantize(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum) {
+    float top = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float magnitude = fabsf(x[i]);
+        if (magnitude > top) top = magnitude;
+    }
+    const float s = (float)(127.0 / ((double)top > 1e-5 ? (double)top : 1e-5));
+    int32_t total = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float t = fused ? fmaf(x[i], s, 12582912.0f) : x[i] * s + 12582912.0f;
+        int32_t v = (int32_t)(bn_bits(t) & 0x007fffff) - 0x00400000;
+        v = v > 127 ? 127 : v < -128 ? -128 : v;
+        q[i] = (int8_t)v;
+        total += v;
+    }
+    *scale = s;
+    *sum = total;
+}
+
+/* Halving tree: lane l with lane l + W/2, then W/4, ... 1. */
+static float sum_halving(float *lanes, int width) {
+    for (int half = width / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
+    return lanes[0];
+}
+
+static float dot_f16(const uint16_t *a, const float *b, int64_t n, int width) {
+    float lanes[4][16] = {{0}};
+    const int step = 4 * width;
+    const int64_t full = n - n % step;
+    for (int64_t i = 0; i < full; i += step)
+        for (int j = 0; j < 4; j++)
+            for (int l = 0; l < width; l++) {
+                const int64_t e = i + j * width + l;
+                lanes[j][l] = fmaf(bn_half_to_float(a[e]), b[e], lanes[j][l]);
+            }
+    for (int l = 0; l < width; l++) {
+        lanes[0][l] += lanes[2][l];
+        lanes[1][l] += lanes[3][l];
+        lanes[0][l] += lanes[1][l];
+    }
+    float reduced;
+    if (width == 16) {
+        reduced = sum_halving(lanes[0], 16);
+    } else { /* the AVX2 build adds adjacent pairs after the first halving */
+        float t[4];
+        for (int l = 0; l < 4; l++) t[l] = lanes[0][l] + lanes[0][l + 4];
+        reduced = (t[0] + t[1]) + (t[2] + t[3]);
+    }
+    double total = reduced;
+    for (int64_t i = full; i < n; i++) total += (double)bn_half_to_float(a[i]) * (double)b[i];
+    return (float)total;
+}
+
+static float dot_tiled(const uint16_t *a, const float *b, int64_t n, int width) {
+    float lanes[16] = {0};
+    for (int64_t i = 0; i < n; i += width)
+        for (int l = 0; l < width; l++) lanes[l] = fmaf(bn_half_to_float(a[i + l]), b[i + l], lanes[l]);
+    return sum_halving(lanes, width);
+}
+
+#define DEFINE_DOTS(name, dot, width)                                                                            \
+    static void name(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out) {    \
+        for (int64_t r = 0; r < n_rows; r++) out[r] = dot(a + r * lda, b, n, width);                              \
+    }
+DEFINE_DOTS(dots_f16_w8, dot_f16, 8)
+DEFINE_DOTS(dots_f16_w16, dot_f16, 16)
+DEFINE_DOTS(dots_tiled_w8, dot_tiled, 8)
+DEFINE_DOTS(dots_tiled_w16, dot_tiled, 16)
+
+/* bitnet.cpp ggml.c, ggml_compute_forward_soft_max_f32 and ggml_vec_soft_max_f32. A masked score is -inf and its
+ * exponential an exact 0, so groups past the last visible score add nothing to the sum. */
+static void softmax(float *row, int64_t n_visible, int64_t n_padded, float scale, int width,
+                    float (*exponential)(float)) {
+    float top = -INFINITY;
+    for (int64_t i = 0; i < n_visible; i++) {
+        row[i] = row[i] * scale + 0.0f;
+        if (row[i] > top) top = row[i];
+    }
+    double sum = 0;
+    for (int64_t i = 0; i < n_visible; i += width) {
+        float lanes[16];
+        for (int l = 0; l < width; l++) {
+            lanes[l] = i + l < n_visible ? exponential(row[i + l] - top) : 0.0f;
+            if (i + l < n_visible) row[i + l] = lanes[l];
+        }
+        sum += (double)sum_halving(lanes, width);
+    }
+    const float inverse = (float)(1.0 / sum);
+    for (int64_t i = 0; i < n_visible; i++) row[i] *= inverse;
+    for (int64_t i = n_visible; i < n_padded; i++) row[i] = 0.0f;
+}
+
+static void softmax_w8(float *row, int64_t n_visible, int64_t n_padded, float scale) {
+    softmax(row, n_visible, n_padded, scale, 8, bn_exp_w8);
+}
+
+static void softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float scale) {
+    softmax(row, n_visible, n_padded, scale, 16, bn_exp_w16);
+}
+
+/* The compiler of the reference contracts one of the two products into the addition; which one matters. */
+static void rope(const float *x, const float *cos, const float *sin, int half, float *out) {
+    for (int i = 0; i < half; i++) {
+        const float x0 = x[i], x1 = x[i + half];
+        out[i] = fmaf(x0, cos[i], -(x1 * sin[i]));
+        out[i + half] = fmaf(x0, sin[i], x1 * cos[i]);
+    }
+}
+
+static void to_f16(const float *x, int64_t n, uint16_t *out) {
+    for (int64_t i = 0; i < n; i++) out[i] = bn_float_to_half(x[i]);
+}
+
+static void from_f16(const uint16_t *x, int64_t n, float *out) {
+    for (int64_t i = 0; i < n; i++) out[i] = bn_half_to_float(x[i]);
+}
+
+const bn_kernels bn_kernels_scalar = {
+    .name = "scalar",
+    .description = "portable C, the specification of the others",
+    .available = always,
+    .i2s_dot = i2s_dot,
+    .quantize = quantize,
+    .dots_f16 = {dots_f16_w8, dots_f16_w16},
+    .dots_tiled = {dots_tiled_w8, dots_tiled_w16},
+    .softmax = {softmax_w8, softmax_w16},
+    .rope = rope,
+    .to_f16 = to_f16,
+    .from_f16 = from_f16,
+};

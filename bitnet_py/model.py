@@ -1,0 +1,303 @@
+"""The model: weights mapped from a file, a C engine over them, and the forward pass."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Collection, Iterator, Sequence
+from ctypes import byref, c_int, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_py import _native, taps
+from bitnet_py.cache import KVCache
+from bitnet_py.config import ModelConfig
+from bitnet_py.errors import InputError
+from bitnet_py.gguf import GGUFFile
+from bitnet_py.tokenizer import Tokenizer
+from bitnet_py.weights import I2SMatrix, LayerWeights, Weights
+
+KERNEL_VARIABLE = "BITNET_KERNEL"
+"""Environment variable that forces a kernel family; an unknown or unavailable one is an error."""
+DEFAULT_UBATCH = 512
+"""Tokens per pass of a long prompt, bitnet.cpp's default."""
+
+Logits = Literal["last", "all", "none"]
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Result of a forward pass.
+
+    ``logits``: float32 ``(n, vocab_size)``: of the last token, of all tokens, or None.
+    ``taps``: the recorded tensors by name, shaped as ``crossval/taps.py`` documents; from ``ffn_inp`` of the last
+    layer on they hold only the tokens that have logits.
+    """
+
+    logits: Float32Array | None
+    taps: dict[str, Float32Array]
+
+
+@dataclass(frozen=True)
+class KernelCount:
+    """How often an operation ran in the C library since the model was loaded."""
+
+    name: str
+    """Operation and kernel family, e.g. ``i2s_gemv_avx2``."""
+    calls: int
+    bytes: int
+    """Bytes of weights or cache it read."""
+
+
+class Model:
+    """A loaded model. Not thread-safe: one forward pass at a time. Use as a context manager or ``close`` it.
+
+    Weights stay in the mapped file; nothing is copied.
+    """
+
+    def __init__(
+        self,
+        gguf: GGUFFile,
+        *,
+        n_threads: int | None = None,
+        kernel: str | None = None,
+        simd_width: int = 8,
+        fused_quantizer: bool = False,
+        n_ubatch: int = DEFAULT_UBATCH,
+    ) -> None:
+        if n_ubatch < 1:
+            raise InputError(f"n_ubatch must be at least 1, not {n_ubatch}")
+        self.path: Path = gguf.path
+        self.weights = Weights.load(gguf)
+        self.config: ModelConfig = self.weights.config
+        self.has_sub_norms = self.weights.layers[0].attn_sub_norm is not None
+        self.n_threads = available_cores() if n_threads is None else n_threads
+        self.simd_width = simd_width
+        self.fused_quantizer = fused_quantizer
+        self.n_ubatch = n_ubatch
+        self._gguf = gguf
+        self._tokenizer: Tokenizer | None = None
+        self._engine: c_void_p | None = None
+
+        kernel = kernel or os.environ.get(KERNEL_VARIABLE) or None
+        options = _native.Options(
+            simd_width, int(fused_quantizer), self.n_threads, kernel.encode() if kernel else None
+        )
+        engine = c_void_p()
+        layers = (_native.Layer * self.config.n_layers)(*(_layer(layer) for layer in self.weights.layers))
+        _native.call("bn_engine_create", byref(_model(self.weights, layers)), byref(options), byref(engine))
+        self._engine = engine
+
+    @classmethod
+    def from_gguf(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        n_threads: int | None = None,
+        kernel: str | None = None,
+        simd_width: int = 8,
+        fused_quantizer: bool = False,
+        n_ubatch: int = DEFAULT_UBATCH,
+    ) -> Model:
+        """Open a GGUF file and prepare the engine.
+
+        Args:
+            path: a GGUF file of architecture ``bitnet-b1.58`` or ``bitnet-25`` with I2_S projections.
+            n_threads: worker threads; default: the cores this process may use. Never changes results.
+            kernel: kernel family to force (default: ``BITNET_KERNEL``, else the best). Never changes results.
+            simd_width: lanes of the float reductions, 8 or 16: the bits of an AVX2 or an AVX-512 build of
+                bitnet.cpp. 8 by default everywhere, so that a model gives the same bits on every machine.
+            fused_quantizer: round as a gcc build of bitnet.cpp quantises activations.
+            n_ubatch: a longer prompt is processed in passes of this many tokens.
+
+        Raises:
+            ModelError: the file is missing, malformed, unsupported or holds unusable values.
+            NativeError: the C library is missing, or the forced kernel cannot run here.
+        """
+        gguf = GGUFFile.open(path)
+        try:
+            return cls(
+                gguf,
+                n_threads=n_threads,
+                kernel=kernel,
+                simd_width=simd_width,
+                fused_quantizer=fused_quantizer,
+                n_ubatch=n_ubatch,
+            )
+        except BaseException:
+            gguf.close()
+            raise
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer in the model file, built on first use. Raises ``TokenizerError`` when unusable."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_gguf(self._gguf)
+        return self._tokenizer
+
+    @property
+    def kernel_name(self) -> str:
+        """The kernel family in use."""
+        return str(_native.library().bn_engine_kernel(self._handle()).decode())
+
+    def new_cache(self) -> KVCache:
+        """Return an empty KV cache for one sequence."""
+        return KVCache(self.config)
+
+    def forward(
+        self,
+        ids: Sequence[int] | npt.NDArray[np.int32],
+        cache: KVCache,
+        *,
+        taps: Collection[str] = (),
+        logits: Logits = "last",
+    ) -> Forward:
+        """Append tokens to a sequence and compute their logits; only these tokens are computed.
+
+        More than ``n_ubatch`` tokens run in several passes; taps can be recorded only of a single one.
+
+        Args:
+            ids: token ids, at least one.
+            cache: the sequence so far; it grows by ``len(ids)``.
+            taps: names of intermediate tensors to record.
+            logits: of the last token, all tokens, or none.
+
+        Raises:
+            InputError: no tokens, an id outside the vocabulary, more tokens than the model's context.
+        """
+        tokens = np.ascontiguousarray(ids, dtype=np.int32)
+        self._check(tokens, cache, taps)
+        cache.reserve(cache.n_tokens + tokens.size)
+        n_rows = {"last": 1, "all": tokens.size, "none": 0}[logits]
+        out = np.empty((n_rows, self.config.vocab_size), np.float32)
+        recorded: dict[str, Float32Array] = {}
+        for first, chunk in _split(tokens, self.n_ubatch):
+            is_last = first + chunk.size == tokens.size
+            n_outputs = chunk.size if logits == "all" else int(logits == "last" and is_last)
+            rows = out[first:] if logits == "all" else out
+            recorded = self._run(chunk, cache, n_outputs, rows, taps)
+        return Forward(out if n_rows else None, recorded)
+
+    def _check(self, tokens: npt.NDArray[np.int32], cache: KVCache, names: Collection[str]) -> None:
+        if tokens.ndim != 1 or tokens.size == 0:
+            raise InputError("a forward pass needs at least one token: the prompt is empty")
+        if cache.n_tokens + tokens.size > self.config.context_length:
+            raise InputError(
+                f"{cache.n_tokens} + {tokens.size} tokens do not fit the model's context of "
+                f"{self.config.context_length}: shorten the prompt"
+            )
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.config.vocab_size:
+            bad = low if low < 0 else high
+            raise InputError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
+        if names and tokens.size > self.n_ubatch:
+            raise InputError(
+                f"taps are recorded of one pass: {tokens.size} tokens are more than n_ubatch = {self.n_ubatch}"
+            )
+
+    def _run(
+        self,
+        tokens: npt.NDArray[np.int32],
+        cache: KVCache,
+        n_outputs: int,
+        logits: Float32Array,
+        names: Collection[str],
+    ) -> dict[str, Float32Array]:
+        at = taps.PassShape(tokens.size, cache.n_tokens, n_outputs)
+        arrays, table = taps.allocate(names, self.config, at, has_sub_norms=self.has_sub_norms)
+        _native.call(
+            "bn_engine_forward",
+            self._handle(),
+            byref(
+                _native.Pass(
+                    tokens=_native.address(tokens),
+                    n_tokens=tokens.size,
+                    start=cache.n_tokens,
+                    n_outputs=n_outputs,
+                    capacity=cache.capacity,
+                    k_cache=_native.address(cache.keys),
+                    v_cache=_native.address(cache.values),
+                    logits=_native.address(logits),
+                    taps=_native.address(table) if arrays else None,
+                )
+            ),
+        )
+        cache.n_tokens += tokens.size
+        return arrays
+
+    def counters(self) -> list[KernelCount]:
+        """Return what the C library counted of its own kernels since the model was loaded."""
+        buffer, n = (_native.Counter * 64)(), c_int()
+        _native.call("bn_engine_counters", self._handle(), buffer, len(buffer), byref(n))
+        return [KernelCount(c.name.decode(), c.calls, c.bytes) for c in buffer[: n.value]]
+
+    def _handle(self) -> c_void_p:
+        if self._engine is None:
+            raise InputError("the model is closed")
+        return self._engine
+
+    def close(self) -> None:
+        """Free the engine and unmap the file. Safe to call twice."""
+        if self._engine is not None:
+            _native.library().bn_engine_free(self._engine)
+            self._engine = None
+            self._gguf.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_engine", None) is not None:
+            self.close()
+
+
+def available_cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def _split(tokens: npt.NDArray[np.int32], n_ubatch: int) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+    for first in range(0, tokens.size, n_ubatch):
+        yield first, tokens[first : first + n_ubatch]
+
+
+def _matrix(matrix: I2SMatrix) -> _native.Matrix:
+    return _native.Matrix(_native.address(matrix.data), matrix.rows, matrix.cols, matrix.scale)
+
+
+def _layer(weights: LayerWeights) -> _native.Layer:
+    layer = _native.Layer()
+    for name in ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm"):
+        setattr(layer, name, _native.address(getattr(weights, name)))
+    for name in ("q", "k", "v", "o", "gate", "up", "down"):
+        setattr(layer, name, _matrix(getattr(weights, name)))
+    return layer
+
+
+def _model(weights: Weights, layers: ctypes.Array[_native.Layer]) -> _native.ModelStruct:
+    config = weights.config
+    return _native.ModelStruct(
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        dim=config.dim,
+        hidden_dim=config.hidden_dim,
+        vocab_size=config.vocab_size,
+        rms_eps=config.rms_eps,
+        rope_base=config.rope_base,
+        token_embd=_native.address(weights.token_embd),
+        output=_native.address(weights.head),
+        output_norm=_native.address(weights.output_norm),
+        layers=layers,
+    )
