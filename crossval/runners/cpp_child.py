@@ -1,0 +1,109 @@
+"""The child process that runs bitnet.cpp: ``python -m crossval.runners.cpp_child REQUEST RESPONSE LIFELINE``.
+
+The arguments are file descriptors of pipes inherited from the harness (see ``cpp_process``). Standard output and
+error are a log file, because ggml prints. A request is a frame ``{"command": ..., ...}``; the answer is
+``{"ok": true, "result": ...}`` or ``{"ok": false, "kind": ..., "message": ...}``. The process ends when the
+harness closes its pipes or dies.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from typing import Any
+
+from crossval.runners import cpp_limits
+
+
+def main(argv: list[str]) -> None:
+    """Set the process limits, which takes a second start, then serve requests until the pipe ends."""
+    request_fd, response_fd, lifeline_fd = (int(fd) for fd in argv)
+    stack_bytes = cpp_limits.stack_in_force()
+    if stack_bytes is None:
+        _restart_with_limits((request_fd, response_fd, lifeline_fd))
+    else:
+        # Ctrl-C reaches the whole process group; the harness decides when this process ends.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_exit_with_parent, args=(lifeline_fd,), daemon=True).start()
+        _serve(request_fd, response_fd, stack_bytes)
+    # Destructors of a library that may be broken have nothing to add.
+    os._exit(0)
+
+
+def _restart_with_limits(fds: tuple[int, ...]) -> None:
+    for fd in fds:
+        os.set_inheritable(fd, True)
+    environment = dict(os.environ)
+    cpp_limits.set_thread_stack(environment, cpp_limits.apply())
+    command = [sys.executable, "-m", "crossval.runners.cpp_child", *map(str, fds)]
+    os.execve(sys.executable, command, environment)
+
+
+def _exit_with_parent(lifeline_fd: int) -> None:
+    """Wait until the harness is gone: it alone holds the other end of this pipe and never writes."""
+    while os.read(lifeline_fd, 1):
+        pass
+    os._exit(0)
+
+
+def _serve(request_fd: int, response_fd: int, stack_bytes: int) -> None:
+    from crossval.errors import BadInputError, UnavailableError
+    from crossval.runners import cpp_protocol
+    from crossval.runners.cpp_engine import Engine, RefusedError
+
+    kinds: tuple[tuple[type[Exception], str], ...] = (
+        (BadInputError, "bad_input"),
+        (UnavailableError, "unavailable"),
+        (RefusedError, "refused"),
+        (Exception, "internal"),
+    )
+    engine = Engine(stack_bytes)
+    while True:
+        try:
+            request = cpp_protocol.read_frame(request_fd)
+        except cpp_protocol.PeerClosedError:
+            return
+        arrays: dict[str, Any] = {}
+        try:
+            result, arrays = _handle(engine, request)
+            answer = {"ok": True, "result": result}
+        except Exception as error:
+            kind = next(name for cls, name in kinds if isinstance(error, cls))
+            if kind == "internal":
+                traceback.print_exc()
+            answer = {"ok": False, "kind": kind, "message": f"{error}" or type(error).__name__}
+        try:
+            cpp_protocol.write_frame(response_fd, answer, arrays)
+        except cpp_protocol.PeerClosedError:
+            return
+
+
+def _handle(engine: Any, request: Any) -> tuple[Any, dict[str, Any]]:
+    import numpy as np
+
+    header = request.header
+    command = header.get("command")
+    if command == "open":
+        return engine.open(header["library"]), {}
+    if command == "load":
+        limits = {key: header[key] for key in ("n_ctx", "n_ubatch", "n_threads")}
+        return engine.load(header["model"], **limits), {}
+    if command == "tokenize":
+        ids = engine.tokenize(header["text"], add_bos=header["add_bos"], parse_special=header["parse_special"])
+        return {}, {"token_ids": np.array(ids, np.int32)}
+    if command == "reset":
+        return engine.reset(), {}
+    if command == "eval":
+        done = engine.eval(request.arrays["token_ids"].tolist(), header["select"])
+        rows = {name: tap.rows for name, tap in done.taps.items() if tap.rows is not None}
+        arrays = {name: tap.array for name, tap in done.taps.items()}
+        result = {"elapsed_s": done.elapsed_s, "n_kv": done.n_kv, "rows": rows}
+        return result, {**arrays, "result_output": done.logits}
+    raise ValueError(f"unknown command {command!r}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
