@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from pathlib import Path
 
 from bitnet_py.errors import ModelError
@@ -13,12 +13,10 @@ DEFAULT_MODEL_NAME = "bitnet-synthetic.gguf"
 def _candidates(name: str) -> list[Path]:
     """Return where a shipped model may lie, a source checkout's ``models/`` first."""
     places = [Path(__file__).resolve().parent.parent / "models" / name]
-    try:
-        package = importlib.import_module("crossval")
-    except ImportError:
-        return places
-    # An installed wheel keeps the models there (pyproject.toml); __path__ also covers editable installs.
-    return places + [Path(root) / "_data" / "models" / name for root in package.__path__]
+    # An installed wheel keeps the models in the other package (pyproject.toml); found, never imported.
+    spec = importlib.util.find_spec("crossval")
+    roots = (spec.submodule_search_locations if spec else None) or []
+    return places + [Path(root) / "_data" / "models" / name for root in roots]
 
 
 def default_model_path() -> Path:
