@@ -22,7 +22,7 @@ from crossval.runners.cpp_protocol import DeadlineError, Frame, PeerClosedError,
 
 CHILD_MODULE = "crossval.runners.cpp_child"
 _TAIL_BYTES = 16 << 10
-_TAIL_LINES = 20
+_TAIL_LINES = 12
 _EXIT_GRACE_S = 5.0
 _BACKTRACE_LINE = re.compile(r"^(\S+\([^()]*\)|\S+)\[0x[0-9a-f]+\]$")
 
@@ -133,7 +133,7 @@ class ChildProcess:
         return f"exited with status {code}"
 
     def log_tail(self) -> str:
-        """Return the last lines the child printed, indented, without stack addresses; empty when there are none."""
+        """Return the last lines the child printed, without stack addresses; empty when there are none."""
         if self._log.closed:
             return ""
         size = os.fstat(self._log.fileno()).st_size
@@ -178,6 +178,8 @@ def _environment(root: str) -> dict[str, str]:
     # A harness that is itself a child must not make its own child skip setting the limits.
     environment.pop(cpp_limits.STACK_VARIABLE, None)
     paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    # ggml's abort starts gdb or lldb when it finds one: slow, and its output hides ggml's own message.
+    environment["PATH"] = os.devnull
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     return environment
 
