@@ -1,4 +1,4 @@
-"""Results of comparing two engines, and the one function that turns them into a verdict.
+"""Results of comparing two engines, how one tap is compared, and the function that turns rows into a verdict.
 
 A verdict is a pure function of rows and coverage: ``decide`` re-judges every row from its own numbers and bounds,
 so that a receipt's status strings need not be believed.
@@ -7,12 +7,17 @@ so that a receipt's status strings need not be believed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from crossval import taps
-from crossval.runners.base import PassKind, PassPlan
-from crossval.tolerance import violations
+from crossval.geometry import check_rows, token_axis
+from crossval.metrics import Metrics, measure
+from crossval.runners.base import PassKind, PassPlan, TapArray
+from crossval.tolerance import Tolerance, violations
 
 RowStatus = Literal["equal", "within", "diverged", "invalid"]
 Verdict = Literal["parity", "divergence", "incomplete"]
@@ -235,3 +240,122 @@ def exact_match_rate(prompts: Sequence[GreedyPrompt]) -> float:
         sum(c == r for c, r in zip(p.candidate_tokens, p.reference_tokens, strict=False)) for p in prompts
     )
     return matches / required if required else 0.0
+
+
+def compare_tap(
+    name: str, pass_index: int, plan: PassPlan, candidate: TapArray, reference: TapArray, tolerance: Tolerance
+) -> TapRow | Skip:
+    """Compare one tap of one pass over the tokens both engines give; ``Skip`` when they share none.
+
+    Attention scores (``kq``) are compared up to each token's own position: what lies behind the causal mask
+    reaches nothing, and engines are free not to compute it. ``kq_soft_max`` is compared whole (zero there).
+    """
+    n_tokens = len(plan.token_ids)
+    for who, side in (("candidate", candidate), ("reference", reference)):
+        problem = _malformed(name, side, n_tokens)
+        if problem:
+            return _invalid(name, pass_index, plan, tolerance, f"{who}: {problem}")
+    everything = range(n_tokens)
+    in_candidate, in_reference = (
+        everything if side.rows is None else side.rows for side in (candidate, reference)
+    )
+    common = sorted(set(in_candidate) & set(in_reference))
+    if not common:
+        return Skip(pass_index, name, "the candidate and the reference give it for different tokens")
+    axis = token_axis(name)
+    c, r = _take(candidate, common, axis), _take(reference, common, axis)
+    if c.shape != r.shape:
+        note = f"shape mismatch: candidate {candidate.array.shape}, reference {reference.array.shape}"
+        return _invalid(name, pass_index, plan, tolerance, note)
+    positions = np.asarray(common) + plan.start
+    visible = None
+    if taps.parse(name).tap == "kq":
+        visible = np.arange(c.shape[-1])[None, :] <= positions[:, None]
+    metrics = measure(c, r, token_axis=axis, visible=visible)
+    return _row(name, pass_index, plan, tolerance, metrics, positions)
+
+
+def _malformed(name: str, side: TapArray, n_tokens: int) -> str | None:
+    array, axis = side.array, token_axis(name)
+    if array.dtype != np.float32 or array.ndim <= axis or array.size == 0:
+        return f"{array.dtype} array of shape {array.shape} instead of float32 with one row per token"
+    try:
+        check_rows(name, side.rows, n_tokens)
+    except ValueError as error:
+        return str(error)
+    n_rows = n_tokens if side.rows is None else len(side.rows)
+    if array.shape[axis] != n_rows:
+        return f"shape {array.shape} does not fit {n_rows} tokens"
+    return None
+
+
+def _take(side: TapArray, common: list[int], axis: int) -> npt.NDArray[np.float32]:
+    if side.rows is None and len(common) == side.array.shape[axis]:
+        return side.array
+    if side.rows == tuple(common):
+        return side.array
+    index = {token: row for row, token in enumerate(side.rows or range(side.array.shape[axis]))}
+    return np.take(side.array, [index[token] for token in common], axis=axis)
+
+
+def _row(
+    name: str,
+    pass_index: int,
+    plan: PassPlan,
+    tolerance: Tolerance,
+    metrics: Metrics,
+    positions: npt.NDArray[np.int64],
+) -> TapRow:
+    row = TapRow(
+        pass_index=pass_index,
+        pass_kind=plan.kind,
+        tap=name,
+        rows_compared=metrics.n_tokens,
+        n_elements=metrics.n_elements,
+        bitwise_equal=metrics.bitwise_equal,
+        exact_match_rate=metrics.exact_match_rate,
+        max_ulp=metrics.max_ulp,
+        cosine=metrics.cosine,
+        worst_token_cosine=metrics.worst_token_cosine,
+        worst_token=None if metrics.worst_token is None else int(positions[metrics.worst_token]),
+        nmse=metrics.nmse,
+        worst_token_nmse=metrics.worst_token_nmse,
+        max_abs=metrics.max_abs,
+        norm_ratio=metrics.norm_ratio,
+        floor=tolerance.floor,
+        bound=dict(tolerance.bound),
+        status="invalid",
+    )
+    status = row_status(row)
+    return replace(row, status=status, note=_note(row, status, metrics))
+
+
+def _note(row: TapRow, status: RowStatus, metrics: Metrics) -> str | None:
+    if status == "diverged":
+        return "; ".join(violations(row, row.bound))
+    sides = (("candidate", metrics.candidate_nonfinite), ("reference", metrics.reference_nonfinite))
+    return "; ".join(f"{who} holds {count} NaN or infinite values" for who, count in sides if count) or None
+
+
+def _invalid(name: str, pass_index: int, plan: PassPlan, tolerance: Tolerance, note: str) -> TapRow:
+    return TapRow(
+        pass_index=pass_index,
+        pass_kind=plan.kind,
+        tap=name,
+        rows_compared=0,
+        n_elements=0,
+        bitwise_equal=False,
+        exact_match_rate=None,
+        max_ulp=None,
+        cosine=None,
+        worst_token_cosine=None,
+        worst_token=None,
+        nmse=None,
+        worst_token_nmse=None,
+        max_abs=None,
+        norm_ratio=None,
+        floor=tolerance.floor,
+        bound=dict(tolerance.bound),
+        status="invalid",
+        note=note,
+    )

@@ -11,7 +11,6 @@ import hashlib
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 from crossval import taps
 from crossval.errors import BadInputError
+from crossval.geometry import check_rows, pass_kind
 from crossval.receipt import parse_json, validator
-from crossval.runners.base import EngineIdentity, Numerics, PassKind, PassPlan, TapArray
+from crossval.runners.base import EngineIdentity, Numerics, PassPlan, TapArray
 
 FORMAT = "crossval-trace"
 FORMAT_VERSION = 1
@@ -99,16 +99,6 @@ def tensor_key(index: int, tap: str) -> str:
     return f"p{index}.{tap}"
 
 
-def pass_kind(n_tokens: int, start: int) -> PassKind:
-    """Return what one call of an engine is: one token behind others is a decode pass, all else is prefill."""
-    return "decode" if n_tokens == 1 and start > 0 else "prefill"
-
-
-def token_axis(name: str) -> int:
-    """Return the axis of a tap that counts tokens."""
-    return 1 if taps.parse(name).tap in ("kq", "kq_soft_max") else 0
-
-
 def expected_shape(name: str, model: TraceModel, plan: PassPlan, rows: tuple[int, ...] | None) -> tuple[int, ...]:
     """Return the only shape a tap may have, given the model, the pass and the rows it covers.
 
@@ -130,18 +120,6 @@ def expected_shape(name: str, model: TraceModel, plan: PassPlan, rows: tuple[int
     if tap.tap in ("ffn_gate", "ffn_up", "ffn_act", "ffn_out", "ffn_sub_norm"):
         return n_rows, model.hidden_dim
     return n_rows, model.vocab_size if tap.tap == "result_output" else model.dim
-
-
-def check_rows(name: str, rows: tuple[int, ...] | None, n_tokens: int) -> None:
-    """Check that ``rows`` lists tokens of the pass, ascending.
-
-    Raises:
-        ValueError: empty, repeated, unsorted, or outside the pass.
-    """
-    if rows is None:
-        return
-    if not rows or any(b <= a for a, b in pairwise(rows)) or rows[0] < 0 or rows[-1] >= n_tokens:
-        raise ValueError(f"{name}: rows must be ascending token indices below {n_tokens}, got {_short(rows)}")
 
 
 class Trace:
@@ -381,10 +359,6 @@ def _file_sha256(path: Path) -> str:
     except OSError as error:
         raise BadInputError(f"cannot read {path}: {error.strerror or error}") from error
     return digest.hexdigest()
-
-
-def _short(values: tuple[int, ...]) -> str:
-    return str(list(values)) if len(values) <= 8 else f"[{', '.join(map(str, values[:8]))}, …]"
 
 
 def _one_line(error: object, limit: int = 300) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from crossval import taps
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
+from crossval.geometry import check_rows, pass_kind
 from crossval.runners.base import EngineIdentity, PassRecord, TapArray
 from crossval.trace import (
     FORMAT,
@@ -23,11 +24,9 @@ from crossval.trace import (
     TRACE_FILE,
     TraceInfo,
     TraceModel,
-    check_rows,
     expected_shape,
     parse_info,
     pass_file_name,
-    pass_kind,
     tensor_key,
 )
 

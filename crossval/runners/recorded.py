@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Literal
 
 from crossval.errors import BadInputError, UnavailableError
+from crossval.geometry import short_list
 from crossval.runners.base import EngineIdentity, PassPlan, PassRecord, TapArray
 from crossval.trace import TRACE_FILE, Trace, TraceInfo
 
@@ -82,8 +83,8 @@ class RecordedRunner:
         recorded = passes[self._next]
         if tuple(token_ids) != recorded.plan.token_ids:
             raise UnavailableError(
-                f"{self.trace.directory} records tokens {_short(recorded.plan.token_ids)} in pass {self._next}, "
-                f"not {_short(token_ids)}; a trace cannot run other tokens"
+                f"{self.trace.directory}: pass {self._next} records tokens {short_list(recorded.plan.token_ids)}, "
+                f"not {short_list(token_ids)}; a trace cannot run other tokens"
             )
         taps = _Selected(self.trace.taps(self._next), frozenset(select))
         self._next += 1
@@ -180,8 +181,3 @@ def _extent(golden: Golden) -> tuple[int, int]:
 
 def _quote(text: str | None) -> str:
     return "(recorded without text)" if text is None else repr(text if len(text) <= 60 else text[:59] + "…")
-
-
-def _short(values: Sequence[int]) -> str:
-    shown = ", ".join(map(str, values[:8]))
-    return f"[{shown}{', …' if len(values) > 8 else ''}]"
