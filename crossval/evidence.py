@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from crossval import compare, provenance
@@ -89,9 +89,14 @@ def build(kind: Kind, result: LayersResult | GreedyResult, context: Context) -> 
         BadInputError: the result cannot be written as a valid receipt (a lone surrogate in the prompt, say).
     """
     notes = list(context.notes)
+    summary: dict[str, Any]
     if isinstance(result, LayersResult):
         notes += [note for note in result.notes if note not in notes]
-    summary = summarize_layers(result) if isinstance(result, LayersResult) else summarize_greedy(result)
+        result = replace(result, rows=tuple(map(_as_written, result.rows)))
+        summary = summarize_layers(result)
+    else:
+        result = replace(result, prompts=tuple(map(_prompt_as_written, result.prompts)))
+        summary = summarize_greedy(result)
     return _assemble(kind, context, notes, dict(result.thresholds), results_to_json(result), summary)
 
 
@@ -221,8 +226,11 @@ def _parity(cosine: float | None, rate: float | None, logits: float | None, stat
 
 
 def _min_cosine(rows: Sequence[TapRow]) -> float | None:
-    """Return the smallest cosine; None when there is no row, or one whose cosine is undefined."""
-    cosines = [row.cosine for row in rows]
+    """Return the smallest cosine; None when there is none, or a row that differs has no cosine.
+
+    Two arrays of zeros have equal bits and no direction: they do not count.
+    """
+    cosines = [row.cosine for row in rows if not (row.cosine is None and compare.row_status(row) == "equal")]
     known = [cosine for cosine in cosines if cosine is not None]
     return min(known) if known and len(known) == len(cosines) else None
 
@@ -291,6 +299,16 @@ def row_to_json(row: TapRow) -> dict[str, Any]:
         data[name] = number(data[name])
     data["status"] = compare.row_status(row_from_json(data))
     return data
+
+
+def _as_written(row: TapRow) -> TapRow:
+    """Return the row as a reader of the receipt will see it, so that the summary is made from that."""
+    return row_from_json(row_to_json(row))
+
+
+def _prompt_as_written(prompt: GreedyPrompt) -> GreedyPrompt:
+    steps = tuple(replace(step, logits=_as_written(step.logits)) for step in prompt.steps)
+    return replace(prompt, steps=steps)
 
 
 def row_from_json(data: Mapping[str, Any]) -> TapRow:

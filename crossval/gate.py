@@ -1,0 +1,235 @@
+"""What CI holds a receipt to: it must be true (recomputed from its own rows) and good enough (the policy).
+
+No status string is believed. What a digest that the receipt carries itself cannot prove is in docs/receipts.md.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossval import compare, consistency, evidence
+from crossval.errors import BadInputError
+from crossval.receipt import Receipt, digest, parse_json, validate_policy
+
+MAX_POLICY_BYTES = 1 << 20
+CLOCK_SKEW = datetime.timedelta(minutes=5)
+_MAX_COMPLAINTS = 5
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the gate demands beyond the receipt being true; fields as in ``schemas/policy.v1.schema.json``."""
+
+    min_exact_match: float = 0.0
+    min_cosine: float | None = None
+    require_bitwise: bool = False
+    require_live: bool = False
+    max_age_days: float | None = None
+    allow_fallback: bool = False
+    allow_dirty: bool = True
+    allow_compute_paths: tuple[str, ...] = ()
+    reference_names: tuple[str, ...] = (evidence.REFERENCE_NAME,)
+    model_sha256: tuple[str, ...] | None = None
+    min_tokens: int = 1
+    tolerance: str = "independent"
+
+
+def read_policy(path: str | Path) -> Policy:
+    """Return the policy in a JSON file; what it leaves out keeps its default.
+
+    Raises:
+        BadInputError: unreadable, not strict JSON, or against the schema.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_POLICY_BYTES + 1)
+    except OSError as error:
+        raise BadInputError(f"cannot read policy {file}: {error.strerror or error}") from error
+    if len(data) > MAX_POLICY_BYTES:
+        raise BadInputError(f"{file}: larger than {MAX_POLICY_BYTES} bytes")
+    value = parse_json(data, str(file))
+    validate_policy(value, str(file))
+    given: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
+    given.pop("schema_version")
+    return Policy(**given)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing the gate looked at."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def judge(receipt: Receipt, policy: Policy | None = None, now: datetime.datetime | None = None) -> list[Check]:
+    """Return every check of a receipt that is valid by the schema; it passes when all of them do."""
+    policy = policy or Policy()
+    now = now or datetime.datetime.now(datetime.timezone.utc)
+    checks = [_digest(receipt), _age(receipt, policy, now)]
+    if receipt["reference"]["status"] == "unavailable" or receipt["thresholds"] is None:
+        return [*checks, Check("reference", False, "unavailable: nothing was compared")]
+    for name, function in consistency.CHECKS.items():
+        complaints = function(receipt)
+        checks.append(Check(name, not complaints, _join(complaints) or "recomputed, as stated"))
+    return [*checks, *_policy_checks(receipt, policy)]
+
+
+def passed(checks: Sequence[Check]) -> bool:
+    """Return whether a receipt passes: at least one check, and none failed."""
+    return bool(checks) and all(check.passed for check in checks)
+
+
+def _join(complaints: Sequence[str]) -> str:
+    shown = "; ".join(complaints[:_MAX_COMPLAINTS])
+    more = len(complaints) - _MAX_COMPLAINTS
+    return f"{shown}; and {more} more" if more > 0 else shown
+
+
+def _digest(receipt: Receipt) -> Check:
+    computed = digest(receipt)
+    same = computed == receipt["digest"]
+    detail = computed[:16] if same else f"says {receipt['digest'][:16]}…, contents give {computed[:16]}…: edited"
+    return Check("digest", same, detail)
+
+
+def _age(receipt: Receipt, policy: Policy, now: datetime.datetime) -> Check:
+    text = receipt["created_at"]
+    try:
+        created = datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
+    except ValueError:
+        return Check("age", False, f"created_at {text} is no date")
+    if created > now + CLOCK_SKEW:
+        return Check("age", False, f"created_at {text} lies in the future")
+    days = (now - created) / datetime.timedelta(days=1)
+    allowed = policy.max_age_days
+    detail = f"{max(days, 0.0):.1f} days" + ("" if allowed is None else f", {allowed:g} allowed")
+    return Check("age", allowed is None or days <= allowed, detail)
+
+
+def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
+    yield _verdict(receipt)
+    yield _compared(receipt, policy)
+    yield from _reference(receipt, policy)
+    yield _distinct(receipt)
+    yield from _compute(receipt, policy)
+    yield from _model(receipt, policy)
+    yield from _exactness(receipt, policy)
+
+
+def _verdict(receipt: Receipt) -> Check:
+    if receipt["kind"] == "greedy":
+        verdict = evidence.greedy_from_json(receipt).verdict
+    else:
+        verdict = evidence.layers_from_json(receipt).verdict
+    return Check("verdict", verdict == "parity" == receipt["verdict"], f"{verdict} (recomputed)")
+
+
+def _compared(receipt: Receipt, policy: Policy) -> Check:
+    """Check that enough was compared: rows with elements, over enough tokens or steps."""
+    rows = [row for _, row in consistency.rows_of(receipt)]
+    results = receipt["results"]
+    if receipt["kind"] == "greedy":
+        n_tokens, unit = sum(len(prompt["steps"]) for prompt in results["prompts"]), "steps"
+    else:
+        n_tokens, unit = sum(len(one["token_ids"]) for one in results["passes"]), "tokens"
+    n_elements = sum(row.n_elements for row in rows)
+    detail = f"{len(rows)} rows, {n_elements} elements, {n_tokens} {unit} ({policy.min_tokens} required)"
+    return Check("compared", bool(rows) and n_elements > 0 and n_tokens >= policy.min_tokens, detail)
+
+
+def _reference(receipt: Receipt, policy: Policy) -> Iterator[Check]:
+    reference = receipt["reference"]
+    name, status = reference["name"], reference["status"]
+    allowed = ", ".join(policy.reference_names)
+    yield Check("reference", name in policy.reference_names, f"{name}; accepted: {allowed}")
+    if policy.require_live:
+        yield Check("live reference", status == "live", f"reference is {status}")
+    if status == "recorded" and not reference["trace_digest"]:
+        yield Check("recorded reference", False, "no trace_digest: which trace it was cannot be told")
+    if name == evidence.REFERENCE_NAME:
+        known = bool(reference["library_digest"])
+        yield Check("reference build", known, reference["library_digest"] or "library_digest is not known")
+
+
+def _distinct(receipt: Receipt) -> Check:
+    """Check that two engines were compared, not one with itself."""
+    ours, theirs = receipt["candidate"], receipt["reference"]
+    for field_name in ("name", "library_digest", "trace_digest"):
+        if ours[field_name] is not None and ours[field_name] == theirs[field_name]:
+            return Check("two parties", False, f"candidate and reference have the same {field_name}")
+    return Check("two parties", True, f"{ours['name']} against {theirs['name']}")
+
+
+_PATH_OF_NAME = {"bitnet_py": "real", "specification": "specification"}
+
+
+def _expected_path(candidate: dict[str, Any]) -> str:
+    if candidate["status"] == "recorded":
+        return "recorded"
+    return _PATH_OF_NAME.get(candidate["name"], "none")
+
+
+def _compute(receipt: Receipt, policy: Policy) -> Iterator[Check]:
+    compute, candidate = receipt["compute"], receipt["candidate"]
+    path, kernels = compute["path"], compute["kernels"]
+    expected = _expected_path(candidate)
+    if path != expected:
+        yield Check(
+            "compute path", False, f"{path}, but the candidate is {candidate['status']} {candidate['name']}"
+        )
+    elif path == "real":
+        ran = [k for k in kernels if is_quantized(k["name"]) and k["calls"] > 0 and k["bytes"] > 0]
+        names = ", ".join(f"{k['name']} x{k['calls']}" for k in ran)
+        yield Check("compute path", bool(ran), f"real: {names}" if ran else "no quantised kernel ran")
+    else:
+        yield Check("compute path", path in policy.allow_compute_paths, f"{path}: the policy must allow it")
+    if path != "real" and kernels:
+        yield Check("kernels", False, f"counters of a library, but the compute path is {path}")
+    if len({k["name"] for k in kernels}) != len(kernels):
+        yield Check("kernels", False, "a kernel is listed twice")
+    fallback = compute["fallback"]
+    detail = "a slower kernel than the CPU offers ran unasked" if fallback else "none"
+    yield Check("fallback", not fallback or policy.allow_fallback, detail)
+
+
+def is_quantized(kernel: str) -> bool:
+    """Return whether a counter belongs to a kernel that multiplies packed ternary weights."""
+    return "i2s" in kernel.lower().replace("_", "")
+
+
+def _model(receipt: Receipt, policy: Policy) -> Iterator[Check]:
+    model = receipt["model"]
+    if policy.model_sha256 is not None:
+        yield Check("model", model["sha256"] in policy.model_sha256, model["sha256"])
+    noted = any("output.weight" in note for note in receipt["notes"])
+    if model["separate_output"] != noted:
+        state = "has its own output.weight" if model["separate_output"] else "ties its head to the embedding"
+        yield Check("notes", False, f"the model {state}, the notes say otherwise")
+    if not policy.allow_dirty:
+        yield Check("clean tool", receipt["tool"]["dirty"] is False, f"tool.dirty is {receipt['tool']['dirty']}")
+
+
+def _exactness(receipt: Receipt, policy: Policy) -> Iterator[Check]:
+    rate, cosine = receipt["parity"]["exact_match_rate"], receipt["parity"]["cosine_similarity"]
+    met = rate is not None and rate >= policy.min_exact_match
+    yield Check("exact match", met, f"{_number(rate)}, {policy.min_exact_match:g} required")
+    if policy.min_cosine is not None:
+        met = cosine is not None and cosine >= policy.min_cosine
+        yield Check("cosine", met, f"{_number(cosine)}, {policy.min_cosine:g} required")
+    if policy.require_bitwise:
+        inexact = [where for where, row in consistency.rows_of(receipt) if compare.row_status(row) != "equal"]
+        yield Check("bitwise", not inexact, f"first inexact: {inexact[0]}" if inexact else "all bits equal")
+    if policy.tolerance == "same":
+        used = consistency.expected_thresholds(receipt)["policy"]
+        yield Check("tolerance", used == "same", f"these engines are held to the {used!r} table")
+
+
+def _number(value: float | None) -> str:
+    return "null" if value is None else f"{value:.6g}"
