@@ -117,11 +117,12 @@ def decode_i2_s(packed: npt.NDArray[np.uint8], rows: int, cols: int) -> npt.NDAr
     if np.any(packed & (packed >> 1) & 0b01010101):
         raise ValueError("expected the codes 0, 1 and 2, found 3")
     blocks = packed.reshape(rows, -1, I2_S_BLOCK_BYTES)
-    signs = np.empty((rows, blocks.shape[1], 4, I2_S_BLOCK_BYTES), dtype=np.float32)
+    codes = np.empty((rows, blocks.shape[1], 4, I2_S_BLOCK_BYTES), dtype=np.uint8)
     for quarter, shift in enumerate((6, 4, 2, 0)):
-        signs[:, :, quarter, :] = (blocks >> shift) & 3
+        codes[:, :, quarter, :] = (blocks >> shift) & 3
+    signs = codes.reshape(rows, cols).astype(np.float32)
     signs -= 1
-    return signs.reshape(rows, cols)
+    return signs
 
 
 class SpecWeights:
