@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from bitnet_py.model import Model
 from bitnet_py.resources import default_model_path
 from bitnet_py.synth import SynthConfig, write_model
 
@@ -39,3 +40,10 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
         return made[config]
 
     return make
+
+
+@pytest.fixture
+def tiny_model(make_model: MakeModel) -> Iterator[Model]:
+    """Return an open tiny model; one thread."""
+    with Model.from_gguf(make_model(), n_threads=1) as model:
+        yield model

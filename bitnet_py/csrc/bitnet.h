@@ -104,11 +104,11 @@ typedef struct {
     const int32_t *tokens;
     int32_t n_tokens;
     int32_t start;
-    int32_t n_outputs; /* trailing tokens that get logits: 0, 1 or n_tokens */
-    int64_t capacity;  /* cells in the cache, multiple of 32, >= start + n_tokens */
-    uint16_t *k_cache; /* [n_layers][capacity][kv_dim] binary16, zeroed before first use */
-    uint16_t *v_cache; /* [n_layers][kv_dim][capacity] binary16 (transposed), zeroed before first use */
-    float *logits;     /* [n_outputs][vocab_size] */
+    int32_t n_outputs;  /* trailing tokens that get logits: 0, 1 or n_tokens */
+    int64_t capacity;   /* cells in the cache, multiple of 32, >= start + n_tokens */
+    uint16_t *k_cache;  /* [n_layers][capacity][kv_dim] binary16, zeroed before first use */
+    uint16_t *v_cache;  /* [n_layers][kv_dim][capacity] binary16 (transposed), zeroed before first use */
+    float *logits;      /* [n_outputs][vocab_size] */
     float *const *taps; /* [n_layers * BN_LAYER_TAPS + BN_MODEL_TAPS], NULL entries are not recorded; or NULL */
 } bn_pass;
 

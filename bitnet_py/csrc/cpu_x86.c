@@ -3,11 +3,11 @@
 #include <cpuid.h>
 #include <stdint.h>
 
-enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };                  /* leaf 1, ecx */
-enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512BW = 1 << 30 };              /* leaf 7, ebx */
-static const uint32_t AVX512VL = 1u << 31;                                  /* leaf 7, ebx */
-enum { AVX512_VNNI = 1 << 11 };                                             /* leaf 7, ecx */
-enum { STATE_AVX = 0x6, STATE_AVX512 = 0xe6 };                              /* XCR0 */
+enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };     /* leaf 1, ecx */
+enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512BW = 1 << 30 }; /* leaf 7, ebx */
+static const uint32_t AVX512VL = 1u << 31;                     /* leaf 7, ebx */
+enum { AVX512_VNNI = 1 << 11 };                                /* leaf 7, ecx */
+enum { STATE_AVX = 0x6, STATE_AVX512 = 0xe6 };                 /* XCR0 */
 
 typedef struct {
     uint32_t leaf1_ecx, leaf7_ebx, leaf7_ecx;

@@ -34,10 +34,10 @@ typedef struct {
 
 /* Private to one member of the team. */
 typedef struct {
-    float *query;     /* [head_dim] */
-    float *scores;    /* [n_kv padded] */
-    uint16_t *half;   /* [max(n_kv padded, head_dim, dim)] */
-    int32_t *acc;     /* [BN_TILE_ROWS * BN_TILE_COLS] */
+    float *query;   /* [head_dim] */
+    float *scores;  /* [n_kv padded] */
+    uint16_t *half; /* [max(n_kv padded, head_dim, dim)] */
+    int32_t *acc;   /* [BN_TILE_ROWS * BN_TILE_COLS] */
 } bn_private;
 
 enum { BN_TILE_ROWS = 64, BN_TILE_COLS = 16 };

@@ -155,11 +155,16 @@ static void attend(const run *r, int32_t layer, int64_t head, int64_t t) {
     float *kq_tap = tap(r, layer, BN_TAP_KQ), *p_tap = tap(r, layer, BN_TAP_KQ_SOFT_MAX);
     const int64_t tap_row = (head * p->n_tokens + t) * n_used;
 
-    e->kernels->to_f16(q, head_dim, own->half);
-    e->kernels->from_f16(own->half, head_dim, own->query);
     /* scores of later tokens are masked anyway; they are computed only for the tap */
-    e->kernels->dots_f16[e->width_index](keys, kv_dim, kq_tap ? n_used : n_visible, own->query, head_dim,
-                                         own->scores);
+    const int64_t n_scores = kq_tap ? n_used : n_visible;
+    if (e->model.n_heads == 1 && p->n_tokens > 1 && head_dim % e->simd_width == 0) {
+        /* a single head leaves the permuted Q contiguous, and bitnet.cpp then takes its tiled product */
+        e->kernels->dots_tiled[e->width_index](keys, kv_dim, n_scores, q, head_dim, own->scores);
+    } else {
+        e->kernels->to_f16(q, head_dim, own->half);
+        e->kernels->from_f16(own->half, head_dim, own->query);
+        e->kernels->dots_f16[e->width_index](keys, kv_dim, n_scores, own->query, head_dim, own->scores);
+    }
     if (kq_tap) memcpy(kq_tap + tap_row, own->scores, (size_t)n_used * sizeof(float));
 
     const float scale = 1.0f / sqrtf((float)head_dim);
@@ -173,7 +178,8 @@ static void attend(const run *r, int32_t layer, int64_t head, int64_t t) {
         e->kernels->dots_f16[e->width_index](values, p->capacity, head_dim, own->scores, n_kv, out);
     } else {
         /* groups past the last visible cell would add exact zeros */
-        e->kernels->dots_tiled[e->width_index](values, p->capacity, head_dim, own->scores, bn_pad32(n_visible), out);
+        e->kernels->dots_tiled[e->width_index](values, p->capacity, head_dim, own->scores, bn_pad32(n_visible),
+                                               out);
     }
 }
 

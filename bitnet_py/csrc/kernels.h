@@ -25,8 +25,8 @@ typedef struct {
     int (*available)(void);
     bn_i2s_dot_fn i2s_dot;
     void (*quantize)(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum);
-    bn_dots_fn dots_f16[2];    /* bitnet.cpp ggml_vec_dot_f16: 4 accumulators of W lanes */
-    bn_dots_fn dots_tiled[2];  /* bitnet.cpp llamafile sgemm: 1 accumulator of W lanes */
+    bn_dots_fn dots_f16[2];   /* bitnet.cpp ggml_vec_dot_f16: 4 accumulators of W lanes */
+    bn_dots_fn dots_tiled[2]; /* bitnet.cpp llamafile sgemm: 1 accumulator of W lanes */
     bn_softmax_fn softmax[2];
     /* Rotates one head of 2*half values: NeoX pairs (i, i + half). */
     void (*rope)(const float *x, const float *cos, const float *sin, int half, float *out);

@@ -89,8 +89,8 @@ static float dot_tiled(const uint16_t *a, const float *b, int64_t n, int width) 
     return sum_halving(lanes, width);
 }
 
-#define DEFINE_DOTS(name, dot, width)                                                                            \
-    static void name(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out) {    \
+#define DEFINE_DOTS(name, dot, width)                                                                             \
+    static void name(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out) {     \
         for (int64_t r = 0; r < n_rows; r++) out[r] = dot(a + r * lda, b, n, width);                              \
     }
 DEFINE_DOTS(dots_f16_w8, dot_f16, 8)

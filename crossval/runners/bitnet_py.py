@@ -126,5 +126,5 @@ class BitnetPyRunner:
             for name, array in result.taps.items()
         }
         if "result_output" in select and result.logits is not None:
-            arrays["result_output"] = TapArray(result.logits, last if len(plan.token_ids) > 1 else None)
+            arrays["result_output"] = TapArray(result.logits, last)
         return PassRecord(plan, arrays, elapsed)

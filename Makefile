@@ -1,0 +1,47 @@
+# Every target sets itself up: a virtual environment in .venv with the package (C library included) and its tools.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard bitnet_py/csrc/*)
+INSTALLED := $(VENV)/.installed
+DEMO_RECEIPT := build/demo-receipt.json
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types docs fetch-cpp record bench clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+$(INSTALLED): $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED)  ## Compare our engine with bitnet.cpp on the shipped model, layer by layer
+	@mkdir -p build
+	$(BIN)/crossval layers --prompt "What is 2+2?" --receipt $(DEMO_RECEIPT)
+	$(BIN)/crossval gate $(DEMO_RECEIPT)
+
+test: $(INSTALLED)  ## Run all tests
+	$(BIN)/python -m pytest -n auto
+
+lint: $(INSTALLED)  ## Check style of Python and C
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror bitnet_py/csrc/*.c bitnet_py/csrc/*.h
+
+types: $(INSTALLED)  ## Check types
+	$(BIN)/mypy
+
+fetch-cpp: $(INSTALLED)  ## Build bitnet.cpp: downloaded, or the source in BITNET_CPP_DIR
+	$(BIN)/python -m crossval.build_cpp
+
+record: $(INSTALLED)  ## Record the goldens of the shipped model anew from live bitnet.cpp
+	$(BIN)/python -m crossval.goldens
+
+bench: $(INSTALLED)  ## Measure our engine and live bitnet.cpp, interleaved
+	$(BIN)/python bench/compare_engines.py
+
+clean:  ## Remove everything that was built or installed here
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
