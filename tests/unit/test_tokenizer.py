@@ -187,9 +187,9 @@ class TestDecode:
         tokenizer = tokenizer_of(metadata)
         assert tokenizer.token_bytes(tokenizer.vocab_size - 1) == b"a[UNK_BYTE_0x20a b]b"
 
-    @pytest.mark.parametrize("bad", [-1, 650, 10**12])
+    @pytest.mark.parametrize("bad", [-1, 653, 10**12])
     def test_id_outside_the_vocabulary(self, small, bad):
-        with pytest.raises(TokenizerError, match=f"token id {bad} is outside the vocabulary of 650 tokens"):
+        with pytest.raises(TokenizerError, match=f"token id {bad} is outside the vocabulary of 653 tokens"):
             small["default"].decode([bad])
 
     def test_stream_holds_back_incomplete_characters(self, small):
@@ -233,15 +233,15 @@ class TestBadInput:
             ({"tokens": []}, r"the vocabulary \(tokenizer.ggml.tokens\) is empty"),
             ({"tokens": np.arange(4)}, "tokenizer.ggml.tokens is not an array of strings"),
             ({"tokens": ["a", "a"], "token_type": [1, 1]}, "token 'a' is twice in the vocabulary"),
-            ({"token_type": [1, 1]}, "token_type has 2 entries, expected 650, one per token"),
+            ({"token_type": [1, 1]}, "token_type has 2 entries, expected 653, one per token"),
             ({"token_type": 1}, "token_type is not an array of integers"),
-            ({"token_type": ["x"] * 650}, "token_type is not an array of integers"),
+            ({"token_type": ["x"] * 653}, "token_type is not an array of integers"),
             ({"merges": None}, "the model has no tokenizer.ggml.merges"),
             ({"merges": ["ab"]}, "merges holds 'ab', expected two tokens"),
             ({"merges": ["a b c"]}, "merges holds 'a b c', expected two tokens"),
             ({"merges": ["a zzzz"]}, "merges does not fit the vocabulary: .*zzzz"),
             ({"merges": ["z z"]}, "merges does not fit the vocabulary: .*zz"),
-            ({"bos_token_id": 650}, "bos_token_id is 650, outside the vocabulary of 650 tokens"),
+            ({"bos_token_id": 653}, "bos_token_id is 653, outside the vocabulary of 653 tokens"),
             ({"eos_token_id": -1}, "eos_token_id is -1, outside the vocabulary"),
             ({"eot_token_id": "x"}, "eot_token_id is str, expected int"),
             ({"bos_token_id": True}, "bos_token_id is bool, expected int"),
@@ -268,7 +268,7 @@ def small_json():
     vocabulary = load("tokenizer_goldens_small.json")["vocabulary"]
     added = {2: True, 3: True, 4: False, 1: True}  # <|eot_id|> is NORMAL in the GGUF, special by its text
     tokens, kinds = vocabulary["tokens"], vocabulary["token_type"]
-    specials = [i for i in range(640, 650) if tokens[i] != "[PAD]"]
+    specials = [i for i in range(642, 653) if tokens[i] != "[PAD]"]
     split = {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isolated", "invert": False}
     bos = tokens[vocabulary["bos_token_id"]]
     template = {
@@ -284,7 +284,7 @@ def small_json():
         "post_processor": {"type": "Sequence", "processors": [BYTE_LEVEL, template]},
         "model": {
             "type": "BPE",
-            "vocab": {text: i for i, text in enumerate(tokens[:640])},
+            "vocab": {text: i for i, text in enumerate(tokens[:642])},
             "merges": [text.split(" ") for text in vocabulary["merges"]],
             "ignore_merges": True,
         },
