@@ -24,13 +24,18 @@ them to F16; the float64 specification is a third). These are the *floors*; a bo
 This table is provisional by design: it says whether two engines agree end to end, not which is right. The op-local
 audit, which recomputes each operation from the engine's own inputs and needs no allowance for accumulation, is a
 separate module and does not use it.
+
+Checked against engines that are right, on models of 5, 7 and 24 layers, 1 to 45 tokens and 3 decoded ones, every
+tap: the float64 specification beside bitnet.cpp's arithmetic reaches 1.1 times the ``independent`` floor over a
+whole tap and 1.8 times it for the worst token; an AVX-512 build beside an AVX2 build, or a gcc one beside a clang
+one, reaches 1.0 times the ``same`` floor.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from crossval import taps
@@ -38,6 +43,20 @@ from crossval.runners.base import EngineIdentity
 
 PolicyName = Literal["same", "independent"]
 Direction = Literal["min", "max", "max_abs_minus_one"]
+
+
+@dataclass(frozen=True)
+class TapClass:
+    """How taps of one kind differ from the residual stream.
+
+    ``error_factor``: relative L2 floor over that of the residual stream at the same depth. ``norm_share``: share
+    of the bound that a norm may be off by: flips point in random directions, so in many dimensions they change a
+    norm far less than they move the vector.
+    """
+
+    error_factor: float
+    norm_share: float
+
 
 DIRECTIONS: dict[str, Direction] = {
     "cosine": "min",
@@ -57,16 +76,19 @@ SAFETY = 2.0
 WORST_TOKEN = 2.0
 """A single token may lie this much above the bound of the whole tap (relative L2): flips strike few tokens."""
 
-NORM_SHARE = 0.25
-"""Flips point in random directions, so they change a norm far less than they move the vector."""
-
-CLASS_FACTOR: dict[str, float] = {"stream": 1.0, "branch": 2.0}
-"""Inside a layer the same absolute error sits on a smaller vector, and squared ReLU doubles relative error."""
+CLASSES: dict[str, TapClass] = {
+    "stream": TapClass(error_factor=1.0, norm_share=0.4),
+    "branch": TapClass(error_factor=2.0, norm_share=0.4),
+    "scores": TapClass(error_factor=3.0, norm_share=1.0),
+}
+"""The residual stream and what is computed from it directly; taps inside a layer, where the same absolute error
+sits on a smaller vector and squared ReLU doubles it; attention scores and weights, few and sometimes near zero."""
 
 EXACT_REL_L2 = 1e-6
 """The embedding is a copy of F16 values, exact in every engine; this leaves room for a float32 rounding."""
 
 _STREAM = frozenset({"ffn_inp", "l_out", "result_norm", "result_output"})
+_SCORES = frozenset({"kq", "kq_soft_max"})
 
 
 @dataclass(frozen=True)
@@ -77,11 +99,13 @@ class Tolerance:
     bound: dict[str, float]
 
 
-def tap_class(name: str) -> Literal["exact", "stream", "branch"]:
-    """Return the tolerance class of a full tap name."""
+def tap_class(name: str) -> Literal["exact", "stream", "branch", "scores"]:
+    """Return the tolerance class of a full tap name (``CLASSES``; ``exact`` for the embedding)."""
     tap = taps.parse(name).tap
     if tap in taps.INPUT_TAPS:
         return "exact"
+    if tap in _SCORES:
+        return "scores"
     return "stream" if tap in _STREAM else "branch"
 
 
@@ -89,14 +113,14 @@ def tolerance_for(name: str, n_layers: int, policy: PolicyName) -> Tolerance:
     """Return floor and bounds of a tap: relative L2 grows with the square root of the layers before it."""
     kind = tap_class(name)
     if kind == "exact":
-        return _tolerance(EXACT_REL_L2, EXACT_REL_L2)
+        return _tolerance(EXACT_REL_L2, EXACT_REL_L2, 1.0)
     layer = taps.parse(name).layer
     depth = n_layers if layer is None else layer + 1
-    floor = FLOOR_PER_SQRT_LAYER[policy] * math.sqrt(depth) * CLASS_FACTOR[kind]
-    return _tolerance(floor, SAFETY * floor)
+    floor = FLOOR_PER_SQRT_LAYER[policy] * math.sqrt(depth) * CLASSES[kind].error_factor
+    return _tolerance(floor, SAFETY * floor, CLASSES[kind].norm_share)
 
 
-def _tolerance(floor: float, bound: float) -> Tolerance:
+def _tolerance(floor: float, bound: float, norm_share: float) -> Tolerance:
     token = WORST_TOKEN * bound
     return Tolerance(
         floor=floor**2,
@@ -106,7 +130,7 @@ def _tolerance(floor: float, bound: float) -> Tolerance:
             "worst_token_cosine": math.sqrt(max(0.0, 1.0 - token**2)),
             "nmse": bound**2,
             "worst_token_nmse": token**2,
-            "norm_ratio": NORM_SHARE * bound,
+            "norm_ratio": norm_share * bound,
         },
     )
 
@@ -150,8 +174,7 @@ def describe(policy: PolicyName) -> dict[str, Any]:
         "floor_rel_l2_per_sqrt_layer": FLOOR_PER_SQRT_LAYER[policy],
         "safety": SAFETY,
         "worst_token": WORST_TOKEN,
-        "norm_share": NORM_SHARE,
-        "class_factor": dict(CLASS_FACTOR),
+        "classes": {name: asdict(kind) for name, kind in CLASSES.items()},
         "exact_rel_l2": EXACT_REL_L2,
         "directions": dict(DIRECTIONS),
     }
