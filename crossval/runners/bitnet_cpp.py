@@ -110,7 +110,7 @@ class BitnetCppRunner:
         library = self._library or cpp_library.require_library().path
         self._child = ChildProcess()
         try:
-            facts = self._open_library(library)
+            facts = _open(self._child, library)
             model = {"model": str(self._model_path.resolve()), **self._requested}
             loaded = self._request("load", model, what=f"loading {self._model_path.name}").header
             self._model = _loaded_model(loaded)
@@ -140,18 +140,6 @@ class BitnetCppRunner:
             self._child.close()
             self._child = None
             self._closed_because = because
-
-    def _open_library(self, library: Path) -> dict[str, Any]:
-        assert self._child is not None
-        if not library.is_file():
-            raise UnavailableError(f"{library}: no such bitnet.cpp library")
-        what = f"the checks of the library {library}"
-        try:
-            return self._child.request(
-                "open", {"library": str(library.resolve())}, what=what, timeout_s=_OPEN_TIMEOUT_S
-            ).header
-        except EngineCrashError as error:
-            raise UnavailableError(f"{library} is not a usable bitnet.cpp library: {error}") from error
 
     def _request(
         self,
@@ -240,6 +228,28 @@ class BitnetCppRunner:
             if parsed.layer is not None and parsed.layer >= self.model.n_layers:
                 raise BadInputError(f"tap {name}: the model has {self.model.n_layers} layers")
         return sorted(set(select) - {"result_output"})
+
+
+def open_library(path: Path) -> dict[str, Any]:
+    """Load a library in a child process of its own, check it, and return what ``Engine.open`` found.
+
+    Raises:
+        UnavailableError: it cannot be loaded, or is not of bitnet.cpp's llama.cpp generation.
+    """
+    with ChildProcess() as child:
+        return _open(child, path)
+
+
+def _open(child: ChildProcess, library: Path) -> dict[str, Any]:
+    if not library.is_file():
+        raise UnavailableError(f"{library}: no such bitnet.cpp library")
+    what = f"the checks of the library {library}"
+    try:
+        return child.request(
+            "open", {"library": str(library.resolve())}, what=what, timeout_s=_OPEN_TIMEOUT_S
+        ).header
+    except EngineCrashError as error:
+        raise UnavailableError(f"{library} is not a usable bitnet.cpp library: {error}") from error
 
 
 def _check_gguf(path: Path) -> None:

@@ -1,0 +1,367 @@
+"""Build bitnet.cpp's ``llama`` library out of tree and record how (``python -m crossval.build_cpp``).
+
+Where the source comes from, first match: ``BITNET_CPP_LIB`` (a ready library: nothing to build, only checked),
+``BITNET_CPP_DIR`` (an existing checkout: no network, nothing written into it), else the pinned submodule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from crossval import cpp_source, provenance
+from crossval.cpp_library import (
+    LIBRARY_NAME,
+    LIBRARY_VARIABLE,
+    MANIFEST_NAME,
+    MANIFEST_VERSION,
+    SOURCE_VARIABLE,
+    STILL_WORKS,
+    BuiltLibrary,
+    built_library_path,
+    default_build_dir,
+    find_library,
+    read_manifest,
+    repository_root,
+)
+from crossval.cpp_source import Source
+from crossval.errors import CrossvalError, UnavailableError
+from crossval.files import write_atomically
+
+__all__ = ["BuiltLibrary", "build", "find_library", "main"]
+
+COMPILERS = ("clang", *(f"clang-{version}" for version in range(22, 13, -1)), "gcc", "cc")
+"""C compilers tried in this order; upstream builds with clang, gcc rounds the activation quantiser differently."""
+
+# fmt: off
+ISA_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "native": ("-DGGML_NATIVE=ON",),
+    "avx2": ("-DGGML_NATIVE=OFF", "-DGGML_AVX=ON", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON",
+             "-DGGML_AVX512=OFF"),
+    "avx512": ("-DGGML_NATIVE=OFF", "-DGGML_AVX=ON", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON",
+               "-DGGML_AVX512=ON"),
+}
+# fmt: on
+"""CMake options per instruction set (``ggml/CMakeLists.txt``, ``ggml/src/CMakeLists.txt``)."""
+
+_LOG_TAIL_LINES = 25
+_PROGRESS_EVERY_S = 5.0
+_RECORDED = re.compile(
+    r"(CMAKE_BUILD_TYPE|CMAKE_C_FLAGS|CMAKE_CXX_FLAGS|CMAKE_(C|CXX)_FLAGS_RELEASE|GGML_\w+|BITNET_\w+)$"
+)
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """The programs of a build; ``version`` is the compiler's own first line."""
+
+    cc: str
+    cxx: str
+    version: str
+    cmake: str
+    cmake_version: str
+    generator: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen about a build."""
+
+    build_dir: Path
+    isa: str = "native"
+    cflags: str = ""
+    cc: str | None = None
+    cxx: str | None = None
+    cmake_args: tuple[str, ...] = ()
+    n_jobs: int = 0
+
+
+def say(text: str) -> None:
+    """Print a progress line on stderr."""
+    print(f"build_cpp: {text}", file=sys.stderr, flush=True)
+
+
+def find_toolchain(cc: str | None = None, cxx: str | None = None) -> Toolchain:
+    """Return compiler, CMake and generator to use.
+
+    Raises:
+        UnavailableError: one of them is missing.
+    """
+    search = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    cmake = shutil.which("cmake", path=search)
+    if cmake is None:
+        raise UnavailableError(f"CMake is not installed (try `pip install cmake`); {STILL_WORKS}")
+    for candidate in (cc,) if cc else COMPILERS:
+        c_path = shutil.which(candidate)
+        cxx_path = shutil.which(cxx or cxx_name(candidate))
+        if c_path and cxx_path:
+            generator = "Ninja" if shutil.which("ninja", path=search) else "Unix Makefiles"
+            return Toolchain(
+                c_path,
+                cxx_path,
+                _first_line(c_path, "--version"),
+                cmake,
+                _first_line(cmake, "--version"),
+                generator,
+            )
+    wanted = f"{cc} with {cxx or cxx_name(cc)}" if cc else "clang or gcc with their C++ compilers"
+    raise UnavailableError(f"no C and C++ compiler: looked for {wanted}; install one; {STILL_WORKS}")
+
+
+def cxx_name(cc: str) -> str:
+    """Return the C++ driver that belongs to a C driver: clang-19 -> clang++-19, gcc-12 -> g++-12, cc -> c++."""
+    directory, name = os.path.split(cc)
+    for c_driver, cxx_driver in (("clang", "clang++"), ("gcc", "g++"), ("cc", "c++")):
+        if c_driver in name:
+            return os.path.join(directory, name.replace(c_driver, cxx_driver, 1))
+    return cc
+
+
+def _first_line(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnavailableError(f"cannot run {shlex.join(command)}: {error}") from error
+    return (done.stdout or done.stderr).strip().partition("\n")[0]
+
+
+def build(source: Source, options: Options) -> BuiltLibrary:
+    """Configure and compile the ``llama`` target, write the manifest beside the library.
+
+    Raises:
+        UnavailableError: a tool is missing or the build failed; the message has the tail of its log.
+    """
+    started = time.monotonic()
+    tools = find_toolchain(options.cc, options.cxx)
+    build_dir = options.build_dir
+    tree = _prepare(build_dir, source, options)
+    log = build_dir / "build.log"
+    log.unlink(missing_ok=True)
+    say(f"source {source.path} ({source.kind}, commit {source.commit or 'unknown'})")
+    say(f"compiler {tools.cc} ({tools.version}), {tools.generator}, isa {options.isa}")
+    cmake_dir = build_dir / "cmake"
+    _run(_configure_command(tools, tree, cmake_dir, build_dir, options), log, "configuring")
+    jobs = options.n_jobs or len(os.sched_getaffinity(0))
+    _run(
+        [tools.cmake, "--build", str(cmake_dir), "--target", "llama", "--parallel", str(jobs)],
+        log,
+        f"compiling with {jobs} jobs",
+    )
+    library = built_library_path(build_dir)
+    if not library.is_file():
+        raise UnavailableError(f"the build succeeded but left no {library}; its log is {log}")
+    manifest = _manifest(source, tools, options, cmake_dir, library.parent, time.monotonic() - started)
+    write_atomically(library.parent / MANIFEST_NAME, (json.dumps(manifest, indent=2) + "\n").encode())
+    return BuiltLibrary(library, "build", read_manifest(library.parent))
+
+
+def _prepare(build_dir: Path, source: Source, options: Options) -> Path:
+    """Return the tree to build; throw away a CMake directory that belongs to another one."""
+    if (
+        any("TL1=ON" in a or "TL2=ON" in a for a in options.cmake_args)
+        and not (source.path / cpp_source.LUT_HEADER).is_file()
+    ):
+        raise UnavailableError(
+            f"{source.path} lacks {cpp_source.LUT_HEADER}, which TL1 and TL2 kernels need; generate it with "
+            "upstream's setup_env.py or leave these options out (I2_S models do not use them)"
+        )
+    try:
+        build_dir.mkdir(parents=True, exist_ok=True)
+        tree = cpp_source.with_lut_header(source.path.resolve(), build_dir / "source")
+        # CMake does not let a directory change source or compiler; ours holds nothing but its own output.
+        shutil.rmtree(build_dir / "cmake", ignore_errors=True)
+        shutil.rmtree(build_dir / "lib", ignore_errors=True)
+    except OSError as error:
+        raise UnavailableError(f"cannot write the build directory {build_dir}: {error}") from error
+    return tree
+
+
+def _configure_command(
+    tools: Toolchain, tree: Path, cmake_dir: Path, build_dir: Path, options: Options
+) -> list[str]:
+    return [
+        tools.cmake,
+        "-S",
+        str(tree),
+        "-B",
+        str(cmake_dir),
+        "-G",
+        tools.generator,
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DBUILD_SHARED_LIBS=ON",
+        f"-DCMAKE_C_COMPILER={tools.cc}",
+        f"-DCMAKE_CXX_COMPILER={tools.cxx}",
+        f"-DCMAKE_C_FLAGS={options.cflags}",
+        f"-DCMAKE_CXX_FLAGS={options.cflags}",
+        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={build_dir / 'lib'}",
+        "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+        *(f"-DLLAMA_BUILD_{what}=OFF" for what in ("TESTS", "EXAMPLES", "SERVER")),
+        *ISA_ARGUMENTS[options.isa],
+        *options.cmake_args,
+    ]
+
+
+def _run(command: Sequence[str], log: Path, what: str) -> None:
+    """Run a program with its output appended to the log, saying every few seconds that it still runs."""
+    say(what)
+    started = time.monotonic()
+    environment = dict(os.environ)
+    environment["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    with log.open("ab") as output:
+        output.write(f"$ {shlex.join(command)}\n".encode())
+        output.flush()
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            while True:
+                try:
+                    code = process.wait(_PROGRESS_EVERY_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    say(f"{what}: {time.monotonic() - started:.0f} s, {_last_line(log)}")
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    if code != 0:
+        tail = "\n".join(f"  {line}" for line in _log_lines(log)[-_LOG_TAIL_LINES:])
+        raise UnavailableError(f"{what} bitnet.cpp failed (status {code}); {STILL_WORKS}; end of {log}:\n{tail}")
+
+
+def _log_lines(log: Path) -> list[str]:
+    return [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+
+
+def _last_line(log: Path) -> str:
+    lines = _log_lines(log)
+    return lines[-1].strip()[:100] if lines else ""
+
+
+def _manifest(
+    source: Source, tools: Toolchain, options: Options, cmake_dir: Path, library_dir: Path, elapsed_s: float
+) -> dict[str, Any]:
+    cache = read_cmake_cache(cmake_dir / "CMakeCache.txt")
+    recorded = {key: value for key, value in sorted(cache.items()) if _RECORDED.match(key)}
+    flags = [f"isa={options.isa}", f"-O: {cache.get('CMAKE_C_FLAGS_RELEASE', '')}"]
+    flags += [f"cflags: {options.cflags}"] if options.cflags else []
+    flags += list(options.cmake_args)
+    flags.append("openmp" if cache.get("OpenMP_C_FLAGS", "NOTFOUND") not in ("", "NOTFOUND") else "no openmp")
+    host = provenance.host_facts()
+    libraries = sorted(library_dir.glob("lib*.so"))
+    return {
+        "version": MANIFEST_VERSION,
+        "source": {
+            "kind": source.kind,
+            "path": str(source.path),
+            "commit": source.commit,
+            "llama_cpp_commit": source.llama_cpp_commit,
+            "dirty": source.dirty,
+            "digest": source.digest,
+        },
+        "compiler": {"cc": tools.cc, "cxx": tools.cxx, "version": tools.version},
+        "cmake": {
+            "version": tools.cmake_version,
+            "generator": tools.generator,
+            "flags": ", ".join(flags),
+            "cache": recorded,
+        },
+        "host": {"cpu_model": host["cpu_model"], "isa_flags": host["isa_flags"]},
+        "libraries": {path.name: provenance.file_sha256(path) for path in libraries},
+        "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "elapsed_s": round(elapsed_s, 1),
+    }
+
+
+def read_cmake_cache(path: Path) -> dict[str, str]:
+    """Return the entries of a CMakeCache.txt (``NAME:TYPE=VALUE`` lines)."""
+    entries = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        match = re.match(r"([A-Za-z_][\w.+-]*):\w+=(.*)$", line)
+        if match:
+            entries[match.group(1)] = match.group(2)
+    return entries
+
+
+def check_library(path: Path) -> dict[str, Any]:
+    """Load a library in a child process, check its layout, and return what ``Engine.open`` found.
+
+    Raises:
+        UnavailableError: it cannot be used.
+    """
+    from crossval.runners.bitnet_cpp import open_library
+
+    return open_library(path)
+
+
+def obtain(options: Options, *, offline: bool = False) -> BuiltLibrary:
+    """Return a checked library by the first way that applies: ready library, given checkout, download.
+
+    Raises:
+        UnavailableError: it cannot be had; the message says why and what still works.
+    """
+    if os.environ.get(LIBRARY_VARIABLE):
+        library = find_library()
+        assert library is not None
+        say(f"{LIBRARY_VARIABLE} is set: nothing to build")
+        return library
+    directory = os.environ.get(SOURCE_VARIABLE)
+    if directory:
+        path, kind = Path(directory).expanduser(), "directory"
+    elif offline:
+        root = repository_root()
+        path, kind = (root or options.build_dir) / cpp_source.SUBMODULE, "submodule"
+    else:
+        say(f"downloading {cpp_source.UPSTREAM_URL} at {cpp_source.PINNED_COMMIT[:12]} and its llama.cpp")
+        path = cpp_source.fetch(repository_root(), options.build_dir.parent / "bitnet.cpp-source")
+        kind = "submodule"
+    return build(cpp_source.describe(path.resolve(), kind), options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Obtain the library and print its path on stdout; return the exit code (0, or 3 when it cannot be had)."""
+    parser = argparse.ArgumentParser(prog="python -m crossval.build_cpp", description=__doc__)
+    parser.add_argument("--build-dir", type=Path, default=default_build_dir(), help="default: %(default)s")
+    parser.add_argument(
+        "--isa", choices=sorted(ISA_ARGUMENTS), default="native", help="instruction set to build for"
+    )
+    parser.add_argument("--cflags", default="", help="extra flags for the C and C++ compiler")
+    parser.add_argument("--cc", help=f"C compiler; default: the first of {', '.join(COMPILERS[:3])}, ..., gcc")
+    parser.add_argument("--cxx", help="C++ compiler; default: the one that belongs to the C compiler")
+    parser.add_argument("--cmake-arg", action="append", default=[], metavar="-DNAME=VALUE", help="repeatable")
+    parser.add_argument("--jobs", type=int, default=0, help="parallel compilations; default: all cores")
+    args = parser.parse_args(argv)
+    options = Options(
+        args.build_dir.resolve(),
+        args.isa,
+        args.cflags,
+        args.cc,
+        args.cxx,
+        tuple(args.cmake_arg),
+        max(0, args.jobs),
+    )
+    try:
+        library = obtain(options)
+        facts = check_library(library.path)
+    except CrossvalError as error:
+        print(f"build_cpp: error: {error}", file=sys.stderr)
+        return error.exit_code
+    say(f"{LIBRARY_NAME} works: {facts['simd_width']} lanes, fused quantiser {facts['fused_quantizer']}")
+    if library.origin == "build" and args.build_dir.resolve() != default_build_dir():
+        say(f"to use it: export {LIBRARY_VARIABLE}={library.path}")
+    print(library.path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
