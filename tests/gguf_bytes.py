@@ -26,7 +26,7 @@ def value(kind: int, item: object) -> bytes:
 
 @dataclass
 class Tensor:
-    """One entry of the table; ``shape`` in NumPy order, ``data`` as in the file, ``offset`` None = the next free."""
+    """One entry of the table; ``shape`` in NumPy order, ``data`` as in the file, ``offset`` None = next free."""
 
     name: str | bytes
     shape: Sequence[int]

@@ -132,8 +132,10 @@ def test_other_versions(write: Write, version: int, found: str) -> None:
 
 def test_every_truncation_is_refused(write: Write) -> None:
     data = small_container().to_bytes()
-    for length in range(len(data)):
-        refuse(write(data[:length]))
+    path = write(data)
+    for length in reversed(range(len(data))):
+        os.truncate(path, length)
+        refuse(path)
 
 
 def test_bytes_after_the_last_tensor_are_allowed(write: Write) -> None:
