@@ -39,6 +39,7 @@ from crossval.cpp_library import (
 from crossval.cpp_source import Source
 from crossval.errors import CrossvalError, UnavailableError
 from crossval.files import write_atomically
+from crossval.runners.bitnet_cpp import open_library
 
 __all__ = ["BuiltLibrary", "build", "find_library", "main"]
 
@@ -57,10 +58,12 @@ ISA_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 """CMake options per instruction set (``ggml/CMakeLists.txt``, ``ggml/src/CMakeLists.txt``)."""
 
 _LOG_TAIL_LINES = 25
-_PROGRESS_EVERY_S = 5.0
+_PROGRESS_EVERY_S = 10.0
 _RECORDED = re.compile(
-    r"(CMAKE_BUILD_TYPE|CMAKE_C_FLAGS|CMAKE_CXX_FLAGS|CMAKE_(C|CXX)_FLAGS_RELEASE|GGML_\w+|BITNET_\w+)$"
+    r"CMAKE_BUILD_TYPE|CMAKE_(C|CXX)_FLAGS(_RELEASE)?|OpenMP_C_FLAGS|BITNET_\w+"
+    r"|GGML_(NATIVE|AVX\w*|FMA|F16C|SVE|LLAMAFILE|OPENMP|LTO|BLAS|CUDA|METAL|VULKAN)"
 )
+"""CMake cache entries worth keeping: what decides how the library computes."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Options:
     cxx: str | None = None
     cmake_args: tuple[str, ...] = ()
     n_jobs: int = 0
+    force: bool = False
 
 
 def say(text: str) -> None:
@@ -146,25 +150,52 @@ def build(source: Source, options: Options) -> BuiltLibrary:
     started = time.monotonic()
     tools = find_toolchain(options.cc, options.cxx)
     build_dir = options.build_dir
+    current = up_to_date(source, tools, options)
+    if current is not None:
+        say(f"already built from this source with these options: {current.path}")
+        return current
     tree = _prepare(build_dir, source, options)
     log = build_dir / "build.log"
     log.unlink(missing_ok=True)
     say(f"source {source.path} ({source.kind}, commit {source.commit or 'unknown'})")
     say(f"compiler {tools.cc} ({tools.version}), {tools.generator}, isa {options.isa}")
     cmake_dir = build_dir / "cmake"
-    _run(_configure_command(tools, tree, cmake_dir, build_dir, options), log, "configuring")
+    _run(_configure_command(tools, tree, cmake_dir, options), log, "configuring")
     jobs = options.n_jobs or len(os.sched_getaffinity(0))
     _run(
         [tools.cmake, "--build", str(cmake_dir), "--target", "llama", "--parallel", str(jobs)],
         log,
         f"compiling with {jobs} jobs",
     )
+    fresh = cmake_dir / "lib"
+    if not (fresh / LIBRARY_NAME).is_file():
+        raise UnavailableError(f"the build succeeded but left no {LIBRARY_NAME}; its log is {log}")
+    manifest = _manifest(source, tools, options, cmake_dir, time.monotonic() - started)
+    write_atomically(fresh / MANIFEST_NAME, (json.dumps(manifest, indent=2) + "\n").encode())
+    # Only now: a failed build leaves the library of the last good one in place.
     library = built_library_path(build_dir)
-    if not library.is_file():
-        raise UnavailableError(f"the build succeeded but left no {library}; its log is {log}")
-    manifest = _manifest(source, tools, options, cmake_dir, library.parent, time.monotonic() - started)
-    write_atomically(library.parent / MANIFEST_NAME, (json.dumps(manifest, indent=2) + "\n").encode())
+    shutil.rmtree(library.parent, ignore_errors=True)
+    fresh.replace(library.parent)
     return BuiltLibrary(library, "build", read_manifest(library.parent))
+
+
+def up_to_date(source: Source, tools: Toolchain, options: Options) -> BuiltLibrary | None:
+    """Return the library built before when source, compiler, options and the files themselves are unchanged."""
+    library = built_library_path(options.build_dir)
+    manifest = read_manifest(library.parent)
+    if manifest is None or options.force:
+        return None
+    same_files = all(
+        (library.parent / name).is_file() and provenance.file_sha256(library.parent / name) == digest
+        for name, digest in manifest.libraries.items()
+    )
+    facts = (manifest.source_digest, manifest.source_commit, manifest.compiler, manifest.data.get("options"))
+    wanted = (source.digest, source.commit, tools.version, _option_facts(options))
+    return BuiltLibrary(library, "build", manifest) if same_files and facts == wanted else None
+
+
+def _option_facts(options: Options) -> dict[str, Any]:
+    return {"isa": options.isa, "cflags": options.cflags, "cmake_args": list(options.cmake_args)}
 
 
 def _prepare(build_dir: Path, source: Source, options: Options) -> Path:
@@ -182,15 +213,12 @@ def _prepare(build_dir: Path, source: Source, options: Options) -> Path:
         tree = cpp_source.with_lut_header(source.path.resolve(), build_dir / "source")
         # CMake does not let a directory change source or compiler; ours holds nothing but its own output.
         shutil.rmtree(build_dir / "cmake", ignore_errors=True)
-        shutil.rmtree(build_dir / "lib", ignore_errors=True)
     except OSError as error:
         raise UnavailableError(f"cannot write the build directory {build_dir}: {error}") from error
     return tree
 
 
-def _configure_command(
-    tools: Toolchain, tree: Path, cmake_dir: Path, build_dir: Path, options: Options
-) -> list[str]:
+def _configure_command(tools: Toolchain, tree: Path, cmake_dir: Path, options: Options) -> list[str]:
     return [
         tools.cmake,
         "-S",
@@ -205,7 +233,7 @@ def _configure_command(
         f"-DCMAKE_CXX_COMPILER={tools.cxx}",
         f"-DCMAKE_C_FLAGS={options.cflags}",
         f"-DCMAKE_CXX_FLAGS={options.cflags}",
-        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={build_dir / 'lib'}",
+        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={cmake_dir / 'lib'}",
         "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
         *(f"-DLLAMA_BUILD_{what}=OFF" for what in ("TESTS", "EXAMPLES", "SERVER")),
         *ISA_ARGUMENTS[options.isa],
@@ -245,20 +273,21 @@ def _log_lines(log: Path) -> list[str]:
 
 def _last_line(log: Path) -> str:
     lines = _log_lines(log)
-    return lines[-1].strip()[:100] if lines else ""
+    steps = [line for line in lines if line.startswith("[")]
+    return (steps or lines or [""])[-1].strip()[:100]
 
 
 def _manifest(
-    source: Source, tools: Toolchain, options: Options, cmake_dir: Path, library_dir: Path, elapsed_s: float
+    source: Source, tools: Toolchain, options: Options, cmake_dir: Path, elapsed_s: float
 ) -> dict[str, Any]:
     cache = read_cmake_cache(cmake_dir / "CMakeCache.txt")
-    recorded = {key: value for key, value in sorted(cache.items()) if _RECORDED.match(key)}
+    recorded = {key: value for key, value in sorted(cache.items()) if _RECORDED.fullmatch(key)}
     flags = [f"isa={options.isa}", f"-O: {cache.get('CMAKE_C_FLAGS_RELEASE', '')}"]
     flags += [f"cflags: {options.cflags}"] if options.cflags else []
     flags += list(options.cmake_args)
     flags.append("openmp" if cache.get("OpenMP_C_FLAGS", "NOTFOUND") not in ("", "NOTFOUND") else "no openmp")
     host = provenance.host_facts()
-    libraries = sorted(library_dir.glob("lib*.so"))
+    libraries = sorted((cmake_dir / "lib").glob("lib*.so"))
     return {
         "version": MANIFEST_VERSION,
         "source": {
@@ -276,6 +305,7 @@ def _manifest(
             "flags": ", ".join(flags),
             "cache": recorded,
         },
+        "options": _option_facts(options),
         "host": {"cpu_model": host["cpu_model"], "isa_flags": host["isa_flags"]},
         "libraries": {path.name: provenance.file_sha256(path) for path in libraries},
         "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -293,19 +323,8 @@ def read_cmake_cache(path: Path) -> dict[str, str]:
     return entries
 
 
-def check_library(path: Path) -> dict[str, Any]:
-    """Load a library in a child process, check its layout, and return what ``Engine.open`` found.
-
-    Raises:
-        UnavailableError: it cannot be used.
-    """
-    from crossval.runners.bitnet_cpp import open_library
-
-    return open_library(path)
-
-
-def obtain(options: Options, *, offline: bool = False) -> BuiltLibrary:
-    """Return a checked library by the first way that applies: ready library, given checkout, download.
+def obtain(options: Options) -> BuiltLibrary:
+    """Return a library by the first way that applies: ready library, given checkout, download.
 
     Raises:
         UnavailableError: it cannot be had; the message says why and what still works.
@@ -318,9 +337,6 @@ def obtain(options: Options, *, offline: bool = False) -> BuiltLibrary:
     directory = os.environ.get(SOURCE_VARIABLE)
     if directory:
         path, kind = Path(directory).expanduser(), "directory"
-    elif offline:
-        root = repository_root()
-        path, kind = (root or options.build_dir) / cpp_source.SUBMODULE, "submodule"
     else:
         say(f"downloading {cpp_source.UPSTREAM_URL} at {cpp_source.PINNED_COMMIT[:12]} and its llama.cpp")
         path = cpp_source.fetch(repository_root(), options.build_dir.parent / "bitnet.cpp-source")
@@ -340,19 +356,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cxx", help="C++ compiler; default: the one that belongs to the C compiler")
     parser.add_argument("--cmake-arg", action="append", default=[], metavar="-DNAME=VALUE", help="repeatable")
     parser.add_argument("--jobs", type=int, default=0, help="parallel compilations; default: all cores")
+    parser.add_argument("--force", action="store_true", help="build even if nothing has changed")
     args = parser.parse_args(argv)
     options = Options(
-        args.build_dir.resolve(),
-        args.isa,
-        args.cflags,
-        args.cc,
-        args.cxx,
-        tuple(args.cmake_arg),
-        max(0, args.jobs),
+        build_dir=args.build_dir.resolve(),
+        isa=args.isa,
+        cflags=args.cflags,
+        cc=args.cc,
+        cxx=args.cxx,
+        cmake_args=tuple(args.cmake_arg),
+        n_jobs=max(0, args.jobs),
+        force=args.force,
     )
     try:
         library = obtain(options)
-        facts = check_library(library.path)
+        facts = open_library(library.path)
     except CrossvalError as error:
         print(f"build_cpp: error: {error}", file=sys.stderr)
         return error.exit_code
