@@ -1,0 +1,30 @@
+"""The real bitnet.cpp for the live tests, or one visible line about what is missing."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from crossval import build_cpp, cpp_source
+from crossval.cpp_library import HOW_TO_GET, SOURCE_VARIABLE, default_build_dir, find_library
+
+
+@pytest.fixture(scope="session")
+def bitnet_cpp_library() -> Path:
+    """Path of a real libllama of bitnet.cpp; with only BITNET_CPP_DIR set it is built first, once."""
+    library = find_library()
+    if library is not None:
+        return library.path
+    source = os.environ.get(SOURCE_VARIABLE)
+    if not source:
+        pytest.skip(f"real bitnet.cpp is missing: {HOW_TO_GET}")
+    build_dir = default_build_dir()
+    build_dir.parent.mkdir(parents=True, exist_ok=True)
+    # Several test workers, one build: the others wait and then find it up to date.
+    with (build_dir.parent / "bitnet.cpp.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        described = cpp_source.describe(Path(source).resolve(), "directory")
+        return build_cpp.build(described, build_cpp.Options(build_dir)).path
