@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from crossval import compare, evidence, taps, trace
+from crossval import compare, evidence, geometry, taps, trace
 from crossval.compare import GreedyPrompt, GreedyResult, LayersResult, TapRow
 from crossval.evidence import Party
 from crossval.localize import MODEL_DEPENDENT_TAPS
@@ -120,6 +120,11 @@ def statuses(receipt: Receipt) -> list[str]:
 
 def summary(receipt: Receipt) -> list[str]:
     """Check verdict, coverage, parity, first divergence and first inexact row against the rows."""
+    return list(_differences("", recompute(receipt), receipt))
+
+
+def recompute(receipt: Receipt) -> dict[str, Any]:
+    """Return the summary fields as the receipt's rows and parties give them."""
     result: LayersResult | GreedyResult
     if receipt["kind"] == "greedy":
         result = evidence.greedy_from_json(receipt)
@@ -128,8 +133,9 @@ def summary(receipt: Receipt) -> list[str]:
         result = evidence.layers_from_json(receipt)
         expected = evidence.summarize_layers(result)
         expected["coverage"]["compared"] = len(result.rows)
-    expected["parity"]["cpp_available"] = evidence.cpp_available(Party.from_json(receipt["reference"]))
-    return list(_differences("", expected, receipt))
+    reference = Party.from_json(receipt["reference"])
+    evidence.finish_summary(expected, reference, receipt["tokenizer"]["engines_agree"])
+    return expected
 
 
 def _differences(prefix: str, expected: Any, found: Any) -> Iterator[str]:
@@ -170,7 +176,7 @@ def _layers_structure(receipt: Receipt, result: LayersResult) -> list[str]:
         complaints.append("prompt.token_ids are not what the passes were fed first")
     start = 0
     for index, one in enumerate(result.plan):
-        if one.start != start or not one.token_ids or one.kind != trace.pass_kind(len(one.token_ids), start):
+        if one.start != start or not one.token_ids or one.kind != geometry.pass_kind(len(one.token_ids), start):
             complaints.append(f"pass {index} does not follow the one before it")
         start += len(one.token_ids)
     keys = [compare.execution_key(row) for row in result.rows if _known(row.tap)]

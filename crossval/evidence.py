@@ -120,7 +120,7 @@ def _assemble(
     results: dict[str, Any],
     summary: dict[str, Any],
 ) -> Receipt:
-    summary["parity"]["cpp_available"] = cpp_available(context.reference)
+    finish_summary(summary, context.reference, context.tokenizer["engines_agree"])
     return seal(
         {
             "schema_version": SCHEMA_VERSION,
@@ -146,6 +146,13 @@ def _assemble(
             **summary,
         }
     )
+
+
+def finish_summary(summary: dict[str, Any], reference: Party, tokenizers_agree: bool | None) -> None:
+    """Add to a summary of rows what follows from the parties: two tokenizers that disagree are a divergence."""
+    summary["parity"]["cpp_available"] = cpp_available(reference)
+    if tokenizers_agree is False:
+        summary["verdict"] = summary["parity"]["status"] = "divergence"
 
 
 def cpp_available(reference: Party) -> bool:

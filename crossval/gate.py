@@ -124,10 +124,7 @@ def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
 
 
 def _verdict(receipt: Receipt) -> Check:
-    if receipt["kind"] == "greedy":
-        verdict = evidence.greedy_from_json(receipt).verdict
-    else:
-        verdict = evidence.layers_from_json(receipt).verdict
+    verdict = consistency.recompute(receipt)["verdict"]
     return Check("verdict", verdict == "parity" == receipt["verdict"], f"{verdict} (recomputed)")
 
 

@@ -33,7 +33,7 @@ MODEL: dict[str, Any] = {
     "separate_output": False,
     "shape": SHAPE,
 }
-TOKENIZER = {"model": "gpt2", "pre": "llama-bpe", "vocab_size": 300, "digest": "cd" * 32}
+TOKENIZER = {"model": "gpt2", "pre": "llama-bpe", "vocab_size": 300, "digest": "cd" * 32, "engines_agree": True}
 NUMERICS = Numerics(simd_width=8, fused_quantizer=False)
 OURS = EngineIdentity("bitnet_py", version="0.1.0", library_digest="1" * 64, numerics=NUMERICS)
 THEIRS = EngineIdentity(

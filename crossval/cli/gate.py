@@ -1,0 +1,92 @@
+"""``crossval gate``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from crossval import gate, receipt, render
+from crossval.cli import run
+from crossval.errors import BadInputError
+from crossval.gate import Check, Policy
+
+
+@click.command("gate")
+@click.argument("receipts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECEIPT...")
+@click.option("--policy", "policy_path", type=click.Path(path_type=Path), metavar="FILE", help="Policy as JSON.")
+@click.option("--min-exact-match", type=click.FloatRange(0, 1), metavar="R", help="Least exact-match rate.")
+@click.option("--min-cosine", type=click.FloatRange(-1, 1), metavar="C", help="Least cosine similarity.")
+@click.option("--min-tokens", type=click.IntRange(1), metavar="N", help="Least tokens or steps compared.")
+@click.option("--require-bitwise", is_flag=True, help="Every row must be bit-equal.")
+@click.option("--require-live", is_flag=True, help="The reference must have run live.")
+@click.option("--max-age-days", type=click.FloatRange(0, min_open=True), metavar="N", help="Oldest accepted.")
+@click.option("--allow-fallback", is_flag=True, help="Accept a slower kernel than the CPU offers.")
+@click.option(
+    "--allow-compute",
+    multiple=True,
+    type=click.Choice(["recorded", "specification"]),
+    help="Accept a candidate without kernels: a trace, or the specification. Repeatable.",
+)
+@click.option("--reference-name", multiple=True, metavar="NAME", help="Accepted reference. Default: bitnet.cpp.")
+@click.option("--model-sha256", multiple=True, metavar="HEX", help="Accepted model file. Repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print every check as JSON on stdout.")
+def command(receipts: tuple[Path, ...], policy_path: Path | None, as_json: bool, **demands: Any) -> None:
+    """Check receipts in CI: recompute everything from the rows, then apply a policy.
+
+    Trusts no status, verdict or summary: digest, row states, coverage, parity numbers, first divergence and
+    verdict are computed anew. Exit 0 when every receipt passes, 1 when one fails, 4 when one cannot be read
+    or violates the schema. Options override the policy file.
+
+    \b
+    Example:
+      crossval gate receipts/*.json --require-live --min-exact-match 1
+    """
+    policy = _policy(policy_path, demands)
+    judged: list[dict[str, Any]] = []
+    for path in receipts:
+        try:
+            checks = gate.judge(receipt.read(path), policy)
+        except BadInputError as error:
+            judged.append({"receipt": str(path), "passed": False, "error": str(error), "checks": []})
+            continue
+        judged.append({"receipt": str(path), "passed": gate.passed(checks), "error": None, "checks": checks})
+    _show(judged, as_json)
+    for one in judged:
+        if one["error"]:
+            click.echo(f"error: {one['error']}", err=True)
+    raise click.exceptions.Exit(exit_code(judged))
+
+
+def exit_code(judged: list[dict[str, Any]]) -> int:
+    """Return 4 when a receipt is unreadable, else 1 when one failed, else 0; no receipt at all is no pass."""
+    if any(one["error"] for one in judged):
+        return BadInputError.exit_code
+    return 0 if judged and all(one["passed"] for one in judged) else 1
+
+
+def _policy(path: Path | None, demands: dict[str, Any]) -> Policy:
+    """Return the file's policy with every option that was given in its place."""
+    policy = Policy() if path is None else gate.read_policy(path)
+    names = {"allow_compute": "allow_compute_paths", "reference_name": "reference_names"}
+    given = {names.get(name, name): value for name, value in demands.items() if value not in (None, False, ())}
+    for sha256 in given.get("model_sha256", ()):
+        if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+            raise click.BadParameter("expected 64 lower-case hexadecimal digits", param_hint="--model-sha256")
+    return replace(policy, **given)
+
+
+def _show(judged: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        plain = [{**one, "checks": [asdict(check) for check in one["checks"]]} for one in judged]
+        report = {"passed": exit_code(judged) == 0, "receipts": plain}
+        run.write_json(json.dumps(report, indent=1, ensure_ascii=True) + "\n")
+        return
+    console = render.console()
+    for one in judged:
+        checks: list[Check] = one["checks"]
+        if checks:
+            render.show_checks(console, one["receipt"], checks, one["passed"])

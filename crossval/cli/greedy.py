@@ -1,0 +1,121 @@
+"""``crossval greedy``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from crossval import evidence
+from crossval.cli import run
+from crossval.cli.options import compare_options
+from crossval.errors import BadInputError
+from crossval.greedy import compare_greedy, merge_greedy
+from crossval.receipt import parse_json
+from crossval.session import Session
+
+MAX_PROMPTS_BYTES = 16 << 20
+
+
+@click.command("greedy")
+@click.option("--prompt", metavar="TEXT", help="Text both engines continue.")
+@click.option(
+    "--prompts",
+    "prompts_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Many prompts: one per line, or JSON lines (*.jsonl: strings, or objects with a `prompt`).",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1, 100_000),
+    default=32,
+    show_default=True,
+    help="Tokens to generate per prompt.",
+)
+@compare_options
+def command(
+    prompt: str | None,
+    prompts_path: Path | None,
+    steps: int,
+    model_path: Path | None,
+    reference: str,
+    candidate: str,
+    n_threads: int | None,
+    template: str,
+    receipt_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Generate greedily with two engines and compare token by token.
+
+    Free-running (each engine follows its own choices) and teacher-forced (both read the reference's tokens);
+    where tokens differ, says whether the logits agree (a near tie) or not (a real difference).
+
+    \b
+    Example:
+      crossval greedy --steps 32 --prompt "What is 2+2?"
+      crossval greedy --steps 32 --prompts prompts.txt --json
+    """
+    if (prompt is None) == (prompts_path is None):
+        raise click.UsageError("give either --prompt TEXT or --prompts FILE")
+    texts = [prompt] if prompt is not None else read_prompts(Path(str(prompts_path)))
+    request = run.Request("greedy", model_path, candidate, reference, n_threads, template, receipt_path, as_json)
+    for text in texts:
+        run.check_text(text)
+    results, encoded = [], []
+    with run.progress() as report:
+        model = run.load_model(request, report)
+        with Session(model, candidate, reference, n_threads) as session:
+            with run.unavailable_receipt(session, request, n_steps=steps):
+                for text in texts:
+                    ours, theirs, one = run.open_prompt(session, request, text)
+                    encoded.append(one)
+                    found = compare_greedy(
+                        ours,
+                        theirs,
+                        one.token_ids,
+                        steps,
+                        n_layers=model.config.n_layers,
+                        text=text,
+                        progress=report,
+                    )
+                    results.append(found)
+            facts = run.context(session, request, encoded, n_steps=steps)
+            made = evidence.build("greedy", merge_greedy(results), facts)
+    run.finish(made, request)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the prompts in a file; blank lines do not count.
+
+    Raises:
+        BadInputError: unreadable, not UTF-8, a JSON line without a prompt, or no prompt at all.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PROMPTS_BYTES + 1)
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise BadInputError(f"cannot read prompts {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{path}: not UTF-8 at byte {error.start}") from error
+    if len(data) > MAX_PROMPTS_BYTES:
+        raise BadInputError(f"{path}: larger than {MAX_PROMPTS_BYTES} bytes")
+    # str.splitlines would also cut at characters that belong inside a prompt (U+2028, form feed).
+    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if path.suffix == ".jsonl":
+        found = [_json_prompt(line, f"{path}:{number}") for number, line in lines]
+    else:
+        found = [line for _, line in lines]
+    if not found:
+        raise BadInputError(f"{path} holds no prompt")
+    return found
+
+
+def _json_prompt(line: str, where: str) -> str:
+    value = parse_json(line.encode(), where)
+    if isinstance(value, dict):
+        value = value.get("prompt")
+    if not isinstance(value, str) or not value:
+        raise BadInputError(f'{where}: expected a string, or an object like {{"prompt": "text"}}')
+    return value

@@ -1,0 +1,67 @@
+"""``crossval layers``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from crossval import evidence
+from crossval.cli import run
+from crossval.cli.options import compare_options
+from crossval.localize import compare_layers
+from crossval.session import Session
+
+
+@click.command("layers")
+@click.option("--prompt", required=True, metavar="TEXT", help="Text both engines read.")
+@click.option(
+    "--decode",
+    "n_decode",
+    type=click.IntRange(0, 100_000),
+    metavar="N",
+    help="Tokens to decode after the prompt. Default: 4, or what a recorded trace holds when that is less.",
+)
+@click.option("--full", is_flag=True, help="Compare every operation of every layer, not only of the one found.")
+@compare_options
+def command(
+    prompt: str,
+    n_decode: int | None,
+    full: bool,
+    model_path: Path | None,
+    reference: str,
+    candidate: str,
+    n_threads: int | None,
+    template: str,
+    receipt_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare two engines layer by layer and name the first operation that differs.
+
+    Runs the prompt and a few decoded tokens through both engines, compares every layer's output, then the
+    operations of the first layer that differs. `=` means that all bits are equal.
+
+    \b
+    Example:
+      crossval layers --prompt "What is 2+2?" --receipt receipt.json
+    """
+    request = run.Request("layers", model_path, candidate, reference, n_threads, template, receipt_path, as_json)
+    run.check_text(prompt)
+    with run.progress() as report:
+        model = run.load_model(request, report)
+        with Session(model, candidate, reference, n_threads) as session:
+            with run.unavailable_receipt(session, request, full=full, n_decode=n_decode):
+                ours, theirs, encoded = run.open_prompt(session, request, prompt)
+                result = compare_layers(
+                    ours,
+                    theirs,
+                    encoded.token_ids,
+                    n_layers=model.config.n_layers,
+                    n_decode=n_decode,
+                    full=full,
+                    progress=report,
+                )
+            done = sum(plan.kind == "decode" for plan in result.plan)
+            facts = run.context(session, request, [encoded], full=full, n_decode=done)
+            made = evidence.build("layers", result, facts)
+    run.finish(made, request)

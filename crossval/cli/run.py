@@ -1,0 +1,188 @@
+"""What the comparing commands share: check the model, open the engines, emit the receipt, exit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bitnet_py.template import get_template
+from crossval import evidence, receipt, render
+from crossval.cli.app import EXIT_OF_VERDICT
+from crossval.cli.options import model_or_default
+from crossval.errors import BadInputError, UnavailableError
+from crossval.evidence import Context, Kind
+from crossval.modelfile import ModelFile, check_model, missing_tokens
+from crossval.runners.base import Runner
+from crossval.session import Prompt, Session, encode
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options every comparison has."""
+
+    kind: Kind
+    model_path: Path | None
+    candidate: str
+    reference: str
+    n_threads: int | None
+    template: str | None
+    receipt_path: Path | None
+    as_json: bool
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """Return the receipt's ``settings``; engines given as directories are named without their path."""
+        words = {"candidate": _plain_word(self.candidate), "reference": _plain_word(self.reference)}
+        return {"n_threads": self.n_threads, **words, **more}
+
+
+def _plain_word(word: str) -> str:
+    return Path(word).name if Path(word).is_dir() else word
+
+
+def load_model(request: Request, report: Report) -> ModelFile:
+    """Check the model and the template's tokens.
+
+    Raises:
+        ModelError: the model is unusable.
+        BadInputError: the model lacks a special token of the template.
+    """
+    path = model_or_default(request.model_path)
+    report("checking the model", 0, 1)
+    model = check_model(path)
+    report("checking the model", 1, 1)
+    if request.template is not None:
+        missing = missing_tokens(path, get_template(request.template).special_tokens)
+        if missing:
+            raise BadInputError(
+                f"{path.name} has no token {missing[0]!r}, which template {request.template} needs"
+            )
+    return model
+
+
+def open_prompt(session: Session, request: Request, text: str) -> tuple[Runner, Runner, Prompt]:
+    """Open both engines for a prompt and tokenize it.
+
+    Raises:
+        BadInputError: the prompt is empty, not Unicode, or too long.
+        UnavailableError, EngineCrashError: from the engines.
+    """
+    check_text(text)
+    rendered = render_prompt(request, text)
+    candidate, reference = session.open(rendered)
+    prompt = encode(candidate, reference, text, rendered, session.model.config.context_length)
+    return candidate, reference, prompt
+
+
+def render_prompt(request: Request, text: str) -> str:
+    """Return the prompt as it is tokenized: put into the chat template."""
+    return get_template(request.template or "raw").render(text)
+
+
+def check_text(text: str) -> None:
+    """Refuse an empty prompt and bytes that are not UTF-8.
+
+    Raises:
+        BadInputError: either of them.
+    """
+    if not text:
+        raise BadInputError("the prompt is empty; give at least one character")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInputError(f"the prompt is not valid UTF-8 at character {error.start}") from error
+
+
+def context(session: Session, request: Request, prompts: list[Prompt], **settings: Any) -> Context:
+    """Return everything the receipt says beside the results, after the run."""
+    return Context(
+        model=session.model.facts,
+        tokenizer={**session.model.tokenizer, "engines_agree": _agree(prompts)},
+        text=prompts[0].text if prompts else None,
+        template=request.template,
+        token_ids=prompts[0].token_ids if prompts else (),
+        candidate=session.candidate,
+        reference=session.reference,
+        compute=session.compute(),
+        settings=request.settings(**settings),
+        notes=[*session.model.notes, *(prompt.note for prompt in prompts if prompt.note)],
+    )
+
+
+def _agree(prompts: list[Prompt]) -> bool | None:
+    answers = [prompt.tokenizers_agree for prompt in prompts]
+    if False in answers:
+        return False
+    return None if not answers or None in answers else True
+
+
+@contextmanager
+def unavailable_receipt(session: Session, request: Request, **settings: Any) -> Iterator[None]:
+    """Leave a receipt that says so when the reference cannot be had, then let the error go on."""
+    try:
+        yield
+    except UnavailableError as error:
+        if request.as_json or request.receipt_path is not None:
+            facts = Context(
+                model=session.model.facts,
+                tokenizer={**session.model.tokenizer, "engines_agree": None},
+                text=None,
+                template=request.template,
+                token_ids=(),
+                candidate=session.candidate,
+                reference=session.unavailable(str(error)),
+                compute=session.compute(),
+                settings=request.settings(**settings),
+                notes=list(session.model.notes),
+            )
+            publish(evidence.build_unavailable(request.kind, facts), request)
+        raise
+
+
+def publish(made: receipt.Receipt, request: Request) -> None:
+    """Write the receipt where it was asked for, and to stdout in JSON mode."""
+    if request.receipt_path is not None:
+        receipt.write(request.receipt_path, made)
+    if request.as_json:
+        write_json(receipt.to_text(made))
+
+
+def write_json(text: str) -> None:
+    """Write to stdout as UTF-8, whatever the locale says."""
+    stream = click.get_binary_stream("stdout")
+    stream.write(text.encode("utf-8"))
+    stream.flush()
+
+
+def finish(made: receipt.Receipt, request: Request) -> NoReturn:
+    """Publish the receipt, show the tables, and exit by the verdict."""
+    publish(made, request)
+    if not request.as_json:
+        console = render.console()
+        render.show_receipt(console, made)
+        if request.receipt_path is not None:
+            render.show_path(console, "receipt", request.receipt_path)
+    raise click.exceptions.Exit(EXIT_OF_VERDICT[made["verdict"]])
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Yield a progress callback (what, done, total): a bar on a terminal's stderr, silence anywhere else."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+        task = bars.add_task("", total=1)
+        yield lambda what, done, total: bars.update(
+            task, description=render.plain(what), completed=done, total=total
+        )

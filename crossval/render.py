@@ -1,0 +1,301 @@
+"""Tables and lines for people, made from receipts. Without a terminal: plain text, fixed width, no colour."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from crossval import compare, evidence, taps
+from crossval.compare import GreedyPrompt, LayersResult, TapRow
+from crossval.gate import Check
+from crossval.receipt import Receipt
+
+PLAIN_WIDTH = 110
+MAX_PASS_COLUMNS = 6
+BOX = box.SIMPLE_HEAD
+_STYLE = {"equal": "green", "within": "yellow", "diverged": "bold red", "invalid": "bold red", "skipped": "red"}
+_VERDICT_STYLE = {"parity": "bold green", "divergence": "bold red", "incomplete": "bold yellow"}
+
+
+def console(file: TextIO | None = None) -> Console:
+    """Return a console on ``file`` (stdout): its markup is off, so data can never be taken for style."""
+    stream = file or sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?", and nothing fails
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
+
+
+def plain(text: str) -> str:
+    """Return text with everything a terminal might obey or draw oddly written as an escape."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in text
+    )
+
+
+def show_receipt(out: Console, receipt: Receipt) -> None:
+    """Print the tables, the verdict, what is first seen where, and the notes of a receipt."""
+    _headline(out, receipt)
+    if receipt["kind"] == "greedy":
+        result = evidence.greedy_from_json(receipt)
+        show_line(out, "\nToken by token; '=': all bits of the logits are equal.")
+        out.print(greedy_table(result.prompts))
+    else:
+        layers = evidence.layers_from_json(receipt)
+        show_line(out, "\nTap by tap; '=': all bits are equal, else NMSE (and relative error over its floor).")
+        out.print(layers_table(layers))
+        for index, layer in _detailed(layers):
+            rows = [row for row in layers.rows if row.pass_index == index and taps.parse(row.tap).layer == layer]
+            if len(rows) > 1:
+                show_line(out, f"\nOperations of layer {layer} in pass {index} ({rows[0].pass_kind}).")
+                out.print(ops_table(rows))
+    show_verdict(out, receipt)
+
+
+def _headline(out: Console, receipt: Receipt) -> None:
+    model = receipt["model"]
+    show_line(out, f"model      {model['file_name']}  sha256 {model['sha256'][:12]}  {_shape(model['shape'])}")
+    for side in ("candidate", "reference"):
+        show_line(out, f"{side:10} {_engine(receipt[side])}")
+    prompt = receipt["prompt"]
+    if prompt["text"] is not None:
+        show_line(out, f"prompt     {_clip(prompt['text'], 60)!r}  {len(prompt['token_ids'])} tokens")
+
+
+def _shape(shape: Mapping[str, Any]) -> str:
+    return (
+        f"{shape['n_layers']} layers, dim {shape['dim']}, {shape['n_heads']}/{shape['n_kv_heads']} heads, "
+        f"hidden {shape['hidden_dim']}, vocabulary {shape['vocab_size']}"
+    )
+
+
+def _engine(party: Mapping[str, Any]) -> str:
+    facts = [f"{party['name']}", party["status"]]
+    if party["version"]:
+        facts.append(f"version {party['version']}")
+    if party["source_commit"]:
+        facts.append(f"commit {party['source_commit'][:12]}")
+    if party["compiler"]:
+        facts.append(party["compiler"])
+    if party["settings"].get("kernel"):
+        facts.append(f"kernel {party['settings']['kernel']}")
+    if party["numerics"]["simd_width"]:
+        facts.append(f"{party['numerics']['simd_width']} lanes")
+    return ", ".join(facts)
+
+
+def layers_table(result: LayersResult) -> Table:
+    """Return one line per embedding, layer and head tap, one column per pass; many decoded tokens share one."""
+    found = {(row.pass_index, row.tap): row for row in result.rows}
+    skipped = {(skip.pass_index, skip.tap) for skip in result.coverage.skipped}
+    n_passes = max([len(result.plan), *(key[0] + 1 for key in skipped)], default=0)
+    groups = _columns(result, n_passes)
+    table = Table(
+        title="tap by tap ('=': all bits equal; else NMSE and its ratio to the floor)", title_justify="left"
+    )
+    table.add_column("tap", no_wrap=True)
+    for title, _ in groups:
+        table.add_column(title, no_wrap=True)
+    for tap in taps.outline_taps(result.n_layers):
+        cells = [_cell([(index, tap) for index in indexes], found, skipped) for _, indexes in groups]
+        table.add_row(_tap_label(tap), *cells)
+    return table
+
+
+def _columns(result: LayersResult, n_passes: int) -> list[tuple[str, list[int]]]:
+    titles = {}
+    for index, plan in enumerate(result.plan):
+        titles[index] = f"{plan.kind} {len(plan.token_ids)}" if plan.kind == "prefill" else f"decode @{plan.start}"
+    if n_passes <= MAX_PASS_COLUMNS:
+        return [(titles.get(index, f"pass {index}"), [index]) for index in range(n_passes)]
+    single = [index for index, plan in enumerate(result.plan) if plan.kind == "prefill"][:MAX_PASS_COLUMNS]
+    rest = [index for index in range(n_passes) if index not in single]
+    return [(titles[index], [index]) for index in single] + [(f"{len(rest)} more, worst", rest)]
+
+
+def _cell(
+    keys: Sequence[tuple[int, str]], found: Mapping[tuple[int, str], TapRow], skipped: set[tuple[int, str]]
+) -> Text:
+    rows = [found[key] for key in keys if key in found]
+    if any(key in skipped or key not in found for key in keys):
+        return Text("skipped", _STYLE["skipped"])
+    worst = max(rows, key=_badness)
+    status = compare.row_status(worst)
+    if status == "equal":
+        return Text("=", _STYLE[status])
+    if status == "invalid" or worst.nmse is None:
+        return Text("invalid", _STYLE["invalid"])
+    return Text(f"{worst.nmse:.1e} {_times_floor(worst)}".rstrip(), _STYLE[status])
+
+
+_RANK = {"equal": 0, "within": 1, "diverged": 2, "invalid": 3}
+
+
+def _badness(row: TapRow) -> tuple[int, float]:
+    return _RANK[compare.row_status(row)], row.nmse or 0.0
+
+
+def _times_floor(row: TapRow) -> str:
+    if row.nmse is None or not row.floor:
+        return ""
+    # Floors are NMSE, a squared quantity; people think in relative error.
+    return f"({(row.nmse / row.floor) ** 0.5:.2g}x)"
+
+
+def _tap_label(tap: str) -> str:
+    parsed = taps.parse(tap)
+    return parsed.tap if parsed.layer is None else f"layer {parsed.layer}"
+
+
+def _detailed(result: LayersResult) -> list[tuple[int, int]]:
+    """Return (pass, layer) of the tables to show: where it first diverges, else where bits first differ."""
+    place = compare.first_divergence(result.rows) or compare.first_inexact(result.rows)
+    return [(place.pass_index, place.layer)] if place is not None and place.layer is not None else []
+
+
+def ops_table(rows: Sequence[TapRow]) -> Table:
+    """Return every metric of the operations of one layer, in execution order."""
+    table = Table(box=BOX)
+    names = ("op", "state", "bits equal", "max ulp", "cosine", "NMSE", "x floor", "max abs", "norm ratio")
+    for index, name in enumerate(names):
+        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
+    for row in rows:
+        status = compare.row_status(row)
+        state = "=" if status == "equal" else status
+        table.add_row(
+            taps.parse(row.tap).tap,
+            Text(state, _STYLE[status]),
+            _percent(row.exact_match_rate),
+            "-" if row.max_ulp is None else str(row.max_ulp),
+            _number(row.cosine, ".9f"),
+            _number(row.nmse, ".2e"),
+            _times_floor(row).strip("()x") or "-",
+            _number(row.max_abs, ".2e"),
+            _number(row.norm_ratio, ".6f"),
+        )
+    return table
+
+
+def greedy_table(prompts: Sequence[GreedyPrompt]) -> Table:
+    """Return one line per prompt: tokens that match, first difference, and how far the logits are apart."""
+    table = Table(box=BOX)
+    for name in ("#", "prompt", "equal tokens", "forced", "first difference", "logits", "least margin"):
+        table.add_column(
+            name, no_wrap=True, justify="right" if name in ("#", "equal tokens", "forced") else "left"
+        )
+    for index, prompt in enumerate(prompts):
+        rows = [step.logits for step in prompt.steps]
+        margins = [step.reference_margin for step in prompt.steps if step.reference_margin is not None]
+        table.add_row(
+            str(index),
+            _clip(prompt.text or "", 28),
+            f"{prompt.free_running_matches}/{prompt.steps_required}",
+            _percent(prompt.teacher_forced_agreement),
+            _first_difference(prompt),
+            _cell([(i, "") for i in range(len(rows))], {(i, ""): row for i, row in enumerate(rows)}, set())
+            if rows
+            else Text("none", _STYLE["skipped"]),
+            _number(min(margins, default=None), ".3g"),
+        )
+    return table
+
+
+def _first_difference(prompt: GreedyPrompt) -> Text:
+    if prompt.first_divergence is None:
+        return Text("-")
+    step = prompt.steps[prompt.first_divergence]
+    kind = "near tie" if step.near_tie else "real"
+    return Text(f"step {step.step}: {step.candidate_token} for {step.reference_token}, {kind}", _STYLE["diverged"])
+
+
+def show_verdict(out: Console, receipt: Receipt) -> None:
+    """Print the verdict line, the first divergence and the notes."""
+    verdict, parity, coverage = receipt["verdict"], receipt["parity"], receipt["coverage"]
+    who = (
+        f"{receipt['candidate']['name']} against {receipt['reference']['name']} ({receipt['reference']['status']})"
+    )
+    counts = f"{coverage['compared']} of {coverage['required']} comparisons"
+    line = Text.assemble((verdict.upper(), _VERDICT_STYLE.get(verdict, "bold red")), f"  {plain(who)}: {counts}")
+    rate = parity["exact_match_rate"]
+    if rate is not None:
+        what = "tokens equal" if receipt["kind"] == "greedy" else "of all bits compared equal, element by element"
+        line.append(
+            f", all {what}" if rate == 1.0 and receipt["kind"] == "greedy" else f", {_percent(rate)} {what}"
+        )
+    out.print(line, soft_wrap=True)
+    _show_place(out, "first divergence", receipt["first_divergence"])
+    if receipt["first_inexact"] != receipt["first_divergence"]:
+        _show_place(out, "first inexact bits", receipt["first_inexact"])
+    for skip in coverage["skipped"][:5]:
+        where = f"pass {skip['pass_index']} {skip['tap']}" if "tap" in skip else f"prompt {skip['prompt_index']}"
+        show_line(out, f"not compared: {where}: {skip['why']}")
+    if len(coverage["skipped"]) > 5:
+        show_line(out, f"not compared: {len(coverage['skipped']) - 5} more")
+    for note in receipt["notes"]:
+        show_line(out, f"note: {note}")
+
+
+def _show_place(out: Console, what: str, place: Mapping[str, Any] | None) -> None:
+    if place is None:
+        return
+    if "tap" in place:
+        layer = "" if place["layer"] is None else f"layer {place['layer']}, "
+        row = "" if place["row"] is None else f", worst at position {place['row']}"
+        text = f"{layer}op {taps.parse(place['tap']).tap} (pass {place['pass_index']}, {place['pass_kind']}{row})"
+        more = place["note"]
+    else:
+        text = f"prompt {place['prompt_index']}, step {place['step']}: candidate {place['candidate_token']}, "
+        text += f"reference {place['reference_token']}"
+        more = place["explanation"]
+    show_line(out, f"{what}: {text}" + (f": {more}" if more else ""))
+
+
+def show_checks(out: Console, name: str, checks: Sequence[Check], passed: bool) -> None:
+    """Print one receipt's gate checks and whether it passes."""
+    table = Table(box=BOX)
+    table.add_column("check", no_wrap=True)
+    table.add_column("result", no_wrap=True)
+    table.add_column("detail", overflow="fold")
+    for check in checks:
+        state = Text("pass", "green") if check.passed else Text("FAIL", "bold red")
+        table.add_row(check.name, state, plain(check.detail))
+    out.print(table)
+    style = "bold green" if passed else "bold red"
+    out.print(Text.assemble(("PASS" if passed else "FAIL", style), f"  {plain(name)}"), soft_wrap=True)
+
+
+def show_line(out: Console, text: str) -> None:
+    """Print one line, never wrapped or cut, control characters escaped; leading line feeds stay."""
+    body = text.lstrip("\n")
+    out.print(Text("\n" * (len(text) - len(body)) + plain(body)), soft_wrap=True)
+
+
+def show_path(out: Console, what: str, path: Path) -> None:
+    """Print where something was written."""
+    show_line(out, f"{what}: {path}")
+
+
+def _clip(text: str, limit: int) -> str:
+    shown = plain(text)
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def _percent(rate: float | None) -> str:
+    """Return a share as percent; only a true 1 shows as 100 %."""
+    if rate is None:
+        return "-"
+    if rate == 1.0:
+        return "100 %"
+    return f"{min(rate * 100, 99.99):.2f} %"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
