@@ -37,14 +37,12 @@ from crossval.cpp_library import (
     repository_root,
 )
 from crossval.cpp_source import Source
+from crossval.cpp_toolchain import COMPILERS, Toolchain, find_toolchain, search_path
 from crossval.errors import CrossvalError, UnavailableError
 from crossval.files import write_atomically
 from crossval.runners.bitnet_cpp import open_library
 
 __all__ = ["BuiltLibrary", "build", "find_library", "main"]
-
-COMPILERS = ("clang", *(f"clang-{version}" for version in range(22, 13, -1)), "gcc", "cc")
-"""C compilers tried in this order; upstream builds with clang, gcc rounds the activation quantiser differently."""
 
 # fmt: off
 ISA_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
@@ -67,18 +65,6 @@ _RECORDED = re.compile(
 
 
 @dataclass(frozen=True)
-class Toolchain:
-    """The programs of a build; ``version`` is the compiler's own first line."""
-
-    cc: str
-    cxx: str
-    version: str
-    cmake: str
-    cmake_version: str
-    generator: str
-
-
-@dataclass(frozen=True)
 class Options:
     """What may be chosen about a build."""
 
@@ -97,50 +83,6 @@ def say(text: str) -> None:
     print(f"build_cpp: {text}", file=sys.stderr, flush=True)
 
 
-def find_toolchain(cc: str | None = None, cxx: str | None = None) -> Toolchain:
-    """Return compiler, CMake and generator to use.
-
-    Raises:
-        UnavailableError: one of them is missing.
-    """
-    search = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
-    cmake = shutil.which("cmake", path=search)
-    if cmake is None:
-        raise UnavailableError(f"CMake is not installed (try `pip install cmake`); {STILL_WORKS}")
-    for candidate in (cc,) if cc else COMPILERS:
-        c_path = shutil.which(candidate)
-        cxx_path = shutil.which(cxx or cxx_name(candidate))
-        if c_path and cxx_path:
-            generator = "Ninja" if shutil.which("ninja", path=search) else "Unix Makefiles"
-            return Toolchain(
-                c_path,
-                cxx_path,
-                _first_line(c_path, "--version"),
-                cmake,
-                _first_line(cmake, "--version"),
-                generator,
-            )
-    wanted = f"{cc} with {cxx or cxx_name(cc)}" if cc else "clang or gcc with their C++ compilers"
-    raise UnavailableError(f"no C and C++ compiler: looked for {wanted}; install one; {STILL_WORKS}")
-
-
-def cxx_name(cc: str) -> str:
-    """Return the C++ driver that belongs to a C driver: clang-19 -> clang++-19, gcc-12 -> g++-12, cc -> c++."""
-    directory, name = os.path.split(cc)
-    for c_driver, cxx_driver in (("clang", "clang++"), ("gcc", "g++"), ("cc", "c++")):
-        if c_driver in name:
-            return os.path.join(directory, name.replace(c_driver, cxx_driver, 1))
-    return cc
-
-
-def _first_line(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnavailableError(f"cannot run {shlex.join(command)}: {error}") from error
-    return (done.stdout or done.stderr).strip().partition("\n")[0]
-
-
 def build(source: Source, options: Options) -> BuiltLibrary:
     """Configure and compile the ``llama`` target, write the manifest beside the library.
 
@@ -154,11 +96,13 @@ def build(source: Source, options: Options) -> BuiltLibrary:
     if current is not None:
         say(f"already built from this source with these options: {current.path}")
         return current
-    tree = _prepare(build_dir, source, options)
+    tree, adaptations = _prepare(build_dir, source, options)
     log = build_dir / "build.log"
     log.unlink(missing_ok=True)
     say(f"source {source.path} ({source.kind}, commit {source.commit or 'unknown'})")
     say(f"compiler {tools.cc} ({tools.version}), {tools.generator}, isa {options.isa}")
+    for adaptation in adaptations:
+        say(f"adapted in a copy: {adaptation}")
     cmake_dir = build_dir / "cmake"
     _run(_configure_command(tools, tree, cmake_dir, options), log, "configuring")
     jobs = options.n_jobs or len(os.sched_getaffinity(0))
@@ -170,7 +114,7 @@ def build(source: Source, options: Options) -> BuiltLibrary:
     fresh = cmake_dir / "lib"
     if not (fresh / LIBRARY_NAME).is_file():
         raise UnavailableError(f"the build succeeded but left no {LIBRARY_NAME}; its log is {log}")
-    manifest = _manifest(source, tools, options, cmake_dir, time.monotonic() - started)
+    manifest = _manifest(source, adaptations, tools, options, cmake_dir, time.monotonic() - started)
     write_atomically(fresh / MANIFEST_NAME, (json.dumps(manifest, indent=2) + "\n").encode())
     # Only now: a failed build leaves the library of the last good one in place.
     library = built_library_path(build_dir)
@@ -198,8 +142,8 @@ def _option_facts(options: Options) -> dict[str, Any]:
     return {"isa": options.isa, "cflags": options.cflags, "cmake_args": list(options.cmake_args)}
 
 
-def _prepare(build_dir: Path, source: Source, options: Options) -> Path:
-    """Return the tree to build; throw away a CMake directory that belongs to another one."""
+def _prepare(build_dir: Path, source: Source, options: Options) -> tuple[Path, tuple[str, ...]]:
+    """Return the tree to build and what was adapted in it; throw away what CMake made before."""
     if (
         any("TL1=ON" in a or "TL2=ON" in a for a in options.cmake_args)
         and not (source.path / cpp_source.LUT_HEADER).is_file()
@@ -210,12 +154,12 @@ def _prepare(build_dir: Path, source: Source, options: Options) -> Path:
         )
     try:
         build_dir.mkdir(parents=True, exist_ok=True)
-        tree = cpp_source.with_lut_header(source.path.resolve(), build_dir / "source")
-        # CMake does not let a directory change source or compiler; ours holds nothing but its own output.
+        prepared = cpp_source.buildable_tree(source.path.resolve(), build_dir / "source")
+        # CMake does not let a directory change its source or compiler.
         shutil.rmtree(build_dir / "cmake", ignore_errors=True)
     except OSError as error:
         raise UnavailableError(f"cannot write the build directory {build_dir}: {error}") from error
-    return tree
+    return prepared
 
 
 def _configure_command(tools: Toolchain, tree: Path, cmake_dir: Path, options: Options) -> list[str]:
@@ -246,7 +190,7 @@ def _run(command: Sequence[str], log: Path, what: str) -> None:
     say(what)
     started = time.monotonic()
     environment = dict(os.environ)
-    environment["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    environment["PATH"] = search_path()
     with log.open("ab") as output:
         output.write(f"$ {shlex.join(command)}\n".encode())
         output.flush()
@@ -278,7 +222,12 @@ def _last_line(log: Path) -> str:
 
 
 def _manifest(
-    source: Source, tools: Toolchain, options: Options, cmake_dir: Path, elapsed_s: float
+    source: Source,
+    adaptations: tuple[str, ...],
+    tools: Toolchain,
+    options: Options,
+    cmake_dir: Path,
+    elapsed_s: float,
 ) -> dict[str, Any]:
     cache = read_cmake_cache(cmake_dir / "CMakeCache.txt")
     recorded = {key: value for key, value in sorted(cache.items()) if _RECORDED.fullmatch(key)}
@@ -297,6 +246,7 @@ def _manifest(
             "llama_cpp_commit": source.llama_cpp_commit,
             "dirty": source.dirty,
             "digest": source.digest,
+            "adaptations": list(adaptations),
         },
         "compiler": {"cc": tools.cc, "cxx": tools.cxx, "version": tools.version},
         "cmake": {
