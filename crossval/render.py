@@ -18,7 +18,7 @@ from crossval.compare import GreedyPrompt, LayersResult, TapRow
 from crossval.gate import Check
 from crossval.receipt import Receipt
 
-PLAIN_WIDTH = 110
+PLAIN_WIDTH = 120
 MAX_PASS_COLUMNS = 6
 BOX = box.SIMPLE_HEAD
 _STYLE = {"equal": "green", "within": "yellow", "diverged": "bold red", "invalid": "bold red", "skipped": "red"}
@@ -92,15 +92,17 @@ def _engine(party: Mapping[str, Any]) -> str:
     return ", ".join(facts)
 
 
+def _table() -> Table:
+    return Table(box=BOX, pad_edge=False, collapse_padding=True)
+
+
 def layers_table(result: LayersResult) -> Table:
     """Return one line per embedding, layer and head tap, one column per pass; many decoded tokens share one."""
     found = {(row.pass_index, row.tap): row for row in result.rows}
     skipped = {(skip.pass_index, skip.tap) for skip in result.coverage.skipped}
     n_passes = max([len(result.plan), *(key[0] + 1 for key in skipped)], default=0)
     groups = _columns(result, n_passes)
-    table = Table(
-        title="tap by tap ('=': all bits equal; else NMSE and its ratio to the floor)", title_justify="left"
-    )
+    table = _table()
     table.add_column("tap", no_wrap=True)
     for title, _ in groups:
         table.add_column(title, no_wrap=True)
@@ -163,8 +165,8 @@ def _detailed(result: LayersResult) -> list[tuple[int, int]]:
 
 def ops_table(rows: Sequence[TapRow]) -> Table:
     """Return every metric of the operations of one layer, in execution order."""
-    table = Table(box=BOX)
-    names = ("op", "state", "bits equal", "max ulp", "cosine", "NMSE", "x floor", "max abs", "norm ratio")
+    table = _table()
+    names = ("op", "state", "bits equal", "max ulp", "cosine", "NMSE", "floors", "worst token", "max abs", "norm")
     for index, name in enumerate(names):
         table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
     for row in rows:
@@ -174,10 +176,11 @@ def ops_table(rows: Sequence[TapRow]) -> Table:
             taps.parse(row.tap).tap,
             Text(state, _STYLE[status]),
             _percent(row.exact_match_rate),
-            "-" if row.max_ulp is None else str(row.max_ulp),
+            _count(row.max_ulp),
             _number(row.cosine, ".9f"),
             _number(row.nmse, ".2e"),
-            _times_floor(row).strip("()x") or "-",
+            _times_floor(row).strip("()") or "-",
+            _number(row.worst_token_nmse, ".1e") + ("" if row.worst_token is None else f" @{row.worst_token}"),
             _number(row.max_abs, ".2e"),
             _number(row.norm_ratio, ".6f"),
         )
@@ -186,7 +189,7 @@ def ops_table(rows: Sequence[TapRow]) -> Table:
 
 def greedy_table(prompts: Sequence[GreedyPrompt]) -> Table:
     """Return one line per prompt: tokens that match, first difference, and how far the logits are apart."""
-    table = Table(box=BOX)
+    table = _table()
     for name in ("#", "prompt", "equal tokens", "forced", "first difference", "logits", "least margin"):
         table.add_column(
             name, no_wrap=True, justify="right" if name in ("#", "equal tokens", "forced") else "left"
@@ -225,11 +228,10 @@ def show_verdict(out: Console, receipt: Receipt) -> None:
     counts = f"{coverage['compared']} of {coverage['required']} comparisons"
     line = Text.assemble((verdict.upper(), _VERDICT_STYLE.get(verdict, "bold red")), f"  {plain(who)}: {counts}")
     rate = parity["exact_match_rate"]
-    if rate is not None:
-        what = "tokens equal" if receipt["kind"] == "greedy" else "of all bits compared equal, element by element"
-        line.append(
-            f", all {what}" if rate == 1.0 and receipt["kind"] == "greedy" else f", {_percent(rate)} {what}"
-        )
+    if rate is not None and receipt["kind"] == "greedy":
+        line.append(f", {_percent(rate)} of the tokens equal")
+    elif rate is not None:
+        line.append(", all bits equal" if rate == 1.0 else f", {_percent(rate)} of the values bit-equal")
     out.print(line, soft_wrap=True)
     _show_place(out, "first divergence", receipt["first_divergence"])
     if receipt["first_inexact"] != receipt["first_divergence"]:
@@ -252,15 +254,16 @@ def _show_place(out: Console, what: str, place: Mapping[str, Any] | None) -> Non
         text = f"{layer}op {taps.parse(place['tap']).tap} (pass {place['pass_index']}, {place['pass_kind']}{row})"
         more = place["note"]
     else:
-        text = f"prompt {place['prompt_index']}, step {place['step']}: candidate {place['candidate_token']}, "
-        text += f"reference {place['reference_token']}"
+        ours, theirs = place["candidate_token"], place["reference_token"]
+        text = f"prompt {place['prompt_index']}, step {place['step']}: "
+        text += f"logits, both choose {ours}" if ours == theirs else f"candidate {ours}, reference {theirs}"
         more = place["explanation"]
     show_line(out, f"{what}: {text}" + (f": {more}" if more else ""))
 
 
 def show_checks(out: Console, name: str, checks: Sequence[Check], passed: bool) -> None:
     """Print one receipt's gate checks and whether it passes."""
-    table = Table(box=BOX)
+    table = _table()
     table.add_column("check", no_wrap=True)
     table.add_column("result", no_wrap=True)
     table.add_column("detail", overflow="fold")
@@ -295,6 +298,12 @@ def _percent(rate: float | None) -> str:
     if rate == 1.0:
         return "100 %"
     return f"{min(rate * 100, 99.99):.2f} %"
+
+
+def _count(value: int | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if value < 1_000_000 else f"{value:.1e}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -157,9 +158,8 @@ def publish(made: receipt.Receipt, request: Request) -> None:
 
 def write_json(text: str) -> None:
     """Write to stdout as UTF-8, whatever the locale says."""
-    stream = click.get_binary_stream("stdout")
-    stream.write(text.encode("utf-8"))
-    stream.flush()
+    sys.stdout.buffer.write(text.encode("utf-8"))
+    sys.stdout.buffer.flush()
 
 
 def finish(made: receipt.Receipt, request: Request) -> NoReturn:
