@@ -1,0 +1,297 @@
+"""The ``bitnet`` command: run, inspect, tokenize. Exit codes: 0 ok, 2 usage, 4 bad input, 130 Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_py.errors import BitnetError, InputError
+from bitnet_py.generate import Token, generate
+from bitnet_py.gguf import GGUFFile
+from bitnet_py.inspection import describe, print_description
+from bitnet_py.model import Model
+from bitnet_py.resources import default_model_path
+from bitnet_py.sampler import MAX_SEED, GreedySampler, RandomSampler
+from bitnet_py.template import TEMPLATES, Template, get_template
+from bitnet_py.tokenizer import Tokenizer
+from bitnet_py.vocabulary import TokenKind
+from bitnet_py.weights import Weights
+
+EXIT_BAD_INPUT = 4
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+"""128 + SIGPIPE: what a program killed by the signal would leave."""
+
+
+class BadInput(click.ClickException):
+    """An error of the package as the command line shows it: ``error: ...`` on one line, exit 4."""
+
+    exit_code = EXIT_BAD_INPUT
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message to stderr."""
+        click.echo(f"error: {' '.join(self.message.split())}", err=True)
+
+
+class Commands(click.Group):
+    """A command group that turns expected failures into exit codes; only bugs leave a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; the output is flushed here, so that a closed pipe shows here too."""
+        try:
+            result = super().invoke(ctx)
+            _flush()
+        except BitnetError as error:
+            raise BadInput(str(error)) from error
+        except BrokenPipeError:
+            # Python flushes stdout once more at exit, into the closed pipe, and would complain about it.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(EXIT_BROKEN_PIPE)
+        except OSError as error:
+            raise BadInput(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+        return result
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Run and look into 1.58-bit BitNet models in GGUF files.
+
+    \b
+    Example:
+      bitnet run --prompt "The capital of France is" --max-tokens 16 --greedy
+
+    Exit codes: 0 ok, 2 usage, 4 bad input (model, prompt), 130 interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character gets its escape, not an exception.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def model_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--model``, by default the model that ships with the project."""
+
+    def resolve(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Path:
+        return default_model_path() if value is None else Path(value)
+
+    help_text = "GGUF file.  [default: the model that ships with the project]"
+    return click.option("--model", "model_path", metavar="PATH", callback=resolve, help=help_text)(function)
+
+
+@main.command()
+@model_option
+@click.option("--prompt", required=True, help="Text to continue.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Stop after this many."
+)
+@click.option(
+    "--template", type=click.Choice(list(TEMPLATES)), default="raw", show_default=True, help="Chat template."
+)
+@click.option("--greedy", is_flag=True, help="Always take the most likely token.")
+@click.option("--temperature", type=float, help="Below 1 sharpens, above 1 flattens.  [default: 0.8]")
+@click.option("--top-k", type=int, help="Draw from the k most likely tokens; 0: all.  [default: 40]")
+@click.option("--top-p", type=float, help="Draw from the most likely tokens of this share.  [default: 0.95]")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Makes sampling repeatable.  [default: a new one]")
+@click.option("--threads", "n_threads", type=click.IntRange(min=1), help="Threads.  [default: all cores]")
+@click.option(
+    "--kernel", metavar="NAME", help="Force a kernel family, as BITNET_KERNEL does.  [default: the best]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+def run(
+    model_path: Path,
+    prompt: str,
+    max_tokens: int,
+    template: str,
+    greedy: bool,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+    n_threads: int | None,
+    kernel: str | None,
+    as_json: bool,
+) -> None:
+    """Continue a prompt; the text streams to stdout.
+
+    The last line on stderr gives the speed of decoding, the prompt's evaluation, and a hash of the last logits:
+    equal hashes mean equal numbers.
+
+    \b
+    Example:
+      bitnet run --prompt "The capital of France is" --max-tokens 16 --greedy
+      bitnet run --model m.gguf --template bitnet --prompt "What is 2+2?" --seed 1
+    """
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if greedy and given:
+        raise click.UsageError(f"--greedy takes no --{next(iter(given)).replace('_', '-')}")
+    try:
+        sampler = GreedySampler() if greedy else RandomSampler(**given)  # type: ignore[arg-type]
+    except InputError as error:
+        raise click.UsageError(str(error)) from error
+    chosen = get_template(template)
+    with Model.from_gguf(model_path, n_threads=n_threads, kernel=kernel) as model:
+        prompt_ids = _prompt_ids(model.tokenizer, chosen, prompt)
+        stop_ids = model.tokenizer.eos_ids
+        tokens, text = [], []
+        stream = model.tokenizer.decode_stream()
+        for token in generate(model, prompt_ids, max_tokens=max_tokens, sampler=sampler, stop_ids=stop_ids):
+            tokens.append(token)
+            piece = "" if token.id in stop_ids else stream.push(token.id)
+            piece += stream.flush() if token.finish else ""
+            text.append(piece)
+            if piece and not as_json:
+                click.echo(piece, nl=False)
+                _flush()
+        speed = _speed(tokens, len(prompt_ids))
+        if as_json:
+            report = {
+                "model": str(model_path),
+                "prompt": prompt,
+                "template": template,
+                "prompt_ids": prompt_ids,
+                "ids": [token.id for token in tokens],
+                "text": "".join(text),
+                "finish": tokens[-1].finish,
+                "sampling": _sampling(sampler),
+                **speed,
+                "logits_hash": logits_hash(tokens[-1].logits),
+                "kernel": model.kernel_name,
+                "n_threads": model.n_threads,
+                "counters": [{"name": c.name, "calls": c.calls, "bytes": c.bytes} for c in model.counters()],
+            }
+            click.echo(json.dumps(report))
+        else:
+            click.echo()
+    if not as_json and isinstance(sampler, RandomSampler) and seed is None:
+        click.echo(f"seed {sampler.seed}", err=True)
+    click.echo(_speed_line(speed, tokens[-1].logits), err=True)
+
+
+@main.command()
+@model_option
+@click.option("--verify", is_flag=True, help="Also scan every weight and build the tokenizer.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
+    """Show a model file: configuration, metadata, tensors.
+
+    Long arrays (the vocabulary) are shown by their length and first entries. A file this engine cannot run is
+    shown as far as possible, then exit 4 says why.
+
+    \b
+    Example:
+      bitnet inspect --model m.gguf --verify
+    """
+    with GGUFFile.open(model_path) as gguf:
+        description, problem = describe(gguf)
+        if verify and problem is None:
+            try:
+                Weights.load(gguf).check_finite()
+                Tokenizer.from_gguf(gguf)
+                description["verified"] = True
+            except BitnetError as error:
+                description["verified"], problem = False, error
+        if as_json:
+            click.echo(json.dumps(description, allow_nan=False))
+        else:
+            print_description(description)
+        if problem is not None:
+            raise problem
+
+
+@main.command()
+@model_option
+@click.option("--no-bos", is_flag=True, help="Do not add BOS and EOS, even where the model asks for them.")
+@click.option("--no-special", is_flag=True, help="Take special tokens in TEXT as plain text.")
+@click.option("--ids", "ids_only", is_flag=True, help="Print the ids alone, on one line.")
+@click.argument("text")
+def tokenize(model_path: Path, no_bos: bool, no_special: bool, ids_only: bool, text: str) -> None:
+    """Show the tokens of TEXT, one per line: id and text, or bytes where a token is part of a character.
+
+    \b
+    Example:
+      bitnet tokenize "Hello world"
+      bitnet tokenize --model m.gguf --ids "<|begin_of_text|>Hello"
+    """
+    with GGUFFile.open(model_path) as gguf:
+        tokenizer = Tokenizer.from_gguf(gguf)
+    ids = tokenizer.encode(text, add_bos=not no_bos, parse_special=not no_special)
+    if ids_only:
+        click.echo(" ".join(map(str, ids)))
+        return
+    for token_id in ids:
+        click.echo(f"{token_id:>7}  {_show_bytes(tokenizer.token_bytes(token_id, skip_special=False))}")
+
+
+def _flush() -> None:
+    if sys.stdout:  # None when the process was started with it closed
+        sys.stdout.flush()
+
+
+def logits_hash(logits: npt.NDArray[np.float32]) -> str:
+    """Return the first 8 hex digits of the SHA-256 of ``logits`` as little-endian float32."""
+    return hashlib.sha256(np.ascontiguousarray(logits, "<f4").tobytes()).hexdigest()[:8]
+
+
+def _show_bytes(data: bytes) -> str:
+    try:
+        return json.dumps(data.decode(), ensure_ascii=False)
+    except UnicodeDecodeError:
+        return f"bytes {data.hex(' ').upper()}"
+
+
+def _prompt_ids(tokenizer: Tokenizer, template: Template, prompt: str) -> list[int]:
+    if not (prompt.strip() if template.strip else prompt):
+        raise InputError("the prompt is empty; give --prompt some text")
+    vocabulary = tokenizer.vocabulary
+    known = {
+        text for text, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True) if kind == TokenKind.CONTROL
+    }
+    missing = [token for token in template.special_tokens if token not in known]
+    if missing:
+        raise InputError(
+            f"template {template.name!r} needs {missing[0]}, which the model lacks; use --template raw"
+        )
+    return tokenizer.encode(template.render(prompt))
+
+
+def _sampling(sampler: GreedySampler | RandomSampler) -> dict[str, float]:
+    if isinstance(sampler, GreedySampler):
+        return {"temperature": 0}
+    names = ("temperature", "top_k", "top_p", "seed")
+    return {name: getattr(sampler, name) for name in names}
+
+
+def _speed(tokens: list[Token], n_prompt: int) -> dict[str, dict[str, Any]]:
+    """Return the speed of the prompt pass, which gives the first token, and of the single-token passes."""
+    elapsed_s, n_decoded = sum(token.elapsed_s for token in tokens[1:]), len(tokens) - 1
+    return {
+        "prefill": {"n_tokens": n_prompt, "elapsed_s": tokens[0].elapsed_s},
+        "decode": {
+            "n_tokens": n_decoded,
+            "elapsed_s": elapsed_s,
+            "tok_per_s": n_decoded / elapsed_s if n_decoded else None,
+            "ms_per_tok": 1000 * elapsed_s / n_decoded if n_decoded else None,
+        },
+    }
+
+
+def _speed_line(speed: dict[str, dict[str, Any]], logits: npt.NDArray[np.float32]) -> str:
+    decode, prefill = speed["decode"], speed["prefill"]
+    rate = f"{decode['tok_per_s']:.1f} tok/s  {decode['ms_per_tok']:.2f} ms/tok" if decode["n_tokens"] else "0 tok"
+    prompt = f"prefill {prefill['n_tokens']} tok in {1000 * prefill['elapsed_s']:.1f} ms"
+    return f"decode {rate}  {prompt}  logits {logits_hash(logits)}"
