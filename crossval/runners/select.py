@@ -103,7 +103,7 @@ def _spec(model_path: str | Path) -> Runner:
 
 def _trace(role: str, word: str, words: Sequence[str], model_path: str | Path) -> Runner:
     path = Path(word)
-    if not path.is_dir():
+    if not word or not path.is_dir():
         raise BadInputError(f"{role} {word!r} is neither {', '.join(words)} nor a directory with a trace")
     runner = RecordedRunner(path)
     found, recorded = file_sha256(model_path), runner.info.model
