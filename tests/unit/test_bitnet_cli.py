@@ -2,8 +2,10 @@ import json
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from bitnet_py import cli
+from bitnet_py.generate import Token
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.model import Model
 from bitnet_py.synth_vocab import BOS, EOT
@@ -32,6 +35,23 @@ def bitnet(*args):
 
 def run(model_path, *args, prompt="the old river", n=8):
     return bitnet("run", "--model", model_path, "--threads", 1, "--prompt", prompt, "--max-tokens", n, *args)
+
+
+def command(model_path):
+    """A real process; 200 tokens, so that output fails while it is written and not only at exit."""
+    options = ["--greedy", "--threads", "1", "--prompt", "a", "--max-tokens", "200"]
+    return [sys.executable, "-m", "bitnet_py", "run", "--model", str(model_path), *options]
+
+
+def fixed_tokens(ids, finish):
+    """Stand in for ``generate``: a model that gives ``ids``."""
+
+    def generate(model, *_args, **_kwargs):
+        for n, token_id in enumerate(ids, 1):
+            logits = np.zeros(model.config.vocab_size, np.float32)
+            yield Token(token_id, logits, 0.001, finish if n == len(ids) else None)
+
+    return generate
 
 
 def assert_one_clear_line(result, exit_code, message):
@@ -169,19 +189,33 @@ class TestRun:
         assert result.exit_code == 130
         assert "Traceback" not in result.output
 
+    def test_character_cut_off_at_the_end_shows_as_replacement(self, model_path, monkeypatch):
+        texts = Tokenizer.from_gguf(GGUFFile.open(model_path)).vocabulary.tokens
+        monkeypatch.setattr(cli, "generate", fixed_tokens([texts.index("b"), texts.index("Ã")], "max_tokens"))
+        assert run(model_path, "--greedy").stdout == "b\ufffd\n"
+        assert json.loads(run(model_path, "--greedy", "--json").stdout)["text"] == "b\ufffd"
+
+    def test_stop_token_is_not_text_even_where_it_is_an_ordinary_token(self, model_path, tmp_path, monkeypatch):
+        texts = Tokenizer.from_gguf(GGUFFile.open(model_path)).vocabulary.tokens
+        eos = texts.index("a")
+        key = b"tokenizer.ggml.eos_token_id" + struct.pack("<I", 4)
+        data = model_path.read_bytes()
+        at = data.index(key) + len(key)
+        path = tmp_path / "m.gguf"
+        path.write_bytes(data[:at] + struct.pack("<I", eos) + data[at + 4 :])
+        monkeypatch.setattr(cli, "generate", fixed_tokens([texts.index("b"), eos], "stop"))
+        assert run(path, "--greedy").stdout == "b\n"
+        assert json.loads(run(path, "--greedy", "--json").stdout)["ids"] == [texts.index("b"), eos]
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full (Linux)")
+    def test_full_disk_is_one_clear_line(self, model_path):
+        with open("/dev/full", "w") as full:
+            process = subprocess.run(command(model_path), stdout=full, stderr=subprocess.PIPE, text=True)
+        assert process.returncode == 4
+        assert re.fullmatch(r"error: .*No space left on device\n", process.stderr)
+
     def test_closed_pipe_is_quiet(self, model_path):
-        command = [
-            sys.executable,
-            "-m",
-            "bitnet_py",
-            "run",
-            "--model",
-            str(model_path),
-            "--prompt",
-            "a",
-            "--greedy",
-        ]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command(model_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=60) == 141
@@ -233,10 +267,12 @@ class TestInspect:
     def test_text_from_the_file_cannot_steer_the_terminal(self, model_path, tmp_path):
         name = GGUFFile.open(model_path).metadata["general.name"].encode()
         path = tmp_path / "m.gguf"
-        path.write_bytes(model_path.read_bytes().replace(name, b"\x1b[2J" + name[4:]))
+        damaged = model_path.read_bytes().replace(name, b"\x1b[2J" + name[4:])
+        path.write_bytes(damaged.replace(b"general.file_type", b"general.file\x1b[2J\x00"))
         result = bitnet("inspect", "--model", path)
         assert result.exit_code == 0
-        assert "\x1b" not in result.stdout
+        assert not set(result.stdout) & {"\x1b", "\x00"}
+        assert result.stdout.count("\\u001b[2J") == 2
 
     def test_missing_model(self, tmp_path):
         assert_one_clear_line(bitnet("inspect", "--model", tmp_path / "no.gguf"), 4, "no.gguf")
