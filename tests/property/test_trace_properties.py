@@ -1,12 +1,13 @@
-"""Traces: anything written is read back; any damage is refused in one line, never a traceback or a wrong number."""
+"""Traces: anything written is read back; damage is refused in one line, never a traceback or a wrong number."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from crossval.runners.base import EngineIdentity, Numerics, PassPlan, PassRecord
 from crossval.trace import Trace, TraceModel, expected_shape, parse_info
 from crossval.trace_writer import TraceWriter
 
+Read = TypeVar("Read")
 MODEL = TraceModel("0" * 64, 2, 2, 1, 2, 4, 6, 9)
 TEXT = st.text(max_size=20).filter(lambda text: not any(0xD800 <= ord(char) < 0xE000 for char in text))
 
@@ -97,6 +99,14 @@ def sample() -> Iterator[Path]:
         yield out
 
 
+def attempt(read: Callable[[], Read]) -> tuple[str, Read | None]:
+    """Return what a reader says when it refuses, and what it reads otherwise; anything else is a crash."""
+    try:
+        return "", read()
+    except BadInputError as error:
+        return str(error), None
+
+
 def damage(data: st.DataObject, original: bytes) -> bytes:
     """Overwrite, cut out or insert bytes."""
     at = data.draw(st.integers(0, len(original) - 1))
@@ -107,14 +117,11 @@ def damage(data: st.DataObject, original: bytes) -> bytes:
 @given(st.data())
 @settings(max_examples=200, deadline=None)
 def test_damaged_trace_json_is_read_or_refused(sample: Path, data: st.DataObject) -> None:
-    try:
-        info = parse_info(damage(data, (sample / "trace.json").read_bytes()), "trace.json")
-    except BadInputError as error:
-        assert "\n" not in str(error)
-    else:
-        for recorded in info.passes:
-            for tap in recorded.taps.values():
-                assert all(type(side) is int for side in tap.shape)
+    refusal, info = attempt(lambda: parse_info(damage(data, (sample / "trace.json").read_bytes()), "trace.json"))
+    assert "\n" not in refusal
+    for recorded in info.passes if info is not None else ():
+        for tap in recorded.taps.values():
+            assert all(type(side) is int for side in tap.shape)
 
 
 @given(st.data())
@@ -130,10 +137,8 @@ def test_json_digits_and_words_swapped_are_read_or_refused(sample: Path, data: s
         )
     )
     count = data.draw(st.integers(1, 3))
-    try:
-        parse_info(text.replace(old, new, count).encode(), "trace.json")
-    except BadInputError as error:
-        assert "\n" not in str(error)
+    refusal, _ = attempt(lambda: parse_info(text.replace(old, new, count).encode(), "trace.json"))
+    assert "\n" not in refusal
 
 
 @given(st.data(), st.booleans())
@@ -150,12 +155,12 @@ def test_damaged_pass_file_is_refused_or_reads_as_declared(sample: Path, data: s
             text = (out / "trace.json").read_text()
             before, after = (hashlib.sha256(x).hexdigest() for x in (original, damaged))
             (out / "trace.json").write_text(text.replace(before, after))
-        try:
-            trace = Trace.open(out)
-            for name, tap in trace.taps(0).items():
-                assert tap.array.shape == trace.info.passes[0].taps[name].shape
-        except BadInputError as error:
-            assert "\n" not in str(error)
+        trace = Trace.open(out)
+        refusal, stored = attempt(lambda: dict(trace.taps(0)))
+        assert "\n" not in refusal
+        if stored is None:
             assert damaged != original
         else:
             assert fit or damaged == original
+            for name, tap in stored.items():
+                assert tap.array.shape == trace.info.passes[0].taps[name].shape

@@ -63,7 +63,7 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
         record_trace(NumpyRunner(), MODEL, tmp_path / "t", prompt_ids=())
     with pytest.raises(BadInputError, match="negative"):
         record_trace(NumpyRunner(), MODEL, tmp_path / "t", prompt_ids=PROMPT, n_decode=-1)
-    with pytest.raises(BadInputError, match="no tap 'blk.3.q'"):
+    with pytest.raises(BadInputError, match=r"no tap 'blk\.3\.q'"):
         record_trace(NumpyRunner(), MODEL, tmp_path / "t", prompt_ids=PROMPT, select_prefill=["blk.3.q"])
     assert not (tmp_path / "t").exists()
 

@@ -115,5 +115,5 @@ def test_a_malformed_golden_is_an_error(tmp_path: Path) -> None:
     record(goldens_dir(model) / "a")
     (goldens_dir(model) / "b").mkdir()
     (goldens_dir(model) / "b" / "trace.json").write_text("{")
-    with pytest.raises(BadInputError, match="b/trace.json"):
+    with pytest.raises(BadInputError, match=r"b/trace\.json"):
         find_golden(model, MODEL.sha256, "hello")

@@ -120,7 +120,7 @@ def test_auto_without_anything_says_what_there_is(
     with pytest.raises(UnavailableError, match=r"no recorded reference.*make fetch-cpp.*--reference spec"):
         open_reference("auto", model, "hello")
     golden(model, "old", sha256="cd" * 32)
-    with pytest.raises(UnavailableError, match="another version of m.gguf"):
+    with pytest.raises(UnavailableError, match=r"another version of m\.gguf"):
         open_reference("auto", model, "old")
     golden(model, "new")
     with pytest.raises(UnavailableError, match="goldens exist for: 'new'; none of them is of this prompt"):
@@ -144,5 +144,5 @@ def test_trace_directories_must_belong_to_the_model(model: Path, tmp_path: Path)
 def test_unknown_words_are_refused_with_the_known_ones(word: str, model: Path) -> None:
     with pytest.raises(BadInputError, match="neither bitnet_py, spec nor a directory"):
         open_candidate(word, model)
-    with pytest.raises(BadInputError, match="neither auto, bitnet.cpp, spec nor a directory"):
+    with pytest.raises(BadInputError, match=r"neither auto, bitnet\.cpp, spec nor a directory"):
         open_reference(word, model)

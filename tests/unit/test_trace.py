@@ -94,10 +94,15 @@ def write_one(out: Path, arrays: dict[str, TapArray], ids: tuple[int, ...] = (1,
 
 def test_cut_off_recording_leaves_no_trace(tmp_path: Path) -> None:
     out = tmp_path / "t"
-    with pytest.raises(RuntimeError, match="power cut"), TraceWriter(out, MODEL) as writer:
-        record = NumpyRunner().eval(PROMPT, ["inp_embd"])
-        writer.add_pass(record)
-        raise RuntimeError("power cut")
+
+    def cut_off() -> None:
+        with TraceWriter(out, MODEL) as writer:
+            writer.add_pass(NumpyRunner().eval(PROMPT, ["inp_embd"]))
+            assert (out / "pass-0000.safetensors").exists()
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        cut_off()
     assert list(out.iterdir()) == []
     refused(out, "no finished trace")
 
@@ -127,7 +132,7 @@ def test_writer_refuses_what_a_reader_would(tmp_path: Path) -> None:
 
 def test_a_directory_with_anything_in_it_is_not_touched(trace_dir: Path) -> None:
     before = (trace_dir / "trace.json").read_bytes()
-    with pytest.raises(BadInputError, match="not empty.*overwrite"):
+    with pytest.raises(BadInputError, match=r"not empty.*overwrite"):
         TraceWriter(trace_dir, MODEL)
     (trace_dir / "thesis.tex").write_text("years of work")
     with pytest.raises(BadInputError, match="not empty"):
