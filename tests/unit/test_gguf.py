@@ -41,6 +41,7 @@ def refuse(path: Path, *parts: str) -> str:
 def test_reads_every_kind_of_value_and_tensor(write: Write) -> None:
     with GGUFFile.open(write(small_container().to_bytes())) as file:
         assert file.version == 3
+        assert not file.metadata["numbers"].flags.writeable
         metadata = dict(file.metadata)
         assert metadata.pop("numbers").tolist() == [1, -2, 3]
         assert metadata.pop("switches").tolist() == [True, False]
@@ -165,6 +166,9 @@ def key(name: str, kind: int, body: bytes) -> bytes:
         pytest.param(0xFFFFFFFF, b"", ("a GGUF value type",), id="huge value type"),
         pytest.param(BOOL, b"\x02", ("a boolean",), id="boolean 2"),
         pytest.param(STRING, struct.pack("<Q", 1 << 62), ("length of string",), id="string past the end"),
+        pytest.param(
+            STRING, struct.pack("<Q", 300), ("at most 256 bytes, found 300",), id="string to after the end"
+        ),
         pytest.param(STRING, struct.pack("<Q", (1 << 64) - 8), ("length of string",), id="string length wraps"),
         pytest.param(STRING, struct.pack("<Q", 2) + b"\xff\xfe", ("UTF-8",), id="string not UTF-8"),
         pytest.param(ARRAY, struct.pack("<IQ", ARRAY, 1), ("found an array",), id="nested array"),

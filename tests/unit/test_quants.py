@@ -82,12 +82,12 @@ def test_data_that_cannot_be_unpacked(rows: int, cols: int, size: int) -> None:
 
 
 def test_absmean_follows_the_paper() -> None:
-    weights = np.array([[1.25, -1.25, 0.5, -0.5, 0.375, 3.75, 0.0, -0.375]]) * 0.25  # mean of the absolutes: 0.25
+    weights = np.array([[1.25, -1.25, 0.5, -0.5, 0.75, 3.0, 0.0, -0.75]]) * 0.25  # mean of the absolutes: 0.25
     ternary, scale = quantize_absmean(weights)
     assert scale == 0.25
     assert ternary.dtype == np.int8
     # 0.5 rounds to even: 0
-    assert ternary.tolist() == [[1, -1, 0, 0, 0, 1, 0, 0]]
+    assert ternary.tolist() == [[1, -1, 0, 0, 1, 1, 0, -1]]
 
 
 def test_absmean_of_zeros_keeps_a_usable_scale() -> None:
