@@ -6,12 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import MakeModel
 
 from bitnet_py import resources
 from bitnet_py.errors import ModelError
@@ -23,6 +23,7 @@ from bitnet_py.synth_random import Stream
 from bitnet_py.synth_vocab import BOS, EOS, EOT, MIN_VOCAB_SIZE, build_vocab, byte_alphabet, sentences
 from bitnet_py.weights import Weights
 
+MakeModel = Callable[..., Path]
 SMALL = SynthConfig(n_layers=1, dim=128, n_heads=2, n_kv_heads=1, hidden_dim=256, vocab_size=MIN_VOCAB_SIZE)
 
 
