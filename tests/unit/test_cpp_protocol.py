@@ -152,8 +152,8 @@ def test_a_reader_that_does_not_read_ends_at_the_deadline():
     read_fd, write_fd = os.pipe()
     os.set_blocking(write_fd, False)
     try:
+        big = {"a": np.zeros(1 << 20, np.uint8)}
         with pytest.raises(DeadlineError):
-            big = {"a": np.zeros(1 << 20, np.uint8)}
             cpp_protocol.write_frame(write_fd, {}, big, deadline=time.monotonic() + 0.1)
     finally:
         os.close(read_fd)
