@@ -35,7 +35,8 @@ _FIRST_SPECIALS = (
 _MANY_SPECIALS = 256
 _MANY_SPECIALS_FROM = 8192
 
-MIN_VOCAB_SIZE = 256 + len(_FIRST_SPECIALS)
+MIN_VOCAB_SIZE = 256 + len(_FIRST_SPECIALS) + 1
+"""With one merge: bitnet.cpp refuses a vocabulary without any."""
 MAX_VOCAB_SIZE = 1 << 18
 
 

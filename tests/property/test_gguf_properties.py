@@ -80,13 +80,13 @@ def mutate(data: bytes, limit: int, choices: random.Random, rounds: int) -> byte
 
 
 @given(choices=st.randoms(use_true_random=False), rounds=st.integers(1, 4))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_mutated_containers(scratch: Path, choices: random.Random, rounds: int) -> None:
     outcome(scratch, mutate(SMALL, len(SMALL), choices, rounds))
 
 
 @given(choices=st.randoms(use_true_random=False), rounds=st.integers(1, 3))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_mutated_model_headers(scratch: Path, choices: random.Random, rounds: int) -> None:
     outcome(scratch, mutate(MODEL, MODEL_HEADER_BYTES, choices, rounds))
 
