@@ -1,0 +1,303 @@
+"""The runner against real bitnet.cpp: every tap, no observer effect, limits, crashes that stay in the child."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crossval import cpp_library, taps
+from crossval.errors import BadInputError, EngineCrashError, UnavailableError
+from crossval.runners import cpp_limits
+from crossval.runners.bitnet_cpp import OUTPUT_WEIGHT_NOTE, BitnetCppRunner
+from crossval.runners.cpp_process import CHILD_MODULE, ChildProcess
+
+pytestmark = pytest.mark.live
+
+ODD = {"n_layers": 3, "dim": 640, "n_heads": 5, "n_kv_heads": 1, "hidden_dim": 896, "vocab_size": 300}
+LOGITS = ["result_output"]
+
+
+def ids(n: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 256, n).tolist()
+
+
+def logits(runner: BitnetCppRunner, token_ids: list[int], select=LOGITS) -> np.ndarray:
+    return runner.eval(token_ids, select).taps["result_output"].array
+
+
+@pytest.fixture(scope="module")
+def odd_model(make_model) -> Path:
+    return make_model(**ODD)
+
+
+@pytest.fixture(scope="module")
+def shared(odd_model, bitnet_cpp_library) -> Iterator[BitnetCppRunner]:
+    with BitnetCppRunner(odd_model, library=bitnet_cpp_library) as runner:
+        yield runner
+
+
+@pytest.fixture
+def runner(shared: BitnetCppRunner) -> BitnetCppRunner:
+    shared.reset()
+    return shared
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 5, 33])
+def test_every_tap_comes_with_its_shape_in_prefill_and_decode(runner, n_tokens):
+    n_layers, heads, kv_heads, head_dim = 3, 5, 1, 128
+    names = taps.all_taps(n_layers)
+    for start, step in ((0, n_tokens), (n_tokens, 1)):
+        record = runner.eval(ids(step, start), names)
+        assert list(record.plan.positions) == list(range(start, start + step))
+        assert record.plan.kind == ("decode" if start else "prefill")
+        assert set(record.taps) == set(names)
+        for name, tap in record.taps.items():
+            parsed = taps.parse(name)
+            reduced = parsed.tap == "result_norm" or (
+                parsed.layer == n_layers - 1
+                and taps.LAYER_TAPS.index(parsed.tap) >= taps.LAYER_TAPS.index("ffn_inp")
+            )
+            if name == "result_output" or (reduced and step > 1):
+                assert tap.rows == (step - 1,)
+            else:
+                assert tap.rows is None
+            rows = 1 if tap.rows else step
+            hidden = parsed.tap in ("ffn_gate", "ffn_up", "ffn_act", "ffn_out", "ffn_sub_norm")
+            expected = {
+                "q": (step, heads, head_dim),
+                "q_rope": (step, heads, head_dim),
+                "k": (step, kv_heads, head_dim),
+                "k_rope": (step, kv_heads, head_dim),
+                "v": (step, kv_heads, head_dim),
+                "kq": (heads, step, start + step),
+                "kq_soft_max": (heads, step, start + step),
+                "result_output": (1, 300),
+            }.get(parsed.tap, (rows, 896 if hidden else 640))
+            assert tap.array.shape == expected, name
+            assert tap.array.dtype == np.float32
+            assert tap.array.flags.c_contiguous
+            assert np.isfinite(tap.array).all(), name
+
+
+def test_the_taps_are_what_their_names_say(runner):
+    """Each is recomputed from the others: a swapped or transposed capture would not fit."""
+    record = runner.eval(ids(9), taps.all_taps(3))
+    layer = {tap: record.taps[f"blk.1.{tap}"].array.astype(np.float64) for tap in taps.LAYER_TAPS}
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    np.testing.assert_allclose(layer["kq_soft_max"].sum(axis=2), 1.0, **close)
+    assert np.all(np.triu(layer["kq_soft_max"][2], 1) == 0)
+    np.testing.assert_array_equal(layer["q"][0], layer["q_rope"][0])
+    assert not np.array_equal(layer["q"][1], layer["q_rope"][1])
+    np.testing.assert_allclose(
+        np.linalg.norm(layer["k"], axis=2), np.linalg.norm(layer["k_rope"], axis=2), **close
+    )
+    kq = np.einsum("thd,skd->hts", layer["q_rope"], layer["k_rope"])
+    assert np.max(np.abs(kq - layer["kq"])) < 2e-3 * np.abs(kq).max()
+    kqv = np.einsum("hts,skd->thd", layer["kq_soft_max"], layer["v"]).reshape(9, 640)
+    assert np.max(np.abs(kqv - layer["kqv_out"])) < 2e-3 * np.abs(kqv).max()
+    np.testing.assert_allclose(layer["ffn_act"], np.maximum(layer["ffn_gate"], 0) ** 2, **close)
+    np.testing.assert_allclose(layer["ffn_out"], layer["ffn_act"] * layer["ffn_up"], **close)
+    np.testing.assert_allclose(layer["l_out"], layer["ffn_inp"] + layer["ffn_down"], **close)
+    before = record.taps["blk.0.l_out"].array
+    np.testing.assert_allclose(layer["ffn_inp"], before + layer["attn_o_out"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5, 45])
+def test_capture_does_not_change_the_logits(runner, n_tokens):
+    prompt = ids(n_tokens)
+    plain = [logits(runner, prompt), logits(runner, [7]), logits(runner, [8])]
+    runner.reset()
+    everything = taps.all_taps(3)
+    traced = [logits(runner, step, everything) for step in (prompt, [7], [8])]
+    for a, b in zip(plain, traced, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_sequence_may_change_between_plain_and_traced_passes(runner):
+    steps = [ids(6), [1], [2], ids(3, 1), [4]]
+    plain = [logits(runner, step) for step in steps]
+    runner.reset()
+    mixed = [logits(runner, step, LOGITS if i % 2 else ["blk.0.q", *LOGITS]) for i, step in enumerate(steps)]
+    for a, b in zip(plain, mixed, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_pass_gives_exactly_what_was_selected_and_its_time(runner):
+    record = runner.eval(ids(4), ["blk.2.kq", "inp_embd"])
+    assert set(record.taps) == {"blk.2.kq", "inp_embd"}
+    assert record.elapsed_s is not None
+    assert 0 < record.elapsed_s < 60
+    assert runner.eval([1], []).taps == {}
+
+
+def test_reset_starts_over(runner):
+    first = logits(runner, ids(5))
+    runner.eval([1], [])
+    runner.reset()
+    np.testing.assert_array_equal(logits(runner, ids(5)), first)
+
+
+def test_tokens_come_from_llama_tokenize(runner):
+    bare = runner.tokenize("hello there", add_bos=False)
+    assert len(bare) > 1
+    assert runner.tokenize("hello there") == [runner.tokenize("")[0], *bare]
+    assert len(runner.tokenize("x" * 5000, add_bos=False)) > 10
+    assert runner.tokenize("", add_bos=False) == []
+    with pytest.raises(BadInputError, match="not valid Unicode"):
+        runner.tokenize("\ud800")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "select", "complaint"),
+    [
+        ([], LOGITS, "at least one token"),
+        ([300], LOGITS, "token id 300 is outside the vocabulary of 300"),
+        ([-1], LOGITS, "token id -1"),
+        ([1] * 513, LOGITS, "longer than bitnet.cpp's ubatch of 512.*raise n_ubatch"),
+        ([1], ["blk.3.q"], "the model has 3 layers"),
+        ([1], ["nonsense"], "unknown tap"),
+    ],
+)
+def test_bad_input_is_refused_before_it_reaches_the_engine(runner, tokens, select, complaint):
+    with pytest.raises(BadInputError, match=complaint):
+        runner.eval(tokens, select)
+    assert logits(runner, [1]).shape == (1, 300)
+
+
+def test_a_sequence_longer_than_the_context_is_refused(odd_model, bitnet_cpp_library):
+    with BitnetCppRunner(odd_model, library=bitnet_cpp_library, n_ctx=64) as runner:
+        runner.eval(ids(60), [])
+        with pytest.raises(BadInputError, match=r"60 \+ 5 tokens do not fit.*context of 64"):
+            runner.eval(ids(5), [])
+        runner.eval(ids(4), [])
+    with (
+        pytest.raises(BadInputError, match="longer than the model's context"),
+        BitnetCppRunner(odd_model, library=bitnet_cpp_library, n_ctx=1 << 20),
+    ):
+        pass
+
+
+def test_identity_names_the_files_really_loaded(runner, bitnet_cpp_library):
+    identity = runner.identity
+    digest = hashlib.sha256(bitnet_cpp_library.read_bytes()).hexdigest()
+    assert identity.settings["sha256 libllama.so"] == digest
+    assert identity.numerics.simd_width in (8, 16)
+    assert identity.numerics.fused_quantizer in (True, False)
+    manifest = cpp_library.read_manifest(bitnet_cpp_library.resolve().parent)
+    if manifest is not None:
+        assert identity.source_digest == manifest.source_digest
+        assert identity.compiler == manifest.compiler
+    assert all(
+        value is None or isinstance(value, str | int | float | bool) for value in identity.settings.values()
+    )
+
+
+def test_a_separate_head_that_bitnet_cpp_ignores_is_noted(runner, make_model, bitnet_cpp_library):
+    assert "output.weight" not in runner.identity.settings
+    with BitnetCppRunner(make_model(untied_head=True), library=bitnet_cpp_library) as untied:
+        assert untied.identity.settings["output.weight"] == OUTPUT_WEIGHT_NOTE
+
+
+# Crashes
+
+
+def with_norm_of_type(path: Path, target: Path, ggml_type: int) -> Path:
+    """Copy a model, changing the type of one norm in the tensor table: bitnet.cpp loads it and aborts."""
+    data = bytearray(path.read_bytes())
+    name = b"blk.1.ffn_norm.weight"
+    at = data.index(len(name).to_bytes(8, "little") + name) + 8 + len(name)
+    assert int.from_bytes(data[at : at + 4], "little") == 1
+    data[at + 12 : at + 16] = ggml_type.to_bytes(4, "little")
+    target.write_bytes(data)
+    return target
+
+
+def test_an_abort_is_reported_with_its_log_and_the_harness_lives_on(odd_model, tmp_path, bitnet_cpp_library):
+    corrupt = with_norm_of_type(odd_model, tmp_path / "corrupt.gguf", 1)
+    with BitnetCppRunner(corrupt, library=bitnet_cpp_library) as runner:
+        with pytest.raises(
+            EngineCrashError, match=r"(?s)SIGABRT \(signal 6\) during a pass of 3 tokens.*GGML_ASSERT"
+        ):
+            runner.eval([1, 2, 3], LOGITS)
+        with pytest.raises(EngineCrashError, match=r"not running.*SIGABRT"):
+            runner.eval([1], LOGITS)
+    with BitnetCppRunner(odd_model, library=bitnet_cpp_library) as runner:
+        assert logits(runner, [1, 2, 3]).shape == (1, 300)
+
+
+def test_a_truncated_model_is_refused_with_the_engines_own_words(odd_model, tmp_path, bitnet_cpp_library):
+    short = tmp_path / "short.gguf"
+    shutil.copy(odd_model, short)
+    os.truncate(short, short.stat().st_size - 5000)
+    with (
+        pytest.raises(EngineCrashError, match=r"(?s)could not load.*not within the file bounds"),
+        BitnetCppRunner(short, library=bitnet_cpp_library),
+    ):
+        pass
+
+
+def test_a_killed_engine_is_reported(odd_model, bitnet_cpp_library):
+    with BitnetCppRunner(odd_model, library=bitnet_cpp_library) as runner:
+        runner.eval([1], [])
+        assert runner._child is not None
+        os.kill(runner._child.pid, signal.SIGKILL)
+        with pytest.raises(EngineCrashError, match="SIGKILL"):
+            runner.eval([1], [])
+
+
+WIDE = {"n_layers": 2, "dim": 128, "n_heads": 1, "n_kv_heads": 1, "hidden_dim": 4608, "vocab_size": 300}
+"""512 rows of 4608 results are 9 MiB on the stack of one thread (in the first layer: the last has one row)."""
+
+
+def start_with_small_stack(environment: str) -> ChildProcess:
+    command = f"ulimit -s 8192; exec env {environment} {sys.executable} -m {CHILD_MODULE} $0 $1 $2"
+    return ChildProcess(command=["/bin/sh", "-c", f"PATH=/usr/bin:/bin; {command}"])
+
+
+def load(child: ChildProcess, library: Path, model: Path) -> dict[str, object]:
+    child.request("open", {"library": str(library)}, what="opening", timeout_s=60)
+    params = {"model": str(model), "n_ctx": None, "n_ubatch": 512, "n_threads": 1}
+    return child.request("load", params, what="loading", timeout_s=60).header
+
+
+def decode_512(child: ChildProcess) -> None:
+    tokens = {"token_ids": np.ones(512, np.int32)}
+    child.request("eval", {"select": []}, tokens, what="512 tokens", timeout_s=120)
+
+
+def test_a_long_batch_of_wide_rows_fits_our_stack(make_model, bitnet_cpp_library):
+    with BitnetCppRunner(make_model(**WIDE), library=bitnet_cpp_library, n_threads=1) as runner:
+        assert runner.model.n_ubatch == 512
+        assert logits(runner, [1] * 512).shape == (1, 300)
+
+
+def test_the_same_batch_overflows_the_usual_stack(make_model, bitnet_cpp_library):
+    """What the limits are for: a child that is told it has a large stack, and has 8 MiB."""
+    with start_with_small_stack(f"{cpp_limits.STACK_VARIABLE}={1 << 28}") as child:
+        assert load(child, bitnet_cpp_library, make_model(**WIDE))["n_ubatch"] == 512
+        with pytest.raises(EngineCrashError, match="SIGSEGV"):
+            decode_512(child)
+
+
+def test_where_the_stack_cannot_grow_the_batch_is_limited_instead(make_model, bitnet_cpp_library):
+    with start_with_small_stack("") as child:
+        limit = load(child, bitnet_cpp_library, make_model(**WIDE))["n_ubatch"]
+    assert limit == cpp_limits.max_ubatch(8 << 20, [4608], 1) < 512
+
+
+def test_a_damaged_library_is_unavailable(odd_model, bitnet_cpp_library, tmp_path):
+    broken = tmp_path / "libllama.so"
+    broken.write_bytes(bitnet_cpp_library.read_bytes()[:4096])
+    with (
+        pytest.raises(UnavailableError, match="libllama"),
+        BitnetCppRunner(odd_model, library=broken),
+    ):
+        pass
