@@ -1,9 +1,9 @@
-"""The child process that runs bitnet.cpp: ``python -m crossval.runners.cpp_child REQUEST RESPONSE LIFELINE``.
+"""The child process that runs bitnet.cpp; ``cpp_process`` starts it.
 
-The arguments are file descriptors of pipes inherited from the harness (see ``cpp_process``). Standard output and
-error are a log file, because ggml prints. A request is a frame ``{"command": ..., ...}``; the answer is
-``{"ok": true, "result": ...}`` or ``{"ok": false, "kind": ..., "message": ...}``. The process ends when the
-harness closes its pipes or dies.
+Its arguments are the file descriptors of three pipes from the harness: requests, responses, lifeline.
+Standard output and error are a log file, because ggml prints. A request is a frame ``{"command": ..., ...}``; the
+answer is ``{"ok": true, "result": ...}`` or ``{"ok": false, "kind": ..., "message": ...}``. The process ends when
+the harness closes its pipes or dies.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ def _restart_with_limits(fds: tuple[int, ...]) -> None:
         os.set_inheritable(fd, True)
     environment = dict(os.environ)
     cpp_limits.set_thread_stack(environment, cpp_limits.apply())
-    command = [sys.executable, "-m", "crossval.runners.cpp_child", *map(str, fds)]
-    os.execve(sys.executable, command, environment)
+    os.execve(sys.executable, sys.orig_argv, environment)
 
 
 def _exit_with_parent(lifeline_fd: int) -> None:
@@ -103,7 +102,3 @@ def _handle(engine: Any, request: Any) -> tuple[Any, dict[str, Any]]:
         result = {"elapsed_s": done.elapsed_s, "n_kv": done.n_kv, "rows": rows}
         return result, {**arrays, "result_output": done.logits}
     raise ValueError(f"unknown command {command!r}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

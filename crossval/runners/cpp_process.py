@@ -20,7 +20,6 @@ from crossval.errors import BadInputError, CrossvalError, EngineCrashError, Unav
 from crossval.runners import cpp_limits, cpp_protocol
 from crossval.runners.cpp_protocol import DeadlineError, Frame, PeerClosedError, ProtocolError
 
-CHILD_MODULE = "crossval.runners.cpp_child"
 _TAIL_BYTES = 16 << 10
 _TAIL_LINES = 12
 _EXIT_GRACE_S = 5.0
@@ -43,8 +42,7 @@ class ChildProcess:
         lifeline_read, self._lifeline_fd = os.pipe()
         os.set_blocking(self._request_fd, False)
         theirs = (request_read, response_write, lifeline_read)
-        program = list(command) if command is not None else [sys.executable, "-m", CHILD_MODULE]
-        root = str(Path(__file__).resolve().parents[2])
+        program = list(command) if command is not None else child_command()
         try:
             self._process = subprocess.Popen(
                 [*program, *map(str, theirs)],
@@ -52,8 +50,7 @@ class ChildProcess:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=theirs,
-                env=_environment(root),
-                cwd=root,
+                env=_environment(),
             )
         except OSError as error:
             self._close_fds()
@@ -173,14 +170,22 @@ class ChildProcess:
         self.close()
 
 
-def _environment(root: str) -> dict[str, str]:
+def child_command() -> list[str]:
+    """Return the command of the real child: it imports this package, and nothing from the working directory."""
+    root = str(Path(__file__).resolve().parents[2])
+    code = (
+        f"import sys; sys.path.pop(0); {root!r} in sys.path or sys.path.insert(0, {root!r}); "
+        "from crossval.runners.cpp_child import main; main(sys.argv[1:])"
+    )
+    return [sys.executable, "-c", code]
+
+
+def _environment() -> dict[str, str]:
     environment = dict(os.environ)
     # A harness that is itself a child must not make its own child skip setting the limits.
     environment.pop(cpp_limits.STACK_VARIABLE, None)
-    paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     # ggml's abort starts gdb or lldb when it finds one: slow, and its output hides ggml's own message.
     environment["PATH"] = os.devnull
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
     return environment
 
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from crossval import cpp_library, taps
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.runners import cpp_limits
 from crossval.runners.bitnet_cpp import OUTPUT_WEIGHT_NOTE, BitnetCppRunner
-from crossval.runners.cpp_process import CHILD_MODULE, ChildProcess
+from crossval.runners.cpp_process import ChildProcess, child_command
 
 pytestmark = pytest.mark.live
 
@@ -258,8 +257,8 @@ WIDE = {"n_layers": 2, "dim": 128, "n_heads": 1, "n_kv_heads": 1, "hidden_dim": 
 
 
 def start_with_small_stack(environment: str) -> ChildProcess:
-    command = f"ulimit -s 8192; exec env {environment} {sys.executable} -m {CHILD_MODULE} $0 $1 $2"
-    return ChildProcess(command=["/bin/sh", "-c", f"PATH=/usr/bin:/bin; {command}"])
+    script = f'ulimit -s 8192; {environment} exec "$@"'
+    return ChildProcess(command=["/bin/sh", "-c", script, "sh", *child_command()])
 
 
 def load(child: ChildProcess, library: Path, model: Path) -> dict[str, object]:

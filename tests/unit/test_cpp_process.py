@@ -21,6 +21,7 @@ from crossval.runners.cpp_process import ChildProcess
 ROOT = Path(__file__).resolve().parents[2]
 PRELUDE = """
 import os, sys, time, signal
+sys.path.insert(0, ROOT)
 request, response, lifeline = map(int, sys.argv[1:])
 """
 SPEAKS_FRAMES = """
@@ -38,7 +39,7 @@ def fake(tmp_path):
 
     def start(code: str) -> ChildProcess:
         script = tmp_path / f"fake{len(children)}.py"
-        script.write_text(PRELUDE + textwrap.dedent(code))
+        script.write_text(PRELUDE.replace("ROOT", repr(str(ROOT))) + textwrap.dedent(code))
         child = ChildProcess("fake engine", [sys.executable, str(script)])
         children.append(child)
         return child
@@ -177,6 +178,13 @@ def test_the_real_child_runs_with_a_large_stack_and_no_core_files():
         assert limits_of(child.pid)["Max core file size"] == "0"
         environment = Path(f"/proc/{child.pid}/environ").read_bytes().split(b"\0")
         assert f"OMP_STACKSIZE={cpp_limits.STACK_BYTES // 1024}K".encode() in environment
+
+
+def test_the_real_child_imports_nothing_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "numpy.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    with ChildProcess() as child, pytest.raises(EngineCrashError, match="unknown command 'work'"):
+        ask(child)
 
 
 def test_the_real_child_reports_an_unknown_command():
