@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy_engine import MODEL, NumpyRunner, fault
 
 from crossval.compare import GreedyPrompt, GreedyResult, decide_greedy
 from crossval.errors import BadInputError
+from crossval.feed import greedy_token
 from crossval.greedy import compare_greedy, merge_greedy
 from crossval.record import record_trace
 from crossval.runners.base import PassPlan
@@ -228,3 +230,22 @@ def test_no_steps_and_no_prompt_are_refused() -> None:
         greedy(NumpyRunner(), steps=0)
     with pytest.raises(BadInputError, match="no tokens"):
         compare_greedy(NumpyRunner(), NumpyRunner(), (), 3, n_layers=3)
+
+
+def test_a_context_once_forced_stays_forced() -> None:
+    def once(name: str, x: np.ndarray, plan: PassPlan) -> np.ndarray:
+        return prefer(7, 6)(name, x, plan) if plan.positions[-1] == 6 else x
+
+    _, prompt = greedy(NumpyRunner(once))
+    assert [step.candidate_token == step.reference_token for step in prompt.steps] == [True] * 2 + [False] + [
+        True
+    ] * 3
+    assert [step.forced for step in prompt.steps] == [False] * 3 + [True] * 3
+    assert prompt.teacher_forced_agreement == 5 / 6
+
+
+def test_logits_of_another_token_choose_nothing() -> None:
+    record = NumpyRunner().eval(PROMPT, ["result_output"])
+    assert greedy_token(record) is not None
+    early = replace(record, taps={"result_output": replace(record.taps["result_output"], rows=(0,))})
+    assert greedy_token(early) is None

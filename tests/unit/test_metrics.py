@@ -160,3 +160,12 @@ def test_chunks_do_not_change_the_result(shape: tuple[int, int]) -> None:
     assert m.worst_token == shape[0] - 1
     assert m.max_abs == pytest.approx(1.0, abs=1e-6)
     assert m.nmse == pytest.approx(m.max_abs**2 / np.sum(r.astype(np.float64) ** 2), rel=1e-9)
+
+
+def test_a_late_nan_takes_back_earlier_distances() -> None:
+    r = rows(2000, 600)
+    c = r.copy()
+    c[-1, -1] = np.nan
+    m = measure(c, r)
+    assert m.cosine is m.worst_token_cosine is m.nmse is m.worst_token_nmse is m.max_abs is m.norm_ratio is None
+    assert m.n_equal == r.size - 1
