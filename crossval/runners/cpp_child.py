@@ -38,6 +38,8 @@ def _restart_with_limits(fds: tuple[int, ...]) -> None:
         os.set_inheritable(fd, True)
     environment = dict(os.environ)
     cpp_limits.set_thread_stack(environment, cpp_limits.apply())
+    # The child multiplies nothing with NumPy: no pool of idle threads, each with such a stack.
+    environment["OPENBLAS_NUM_THREADS"] = "1"
     os.execve(sys.executable, sys.orig_argv, environment)
 
 

@@ -14,8 +14,8 @@ import os
 import resource
 from collections.abc import Iterable, MutableMapping
 
-STACK_BYTES = 256 << 20
-"""Stack asked for; address space only, memory is used as it is touched."""
+STACK_BYTES = 64 << 20
+"""Stack asked for, per thread: 512 tokens of 24,000 rows on one thread. Memory is used as it is touched."""
 
 STACK_VARIABLE = "CROSSVAL_CPP_STACK"
 """Set by the child for its second start: the stack size in bytes that is in force."""

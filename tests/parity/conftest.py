@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from crossval import build_cpp, cpp_source
 from crossval.cpp_library import HOW_TO_GET, SOURCE_VARIABLE, default_build_dir, find_library
+
+MISSING = f"real bitnet.cpp is missing: {HOW_TO_GET}"
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +23,7 @@ def bitnet_cpp_library() -> Path:
         return library.path
     source = os.environ.get(SOURCE_VARIABLE)
     if not source:
-        pytest.skip(f"real bitnet.cpp is missing: {HOW_TO_GET}")
+        pytest.skip(MISSING)
     build_dir = default_build_dir()
     build_dir.parent.mkdir(parents=True, exist_ok=True)
     # Several test workers, one build: the others wait and then find it up to date.
@@ -28,3 +31,12 @@ def bitnet_cpp_library() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         described = cpp_source.describe(Path(source).resolve(), "directory")
         return build_cpp.build(described, build_cpp.Options(build_dir)).path
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Give all skips for want of bitnet.cpp one location, so that the summary folds them into one line."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple) and MISSING in report.longrepr[2]:
+        report.longrepr = (__file__, 1, report.longrepr[2])
+    return report
