@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from crossval import compare, evidence, geometry, taps, trace
-from crossval.compare import GreedyPrompt, GreedyResult, LayersResult, TapRow
+from crossval.compare import GreedyPrompt, GreedyResult, GreedyStep, LayersResult, TapRow
 from crossval.evidence import Party
 from crossval.localize import MODEL_DEPENDENT_TAPS
 from crossval.receipt import Receipt
@@ -42,8 +42,7 @@ def thresholds(receipt: Receipt) -> list[str]:
     ]
     policy, n_layers = _policy(receipt), receipt["model"]["shape"]["n_layers"]
     for where, row in rows_of(receipt):
-        layer = taps.parse(row.tap).layer if _known(row.tap) else None
-        if not _known(row.tap) or (layer is not None and layer >= n_layers):
+        if not _known(row.tap, n_layers):
             complaints.append(f"{where}: the model has no tap {row.tap}")
             continue
         table = tolerance_for(row.tap, n_layers, policy)
@@ -88,8 +87,10 @@ def _metric_conflicts(row: TapRow) -> Iterator[str]:
         yield "no value differs, but NMSE or norm ratio says otherwise"
     if same and not (_is_one(cosine) and _is_one(row.worst_token_cosine)):
         yield "no value differs, but the cosine is not 1"
-    if not same and rate == 1.0:
-        yield "every element is equal, but max_abs is not 0"
+    if not same and (rate == 1.0 or nmse == 0.0):
+        yield "some value differs, but the exact-match rate or the NMSE says otherwise"
+    if (cosine is None) != (row.worst_token_cosine is None):
+        yield "only one of cosine and worst token cosine is defined"
     if row.max_abs < 0.0 or (nmse is not None and nmse < 0.0) or (ratio is not None and ratio < 0.0):
         yield "a distance is negative"
     if nmse is not None and cosine is not None and ratio is not None:
@@ -98,6 +99,10 @@ def _metric_conflicts(row: TapRow) -> Iterator[str]:
             yield f"NMSE {nmse:.6g} contradicts cosine and norm ratio, which give {implied:.6g}"
     if nmse is not None and row.worst_token_nmse is not None and row.worst_token_nmse < nmse * (1 - _ROUNDING):
         yield "the worst token's NMSE is below the whole tap's"
+    worst, worst_cosine = row.worst_token_nmse, row.worst_token_cosine
+    if worst is not None and worst_cosine is not None and worst < 1.0 - max(0.0, worst_cosine) ** 2 - _ROUNDING:
+        # At a given angle no scale brings |c - r|^2 / |r|^2 below sin^2.
+        yield f"worst token cosine {worst_cosine:.6g} contradicts the worst token's NMSE {worst:.6g}"
     if row.rows_compared == 1 and not (
         _close(row.worst_token_nmse, nmse) and _close(row.worst_token_cosine, cosine)
     ):
@@ -179,7 +184,7 @@ def _layers_structure(receipt: Receipt, result: LayersResult) -> list[str]:
         if one.start != start or not one.token_ids or one.kind != geometry.pass_kind(len(one.token_ids), start):
             complaints.append(f"pass {index} does not follow the one before it")
         start += len(one.token_ids)
-    keys = [compare.execution_key(row) for row in result.rows if _known(row.tap)]
+    keys = [compare.execution_key(row) for row in result.rows if _known(row.tap, n_layers)]
     if keys != sorted(set(keys)):
         complaints.append("rows are repeated or out of execution order")
     for row in result.rows:
@@ -200,7 +205,7 @@ def _required(result: LayersResult, n_layers: int) -> list[str]:
     """Return the taps every pass must have; one that a model may lack counts when any row has it."""
     if result.mode == "outline":
         return taps.outline_taps(n_layers)
-    seen = {taps.parse(row.tap).tap for row in result.rows if _known(row.tap)}
+    seen = {taps.parse(row.tap).tap for row in result.rows if _known(row.tap, n_layers)}
     optional = MODEL_DEPENDENT_TAPS - seen
     return [name for name in taps.all_taps(n_layers) if taps.parse(name).tap not in optional]
 
@@ -210,7 +215,7 @@ def _row_shape(receipt: Receipt, plan: Sequence[PassPlan], row: TapRow) -> list[
     where = f"pass {row.pass_index} {row.tap}"
     if row.pass_index >= len(plan) or plan[row.pass_index].kind != row.pass_kind:
         return [f"{where}: there is no such {row.pass_kind} pass"]
-    if not _known(row.tap) or compare.row_status(row) == "invalid":
+    if not _known(row.tap, receipt["model"]["shape"]["n_layers"]) or compare.row_status(row) == "invalid":
         return []
     one = plan[row.pass_index]
     n_tokens = len(one.token_ids)
@@ -261,18 +266,11 @@ def _prompt_conflicts(prompt: GreedyPrompt, vocab_size: int) -> Iterator[str]:
         yield "no prompt tokens"
     if [step.step for step in prompt.steps] != list(range(len(prompt.steps))):
         yield "steps are missing, repeated or out of order"
-    if len(prompt.steps) > prompt.steps_required:
-        yield f"{len(prompt.steps)} steps, {prompt.steps_required} required"
+    lengths = (len(prompt.steps), len(prompt.candidate_tokens), len(prompt.reference_tokens))
+    if max(lengths) > prompt.steps_required:
+        yield f"{max(lengths)} steps or tokens, {prompt.steps_required} required"
     for step in prompt.steps:
-        row = step.logits
-        if row.tap != evidence.LOGITS:
-            yield f"step {step.step}: compares {row.tap}, not the logits"
-        elif compare.row_status(row) != "invalid" and (row.rows_compared, row.n_elements) != (1, vocab_size):
-            yield f"step {step.step}: {row.rows_compared} x {row.n_elements} logits, expected 1 x {vocab_size}"
-        if row.bitwise_equal and (
-            step.candidate_token != step.reference_token or step.candidate_margin != step.reference_margin
-        ):
-            yield f"step {step.step}: equal logits, but tokens or margins differ"
+        yield from (f"step {step.step}: {what}" for what in _step_conflicts(prompt, step, vocab_size))
     differs = [step.step for step in prompt.steps if step.candidate_token != step.reference_token]
     if prompt.first_divergence != (differs[0] if differs else None):
         yield f"first_divergence is {_show(prompt.first_divergence)}, the steps say {differs[:1]}"
@@ -284,13 +282,33 @@ def _prompt_conflicts(prompt: GreedyPrompt, vocab_size: int) -> Iterator[str]:
         if chosen != list(getattr(prompt, f"{side}_tokens")[: len(chosen)]):
             yield f"{side}_tokens are not what the steps chose"
     agreement = (len(prompt.steps) - len(differs)) / len(prompt.steps) if prompt.steps else None
-    if not _close(prompt.teacher_forced_agreement, agreement):
+    if not _same(agreement, prompt.teacher_forced_agreement):
         yield f"teacher_forced_agreement is {_show(prompt.teacher_forced_agreement)}, the steps say {agreement}"
     matches = sum(a == b for a, b in zip(prompt.candidate_tokens, prompt.reference_tokens, strict=False))
     if prompt.free_running_matches != matches:
         yield f"free_running_matches is {prompt.free_running_matches}, the sequences say {matches}"
     if any(step.forced != bool(differs and step.step > differs[0]) for step in prompt.steps):
         yield "forced is not set exactly on the steps after the first difference"
+
+
+def _step_conflicts(prompt: GreedyPrompt, step: GreedyStep, vocab_size: int) -> Iterator[str]:
+    row, status = step.logits, compare.row_status(step.logits)
+    if row.tap != evidence.LOGITS:
+        yield f"compares {row.tap}, not the logits"
+    elif status != "invalid" and (row.rows_compared, row.n_elements) != (1, vocab_size):
+        yield f"{row.rows_compared} x {row.n_elements} logits, expected 1 x {vocab_size}"
+    if row.pass_index != prompt.steps[0].logits.pass_index + step.step or (
+        step.step and row.pass_kind != geometry.pass_kind(1, len(prompt.prompt_ids))
+    ):
+        yield f"its logits come from {row.pass_kind} pass {row.pass_index}"
+    if row.worst_token not in (None, len(prompt.prompt_ids) - 1 + step.step):
+        yield f"its logits are of the token at position {row.worst_token}"
+    same = step.candidate_token == step.reference_token
+    if row.bitwise_equal and not (same and step.candidate_margin == step.reference_margin):
+        yield "equal logits, but tokens or margins differ"
+    unusable = step.candidate_token is None or step.reference_token is None
+    if step.near_tie != (None if same or unusable else status in ("equal", "within")):
+        yield f"near_tie is {_show(step.near_tie)}, tokens and logits say otherwise"
 
 
 CHECKS: Mapping[str, Callable[[Receipt], list[str]]] = {
@@ -303,12 +321,12 @@ CHECKS: Mapping[str, Callable[[Receipt], list[str]]] = {
 """Name of a check -> function; in the order a reader wants to hear about them."""
 
 
-def _known(tap: str) -> bool:
+def _known(tap: str, n_layers: int) -> bool:
     try:
-        taps.parse(tap)
+        layer = taps.parse(tap).layer
     except ValueError:
         return False
-    return True
+    return layer is None or layer < n_layers
 
 
 def _whole(value: float) -> bool:
@@ -322,8 +340,8 @@ def _close(a: float | None, b: float | None) -> bool:
 
 
 def _same(expected: Any, found: Any) -> bool:
-    if isinstance(expected, float) and isinstance(found, (int, float)) and not isinstance(found, bool):
-        return _close(expected, float(found))
+    if isinstance(expected, float) and isinstance(found, int) and not isinstance(found, bool):
+        return expected == found  # JSON does not tell 1 from 1.0
     return type(expected) is type(found) and bool(expected == found)
 
 

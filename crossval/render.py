@@ -15,6 +15,7 @@ from rich.text import Text
 
 from crossval import compare, evidence, taps
 from crossval.compare import GreedyPrompt, LayersResult, TapRow
+from crossval.doctor import Check as Finding
 from crossval.gate import Check
 from crossval.receipt import Receipt
 
@@ -273,6 +274,21 @@ def show_checks(out: Console, name: str, checks: Sequence[Check], passed: bool) 
     out.print(table)
     style = "bold green" if passed else "bold red"
     out.print(Text.assemble(("PASS" if passed else "FAIL", style), f"  {plain(name)}"), soft_wrap=True)
+
+
+def show_findings(out: Console, checks: Sequence[Finding]) -> None:
+    """Print what the doctor found, and what to do about everything that is missing."""
+    table = _table()
+    for name in ("part", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("detail", overflow="fold")
+    for check in checks:
+        state = Text("ok", "green") if check.ok else Text("MISSING" if check.required else "missing", "bold red")
+        table.add_row(plain(check.name), state, plain(check.detail))
+    out.print(table)
+    for check in checks:
+        if not check.ok and check.remedy:
+            show_line(out, f"{check.name}: {check.remedy}")
 
 
 def show_line(out: Console, text: str) -> None:

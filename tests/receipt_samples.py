@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ def layers_result(
     skipped: tuple[Skip, ...] = (),
     mode: str = "outline",
     policy: str = "same",
+    plan: tuple[PassPlan, ...] = PLAN,
 ) -> LayersResult:
     """Compare every outline tap (``full``: every tap); ``errors``: (pass, tap) -> relative error."""
     names = taps.outline_taps(2) if mode == "outline" else taps.all_taps(2)
@@ -93,8 +95,8 @@ def layers_result(
     extra = {key for key in errors or {} if key[1] not in names}
     rows = sorted(
         (
-            row(name, index, plan, (errors or {}).get((index, name), 0.0), policy)
-            for index, plan in enumerate(PLAN)
+            row(name, index, one, (errors or {}).get((index, name), 0.0), policy)
+            for index, one in enumerate(plan)
             for name in [*names, *(tap for at, tap in extra if at == index)]
             if (index, name) not in left_out
         ),
@@ -107,24 +109,26 @@ def layers_result(
         first_inexact=compare.first_inexact(rows),
         coverage=coverage,
         verdict=compare.decide(rows, coverage),
-        plan=PLAN,
-        token_ids=tuple(token for plan in PLAN for token in plan.token_ids),
+        plan=plan,
+        token_ids=tuple(token for one in plan for token in one.token_ids),
         thresholds=tolerance.describe(policy),  # type: ignore[arg-type]
         n_layers=2,
         mode=mode,  # type: ignore[arg-type]
     )
 
 
-def greedy_result(n_steps: int = 3, differs_at: int | None = None, n_prompts: int = 2) -> GreedyResult:
-    prompts = tuple(
-        _greedy_prompt(index, n_steps, differs_at if index == 0 else None) for index in range(n_prompts)
-    )
+def greedy_result(
+    n_steps: int = 3, differs_at: int | None = None, n_prompts: int = 2, inexact_at: int | None = None
+) -> GreedyResult:
+    """Compare ``n_prompts``; the first differs in one token, or has one step whose logits are not bit-equal."""
+    wanted = [(differs_at, inexact_at), *[(None, None)] * (n_prompts - 1)]
+    prompts = tuple(_greedy_prompt(index, n_steps, *one) for index, one in enumerate(wanted))
     return GreedyResult(
         prompts, compare.exact_match_rate(prompts), compare.decide_greedy(prompts), tolerance.describe("same")
     )
 
 
-def _greedy_prompt(index: int, n_steps: int, differs_at: int | None) -> GreedyPrompt:
+def _greedy_prompt(index: int, n_steps: int, differs_at: int | None, inexact_at: int | None) -> GreedyPrompt:
     reference = tuple(50 + index * 10 + step for step in range(n_steps))
     own = tuple(99 if step == differs_at else token for step, token in enumerate(reference))
     steps = tuple(
@@ -133,15 +137,11 @@ def _greedy_prompt(index: int, n_steps: int, differs_at: int | None) -> GreedyPr
             candidate_token=own[step],
             reference_token=reference[step],
             forced=differs_at is not None and step > differs_at,
-            logits=row(
-                "result_output",
-                step,
-                PassPlan("decode", (reference[step],), 3 + step),
-                0.001 if step == differs_at else 0.0,
-            ),
+            logits=_logits(index, step, reference, 0.001 if step in (differs_at, inexact_at) else 0.0),
             candidate_margin=0.5,
             reference_margin=0.5,
             near_tie=True if step == differs_at else None,
+            explanation="close" if step == differs_at else None,
         )
         for step in range(n_steps)
     )
@@ -158,13 +158,23 @@ def _greedy_prompt(index: int, n_steps: int, differs_at: int | None) -> GreedyPr
     )
 
 
+def _logits(index: int, step: int, reference: tuple[int, ...], relative_error: float) -> TapRow:
+    """Compare the logits of one step: of the prompt's last token, then of each decoded one."""
+    plan = PassPlan("decode", (reference[step - 1],), 2 + step) if step else PassPlan("prefill", (1, 17, 42), 0)
+    found = row("result_output", step, PassPlan("decode", (0,), 2 + step), relative_error)
+    return dataclasses.replace(found, pass_kind=plan.kind)
+
+
 def layers_receipt(errors: dict[tuple[int, str], float] | None = None, **changes: Any) -> receipt.Receipt:
     return evidence.build("layers", layers_result(errors), context(**changes))
 
 
-def greedy_receipt(differs_at: int | None = None, **changes: Any) -> receipt.Receipt:
+def greedy_receipt(
+    differs_at: int | None = None, inexact_at: int | None = None, **changes: Any
+) -> receipt.Receipt:
     settings = {"n_threads": 2, "n_decode": None, "n_steps": 3, "full": None}
-    return evidence.build("greedy", greedy_result(3, differs_at), context(settings=settings, **changes))
+    result = greedy_result(3, differs_at, inexact_at=inexact_at)
+    return evidence.build("greedy", result, context(settings=settings, **changes))
 
 
 def forge(original: receipt.Receipt, *path_and_value: Any) -> receipt.Receipt:

@@ -29,7 +29,9 @@ from crossval.taps import outline_taps
     "--decode", "n_decode", type=click.IntRange(0, 100_000), default=4, show_default=True, help="Decoded tokens."
 )
 @click.option("--outline", is_flag=True, help="Record layer outputs and logits only, not every tap.")
-@click.option("--template", type=click.Choice(template_names()), default="raw", show_default=True)
+@click.option(
+    "--template", type=click.Choice(template_names()), default="raw", show_default=True, help="Chat template."
+)
 @click.option("--threads", "n_threads", type=click.IntRange(1, 1024), metavar="N", help="Threads of the engine.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier trace in DIR.")
 @model_option

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import receipt_samples as samples
 
-from crossval import compare, evidence, receipt
+from crossval import compare, evidence, receipt, taps, tolerance
 from crossval.compare import Skip
 from crossval.errors import BadInputError
 from crossval.evidence import Party
@@ -119,7 +119,7 @@ def test_a_greedy_receipt_counts_tokens_and_logits_apart() -> None:
         "candidate_token": 99,
         "reference_token": 51,
         "near_tie": True,
-        "explanation": None,
+        "explanation": "close",
     }
     assert made["coverage"] == {"required": 6, "compared": 6, "skipped": []}
 
@@ -282,9 +282,26 @@ def objects(schema: Any, path: str = "") -> Any:
             yield from objects(value, f"{path}/{index}")
 
 
+def test_the_schema_knows_every_tap_and_no_other(good: receipt.Receipt) -> None:
+    names = [*taps.all_taps(2), "blk.123.q"]
+    bad = ["blk.01.q", "blk.0.nope", "q", "blk.0.qx", "xinp_embd", "inp_embdx", "blk.0.inp_embd"]
+    for name in names + bad:
+        place = {"pass_index": 0, "pass_kind": "prefill", "tap": name, "layer": 0, "row": None, "note": None}
+        if name in bad:
+            with pytest.raises(BadInputError):
+                receipt.validate({**good, "first_inexact": place})
+        else:
+            receipt.validate({**good, "first_inexact": place})
+
+
+@pytest.mark.parametrize("policy", ["same", "independent"])
+def test_the_schema_takes_the_tolerance_table(good: receipt.Receipt, policy: Any) -> None:
+    receipt.validate({**good, "thresholds": tolerance.describe(policy)})
+
+
 @pytest.mark.parametrize("name", ["receipt.v1", "policy.v1"])
 def test_every_object_of_the_schema_is_closed(name: str) -> None:
-    found = dict(objects(receipt.validator(name).schema))
+    found = dict(objects(json.loads((receipt.schema_dir() / f"{name}.schema.json").read_text())))
     assert found
     for path, schema in found.items():
         extra = schema.get("additionalProperties")

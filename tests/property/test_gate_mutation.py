@@ -1,0 +1,318 @@
+"""Edit any field of a receipt: the gate must fail.
+
+With a digest recomputed by the forger it still fails, unless the field is one of those that nothing else in a
+receipt depends on; these are listed here and in docs/receipts.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import receipt_samples as samples
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from crossval import compare, consistency, evidence, gate, geometry, receipt, tolerance
+from crossval.cli import cli
+from crossval.compare import TapRow
+from crossval.errors import BadInputError
+from crossval.evidence import Party
+from crossval.runners.base import PassPlan, TapArray
+
+RECEIPTS = {
+    "exact": evidence.build(
+        "layers",
+        samples.layers_result(plan=samples.PLAN[:2]),
+        samples.context(settings={"n_threads": 2, "n_decode": 1, "n_steps": None, "full": False}),
+    ),
+    "inexact": evidence.build(
+        "layers",
+        samples.layers_result({(0, "blk.1.l_out"): 1e-4, (0, "result_norm"): 1e-4}, plan=samples.PLAN[:2]),
+        samples.context(settings={"n_threads": 2, "n_decode": 1, "n_steps": None, "full": False}),
+    ),
+    "greedy": samples.greedy_receipt(
+        inexact_at=0, reference=Party("recorded", samples.THEIRS, trace_digest="e" * 64)
+    ),
+}
+
+UNPROVABLE = (
+    # Who, where and when: facts about the world that the rows cannot contradict.
+    "created_at",
+    "tool.version",
+    "tool.commit",
+    "tool.dirty",
+    "host.cpu_model",
+    "host.machine",
+    "host.isa_flags",
+    "host.isa_flags.*",
+    "host.n_cores",
+    "host.n_cores_usable",
+    "host.os",
+    "host.libc",
+    "host.python",
+    "model.sha256",
+    "model.file_name",
+    "model.size_bytes",
+    "model.architecture",
+    "model.quantization",
+    "model.shape.n_heads",
+    "model.shape.n_kv_heads",
+    "model.shape.head_dim",
+    "model.shape.dim",
+    "model.shape.hidden_dim",
+    "model.shape.context_length",
+    "model.shape.rope_base",
+    "model.shape.rms_eps",
+    "tokenizer.model",
+    "tokenizer.pre",
+    "tokenizer.digest",
+    "tokenizer.engines_agree",
+    "prompt.text",
+    "prompt.template",
+    "prompt.token_ids",
+    "prompt.token_ids.*",
+    "candidate.version",
+    "candidate.source_commit",
+    "candidate.source_digest",
+    "candidate.library_digest",
+    "candidate.compiler",
+    "candidate.flags",
+    "candidate.trace_digest",
+    "candidate.note",
+    "candidate.settings",
+    "reference.status",
+    "reference.version",
+    "reference.source_commit",
+    "reference.source_digest",
+    "reference.library_digest",
+    "reference.compiler",
+    "reference.flags",
+    "reference.trace_digest",
+    "reference.note",
+    "reference.settings",
+    "settings.n_threads",
+    "settings.full",
+    "settings.n_decode",
+    "settings.n_steps",
+    "settings.reference",
+    "settings.candidate",
+    "notes",
+    # Counters: plausible numbers cannot be told from true ones.
+    "compute.kernels",
+    "compute.kernels.*",
+    "compute.kernels.*.name",
+    "compute.kernels.*.calls",
+    "compute.kernels.*.bytes",
+    # Measurements with nothing else to check them against.
+    "results.passes.*.token_ids.*",
+    "results.rows.*.max_ulp",
+    "results.rows.*.max_abs",
+    "results.rows.*.worst_token",
+    "results.rows.*.worst_token_nmse",
+    "results.rows.*.worst_token_cosine",
+    "results.rows.*.note",
+    "results.prompts.*.text",
+    "results.prompts.*.prompt_ids",
+    "results.prompts.*.prompt_ids.*",
+    "results.prompts.*.why_incomplete",
+    "results.prompts.*.steps.*.candidate_margin",
+    "results.prompts.*.steps.*.reference_margin",
+    "results.prompts.*.steps.*.explanation",
+    "results.prompts.*.steps.*.logits.note",
+    "results.prompts.*.steps.*.logits.max_abs",
+    "results.prompts.*.steps.*.logits.max_ulp",
+    "results.prompts.*.steps.*.logits.pass_kind",
+)
+"""Fields that a forger who recomputes the digest can change, alone, without being caught by this receipt."""
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every field, containers too."""
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from leaves(item, (*path, index))
+
+
+def pattern(path: tuple[Any, ...]) -> str:
+    return ".".join("*" if isinstance(part, int) else part for part in path)
+
+
+def other_values(value: Any) -> list[Any]:
+    """Return plausible other values of the same and of other types."""
+    return [
+        other for other in _variations(value) if receipt.canonical_json(other) != receipt.canonical_json(value)
+    ]
+
+
+def _variations(value: Any) -> list[Any]:
+    if isinstance(value, bool):
+        return [not value, None, int(value)]
+    if isinstance(value, int):
+        return [value + 1, value - 1, value * 2 + 3, None, str(value)]
+    if isinstance(value, float):
+        return [value + 0.001, value * 0.9 + 0.01, 0.0, None]
+    if isinstance(value, str):
+        words = ["live", "recorded", "parity", "divergence", "equal", "within", "same", "independent"]
+        words += ["prefill", "decode", "raw", "2025-01-01T00:00:00Z"]
+        swapped = re.sub("[0-9a-f]", lambda m: "1" if m.group() != "1" else "2", value)
+        return ["", value + "x", swapped, None, *words]
+    if value is None:
+        return [0, 1.5, "x", True, "ab" * 32]
+    if isinstance(value, list):
+        return [[], value[:-1], [*value, value[-1] if value else "x"], None]
+    return [{}, {**value, "unknown": 1}, None]
+
+
+def put(original: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """Return a copy with one field replaced; all else is shared."""
+    if not path:
+        return value
+    changed = copy.copy(original)
+    changed[path[0]] = put(original[path[0]], path[1:], value)
+    return changed
+
+
+def without(original: Any, path: tuple[Any, ...]) -> Any:
+    """Return a copy with one field or element removed; all else is shared."""
+    changed = copy.copy(original)
+    if len(path) == 1:
+        del changed[path[0]]
+    else:
+        changed[path[0]] = without(original[path[0]], path[1:])
+    return changed
+
+
+def accepted(made: receipt.Receipt) -> bool:
+    """Return what the gate says of this receipt in a file; the schema only speaks when the rest is content."""
+    try:
+        passed = gate.passed(gate.judge(made))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        passed = True  # the gate never sees such a thing: the schema must refuse it
+    if not passed:
+        return False
+    try:
+        receipt.validate(made)
+    except BadInputError:
+        return False
+    return gate.passed(gate.judge(made))
+
+
+def mutants(name: str) -> Iterator[tuple[str, receipt.Receipt]]:
+    original = RECEIPTS[name]
+    for path in leaves(original):
+        # Rows are alike: one that is equal and two that are not stand for all.
+        if path[:2] == ("results", "rows") and len(path) > 2 and path[2] not in (0, 2, 3):
+            continue
+        if "steps" in path and len(path) > 4 and (path[2], path[4]) not in ((0, 0), (1, 1)):
+            continue
+        value: Any = original
+        for part in path:
+            value = value[part]
+        yield pattern(path), without(original, path)
+        for other in other_values(value):
+            yield pattern(path), put(original, path, other)
+
+
+@pytest.mark.parametrize("name", RECEIPTS)
+def test_the_originals_pass(name: str) -> None:
+    assert accepted(RECEIPTS[name])
+
+
+@pytest.mark.parametrize("name", RECEIPTS)
+def test_any_edit_breaks_the_digest(name: str) -> None:
+    original = RECEIPTS[name]
+    n_mutants = 0
+    for where, made in mutants(name):
+        n_mutants += 1
+        assert receipt.digest(made) != made.get("digest"), f"{where} can be edited unseen"
+    assert n_mutants > 10 * len(original)
+
+
+@pytest.mark.parametrize("name", RECEIPTS)
+def test_an_edit_with_a_new_digest_is_caught_by_the_other_fields(name: str) -> None:
+    escaped = set()
+    for where, made in mutants(name):
+        if where == "digest" or where in escaped:
+            continue
+        if accepted({**made, "digest": receipt.digest(made)}):
+            escaped.add(where)
+    assert escaped - set(UNPROVABLE) == set()
+    ESCAPED[name] = escaped
+
+
+ESCAPED: dict[str, set[str]] = {}
+
+
+def test_the_list_of_what_cannot_be_proved_is_not_longer_than_needed() -> None:
+    if set(ESCAPED) != set(RECEIPTS):
+        pytest.skip("needs the escapes found by the test before it, in the same process")
+    assert set(UNPROVABLE) - set.union(*ESCAPED.values()) == set()
+
+
+def test_the_documentation_lists_exactly_these_fields() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "receipts.md").read_text(encoding="utf-8")
+    listed = re.search(r"<!-- unprovable -->\n```\n(.*?)\n```", page, re.S)
+    assert listed is not None
+    assert sorted(listed.group(1).split()) == sorted(UNPROVABLE)
+
+
+PATHS = {name: list(leaves(made)) for name, made in RECEIPTS.items()}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_command_refuses_edited_files(data: st.DataObject, tmp_path: Path) -> None:
+    name = data.draw(st.sampled_from(sorted(RECEIPTS)))
+    path = data.draw(st.sampled_from(PATHS[name]))
+    value: Any = RECEIPTS[name]
+    for part in path:
+        value = value[part]
+    made = put(RECEIPTS[name], path, data.draw(st.sampled_from(other_values(value))))
+    file = tmp_path / "receipt.json"
+    file.write_text(json.dumps(made), encoding="utf-8")
+    result = CliRunner().invoke(cli, ["gate", str(file)])
+    assert result.exit_code in (1, 4), result.output
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    noise=st.sampled_from([0.0, 1e-7, 1e-4, 0.1, 3.0]),
+    scale=st.sampled_from([0.0, 1e-20, 1.0, 1e20]),
+    n_tokens=st.integers(1, 4),
+    start=st.integers(0, 5),
+    zeros=st.sets(st.integers(0, 3)),
+    tap=st.sampled_from(
+        ["inp_embd", "blk.0.q", "blk.1.kq", "blk.1.kq_soft_max", "blk.0.ffn_out", "result_output"]
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_honest_metrics_never_contradict_each_other(
+    noise: float, scale: float, n_tokens: int, start: int, zeros: set[int], tap: str, seed: int
+) -> None:
+    plan = PassPlan(geometry.pass_kind(n_tokens, start), tuple(range(n_tokens)), start)
+    random = np.random.default_rng(seed)
+    shape = samples.trace.expected_shape(tap, samples.TRACE_MODEL, plan, None)
+    theirs = (random.standard_normal(shape) * scale).astype(np.float32)
+    axis = geometry.token_axis(tap)
+    for token in zeros & set(range(n_tokens)):
+        theirs[(slice(None),) * axis + (token,)] = 0.0
+    ours = (theirs + random.standard_normal(shape) * scale * noise).astype(np.float32)
+    held = tolerance.tolerance_for(tap, 2, "same")
+    row = compare.compare_tap(tap, 0, plan, TapArray(ours), TapArray(theirs), held)
+    assert isinstance(row, TapRow)
+    made = {"results": {"rows": [evidence.row_to_json(row)]}, "model": samples.MODEL}
+    assert consistency.metrics(made) == []
+    assert consistency.statuses(made) == []
