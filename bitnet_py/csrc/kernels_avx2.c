@@ -19,6 +19,9 @@ static inline int32_t sum_i32x8(__m256i v) {
  * (or -32768 at v = -128) and still fit. bitnet.cpp sums 32 blocks and can wrap. */
 enum { BLOCKS_PER_FLUSH = 16 };
 
+/* The rows of a group are short streams, which the hardware prefetcher loses at every row's end. */
+enum { PREFETCH_BYTES = 4096 };
+
 static inline __m256i flush_i16(__m256i acc_i32, __m256i acc_i16) {
     return _mm256_add_epi32(acc_i32, _mm256_madd_epi16(acc_i16, _mm256_set1_epi16(1)));
 }
@@ -39,7 +42,9 @@ static inline __attribute__((always_inline)) void dot_rows(const uint8_t *w, int
             const __m256i x2 = _mm256_loadu_si256((const __m256i *)(x + b * 128 + 64));
             const __m256i x3 = _mm256_loadu_si256((const __m256i *)(x + b * 128 + 96));
             for (int r = 0; r < rows; r++) {
-                const __m256i packed = _mm256_loadu_si256((const __m256i *)(w + r * stride + b * 32));
+                const uint8_t *at = w + r * stride + b * 32;
+                _mm_prefetch((const char *)(at + PREFETCH_BYTES), _MM_HINT_T0);
+                const __m256i packed = _mm256_loadu_si256((const __m256i *)at);
                 const __m256i w0 = _mm256_and_si256(_mm256_srli_epi16(packed, 6), mask);
                 const __m256i w1 = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
                 const __m256i w2 = _mm256_and_si256(_mm256_srli_epi16(packed, 2), mask);
