@@ -1,0 +1,73 @@
+"""Our engine against live bitnet.cpp: equal bits at every tap, prompt passes and single tokens, odd shapes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitnet_py.synth import PRESETS, write_model
+from crossval import taps
+from crossval.runners.bitnet_cpp import BitnetCppRunner
+from crossval.runners.bitnet_py import BitnetPyRunner
+
+pytestmark = pytest.mark.live
+
+N_DECODE = 3
+LENGTHS = (1, 2, 5, 13, 45)
+SHAPES = {
+    "one head": {"n_layers": 2, "dim": 128, "n_heads": 1, "n_kv_heads": 1, "hidden_dim": 256},
+    "head_dim 20": {"n_layers": 2, "dim": 640, "n_heads": 32, "n_kv_heads": 32, "hidden_dim": 384},
+    "head_dim 32, bitnet-25": {"dim": 256, "n_heads": 8, "n_kv_heads": 2, "hidden_dim": 384, "arch": "bitnet-25"},
+    "rope base 10000": {"dim": 256, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 512, "rope_base": 10000.0},
+}
+
+
+def assert_equal_bits(model: Path, library: Path, lengths=LENGTHS, n_decode=N_DECODE) -> None:
+    rng = np.random.default_rng(7)
+    with BitnetCppRunner(model, library=library) as reference:
+        numerics = reference.identity.numerics
+        with BitnetPyRunner(
+            model, n_threads=2, simd_width=numerics.simd_width, fused_quantizer=numerics.fused_quantizer
+        ) as engine:
+            config = engine.model.config
+            names = taps.all_taps(config.n_layers)
+            for length in lengths:
+                ids = rng.integers(0, config.vocab_size, length).tolist()
+                reference.reset()
+                engine.reset()
+                for step in range(1 + n_decode):
+                    theirs, ours = reference.eval(ids, names), engine.eval(ids, names)
+                    assert set(theirs.taps) == set(ours.taps) == set(names)
+                    for name in names:
+                        a, b = theirs.taps[name].array, ours.taps[name].array
+                        assert a.shape == b.shape, (length, step, name)
+                        n_different = int((a.view(np.uint32) != b.view(np.uint32)).sum())
+                        assert n_different == 0, (length, step, name, n_different, a.size)
+                    ids = [int(ours.taps["result_output"].array[-1].argmax())]
+
+
+def test_shipped_model(shipped_model, bitnet_cpp_library):
+    assert_equal_bits(shipped_model, bitnet_cpp_library)
+
+
+def test_odd_shape(tmp_path, bitnet_cpp_library):
+    model = tmp_path / "odd.gguf"
+    write_model(model, PRESETS["odd"])
+    assert_equal_bits(model, bitnet_cpp_library)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_other_shapes(make_model, shape, bitnet_cpp_library):
+    assert_equal_bits(make_model(**shape), bitnet_cpp_library, (1, 2, 33), 2)
+
+
+def test_2b_4t_shape(tmp_path, bitnet_cpp_library):
+    """1.2 GB and minutes: only when asked for."""
+    if os.environ.get("BITNET_TEST_2B") != "1":
+        pytest.skip("the 2B-4T shape takes 1.2 GB of disk and a minute or two: set BITNET_TEST_2B=1 to test it")
+    model = tmp_path / "2b.gguf"
+    write_model(model, PRESETS["2b-4t"])
+    assert_equal_bits(model, bitnet_cpp_library, (1, 5, 13), 1)
