@@ -147,7 +147,8 @@ def validate_policy(policy: Any, where: str = "policy") -> None:
 
 
 def _validate(value: Any, schema_name: str, where: str) -> None:
-    error = best_match(validator(schema_name).iter_errors(value))
+    check = validator(schema_name)
+    error = None if check.is_valid(value) else best_match(check.iter_errors(value))
     if error is not None:
         field = ".".join(str(part) for part in error.absolute_path) or "(top level)"
         raise BadInputError(f"{where}: violates {schema_name}.schema.json at {field}: {_one_line(error.message)}")

@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from crossval import compare, consistency, evidence, gate, geometry, receipt, tolerance
 from crossval.cli import cli
 from crossval.compare import TapRow
-from crossval.errors import BadInputError
 from crossval.evidence import Party
 from crossval.runners.base import PassPlan, TapArray
 
@@ -166,7 +165,7 @@ def _variations(value: Any) -> list[Any]:
         return [value + 0.001, value * 0.9 + 0.01, 0.0, None]
     if isinstance(value, str):
         words = ["live", "recorded", "parity", "divergence", "equal", "within", "same", "independent"]
-        words += ["prefill", "decode", "raw", "2025-01-01T00:00:00Z"]
+        words = [*words, "prefill", "decode"] if value.isalpha() else ["2025-01-01T00:00:00Z"]
         swapped = re.sub("[0-9a-f]", lambda m: "1" if m.group() != "1" else "2", value)
         return ["", value + "x", swapped, None, *words]
     if value is None:
@@ -203,11 +202,7 @@ def accepted(made: receipt.Receipt) -> bool:
         passed = True  # the gate never sees such a thing: the schema must refuse it
     if not passed:
         return False
-    try:
-        receipt.validate(made)
-    except BadInputError:
-        return False
-    return gate.passed(gate.judge(made))
+    return receipt.validator("receipt.v1").is_valid(made) and gate.passed(gate.judge(made))
 
 
 def mutants(name: str) -> Iterator[tuple[str, receipt.Receipt]]:
@@ -241,25 +236,14 @@ def test_any_edit_breaks_the_digest(name: str) -> None:
     assert n_mutants > 10 * len(original)
 
 
-@pytest.mark.parametrize("name", RECEIPTS)
-def test_an_edit_with_a_new_digest_is_caught_by_the_other_fields(name: str) -> None:
-    escaped = set()
-    for where, made in mutants(name):
-        if where == "digest" or where in escaped:
-            continue
-        if accepted({**made, "digest": receipt.digest(made)}):
-            escaped.add(where)
-    assert escaped - set(UNPROVABLE) == set()
-    ESCAPED[name] = escaped
-
-
-ESCAPED: dict[str, set[str]] = {}
-
-
-def test_the_list_of_what_cannot_be_proved_is_not_longer_than_needed() -> None:
-    if set(ESCAPED) != set(RECEIPTS):
-        pytest.skip("needs the escapes found by the test before it, in the same process")
-    assert set(UNPROVABLE) - set.union(*ESCAPED.values()) == set()
+def test_an_edit_with_a_new_digest_is_caught_by_the_other_fields_unless_listed() -> None:
+    escaped: set[str] = set()
+    for name in RECEIPTS:
+        for where, made in mutants(name):
+            if where != "digest" and where not in escaped and accepted({**made, "digest": receipt.digest(made)}):
+                escaped.add(where)
+    assert escaped - set(UNPROVABLE) == set(), "escapes the gate and is not listed"
+    assert set(UNPROVABLE) - escaped == set(), "listed, but the gate catches every edit of it"
 
 
 def test_the_documentation_lists_exactly_these_fields() -> None:
