@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -22,6 +23,8 @@ from crossval.runners.bitnet_cpp import BitnetCppRunner
 from crossval.runners.bitnet_py import BitnetPyRunner
 
 LOGITS = ("result_output",)
+REST_S = 0.3
+"""Between engines: OpenMP workers of bitnet.cpp keep spinning for about 0.2 s after a pass."""
 
 
 def prefill_s(runner: Runner, tokens: list[int]) -> float:
@@ -72,6 +75,7 @@ def main(model: Path | None, prompt_tokens: int, n_decode: int, rounds: int, thr
                 for round_index in range(rounds + 1):
                     pair = [("ours", ours), ("theirs", theirs)]
                     for name, runner in pair if round_index % 2 else reversed(pair):
+                        time.sleep(REST_S)
                         a, b = prefill_s(runner, prompt), decode_s(runner, following)
                         if round_index:  # the first round warms caches and page tables
                             times[name]["prefill"].append(a)
