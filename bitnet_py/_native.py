@@ -63,6 +63,7 @@ class Options(Structure):
         ("simd_width", c_int32),
         ("fused_quantizer", c_int32),
         ("n_threads", c_int32),
+        ("bytes_per_thread", c_int64),
         ("kernel", c_char_p),
     ]
 

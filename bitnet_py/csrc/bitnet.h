@@ -69,7 +69,8 @@ typedef struct {
     int32_t simd_width;      /* float32 lanes of the reference's reductions: 8 or 16 */
     int32_t fused_quantizer; /* 1: x*s and rounding to integer share one rounding (gcc builds of bitnet.cpp) */
     int32_t n_threads;
-    const char *kernel; /* NULL: the best this machine can run */
+    int64_t bytes_per_thread; /* a pass that reads fewer bytes of weights per thread uses fewer threads */
+    const char *kernel;       /* NULL: the best this machine can run */
 } bn_options;
 
 /* Taps of one layer, in the order of crossval/taps.py. */

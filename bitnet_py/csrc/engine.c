@@ -37,6 +37,7 @@ int bn_engine_create(const bn_model *model, const bn_options *options, bn_engine
         return fail(BN_ERR_ARGUMENT, "simd_width must be 8 or 16");
     if (options->n_threads < 1 || options->n_threads > 1024)
         return fail(BN_ERR_ARGUMENT, "n_threads must be between 1 and 1024");
+    if (options->bytes_per_thread < 1) return fail(BN_ERR_ARGUMENT, "bytes_per_thread must be at least 1");
     if (!model_ok(model)) return fail(BN_ERR_ARGUMENT, "the model's dimensions and tensors do not agree");
     const bn_kernels *kernels = bn_select_kernels(options->kernel);
     if (!kernels) return BN_ERR_UNAVAILABLE;
@@ -48,6 +49,7 @@ int bn_engine_create(const bn_model *model, const bn_options *options, bn_engine
     e->simd_width = options->simd_width;
     e->width_index = BN_WIDTH_INDEX(options->simd_width);
     e->fused_quantizer = options->fused_quantizer;
+    e->bytes_per_thread = options->bytes_per_thread;
     e->kernels = kernels;
     e->layers = malloc((size_t)model->n_layers * sizeof *e->layers);
     e->members = calloc((size_t)options->n_threads, sizeof *e->members);
@@ -57,6 +59,8 @@ int bn_engine_create(const bn_model *model, const bn_options *options, bn_engine
     }
     memcpy(e->layers, model->layers, (size_t)model->n_layers * sizeof *e->layers);
     e->model.layers = e->layers;
+    const int64_t dim = model->dim, hidden = model->hidden_dim;
+    e->ternary_bytes = model->n_layers * (2 * dim * dim + 2 * dim * e->kv_dim + 3 * dim * hidden) / 4;
     e->team = bn_team_create(options->n_threads);
     if (!e->team) {
         bn_engine_free(e);

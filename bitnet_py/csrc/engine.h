@@ -56,7 +56,9 @@ enum {
 
 struct bn_engine {
     bn_model model;
-    bn_layer *layers; /* model.layers points here */
+    bn_layer *layers;      /* model.layers points here */
+    int64_t ternary_bytes; /* of all layers */
+    int64_t bytes_per_thread;
     int32_t kv_dim, width_index, simd_width, fused_quantizer;
     const bn_kernels *kernels;
     bn_team *team;

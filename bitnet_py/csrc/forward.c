@@ -305,7 +305,15 @@ static void forward(void *argument, int member, int n_members) {
     if (r.pass->n_outputs) head(&r, r.pass->n_outputs);
 }
 
+/* For little work, waking another member costs more than it saves. */
+static int members_for(const bn_engine *e, const bn_pass *pass) {
+    const int64_t work = e->ternary_bytes * pass->n_tokens +
+                         (int64_t)pass->n_outputs * e->model.vocab_size * e->model.dim * (int64_t)sizeof(uint16_t);
+    const int64_t members = work / e->bytes_per_thread, most = bn_team_size(e->team);
+    return (int)(members < 1 ? 1 : members > most ? most : members);
+}
+
 void bn_forward(bn_engine *engine, const bn_pass *pass) {
     run r = {engine, pass, 0, 1};
-    bn_team_run(engine->team, forward, &r);
+    bn_team_run(engine->team, members_for(engine, pass), forward, &r);
 }

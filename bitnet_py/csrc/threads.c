@@ -19,6 +19,7 @@ struct bn_team {
     pthread_cond_t wake;
     uint64_t generation; /* guarded by lock; a new value means a new job */
     int stopping;        /* guarded by lock */
+    int n_active;        /* guarded by lock; fixed during a job */
     bn_job job;
     void *argument;
     atomic_int arrived;
@@ -35,9 +36,9 @@ static inline void relax(void) {
 enum { SPINS_BEFORE_YIELD = 4096 };
 
 void bn_team_barrier(bn_team *team) {
-    if (team->n_members == 1) return;
+    if (team->n_active == 1) return;
     const unsigned phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == team->n_members - 1) {
+    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == team->n_active - 1) {
         atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
         return;
@@ -59,9 +60,11 @@ static void *work(void *argument) {
         while (team->generation == seen && !team->stopping) pthread_cond_wait(&team->wake, &team->lock);
         const int stopping = team->stopping;
         seen = team->generation;
+        const int active = self->index < team->n_active;
         pthread_mutex_unlock(&team->lock);
         if (stopping) return NULL;
-        team->job(team->argument, self->index, team->n_members);
+        if (!active) continue;
+        team->job(team->argument, self->index, team->n_active);
         bn_team_barrier(team);
     }
 }
@@ -104,15 +107,17 @@ void bn_team_free(bn_team *team) {
 
 int bn_team_size(const bn_team *team) { return team->n_members; }
 
-void bn_team_run(bn_team *team, bn_job job, void *argument) {
-    if (team->n_members > 1) {
-        pthread_mutex_lock(&team->lock);
+void bn_team_run(bn_team *team, int n_active, bn_job job, void *argument) {
+    /* an inactive member may still be waking up for an earlier job: it reads n_active under the lock */
+    pthread_mutex_lock(&team->lock);
+    team->n_active = n_active;
+    if (n_active > 1) {
         team->job = job;
         team->argument = argument;
         team->generation++;
         pthread_cond_broadcast(&team->wake);
-        pthread_mutex_unlock(&team->lock);
     }
-    job(argument, 0, team->n_members);
+    pthread_mutex_unlock(&team->lock);
+    job(argument, 0, n_active);
     bn_team_barrier(team);
 }

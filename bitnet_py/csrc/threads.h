@@ -12,8 +12,9 @@ typedef void (*bn_job)(void *argument, int member, int n_members);
 bn_team *bn_team_create(int n_members);
 void bn_team_free(bn_team *team);
 int bn_team_size(const bn_team *team);
-void bn_team_run(bn_team *team, bn_job job, void *argument);
-/* Only inside a job, by every member. */
+/* Runs the job on members 0 .. n_active-1; the others sleep on. */
+void bn_team_run(bn_team *team, int n_active, bn_job job, void *argument);
+/* Only inside a job, by every active member. */
 void bn_team_barrier(bn_team *team);
 
 /* Member `member`'s share [*lo, *hi) of n items, in multiples of `unit` but for the last. */
