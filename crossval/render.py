@@ -45,7 +45,9 @@ def plain(text: str) -> str:
 def show_receipt(out: Console, receipt: Receipt) -> None:
     """Print the tables, the verdict, what is first seen where, and the notes of a receipt."""
     _headline(out, receipt)
-    if receipt["kind"] == "greedy":
+    if receipt["reference"]["status"] == "unavailable":
+        show_line(out, f"reference unavailable: {receipt['reference']['note']}")
+    elif receipt["kind"] == "greedy":
         result = evidence.greedy_from_json(receipt)
         show_line(out, "\nToken by token; '=': all bits of the logits are equal.")
         out.print(greedy_table(result.prompts))

@@ -1,0 +1,700 @@
+"""The command line by exact exit code, with real engines: ours, the specification, and recorded traces."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import crossval.cli.gate as gate_command
+import crossval.session as session_module
+from bitnet_py.gguf import GGUFFile
+from crossval import doctor, receipt
+from crossval.cli import app, cli, docs, greedy
+from crossval.cli.doctor import REFERENCES
+from crossval.doctor import Check
+from crossval.errors import EngineCrashError, UnavailableError
+from crossval.record import record_trace, trace_model
+from crossval.runners.base import EngineIdentity, PassRecord
+from crossval.runners.bitnet_py import BitnetPyRunner
+from crossval.taps import outline_taps
+
+PROMPT = "Hello there"
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="crossval")
+
+
+def error_line(result: Result) -> str:
+    """Return the message of a failed command: one line on stderr, nothing like a traceback anywhere."""
+    assert "Traceback" not in result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+class Stranger(BitnetPyRunner):
+    """Our engine under another name and build, so that two parties can be compared; optionally broken."""
+
+    name = "bitnet.cpp"
+    broken_from: str | None = None
+
+    @property
+    def identity(self) -> EngineIdentity:
+        return dataclasses.replace(super().identity, name=self.name, library_digest="f" * 64)
+
+    def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
+        record = super().eval(token_ids, select)
+        layer, _, tap = (self.broken_from or "").partition("/")
+        names = ("ffn_sub_norm", "ffn_down", "l_out")
+        for name in names[names.index(tap) :] if tap else ():
+            found = record.taps.get(f"blk.{layer}.{name}")
+            if found is not None:
+                found.array[...] = np.roll(found.array, 1, axis=-1)
+        return record
+
+
+@pytest.fixture(scope="session")
+def model_path(make_model: Callable[..., Path]) -> Path:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def record(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return ``record(name=..., broken_from="1/ffn_sub_norm", ...) -> trace directory``."""
+    folder = tmp_path_factory.mktemp("traces")
+    made: dict[Any, Path] = {}
+
+    def make(
+        name: str = "bitnet.cpp",
+        broken_from: str | None = None,
+        prompt: str = PROMPT,
+        n_decode: int = 2,
+        outline: bool = False,
+    ) -> Path:
+        key = (name, broken_from, prompt, n_decode, outline)
+        if key in made:
+            return made[key]
+        made[key] = folder / f"trace-{len(made)}"
+        runner = Stranger(model_path, n_threads=1)
+        runner.name, runner.broken_from = name, broken_from
+        with runner:
+            ids = runner.tokenize(prompt)
+            select = outline_taps(2) if outline else None
+            record_trace(
+                runner,
+                trace_model(model_path),
+                made[key],
+                prompt_ids=ids,
+                prompt_text=prompt,
+                n_decode=n_decode,
+                select_prefill=select,
+                select_decode=select,
+                n_decode_full=n_decode,
+            )
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def golden(record: Callable[..., Path]) -> Path:
+    return record()
+
+
+@pytest.fixture
+def no_bitnet_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossval.build_cpp.find_library", lambda: None)
+
+
+# Help and documentation
+
+
+COMMANDS = sorted(cli.commands)
+
+
+def test_the_commands_of_the_contract_exist() -> None:
+    assert {"layers", "greedy", "diff", "gate", "doctor", "record"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example_and_documented_options(name: str) -> None:
+    text = inspect.cleandoc(cli.commands[name].help or "")
+    assert f"crossval {name}" in text.partition("Example:")[2]
+    for param in cli.commands[name].params:
+        assert param.param_type_name == "argument" or getattr(param, "help", None), param.name
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert "Example:" in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_in_the_documentation(name: str) -> None:
+    assert f"## crossval {name}\n" in (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+
+
+def test_the_documentation_is_current() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert page == docs.commands_markdown(), "renew with: python -m crossval.cli.docs > docs/commands.md"
+
+
+# Exit 0
+
+
+def test_layers_with_a_recorded_reference(model_path: Path, golden: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    result = run("layers", "--prompt", PROMPT, "--model", model_path, "--reference", golden, "--receipt", out)
+    assert result.exit_code == 0, result.output
+    assert "PARITY  bitnet_py against bitnet.cpp (recorded): 15 of 15 comparisons, all bits equal" in result.stdout
+    assert str(out) in result.stdout
+    assert "\x1b" not in result.stdout
+    assert result.stderr == ""
+    made = receipt.read(out)
+    assert made["verdict"] == "parity"
+    assert made["parity"] == {
+        "cosine_similarity": 1.0,
+        "exact_match_rate": 1.0,
+        "logits_exact_match_rate": 1.0,
+        "cpp_available": True,
+        "status": "parity",
+    }
+    assert made["compute"]["path"] == "real"
+    assert any("i2s" in kernel["name"] and kernel["calls"] > 0 for kernel in made["compute"]["kernels"])
+    assert made["settings"]["reference"] == golden.name
+    assert str(golden.parent) not in out.read_text()
+    assert run("gate", out).exit_code == 0
+
+
+def test_json_mode_prints_the_receipt_and_nothing_else(model_path: Path, golden: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    args = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--receipt", out, "--json")
+    result = run("layers", *args)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == receipt.read(out)
+    assert result.stderr == ""
+
+
+def test_full_compares_every_operation(model_path: Path, golden: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    args = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--receipt", out, "--full")
+    assert run("layers", *args).exit_code == 0
+    assert len(receipt.read(out)["results"]["rows"]) == 3 * 43
+    assert run("gate", out).exit_code == 0
+
+
+def test_layers_against_the_specification(model_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    args = ("--prompt", PROMPT, "--model", model_path, "--decode", "1", "--receipt", out)
+    result = run("layers", *args, "--reference", "spec")
+    assert result.exit_code == 0, result.output
+    assert "bitnet.cpp" not in result.stdout
+    made = receipt.read(out)
+    assert made["parity"]["cpp_available"] is False
+    assert made["parity"]["exact_match_rate"] < 1.0
+    assert made["thresholds"]["policy"] == "independent"
+    assert run("gate", out).exit_code == 1
+    assert run("gate", out, "--reference-name", "specification").exit_code == 0
+
+
+def test_the_specification_as_candidate_needs_the_policys_consent(
+    model_path: Path, golden: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.json"
+    args = ("--prompt", PROMPT, "--model", model_path, "--receipt", out)
+    assert run("layers", *args, "--candidate", "spec", "--reference", golden).exit_code == 0
+    assert run("gate", out).exit_code == 1
+    assert run("gate", out, "--allow-compute", "specification").exit_code == 0
+
+
+def test_greedy(model_path: Path, record: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "g.json"
+    golden = record(n_decode=5)
+    args = ("--prompt", PROMPT, "--steps", "6", "--model", model_path, "--reference", golden, "--receipt", out)
+    result = run("greedy", *args)
+    assert result.exit_code == 0, result.output
+    assert "6/6" in result.stdout
+    made = receipt.read(out)
+    assert (made["kind"], made["parity"]["exact_match_rate"]) == ("greedy", 1.0)
+    assert run("gate", out, "--min-exact-match", "1", "--min-tokens", "6").exit_code == 0
+    assert run("gate", out, "--min-tokens", "7").exit_code == 1
+
+
+@pytest.mark.usefixtures("no_bitnet_cpp")
+def test_greedy_over_many_prompts_finds_a_golden_for_each(
+    model_path: Path, record: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tmp_path / "m.gguf"
+    shutil.copy(model_path, model)
+    for index, prompt in enumerate((PROMPT, "Another one")):
+        shutil.copytree(record(prompt=prompt), tmp_path / "m.goldens" / f"g{index}")
+    prompts = tmp_path / "p.txt"
+    prompts.write_text(f"{PROMPT}\n\nAnother one\n")
+    out = tmp_path / "g.json"
+    result = run("greedy", "--prompts", prompts, "--steps", "3", "--model", model, "--receipt", out)
+    assert result.exit_code == 0, result.output
+    made = receipt.read(out)
+    assert [prompt["text"] for prompt in made["results"]["prompts"]] == [PROMPT, "Another one"]
+    assert len(made["reference"]["trace_digest"]) == 64
+    assert run("gate", out).exit_code == 0
+    # A third prompt has no golden: exit 3, and the message says which there are.
+    prompts.write_text("No golden of this\n")
+    result = run("greedy", "--prompts", prompts, "--model", model)
+    assert result.exit_code == 3
+    assert "Another one" in error_line(result)
+
+
+def test_diff(model_path: Path, record: Callable[..., Path], golden: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d.json"
+    other = record(name="other")
+    result = run("diff", other, golden, "--model", model_path, "--receipt", out)
+    assert result.exit_code == 0, result.output
+    assert receipt.read(out)["settings"]["n_decode"] == 2
+    # Two parties by name, but one build of one library: not a comparison of two engines.
+    assert run("gate", out, "--allow-compute", "recorded").exit_code == 1
+
+
+def test_a_trace_compared_with_itself_is_no_evidence(model_path: Path, golden: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d.json"
+    assert run("diff", golden, golden, "--model", model_path, "--receipt", out).exit_code == 0
+    result = run("gate", out, "--allow-compute", "recorded")
+    assert result.exit_code == 1
+    assert "same name" in result.stdout
+
+
+def test_record_then_compare(model_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "trace"
+    common = ("--prompt", PROMPT, "--model", model_path)
+    result = run("record", *common, "--out", out, "--engine", "spec", "--decode", "1")
+    assert result.exit_code == 0, result.output
+    assert "specification" in result.stdout
+    result = run("layers", *common, "--candidate", out, "--reference", "spec")
+    assert result.exit_code == 0, result.output
+    again = run("record", *common, "--out", out, "--engine", "spec")
+    assert again.exit_code == 4
+    assert "not empty" in error_line(again)
+    assert run("record", *common, "--out", out, "--engine", "spec", "--outline", "--overwrite").exit_code == 0
+
+
+# Exit 1
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_broken_operation_is_named(
+    model_path: Path, record: Callable[..., Path], layer: int, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.json"
+    golden = record(broken_from=f"{layer}/ffn_sub_norm")
+    args = ("layers", "--prompt", PROMPT, "--model", model_path, "--reference", golden)
+    table, as_json = run(*args, "--receipt", out), run(*args, "--json")
+    assert (table.exit_code, as_json.exit_code) == (1, 1)
+    assert f"first divergence: layer {layer}, op ffn_sub_norm (pass 0, prefill" in table.stdout
+    made = json.loads(as_json.stdout)
+    assert made["verdict"] == "divergence"
+    place = made["first_divergence"]
+    assert (place["layer"], place["tap"]) == (layer, f"blk.{layer}.ffn_sub_norm")
+    result = run("gate", out)
+    assert result.exit_code == 1
+    assert "FAIL" in result.stdout
+
+
+def test_a_tokenizer_that_disagrees_is_a_divergence(
+    model_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    honest = BitnetPyRunner.tokenize
+    monkeypatch.setattr(BitnetPyRunner, "tokenize", lambda self, text, **options: honest(self, text)[::-1])
+    out = tmp_path / "r.json"
+    result = run("layers", "--prompt", PROMPT, "--model", model_path, "--reference", golden, "--receipt", out)
+    assert result.exit_code == 1
+    assert "the tokenizers disagree at token 0" in result.stdout
+    assert receipt.read(out)["tokenizer"]["engines_agree"] is False
+    assert run("gate", out).exit_code == 1
+
+
+# Exit 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("layers",),
+        ("layers", "--prompt", "x", "--threads", "0"),
+        ("layers", "--prompt", "x", "--decode", "-1"),
+        ("layers", "--prompt", "x", "--template", "nope"),
+        ("layers", "--prompt", "x", "--nope"),
+        ("greedy",),
+        ("greedy", "--prompt", "x", "--prompts", "y"),
+        ("greedy", "--prompt", "x", "--steps", "0"),
+        ("diff", "one"),
+        ("gate",),
+        ("gate", "r.json", "--min-exact-match", "2"),
+        ("gate", "r.json", "--model-sha256", "abc"),
+        ("nope",),
+    ],
+)
+def test_usage_errors(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+    assert result.stdout == ""
+
+
+# Exit 3
+
+
+@pytest.mark.usefixtures("no_bitnet_cpp")
+@pytest.mark.parametrize("command", ["layers", "greedy"])
+@pytest.mark.parametrize("word", ["auto", "bitnet.cpp"])
+def test_no_reference_is_exit_3_with_something_to_do(
+    command: str, word: str, model_path: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.json"
+    args = (command, "--prompt", PROMPT, "--model", model_path, "--reference", word)
+    result = run(*args)
+    assert result.exit_code == 3
+    assert "make fetch-cpp" in error_line(result)
+    assert result.stdout == ""
+    result = run(*args, "--json", "--receipt", out)
+    assert result.exit_code == 3
+    made = json.loads(result.stdout)
+    assert made == receipt.read(out)
+    assert (made["verdict"], made["reference"]["status"]) == ("incomplete", "unavailable")
+    assert made["parity"]["exact_match_rate"] is made["parity"]["cosine_similarity"] is None
+    assert run("gate", out).exit_code == 1
+
+
+def test_a_trace_that_ends_too_early_is_incomplete(model_path: Path, golden: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    args = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--receipt", out)
+    result = run("layers", *args, "--decode", "4")
+    assert result.exit_code == 3
+    assert "INCOMPLETE" in result.stdout
+    assert "not compared: pass 3 inp_embd: only 3 of 5 passes are recorded alike" in result.stdout
+    assert run("gate", out).exit_code == 1
+    result = run("greedy", *args, "--steps", "9")
+    assert result.exit_code == 3
+    assert receipt.read(out)["coverage"] == {
+        "required": 9,
+        "compared": 3,
+        "skipped": [{"prompt_index": 0, "n_steps": 6, "why": "only 3 of 9 passes are recorded alike"}],
+    }
+
+
+# Exit 4
+
+
+def test_missing_model(tmp_path: Path) -> None:
+    result = run("layers", "--prompt", PROMPT, "--model", tmp_path / "none.gguf")
+    assert result.exit_code == 4
+    assert "none.gguf" in error_line(result)
+
+
+@pytest.mark.parametrize("command", ["layers", "greedy", "record"])
+def test_empty_prompt(command: str, tmp_path: Path) -> None:
+    extra = ("--out", tmp_path / "t") if command == "record" else ()
+    result = run(command, "--prompt", "", *extra)
+    assert result.exit_code == 4
+    assert "prompt is empty" in error_line(result)
+
+
+def test_a_prompt_that_is_not_utf_8() -> None:
+    result = run("layers", "--prompt", "bad \udcff byte")
+    assert result.exit_code == 4
+    assert "UTF-8" in error_line(result)
+
+
+def test_a_prompt_longer_than_the_context(make_model: Callable[..., Path]) -> None:
+    model = make_model(context_length=64)
+    result = run("layers", "--prompt", "many words " * 60, "--model", model, "--reference", "spec")
+    assert result.exit_code == 4
+    assert "context holds 64" in error_line(result)
+
+
+@pytest.mark.parametrize("damage", ["magic", "truncated", "empty", "nan"])
+def test_a_damaged_model(damage: str, model_path: Path, tmp_path: Path) -> None:
+    data = bytearray(model_path.read_bytes())
+    if damage == "magic":
+        data[:4] = b"GGML"
+    elif damage == "truncated":
+        del data[len(data) // 2 :]
+    elif damage == "empty":
+        data.clear()
+    else:
+        with GGUFFile.open(model_path) as gguf:
+            start = gguf.tensors["token_embd.weight"].offset
+            held = bytes(gguf.data("token_embd.weight")[:64])
+        start = data.find(held, start)
+        data[start + 10 : start + 12] = b"\x00\x7e"
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(data)
+    result = run("layers", "--prompt", PROMPT, "--model", broken, "--reference", "spec", "--json")
+    assert result.exit_code == 4
+    assert "broken.gguf" in error_line(result)
+    assert result.stdout == ""
+
+
+def test_a_trace_of_another_model(make_model: Callable[..., Path], golden: Path) -> None:
+    other = make_model(n_layers=3)
+    result = run("layers", "--prompt", PROMPT, "--model", other, "--reference", golden)
+    assert result.exit_code == 4
+    assert "another model" in error_line(result)
+
+
+def test_a_trace_of_another_prompt(model_path: Path, golden: Path) -> None:
+    result = run("layers", "--prompt", "Something else", "--model", model_path, "--reference", golden)
+    assert result.exit_code == 4
+    assert "other tokens" in error_line(result)
+
+
+def test_diff_of_what_is_no_trace(model_path: Path, golden: Path, tmp_path: Path) -> None:
+    for first, expected in ((tmp_path / "none", "not a directory"), (tmp_path, "no finished trace")):
+        result = run("diff", first, golden, "--model", model_path)
+        assert result.exit_code == 4
+        assert expected in error_line(result)
+
+
+def test_diff_of_different_prompts(model_path: Path, record: Callable[..., Path], golden: Path) -> None:
+    result = run("diff", record(prompt="Another one"), golden, "--model", model_path)
+    assert result.exit_code == 4
+    assert "different prompts" in error_line(result)
+
+
+def test_a_template_whose_tokens_the_model_lacks(make_model: Callable[..., Path]) -> None:
+    model = make_model()
+    with GGUFFile.open(model) as gguf:
+        has_token = "<|eot_id|>" in set(gguf.metadata["tokenizer.ggml.tokens"])
+    result = run("layers", "--prompt", PROMPT, "--model", model, "--template", "bitnet", "--reference", "spec")
+    assert result.exit_code == (0 if has_token else 4)
+    if not has_token:
+        assert "<|eot_id|>" in error_line(result)
+
+
+def test_a_receipt_that_cannot_be_written(model_path: Path, golden: Path, tmp_path: Path) -> None:
+    result = run("layers", "--prompt", PROMPT, "--model", model_path, "--reference", golden, "--receipt", tmp_path)
+    assert result.exit_code == 4
+    assert "cannot write the receipt" in error_line(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("p.txt", b"\n \n", "holds no prompt"),
+        ("p.txt", b"\xff\xfe", "not UTF-8"),
+        ("p.jsonl", b'{"text": "x"}\n', "p.jsonl:1"),
+        ("p.jsonl", b'"fine"\n{"prompt": ""}\n', "p.jsonl:2"),
+        ("p.jsonl", b"{\n", "p.jsonl:1"),
+    ],
+)
+def test_prompt_files_that_cannot_be_used(tmp_path: Path, name: str, text: bytes, expected: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(text)
+    result = run("greedy", "--prompts", path)
+    assert result.exit_code == 4
+    assert expected in error_line(result)
+
+
+def test_prompt_files(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('"one"\n\n{"prompt": "two\\nlines", "id": 7}\n')
+    assert greedy.read_prompts(path) == ["one", "two\nlines"]
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffone\r\n  two \u2028 still two\n".encode())
+    assert greedy.read_prompts(path) == ["one", "  two \u2028 still two"]
+
+
+def test_a_forced_kernel_that_does_not_exist(
+    model_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITNET_KERNEL", "nope")
+    result = run("layers", "--prompt", PROMPT, "--model", model_path, "--reference", golden)
+    assert result.exit_code == 4
+    assert "nope" in error_line(result)
+
+
+# Exit 5
+
+
+def test_a_crash_is_exit_5_and_keeps_the_log(
+    model_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise EngineCrashError("the child died with SIGABRT\n  GGML_ASSERT failed")
+
+    monkeypatch.setattr(session_module, "open_reference", crash)
+    result = run("layers", "--prompt", PROMPT, "--model", model_path, "--json")
+    assert result.exit_code == 5
+    assert result.stderr == "error: the child died with SIGABRT\n  GGML_ASSERT failed\n"
+    assert result.stdout == ""
+
+
+def test_an_unexpected_exception_is_exit_5_without_a_traceback(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise(*_: object, **__: object) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(session_module, "open_reference", surprise)
+    result = run("layers", "--prompt", PROMPT, "--model", model_path)
+    assert result.exit_code == 5
+    assert "KeyError: 'surprise'" in error_line(result)
+    result = run("--debug", "layers", "--prompt", PROMPT, "--model", model_path)
+    assert result.exit_code == 5
+    assert "Traceback" in result.stderr
+    monkeypatch.setenv(app.DEBUG_VARIABLE, "1")
+    assert "Traceback" in run("layers", "--prompt", PROMPT, "--model", model_path).stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (MemoryError(), 5), (UnavailableError("x"), 3)]
+)
+def test_other_ways_out(
+    error: BaseException, code: int, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(session_module, "open_reference", leave)
+    result = run("layers", "--prompt", PROMPT, "--model", model_path)
+    assert result.exit_code == code
+    error_line(result)
+
+
+# gate
+
+
+@pytest.fixture(scope="session")
+def good_receipt(model_path: Path, record: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("receipts") / "good.json"
+    assert (
+        run(
+            "layers", "--prompt", PROMPT, "--model", model_path, "--reference", record(), "--receipt", out
+        ).exit_code
+        == 0
+    )
+    return out
+
+
+def test_gate_exit_codes_of_several_receipts(good_receipt: Path, tmp_path: Path) -> None:
+    edited, garbage = tmp_path / "edited.json", tmp_path / "garbage.json"
+    edited.write_text(good_receipt.read_text().replace('"notes": []', '"notes": ["x"]'))
+    garbage.write_text("{}")
+    assert run("gate", good_receipt).exit_code == 0
+    assert run("gate", good_receipt, edited).exit_code == 1
+    assert run("gate", edited, good_receipt).exit_code == 1
+    assert run("gate", edited, garbage, good_receipt).exit_code == 4
+    assert run("gate", tmp_path / "none.json").exit_code == 4
+    result = run("gate", garbage)
+    assert "garbage.json" in error_line(result)
+
+
+def test_gate_as_json(good_receipt: Path, tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.json"
+    garbage.write_text("[")
+    result = run("gate", good_receipt, garbage, "--json", "--require-live")
+    assert result.exit_code == 4
+    report = json.loads(result.stdout)
+    assert report["passed"] is False
+    first, second = report["receipts"]
+    assert {"name": "live reference", "passed": False, "detail": "reference is recorded"} in first["checks"]
+    assert (second["passed"], second["checks"]) == (False, [])
+    assert "not valid JSON" in second["error"]
+
+
+def test_gate_options_override_the_policy_file(good_receipt: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({"schema_version": 1, "require_live": True, "model_sha256": ["0" * 64]}))
+    result = run("gate", good_receipt, "--policy", policy)
+    assert result.exit_code == 1
+    sha256 = receipt.read(good_receipt)["model"]["sha256"]
+    policy.write_text(json.dumps({"schema_version": 1, "model_sha256": ["0" * 64]}))
+    assert run("gate", good_receipt, "--policy", policy).exit_code == 1
+    assert run("gate", good_receipt, "--policy", policy, "--model-sha256", sha256).exit_code == 0
+    policy.write_text("{")
+    assert run("gate", good_receipt, "--policy", policy).exit_code == 4
+
+
+def test_no_receipt_is_no_pass() -> None:
+    assert gate_command.exit_code([]) == 1
+
+
+# doctor
+
+
+OK = Check("engine", True, "fine")
+LIVE = Check("bitnet.cpp library", True, "there", required=False)
+NO_LIVE = Check("bitnet.cpp library", False, "not built", "make fetch-cpp", required=False)
+GOLDENS = Check("goldens (recorded bitnet.cpp)", True, "10", required=False)
+BROKEN = Check("engine C library", False, "missing", "pip install .")
+
+
+@pytest.mark.parametrize(
+    ("checks", "code"),
+    [
+        ([OK, LIVE], 0),
+        ([OK, NO_LIVE, GOLDENS], 0),
+        ([OK, NO_LIVE], 3),
+        ([OK], 3),
+        ([OK, LIVE, BROKEN], 4),
+        ([], 4),
+    ],
+)
+def test_doctor_exit_codes(checks: list[Check], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "collect", lambda: checks)
+    result, as_json = run("doctor"), run("doctor", "--json")
+    assert (result.exit_code, as_json.exit_code) == (code, code)
+    report = json.loads(as_json.stdout)
+    assert report["ok"] == (code == 0)
+    assert [check["name"] for check in report["checks"]] == [check.name for check in checks]
+    for check in checks:
+        assert check.remedy in result.stdout
+
+
+def test_the_doctor_knows_the_checks_that_give_a_reference() -> None:
+    names = {check.name for check in doctor.check_goldens()}
+    assert names | {"bitnet.cpp library"} == set(REFERENCES)
+
+
+# A real process
+
+
+def test_the_console_entry_as_a_process(model_path: Path, golden: Path) -> None:
+    command = [sys.executable, "-m", "crossval", "layers", "--prompt", PROMPT, "--model", str(model_path)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [*command, "--reference", str(golden)], capture_output=True, cwd=ROOT, env=environment, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"PARITY" in done.stdout
+    assert b"\x1b" not in done.stdout
+    assert done.stderr == b""
+
+
+def test_a_reader_that_goes_away_is_no_verdict(model_path: Path, golden: Path) -> None:
+    command = [sys.executable, "-m", "crossval", "layers", "--prompt", PROMPT, "--model", str(model_path)]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        done = subprocess.run(
+            [*command, "--reference", str(golden), "--json"],
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            timeout=60,
+        )
+    finally:
+        os.close(write_end)
+    assert done.returncode == 141
+    assert b"Traceback" not in done.stderr
