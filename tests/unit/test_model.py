@@ -72,6 +72,16 @@ def test_recording_taps_does_not_change_bits(make_model):
     assert same_bits(np.concatenate(watched), logits_of(path))
 
 
+def test_thread_count_does_not_change_what_is_recorded(make_model):
+    path = make_model()
+    recorded = []
+    for n_threads in (1, 3, 3, 3):
+        with Model.from_gguf(path, n_threads=n_threads, bytes_per_thread=1) as model:
+            recorded.append(model.forward(PROMPT * 5, model.new_cache(), taps=all_taps(model)).taps)
+    for other in recorded[1:]:
+        assert [name for name in other if not same_bits(other[name], recorded[0][name])] == []
+
+
 def test_every_tap_of_every_pass_is_recorded_with_its_shape(tiny_model):
     cache, config = tiny_model.new_cache(), tiny_model.config
     for tokens, start in ((PROMPT, 0), ([7], len(PROMPT))):
