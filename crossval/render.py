@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -15,9 +15,11 @@ from rich.text import Text
 
 from crossval import compare, evidence, taps
 from crossval.compare import GreedyPrompt, LayersResult, TapRow
-from crossval.doctor import Check as Finding
-from crossval.gate import Check
 from crossval.receipt import Receipt
+
+if TYPE_CHECKING:
+    from crossval.doctor import Check as Finding
+    from crossval.gate import Check
 
 PLAIN_WIDTH = 120
 MAX_PASS_COLUMNS = 6
