@@ -21,8 +21,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from crossval import cpp_source, provenance
-from crossval.cpp_library import (
+from crossval import provenance
+from crossval.cpp import source as cpp_source
+from crossval.cpp.library import (
     LIBRARY_NAME,
     LIBRARY_VARIABLE,
     MANIFEST_NAME,
@@ -36,8 +37,8 @@ from crossval.cpp_library import (
     read_manifest,
     repository_root,
 )
-from crossval.cpp_source import Source
-from crossval.cpp_toolchain import COMPILERS, Toolchain, find_toolchain, search_path
+from crossval.cpp.source import Source
+from crossval.cpp.toolchain import COMPILERS, Toolchain, find_toolchain, search_path
 from crossval.errors import CrossvalError, UnavailableError
 from crossval.files import write_atomically
 from crossval.runners.bitnet_cpp import open_library

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossval import cpp_library, cpp_source, cpp_toolchain
+from crossval.cpp import library as cpp_library
+from crossval.cpp import source as cpp_source
+from crossval.cpp import toolchain as cpp_toolchain
 from crossval.errors import CrossvalError, UnavailableError
 
 PACKAGES = ("numpy", "gguf", "tokenizers", "pandas", "jsonschema", "click", "safetensors", "rich")

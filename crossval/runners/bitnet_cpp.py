@@ -11,11 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from crossval import cpp_library, taps
+from crossval import taps
+from crossval.cpp import library as cpp_library
+from crossval.cpp.process import ChildProcess
+from crossval.cpp.protocol import Frame
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.runners.base import EngineIdentity, Numerics, PassKind, PassPlan, PassRecord, TapArray
-from crossval.runners.cpp_process import ChildProcess
-from crossval.runners.cpp_protocol import Frame
 
 SUPPORTED_ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
 """What bitnet.cpp builds with ``build_bitnet_158``, whose node names the taps are mapped from."""

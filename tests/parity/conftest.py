@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from crossval import build_cpp, cpp_source
-from crossval.cpp_library import HOW_TO_GET, SOURCE_VARIABLE, default_build_dir, find_library
+from crossval import build_cpp
+from crossval.cpp import source as cpp_source
+from crossval.cpp.library import HOW_TO_GET, SOURCE_VARIABLE, default_build_dir, find_library
 
 MISSING = f"real bitnet.cpp is missing: {HOW_TO_GET}"
 

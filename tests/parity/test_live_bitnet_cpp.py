@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossval import cpp_library, taps
+from crossval import taps
+from crossval.cpp import library as cpp_library
+from crossval.cpp import limits as cpp_limits
+from crossval.cpp.process import ChildProcess, child_command
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
-from crossval.runners import cpp_limits
 from crossval.runners.bitnet_cpp import OUTPUT_WEIGHT_NOTE, BitnetCppRunner
-from crossval.runners.cpp_process import ChildProcess, child_command
 
 pytestmark = pytest.mark.live
 

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from crossval import build_cpp, cpp_library, cpp_source, cpp_toolchain
+from crossval import build_cpp
 from crossval.build_cpp import Options
-from crossval.cpp_library import LIBRARY_VARIABLE, SOURCE_VARIABLE
+from crossval.cpp import library as cpp_library
+from crossval.cpp import source as cpp_source
+from crossval.cpp import toolchain as cpp_toolchain
+from crossval.cpp.library import LIBRARY_VARIABLE, SOURCE_VARIABLE
 from crossval.errors import UnavailableError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossval import taps
-from crossval.runners import cpp_capture, llama_abi
-from crossval.runners.cpp_capture import Capture, PassShape, node_index, read_tensor, tap_array
+from crossval.cpp import abi as llama_abi
+from crossval.cpp import capture as cpp_capture
+from crossval.cpp.capture import Capture, PassShape, node_index, read_tensor, tap_array
 
 OPS = {1: b"MUL_MAT", 2: b"ROPE", 3: b"SQR", 4: b"ADD"}
 

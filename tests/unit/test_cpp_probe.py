@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from crossval.runners import cpp_probe, llama_abi
+from crossval.cpp import abi as llama_abi
+from crossval.cpp import probe as cpp_probe
 
 
 def library_with_dot(width: int | None, **traits: object) -> SimpleNamespace:

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crossval.cpp import limits as cpp_limits
+from crossval.cpp.process import ChildProcess
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError
-from crossval.runners import cpp_limits
 from crossval.runners.bitnet_cpp import BitnetCppRunner, open_library
-from crossval.runners.cpp_process import ChildProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 PRELUDE = """
@@ -25,7 +25,7 @@ sys.path.insert(0, ROOT)
 request, response, lifeline = map(int, sys.argv[1:])
 """
 SPEAKS_FRAMES = """
-from crossval.runners import cpp_protocol
+from crossval.cpp import protocol as cpp_protocol
 def answer(**header):
     frame = cpp_protocol.read_frame(request)
     cpp_protocol.write_frame(response, header, frame.arrays)
@@ -145,7 +145,7 @@ def test_a_reported_failure_becomes_its_exception(fake, kind, error):
 
 
 def test_closing_ends_a_child_that_ignores_its_pipes(fake, monkeypatch):
-    monkeypatch.setattr("crossval.runners.cpp_process._EXIT_GRACE_S", 0.2)
+    monkeypatch.setattr("crossval.cpp.process._EXIT_GRACE_S", 0.2)
     child = fake("time.sleep(60)")
     child.close()
     assert not is_alive(child.pid)
@@ -195,7 +195,7 @@ def test_the_real_child_reports_an_unknown_command():
 def test_the_real_child_does_not_outlive_a_killed_harness():
     code = """
         import time
-        from crossval.runners.cpp_process import ChildProcess
+        from crossval.cpp.process import ChildProcess
         child = ChildProcess()
         print(child.pid, flush=True)
         time.sleep(60)
@@ -215,7 +215,7 @@ def test_the_real_child_does_not_outlive_a_killed_harness():
 def test_a_busy_child_ends_when_its_lifeline_does(fake):
     child = fake("""
         import threading
-        from crossval.runners import cpp_child
+        from crossval.cpp import child as cpp_child
         threading.Thread(target=cpp_child._exit_with_parent, args=(lifeline,), daemon=True).start()
         os.write(2, b"started")
         while True: time.sleep(1)

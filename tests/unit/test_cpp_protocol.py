@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from crossval.runners import cpp_protocol
-from crossval.runners.cpp_protocol import DeadlineError, Frame, PeerClosedError, ProtocolError
+from crossval.cpp import protocol as cpp_protocol
+from crossval.cpp.protocol import DeadlineError, Frame, PeerClosedError, ProtocolError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),

@@ -9,7 +9,10 @@ import pytest
 
 from bitnet_py import _native
 from bitnet_py.errors import ModelError, NativeError
-from crossval import cpp_library, cpp_source, cpp_toolchain, doctor
+from crossval import doctor
+from crossval.cpp import library as cpp_library
+from crossval.cpp import source as cpp_source
+from crossval.cpp import toolchain as cpp_toolchain
 from crossval.doctor import Check
 from crossval.errors import UnavailableError
 

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from crossval.cpp import abi as llama_abi
+from crossval.cpp import limits as cpp_limits
+from crossval.cpp import probe as cpp_probe
+from crossval.cpp.capture import Capture, CapturedTap, PassShape
 from crossval.errors import BadInputError, UnavailableError
-from crossval.runners import cpp_limits, cpp_probe, llama_abi
-from crossval.runners.cpp_capture import Capture, CapturedTap, PassShape
 
 _TOKENIZER_NONE = 0
 _I2S_WEIGHTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")

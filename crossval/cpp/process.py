@@ -16,9 +16,10 @@ from typing import IO, Any
 
 import numpy.typing as npt
 
+from crossval.cpp import limits as cpp_limits
+from crossval.cpp import protocol as cpp_protocol
+from crossval.cpp.protocol import DeadlineError, Frame, PeerClosedError, ProtocolError
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError
-from crossval.runners import cpp_limits, cpp_protocol
-from crossval.runners.cpp_protocol import DeadlineError, Frame, PeerClosedError, ProtocolError
 
 _TAIL_BYTES = 16 << 10
 _TAIL_LINES = 12
@@ -175,7 +176,7 @@ def child_command() -> list[str]:
     root = str(Path(__file__).resolve().parents[2])
     code = (
         f"import sys; sys.path.pop(0); {root!r} in sys.path or sys.path.insert(0, {root!r}); "
-        "from crossval.runners.cpp_child import main; main(sys.argv[1:])"
+        "from crossval.cpp.child import main; main(sys.argv[1:])"
     )
     return [sys.executable, "-c", code]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from crossval.cpp import abi as llama_abi
 from crossval.errors import UnavailableError
-from crossval.runners import llama_abi
 from crossval.runners.bitnet_cpp import open_library
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or shutil.which("clang-19")

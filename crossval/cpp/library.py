@@ -55,7 +55,7 @@ class BuiltLibrary:
 
 def repository_root() -> Path | None:
     """Return the top of the project's checkout, or None when the package is installed elsewhere."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     return root if (root / "pyproject.toml").is_file() and (root / "crossval").is_dir() else None
 
 

@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossval.cpp_library import SOURCE_VARIABLE, STILL_WORKS
+from crossval.cpp.library import SOURCE_VARIABLE, STILL_WORKS
 from crossval.errors import UnavailableError
 
 UPSTREAM_URL = "https://github.com/microsoft/BitNet"

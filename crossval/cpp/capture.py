@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval import taps
-from crossval.runners import llama_abi
+from crossval.cpp import abi as llama_abi
 
 _LINEAR = frozenset({"MUL_MAT", "ADD", "MUL"})
 """A projection, or what an optional bias or scale made of it."""

@@ -13,7 +13,7 @@ from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 import numpy as np
 import numpy.typing as npt
 
-from crossval.runners import llama_abi
+from crossval.cpp import abi as llama_abi
 
 _ROWS = 24
 _LENGTH = 256

@@ -15,7 +15,7 @@ import threading
 import traceback
 from typing import Any
 
-from crossval.runners import cpp_limits
+from crossval.cpp import limits as cpp_limits
 
 
 def main(argv: list[str]) -> None:
@@ -51,9 +51,9 @@ def _exit_with_parent(lifeline_fd: int) -> None:
 
 
 def _serve(request_fd: int, response_fd: int, stack_bytes: int) -> None:
+    from crossval.cpp import protocol as cpp_protocol
+    from crossval.cpp.engine import Engine, RefusedError
     from crossval.errors import BadInputError, UnavailableError
-    from crossval.runners import cpp_protocol
-    from crossval.runners.cpp_engine import Engine, RefusedError
 
     kinds: tuple[tuple[type[Exception], str], ...] = (
         (BadInputError, "bad_input"),
