@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 import crossval.cli.gate as gate_command
 import crossval.session as session_module
+from bitnet_py import _native
 from bitnet_py.gguf import GGUFFile
 from crossval import doctor, receipt
 from crossval.cli import app, cli, docs, greedy
@@ -522,6 +523,51 @@ def test_a_forced_kernel_that_does_not_exist(
     result = run("layers", "--prompt", PROMPT, "--model", model_path, "--reference", golden)
     assert result.exit_code == 4
     assert "nope" in error_line(result)
+
+
+# The compute path
+
+
+def test_a_kernel_that_was_asked_for_is_no_fallback(
+    model_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BITNET_KERNEL", "scalar")
+    out = tmp_path / "r.json"
+    args = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--receipt", out)
+    assert run("layers", *args).exit_code == 0
+    made = receipt.read(out)
+    assert made["candidate"]["settings"]["kernel"] == "scalar"
+    assert made["compute"]["fallback"] is False
+    assert {kernel["name"].rpartition("_")[2] for kernel in made["compute"]["kernels"]} == {"scalar"}
+
+
+@pytest.mark.parametrize(
+    ("used", "asked", "fallback"),
+    [("fast", "", False), ("slow", "", True), ("slow", "slow", False), (None, "", True)],
+)
+def test_fallback_is_a_slower_kernel_unasked(
+    used: str | None, asked: str, fallback: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families = [
+        _native.KernelFamily("fastest", "", False),
+        _native.KernelFamily("fast", "", True),
+        _native.KernelFamily("slow", "", True),
+    ]
+    monkeypatch.setattr(_native, "kernel_families", lambda: families)
+    monkeypatch.setenv("BITNET_KERNEL", asked)
+    assert session_module.is_fallback(used) is fallback
+
+
+def test_a_fallback_fails_the_gate(
+    model_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    families = [_native.KernelFamily("faster still", "", True), *_native.kernel_families()]
+    monkeypatch.setattr(_native, "kernel_families", lambda: families)
+    out = tmp_path / "r.json"
+    args = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--receipt", out)
+    assert run("layers", *args).exit_code == 0
+    assert run("gate", out).exit_code == 1
+    assert run("gate", out, "--allow-fallback").exit_code == 0
 
 
 # Exit 5

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import receipt_samples as samples
 
-from crossval import compare, evidence, gate, receipt
+from crossval import compare, consistency, evidence, gate, receipt
 from crossval.compare import Skip
 from crossval.errors import BadInputError
 from crossval.evidence import Compute, Party
@@ -288,6 +288,30 @@ def test_a_forged_field_contradicts_the_others(name: str, inexact: Receipt) -> N
     found = failures(made)
     assert found
     assert "digest" not in found
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("exact_match_rate", 0.123456, "not a whole number of elements"),
+        ("nmse", 0.5, "contradicts cosine and norm ratio"),
+        ("nmse", 0.0, "some value differs"),
+        ("max_abs", -1.0, "a distance is negative"),
+        ("max_ulp", 0, "contradicts max_ulp"),
+        ("worst_token", None, "contradicts worst_token"),
+        ("worst_token_nmse", 0.0, "below the whole tap's"),
+        ("worst_token_cosine", 0.5, "contradicts the worst token's NMSE"),
+        ("worst_token_cosine", None, "only one of cosine"),
+        ("rows_compared", 1, "one token was compared"),
+        ("bitwise_equal", True, "bitwise_equal but"),
+    ],
+)
+def test_each_metric_is_held_against_the_others(
+    inexact: Receipt, field: str, value: object, complaint: str
+) -> None:
+    made = samples.forge(inexact, "results", "rows", 2, field, value)
+    assert complaint in " ".join(consistency.metrics(made))
+    assert consistency.metrics(inexact) == []
 
 
 def test_a_deleted_or_doubled_row_fails(inexact: Receipt) -> None:
