@@ -27,6 +27,7 @@ from crossval.cli.doctor import REFERENCES
 from crossval.doctor import Check
 from crossval.errors import EngineCrashError, UnavailableError
 from crossval.record import record_trace, trace_model
+from crossval.runners import select
 from crossval.runners.base import EngineIdentity, PassRecord
 from crossval.runners.bitnet_py import BitnetPyRunner
 from crossval.taps import outline_taps
@@ -473,14 +474,34 @@ def test_diff_of_different_prompts(model_path: Path, record: Callable[..., Path]
     assert "different prompts" in error_line(result)
 
 
-def test_a_template_whose_tokens_the_model_lacks(make_model: Callable[..., Path]) -> None:
-    model = make_model()
-    with GGUFFile.open(model) as gguf:
-        has_token = "<|eot_id|>" in set(gguf.metadata["tokenizer.ggml.tokens"])
-    result = run("layers", "--prompt", PROMPT, "--model", model, "--template", "bitnet", "--reference", "spec")
-    assert result.exit_code == (0 if has_token else 4)
-    if not has_token:
-        assert "<|eot_id|>" in error_line(result)
+def test_a_template_whose_tokens_the_model_lacks(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = model_path.read_bytes()
+    assert b"<|eot_id|>" in data
+    model = tmp_path / "renamed.gguf"
+    model.write_bytes(data.replace(b"<|eot_id|>", b"<|eot_xx|>"))
+    args = ("layers", "--prompt", PROMPT, "--decode", "0", "--reference", "spec", "--template", "bitnet")
+    assert run(*args, "--model", model_path).exit_code == 0
+    result = run(*args, "--model", model)
+    assert result.exit_code == 4
+    assert "no token '<|eot_id|>', which template bitnet needs" in error_line(result)
+
+
+def test_goldens_of_different_builds_do_not_make_one_reference(
+    model_path: Path, record: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "find_golden", lambda path, sha256, prompt: tmp_path / prompt)
+    monkeypatch.setattr("crossval.build_cpp.find_library", lambda: None)
+    for prompt, digest in ((PROMPT, "f" * 64), ("Another one", "e" * 64)):
+        shutil.copytree(record(prompt=prompt), tmp_path / prompt)
+        file = tmp_path / prompt / "trace.json"
+        file.write_text(file.read_text().replace("f" * 64, digest))
+    prompts = tmp_path / "p.txt"
+    prompts.write_text(f"{PROMPT}\nAnother one\n")
+    result = run("greedy", "--prompts", prompts, "--steps", "3", "--model", model_path)
+    assert result.exit_code == 4
+    assert "different builds of bitnet.cpp" in error_line(result)
 
 
 def test_a_receipt_that_cannot_be_written(model_path: Path, golden: Path, tmp_path: Path) -> None:
