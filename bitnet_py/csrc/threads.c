@@ -17,9 +17,9 @@ struct bn_team {
     member *members;
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    uint64_t generation; /* guarded by lock; a new value means a new job */
-    int stopping;        /* guarded by lock */
-    int n_active;        /* guarded by lock; fixed during a job */
+    atomic_uint generation; /* a new value means a new job; written under the lock */
+    int stopping;           /* guarded by lock */
+    int n_active;           /* guarded by lock; fixed during a job */
     bn_job job;
     void *argument;
     atomic_int arrived;
@@ -32,8 +32,13 @@ static inline void relax(void) {
 #endif
 }
 
-/* Past this many polls the other members are probably not running: give the processor away. */
-enum { SPINS_BEFORE_YIELD = 4096 };
+enum {
+    /* past this many polls the other members are probably not running: give the processor away */
+    SPINS_BEFORE_YIELD = 4096,
+    /* passes follow each other closely: about a millisecond of polling spares the next one a wake-up, after which
+     * the scheduler may leave both threads on one processor for many milliseconds */
+    SPINS_BEFORE_SLEEP = 40000,
+};
 
 void bn_team_barrier(bn_team *team) {
     if (team->n_active == 1) return;
@@ -51,22 +56,34 @@ void bn_team_barrier(bn_team *team) {
     }
 }
 
+/* Waits for a job newer than `seen`; 0 when the team is stopping. */
+static int wait_for_job(bn_team *team, unsigned seen) {
+    for (int spins = 0; spins < SPINS_BEFORE_SLEEP; spins++) {
+        if (atomic_load_explicit(&team->generation, memory_order_acquire) != seen) break;
+        relax();
+    }
+    pthread_mutex_lock(&team->lock);
+    while (atomic_load_explicit(&team->generation, memory_order_relaxed) == seen && !team->stopping)
+        pthread_cond_wait(&team->wake, &team->lock);
+    const int go_on = !team->stopping;
+    pthread_mutex_unlock(&team->lock);
+    return go_on;
+}
+
 static void *work(void *argument) {
     member *self = argument;
     bn_team *team = self->team;
-    uint64_t seen = 0;
-    for (;;) {
+    unsigned seen = 0;
+    while (wait_for_job(team, seen)) {
         pthread_mutex_lock(&team->lock);
-        while (team->generation == seen && !team->stopping) pthread_cond_wait(&team->wake, &team->lock);
-        const int stopping = team->stopping;
-        seen = team->generation;
+        seen = atomic_load_explicit(&team->generation, memory_order_relaxed);
         const int active = self->index < team->n_active;
         pthread_mutex_unlock(&team->lock);
-        if (stopping) return NULL;
         if (!active) continue;
         team->job(team->argument, self->index, team->n_active);
         bn_team_barrier(team);
     }
+    return NULL;
 }
 
 bn_team *bn_team_create(int n_members) {
@@ -114,7 +131,7 @@ void bn_team_run(bn_team *team, int n_active, bn_job job, void *argument) {
     if (n_active > 1) {
         team->job = job;
         team->argument = argument;
-        team->generation++;
+        atomic_fetch_add_explicit(&team->generation, 1, memory_order_release);
         pthread_cond_broadcast(&team->wake);
     }
     pthread_mutex_unlock(&team->lock);
