@@ -32,7 +32,7 @@ OUTLINE_PROMPTS = (
     "naïve café, Zürich, 東京, 🙂",
 )
 N_DECODE = 32
-N_DECODE_FULL = 2
+N_DECODE_FULL = 1
 """Decode passes of the full prompts that get every tap too."""
 
 

@@ -64,9 +64,9 @@ def record_trace(
 ) -> TraceInfo:
     """Run a prompt and ``n_decode`` greedily decoded tokens on an entered runner and write the trace.
 
-    ``select_prefill`` and ``select_decode`` default to every tap, and to every layer's output and the logits; the
-    first ``n_decode_full`` decode passes get ``select_prefill``. The logits are always recorded. Taps of
-    sub-norms that the model lacks may be absent; any other selected tap must be given.
+    ``select_prefill`` and ``select_decode`` default to every tap, and to the outline that every comparison needs
+    (``taps.outline_taps``); the first ``n_decode_full`` decode passes get ``select_prefill``. The logits are always
+    recorded. Taps of sub-norms that the model lacks may be absent; any other selected tap must be given.
 
     Raises:
         BadInputError: empty prompt, unknown tap, unusable logits, or the directory cannot take a trace.
@@ -78,7 +78,7 @@ def record_trace(
     if n_decode < 0:
         raise BadInputError(f"the number of decoded tokens must not be negative, got {n_decode}")
     full = _selection(model, taps.all_taps(model.n_layers) if select_prefill is None else select_prefill)
-    coarse = _selection(model, _coarse(model.n_layers) if select_decode is None else select_decode)
+    coarse = _selection(model, taps.outline_taps(model.n_layers) if select_decode is None else select_decode)
     feed = Feed(tuple(map(int, prompt_ids)), n_decode, None)
     token: int | None = None
     runner.reset()
@@ -99,10 +99,6 @@ def record_trace(
         return writer.finish(
             engine=runner.identity, prompt_ids=feed.prompt_ids, prompt_text=prompt_text, notes=notes
         )
-
-
-def _coarse(n_layers: int) -> list[str]:
-    return [*(f"blk.{layer}.l_out" for layer in range(n_layers)), LOGITS]
 
 
 def _selection(model: TraceModel, names: Collection[str]) -> frozenset[str]:

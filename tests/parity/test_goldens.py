@@ -74,6 +74,7 @@ def test_engine_equals_bitnet_cpp_bit_for_bit(prompt, kernel):
             if index + 1 < len(golden.plan):
                 assert golden.plan[index + 1].token_ids == (int(ours["result_output"].array[-1].argmax()),)
     assert len(golden.plan) == 1 + N_DECODE
+    assert all(set(golden.trace.taps(i)) >= set(taps.outline_taps(n_layers)) for i in range(len(golden.plan)))
     if prompt in FULL_PROMPTS:
         assert set(golden.trace.taps(0)) == set(taps.all_taps(n_layers))
     assert n_compared > (1 + N_DECODE) * golden.info.model.vocab_size

@@ -17,7 +17,7 @@ from crossval.trace import Trace
 PROMPT = (3, 14, 15)
 
 
-def test_defaults_are_every_tap_of_the_prompt_and_layers_and_logits_after(tmp_path: Path) -> None:
+def test_defaults_are_every_tap_of_the_prompt_and_the_outline_after(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     info = record_trace(
         NumpyRunner(),
@@ -28,7 +28,7 @@ def test_defaults_are_every_tap_of_the_prompt_and_layers_and_logits_after(tmp_pa
         n_decode_full=1,
         progress=lambda *step: seen.append(step),
     )
-    coarse = [*(f"blk.{i}.l_out" for i in range(3)), "result_output"]
+    coarse = taps.outline_taps(3)
     assert [list(recorded.taps) for recorded in info.passes] == [taps.all_taps(3)] * 2 + [coarse] * 2
     assert seen[-1] == ("recording", 4, 4)
     trace = Trace.open(tmp_path / "t")
