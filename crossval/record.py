@@ -65,8 +65,8 @@ def record_trace(
     """Run a prompt and ``n_decode`` greedily decoded tokens on an entered runner and write the trace.
 
     ``select_prefill`` and ``select_decode`` default to every tap, and to the outline that every comparison needs
-    (``taps.outline_taps``); the first ``n_decode_full`` decode passes get ``select_prefill``. The logits are always
-    recorded. Taps of sub-norms that the model lacks may be absent; any other selected tap must be given.
+    (``taps.outline_taps``); the first ``n_decode_full`` decode passes get ``select_prefill``. The logits are
+    always recorded. Taps of sub-norms that the model lacks may be absent; any other selected tap must be given.
 
     Raises:
         BadInputError: empty prompt, unknown tap, unusable logits, or the directory cannot take a trace.
