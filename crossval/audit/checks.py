@@ -1,0 +1,78 @@
+"""What the audit of one engine says: one check per recorded tensor, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from crossval import taps
+from crossval.runners.base import PassKind
+
+CheckStatus = Literal["ok", "guilty", "invalid", "unchecked"]
+"""``invalid``: NaN, infinity or a wrong shape; ``unchecked``: an input or the output was not recorded."""
+AuditVerdict = Literal["clean", "guilty", "incomplete"]
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The element of a tensor with the largest residual relative to its bound."""
+
+    token: int
+    """Position of the token in the sequence."""
+    index: tuple[int, ...]
+    """Index within the token: ``(feature,)``, ``(head, feature)``, or for attention scores ``(head, key)``."""
+    recorded: float
+    expected: float
+    bound: float
+    """Largest difference between the two that correct arithmetic allows."""
+
+
+@dataclass(frozen=True)
+class OpCheck:
+    """One operation of one pass: the recorded output against the specification of the recorded inputs."""
+
+    pass_index: int
+    pass_kind: PassKind
+    tap: str
+    """Full name of the output tap."""
+    status: CheckStatus
+    ratio: float | None
+    """Largest ``|recorded - expected| / bound``; at most 1 is ``ok``. None when nothing could be computed."""
+    n_elements: int
+    n_beyond: int
+    """Elements beyond their bound."""
+    n_ops: int = 1
+    """Operations between the recorded inputs and the output: 1, or more for a coarse trace's segment."""
+    flips: int = 0
+    """Int8 activations on the other side of a rounding tie that explain a BitLinear's integers exactly."""
+    worst: Worst | None = None
+    reading: str | None = None
+    """Which of the allowed places of rounding to F16 fits best, where an engine did not say."""
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """The audit of one engine. ``checks`` are in execution order: by pass, then by operation."""
+
+    engine: str
+    checks: tuple[OpCheck, ...]
+    required: int
+    """Checks that the trace's own tap list promised."""
+    first_guilty: OpCheck | None
+    verdict: AuditVerdict
+
+
+def decide(checks: Sequence[OpCheck], required: int) -> AuditVerdict:
+    """Return the verdict that follows from the checks: a guilty one convicts, a missing one leaves it open."""
+    if any(check.status in ("guilty", "invalid") for check in checks):
+        return "guilty"
+    n_ok = sum(check.status == "ok" and check.n_elements > 0 for check in checks)
+    return "clean" if n_ok and n_ok == len(checks) and len(checks) >= required else "incomplete"
+
+
+def first_guilty(checks: Iterable[OpCheck], n_layers: int) -> OpCheck | None:
+    """Return the guilty check that was executed first: earliest pass, then earliest operation."""
+    guilty = [check for check in checks if check.status in ("guilty", "invalid")]
+    return min(guilty, key=lambda c: (c.pass_index, taps.execution_index(c.tap, n_layers)), default=None)
