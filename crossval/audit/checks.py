@@ -58,18 +58,20 @@ class AuditResult:
 
     engine: str
     checks: tuple[OpCheck, ...]
-    required: int
-    """Checks that the trace's own tap list promised."""
+    n_ops: int
+    """Operations the passes consist of, each counted once per pass."""
+    n_covered: int
+    """Of these, how many lie between recorded tensors and so were judged, alone or within a segment."""
     first_guilty: OpCheck | None
     verdict: AuditVerdict
 
 
-def decide(checks: Sequence[OpCheck], required: int) -> AuditVerdict:
+def decide(checks: Sequence[OpCheck], n_ops: int, n_covered: int) -> AuditVerdict:
     """Return the verdict that follows from the checks: a guilty one convicts, a missing one leaves it open."""
     if any(check.status in ("guilty", "invalid") for check in checks):
         return "guilty"
-    n_ok = sum(check.status == "ok" and check.n_elements > 0 for check in checks)
-    return "clean" if n_ok and n_ok == len(checks) and len(checks) >= required else "incomplete"
+    all_ok = bool(checks) and all(check.status == "ok" and check.n_elements > 0 for check in checks)
+    return "clean" if all_ok and n_covered == n_ops > 0 else "incomplete"
 
 
 def first_guilty(checks: Iterable[OpCheck], n_layers: int) -> OpCheck | None:

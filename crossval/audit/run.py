@@ -1,0 +1,247 @@
+"""The audit of one or several engines over the same weights, layer by layer, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from crossval.audit import bounds
+from crossval.audit import evaluate as ev
+from crossval.audit.bounds import Arithmetic
+from crossval.audit.checks import AuditResult, OpCheck, decide, first_guilty
+from crossval.errors import BadInputError
+from crossval.ops import Op, SpecConfig, Weight, op_table
+from crossval.runners.base import PassPlan, Runner, TapArray
+from crossval.spec_weights import SpecWeights
+
+GROUP_BYTES = 192 << 20
+"""Recorded arrays of one engine held at a time; a live engine runs once per group of layers."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is going on, steps done, steps in total)."""
+
+
+@dataclass
+class _Party:
+    """One engine under audit."""
+
+    runner: Runner
+    arithmetic: Arithmetic
+    states: list[ev.PassState]
+    checks: list[OpCheck] = field(default_factory=list)
+    covered: set[tuple[int, str]] = field(default_factory=set)
+    recorded: list[Mapping[str, TapArray]] = field(default_factory=list)
+
+    def capture(self, names: Collection[str]) -> None:
+        """Run all passes (or read them) and hold these taps."""
+        self.runner.reset()
+        self.recorded = []
+        for state in self.states:
+            taps = self.runner.eval(state.plan.token_ids, names).taps
+            self.recorded.append({name: taps[name] for name in names if name in taps})
+
+    def note(self, op: Op, state: ev.PassState, check: OpCheck, computed: ev.Covered) -> None:
+        """Keep a check and what it covers."""
+        self.checks.append(check)
+        if check.status != "unchecked":
+            self.covered |= {(state.index, op.output), *computed}
+
+
+class _LayerWeights:
+    """Weights of the layer being audited, each decoded once for all engines and passes."""
+
+    def __init__(self, weights: SpecWeights) -> None:
+        self._weights = weights
+        self._held: dict[str, Weight] = {}
+
+    def __getitem__(self, name: str, /) -> Weight:
+        if name not in self._held:
+            self._held[name] = self._weights[name]
+        return self._held[name]
+
+    def drop(self) -> None:
+        self._held.clear()
+
+
+def audit(
+    runners: Sequence[Runner],
+    plans: Sequence[PassPlan],
+    weights: SpecWeights,
+    *,
+    progress: Progress | None = None,
+) -> list[AuditResult]:
+    """Audit entered runners over the same passes; one result per runner, in their order.
+
+    Every operation of every pass is recomputed from the inputs the engine itself recorded. Taps that an engine
+    does not give are bridged by segments of several operations.
+
+    Raises:
+        BadInputError: no passes, or passes that do not continue each other.
+        UnavailableError, EngineCrashError: from a runner.
+    """
+    _check_plans(plans)
+    config = weights.config
+    parties = [
+        _Party(
+            runner,
+            Arithmetic(runner.identity.numerics, config.n_heads),
+            [ev.PassState(index, plan) for index, plan in enumerate(plans)],
+        )
+        for runner in runners
+    ]
+    ops = op_table(config)
+    stages = _stages(ops)
+    held = _LayerWeights(weights)
+    n_done = 0
+    groups = list(_groups(stages, config, plans))
+    for group in groups:
+        names = [op.output for stage in group for op in stage]
+        if group is groups[-1]:
+            names.append(ops[-1].output)  # the logits, judged at the end
+        for party in parties:
+            party.capture(names)
+        for stage in group:
+            if progress is not None:
+                progress("auditing", n_done, len(stages))
+            for party in parties:
+                for op, state in _order(stage, party.states):
+                    _audit_op(party, op, state, held)
+                _forget(party, stage)
+            held.drop()
+            n_done += 1
+    _audit_heads(parties, ops[-1], held)
+    if progress is not None:
+        progress("auditing", len(stages), len(stages))
+    n_ops = len(ops) * len(plans)
+    return [_result(party, n_ops, config.n_layers, ops) for party in parties]
+
+
+def _check_plans(plans: Sequence[PassPlan]) -> None:
+    start = 0
+    for plan in plans:
+        if plan.start != start or not plan.token_ids:
+            raise BadInputError("the passes to audit must hold tokens and continue each other from position 0")
+        start += len(plan.token_ids)
+    if not plans:
+        raise BadInputError("there are no passes to audit; auditing nothing is not an audit")
+
+
+def _stages(ops: Sequence[Op]) -> list[list[Op]]:
+    """Split the table into the embedding, one stage per layer, and the final norm; the head comes by itself."""
+    stages: list[list[Op]] = []
+    key: str | None = None
+    for op in ops[:-1]:
+        this = op.output.split(".")[1] if op.output.startswith("blk.") else op.output
+        if this != key:
+            stages.append([])
+            key = this
+        stages[-1].append(op)
+    return stages
+
+
+def _groups(stages: list[list[Op]], config: SpecConfig, plans: Sequence[PassPlan]) -> Iterator[list[list[Op]]]:
+    """Put stages together whose recorded arrays fit into memory; the last group also brings the logits."""
+    n_tokens = sum(len(plan.token_ids) for plan in plans)
+    per_token = 4 * (10 * config.dim + 5 * config.hidden_dim + 4 * config.n_kv_heads * config.head_dim)
+    scores = 8 * config.n_heads * sum(len(p.token_ids) * (p.start + len(p.token_ids)) for p in plans)
+    size = max(1, GROUP_BYTES // (per_token * n_tokens + scores))
+    for first in range(0, len(stages), size):
+        yield stages[first : first + size]
+
+
+def _order(stage: Sequence[Op], states: Sequence[ev.PassState]) -> Iterator[tuple[Op, ev.PassState]]:
+    """Pass by pass within a layer: a later pass reads what earlier ones left in the cache."""
+    for state in states:
+        for op in stage:
+            yield op, state
+
+
+def _audit_op(party: _Party, op: Op, state: ev.PassState, weights: _LayerWeights) -> None:
+    for name in op.inputs:
+        if ev.is_state(name):
+            _fill_state(party, name, state)
+    tap = ev.take_recorded(state, party.recorded[state.index], op)
+    if tap is None:
+        value = ev.compute(op, state, weights)
+        if value is not None:
+            state.values[op.output] = value
+        return
+    rows = state.all_rows if tap.rows is None else tap.rows
+    inputs = ev.gather(op, state, rows)
+    if isinstance(inputs, str):
+        party.note(op, state, ev.unchecked(op, state, tap, inputs), frozenset())
+        return
+    party.note(op, state, ev.check(op, state, tap, inputs, weights, party.arithmetic), inputs.computed)
+
+
+def _fill_state(party: _Party, name: str, state: ev.PassState) -> None:
+    """Give an op its KV state: all rows of the appended tap in the passes up to this one."""
+    source = name.replace("k_cache", "k_rope").replace("v_cache", "v")
+    rows = []
+    for earlier in party.states[: state.index + 1]:
+        value = earlier.values.get(source)
+        whole = value is not None and value.rows == earlier.all_rows
+        rows.append(value if whole else None)
+    stacked = ev.stack_state(rows)
+    if stacked is not None:
+        state.values[name] = stacked
+
+
+def _forget(party: _Party, stage: Sequence[Op]) -> None:
+    """Drop a layer's arrays but for what the next one reads."""
+    keep = stage[-1].output
+    for state in party.states:
+        kept = state.values.get(keep)
+        state.values = {} if kept is None else {keep: kept}
+
+
+def _audit_heads(parties: Sequence[_Party], op: Op, weights: _LayerWeights) -> None:
+    """Audit the logits of all engines and passes in one product: the head's table is large and read once."""
+    jobs: list[tuple[_Party, ev.PassState, TapArray, ev.Gathered, bounds.Reading]] = []
+    for party in parties:
+        for state in party.states:
+            tap = party.recorded[state.index].get(op.output)
+            if tap is None:
+                continue
+            rows = state.all_rows if tap.rows is None else tap.rows
+            inputs = ev.gather(op, state, rows)
+            if isinstance(inputs, str):
+                party.note(op, state, ev.unchecked(op, state, tap, inputs), frozenset())
+                continue
+            readings = bounds.readings(op, party.arithmetic, state.n_tokens, len(rows))
+            if inputs.computed:
+                readings = (bounds.Reading("", (False,)),)
+            jobs += [(party, state, tap, inputs, reading) for reading in readings]
+    if not jobs:
+        return
+    stacked = [ev.round_inputs(inputs.arrays, reading)[0] for _, _, _, inputs, reading in jobs]
+    table = weights[op.weights[0]]
+    logits = op.function(np.concatenate(stacked), table)
+    norms = bounds.row_norms(table)  # type: ignore[arg-type]  # the head is a table
+    found: dict[tuple[int, int], list[OpCheck]] = {}
+    at = 0
+    for (party, state, tap, inputs, reading), x in zip(jobs, stacked, strict=True):
+        expected = logits[at : at + len(x)]
+        at += len(x)
+        check = ev.check_head(op, state, tap, x, expected, inputs.computed, norms, party.arithmetic, reading)
+        found.setdefault((parties.index(party), state.index), []).append(check)
+    for party, state, _, inputs, _ in jobs:
+        checks = found.pop((parties.index(party), state.index), None)
+        if checks is not None:
+            party.note(op, state, ev.best(checks), inputs.computed)
+
+
+def _result(party: _Party, n_ops: int, n_layers: int, ops: Sequence[Op]) -> AuditResult:
+    order = {op.output: i for i, op in enumerate(ops)}
+    checks = tuple(sorted(party.checks, key=lambda c: (c.pass_index, order[c.tap])))
+    n_covered = len(party.covered)
+    return AuditResult(
+        engine=party.runner.identity.name,
+        checks=checks,
+        n_ops=n_ops,
+        n_covered=n_covered,
+        first_guilty=first_guilty(checks, n_layers),
+        verdict=decide(checks, n_ops, n_covered),
+    )
