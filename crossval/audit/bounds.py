@@ -111,8 +111,8 @@ def bound(
     special = _SPECIAL.get(op.name)
     if special is not None:
         return special(op, inputs, expected, weights, arithmetic) * SECOND_ORDER + TINY
-    # One rounding: additions, products, the square of ReLU. An engine that carries more digits than it recorded may
-    # be off by the rounding of its recorded inputs too.
+    # One rounding: additions, products, the square of ReLU. An engine that carries more digits than it recorded
+    # may be off by the rounding of its recorded inputs too.
     if not arithmetic.known:
         size = size + (np.abs(inputs[0]) + np.abs(inputs[1]) if op.name in ADDITIONS else 2 * size)
     return U * SECOND_ORDER * size + TINY

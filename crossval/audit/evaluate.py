@@ -188,6 +188,9 @@ def _check_bitlinear(
     arithmetic: Arithmetic,
 ) -> OpCheck:
     n_rows = tap.array.shape[0]
+    if tap.array[0].size != weight.signs.shape[0] or x[0].size != weight.signs.shape[1]:
+        misfit = f"shape {tap.array.shape} from {x.shape} does not fit a matrix of {weight.signs.shape}"
+        return _check(op, state, "invalid", tap, note=misfit)
     result = bitlinear.check(x.reshape(n_rows, -1), tap.array.reshape(n_rows, -1), weight, arithmetic)
     expected, allowed = result.expected.reshape(tap.array.shape), result.bound.reshape(tap.array.shape)
     note = f"{result.flips} int8 flips at rounding ties explain every integer" if result.flips else None

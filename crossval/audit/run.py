@@ -173,7 +173,13 @@ def _audit_op(party: _Party, op: Op, state: ev.PassState, weights: _LayerWeights
     if isinstance(inputs, str):
         party.note(op, state, ev.unchecked(op, state, tap, inputs), frozenset())
         return
-    party.note(op, state, ev.check(op, state, tap, inputs, weights, party.arithmetic), inputs.computed)
+    check = ev.check(op, state, tap, inputs, weights, party.arithmetic)
+    party.note(op, state, check, inputs.computed)
+    if check.status == "invalid":
+        # what follows is judged as if this tensor had not been recorded, not blamed for it
+        value = ev.compute(op, state, weights)
+        if value is not None:
+            state.values[op.output] = value
 
 
 def _fill_state(party: _Party, name: str, state: ev.PassState) -> None:

@@ -1,0 +1,77 @@
+"""Three parties, one verdict: who is wrong, the candidate, the reference, both, or what they share.
+
+The harness never assumes that the reference is right: candidate and reference are compared with each other, and
+each is audited against the specification.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from crossval.audit.checks import AuditVerdict
+
+Verdict = Literal[
+    "parity", "shared_deviation", "reference_defect", "candidate_defect", "both_differ", "divergence", "incomplete"
+]
+Comparison = Literal["agree", "differ", "not_compared"]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a verdict means for a person, and what to do next."""
+
+    meaning: str
+    next_step: str
+
+
+ADVICE: dict[Verdict, Advice] = {
+    "parity": Advice(
+        "Both engines agree with each other and with the specification.",
+        "If the text is still bad, the model, its conversion, the prompt template or the sampling is the cause.",
+    ),
+    "shared_deviation": Advice(
+        "Both engines agree with each other, and both differ from the specification in the same place.",
+        "Suspect what they share: weights converted wrongly, a wrong header value, or a bug ported along.",
+    ),
+    "reference_defect": Advice(
+        "The reference is wrong: the candidate does what the model defines.",
+        "Do not change the candidate. Report the operation named below to the reference's authors.",
+    ),
+    "candidate_defect": Advice(
+        "The candidate is wrong: the reference does what the model defines.",
+        "Fix the operation named below in the candidate; everything before it is right.",
+    ),
+    "both_differ": Advice(
+        "Both engines differ from the specification, each in its own way.",
+        "Check first what both are given: tokenizer, configuration, weight layout of the file.",
+    ),
+    "divergence": Advice(
+        "The engines differ from each other, but every operation of each is right given its own inputs.",
+        "The difference entered before the first operation or through the state: tokens, positions, cache.",
+    ),
+    "incomplete": Advice(
+        "Something that had to be compared was not.",
+        "See the coverage below: record the missing tensors, or run both engines live.",
+    ),
+}
+
+
+def arbitrate(comparison: Comparison, candidate: AuditVerdict, reference: AuditVerdict) -> Verdict:
+    """Return the verdict of three parties.
+
+    ``comparison``: candidate against reference, end to end. An engine whose audit is ``clean`` agrees with the
+    specification. Anything not compared leaves the verdict ``incomplete``, unless a defect is already proven on
+    the one side while the other side is proven right.
+    """
+    if candidate == "guilty" and reference == "clean":
+        return "candidate_defect"
+    if reference == "guilty" and candidate == "clean":
+        return "reference_defect"
+    if candidate == reference == "guilty":
+        if comparison == "not_compared":
+            return "incomplete"
+        return "shared_deviation" if comparison == "agree" else "both_differ"
+    if "incomplete" in (candidate, reference) or comparison == "not_compared":
+        return "incomplete"
+    return "parity" if comparison == "agree" else "divergence"
