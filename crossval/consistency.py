@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from crossval import compare, evidence, geometry, taps, trace
+from crossval import compare, evidence, geometry, smoke_receipt, taps, trace
 from crossval.compare import GreedyPrompt, GreedyResult, GreedyStep, LayersResult, TapRow
 from crossval.evidence import Party
 from crossval.localize import MODEL_DEPENDENT_TAPS
@@ -56,8 +56,8 @@ def thresholds(receipt: Receipt) -> list[str]:
 
 
 def rows_of(receipt: Receipt) -> Iterator[tuple[str, TapRow]]:
-    """Yield every row of a receipt with a name for messages."""
-    results = receipt["results"]
+    """Yield every row of numbers with a name for messages; ``smoke`` has none."""
+    results = {} if receipt["kind"] == "smoke" else receipt["results"]
     for row in results.get("rows", ()):
         yield f"pass {row['pass_index']} {row['tap']}", evidence.row_from_json(row)
     for index, prompt in enumerate(results.get("prompts", ())):
@@ -131,7 +131,9 @@ def summary(receipt: Receipt) -> list[str]:
 def recompute(receipt: Receipt) -> dict[str, Any]:
     """Return the summary fields as the receipt's rows and parties give them."""
     result: LayersResult | GreedyResult
-    if receipt["kind"] == "greedy":
+    if receipt["kind"] == "smoke":
+        expected = smoke_receipt.recompute(receipt)
+    elif receipt["kind"] == "greedy":
         result = evidence.greedy_from_json(receipt)
         expected = evidence.summarize_greedy(result)
     else:
@@ -139,7 +141,7 @@ def recompute(receipt: Receipt) -> dict[str, Any]:
         expected = evidence.summarize_layers(result)
         expected["coverage"]["compared"] = len(result.rows)
     reference = Party.from_json(receipt["reference"])
-    evidence.finish_summary(expected, reference, receipt["tokenizer"]["engines_agree"])
+    evidence.finish_summary(receipt["kind"], expected, reference, receipt["tokenizer"]["engines_agree"])
     return expected
 
 
@@ -311,14 +313,23 @@ def _step_conflicts(prompt: GreedyPrompt, step: GreedyStep, vocab_size: int) -> 
         yield f"near_tie is {_show(step.near_tie)}, tokens and logits say otherwise"
 
 
-CHECKS: Mapping[str, Callable[[Receipt], list[str]]] = {
+Checks = Mapping[str, Callable[[Receipt], list[str]]]
+"""Name of a check -> function; in the order a reader wants to hear about them."""
+
+
+def checks_of(receipt: Receipt) -> Checks:
+    """Return the checks that a receipt of this kind must stand."""
+    return SMOKE_CHECKS if receipt["kind"] == "smoke" else CHECKS
+
+
+CHECKS: Checks = {
     "thresholds": thresholds,
     "structure": structure,
     "metrics": metrics,
     "row status": statuses,
     "summary": summary,
 }
-"""Name of a check -> function; in the order a reader wants to hear about them."""
+SMOKE_CHECKS: Checks = {**smoke_receipt.CHECKS, "summary": summary}
 
 
 def _known(tap: str, n_layers: int) -> bool:

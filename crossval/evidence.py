@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from crossval import compare, provenance
+from crossval import answers, compare, provenance, smoke_receipt
+from crossval.answers import SmokeResult
 from crossval.compare import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Location, Skip, TapRow
 from crossval.receipt import SCHEMA_VERSION, Receipt, number, seal
 from crossval.runners.base import EngineIdentity, Numerics, PassPlan
 
-Kind = Literal["layers", "greedy", "diff"]
-Status = Literal["live", "recorded", "unavailable"]
+Kind = Literal["layers", "greedy", "diff", "smoke"]
+Status = Literal["live", "recorded", "unavailable", "unused"]
+"""``unused``: `crossval smoke` did not ask for this engine."""
 ComputePath = Literal["real", "recorded", "specification", "none"]
 
 REFERENCE_NAME = "bitnet.cpp"
@@ -82,14 +84,18 @@ class Context:
 SETTINGS = ("n_threads", "n_decode", "n_steps", "full", "reference", "candidate")
 
 
-def build(kind: Kind, result: LayersResult | GreedyResult, context: Context) -> Receipt:
-    """Return the sealed receipt of a comparison.
+def build(kind: Kind, result: LayersResult | GreedyResult | SmokeResult, context: Context) -> Receipt:
+    """Return the sealed receipt of a comparison, or of an engine's answers.
 
     Raises:
         BadInputError: the result cannot be written as a valid receipt (a lone surrogate in the prompt, say).
     """
     notes = list(context.notes)
     summary: dict[str, Any]
+    if isinstance(result, SmokeResult):
+        classes = answers.classify(result.answers, result.special_ids)
+        held, found = answers.thresholds(result.min_correct), smoke_receipt.results_to_json(result, classes)
+        return _assemble(kind, context, notes, held, found, smoke_receipt.summarize(result, classes))
     if isinstance(result, LayersResult):
         notes += [note for note in result.notes if note not in notes]
         result = replace(result, rows=tuple(map(_as_written, result.rows)))
@@ -101,7 +107,7 @@ def build(kind: Kind, result: LayersResult | GreedyResult, context: Context) -> 
 
 
 def build_unavailable(kind: Kind, context: Context) -> Receipt:
-    """Return the sealed receipt of a comparison that could not happen: no reference, verdict ``incomplete``."""
+    """Return the sealed receipt of what could not happen for want of an engine: verdict ``incomplete``."""
     summary = {
         "first_divergence": None,
         "first_inexact": None,
@@ -120,7 +126,7 @@ def _assemble(
     results: dict[str, Any],
     summary: dict[str, Any],
 ) -> Receipt:
-    finish_summary(summary, context.reference, context.tokenizer["engines_agree"])
+    finish_summary(kind, summary, context.reference, context.tokenizer["engines_agree"])
     return seal(
         {
             "schema_version": SCHEMA_VERSION,
@@ -148,16 +154,19 @@ def _assemble(
     )
 
 
-def finish_summary(summary: dict[str, Any], reference: Party, tokenizers_agree: bool | None) -> None:
-    """Add to a summary of rows what follows from the parties: two tokenizers that disagree are a divergence."""
+def finish_summary(kind: Kind, summary: dict[str, Any], reference: Party, tokenizers_agree: bool | None) -> None:
+    """Add to a summary of rows what follows from the parties: two tokenizers that disagree are a divergence.
+
+    Not so in ``smoke``, where each engine reads the text itself and is judged by what it answers.
+    """
     summary["parity"]["cpp_available"] = cpp_available(reference)
-    if tokenizers_agree is False:
+    if tokenizers_agree is False and kind != "smoke":
         summary["verdict"] = summary["parity"]["status"] = "divergence"
 
 
 def cpp_available(reference: Party) -> bool:
     """Return whether the reference is real bitnet.cpp, live or recorded."""
-    return reference.status != "unavailable" and reference.identity.name == REFERENCE_NAME
+    return reference.status in ("live", "recorded") and reference.identity.name == REFERENCE_NAME
 
 
 def summarize_layers(result: LayersResult) -> dict[str, Any]:

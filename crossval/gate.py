@@ -36,6 +36,8 @@ class Policy:
     model_sha256: tuple[str, ...] | None = None
     min_tokens: int = 1
     tolerance: str = "independent"
+    min_correct: float = 0.7
+    """Least share of correct answers of every engine (``smoke``), whatever the command itself was asked for."""
 
 
 def read_policy(path: str | Path) -> Policy:
@@ -69,13 +71,17 @@ class Check:
 
 
 def judge(receipt: Receipt, policy: Policy | None = None, now: datetime.datetime | None = None) -> list[Check]:
-    """Return every check of a receipt that is valid by the schema; it passes when all of them do."""
+    """Return every check of a receipt that is valid by the schema; it passes when all of them do.
+
+    Raises:
+        BadInputError: a pattern among the expected answers is unusable or takes too long.
+    """
     policy = policy or Policy()
     now = now or datetime.datetime.now(datetime.timezone.utc)
     checks = [_digest(receipt), _age(receipt, policy, now)]
     if receipt["reference"]["status"] == "unavailable" or receipt["thresholds"] is None:
-        return [*checks, Check("reference", False, "unavailable: nothing was compared")]
-    for name, function in consistency.CHECKS.items():
+        return [*checks, Check("reference", False, "an engine was unavailable: nothing was compared")]
+    for name, function in consistency.checks_of(receipt).items():
         complaints = function(receipt)
         checks.append(Check(name, not complaints, _join(complaints) or "recomputed, as stated"))
     return [*checks, *_policy_checks(receipt, policy)]
@@ -116,6 +122,8 @@ def _age(receipt: Receipt, policy: Policy, now: datetime.datetime) -> Check:
 def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     yield _verdict(receipt)
     yield _compared(receipt, policy)
+    if receipt["kind"] == "smoke":
+        yield from _answers(receipt, policy)
     yield from _reference(receipt, policy)
     yield _distinct(receipt)
     yield from _compute(receipt, policy)
@@ -125,11 +133,17 @@ def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
 
 def _verdict(receipt: Receipt) -> Check:
     verdict = consistency.recompute(receipt)["verdict"]
-    return Check("verdict", verdict == "parity" == receipt["verdict"], f"{verdict} (recomputed)")
+    good = "pass" if receipt["kind"] == "smoke" else "parity"
+    return Check("verdict", verdict == good == receipt["verdict"], f"{verdict} (recomputed)")
 
 
 def _compared(receipt: Receipt, policy: Policy) -> Check:
-    """Check that enough was compared: rows with elements, over enough tokens or steps."""
+    """Check that enough was compared: rows with elements, or answers, over enough tokens or steps."""
+    if receipt["kind"] == "smoke":
+        answers = receipt["results"]["rows"]
+        n_tokens = sum(len(row["token_ids"]) for row in answers)
+        detail = f"{len(answers)} answers, {n_tokens} tokens generated ({policy.min_tokens} required)"
+        return Check("compared", bool(answers) and n_tokens >= policy.min_tokens, detail)
     rows = [row for _, row in consistency.rows_of(receipt)]
     results = receipt["results"]
     if receipt["kind"] == "greedy":
@@ -141,9 +155,22 @@ def _compared(receipt: Receipt, policy: Policy) -> Check:
     return Check("compared", bool(rows) and n_elements > 0 and n_tokens >= policy.min_tokens, detail)
 
 
+def _answers(receipt: Receipt, policy: Policy) -> Iterator[Check]:
+    """Check the share of correct answers of each engine against the policy's, not the command's."""
+    for engine in consistency.recompute(receipt)["results"]["summary"]["engines"]:
+        correct, n_prompts = engine["all"]["correct"], engine["all"]["n_prompts"]
+        met = n_prompts > 0 and correct / n_prompts >= policy.min_correct
+        detail = f"{correct} of {n_prompts} correct, {policy.min_correct:g} required"
+        yield Check(f"answers of the {engine['engine']}", met, detail)
+
+
 def _reference(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     reference = receipt["reference"]
     name, status = reference["name"], reference["status"]
+    if status == "unused":
+        if policy.require_live:
+            yield Check("live reference", False, "the reference did not take part")
+        return
     allowed = ", ".join(policy.reference_names)
     yield Check("reference", name in policy.reference_names, f"{name}; accepted: {allowed}")
     if policy.require_live:
@@ -158,6 +185,9 @@ def _reference(receipt: Receipt, policy: Policy) -> Iterator[Check]:
 def _distinct(receipt: Receipt) -> Check:
     """Check that two engines were compared, not one with itself."""
     ours, theirs = receipt["candidate"], receipt["reference"]
+    unused = [side for side in ("candidate", "reference") if receipt[side]["status"] == "unused"]
+    if unused:
+        return Check("two parties", True, f"the {unused[0]} did not take part")
     for field_name in ("name", "library_digest", "trace_digest"):
         if ours[field_name] is not None and ours[field_name] == theirs[field_name]:
             return Check("two parties", False, f"candidate and reference have the same {field_name}")
@@ -170,6 +200,8 @@ _PATH_OF_NAME = {"bitnet_py": "real", "specification": "specification"}
 def _expected_path(candidate: dict[str, Any]) -> str:
     if candidate["status"] == "recorded":
         return "recorded"
+    if candidate["status"] == "unused":
+        return "none"
     return _PATH_OF_NAME.get(candidate["name"], "none")
 
 
@@ -215,11 +247,17 @@ def _model(receipt: Receipt, policy: Policy) -> Iterator[Check]:
 
 def _exactness(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     rate, cosine = receipt["parity"]["exact_match_rate"], receipt["parity"]["cosine_similarity"]
-    met = rate is not None and rate >= policy.min_exact_match
-    yield Check("exact match", met, f"{_number(rate)}, {policy.min_exact_match:g} required")
+    single = "unused" in (receipt["candidate"]["status"], receipt["reference"]["status"])
+    if policy.min_exact_match > 0 or not single:
+        met = rate is not None and rate >= policy.min_exact_match
+        yield Check("exact match", met, f"{_number(rate)}, {policy.min_exact_match:g} required")
     if policy.min_cosine is not None:
         met = cosine is not None and cosine >= policy.min_cosine
         yield Check("cosine", met, f"{_number(cosine)}, {policy.min_cosine:g} required")
+    if receipt["kind"] == "smoke":
+        asked = {"bitwise": policy.require_bitwise, "tolerance": policy.tolerance == "same"}
+        yield from (Check(name, False, "smoke compares texts, not numbers") for name in asked if asked[name])
+        return
     if policy.require_bitwise:
         inexact = [where for where, row in consistency.rows_of(receipt) if compare.row_status(row) != "equal"]
         yield Check("bitwise", not inexact, f"first inexact: {inexact[0]}" if inexact else "all bits equal")

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossval import compare, evidence, taps
+from crossval import compare, evidence, render_smoke, taps
 from crossval.compare import GreedyPrompt, LayersResult, TapRow
+from crossval.console import VERDICT_STYLE, clip, new_table, percent
+from crossval.console import console as console
+from crossval.console import plain as plain
+from crossval.console import show_line as show_line
 from crossval.receipt import Receipt
 
 if TYPE_CHECKING:
     from crossval.doctor import Check as Finding
     from crossval.gate import Check
 
-PLAIN_WIDTH = 120
 MAX_PASS_COLUMNS = 6
-BOX = box.SIMPLE_HEAD
 _STYLE = {"equal": "green", "within": "yellow", "diverged": "bold red", "invalid": "bold red", "skipped": "red"}
-_VERDICT_STYLE = {"parity": "bold green", "divergence": "bold red", "incomplete": "bold yellow"}
-
-
-def console(file: TextIO | None = None) -> Console:
-    """Return a console on ``file`` (stdout): its markup is off, so data can never be taken for style."""
-    stream = file or sys.stdout
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?", and nothing fails
-    width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
-
-
-def plain(text: str) -> str:
-    """Return text with everything a terminal might obey or draw oddly written as an escape."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in text
-    )
 
 
 def show_receipt(out: Console, receipt: Receipt) -> None:
@@ -49,19 +31,22 @@ def show_receipt(out: Console, receipt: Receipt) -> None:
     _headline(out, receipt)
     if receipt["reference"]["status"] == "unavailable":
         show_line(out, f"reference unavailable: {receipt['reference']['note']}")
+    elif receipt["kind"] == "smoke":
+        render_smoke.show_answers(out, receipt)
+        return
     elif receipt["kind"] == "greedy":
         result = evidence.greedy_from_json(receipt)
         show_line(out, "\nToken by token; '=': all bits of the logits are equal.")
-        out.print(greedy_table(result.prompts))
+        out.print(greedynew_table(result.prompts))
     else:
         layers = evidence.layers_from_json(receipt)
         show_line(out, "\nTap by tap; '=': all bits are equal, else NMSE (and relative error over its floor).")
-        out.print(layers_table(layers))
+        out.print(layersnew_table(layers))
         for index, layer in _detailed(layers):
             rows = [row for row in layers.rows if row.pass_index == index and taps.parse(row.tap).layer == layer]
             if len(rows) > 1:
                 show_line(out, f"\nOperations of layer {layer} in pass {index} ({rows[0].pass_kind}).")
-                out.print(ops_table(rows))
+                out.print(opsnew_table(rows))
     show_verdict(out, receipt)
 
 
@@ -69,10 +54,11 @@ def _headline(out: Console, receipt: Receipt) -> None:
     model = receipt["model"]
     show_line(out, f"model      {model['file_name']}  sha256 {model['sha256'][:12]}  {_shape(model['shape'])}")
     for side in ("candidate", "reference"):
-        show_line(out, f"{side:10} {_engine(receipt[side])}")
+        if receipt[side]["status"] != "unused":
+            show_line(out, f"{side:10} {_engine(receipt[side])}")
     prompt = receipt["prompt"]
-    if prompt["text"] is not None:
-        show_line(out, f"prompt     {_clip(prompt['text'], 60)!r}  {len(prompt['token_ids'])} tokens")
+    if prompt["text"] is not None and receipt["kind"] != "smoke":
+        show_line(out, f"prompt     {clip(prompt['text'], 60)!r}  {len(prompt['token_ids'])} tokens")
 
 
 def _shape(shape: Mapping[str, Any]) -> str:
@@ -97,17 +83,13 @@ def _engine(party: Mapping[str, Any]) -> str:
     return ", ".join(facts)
 
 
-def _table() -> Table:
-    return Table(box=BOX, pad_edge=False, collapse_padding=True)
-
-
-def layers_table(result: LayersResult) -> Table:
+def layersnew_table(result: LayersResult) -> Table:
     """Return one line per embedding, layer and head tap, one column per pass; many decoded tokens share one."""
     found = {(row.pass_index, row.tap): row for row in result.rows}
     skipped = {(skip.pass_index, skip.tap) for skip in result.coverage.skipped}
     n_passes = max([len(result.plan), *(key[0] + 1 for key in skipped)], default=0)
     groups = _columns(result, n_passes)
-    table = _table()
+    table = new_table()
     table.add_column("tap", no_wrap=True)
     for title, _ in groups:
         table.add_column(title, no_wrap=True)
@@ -168,9 +150,9 @@ def _detailed(result: LayersResult) -> list[tuple[int, int]]:
     return [(place.pass_index, place.layer)] if place is not None and place.layer is not None else []
 
 
-def ops_table(rows: Sequence[TapRow]) -> Table:
+def opsnew_table(rows: Sequence[TapRow]) -> Table:
     """Return every metric of the operations of one layer, in execution order."""
-    table = _table()
+    table = new_table()
     names = ("op", "state", "bits equal", "max ulp", "cosine", "NMSE", "floors", "worst token", "max abs", "norm")
     for index, name in enumerate(names):
         table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
@@ -180,7 +162,7 @@ def ops_table(rows: Sequence[TapRow]) -> Table:
         table.add_row(
             taps.parse(row.tap).tap,
             Text(state, _STYLE[status]),
-            _percent(row.exact_match_rate),
+            percent(row.exact_match_rate),
             _count(row.max_ulp),
             _number(row.cosine, ".9f"),
             _number(row.nmse, ".2e"),
@@ -192,9 +174,9 @@ def ops_table(rows: Sequence[TapRow]) -> Table:
     return table
 
 
-def greedy_table(prompts: Sequence[GreedyPrompt]) -> Table:
+def greedynew_table(prompts: Sequence[GreedyPrompt]) -> Table:
     """Return one line per prompt: tokens that match, first difference, and how far the logits are apart."""
-    table = _table()
+    table = new_table()
     for name in ("#", "prompt", "equal tokens", "forced", "first difference", "logits", "least margin"):
         table.add_column(
             name, no_wrap=True, justify="right" if name in ("#", "equal tokens", "forced") else "left"
@@ -204,9 +186,9 @@ def greedy_table(prompts: Sequence[GreedyPrompt]) -> Table:
         margins = [step.reference_margin for step in prompt.steps if step.reference_margin is not None]
         table.add_row(
             str(index),
-            _clip(prompt.text or "", 28),
+            clip(prompt.text or "", 28),
             f"{prompt.free_running_matches}/{prompt.steps_required}",
-            _percent(prompt.teacher_forced_agreement),
+            percent(prompt.teacher_forced_agreement),
             _first_difference(prompt),
             _cell([(i, "") for i in range(len(rows))], {(i, ""): row for i, row in enumerate(rows)}, set())
             if rows
@@ -231,12 +213,12 @@ def show_verdict(out: Console, receipt: Receipt) -> None:
         f"{receipt['candidate']['name']} against {receipt['reference']['name']} ({receipt['reference']['status']})"
     )
     counts = f"{coverage['compared']} of {coverage['required']} comparisons"
-    line = Text.assemble((verdict.upper(), _VERDICT_STYLE.get(verdict, "bold red")), f"  {plain(who)}: {counts}")
+    line = Text.assemble((verdict.upper(), VERDICT_STYLE.get(verdict, "bold red")), f"  {plain(who)}: {counts}")
     rate = parity["exact_match_rate"]
     if rate is not None and receipt["kind"] == "greedy":
-        line.append(f", {_percent(rate)} of the tokens equal")
+        line.append(f", {percent(rate)} of the tokens equal")
     elif rate is not None:
-        line.append(", all bits equal" if rate == 1.0 else f", {_percent(rate)} of the values bit-equal")
+        line.append(", all bits equal" if rate == 1.0 else f", {percent(rate)} of the values bit-equal")
     out.print(line, soft_wrap=True)
     _show_place(out, "first divergence", receipt["first_divergence"])
     if receipt["first_inexact"] != receipt["first_divergence"]:
@@ -268,7 +250,7 @@ def _show_place(out: Console, what: str, place: Mapping[str, Any] | None) -> Non
 
 def show_checks(out: Console, name: str, checks: Sequence[Check], passed: bool) -> None:
     """Print one receipt's gate checks and whether it passes."""
-    table = _table()
+    table = new_table()
     table.add_column("check", no_wrap=True)
     table.add_column("result", no_wrap=True)
     table.add_column("detail", overflow="fold")
@@ -282,7 +264,7 @@ def show_checks(out: Console, name: str, checks: Sequence[Check], passed: bool) 
 
 def show_findings(out: Console, checks: Sequence[Finding]) -> None:
     """Print what the doctor found, and what to do about everything that is missing."""
-    table = _table()
+    table = new_table()
     for name in ("part", "state"):
         table.add_column(name, no_wrap=True)
     table.add_column("detail", overflow="fold")
@@ -295,29 +277,9 @@ def show_findings(out: Console, checks: Sequence[Finding]) -> None:
             show_line(out, f"{check.name}: {check.remedy}")
 
 
-def show_line(out: Console, text: str) -> None:
-    """Print one line, never wrapped or cut, control characters escaped; leading line feeds stay."""
-    body = text.lstrip("\n")
-    out.print(Text("\n" * (len(text) - len(body)) + plain(body)), soft_wrap=True)
-
-
 def show_path(out: Console, what: str, path: Path) -> None:
     """Print where something was written."""
     show_line(out, f"{what}: {path}")
-
-
-def _clip(text: str, limit: int) -> str:
-    shown = plain(text)
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
-
-
-def _percent(rate: float | None) -> str:
-    """Return a share as percent; only a true 1 shows as 100 %."""
-    if rate is None:
-        return "-"
-    if rate == 1.0:
-        return "100 %"
-    return f"{min(rate * 100, 99.99):.2f} %"
 
 
 def _count(value: int | None) -> str:

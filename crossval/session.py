@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from bitnet_py import _native
+from crossval.answers import Side
 from crossval.errors import BadInputError, UnavailableError
 from crossval.evidence import Compute, Party
 from crossval.modelfile import ModelFile
@@ -71,6 +72,14 @@ class Session:
         candidate = self._open_candidate(reference)
         return candidate, reference
 
+    def open_alone(self, side: Side) -> Runner:
+        """Return one of the two, entered, without opening the other; a lone candidate rounds by its default.
+
+        Raises:
+            UnavailableError, BadInputError, EngineCrashError: from the runner.
+        """
+        return self._open_candidate(None) if side == "candidate" else self._open_reference(None)
+
     def _open_reference(self, text: str | None) -> Runner:
         before = self._reference
         if before is not None and (before.status == "live" or self.words[1] != "auto"):
@@ -86,12 +95,11 @@ class Session:
         self._reference_traces += _trace_digest(runner)
         return runner
 
-    def _open_candidate(self, reference: Runner) -> Runner:
+    def _open_candidate(self, reference: Runner | None) -> Runner:
         if self._candidate is not None:
             return self._candidate
-        runner = open_candidate(
-            self.words[0], self.model.path, numerics=reference.identity.numerics, n_threads=self.n_threads
-        )
+        numerics = None if reference is None else reference.identity.numerics
+        runner = open_candidate(self.words[0], self.model.path, numerics=numerics, n_threads=self.n_threads)
         self._candidate = self._stack.enter_context(runner)
         self._candidate_traces += _trace_digest(runner)
         return self._candidate

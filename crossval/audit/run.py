@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from crossval.audit import bounds
 from crossval.audit import evaluate as ev
@@ -55,11 +58,13 @@ class _LayerWeights:
     def __init__(self, weights: SpecWeights) -> None:
         self._weights = weights
         self._held: dict[str, Weight] = {}
+        self._lock = threading.Lock()
 
     def __getitem__(self, name: str, /) -> Weight:
-        if name not in self._held:
-            self._held[name] = self._weights[name]
-        return self._held[name]
+        with self._lock:
+            if name not in self._held:
+                self._held[name] = self._weights[name]
+            return self._held[name]
 
     def drop(self) -> None:
         self._held.clear()
@@ -96,22 +101,22 @@ def audit(
     held = _LayerWeights(weights)
     n_done = 0
     groups = list(_groups(stages, config, plans))
-    for group in groups:
-        names = [op.output for stage in group for op in stage]
-        if group is groups[-1]:
-            names.append(ops[-1].output)  # the logits, judged at the end
-        for party in parties:
-            party.capture(names)
-        for stage in group:
-            if progress is not None:
-                progress("auditing", n_done, len(stages))
+    # One thread per engine; BLAS gets one too, because its own threads wait for each other on a busy machine and
+    # then turn a product of a millisecond into hundreds.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(len(parties)) as threads:
+        for group in groups:
+            names = [op.output for stage in group for op in stage]
+            if group is groups[-1]:
+                names.append(ops[-1].output)  # the logits, judged at the end
             for party in parties:
-                for op, state in _order(stage, party.states):
-                    _audit_op(party, op, state, held)
-                _forget(party, stage)
-            held.drop()
-            n_done += 1
-    _audit_heads(parties, ops[-1], held)
+                party.capture(names)
+            for stage in group:
+                if progress is not None:
+                    progress("auditing", n_done, len(stages))
+                list(threads.map(lambda party, stage=stage: _audit_stage(party, stage, held), parties))
+                held.drop()
+                n_done += 1
+        _audit_heads(parties, ops[-1], held)
     if progress is not None:
         progress("auditing", len(stages), len(stages))
     n_ops = len(ops) * len(plans)
@@ -156,6 +161,12 @@ def _order(stage: Sequence[Op], states: Sequence[ev.PassState]) -> Iterator[tupl
     for state in states:
         for op in stage:
             yield op, state
+
+
+def _audit_stage(party: _Party, stage: Sequence[Op], weights: _LayerWeights) -> None:
+    for op, state in _order(stage, party.states):
+        _audit_op(party, op, state, weights)
+    _forget(party, stage)
 
 
 def _audit_op(party: _Party, op: Op, state: ev.PassState, weights: _LayerWeights) -> None:

@@ -18,7 +18,7 @@ from bitnet_py.errors import BitnetError
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError
 
 DEBUG_VARIABLE = "CROSSVAL_DEBUG"
-EXIT_OF_VERDICT = {"parity": 0, "divergence": 1, "incomplete": 3}
+EXIT_OF_VERDICT = {"parity": 0, "pass": 0, "divergence": 1, "fail": 1, "incomplete": 3}
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 

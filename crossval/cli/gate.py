@@ -20,6 +20,12 @@ from crossval.gate import Check, Policy
 @click.option("--policy", "policy_path", type=click.Path(path_type=Path), metavar="FILE", help="Policy as JSON.")
 @click.option("--min-exact-match", type=click.FloatRange(0, 1), metavar="R", help="Least exact-match rate.")
 @click.option("--min-cosine", type=click.FloatRange(-1, 1), metavar="C", help="Least cosine similarity.")
+@click.option(
+    "--min-correct",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="R",
+    help="Least share of correct answers of every engine (smoke). Default: 0.7.",
+)
 @click.option("--min-tokens", type=click.IntRange(1), metavar="N", help="Least tokens or steps compared.")
 @click.option("--require-bitwise", is_flag=True, help="Every row must be bit-equal.")
 @click.option("--require-live", is_flag=True, help="The reference must have run live.")
@@ -28,8 +34,8 @@ from crossval.gate import Check, Policy
 @click.option(
     "--allow-compute",
     multiple=True,
-    type=click.Choice(["recorded", "specification"]),
-    help="Accept a candidate without kernels: a trace, or the specification. Repeatable.",
+    type=click.Choice(["recorded", "specification", "none"]),
+    help="Accept a candidate without kernels: a trace, the specification, or none at all (smoke). Repeatable.",
 )
 @click.option("--reference-name", multiple=True, metavar="NAME", help="Accepted reference. Default: bitnet.cpp.")
 @click.option("--model-sha256", multiple=True, metavar="HEX", help="Accepted model file. Repeatable.")

@@ -1,0 +1,202 @@
+"""``crossval smoke``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import click
+
+from crossval import build_cpp, evidence, smoke, smoke_receipt, suite
+from crossval.answers import Answer, MinCorrect, Side, SmokeResult
+from crossval.cli import run
+from crossval.cli.options import compare_options
+from crossval.errors import UnavailableError
+from crossval.evidence import Context, Party
+from crossval.runners.base import Runner
+from crossval.session import Prompt, Session
+
+_SIDES: dict[str, tuple[Side, ...]] = {
+    "candidate": ("candidate",),
+    "reference": ("reference",),
+    "both": ("candidate", "reference"),
+}
+
+
+def _read_share(ctx: click.Context, param: click.Parameter, value: str) -> MinCorrect:
+    """Return the share in ``7/10`` or ``0.7``; none and more than all are no shares."""
+    whole = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", value)
+    share = None
+    if whole is not None:
+        share = MinCorrect(int(whole[1]), int(whole[2]))
+    elif re.fullmatch(r"[01]?\.[0-9]{1,6}|1", value):
+        share = MinCorrect(*Fraction(value).as_integer_ratio())
+    if share is None or not 0 < share.correct <= share.of:
+        raise click.BadParameter(f"{value!r} is neither N/M nor a fraction above 0 and up to 1, as 7/10 or 0.7")
+    return share
+
+
+@click.command("smoke")
+@click.option(
+    "--suite",
+    "suite_word",
+    default="fixed",
+    show_default=True,
+    metavar="fixed|long|everyday|FILE",
+    help="Ten questions or 500 for the shipped model, everyday questions for others, or JSON lines of your own.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(list(_SIDES)),
+    default="candidate",
+    show_default=True,
+    help="Who is asked; with both, their texts are also held against each other.",
+)
+@click.option(
+    "--min-correct",
+    callback=_read_share,
+    default="7/10",
+    show_default=True,
+    metavar="N/M",
+    help="Least share of correct answers of each engine, as 7/10 or 0.7.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1, 100_000),
+    default=24,
+    show_default=True,
+    metavar="N",
+    help="Longest answer, in tokens.",
+)
+@compare_options
+def command(
+    suite_word: str,
+    engine: str,
+    min_correct: MinCorrect,
+    max_tokens: int,
+    model_path: Path | None,
+    reference: str,
+    candidate: str,
+    n_threads: int | None,
+    template: str,
+    receipt_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Ask the model questions and count correct, coherent and garbled answers.
+
+    Shows in seconds whether an engine still makes sense; where it goes wrong is for `crossval layers` to say.
+    Exit 0 when every engine asked answers enough questions correctly, 1 when one does not.
+
+    \b
+    Example:
+      crossval smoke
+      crossval smoke --suite long --engine both --min-correct 0.95 --receipt smoke.json
+    """
+    sides = _SIDES[engine]
+    request = run.Request("smoke", model_path, candidate, reference, n_threads, template, receipt_path, as_json)
+    questions = suite.load_suite(suite_word)
+    with run.progress() as report:
+        model = run.load_model(request, report)
+        decoder = smoke.Decoder.of_model(model.path)
+        limits = smoke.Limits(max_tokens, model.config.context_length)
+        words = (candidate, "bitnet.cpp" if reference == "auto" else reference)
+        with Session(model, *words, n_threads) as session:
+            with _unavailable_receipt(session, request, sides, max_tokens):
+                runners = _open(session, sides)
+            given = [
+                smoke.answer_suite(
+                    runners[side],
+                    side,
+                    questions,
+                    decoder,
+                    limits,
+                    render=lambda text: run.render_prompt(request, text),
+                    progress=report,
+                )
+                for side in sides
+            ]
+            result = SmokeResult(
+                suite=questions.name,
+                suite_digest=questions.digest,
+                n_prompts=len(questions.prompts),
+                engines=sides,
+                answers=tuple(answer for row in zip(*given, strict=True) for answer in row),
+                min_correct=min_correct,
+                stop_ids=tuple(sorted(decoder.stop_ids)),
+                special_ids=tuple(sorted(decoder.special_ids)),
+            )
+            made = evidence.build("smoke", result, _context(session, request, result, max_tokens))
+    run.finish(made, request)
+
+
+def _open(session: Session, sides: tuple[Side, ...]) -> dict[Side, Runner]:
+    """Return the engines that are asked, each able to answer any prompt.
+
+    Raises:
+        UnavailableError: bitnet.cpp is not built, or an engine is a recorded trace.
+    """
+    if "reference" in sides and session.words[1] == "bitnet.cpp" and build_cpp.find_library() is None:
+        raise UnavailableError(
+            "bitnet.cpp is not built here, and what is recorded of it cannot answer other prompts; "
+            "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB), or use --engine candidate"
+        )
+    if len(sides) == 2:
+        ours, theirs = session.open()
+        runners: dict[Side, Runner] = {"candidate": ours, "reference": theirs}
+    else:
+        runners = {side: session.open_alone(side) for side in sides}
+    for side in sides:
+        smoke.require_any_prompt(runners[side], side)
+    return runners
+
+
+def _context(session: Session, request: run.Request, result: SmokeResult, max_tokens: int) -> Context:
+    first = result.answers[0]
+    agree = smoke_receipt.tokenizers_agree(result)
+    prompt = Prompt(first.prompt.prompt, first.prompt_ids, agree, _tokenizer_note(result.answers, agree))
+    facts = run.context(session, request, [prompt], n_steps=max_tokens)
+    return _without_unused(facts, result.engines)
+
+
+def _tokenizer_note(answers: tuple[Answer, ...], agree: bool | None) -> str | None:
+    if agree is not False:
+        return None
+    ids: dict[str, tuple[int, ...]] = {}
+    for answer in answers:
+        if ids.setdefault(answer.prompt.id, answer.prompt_ids) != answer.prompt_ids:
+            return (
+                f"the tokenizers disagree, first on prompt {answer.prompt.id!r}; each engine was fed its own ids"
+            )
+    return None
+
+
+def _without_unused(facts: Context, sides: tuple[Side, ...]) -> Context:
+    """Mark the engine that was not asked."""
+    if "reference" not in sides:
+        facts = replace(facts, reference=Party("unused", facts.reference.identity))
+    if "candidate" not in sides:
+        facts = replace(facts, candidate=Party("unused", facts.candidate.identity))
+    return facts
+
+
+@contextmanager
+def _unavailable_receipt(
+    session: Session, request: run.Request, sides: tuple[Side, ...], max_tokens: int
+) -> Iterator[None]:
+    """Leave a receipt that says so when an engine cannot be had, then let the error go on."""
+    try:
+        yield
+    except UnavailableError as error:
+        if request.as_json or request.receipt_path is not None:
+            facts = run.context(session, request, [], n_steps=max_tokens)
+            why = str(error)
+            if "reference" in sides:
+                facts = replace(facts, reference=session.unavailable(why))
+            else:
+                facts = replace(facts, candidate=Party("unavailable", facts.candidate.identity, note=why))
+            run.publish(evidence.build_unavailable("smoke", _without_unused(facts, sides)), request)
+        raise
