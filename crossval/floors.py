@@ -2,8 +2,7 @@
 
 An engine that is right still gives slightly different numbers for the same tokens fed at once or one by one, by
 another number of threads, or built by another compiler. The largest such difference per tap is its *floor*: less
-than that says nothing about another engine, and a report says "3 times the floor", not "exceeds 1e-5". Also here:
-how much of its bound a comparison uses, and the smallest tolerance under which it would pass.
+than that says nothing about another engine (``crossval.margins`` puts results beside it).
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from typing import Any
 from crossval import taps
 from crossval.compare import Skip, TapRow, row_status
 from crossval.errors import BadInputError, CrossvalError
-from crossval.localize import GROUP_BYTES, Progress
+from crossval.localize import GROUP_BYTES, MODEL_DEPENDENT_TAPS, Progress
 from crossval.rerun import Chunks, OpenRunner, compare_runs, one_by_one, one_pass, require_live, run
 from crossval.runners.base import PassRecord, Runner
-from crossval.tolerance import Tolerance, tap_class, tolerance_for
+from crossval.tolerance import SAFETY, WORST_TOKEN, Tolerance, tap_class, tolerance_for
 
 PREFILL_DECODE = "at once / one by one"
 CAPTURE = "with / without capture"
@@ -100,7 +99,9 @@ class FloorTable:
         except (KeyError, TypeError, ValueError) as error:
             raise BadInputError(f"not a table of floors: {type(error).__name__}: {error}") from None
         if set(data) != set(table.to_json()):
-            raise BadInputError(f"not a table of floors: unknown fields {sorted(set(data) - set(table.to_json()))}")
+            raise BadInputError(
+                f"not a table of floors: unknown fields {sorted(set(data) - set(table.to_json()))}"
+            )
         return table
 
 
@@ -132,6 +133,18 @@ def _floor(item: Any) -> Floor:
         n_elements=_count(item["n_elements"]),
         n_different=_count(item["n_different"]),
     )
+
+
+def measured_tolerance(tap: str, floors: FloorTable) -> Tolerance | None:
+    """Return bounds made from a measured floor instead of the general table; None when none was measured.
+
+    The same allowances as ``crossval.tolerance``: ``SAFETY`` over the floor, ``WORST_TOKEN`` for single tokens.
+    """
+    floor = floors.of(tap)
+    if floor is None:
+        return None
+    bound, token = SAFETY * floor.rel_l2, SAFETY * max(floor.worst_token_rel_l2, WORST_TOKEN * floor.rel_l2)
+    return Tolerance(floor.rel_l2**2, {"nmse": bound**2, "worst_token_nmse": token**2})
 
 
 # --- measuring ------------------------------------------------------------------------------------------------
@@ -214,18 +227,27 @@ class _Measuring:
             key = (name, variation)
             row = compare_runs(name, one, usual, tolerance_for(name, self.n_layers, "independent"))
             if isinstance(row, Skip):
-                self.unmeasured[key] = row.why
+                if not _model_lacks(name, [*one, *usual]):
+                    self.unmeasured[key] = row.why
                 continue
-            if row_status(row) == "invalid" or row.nmse is None or row.worst_token_nmse is None:
-                raise CrossvalError(
-                    f"{self.base.identity.name} has no floor: {name}, {variation}: {row.note or 'not comparable'}"
-                )
+            if row_status(row) == "invalid":
+                raise CrossvalError(f"{self.base.identity.name} has no floor: {name}, {variation}: {row.note}")
+            if row.nmse is None or row.worst_token_nmse is None:
+                self.unmeasured[key] = "a token's row is all zeros one way and not the other"
+                continue
             found = _as_floor(row, variation)
             before = self.floors.get(key)
             self.floors[key] = found if before is None else _worse(before, found)
 
     def sorted_floors(self) -> list[Floor]:
-        return sorted(self.floors.values(), key=lambda f: (taps.execution_index(f.tap, self.n_layers), f.variation))
+        return sorted(
+            self.floors.values(), key=lambda f: (taps.execution_index(f.tap, self.n_layers), f.variation)
+        )
+
+
+def _model_lacks(name: str, records: Sequence[PassRecord]) -> bool:
+    """Tell whether this is a tap of a tensor that the model does not have."""
+    return taps.parse(name).tap in MODEL_DEPENDENT_TAPS and not any(name in record.taps for record in records)
 
 
 def _prompt_then_decode(ids: tuple[int, ...], n_decode: int) -> Chunks:
