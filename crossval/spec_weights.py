@@ -33,7 +33,7 @@ I2_S_TAIL_BYTES = 32
 """After the last block: the float32 scale, then padding."""
 
 DECODED_BUDGET_BYTES = 256 << 20
-"""Decoded matrices kept between passes. Small models fit whole; larger ones decode again, a matrix at a time."""
+"""Models whose matrices fit into this are decoded once; larger ones again for every use, a matrix at a time."""
 
 
 class _Reader(GGUFReader):  # type: ignore[misc]  # the package is untyped
@@ -145,7 +145,8 @@ class SpecWeights:
         except (ValueError, KeyError, IndexError, struct.error, OSError) as error:
             raise self._error("file", "GGUF as the gguf package reads it", error) from error
         self._decoded: dict[str, TernaryMatrix] = {}
-        self._decoded_bytes = 0
+        decoded_bytes = sum(4 * rows * cols for (rows, cols), _ in self._reader.i2_s.values())
+        self._keep = decoded_bytes <= DECODED_BUDGET_BYTES
         self.config = self._read_config()
         self._check_tensors()
 
@@ -179,9 +180,8 @@ class SpecWeights:
         if not (np.isfinite(scale) and scale > 0):
             raise self._error(f"tensor {name}, scale", "a finite number above 0", scale)
         matrix = TernaryMatrix(signs, scale)
-        if self._decoded_bytes + signs.nbytes <= DECODED_BUDGET_BYTES:
+        if self._keep:
             self._decoded[name] = matrix
-            self._decoded_bytes += signs.nbytes
         return matrix
 
     def _read_config(self) -> SpecConfig:

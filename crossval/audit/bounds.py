@@ -165,7 +165,7 @@ def head_bound(x: FloatArray, norms: FloatArray, arithmetic: Arithmetic) -> Floa
     return allowed * (arithmetic.sum_steps(x.shape[-1]) * U * SECOND_ORDER) + TINY
 
 
-def row_norms(table: Array, chunk_rows: int = 16384) -> FloatArray:
+def row_norms(table: Array, chunk_rows: int = 4096) -> FloatArray:
     """Return the Euclidean norm of every row of a large table, ``(rows,)``."""
     norms = np.empty(table.shape[0])
     for start in range(0, table.shape[0], chunk_rows):

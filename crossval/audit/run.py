@@ -19,7 +19,7 @@ from crossval.ops import Op, SpecConfig, Weight, op_table
 from crossval.runners.base import PassPlan, Runner, TapArray
 from crossval.spec_weights import SpecWeights
 
-GROUP_BYTES = 192 << 20
+GROUP_BYTES = 128 << 20
 """Recorded arrays of one engine held at a time; a live engine runs once per group of layers."""
 
 Progress = Callable[[str, int, int], None]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.tokenizer import Tokenizer
 from crossval import ops, spec_weights
 from crossval.errors import BadInputError
-from crossval.ops import KVState, Op
+from crossval.ops import FloatArray, KVState, Op
 from crossval.runners.base import EngineIdentity, PassPlan, PassRecord, TapArray
 from crossval.spec_weights import SpecWeights
 
@@ -102,7 +103,7 @@ class SpecRunner:
         selected = frozenset(select)
         taps: dict[str, TapArray] = {}
         began = time.perf_counter()
-        for op, output in ops.forward(self._table, weights, plan.token_ids, self._state):
+        for op, output in self._forward(weights, plan):
             if not np.isfinite(output).all():
                 raise BadInputError(
                     f"{self._path}: {op.output}: expected finite values, found NaN or infinity; the first such "
@@ -112,6 +113,11 @@ class SpecRunner:
                 rows = (len(plan.token_ids) - 1,) if op.last_row_only else None
                 taps[op.output] = TapArray(np.ascontiguousarray(output, dtype=np.float32), rows)
         return PassRecord(plan, taps, time.perf_counter() - began)
+
+    def _forward(self, weights: SpecWeights, plan: PassPlan) -> Iterator[tuple[Op, FloatArray]]:
+        # On a busy machine BLAS threads wait for each other: milliseconds become hundreds of them.
+        with threadpool_limits(1, user_api="blas"):
+            yield from ops.forward(self._table, weights, plan.token_ids, self._state)
 
     def _check_tokens(self, weights: SpecWeights, token_ids: Sequence[int]) -> None:
         config = weights.config
