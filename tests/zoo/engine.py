@@ -1,0 +1,37 @@
+"""Run the faulty build of the engine inside this process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bitnet_py import _native
+
+Select = Callable[[str], None]
+"""Switches a fault on, given the words of ``BN_FAULT``; "" switches all off."""
+
+
+@contextmanager
+def faulty_library(path: Path) -> Iterator[Select]:
+    """Load another C library for the block; models must be opened and closed inside it."""
+    before = os.environ.get(_native.LIBRARY_VARIABLE)
+    os.environ[_native.LIBRARY_VARIABLE] = str(path)
+    _native.library.cache_clear()
+    try:
+        library = _native.library()
+        library.bn_zoo_select.argtypes = [ctypes.c_char_p]
+
+        def select(text: str) -> None:
+            assert library.bn_zoo_select(text.encode()) == 0, f"the library does not know the fault {text!r}"
+
+        yield select
+        select("")
+    finally:
+        if before is None:
+            del os.environ[_native.LIBRARY_VARIABLE]
+        else:
+            os.environ[_native.LIBRARY_VARIABLE] = before
+        _native.library.cache_clear()

@@ -1,0 +1,1 @@
+"""The faults, by where they are injected and what they break."""

@@ -1,0 +1,142 @@
+"""Trace faults: one array of a healthy engine's recording is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval.geometry import token_axis
+from crossval.runners.base import TapArray
+from tests.zoo.fault import BOTH, LAST, MIDDLE, PREFILL, TraceFault
+from tests.zoo.recording import Recording
+
+Array = npt.NDArray[np.float32]
+
+NOT_IN_A_RUNNING_ENGINE = ("ffn_act", "attn_norm", "k_rope", "kq_soft_max", "attn_sub_norm", "ffn_norm", "ffn_out",
+                           "ffn_sub_norm")  # fmt: skip
+"""Taps that the C faults of damage leave out: their tensors are recorded after they were read."""
+MATRICES = ("attn_o_out", "q", "k", "v", "ffn_gate", "ffn_up", "ffn_down")
+EVERY_OP = (*NOT_IN_A_RUNNING_ENGINE, *MATRICES, "q_rope", "kq", "kqv_out", "ffn_inp", "l_out")
+BEFORE_LAST = (0, MIDDLE, LAST - 1)
+
+
+def _array(change: Callable[[Array, int], Array]):
+    """Replace an array by ``change(array, token axis)``, which keeps its shape."""
+
+    def edit(recording: Recording, index: int, tap: str) -> None:
+        array = recording.array(index, tap)
+        array[...] = change(array.copy(), token_axis(tap))
+
+    return edit
+
+
+def _swap_rows(x: Array, axis: int) -> Array:
+    order = np.arange(x.shape[axis])
+    order[[1, 2]] = order[[2, 1]]
+    return np.take(x, order, axis)
+
+
+def _repeat_previous_row(x: Array, axis: int) -> Array:
+    order = np.arange(x.shape[axis])
+    order[-1] -= 1
+    return np.take(x, order, axis)
+
+
+def _zero_remainder(x: Array, axis: int) -> Array:
+    keep = np.arange(x.shape[axis]) < x.shape[axis] // 4 * 4
+    shape = [1] * x.ndim
+    shape[axis] = keep.size
+    return x * keep.reshape(shape)
+
+
+def _lose_half(x: Array, axis: int) -> Array:
+    x[..., x.shape[-1] // 2 :] = 0
+    return x
+
+
+def _set(index: int, value: float) -> Callable[[Array, int], Array]:
+    def change(x: Array, axis: int) -> Array:
+        x.reshape(-1)[index] = value
+        return x
+
+    return change
+
+
+def _flip_sign(x: Array, axis: int) -> Array:
+    at = np.argmax(np.abs(x))
+    x.reshape(-1)[at] *= -1
+    return x
+
+
+def _bf16(x: Array, axis: int) -> Array:
+    return (x.view(np.uint32) + 0x8000 & 0xFFFF0000).view(np.float32)
+
+
+def _of_previous_pass(recording: Recording, index: int, tap: str) -> None:
+    stale = recording.array(index - 1, tap)
+    array = recording.array(index, tap)
+    array[...] = np.take(stale, [-1], token_axis(tap))
+
+
+def _of_next_layer(recording: Recording, index: int, tap: str) -> None:
+    _, layer, name = tap.split(".")
+    array = recording.array(index, tap)
+    array[...] = recording.array(index, f"blk.{int(layer) + 1}.{name}")
+
+
+def _lose_row(recording: Recording, index: int, tap: str) -> None:
+    record = recording.passes[index]
+    old = record.taps[tap]
+    shorter = np.delete(old.array, -1, token_axis(tap))
+    recording.passes[index] = replace(record, taps={**record.taps, tap: TapArray(shorter, old.rows)})
+
+
+def _feed(change: Callable[[tuple[int, ...]], tuple[int, ...]]):
+    """Claim other tokens than those that were run."""
+
+    def edit(recording: Recording, index: int, tap: str) -> None:
+        record = recording.passes[index]
+        plan = replace(record.plan, token_ids=change(record.plan.token_ids))
+        recording.passes[index] = replace(record, plan=plan)
+
+    return edit
+
+
+def _trace(name: str, family: int, what: str, taps: tuple[str, ...], change, **more) -> TraceFault:
+    return TraceFault(f"trace-{name}", family, what, taps, change=change, **more)
+
+
+FAULTS = (
+    _trace("bos-doubled", 14, "the engine was fed one more BOS than the trace says", ("inp_embd",),
+           _feed(lambda ids: (*ids[1:], ids[0])), layers=(), passes=PREFILL),
+    _trace("token-ids-shifted", 14, "token ids one too high", ("inp_embd",),
+           _feed(lambda ids: tuple(i + 1 for i in ids)), layers=(), passes=BOTH),
+    _trace("rows-swapped", 15, "the rows of two tokens change places", NOT_IN_A_RUNNING_ENGINE, _array(_swap_rows),
+           passes=PREFILL, layers=BEFORE_LAST),
+    _trace("stale-row", 11, "the last row repeats the one before", ("k_rope", "v", "kq", "kqv_out", "attn_norm"),
+           _array(_repeat_previous_row), passes=PREFILL, layers=BEFORE_LAST),
+    _trace("stale-pass", 11, "a decoded token's array is that of the pass before",
+           ("v", "k_rope", "attn_norm", "ffn_norm", "l_out", "ffn_act"), _of_previous_pass, passes=("decode",)),
+    _trace("batch-remainder-zero", 11, "the last n_tokens mod 4 rows of a batch are 0",
+           ("ffn_act", "attn_norm", "k_rope", "kqv_out", "ffn_out"), _array(_zero_remainder), passes=PREFILL,
+           layers=BEFORE_LAST),
+    _trace("thread-slice-lost", 15, "half of the features are 0", NOT_IN_A_RUNNING_ENGINE, _array(_lose_half)),
+    _trace("nan", 15, "one NaN", NOT_IN_A_RUNNING_ENGINE, _array(_set(3, np.nan))),
+    _trace("infinity", 15, "one infinity", NOT_IN_A_RUNNING_ENGINE, _array(_set(0, np.inf))),
+    _trace("sign-flipped", 15, "the largest value has the other sign", EVERY_OP, _array(_flip_sign)),
+    _trace("rounded-to-f16", 12, "passed on in F16", ("l_out", "ffn_out", "attn_norm", "ffn_act", "q_rope"),
+           _array(lambda x, axis: x.astype(np.float16).astype(np.float32))),
+    _trace("rounded-to-bf16", 12, "passed on in BF16", ("l_out", "ffn_inp", "k_rope", "kqv_out", "kq_soft_max"),
+           _array(_bf16)),
+    _trace("one-in-ten-thousand", 12, "every value 0.01 % too large", EVERY_OP,
+           _array(lambda x, axis: x * np.float32(1.0001))),
+    _trace("of-another-layer", 10, "the array of the next layer", ("attn_norm", "v", "ffn_act", "k"),
+           _of_next_layer, layers=BEFORE_LAST),
+    _trace("row-missing", 15, "one token's row is missing", ("ffn_norm", "q", "kq_soft_max"), _lose_row,
+           passes=PREFILL, layers=BEFORE_LAST),
+    _trace("logits-shifted", 15, "every logit one token id too high", ("result_output",),
+           _array(lambda x, axis: np.roll(x, 1, -1)), layers=()),
+)  # fmt: skip

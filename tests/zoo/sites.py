@@ -1,0 +1,131 @@
+"""Where in the engine's sources faults can be put, all in ``forward.c``.
+
+The texts must occur exactly once there. When ``forward.c`` changes, these change; nothing else does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["statement", "expression", "before", "after", "function"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the source and how a fault's code takes it.
+
+    ``statement``: the code runs instead of the text; ``expression``: it is evaluated instead; ``before`` and
+    ``after``: it runs there in addition (``after`` the head of a function it may return); ``function``: it is in
+    ``zoo_damage``, called with every tensor that is recorded before the next operation reads it.
+    """
+
+    kind: Kind
+    text: str
+
+
+SITES = {
+    # operations on one row
+    "rms_norm": Site(
+        "after",
+        "static void rms_norm_row(const float *x, const float *weight, int64_t n, float eps, float *out) {\n",
+    ),
+    "relu_squared": Site("expression", "relu * relu"),
+    "quantize_row": Site(
+        "after",
+        "static void quantize_row(const run *r, const float *x, int64_t n, int64_t row) {\n"
+        "    bn_engine *e = r->engine;\n",
+    ),
+    "quantized": Site("before", "    if (weight) count(r, BN_COUNT_RMS_NORM"),
+    # BitLinear
+    "i2s_dot": Site(
+        "statement",
+        "e->kernels->i2s_dot(m->data + row * (m->cols / 4), m->cols, n_rows, b->q8 + t * m->cols, m->cols,\n"
+        "                                n_cols, acc);",
+    ),
+    "row_scale": Site("expression", "b->q8_scale[t + c]"),
+    "rescale": Site("expression", "((float)d[i] - sum) / s * m->scale"),
+    "bitlinear_done": Site("before", "    count(r, n_tokens == 1 ? BN_COUNT_I2S_GEMV"),
+    "q_matrix": Site("expression", "&w->q"),
+    "k_matrix": Site("expression", "&w->k"),
+    "v_matrix": Site("expression", "&w->v"),
+    "gate_matrix": Site("expression", "&w->gate"),
+    "up_matrix": Site("expression", "&w->up"),
+    "activation": Site(
+        "statement",
+        "gated_relu_squared_row(b->gate + t * hidden, b->up + t * hidden, hidden, b->act + t * hidden,\n"
+        "                               b->prod + t * hidden);",
+    ),
+    # attention
+    "rope": Site("statement", "e->kernels->rope(x + at, cosines, sines, (int)half, out + at);"),
+    "store_k": Site(
+        "statement", "e->kernels->to_f16(e->buffers.k_rope + t * kv_dim, kv_dim, keys + cell * kv_dim);"
+    ),
+    "round_v": Site("statement", "e->kernels->to_f16(e->buffers.v + t * kv_dim, kv_dim, half);"),
+    "store_v": Site("statement", "for (int64_t d = 0; d < kv_dim; d++) values[d * p->capacity + cell] = half[d];"),
+    "kv_head": Site("expression", "head / (e->model.n_heads / e->model.n_kv_heads)"),
+    "v_head": Site("expression", "kv_head * head_dim * p->capacity"),
+    "scores_done": Site("before", "    if (kq_tap) memcpy("),
+    "attention_scale": Site("expression", "1.0f / sqrtf((float)head_dim)"),
+    "softmax": Site(
+        "statement", "e->kernels->softmax[e->width_index](own->scores, n_visible, n_kv, scale);"
+    ),
+    "weighted_sum": Site(
+        "after", "    float *out = e->buffers.kqv + (t * e->model.n_heads + head) * head_dim;\n"
+    ),
+    # residuals
+    "ffn_inp": Site(
+        "statement", "add_rows(r, b->attn_out + skipped, b->x + skipped, n_rows * dim, b->ffn_inp);"
+    ),
+    "l_out": Site("statement", "add_rows(r, b->down, b->ffn_inp, n_rows * dim, b->x);"),
+    # the ends
+    "embed": Site(
+        "statement",
+        "e->kernels->from_f16(e->model.token_embd + r->pass->tokens[t] * dim, dim, e->buffers.x + t * dim);",
+    ),
+    "head_input": Site(
+        "statement",
+        "{\n            uint16_t *half = e->members[r->member].half;\n"
+        "            e->kernels->to_f16(normed, dim, half);\n"
+        "            e->kernels->from_f16(half, dim, input);\n        }",
+    ),
+    "head_done": Site("before", "    count(r, BN_COUNT_HEAD_F16"),
+    "damage": Site("function", ""),
+}  # fmt: skip
+
+PLACES = (
+    ("embed(&r);", None, "inp_embd"),
+    ("norm_and_quantize(r, b->x,", "layer", "attn_norm"),
+    ("bitlinear(r, &w->q,", "layer", "q"),
+    ("bitlinear(r, &w->k,", "layer", "k"),
+    ("bitlinear(r, &w->v,", "layer", "v"),
+    ("rope_rows(r, b->q,", "layer", "q_rope"),
+    ("rope_rows(r, b->k,", "layer", "k_rope"),
+    ("attention(r, layer);", "layer", "kq"),
+    ("norm_and_quantize(r, b->kqv,", "layer", "attn_sub_norm"),
+    ("bitlinear(r, &w->o,", "layer", "attn_o_out"),
+    ("add_rows(r, b->attn_out", "layer", "ffn_inp"),
+    ("norm_and_quantize(r, b->ffn_inp,", "layer", "ffn_norm"),
+    ("bitlinear(r, &w->gate,", "layer", "ffn_gate"),
+    ("bitlinear(r, &w->up,", "layer", "ffn_up"),
+    (
+        "for (int64_t t = r->member; t < n_rows; t += r->n_members)\n        gated_relu_squared_row(",
+        "layer",
+        "ffn_act",
+    ),
+    ("norm_and_quantize(r, b->prod,", "layer", "ffn_sub_norm"),
+    ("bitlinear(r, &w->down,", "layer", "ffn_down"),
+    ("add_rows(r, b->down,", "layer", "l_out"),
+    ("rms_norm_row(b->x + t * dim, e->model.output_norm,", None, "result_norm"),
+    ("const bn_dots_fn dots = (n_rows == 1", None, "result_output"),
+)
+"""Statements before which a thread notes where it is: text, layer expression, tap that the statement computes."""
+
+ALWAYS = (("e->kernels->quantize(x, n,", "zoo_rows[row % ZOO_MAX_ROWS] = x;\n    "),)
+"""Code that runs before a statement in any case; it changes nothing."""
+
+DAMAGEABLE = (
+    "inp_embd", "q", "k", "v", "q_rope", "kqv_out", "attn_o_out", "ffn_inp", "ffn_gate", "ffn_up", "ffn_down",
+    "l_out", "result_output",
+)  # fmt: skip
+"""Taps that are recorded before anything reads them: changing one there is a running engine's mistake."""
