@@ -155,6 +155,7 @@ def library() -> ctypes.CDLL:
         raise NativeError(f"{path} has ABI version {version}, expected {ABI_VERSION}: reinstall the package")
     lib.bn_last_error.restype = c_char_p
     lib.bn_kernel_count.restype = c_int
+    lib.bn_libm_digest.restype = c_uint64
     lib.bn_engine_kernel.argtypes = [c_void_p]
     lib.bn_engine_kernel.restype = c_char_p
     lib.bn_engine_free.argtypes = [c_void_p]
@@ -164,6 +165,21 @@ def library() -> ctypes.CDLL:
         function.argtypes = argtypes
         function.restype = c_int
     return lib
+
+
+RECORDED_LIBM = {0xE4C4A7E2B2A9E0A5: "glibc 2.36"}
+"""Digests of C libraries that references were recorded with, see ``libm_name``."""
+
+
+@functools.cache
+def libm_name() -> str | None:
+    """Return the C library whose powf, cosf and sinf give the same bits as this one's; None for an unknown one.
+
+    RoPE takes these functions as they are, in bitnet.cpp and here. On a C library that rounds otherwise, single
+    bits of RoPE and of all that follows may differ from a recorded reference; from a live one they do not, because
+    it uses the same functions.
+    """
+    return RECORDED_LIBM.get(library().bn_libm_digest())
 
 
 def library_path() -> Path:

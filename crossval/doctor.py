@@ -41,6 +41,7 @@ def collect() -> list[Check]:
         check_packages,
         check_c_library,
         check_kernels,
+        check_libm,
         check_default_model,
         check_goldens,
         check_toolchain,
@@ -100,6 +101,22 @@ def check_kernels() -> list[Check]:
     detail = ", ".join(usable) + (f" (not on this CPU: {', '.join(other)})" if other else "")
     remedy = "" if usable else "reinstall the package"
     return [Check("engine kernels", bool(usable), detail or "none", remedy)]
+
+
+def check_libm() -> list[Check]:
+    """Return whether cosf, sinf and powf round here as they did where references were recorded."""
+    from bitnet_py import _native
+    from bitnet_py.errors import BitnetError
+
+    try:
+        name = _native.libm_name()
+    except BitnetError:
+        return []  # said by the check of the C library
+    if name is not None:
+        return [Check("C library's cosf, sinf, powf", True, f"bits as in {name}", "", required=False)]
+    detail = "round differently from every C library that references were recorded with"
+    remedy = "expect single bits of RoPE to differ from recorded references; compare with live bitnet.cpp instead"
+    return [Check("C library's cosf, sinf, powf", False, detail, remedy, required=False)]
 
 
 def check_default_model() -> list[Check]:

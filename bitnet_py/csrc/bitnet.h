@@ -124,6 +124,10 @@ typedef struct bn_engine bn_engine;
 BN_API int bn_abi_version(void);
 BN_API const char *bn_last_error(void);
 
+/* Digest of powf, cosf and sinf over the angles that RoPE meets: two C libraries with the same digest give the
+ * same bits there. Takes a few milliseconds. */
+BN_API uint64_t bn_libm_digest(void);
+
 /* Kernel families, best first. `available` is 0 when this CPU or OS cannot run it. */
 BN_API int bn_kernel_count(void);
 BN_API int bn_kernel_info(int index, const char **name, const char **description, int *available);

@@ -61,7 +61,12 @@ class BitnetPyRunner:
             version=importlib.metadata.version("bitnet-parity"),
             library_digest=hashlib.sha256(library).hexdigest(),
             numerics=Numerics(simd_width, fused_quantizer),
-            settings={"n_threads": self._model.n_threads, "kernel": self._model.kernel_name, "n_ubatch": n_ubatch},
+            settings={
+                "n_threads": self._model.n_threads,
+                "kernel": self._model.kernel_name,
+                "n_ubatch": n_ubatch,
+                "libm": _native.libm_name() or "unknown",
+            },
         )
         return self
 

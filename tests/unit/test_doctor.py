@@ -154,3 +154,14 @@ def test_a_check_that_breaks_is_a_finding_itself(monkeypatch):
     monkeypatch.setattr(doctor, "check_git", check_git)
     broken = [check for check in doctor.collect() if "boom" in check.detail]
     assert [(check.name, check.ok) for check in broken] == [("git", False)]
+
+
+def test_another_libm_is_reported_with_what_to_expect(monkeypatch):
+    from bitnet_py import _native
+
+    assert [check.ok for check in doctor.check_libm()] == [True]
+    monkeypatch.setattr(_native, "libm_name", lambda: None)
+    (check,) = doctor.check_libm()
+    assert not check.ok
+    assert not check.required
+    assert "live bitnet.cpp" in check.remedy

@@ -88,3 +88,18 @@ def test_tap_enum_of_the_header_is_in_the_same_order():
 def test_unknown_tap_is_refused(tiny_model):
     with pytest.raises(InputError, match=r"no tap 'blk\.99\.q'"):
         tiny_model.forward([1], tiny_model.new_cache(), taps=["blk.99.q"])
+
+
+def test_libm_of_this_machine_is_one_that_references_were_recorded_with():
+    import platform
+
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("not glibc: recorded references may differ in single bits of RoPE here")
+    assert _native.libm_name() is not None
+
+
+def test_unknown_libm_is_said_to_be_unknown(monkeypatch):
+    monkeypatch.setattr(_native, "RECORDED_LIBM", {})
+    _native.libm_name.cache_clear()
+    assert _native.libm_name() is None
+    _native.libm_name.cache_clear()
