@@ -57,7 +57,7 @@ def thresholds(receipt: Receipt) -> list[str]:
 
 def rows_of(receipt: Receipt) -> Iterator[tuple[str, TapRow]]:
     """Yield every row of numbers with a name for messages; ``smoke`` has none."""
-    results = {} if receipt["kind"] == "smoke" else receipt["results"]
+    results = {} if receipt.get("kind") == "smoke" else receipt["results"]
     for row in results.get("rows", ()):
         yield f"pass {row['pass_index']} {row['tap']}", evidence.row_from_json(row)
     for index, prompt in enumerate(results.get("prompts", ())):

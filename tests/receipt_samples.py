@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from crossval import compare, evidence, receipt, taps, tolerance, trace
+from crossval.answers import Answer, MinCorrect, Side, SmokeResult
 from crossval.compare import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Skip, TapRow
 from crossval.evidence import Compute, Context, Party
 from crossval.runners.base import EngineIdentity, Numerics, PassPlan, TapArray
+from crossval.suite import SmokePrompt, digest_of
 
 SHAPE: dict[str, Any] = {
     "n_layers": 2,
@@ -175,6 +177,71 @@ def greedy_receipt(
     settings = {"n_threads": 2, "n_decode": None, "n_steps": 3, "full": None}
     result = greedy_result(3, differs_at, inexact_at=inexact_at)
     return evidence.build("greedy", result, context(settings=settings, **changes))
+
+
+QUESTIONS = (
+    SmokePrompt("sum-1", "sum", True, "What is 2+2?", answer="4."),
+    SmokePrompt("sum-2", "sum", False, "What is 5+6?", answer="11."),
+    SmokePrompt("paris", "capital", None, "What is the capital of France?", pattern="Par[i]s", stop="newline"),
+    SmokePrompt("hot", "opposite", False, "What is the opposite of hot?", answer="cold."),
+)
+EOS, BOS = 299, 298
+
+
+def smoke_answer(index: int, engine: Side = "candidate", **changes: Any) -> Answer:
+    """The right answer to one of ``QUESTIONS``, unless changed."""
+    given: dict[str, Any] = (
+        {"token_ids": (60, 61, EOS), "finish": "stop", "text": " 4."},
+        {"token_ids": (62, 63, 61, EOS), "finish": "stop", "text": " 11."},
+        {"token_ids": (70, 71, 72), "finish": "newline", "text": "It is Paris."},
+        {"token_ids": (80, 61, EOS), "finish": "stop", "text": " cold."},
+    )[index]
+    base = {"prompt": QUESTIONS[index], "engine": engine, "prompt_ids": (BOS, 10 + index, 20), **given}
+    return Answer(**{**base, **changes})
+
+
+def smoke_result(
+    *replaced: Answer,
+    engines: tuple[Side, ...] = ("candidate", "reference"),
+    min_correct: MinCorrect | None = None,
+) -> SmokeResult:
+    """Every question answered rightly by every engine, but for what ``replaced`` says."""
+    other = {(answer.prompt.id, answer.engine): answer for answer in replaced}
+    answers = tuple(
+        other.get((QUESTIONS[index].id, side), smoke_answer(index, side))
+        for index in range(len(QUESTIONS))
+        for side in engines
+    )
+    return SmokeResult(
+        suite="questions.jsonl",
+        suite_digest=digest_of(QUESTIONS),
+        n_prompts=len(QUESTIONS),
+        engines=engines,
+        answers=answers,
+        min_correct=min_correct or MinCorrect(),
+        stop_ids=(EOS,),
+        special_ids=(BOS, EOS),
+    )
+
+
+def smoke_receipt(*replaced: Answer, **changes: Any) -> receipt.Receipt:
+    """A receipt of both engines; pass ``result`` for another one."""
+    result = changes.pop("result", None) or smoke_result(*replaced)
+    facts: dict[str, Any] = {
+        "settings": {"n_threads": None, "n_decode": None, "n_steps": 24, "full": None},
+        "token_ids": result.answers[0].prompt_ids,
+    }
+    return evidence.build("smoke", result, context(**{**facts, **changes}))
+
+
+def one_sided(side: Side) -> receipt.Receipt:
+    """A smoke receipt for which only one engine was asked."""
+    unused = {"candidate": Party("unused", OURS), "reference": Party("unused", THEIRS)}
+    changes: dict[str, Any] = {name: party for name, party in unused.items() if name != side}
+    if side == "reference":
+        changes["compute"] = Compute("none")
+    agree = {**TOKENIZER, "engines_agree": None}
+    return smoke_receipt(result=smoke_result(engines=(side,)), tokenizer=agree, **changes)
 
 
 def forge(original: receipt.Receipt, *path_and_value: Any) -> receipt.Receipt:

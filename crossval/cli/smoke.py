@@ -17,9 +17,11 @@ from crossval.cli import run
 from crossval.cli.options import compare_options
 from crossval.errors import UnavailableError
 from crossval.evidence import Context, Party
+from crossval.modelfile import ModelFile
 from crossval.runners.base import Runner
 from crossval.session import Prompt, Session
 
+SMALL_MODEL_BYTES = 64 << 20
 _SIDES: dict[str, tuple[Side, ...]] = {
     "candidate": ("candidate",),
     "reference": ("reference",),
@@ -104,7 +106,7 @@ def command(
         decoder = smoke.Decoder.of_model(model.path)
         limits = smoke.Limits(max_tokens, model.config.context_length)
         words = (candidate, "bitnet.cpp" if reference == "auto" else reference)
-        with Session(model, *words, n_threads) as session:
+        with Session(model, *words, n_threads or _own_threads(model)) as session:
             with _unavailable_receipt(session, request, sides, max_tokens):
                 runners = _open(session, sides)
             given = [
@@ -131,6 +133,11 @@ def command(
             )
             made = evidence.build("smoke", result, _context(session, request, result, max_tokens))
     run.finish(made, request)
+
+
+def _own_threads(model: ModelFile) -> int | None:
+    """Return 1 for a small model: its threads would wait for each other longer than they compute."""
+    return 1 if model.facts["size_bytes"] <= SMALL_MODEL_BYTES else None
 
 
 def _open(session: Session, sides: tuple[Side, ...]) -> dict[Side, Runner]:

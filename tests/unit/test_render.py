@@ -9,6 +9,7 @@ import receipt_samples as samples
 
 from crossval import evidence, receipt, render
 from crossval.compare import Skip
+from crossval.console import PLAIN_WIDTH
 from crossval.doctor import Check as Finding
 from crossval.gate import Check
 from crossval.runners.base import PassPlan
@@ -118,7 +119,7 @@ def test_plain_text_without_a_terminal() -> None:
     text = shown(samples.layers_receipt({(0, "blk.1.l_out"): 0.9}))
     assert "\x1b" not in text
     tables = [line for line in text.splitlines() if not line.startswith(("first", "DIVERGENCE"))]
-    assert max(map(len, tables)) <= render.PLAIN_WIDTH
+    assert max(map(len, tables)) <= PLAIN_WIDTH
 
 
 def test_text_from_outside_cannot_drive_the_terminal() -> None:
