@@ -29,15 +29,32 @@ class Mistake:
     pass_kind: str = "prefill"
 
 
-def build(mistake: Mistake, folder: Path) -> Path:
+@dataclass(frozen=True)
+class TextMistake:
+    """A mistake in every layer at once, told by the text it makes; ``edits`` are (right, wrong) in forward.c.
+
+    forward.c calls the kernels of whatever family runs, so a mistake there is the same in all of them.
+    """
+
+    name: str
+    what: str
+    """One line for the table in docs/smoke.md."""
+    edits: tuple[tuple[str, str], ...]
+    file: str = "forward.c"
+
+
+def build(mistake: Mistake | TextMistake, folder: Path) -> Path:
     """Build the C library with the mistake; returns the path of the shared library."""
+    edits = mistake.edits if isinstance(mistake, TextMistake) else ((mistake.right, mistake.wrong),)
     source = folder / "source"
     shutil.copytree(ROOT / "bitnet_py" / "csrc", source / "bitnet_py" / "csrc")
     shutil.copy(ROOT / "CMakeLists.txt", source)
     path = source / "bitnet_py" / "csrc" / mistake.file
     text = path.read_text()
-    assert text.count(mistake.right) == 1, f"{mistake.name}: the source changed, adapt the mistake"
-    path.write_text(text.replace(mistake.right, mistake.wrong))
+    for right, wrong in edits:
+        assert text.count(right) == 1, f"{mistake.name}: the source changed, adapt the mistake"
+        text = text.replace(right, wrong)
+    path.write_text(text)
     scripts = Path(sysconfig.get_path("scripts"))
     build_dir = folder / "build"
     configure = [scripts / "cmake", "-S", source, "-B", build_dir, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
@@ -81,3 +98,58 @@ MISTAKES = (
         "ffn_down",
     ),
 )
+
+INTERLEAVED = """for (int64_t i = 0; i < half; i++) {
+                const float x0 = x[at + 2 * i], x1 = x[at + 2 * i + 1];
+                out[at + 2 * i] = x0 * cosines[i] - x1 * sines[i];
+                out[at + 2 * i + 1] = x0 * sines[i] + x1 * cosines[i];
+            }"""
+
+# Code c of byte p of a block belongs to element 32 c + p; read in sequence it would belong to element 4 p + c. The
+# sum of products is the same whether the codes or the activations they meet are exchanged; these are in one place.
+QUANTIZE = """e->kernels->quantize(x, n, e->fused_quantizer, e->buffers.q8 + row * n, &e->buffers.q8_scale[row],
+                         &e->buffers.q8_sum[row]);"""
+SEQUENTIAL = (
+    QUANTIZE
+    + """
+    for (int64_t block = 0; block < n; block += 128) {
+        int8_t *q = e->buffers.q8 + row * n + block, in_sequence[128];
+        for (int p = 0; p < 32; p++)
+            for (int c = 0; c < 4; c++) in_sequence[32 * c + p] = q[4 * p + c];
+        memcpy(q, in_sequence, sizeof in_sequence);
+    }"""
+)
+
+TEXT_MISTAKES = (
+    TextMistake(
+        "interleaved RoPE",
+        "pairs (2i, 2i+1) are rotated instead of (i, i + head_dim/2)",
+        (("e->kernels->rope(x + at, cosines, sines, (int)half, out + at);", INTERLEAVED),),
+    ),
+    TextMistake(
+        "sequential I2_S decode",
+        "the four codes of a byte are taken for four neighbours",
+        ((QUANTIZE, SEQUENTIAL),),
+    ),
+    TextMistake(
+        "skipped attention sub-norm",
+        "attn_sub_norm is left out in every layer",
+        ((SUB_NORM, "norm_and_quantize(r, b->kqv, NULL, dim, n, b->attn_sub);"),),
+    ),
+    TextMistake(
+        "skipped FFN sub-norm",
+        "ffn_sub_norm is left out in every layer",
+        (
+            (
+                "norm_and_quantize(r, b->prod, w->ffn_sub_norm, hidden, n_rows, b->ffn_sub);",
+                "norm_and_quantize(r, b->prod, NULL, hidden, n_rows, b->ffn_sub);",
+            ),
+        ),
+    ),
+    TextMistake(
+        "SiLU",
+        "x * sigmoid(x) instead of relu(x)^2",
+        (("act[i] = relu * relu;", "(void)relu;\n        act[i] = gate[i] / (1.0f + expf(-gate[i]));"),),
+    ),
+)
+"""What makes a model talk nonsense; which of these it is, its text does not say."""
