@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from bitnet_py import _native
 
@@ -16,22 +17,14 @@ Select = Callable[[str], None]
 
 @contextmanager
 def faulty_library(path: Path) -> Iterator[Select]:
-    """Load another C library for the block; models must be opened and closed inside it."""
-    before = os.environ.get(_native.LIBRARY_VARIABLE)
-    os.environ[_native.LIBRARY_VARIABLE] = str(path)
-    _native.library.cache_clear()
-    try:
-        library = _native.library()
-        library.bn_zoo_select.argtypes = [ctypes.c_char_p]
+    """Use another C library for the block; models must be opened and closed inside it."""
+    with patch.dict(os.environ, {_native.LIBRARY_VARIABLE: str(path)}):
+        library = _native.library.__wrapped__()  # without its cache, which keeps the real one
+    library.bn_zoo_select.argtypes = [ctypes.c_char_p]
 
-        def select(text: str) -> None:
-            assert library.bn_zoo_select(text.encode()) == 0, f"the library does not know the fault {text!r}"
+    def select(text: str) -> None:
+        assert library.bn_zoo_select(text.encode()) == 0, f"the library does not know the fault {text!r}"
 
+    with patch.object(_native, "library", lambda: library):
         yield select
         select("")
-    finally:
-        if before is None:
-            del os.environ[_native.LIBRARY_VARIABLE]
-        else:
-            os.environ[_native.LIBRARY_VARIABLE] = before
-        _native.library.cache_clear()

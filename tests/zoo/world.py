@@ -10,8 +10,11 @@ from pathlib import Path
 
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.tokenizer import Tokenizer
+from crossval.audit.checks import AuditResult
+from crossval.spec_weights import SpecWeights
 from tests.zoo import build, models
 from tests.zoo.catalogue import ENGINE_FAULTS
+from tests.zoo.detect import audited
 from tests.zoo.engine import Select, faulty_library
 from tests.zoo.fault import Case, TraceFault, WeightFault
 from tests.zoo.faults.files import TOKENS
@@ -32,6 +35,8 @@ class World:
 
     folder: Path
     _healthy: dict[str, Recording] = field(default_factory=dict, repr=False)
+    _weights: dict[str, SpecWeights] = field(default_factory=dict, repr=False)
+    _audits: dict[str, AuditResult] = field(default_factory=dict, repr=False)
     _select: Select | None = None
 
     @cached_property
@@ -52,6 +57,18 @@ class World:
             assert self._select is None, "record the healthy engine before the faulty one is loaded"
             self._healthy[base] = record(self.model(base))
         return self._healthy[base]
+
+    def weights(self, base: str) -> SpecWeights:
+        """Return the right weights as the specification reads them."""
+        if base not in self._weights:
+            self._weights[base] = SpecWeights(self.model(base))
+        return self._weights[base]
+
+    def healthy_audit(self, base: str) -> AuditResult:
+        """Return what the audit says about the real engine."""
+        if base not in self._audits:
+            self._audits[base] = audited(self.healthy(base), self.weights(base))
+        return self._audits[base]
 
     @contextmanager
     def engine_faults(self) -> Iterator[None]:

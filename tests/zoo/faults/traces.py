@@ -66,8 +66,8 @@ def _set(index: int, value: float) -> Callable[[Array, int], Array]:
 
 
 def _flip_sign(x: Array, axis: int) -> Array:
-    at = np.argmax(np.abs(x))
-    x.reshape(-1)[at] *= -1
+    last = np.moveaxis(x, axis, 0)[-1]  # the last token sees every key, so none of its scores is masked
+    last[np.unravel_index(np.argmax(np.abs(last)), last.shape)] *= -1
     return x
 
 
@@ -126,7 +126,8 @@ FAULTS = (
     _trace("thread-slice-lost", 15, "half of the features are 0", NOT_IN_A_RUNNING_ENGINE, _array(_lose_half)),
     _trace("nan", 15, "one NaN", NOT_IN_A_RUNNING_ENGINE, _array(_set(3, np.nan))),
     _trace("infinity", 15, "one infinity", NOT_IN_A_RUNNING_ENGINE, _array(_set(0, np.inf))),
-    _trace("sign-flipped", 15, "the largest value has the other sign", EVERY_OP, _array(_flip_sign)),
+    _trace("sign-flipped", 15, "the largest value of the last token has the other sign", EVERY_OP,
+           _array(_flip_sign)),
     _trace("rounded-to-f16", 12, "passed on in F16", ("l_out", "ffn_out", "attn_norm", "ffn_act", "q_rope"),
            _array(lambda x, axis: x.astype(np.float16).astype(np.float32))),
     _trace("rounded-to-bf16", 12, "passed on in BF16", ("l_out", "ffn_inp", "k_rope", "kqv_out", "kq_soft_max"),

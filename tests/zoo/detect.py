@@ -1,0 +1,50 @@
+"""What the harness says about a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from crossval.audit.checks import AuditResult
+from crossval.audit.run import audit
+from crossval.runners.base import EngineIdentity, PassPlan, PassRecord, TapArray
+from crossval.spec_weights import SpecWeights
+from tests.zoo.recording import Recording
+
+
+class Replay:
+    """A recording as a runner."""
+
+    status = "recorded"
+    available_taps: frozenset[str] | None = None
+
+    def __init__(self, recording: Recording) -> None:
+        self._passes = recording.passes
+        self._next = 0
+        self.identity: EngineIdentity = recording.identity
+        self.plan: tuple[PassPlan, ...] = tuple(record.plan for record in recording.passes)
+
+    def __enter__(self) -> Replay:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        raise NotImplementedError("a recording has no tokenizer")
+
+    def reset(self) -> None:
+        self._next = 0
+
+    def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
+        record = self._passes[self._next]
+        self._next += 1
+        assert record.plan.token_ids == tuple(token_ids)
+        taps: dict[str, TapArray] = {name: tap for name, tap in record.taps.items() if name in select}
+        return PassRecord(record.plan, taps)
+
+
+def audited(recording: Recording, weights: SpecWeights) -> AuditResult:
+    """Audit a recording against the right weights."""
+    runner = Replay(recording)
+    (result,) = audit([runner], runner.plan, weights)
+    return result

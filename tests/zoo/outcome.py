@@ -1,0 +1,81 @@
+"""What became of each case: where it really shows, and what the harness said."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from crossval.arbitrate import Verdict, arbitrate
+from crossval.audit.checks import AuditResult, OpCheck
+from tests.zoo.catalogue import CASES
+from tests.zoo.detect import audited
+from tests.zoo.fault import Case
+from tests.zoo.recording import Difference, first_difference
+from tests.zoo.world import World, is_about_tokens
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One case after the fact."""
+
+    case: Case
+    shown: Difference | None
+    """First difference in bits from the healthy engine, without the harness."""
+    found: OpCheck | None
+    """First finding of the audit."""
+    as_candidate: Verdict
+    as_reference: Verdict
+    """Verdicts with the faulty engine on either side and the healthy one on the other."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the fault shows first where the catalogue says."""
+        return self.shown is not None and self._expected == (self.shown.tap, self.shown.pass_kind)
+
+    @property
+    def detected(self) -> bool:
+        """Whether the harness noticed anything."""
+        return self.found is not None
+
+    @property
+    def right_side(self) -> bool:
+        """Whether the harness blames the faulty engine, whichever side it is on."""
+        return (self.as_candidate, self.as_reference) == ("candidate_defect", "reference_defect")
+
+    @property
+    def right_op(self) -> bool:
+        """Whether layer, operation and kind of pass are right."""
+        return self.found is not None and self._expected == (self.found.tap, self.found.pass_kind)
+
+    @property
+    def _expected(self) -> tuple[str, str]:
+        return self.case.tap, self.case.pass_kind
+
+    def __str__(self) -> str:
+        shown = f"{self.shown.tap} in {self.shown.pass_kind}" if self.shown else "nowhere"
+        found = f"{self.found.tap} in {self.found.pass_kind}" if self.found else "nothing"
+        return f"shows {shown}, found {found}, {self.as_candidate} / {self.as_reference}"
+
+
+def outcomes(world: World, families: Collection[int]) -> Iterator[Outcome]:
+    """Run every case of these families through engine and harness; C faults first, token faults not at all:
+    tokens are what the engines are given."""
+    mine = [case for case in CASES if case.fault.family in families and not is_about_tokens(case)]
+    with world.engine_faults():
+        for case in mine:
+            if case.fault.how == "c":
+                yield _outcome(world, case)
+    for case in mine:
+        if case.fault.how != "c":
+            yield _outcome(world, case)
+
+
+def _outcome(world: World, case: Case) -> Outcome:
+    base = case.fault.base
+    faulty, healthy = world.faulty(case), world.healthy(base)
+    wrong, right = audited(faulty, world.weights(base)), world.healthy_audit(base)
+    return Outcome(case, first_difference(healthy, faulty), wrong.first_guilty, *_verdicts(wrong, right))
+
+
+def _verdicts(wrong: AuditResult, right: AuditResult) -> tuple[Verdict, Verdict]:
+    return arbitrate("differ", wrong.verdict, right.verdict), arbitrate("differ", right.verdict, wrong.verdict)
