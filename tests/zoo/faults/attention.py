@@ -41,8 +41,9 @@ FAULTS = (
     _rope("rope-twice", "rotated twice", _rotate(position=f"2 * ({_HERE})")),
     _rope("rope-position-restarts", "decoding starts at position 0 again", _rotate(position="t"),
           family=11, passes=DECODE),
-    _rope("rope-position-of-prompt-end", "every decoded token has the position of the first one",
-          _rotate(position="7"), family=11, passes=DECODE),
+    _rope("rope-position-repeated", "a decoded token has the position of the one before",
+          _rotate(position="r->pass->start - 1"),
+          family=11, passes=DECODE),
     _fault("rope-on-v", 8, "V rotated before it is stored", "kqv_out", "round_v",
            "for (int64_t h = 0; h < e->model.n_kv_heads; h++) { float turned[1024];"
            " zoo_rope(e->buffers.v + t * kv_dim + h * e->model.head_dim, e->model.head_dim / 2, (float)cell,"

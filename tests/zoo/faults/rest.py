@@ -121,6 +121,12 @@ FAULTS = (
     EngineFault("head-thread-slice-lost", 15, "half of the logits are never written", ("result_output",),
                 layers=(),
                 edits={"head_done": "zoo_lose_slice(r->pass->logits, n_rows, vocab, 16);"}),
+    EngineFault("rope-on-v-in-place", 8, "V is rotated where it is computed", ("v",), ops={"v": "v"},
+                edits={"damage": "const int64_t d = r->engine->model.head_dim; float turned[1024];"
+                       " for (int64_t i = 0; i < rows * n; i += d) {"
+                       " const float position = (float)(r->pass->start + i / n);"
+                       " zoo_rope(y + i, d / 2, position, r->engine->model.rope_base, 0, turned);"
+                       " memcpy(y + i, turned, (size_t)d * sizeof *y); }"}),
     # any tensor
     *_damage("rows-swapped", 15, "the rows of two tokens change places",
              "if (rows > 2) zoo_swap_rows(y, 1, 2, n);",
