@@ -1,0 +1,202 @@
+"""One engine's audit as a receipt holds it: a row per operation, and the pure functions from rows to a verdict.
+
+A row is about one tap in all passes: counts over all of them, and the worst check. The builder and the gate share
+these functions, so a verdict in a receipt is right exactly when it is what its rows say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from crossval import taps
+from crossval.audit.checks import AuditResult, AuditVerdict, CheckStatus, OpCheck
+from crossval.runners.base import PassKind
+
+_SEVERITY: dict[CheckStatus, int] = {"ok": 0, "unchecked": 1, "invalid": 2, "guilty": 3}
+
+
+@dataclass(frozen=True)
+class WorstElement:
+    """The element farthest beyond its bound, or nearest to it."""
+
+    pass_index: int
+    pass_kind: PassKind
+    n_ops: int
+    """Operations between the recorded inputs and this output: 1, or more for a coarse trace's segment."""
+    token: int
+    """Position in the sequence."""
+    index: tuple[int, ...]
+    """Within the token: ``(feature,)``, ``(head, feature)``, or for attention scores ``(head, key)``."""
+    recorded: float
+    expected: float
+    bound: float
+    """Largest difference that correct arithmetic allows; of a segment, of all of the token's values (L2)."""
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One tap of one engine, over all passes."""
+
+    tap: str
+    n_passes: int
+    """Passes in which it was recorded."""
+    n_unchecked: int
+    """Of these, passes in which nothing could be said about it."""
+    n_invalid: int
+    """Of these, passes in which it holds NaN or infinities, or has the wrong shape."""
+    n_elements: int
+    n_beyond: int
+    """Elements (of a segment: tokens) beyond their bound."""
+    n_ops: int
+    """Operations its checks span, added over the passes."""
+    ratio: float | None
+    """Largest ``|recorded - expected| / bound``; null: infinite (the bound is 0), or nothing could be computed."""
+    status: CheckStatus
+    first_beyond: int | None
+    """First pass in which it is guilty or invalid."""
+    flips: int
+    """Int8 activations on the other side of a rounding tie that explain a BitLinear's integers exactly."""
+    worst: WorstElement | None
+    reading: str | None
+    """Where the engine rounds to binary16, in the worst pass, for operations that leave a choice."""
+    note: str | None
+
+
+def status_of(row: AuditRow) -> CheckStatus:
+    """Judge a row from its numbers alone; ``row.status`` is not read."""
+    if row.n_beyond > 0 or (row.ratio is not None and not row.ratio <= 1.0):
+        return "guilty"
+    if row.n_invalid > 0:
+        return "invalid"
+    if row.n_unchecked > 0 or row.n_passes <= 0 or row.n_elements <= 0 or row.ratio is None:
+        return "unchecked"
+    return "ok"
+
+
+def verdict_of(rows: Sequence[AuditRow], n_ops: int, n_covered: int) -> AuditVerdict:
+    """Return the verdict that follows from the rows, as ``checks.decide`` does from the checks."""
+    states = [status_of(row) for row in rows]
+    if any(state in ("guilty", "invalid") for state in states):
+        return "guilty"
+    complete = bool(rows) and n_covered == n_ops > 0 and all(state == "ok" for state in states)
+    return "clean" if complete else "incomplete"
+
+
+def first_place(rows: Iterable[AuditRow]) -> tuple[int, str] | None:
+    """Return pass and tap of the first guilty operation: earliest pass, then earliest in execution order."""
+    places = [(row.first_beyond, row.tap) for row in rows if row.first_beyond is not None]
+    return min(places, key=lambda place: (place[0], execution_index(place[1])), default=None)
+
+
+def execution_index(tap: str) -> int:
+    """Return a number to sort taps of any model by."""
+    return taps.execution_index(tap, 1 << 20)
+
+
+def rows_of(result: AuditResult) -> list[AuditRow]:
+    """Gather the checks of each tap into a row, in execution order."""
+    found: dict[str, list[OpCheck]] = {}
+    for check in result.checks:
+        found.setdefault(check.tap, []).append(check)
+    return [_row(tap, found[tap]) for tap in sorted(found, key=execution_index)]
+
+
+def _row(tap: str, checks: Sequence[OpCheck]) -> AuditRow:
+    worst = max(checks, key=_badness)
+    checked = [check for check in checks if check.status != "unchecked"]
+    beyond = [check.pass_index for check in checks if check.status in ("guilty", "invalid")]
+    ratios = [check.ratio for check in checks if check.ratio is not None]
+    endless = any(check.status == "guilty" and check.ratio is None for check in checks)
+    row = AuditRow(
+        tap=tap,
+        n_passes=len(checks),
+        n_unchecked=len(checks) - len(checked),
+        n_invalid=sum(check.status == "invalid" for check in checks),
+        n_elements=sum(check.n_elements for check in checks),
+        n_beyond=sum(check.n_beyond for check in checks),
+        n_ops=sum(check.n_ops for check in checked),
+        ratio=None if endless else max(ratios, default=None),
+        status=worst.status,
+        first_beyond=min(beyond, default=None),
+        flips=sum(check.flips for check in checks),
+        worst=worst_of(worst),
+        reading=worst.reading,
+        note=worst.note,
+    )
+    return replace(row, status=status_of(row))
+
+
+def _badness(check: OpCheck) -> tuple[int, float]:
+    """Order checks by what they say, then by how far they are off; an infinite ratio is None in a guilty one."""
+    endless = math.inf if check.status == "guilty" else -1.0
+    return _SEVERITY[check.status], endless if check.ratio is None else check.ratio
+
+
+def worst_of(check: OpCheck) -> WorstElement | None:
+    """Return the worst element of a check; None when it has none, or its numbers cannot be written."""
+    found = check.worst
+    if found is None or not all(map(math.isfinite, (found.recorded, found.expected, found.bound))):
+        return None
+    return WorstElement(check.pass_index, check.pass_kind, check.n_ops, **vars(found))
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------
+
+
+def to_json(result: AuditResult) -> dict[str, Any]:
+    """Return an audit as the receipt's ``audit.candidate`` or ``audit.reference``."""
+    rows = rows_of(result)
+    return {
+        "n_ops": result.n_ops,
+        "n_covered": result.n_covered,
+        "verdict": verdict_of(rows, result.n_ops, result.n_covered),
+        "first_guilty": None if result.first_guilty is None else check_to_json(result.first_guilty),
+        "rows": [row_to_json(row) for row in rows],
+    }
+
+
+def row_to_json(row: AuditRow) -> dict[str, Any]:
+    """Return a row as JSON; its status is judged anew."""
+    return {**asdict(row), "worst": _worst_to_json(row.worst), "status": status_of(row)}
+
+
+def _worst_to_json(worst: WorstElement | None) -> dict[str, Any] | None:
+    return None if worst is None else {**asdict(worst), "index": list(worst.index)}
+
+
+def row_from_json(data: Mapping[str, Any]) -> AuditRow:
+    """Return the row of a receipt that is valid by the schema."""
+    worst = data["worst"]
+    if worst is not None:
+        worst = WorstElement(**{**worst, "index": tuple(worst["index"])})
+    return AuditRow(**{**data, "worst": worst})
+
+
+CHECK_FIELDS = tuple(
+    field.name for field in fields(OpCheck) if field.name not in ("worst", "pass_index", "pass_kind", "tap")
+)
+"""Fields of a check that a receipt states as they are."""
+
+
+def check_to_json(check: OpCheck) -> dict[str, Any]:
+    """Return one guilty check as JSON, with its layer and operation spelt out."""
+    name = taps.parse(check.tap)
+    return {
+        "tap": check.tap,
+        "layer": name.layer,
+        "op": name.tap,
+        "pass_index": check.pass_index,
+        "pass_kind": check.pass_kind,
+        **{name: getattr(check, name) for name in CHECK_FIELDS},
+        "worst": _worst_to_json(worst_of(check)),
+    }
+
+
+def audit_verdict(audit: Mapping[str, Any] | None) -> AuditVerdict:
+    """Return the verdict of an engine's audit in a receipt, from its rows; a missing one is incomplete."""
+    if audit is None:
+        return "incomplete"
+    return verdict_of([row_from_json(row) for row in audit["rows"]], audit["n_ops"], audit["n_covered"])
