@@ -1,0 +1,287 @@
+"""Diagnosis: why is this operation wrong? Replay it under every variant; name one only when no other fits.
+
+A variant is accepted when its output is as close to the recorded one as float32 arithmetic allows, ten times closer
+than the specification, and no other variant comes within a factor of ten. Variants that give the same output on this
+input are reported together, never picked from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from crossval.audit.bounds import Arithmetic, U, readings
+from crossval.ops import FloatArray, IntArray
+from crossval.runners.base import Numerics
+from crossval.variants import Candidate, Context, candidates
+from crossval.variants.context import Array, Quantizer
+from crossval.variants.distance import floor, near_ties, per_token
+from crossval.variants.pattern import describe
+
+UNDETERMINED = "undetermined"
+GAP = 10.0
+"""How much farther the specification and every other variant must be."""
+FLIPPED = 0.02
+"""Largest relative distance a token may have because of activations on the other side of a rounding tie."""
+WHOLE_BELOW = 768
+"""Matrix products with no more output features than this are computed whole from the start."""
+N_WORST, N_SPREAD = 96, 288
+"""Otherwise: features that deviate most, and features spread evenly."""
+N_CONFIRMED = 8
+"""Variants that are computed on all features after they fitted the sample."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A variant that fits."""
+
+    name: str
+    group: str
+    family: int
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with an operation, or that it cannot be told."""
+
+    name: str
+    """Of the variant; of the group, when several of one group fit; or ``undetermined``."""
+    family: int | None
+    explanation: str
+    """One sentence."""
+    ratio: float | None
+    """Distance of the best variant from the recorded output, relative L2 over its tokens; None: none applied."""
+    runner_up: str | None
+    """Next variant that gives another output."""
+    runner_up_ratio: float | None
+    specification_ratio: float
+    """Distance of the specification from the recorded output."""
+    candidates: tuple[Explanation, ...] = ()
+    """All variants that fit and cannot be told apart on this input."""
+
+    @property
+    def determined(self) -> bool:
+        """Whether a cause is named."""
+        return self.name != UNDETERMINED
+
+
+@dataclass(frozen=True)
+class _Score:
+    """One candidate against the recorded output."""
+
+    candidate: Candidate | None
+    residual: FloatArray
+    """Relative L2 per token."""
+    floor: FloatArray
+
+    @property
+    def total(self) -> float:
+        return float(np.sqrt(np.mean(self.residual**2)))
+
+    @property
+    def fits(self) -> bool:
+        return bool((self.residual <= self.floor).all())
+
+    def better(self, other: _Score | None) -> _Score:
+        """Take for each token the reading that is closer."""
+        if other is None:
+            return self
+        closer = self.residual <= other.residual
+        residual = np.where(closer, self.residual, other.residual)
+        return _Score(self.candidate, residual, np.where(closer, self.floor, other.floor))
+
+
+def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosis:
+    """Find the variant that explains a guilty operation.
+
+    ``arithmetic``: how the engine says it rounds; unknown unless given, then every allowed rounding is tried.
+    """
+    arithmetic = arithmetic or Arithmetic(Numerics(), context.config.n_heads)
+    contexts = _readings(context, arithmetic)
+    sample = _sample(contexts[0])
+    seen = [c.sampled(sample) for c in contexts]
+    search = _Search(seen, arithmetic)
+    scores = search.run(candidates(seen[0]))
+    if not _accepted(scores, search.specification) or any(_has_more(s) for s in scores if s.fits):
+        scores += search.run(candidates(seen[0], deferred=True))
+    specification = search.specification
+    if sample is not None:
+        whole = _Search([c.sampled(None) for c in contexts], arithmetic)
+        close = sorted((s for s in scores if s.fits), key=lambda s: s.total)[:N_CONFIRMED]
+        confirmed = whole.run(s.candidate for s in close if s.candidate is not None) if close else []
+        names = {_name(s) for s in confirmed}
+        scores = confirmed + [s for s in scores if _name(s) not in names]
+        specification = whole.specification if close else specification
+    return _decide(contexts[0], scores, specification)
+
+
+def combine(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
+    """Join the diagnoses of the same operation in several passes: one cause has to explain all of them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not diagnoses:
+        raise ValueError("there is no diagnosis to combine")
+    shared = [e for e in diagnoses[0].candidates if all(e in other.candidates for other in diagnoses[1:])]
+    worst = max(diagnoses, key=lambda d: d.specification_ratio)
+    if not shared:
+        if len(diagnoses) == 1 or all(d.name == diagnoses[0].name for d in diagnoses):
+            return worst
+        why = "no one variant explains all passes: " + "; ".join(dict.fromkeys(d.explanation for d in diagnoses))
+        return replace(worst, name=UNDETERMINED, family=None, explanation=why, candidates=())
+    name, family, sentence = _verdict(shared)
+    return replace(worst, name=name, family=family, explanation=sentence, candidates=tuple(shared))
+
+
+# --- searching ------------------------------------------------------------------------------------------------
+
+
+class _Search:
+    """Scores candidates on the same operation read in several ways."""
+
+    def __init__(self, contexts: Sequence[Context], arithmetic: Arithmetic) -> None:
+        self._contexts = contexts
+        self._arithmetic = arithmetic
+        self._forgiving = _forgiving(contexts[0], arithmetic)
+        best: _Score | None = None
+        for context in contexts:
+            best = self._score(None, context, context.expected).better(best)
+        assert best is not None
+        self.specification = best
+
+    def run(self, tried: Iterable[Candidate]) -> list[_Score]:
+        """Return a score for every candidate that applies."""
+        scores = []
+        for candidate in tried:
+            best: _Score | None = None
+            for context in self._contexts:
+                with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                    output = candidate.compute(context)
+                if output is not None:
+                    best = self._score(candidate, context, output).better(best)
+            if best is not None:
+                scores.append(best)
+        return scores
+
+    def _score(self, candidate: Candidate | None, context: Context, output: Array) -> _Score:
+        residual = per_token(context, output)
+        family = candidate.variant.family if candidate else 0
+        if candidate is not None and self._forgiving is not None:
+            residual = np.where(self._forgiving & (residual <= FLIPPED), 0.0, residual)
+        return _Score(candidate, residual, floor(context, output, family, self._arithmetic))
+
+
+def _forgiving(context: Context, arithmetic: Arithmetic) -> Array | None:
+    """Return which tokens may hold int8 flips, where an engine does not say how it rounds; None: none.
+
+    The other tokens have to be the majority, or there would be nothing left to judge by.
+    """
+    if not context.is_linear or arithmetic.known:
+        return None
+    near = near_ties(context)
+    return near if near.any() and 2 * np.count_nonzero(near) < near.size else None
+
+
+def _readings(context: Context, arithmetic: Arithmetic) -> list[Context]:
+    """Return the operation with each way an engine like this may round before it computes."""
+    if context.is_linear:
+        names: tuple[Quantizer, ...] = ("float32", "fused", "float64", "divide")
+        if arithmetic.known:
+            names = ("fused",) if arithmetic.numerics.fused_quantizer else ("float32",)
+        return [replace(context, quantizer=name) for name in names]
+    found = readings(context.op, arithmetic, context.n_tokens, context.n_rows)
+    return [replace(context, rounded=reading.rounded) for reading in found]
+
+
+def _sample(context: Context) -> IntArray | None:
+    """Choose output features to look at first: the worst and some spread evenly; None: all."""
+    n_features = context.recorded[0].size
+    if not context.is_flat or n_features <= WHOLE_BELOW:
+        return None
+    spread = np.linspace(0, n_features - 1, N_SPREAD).astype(np.int64)
+    coarse = context.sampled(np.arange(0, n_features, max(1, n_features // 2048)))
+    assert coarse.features is not None
+    off = np.nan_to_num(np.abs(coarse.target - coarse.expected)).max(axis=0)
+    worst = coarse.features[np.argsort(off)[-N_WORST:]]
+    return np.unique(np.concatenate([spread, worst]))
+
+
+# --- deciding -------------------------------------------------------------------------------------------------
+
+
+def _accepted(scores: Iterable[_Score], specification: _Score) -> list[_Score]:
+    return [s for s in scores if s.fits and s.total * GAP <= specification.total]
+
+
+def _decide(context: Context, scores: list[_Score], specification: _Score) -> Diagnosis:
+    ranked = sorted(scores, key=lambda s: s.total)
+    accepted = sorted(_accepted(scores, specification), key=lambda s: s.total)
+    if not accepted:
+        return _unexplained(context, ranked, specification)
+    best = accepted[0]
+    level = GAP * max(best.total, U)
+    same = [s for s in ranked if s.total < level]
+    others = [s for s in ranked if s.total >= level]
+    explained = [_explain(s) for s in same]
+    name, family, sentence = _verdict(explained)
+    return Diagnosis(
+        name=name,
+        family=family,
+        explanation=sentence,
+        ratio=best.total,
+        runner_up=_name(others[0]) if others else None,
+        runner_up_ratio=_finite(others[0].total) if others else None,
+        specification_ratio=_finite(specification.total),
+        candidates=tuple(explained),
+    )
+
+
+def _verdict(explained: Sequence[Explanation]) -> tuple[str, int | None, str]:
+    """Return name, family and sentence for variants that all fit."""
+    first = explained[0]
+    if len(explained) == 1:
+        return first.name, first.family, first.sentence
+    names = [e.name for e in explained]
+    either = f"{', '.join(names[:-1])} or {names[-1]}: not distinguishable on this input"
+    families = {e.family for e in explained}
+    family = first.family if len(families) == 1 else None
+    return (first.group if len({e.group for e in explained}) == 1 else UNDETERMINED), family, either
+
+
+def _unexplained(context: Context, ranked: list[_Score], specification: _Score) -> Diagnosis:
+    sentence = f"no known mistake explains it; {describe(context.sampled(None))}"
+    best = ranked[0] if ranked else None
+    second = ranked[1] if len(ranked) > 1 else None
+    return Diagnosis(
+        name=UNDETERMINED,
+        family=None,
+        explanation=sentence,
+        ratio=_finite(best.total) if best else None,
+        runner_up=_name(second) if second else None,
+        runner_up_ratio=_finite(second.total) if second else None,
+        specification_ratio=_finite(specification.total),
+    )
+
+
+def _explain(score: _Score) -> Explanation:
+    assert score.candidate is not None
+    one = score.candidate
+    return Explanation(one.name, one.group, one.variant.family, one.explanation)
+
+
+def _name(score: _Score) -> str:
+    return score.candidate.name if score.candidate else "specification"
+
+
+def _has_more(score: _Score) -> bool:
+    """Return whether a costly variant belongs to the same group."""
+    return score.candidate is not None and score.candidate.group == "weights of another tensor"
+
+
+def _finite(x: float) -> float:
+    """Return a number JSON can hold: infinitely far becomes the largest float32."""
+    return x if np.isfinite(x) else float(np.finfo(np.float32).max)

@@ -1,0 +1,51 @@
+"""Variants: the ways in which people get an operation wrong, each as a formula in NumPy float64.
+
+``VARIANTS`` is the list; the modules hold one family group each. To add a variant, add one entry to the table of its
+module: a name, its family, the operations it applies to, one sentence, and the function that computes the wrong output
+from a ``Context``. The tests simulate and diagnose it, and ``python -m crossval.variants > docs/variants.md`` renews
+the list in the documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from crossval.variants import (
+    attention,
+    cache,
+    embedding,
+    ffn,
+    kernels,
+    norms,
+    precision,
+    quantizer,
+    residual,
+    rope,
+    weights,
+)
+from crossval.variants.context import Context, Inapplicable, of_records
+from crossval.variants.variant import FAMILIES, Candidate, Variant
+
+VARIANTS: tuple[Variant, ...] = (
+    *weights.VARIANTS,
+    *quantizer.VARIANTS,
+    *ffn.VARIANTS,
+    *norms.VARIANTS,
+    *rope.VARIANTS,
+    *attention.VARIANTS,
+    *embedding.VARIANTS,
+    *cache.VARIANTS,
+    *precision.VARIANTS,
+    *residual.VARIANTS,
+    *kernels.VARIANTS,
+)
+
+
+def candidates(context: Context, *, deferred: bool = False) -> Iterator[Candidate]:
+    """Yield the concrete mistakes that may explain one operation; the costly ones only when asked for."""
+    for variant in VARIANTS:
+        if variant.deferred == deferred:
+            yield from variant.candidates(context)
+
+
+__all__ = ["FAMILIES", "VARIANTS", "Candidate", "Context", "Inapplicable", "Variant", "candidates", "of_records"]

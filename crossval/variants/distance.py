@@ -1,0 +1,98 @@
+"""How far a variant is from what was recorded, and how far correct float32 arithmetic may be."""
+
+# mypy: disable-error-code="no-any-return"
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval.audit import bounds
+from crossval.audit.bounds import NORMS, Arithmetic, U
+from crossval.ops import FloatArray
+from crossval.variants.context import Array, Context
+
+SLACK = 4.0
+"""A variant's engine has as many roundings as a right one, within this factor."""
+LINEAR_FLOOR = 2e-5
+"""One int8 flip in a row moves it by 1e-4 or more; a float32 sum over all inputs, in any order, stays below this."""
+TABLE_FLOOR = 2e-3
+"""ggml looks some activation functions up in a binary16 table."""
+
+
+def per_token(context: Context, output: Array) -> FloatArray:
+    """Return the relative L2 distance of a computed output from the recorded one for each token.
+
+    Relative to the larger of the two. Equal infinities and NaN in the same places count as equal; any other value
+    that is not finite makes the token infinitely far. Scores of later tokens do not count.
+    """
+    target, output = _rows(context, context.target), _rows(context, output)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = target - output
+    difference = np.where((target == output) | (np.isnan(target) & np.isnan(output)), 0.0, difference)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        size = np.maximum(_length(np.nan_to_num(target)), _length(np.nan_to_num(output)))
+        off = _length(difference)
+        relative = np.where(off == 0, 0.0, off / size)
+    return np.where(np.isfinite(relative), relative, np.inf)
+
+
+def floor(context: Context, output: Array, family: int, arithmetic: Arithmetic) -> FloatArray:
+    """Return for each token how far float32 arithmetic may be from a formula in float64, relative L2."""
+    op, n_rows = context.op, context.n_rows
+    if context.is_linear:
+        return np.full(n_rows, LINEAR_FLOOR)
+    if op.name in NORMS:
+        n = context.inputs[0].shape[-1]
+        return np.full(n_rows, SLACK * U * (8.0 + (0.0 if arithmetic.known else n / 2)))
+    if op.name in ("ffn_act", "ffn_out"):
+        return np.full(n_rows, TABLE_FLOOR if family == 6 else SLACK * 2 * U)
+    if op.name == "kq_soft_max":
+        scores = context.inputs[0]
+        seen = np.where(np.arange(scores.shape[-1]) <= context.positions[:, None], np.abs(scores), 0.0)
+        return SLACK * U * (16.0 + 4.0 * seen.max(axis=(0, 2)))
+    if op.name == "result_output":
+        allowed = _head_bound(context, arithmetic)
+    elif op.name in ("ffn_inp", "l_out"):
+        allowed = 8 * U * (np.abs(context.inputs[0]) + np.abs(context.inputs[1]))
+    elif op.name == "inp_embd":
+        allowed = 2 * U * np.abs(output)
+    else:
+        own: list[Any] = [context.weights[name] for name in op.weights]
+        allowed = bounds.bound(op, context.inputs, context.expected, own, arithmetic)
+    size = np.maximum(_length(_rows(context, allowed * 0 + np.nan_to_num(output))), np.finfo(np.float64).tiny)
+    return np.minimum(SLACK * _length(_rows(context, allowed)) / size, 1e-2)
+
+
+def near_ties(context: Context) -> npt.NDArray[np.bool_]:
+    """Return which tokens of a BitLinear have an activation so near a rounding tie that engines may differ."""
+    x = context.inputs[0]
+    scaled = x * (127.0 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5))
+    with np.errstate(invalid="ignore"):
+        near: npt.NDArray[np.bool_] = np.abs(scaled - np.floor(scaled) - 0.5) <= 127 * 4 * U
+    return np.asarray(near.any(axis=-1))
+
+
+def _head_bound(context: Context, arithmetic: Arithmetic) -> FloatArray:
+    table = context.vector
+    wanted = np.arange(table.shape[0]) if context.features is None else context.features
+    norms = bounds.row_norms(table[wanted[:: max(1, wanted.size // 256)]])
+    typical = np.full(wanted.size, np.sqrt(np.mean(norms**2)))
+    return bounds.head_bound(context.inputs[0], typical, arithmetic)
+
+
+def _rows(context: Context, array: Array) -> FloatArray:
+    """Return ``(n_rows, values)``; invisible scores zeroed."""
+    if context.visible is not None:
+        array = np.where(context.visible, array, 0.0)
+    rows: FloatArray = np.moveaxis(array, context.token_axis, 0)
+    return rows.reshape(rows.shape[0], -1)
+
+
+def _length(rows: FloatArray) -> FloatArray:
+    """Return the Euclidean norm of each row, safe against overflow of the squares."""
+    largest = np.abs(rows).max(axis=-1)
+    safe = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    length: FloatArray = np.sqrt(np.sum((rows / safe[:, None]) ** 2, axis=-1)) * safe
+    return length

@@ -1,0 +1,252 @@
+"""Outputs that a kernel did not write, or wrote to the wrong place: any operation (families 11 and 15)."""
+
+# mypy: disable-error-code="no-any-return"
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval import taps
+from crossval.geometry import token_axis
+from crossval.variants.context import Array, Context, Inapplicable, widen
+from crossval.variants.variant import Variant
+
+EVERY_OP = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS})
+
+# --- tokens ---------------------------------------------------------------------------------------------------
+
+
+def _by_token(context: Context) -> Array:
+    """Return a copy of the right output with tokens in front."""
+    return np.moveaxis(context.expected, context.token_axis, 0).copy()
+
+
+def _back(context: Context, by_token: Array) -> Array:
+    return np.moveaxis(by_token, 0, context.token_axis)
+
+
+def _tail(context: Context) -> int:
+    """Return how many tokens are left over after groups of four."""
+    n = context.n_tokens % 4
+    if n == 0 or context.n_tokens < 4 or not context.whole_pass:
+        raise Inapplicable
+    return n
+
+
+def _tail_zero(context: Context) -> Array:
+    n, out = _tail(context), _by_token(context)
+    out[-n:] = 0.0
+    return _back(context, out)
+
+
+def _tail_before(context: Context) -> Array:
+    n, out = _tail(context), _by_token(context)
+    out[-n:] = out[-n - 1]
+    return _back(context, out)
+
+
+def _tail_first(context: Context) -> Array:
+    n, out = _tail(context), _by_token(context)
+    out[-n:] = out[:n].copy()
+    return _back(context, out)
+
+
+def _tail_shifted(context: Context) -> Array:
+    n, out = _tail(context), _by_token(context)
+    out[-n:] = out[-2 * n : -n].copy() if 2 * n <= out.shape[0] else out[0]
+    return _back(context, out)
+
+
+def _reordered(order: Callable[[int], Array]) -> Callable[[Context], Array]:
+    def function(c: Context) -> Array:
+        if not c.whole_pass or c.n_rows < 2:
+            raise Inapplicable
+        return _back(c, _by_token(c)[order(c.n_rows)])
+
+    return function
+
+
+def _zero_tokens(context: Context) -> Iterator[range]:
+    """Find a run of tokens that were never written; read from what was recorded."""
+    if not context.whole_pass:
+        return
+    found = np.moveaxis(widen(context.recorded), token_axis(context.op.output), 0)
+    yield from _run(~found.reshape(found.shape[0], -1).any(axis=-1))
+
+
+def _tokens_zeroed(context: Context, tokens: range) -> Array:
+    if context.n_tokens >= 4 and tokens == range(context.n_tokens - context.n_tokens % 4, context.n_tokens):
+        raise Inapplicable  # has a name of its own
+    out = _by_token(context)
+    out[tokens.start : tokens.stop] = 0.0
+    return _back(context, out)
+
+
+_TOKENS = (
+    Variant(
+        "last n mod 4 tokens zero",
+        11,
+        EVERY_OP,
+        "the tokens left over after groups of four were not written",
+        _tail_zero,
+    ),
+    Variant(
+        "last n mod 4 tokens hold the one before",
+        11,
+        EVERY_OP,
+        "the tokens left over after groups of four hold the result of the token before them",
+        _tail_before,
+    ),
+    Variant(
+        "last n mod 4 tokens hold the first ones",
+        11,
+        EVERY_OP,
+        "the tokens left over after groups of four hold the results of the first tokens",
+        _tail_first,
+    ),
+    Variant(
+        "last n mod 4 tokens hold those before",
+        11,
+        EVERY_OP,
+        "the tokens left over after groups of four hold the results of as many tokens before them",
+        _tail_shifted,
+    ),
+    Variant(
+        "every token holds the one before",
+        11,
+        EVERY_OP,
+        "every token holds the result of the token before",
+        _reordered(lambda n: np.maximum(np.arange(n) - 1, 0)),
+    ),
+    Variant(
+        "every token holds the one after",
+        11,
+        EVERY_OP,
+        "every token holds the result of the token after",
+        _reordered(lambda n: np.minimum(np.arange(n) + 1, n - 1)),
+    ),
+    Variant(
+        "every token holds the first",
+        11,
+        EVERY_OP,
+        "every token holds the first one's result",
+        _reordered(lambda n: np.zeros(n, int)),
+    ),
+    Variant(
+        "every token holds the last",
+        11,
+        EVERY_OP,
+        "every token holds the last one's result",
+        _reordered(lambda n: np.full(n, n - 1)),
+    ),
+    Variant(
+        "tokens in reverse order",
+        11,
+        EVERY_OP,
+        "results are stored in reverse order of the tokens",
+        _reordered(lambda n: np.arange(n)[::-1]),
+    ),
+    Variant(
+        "tokens {0.start} to {0.stop} (exclusive) zero",
+        15,
+        EVERY_OP,
+        "the results of tokens {0.start} to {0.stop} (exclusive) were never written",
+        _tokens_zeroed,
+        _zero_tokens,
+        group="tokens never written",
+    ),
+)
+
+# --- features -------------------------------------------------------------------------------------------------
+
+
+def _run(flags: npt.ArrayLike) -> Iterator[range]:
+    """Yield the one run of true flags, unless there is none, more than one, or nothing else."""
+    at = np.flatnonzero(flags)
+    if 0 < at.size < np.size(flags) and at[-1] - at[0] + 1 == at.size:
+        yield range(int(at[0]), int(at[-1]) + 1)
+
+
+def _features_of(context: Context, array: Array) -> Array:
+    """Return an array with its features in one last axis, tokens (and what else) in the first."""
+    if context.op.name in ("kq", "kq_soft_max"):
+        return array.transpose(1, 2, 0)  # heads are what threads divide
+    return array.reshape(array.shape[0], -1)
+
+
+def _zero_features(context: Context) -> Iterator[range]:
+    """Find the slice of features that is zero in every token; read from what was recorded."""
+    found = _features_of(context, widen(context.recorded))
+    yield from _run(~found.any(axis=tuple(range(found.ndim - 1))))
+
+
+def _stale_features(context: Context) -> Iterator[range]:
+    """Find the slice of features that still holds the last pass's values of the same shape."""
+    found = _features_of(context, widen(context.recorded))
+    yield from _run((found == _features_of(context, _stale(context))).all(axis=tuple(range(found.ndim - 1))))
+
+
+def _stale(context: Context) -> Array:
+    """Return what the pass before left in the buffer: its values, as far as the shapes agree."""
+    if not context.previous or (before := context.previous[-1].get(context.op.output)) is None:
+        raise Inapplicable
+    if before.array.shape != context.recorded.shape:
+        raise Inapplicable
+    return widen(before.array)
+
+
+def _sliced(context: Context, features: range, content: Array | float) -> Array:
+    wanted = slice(features.start, features.stop)
+    if context.op.name in ("kq", "kq_soft_max"):
+        out = context.expected.copy()
+        out[wanted] = content if isinstance(content, float) else content[wanted]
+        return out
+    if context.is_flat:
+        at = np.arange(context.recorded[0].size) if context.features is None else context.features
+        hit = (at >= features.start) & (at < features.stop)
+        new = content if isinstance(content, float) else context.flat(content)
+        return np.where(hit, new, context.expected)
+    out = context.expected.copy()
+    flat = out.reshape(out.shape[0], -1)
+    flat[:, wanted] = content if isinstance(content, float) else content.reshape(flat.shape)[:, wanted]
+    return flat.reshape(out.shape)
+
+
+def _all_stale(context: Context) -> Array:
+    return context.flat(_stale(context)).copy()
+
+
+_SLICE = "{0.start} to {0.stop} (exclusive)"
+
+_FEATURES = (
+    Variant(
+        f"features {_SLICE} zero",
+        15,
+        EVERY_OP,
+        f"features {_SLICE} were never written: one thread's slice, or leftover rows, lost (for scores: heads)",
+        lambda c, features: _sliced(c, features, 0.0),
+        _zero_features,
+        group="features never written",
+    ),
+    Variant(
+        f"features {_SLICE} stale",
+        15,
+        EVERY_OP,
+        f"features {_SLICE} still hold the values of the pass before (for scores: heads)",
+        lambda c, features: _sliced(c, features, _stale(c)),
+        _stale_features,
+        group="features stale",
+    ),
+)
+
+_WHOLE = (
+    Variant(
+        "output zero", 15, EVERY_OP, "the output was never written: all zeros", lambda c: np.zeros_like(c.target)
+    ),
+    Variant("output stale", 15, EVERY_OP, "the output still holds the values of the pass before", _all_stale),
+    Variant("output negated", 15, EVERY_OP, "the output has the wrong sign", lambda c: -c.expected),
+)
+
+VARIANTS = (*_TOKENS, *_FEATURES, *_WHOLE)

@@ -1,0 +1,193 @@
+"""Roundings that are missing, doubled or to the wrong format (family 12)."""
+
+# mypy: disable-error-code="no-any-return"
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from crossval import taps
+from crossval.audit.bounds import NORMS, U, to_f16
+from crossval.ops import rms_norm
+from crossval.variants.context import Array, Context, Inapplicable, widen
+from crossval.variants.variant import Variant, on
+
+ATTENTION = on("kq", "kqv_out")
+HEAD = on("result_output")
+READS_F16 = ATTENTION | HEAD
+EVERY_OP = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS})
+
+
+def to_bf16(x: Array) -> Array:
+    """Round to bfloat16 (nearest, ties to even) and widen again."""
+    bits = x.astype(np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (rounded & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
+
+
+def truncate_bf16(x: Array) -> Array:
+    """Cut to bfloat16: drop the low 16 bits."""
+    return (x.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
+
+
+def f16_read_as_bf16(x: Array) -> Array:
+    """Interpret the bits of binary16 values as bfloat16."""
+    return (x.astype(np.float16).view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def to_q8_0(x: Array) -> Array:
+    """Round to ggml's Q8_0: int8 in blocks of 32 along the last axis, one binary16 scale each."""
+    if x.shape[-1] % 32:
+        raise Inapplicable
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
+    step = np.abs(blocks).max(axis=-1, keepdims=True) / 127.0
+    codes = np.rint(blocks / np.where(step == 0, 1.0, step))
+    return (codes * to_f16(step)).reshape(x.shape)
+
+
+FORMATS: dict[str, Callable[[Array], Array]] = {
+    "F16": to_f16,
+    "BF16": to_bf16,
+    "truncated BF16": truncate_bf16,
+    "Q8_0": to_q8_0,
+}
+
+# --- the roundings an engine states or may choose --------------------------------------------------------------
+
+
+def _float_inputs(context: Context) -> list[int]:
+    return [i for i, array in enumerate(context.raw) if array.dtype.kind == "f"]
+
+
+def _label(context: Context, index: int) -> str:
+    return context.op.inputs[index].split(".")[-1]
+
+
+def _apply(context: Context, inputs: list[Array]) -> Array:
+    if context.is_flat:
+        from crossval.variants.linear import head, linear
+
+        return linear(context, x=inputs[0]) if context.is_linear else head(context, x=inputs[0])
+    own = [context.weights[name] for name in context.op.weights]
+    return context.op.function(*inputs, *own)
+
+
+def _missing(context: Context) -> Iterator[str]:
+    if not context.rounded:
+        return
+    yield from (_label(context, i) for i in _float_inputs(context) if context.rounded[i])
+
+
+def _added(context: Context) -> Iterator[str]:
+    if not context.rounded:
+        return
+    yield from (_label(context, i) for i in _float_inputs(context) if not context.rounded[i])
+
+
+def _without(context: Context, label: str) -> Array:
+    inputs = [
+        widen(array) if _label(context, i) == label else context.inputs[i] for i, array in enumerate(context.raw)
+    ]
+    return _apply(context, inputs)
+
+
+def _no_f16(context: Context) -> Array:
+    if sum(context.rounded) < 2:
+        raise Inapplicable
+    return _apply(context, [widen(array) for array in context.raw])
+
+
+def _input_as(context: Context, choice: tuple[int, str]) -> Array:
+    index, form = choice
+    rounded = FORMATS[form](widen(context.raw[index]))
+    return _apply(context, [rounded if i == index else array for i, array in enumerate(context.inputs)])
+
+
+class _Choice(tuple[int, str]):
+    """An input and a format, printed for people."""
+
+    label: str
+
+    def __str__(self) -> str:
+        return self.label
+
+    def __format__(self, spec: str) -> str:
+        return self.label
+
+
+def _choices(context: Context) -> Iterator[_Choice]:
+    for index in _float_inputs(context):
+        for form in FORMATS:
+            if form == "Q8_0" and context.op.name not in ATTENTION:
+                continue
+            if form == "F16" and (context.op.name in READS_F16 or context.op.name == "inp_embd"):
+                continue  # these are the roundings of bitnet.cpp itself: see below
+            choice = _Choice((index, form))
+            choice.label = f"{_label(context, index)} rounded to {form}"
+            yield choice
+
+
+def _output_as(context: Context, form: str) -> Array:
+    """Round the result; where float32 noise decides which way, go the way the engine went."""
+    exact = context.expected
+    noise = 64 * U * np.maximum(np.abs(exact), np.sqrt(np.mean(exact**2, axis=-1, keepdims=True)))
+    change, target = FORMATS[form], context.target
+    either = (change(exact - noise) == target) | (change(exact + noise) == target)
+    return np.where(either, target, change(exact))
+
+
+_ROUNDINGS = (
+    Variant(
+        "F16 rounding of {} missing",
+        12,
+        READS_F16,
+        "{} is used in float32 where bitnet.cpp rounds it to binary16",
+        _without,
+        _missing,
+    ),
+    Variant(
+        "F16 rounding missing", 12, READS_F16, "no input is rounded to binary16 where bitnet.cpp does", _no_f16
+    ),
+    Variant(
+        "F16 rounding of {} added",
+        12,
+        READS_F16,
+        "{} is rounded to binary16 where bitnet.cpp does not",
+        lambda c, label: _apply(
+            c, [FORMATS["F16"](a) if _label(c, i) == label else c.inputs[i] for i, a in enumerate(c.raw)]
+        ),
+        _added,
+    ),
+    Variant("{}", 12, EVERY_OP, "{} on the way in", _input_as, _choices, group="input rounded"),
+    Variant(
+        "output rounded to {}",
+        12,
+        EVERY_OP,
+        "the result is rounded to {}",
+        _output_as,
+        lambda c: ("F16", "BF16", "truncated BF16"),
+        group="output rounded to a 16-bit format",
+    ),
+)
+
+# --- weights --------------------------------------------------------------------------------------------------
+
+
+def _norm_weight(context: Context, form: str) -> Array:
+    return rms_norm(context.inputs[0], FORMATS[form](context.vector), eps=context.config.rms_eps)
+
+
+_WEIGHTS = (
+    Variant(
+        "norm weight rounded to {}",
+        12,
+        NORMS,
+        "the norm's weights are rounded to {}",
+        _norm_weight,
+        lambda c: ("F16", "BF16", "truncated BF16"),
+        group="norm weight rounded to a 16-bit format",
+    ),
+)
+
+VARIANTS = (*_ROUNDINGS, *_WEIGHTS)

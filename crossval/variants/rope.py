@@ -1,0 +1,182 @@
+"""Rotary position embedding done wrong (family 8)."""
+
+# mypy: disable-error-code="no-any-return"
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from crossval.ops import rope
+from crossval.variants.context import Array, Context, Inapplicable
+from crossval.variants.linear import linear
+from crossval.variants.variant import Variant, on
+
+ROPE = on("q_rope", "k_rope")
+PROJECTED = on("q", "k", "v")
+BASES = (1e4, 5e4, 1e5, 2.5e5, 5e5, 1e6, 1e7)
+
+
+def rotate(x: Array, angle: Array, *, interleaved: bool = False, split_output: bool = False) -> Array:
+    """Rotate pairs of the last axis by ``angle`` ``(n_rows, 1, head_dim / 2)``.
+
+    Pairs are ``(i, i + head_dim/2)``, or ``(2i, 2i + 1)`` when ``interleaved``; those may be written split.
+    """
+    half = x.shape[-1] // 2
+    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    cos, sin = np.cos(angle), np.sin(angle)
+    turned = first * cos - second * sin, first * sin + second * cos
+    if interleaved and not split_output:
+        return np.stack(turned, axis=-1).reshape(x.shape)
+    return np.concatenate(turned, axis=-1)
+
+
+def _angle(context: Context, positions: Array | None = None, exponent: float = 1.0) -> Array:
+    half = context.config.head_dim // 2
+    positions = context.positions if positions is None else positions
+    frequency = context.config.rope_base ** (-np.arange(half) / half * exponent)
+    angle: Array = positions[:, None, None] * frequency
+    return angle
+
+
+def _at(context: Context, positions: Array) -> Array:
+    return rotate(context.inputs[0], _angle(context, positions))
+
+
+def _restarted(context: Context) -> Array:
+    if context.start == 0:
+        raise Inapplicable
+    return _at(context, context.positions - context.start)
+
+
+def _constant(row: int) -> Callable[[Context], Array]:
+    def function(c: Context) -> Array:
+        if c.n_tokens == 1:
+            raise Inapplicable
+        return _at(c, np.full(c.n_rows, c.plan.positions[row]))
+
+    return function
+
+
+def _other_bases(context: Context) -> Iterator[float]:
+    return (base for base in BASES if base != context.config.rope_base)
+
+
+def _half_rotated(context: Context) -> Array:
+    """Rotate the first half of every head only, with the frequencies of that half."""
+    part = context.config.head_dim // 2
+    if part % 2:
+        raise Inapplicable
+    x = context.inputs[0]
+    return np.concatenate(
+        [rope(x[..., :part], context.positions, base=context.config.rope_base), x[..., part:]], axis=-1
+    )
+
+
+def _across_heads(context: Context) -> Array:
+    """Frequencies run over all heads instead of starting again in each."""
+    x = context.inputs[0]
+    if x.shape[1] == 1:
+        raise Inapplicable
+    flat = x.reshape(x.shape[0], 1, -1)
+    return rope(flat, context.positions, base=context.config.rope_base).reshape(x.shape)
+
+
+def _projected(context: Context) -> Array:
+    """The op's own output, rotated (of a projection, which records the tensor before it)."""
+    n_heads = context.config.n_heads if context.op.name == "q" else context.config.n_kv_heads
+    y = linear(context.sampled(None)).reshape(context.n_rows, n_heads, -1)
+    return context.flat(rope(y, context.positions, base=context.config.rope_base))
+
+
+VARIANTS = (
+    Variant("not rotated", 8, ROPE, "not rotated at all", lambda c: c.inputs[0].copy()),
+    Variant(
+        "interleaved pairs",
+        8,
+        ROPE,
+        "pairs (2i, 2i+1) are rotated instead of (i, i + head_dim/2)",
+        lambda c: rotate(c.inputs[0], _angle(c), interleaved=True),
+    ),
+    Variant(
+        "interleaved pairs, written split",
+        8,
+        ROPE,
+        "pairs (2i, 2i+1) are rotated and written to (i, i + head_dim/2)",
+        lambda c: rotate(c.inputs[0], _angle(c), interleaved=True, split_output=True),
+    ),
+    Variant(
+        "RoPE base {:g}",
+        8,
+        ROPE,
+        "base {:g} instead of the header's value",
+        lambda c, base: rope(c.inputs[0], c.positions, base=base),
+        _other_bases,
+        group="wrong RoPE base",
+    ),
+    Variant(
+        "position {:+d}",
+        8,
+        ROPE,
+        "positions are off by {:+d}",
+        lambda c, offset: _at(c, c.positions + offset),
+        lambda c: (-2, -1, 1, 2),
+        group="positions off by a constant",
+    ),
+    Variant(
+        "positions restart at 0",
+        8,
+        ROPE,
+        "positions count from the start of the pass, not of the sequence",
+        _restarted,
+    ),
+    Variant(
+        "position of the first token",
+        8,
+        ROPE,
+        "all tokens of the pass are rotated by its first position",
+        _constant(0),
+    ),
+    Variant(
+        "position of the last token",
+        8,
+        ROPE,
+        "all tokens of the pass are rotated by its last position",
+        _constant(-1),
+    ),
+    Variant("rotated twice", 8, ROPE, "rotated twice", lambda c: _at(c, c.positions * 2)),
+    Variant("rotated backwards", 8, ROPE, "rotated by the negative angle", lambda c: _at(c, -c.positions)),
+    Variant(
+        "positions scaled by {:g}",
+        8,
+        ROPE,
+        "positions are multiplied by {:g} (linear RoPE scaling)",
+        lambda c, factor: _at(c, c.positions * factor),
+        lambda c: (0.5, 0.25, 0.125, 4.0, 8.0),
+        group="scaled positions",
+    ),
+    Variant(
+        "frequencies of twice the length",
+        8,
+        ROPE,
+        "frequency i is base^(-i/head_dim) instead of base^(-2i/head_dim)",
+        lambda c: rotate(c.inputs[0], _angle(c, exponent=0.5)),
+    ),
+    Variant(
+        "frequencies of half the length",
+        8,
+        ROPE,
+        "frequency i is base^(-4i/head_dim) instead of base^(-2i/head_dim)",
+        lambda c: rotate(c.inputs[0], _angle(c, exponent=2.0)),
+    ),
+    Variant("half of each head rotated", 8, ROPE, "only the first half of every head is rotated", _half_rotated),
+    Variant("frequencies across heads", 8, ROPE, "the frequencies run on from head to head", _across_heads),
+    Variant("RoPE applied to V", 8, on("v"), "values are rotated; only queries and keys should be", _projected),
+    Variant(
+        "already rotated",
+        8,
+        on("q", "k"),
+        "the tensor is rotated here already, before the rotation itself",
+        _projected,
+    ),
+)
