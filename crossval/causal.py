@@ -36,7 +36,7 @@ CONTINUED_BY = "the specification (float64, crossval.ops)"
 NOTHING = 0.1
 """At most this share recovered counts as nothing: codes that flip keep it from being exactly zero."""
 STANDS_OUT = 4.0
-"""The disagreement must exceed the noise this many times. Engines without a fault reach 1.5 times."""
+"""The disagreement must exceed the noise this many times; engines without a fault reached 2.7 times (48 runs)."""
 NOISE = 2.0**-12
 """Relative size of the disturbance that ``noise_kl`` is measured with."""
 

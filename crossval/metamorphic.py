@@ -41,6 +41,8 @@ from crossval.runners.base import Runner
 
 LENGTHS = (1, 2, 3, 4, 5, 7, 32, 33)
 """Around the groups of 4 columns and of 32 cells in which engines of this family work."""
+GROUP = 32
+"""A multiple of the columns and cells that any kernel takes at once."""
 THREAD_COUNTS = (1, 2, 3)
 N_DECODE = 2
 LOGITS = "result_output"
@@ -62,8 +64,13 @@ class Options:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens a run needs: the longest prompt and what is decoded after it."""
-        return max(self.lengths, default=0) + self.n_decode
+        """Tokens the checks need: the longest prompt and what is decoded after it, or ``n_prefix``."""
+        return max(max(self.lengths, default=0) + self.n_decode, self.n_prefix)
+
+    @property
+    def n_prefix(self) -> int:
+        """Length of the prompt whose beginnings the others are: whole groups, so none shares its remainder."""
+        return (max(self.lengths, default=0) // GROUP + 1) * GROUP
 
 
 def enough_tokens(ids: Sequence[int], vocab_size: int, n_tokens: int) -> tuple[int, ...]:
@@ -148,14 +155,14 @@ class _Work:
                 self.book.two_forms("one_by_one", _tokens(length), at_once, beginning)
 
     def prefix(self) -> None:
-        lengths = [n for n in sorted(set(self.options.lengths)) if 2 <= n < self.longest]
+        lengths = [n for n in sorted(set(self.options.lengths)) if n > 1]
         if not lengths:
             return
-        long = self._record(one_pass(self.ids[: self.longest]))
+        long = self._record(one_pass(self.ids[: self.options.n_prefix]))
         # The last layer need not give its output for tokens in the middle.
         names = [name for name in self.book.names if not self.book.may_be_gathered(name)]
         for length in lengths:
-            case = f"{length} of {_tokens(self.longest)}"
+            case = f"{length} of {_tokens(self.options.n_prefix)}"
             self.book.same_form("prefix", case, self._record(one_pass(self.ids[:length])), long, names)
 
     def split(self) -> None:
