@@ -36,7 +36,7 @@ from crossval.errors import BadInputError, UnavailableError
 from crossval.floors import FloorTable
 from crossval.localize import Progress
 from crossval.metamorphic_checks import MetamorphicResult, Notebook, Recorded, Relation, decide
-from crossval.rerun import Chunks, OpenRunner, one_by_one, one_pass, require_live, run, split
+from crossval.rerun import Chunks, OpenRunner, one_by_one, one_pass, require_live, split
 from crossval.runners.base import Runner
 
 LENGTHS = (1, 2, 3, 4, 5, 7, 32, 33)
@@ -181,9 +181,12 @@ class _Work:
                 self.book.two_forms("split", case, whole, parts)
 
     def reset(self) -> None:
-        first = self._usual()
-        run(self.runner, one_pass(self.ids[::-1]), [LOGITS])
-        self.book.bits("reset", "after another sequence", self._usual(), first)
+        chunks = self._usual().chunks
+        same, other = (
+            Recorded.make(self.runner, chunks, self.book.names, before)
+            for before in (chunks, one_pass(self.ids[::-1]))
+        )
+        self.book.bits("reset", "after another sequence", other, same)
 
     def capture(self) -> None:
         captured = self._usual()

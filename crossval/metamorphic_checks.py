@@ -100,11 +100,19 @@ class Recorded:
     runner: Runner
     chunks: Chunks
     records: tuple[PassRecord, ...]
+    before: Chunks = ()
+    """Another sequence that the engine ran just before, if that matters."""
 
     @classmethod
-    def make(cls, runner: Runner, chunks: Chunks, select: Collection[str]) -> Recorded:
-        """Run the engine from an empty cache."""
-        return cls(runner, chunks, run(runner, chunks, select))
+    def make(cls, runner: Runner, chunks: Chunks, select: Collection[str], before: Chunks = ()) -> Recorded:
+        """Run the engine on ``before``, if given, then from an empty cache on ``chunks``."""
+        if before:
+            run(runner, before, ())
+        return cls(runner, chunks, run(runner, chunks, select), before)
+
+    def again(self, select: Collection[str]) -> Recorded:
+        """Run the same once more for other taps."""
+        return Recorded.make(self.runner, self.chunks, select, self.before)
 
     def beginning(self, n_passes: int) -> Recorded:
         """Return the first passes alone."""
@@ -154,7 +162,7 @@ class Notebook:
         first = next((row for row in rows if isinstance(row, TapRow) and not row.bitwise_equal), None)
         if first is not None and taps.parse(first.tap).layer:  # layer 0 is already recorded whole
             ops = taps.layer_taps(taps.parse(first.tap).layer or 0)
-            again = [Recorded.make(side.runner, side.chunks, ops) for side in (one, other)]
+            again = [side.again(ops) for side in (one, other)]
             closer = [
                 row for row in self._compare(ops, *again) if isinstance(row, TapRow) and not row.bitwise_equal
             ]
