@@ -16,7 +16,7 @@ class Shape:
     hidden_dim: int = 640
     vocab_size: int = 1024
     context_length: int = 2048
-    rope_base: float = 500000.0
+    rope_base: float = 1000.0
     rms_eps: float = 1e-5
 
     @property

@@ -28,7 +28,7 @@ class Recipe:
     """Everything that decides what comes out of training."""
 
     seed: int = 0
-    n_steps: int = 4000
+    n_steps: int = 5000
     n_warmup: int = 200
     n_rows: int = 16
     row_length: int = 128

@@ -58,7 +58,7 @@ def test_the_engine_reads_the_shape_and_the_vocabulary(exported, vocabulary_of_s
         config = model.config
         assert (config.n_layers, config.dim, config.hidden_dim) == (2, 128, 256)
         assert (config.n_heads, config.n_kv_heads) == (4, 2)
-        assert (config.head_dim, config.rope_base, config.vocab_size) == (32, 500000.0, 300)
+        assert (config.head_dim, config.rope_base, config.vocab_size) == (32, 1000.0, 300)
         assert config.rms_eps == pytest.approx(1e-5)
         assert model.tokenizer.pre == "llama-bpe"
         assert model.tokenizer.bos_id == vocabulary_of_shape["tokenizer.ggml.bos_token_id"]
