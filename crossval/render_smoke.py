@@ -83,12 +83,16 @@ def _show_verdict(out: Console, receipt: Receipt) -> None:
 
 
 def _show_wrong(out: Console, receipt: Receipt) -> None:
+    """Print the first wrong answers; one that both engines give is shown once."""
     result = smoke_receipt.from_json(receipt)
-    rows = zip(result.answers, receipt["results"]["rows"], strict=True)
-    wrong = [(answer, row["class"]) for answer, row in rows if row["class"] != "correct"]
-    for answer, kind in wrong[:MAX_WRONG_SHOWN]:
-        who = f"{answer.engine}, " if len(result.engines) > 1 else ""
-        show_line(out, f"wrong: {who}{answer.prompt.id}: {_quoted(answer, kind, result.special_ids)}")
+    wrong: dict[tuple[str, str, str], tuple[Answer, list[str]]] = {}
+    for answer, row in zip(result.answers, receipt["results"]["rows"], strict=True):
+        if row["class"] != "correct":
+            key = (answer.prompt.id, answer.text, row["class"])
+            wrong.setdefault(key, (answer, []))[1].append(answer.engine)
+    for (name, _, kind), (answer, sides) in list(wrong.items())[:MAX_WRONG_SHOWN]:
+        who = "" if len(result.engines) == 1 else "both, " if len(sides) == 2 else f"{sides[0]}, "
+        show_line(out, f"wrong: {who}{name}: {_quoted(answer, kind, result.special_ids)}")
     if len(wrong) > MAX_WRONG_SHOWN:
         show_line(out, f"wrong: {len(wrong) - MAX_WRONG_SHOWN} more (all are in the receipt)")
 

@@ -39,13 +39,13 @@ class Outcome:
         return self.correct / self.n_prompts
 
 
-def ask(library: Path | None, suite: str = "long") -> Outcome:
-    """Ask the shipped model a suite, through another build of the engine unless ``library`` is None."""
+def ask(library: Path | None, model: Path | None = None) -> Outcome:
+    """Ask a model (the shipped one) the long suite, through another build of the engine if one is given."""
     environment = dict(os.environ)
     if library is not None:
         environment["BITNET_LIBRARY"] = str(library)
     done = subprocess.run(
-        [CROSSVAL, "smoke", "--suite", suite, "--json"],
+        [CROSSVAL, "smoke", "--suite", "long", "--json", *(("--model", model) if model else ())],
         env=environment,
         capture_output=True,
         text=True,
@@ -56,18 +56,18 @@ def ask(library: Path | None, suite: str = "long") -> Outcome:
     return Outcome(done.returncode, **counts)
 
 
-def outcomes() -> Iterator[tuple[TextMistake | None, Outcome]]:
+def outcomes(model: Path | None) -> Iterator[tuple[TextMistake | None, Outcome]]:
     """Yield the engine as it is, then with each mistake."""
-    yield None, ask(None)
+    yield None, ask(None, model)
     for mistake in TEXT_MISTAKES:
         with tempfile.TemporaryDirectory() as folder:
-            yield mistake, ask(build(mistake, Path(folder)))
+            yield mistake, ask(build(mistake, Path(folder)), model)
 
 
-def table() -> str:
+def table(model: Path | None = None) -> str:
     """Return the table in Markdown."""
     lines = ["| fault | what is wrong | correct | coherent | garbled |", "|---|---|---:|---:|---:|"]
-    for mistake, found in outcomes():
+    for mistake, found in outcomes(model):
         name, what = ("none", "") if mistake is None else (mistake.name, mistake.what)
         share = f"{found.correct} of {found.n_prompts} ({100 * found.accuracy:.1f} %)"
         lines.append(f"| {name} | {what} | {share} | {found.coherent} | {found.garbled} |")
@@ -78,9 +78,10 @@ def main() -> None:
     """Print the table, or write it into the page."""
     parser = argparse.ArgumentParser(description="Table of faults and what they do to the text.")
     parser.add_argument("--write", action="store_true", help="put the table into docs/smoke.md")
-    write = parser.parse_args().write
-    made = table()
-    if not write:
+    parser.add_argument("--model", type=Path, metavar="PATH", help="another model than the shipped one")
+    arguments = parser.parse_args()
+    made = table(arguments.model)
+    if not arguments.write:
         print(made, end="")
         return
     text = PAGE.read_text(encoding="utf-8")

@@ -233,6 +233,16 @@ def test_the_page_shows_counts_verdict_and_what_is_wrong(good: Receipt) -> None:
     assert max(map(len, text.splitlines()[:24])) <= 120
 
 
+def test_a_wrong_answer_of_both_is_shown_once() -> None:
+    answers = [
+        samples.smoke_answer(3, side, text=" warm.", token_ids=(81, 61, samples.EOS))
+        for side in ("candidate", "reference")
+    ]
+    wrong = [line for line in shown(samples.smoke_receipt(*answers)).splitlines() if line.startswith("wrong")]
+    assert len(wrong) == 1
+    assert wrong[0].startswith("wrong: both, hot: ")
+
+
 def test_an_answer_cannot_drive_the_terminal() -> None:
     text = shown(samples.smoke_receipt(samples.smoke_answer(3, text="\x1b[31m[red]", token_ids=(9, samples.EOS))))
     assert "\x1b" not in text
