@@ -162,7 +162,8 @@ def measure_floors(
 ) -> FloorTable:
     """Measure one engine against itself on every tap, a few layers per run so that memory stays bounded.
 
-    ``prompts``: token ids; the last ``n_decode`` of each are decoded one by one after the rest went in at once.
+    ``prompts``: token ids. Each is fed at once and one by one; for the other variations all but the last
+    ``n_decode`` tokens at once and these one by one.
     ``thread_counts``: ``open_runner(n_threads=...)`` against ``open_runner()``. ``others``: the same engine
     otherwise made (another build, another kernel) by name.
 
@@ -210,7 +211,8 @@ class _Measuring:
         usual = run(self.base, chunks, names)
         size = sum(tap.array.nbytes for record in usual for tap in record.taps.values())
         self.largest_bytes = max(self.largest_bytes, size)
-        self._note(PREFILL_DECODE, run(self.base, one_by_one(ids), names), usual, names)
+        at_once = run(self.base, one_pass(ids), names)
+        self._note(PREFILL_DECODE, run(self.base, one_by_one(ids), names), at_once, names)
         for variation, runner in self.variants.items():
             self._note(variation, run(runner, chunks, names), usual, names)
 
@@ -286,7 +288,8 @@ def _groups(
         progress("measuring floors", first, work.n_layers)
         names = [name for layer in layers for name in taps.layer_taps(layer)]
         work.largest_bytes = 0
-        yield [*taps.INPUT_TAPS, *names, *taps.HEAD_TAPS] if first == 0 else names
+        names = [*taps.INPUT_TAPS, *names] if first == 0 else names
         first = layers[-1] + 1
+        yield [*names, *taps.HEAD_TAPS] if first == work.n_layers else names
         size = max(1, GROUP_BYTES * len(layers) // max(1, work.largest_bytes))
     progress("measuring floors", work.n_layers, work.n_layers)
