@@ -198,7 +198,7 @@ def test_a_broken_library_violates_what_it_breaks(shipped_model, broken_library,
     if where is not None:
         assert all(c["where"].startswith(where + ",") for c in failed if c["expectation"] == "bits"), failed
     if mistake == "columns":
-        # columns go 16 at a time, and the first tile has the right address: of these lengths only 18 has a wrong one
+        # columns go 16 at a time and the first tile has the right address: of these lengths only 18 is wrong
         assert [c["case"] for c in failed if c["name"] == "prefix"] == ["18 of 32 tokens"]
     if mistake == "slice":
         assert [c["case"] for c in failed] == ["3 threads"]
