@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Test workers share the cores: BLAS threads on top of them wait for each other. Set before NumPy is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
