@@ -1,8 +1,8 @@
 """Diagnosis: why is this operation wrong? Replay it under every variant; name one only when no other fits.
 
-A variant is accepted when its output is as close to the recorded one as float32 arithmetic allows, ten times closer
-than the specification, and no other variant comes within a factor of ten. Variants that give the same output on this
-input are reported together, never picked from.
+A variant is accepted when its output is as close to the recorded one as float32 arithmetic allows, ten times
+closer than the specification, and no other variant comes within a factor of ten. Variants that give the same output
+on this input are reported together, never picked from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from crossval.audit.bounds import Arithmetic, U, readings
 from crossval.ops import FloatArray, IntArray
 from crossval.runners.base import Numerics
-from crossval.variants import Candidate, Context, candidates
+from crossval.variants import VARIANTS, Candidate, Context, candidates
 from crossval.variants.context import Array, Quantizer
 from crossval.variants.distance import floor, near_ties, per_token
 from crossval.variants.pattern import describe
@@ -29,6 +29,7 @@ WHOLE_BELOW = 768
 """Matrix products with no more output features than this are computed whole from the start."""
 N_WORST, N_SPREAD = 96, 288
 """Otherwise: features that deviate most, and features spread evenly."""
+DEFERRED_GROUPS = frozenset(variant.group or variant.name for variant in VARIANTS if variant.deferred)
 N_CONFIRMED = 8
 """Variants that are computed on all features after they fitted the sample."""
 
@@ -214,7 +215,7 @@ def _sample(context: Context) -> IntArray | None:
 
 
 def _accepted(scores: Iterable[_Score], specification: _Score) -> list[_Score]:
-    return [s for s in scores if s.fits and s.total * GAP <= specification.total]
+    return [s for s in scores if s.fits and GAP * max(s.total, U / 2) <= specification.total]
 
 
 def _decide(context: Context, scores: list[_Score], specification: _Score) -> Diagnosis:
@@ -279,7 +280,7 @@ def _name(score: _Score) -> str:
 
 def _has_more(score: _Score) -> bool:
     """Return whether a costly variant belongs to the same group."""
-    return score.candidate is not None and score.candidate.group == "weights of another tensor"
+    return score.candidate is not None and score.candidate.group in DEFERRED_GROUPS
 
 
 def _finite(x: float) -> float:

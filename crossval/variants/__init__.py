@@ -1,9 +1,9 @@
 """Variants: the ways in which people get an operation wrong, each as a formula in NumPy float64.
 
-``VARIANTS`` is the list; the modules hold one family group each. To add a variant, add one entry to the table of its
-module: a name, its family, the operations it applies to, one sentence, and the function that computes the wrong output
-from a ``Context``. The tests simulate and diagnose it, and ``python -m crossval.variants > docs/variants.md`` renews
-the list in the documentation.
+``VARIANTS`` is the list; the modules hold one family group each. To add a variant, add one entry to the table of
+its module: a name, its family, the operations it applies to, one sentence, and the function that computes the
+wrong output from a ``Context``. The tests simulate and diagnose it, and ``python -m crossval.variants >
+docs/variants.md`` renews the list in the documentation.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from crossval.variants import (
     quantizer,
     residual,
     rope,
+    softmax,
     weights,
 )
 from crossval.variants.context import Context, Inapplicable, of_records
@@ -33,6 +34,7 @@ VARIANTS: tuple[Variant, ...] = (
     *norms.VARIANTS,
     *rope.VARIANTS,
     *attention.VARIANTS,
+    *softmax.VARIANTS,
     *embedding.VARIANTS,
     *cache.VARIANTS,
     *precision.VARIANTS,

@@ -16,7 +16,7 @@ from crossval.variants.context import Array, Context
 SLACK = 4.0
 """A variant's engine has as many roundings as a right one, within this factor."""
 LINEAR_FLOOR = 2e-5
-"""One int8 flip in a row moves it by 1e-4 or more; a float32 sum over all inputs, in any order, stays below this."""
+"""One int8 flip in a row moves it by 1e-4 or more; a float32 sum over all inputs, in any order, stays below."""
 TABLE_FLOOR = 2e-3
 """ggml looks some activation functions up in a binary16 table."""
 

@@ -32,13 +32,6 @@ def _next_id(context: Context, offset: int) -> Array:
     return _rows(context, ids)
 
 
-def _shifted(context: Context, step: int) -> Array:
-    if context.n_rows < 2 or not context.whole_pass:
-        raise Inapplicable
-    rows = np.clip(np.arange(context.n_rows) + step, 0, context.n_rows - 1)
-    return _rows(context, context.inputs[0][rows])
-
-
 def _transposed_table(table: Array) -> Array:
     return table.reshape(table.shape[1], table.shape[0]).T
 
@@ -57,20 +50,6 @@ _EMBED = (
         _next_id,
         lambda c: (-1, 1),
         group="row of another token id",
-    ),
-    Variant(
-        "row of the token before",
-        10,
-        EMBED,
-        "every token gets the row of the token before",
-        lambda c: _shifted(c, -1),
-    ),
-    Variant(
-        "row of the token after",
-        10,
-        EMBED,
-        "every token gets the row of the token after",
-        lambda c: _shifted(c, 1),
     ),
     Variant(
         "embedding scaled by the root of dim",

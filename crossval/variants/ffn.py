@@ -29,7 +29,7 @@ def silu(x: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """Return ``x * Phi(x)`` with the exact normal distribution function (Abramowitz and Stegun would be too coarse)."""
+    """Return ``x * Phi(x)`` with the exact normal distribution function."""
     erf = np.vectorize(math.erf, otypes=[np.float64])
     return x * 0.5 * (1.0 + erf(x / math.sqrt(2.0)))
 
@@ -65,7 +65,6 @@ _ACT = (
     _activation("squared SiLU", lambda x: silu(x) ** 2),
     _activation("sigmoid", sigmoid),
     _activation("tanh", np.tanh),
-    _activation("ReLU6", lambda x: np.clip(x, 0.0, 6.0)),
     _activation("softplus", lambda x: np.logaddexp(0.0, x)),
     Variant(
         "activation on up",

@@ -34,8 +34,8 @@ def input_scale(context: Context, x: Array, *, largest: Array | None = None, lev
 def scaled(context: Context, x: Array, scale: Array | float) -> Array:
     """Return ``x * scale`` before it is rounded to integers.
 
-    ``float32``: the product is rounded to binary32 first; ``fused``: it is not (one FMA with the rounding); ``divide``:
-    ``x`` divided by the binary32 step size; ``float64``: no binary32 anywhere.
+    ``float32``: the product is rounded to binary32 first; ``fused``: it is not (one FMA with the rounding);
+    ``divide``: ``x`` divided by the binary32 step size; ``float64``: no binary32 anywhere.
     """
     if context.quantizer == "float32":
         return _f32(x * scale)
@@ -92,7 +92,8 @@ def linear(
 ) -> Array:
     """Compute BitLinear with some of its parts exchanged: quantise, accumulate, rescale.
 
-    ``scale`` quantises; the sums are divided by ``unscale`` (the same unless given) and multiplied by ``weight_scale``.
+    ``scale`` quantises; the sums are divided by ``unscale`` (the same unless given), then multiplied by
+    ``weight_scale``.
     """
     x = context.inputs[0] if x is None else x
     matrix = context.matrix if matrix is None else matrix

@@ -126,7 +126,7 @@ VARIANTS = (
         "eps hard-coded to {:g} instead of the header's value",
         lambda c, eps: _norm(c, eps=eps),
         _other_eps,
-        group="hard-coded eps",
+        group="wrong eps",
     ),
     Variant(
         "eps outside the root",
@@ -134,6 +134,7 @@ VARIANTS = (
         NORMS,
         "eps is added to the root mean square instead of to the mean square",
         lambda c: _x(c) / (np.sqrt(_mean_square(_x(c))) + c.config.rms_eps) * c.vector,
+        group="wrong eps",
     ),
     Variant(
         "eps as a lower limit",
@@ -141,6 +142,7 @@ VARIANTS = (
         NORMS,
         "eps limits the mean square from below instead of being added to it",
         lambda c: _x(c) / np.sqrt(np.maximum(_mean_square(_x(c)), c.config.rms_eps)) * c.vector,
+        group="wrong eps",
     ),
     Variant(
         "eps added to the sum",
@@ -148,6 +150,7 @@ VARIANTS = (
         NORMS,
         "eps is added to the sum of squares, before the division by the length",
         lambda c: _norm(c, eps=c.config.rms_eps / _x(c).shape[-1]),
+        group="wrong eps",
     ),
     Variant("LayerNorm", 7, NORMS, "mean-centred LayerNorm instead of RMSNorm", _layer_norm),
     Variant(

@@ -205,6 +205,7 @@ _ROUNDING = (
         LINEAR,
         "activations are scaled by 128 and the largest one wraps to -128",
         _wrapped,
+        group="wrong number of levels",
     ),
     Variant(
         "no activation quantisation",

@@ -43,17 +43,26 @@ def _at(context: Context, positions: Array) -> Array:
     return rotate(context.inputs[0], _angle(context, positions))
 
 
-def _restarted(context: Context) -> Array:
-    if context.start == 0:
-        raise Inapplicable
-    return _at(context, context.positions - context.start)
+def _pass_starts(context: Context) -> Iterator[int]:
+    """Yield where passes after the first start: an engine may count from there again."""
+    start = 0
+    for taken in context.previous:
+        earlier = taken.get(context.op.output)
+        if earlier is None or earlier.rows is not None:
+            break
+        start += earlier.array.shape[0]
+        if start < context.start:
+            yield start
+    if context.start > 0:
+        yield context.start
 
 
 def _constant(row: int) -> Callable[[Context], Array]:
     def function(c: Context) -> Array:
-        if c.n_tokens == 1:
+        position = c.plan.positions[row]
+        if c.n_tokens == 1 or position == 0:  # by position 0: not rotated, which has a name of its own
             raise Inapplicable
-        return _at(c, np.full(c.n_rows, c.plan.positions[row]))
+        return _at(c, np.full(c.n_rows, position))
 
     return function
 
@@ -124,11 +133,13 @@ VARIANTS = (
         group="positions off by a constant",
     ),
     Variant(
-        "positions restart at 0",
+        "positions restart after {}",
         8,
         ROPE,
-        "positions count from the start of the pass, not of the sequence",
-        _restarted,
+        "after the first {} tokens, positions count from 0 again",
+        lambda c, start: _at(c, c.positions - start),
+        _pass_starts,
+        group="positions restart",
     ),
     Variant(
         "position of the first token",

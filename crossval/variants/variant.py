@@ -32,8 +32,8 @@ FAMILIES: dict[int, str] = {
 class Variant:
     """A mistake as a formula: ``function`` computes, in float64, what an engine that makes it would record.
 
-    ``parameters`` makes a family of candidates, one per value; ``name`` and ``explanation`` then hold ``{}`` for it
-    and ``function`` takes it as second argument.
+    ``parameters`` makes a family of candidates, one per value; ``name`` and ``explanation`` then hold ``{}`` for
+    it, and ``function`` takes it as second argument.
     """
 
     name: str

@@ -83,14 +83,14 @@ _LAYOUT = (
         "codes read four in a row, table [-2, -1, 1, 2]",
         1,
         LINEAR,
-        "I2_S read as four consecutive weights per byte, highest bits first, with the codes standing for -2, -1, 1, 2",
+        "I2_S read as four consecutive weights per byte, highest bits first; the codes stand for -2, -1, 1, 2",
         _misread(lambda d: sequential(d, SHIFTS), (-2, -1, 1, 2)),
     ),
     Variant(
         "codes read four in a row, low bits first, table [-2, -1, 1, 2]",
         1,
         LINEAR,
-        "I2_S read as four consecutive weights per byte, lowest bits first, with the codes standing for -2, -1, 1, 2",
+        "I2_S read as four consecutive weights per byte, lowest bits first; the codes stand for -2, -1, 1, 2",
         _misread(lambda d: sequential(d, SHIFTS[::-1]), (-2, -1, 1, 2)),
     ),
     Variant(
@@ -284,7 +284,7 @@ _MATRICES = (
         group="weights of another tensor",
     ),
     Variant(
-        "weights of {} (same kind)",
+        "weights of {}",
         10,
         LINEAR,
         "multiplied with {} instead of its own tensor",
