@@ -1,8 +1,8 @@
 """Diagnosis: why is this operation wrong? Replay it under every variant; name one only when no other fits.
 
 A variant is accepted when its output is as close to the recorded one as float32 arithmetic allows, ten times
-closer than the specification, and no other variant comes within a factor of ten. Variants that give the same output
-on this input are reported together, never picked from.
+closer than the specification, and no other variant comes within a factor of ten. Variants that give the same
+output on this input are reported together, never picked from.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ GAP = 10.0
 """How much farther the specification and every other variant must be."""
 FLIPPED = 0.02
 """Largest relative distance a token may have because of activations on the other side of a rounding tie."""
-WHOLE_BELOW = 768
+ROUGH = 0.05
+"""A variant at least this far from half of the tokens is wrong however the engine rounds its activations."""
+WHOLE_BELOW = 512
 """Matrix products with no more output features than this are computed whole from the start."""
-N_WORST, N_SPREAD = 96, 288
+N_WORST, N_SPREAD = 64, 128
 """Otherwise: features that deviate most, and features spread evenly."""
 DEFERRED_GROUPS = frozenset(variant.group or variant.name for variant in VARIANTS if variant.deferred)
 N_CONFIRMED = 8
@@ -105,7 +107,14 @@ def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosi
     sample = _sample(contexts[0])
     seen = [c.sampled(sample) for c in contexts]
     search = _Search(seen, arithmetic)
-    scores = search.run(candidates(seen[0]))
+    far: list[_Score] = []
+    tried = list(candidates(seen[0]))
+    if context.is_linear and len(seen) > 1:
+        rough = _Search(seen[:1], arithmetic).run(tried)
+        far = [s for s in rough if np.median(s.residual) > ROUGH]
+        names = {_name(s) for s in far}
+        tried = [c for c in tried if c.name not in names]
+    scores = far + search.run(tried)
     if not _accepted(scores, search.specification) or any(_has_more(s) for s in scores if s.fits):
         scores += search.run(candidates(seen[0], deferred=True))
     specification = search.specification

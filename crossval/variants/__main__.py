@@ -11,12 +11,12 @@ HEADER = """# Known mistakes
 
 Generated from `crossval/variants`; do not edit. Renew with `python -m crossval.variants > docs/variants.md`.
 
-When an operation is guilty, it is replayed under each mistake that applies to it. One is named only when its output is
-as close to the recorded one as float32 arithmetic allows and every other is at least ten times farther; mistakes that
-give the same output on the input at hand are reported together, and anything else is `undetermined`.
+When an operation is guilty, it is replayed under each mistake that applies to it. One is named only when its
+output is as close to the recorded one as float32 arithmetic allows and every other is at least ten times farther;
+mistakes that give the same output on the input at hand are reported together, and anything else is `undetermined`.
 
-`{}` stands for a value that is tried in turn: a tensor, a position, a constant. Family 14 (wrong tokens or template)
-cannot be seen in one operation; compare the token ids.
+`{}` stands for a value that is tried in turn: a tensor, a position, a constant. Family 14 (wrong tokens or
+template) cannot be seen in one operation; compare the token ids.
 """
 EVERY_OP = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS})
 

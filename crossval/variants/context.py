@@ -29,6 +29,16 @@ class Inapplicable(Exception):
     """A variant does not exist for this operation: a shape does not fit, or an array was not recorded."""
 
 
+@dataclass
+class Held:
+    """Decoded matrices kept during one diagnosis: decoding costs more than multiplying a sample."""
+
+    own: TernaryMatrix | None = None
+    scales: dict[str, float] = field(default_factory=dict)
+    cut: dict[tuple[str, bytes], TernaryMatrix] = field(default_factory=dict)
+    """Rows looked at, by name and which."""
+
+
 @dataclass(frozen=True)
 class Context:
     """One operation of one pass. ``raw`` and ``recorded`` cover the tokens ``rows`` of the pass."""
@@ -53,6 +63,7 @@ class Context:
     quantizer: Quantizer = "float64"
     features: IntArray | None = None
     """Output features looked at (matrix products only); None: all."""
+    held: Held = field(default_factory=Held)
 
     # --- the pass ---------------------------------------------------------------------------------------------
 
@@ -128,6 +139,14 @@ class Context:
         return self.op.function(*self.inputs, *own)
 
     @cached_property
+    def quantized(self) -> tuple[Array, Array]:
+        """A BitLinear's input as integer codes (float32), and the scale of each token."""
+        from crossval.variants.linear import input_scale, quantize  # they build on this module
+
+        scale = input_scale(self, self.inputs[0])
+        return quantize(self, self.inputs[0], scale), scale
+
+    @cached_property
     def inputs(self) -> tuple[Array, ...]:
         """What the op reads, in float64, after the binary16 roundings of this engine."""
         return tuple(self.round(i, array) for i, array in enumerate(self.raw))
@@ -199,12 +218,30 @@ class Context:
     @property
     def matrix(self) -> TernaryMatrix:
         """The op's own ternary matrix."""
-        return self.ternary(self.op.weights[0])
+        if self.held.own is None:
+            self.held.own = self._decoded(self.op.weights[0])
+        return self.held.own
 
-    def ternary(self, name: str) -> TernaryMatrix:
-        """Return a ternary matrix by its GGUF name."""
+    def other(self, name: str) -> TernaryMatrix:
+        """Return the rows looked at of another ternary matrix, and its scale."""
+        if self.features is None:
+            return self._decoded(name)
+        key = (name, self.features.tobytes())
+        if key not in self.held.cut:
+            matrix = self._decoded(name)
+            self.held.cut[key] = TernaryMatrix(matrix.signs[self.features], matrix.scale)
+        return self.held.cut[key]
+
+    def scale_of(self, name: str) -> float:
+        """Return the scale of another ternary matrix."""
+        if name not in self.held.scales:
+            self._decoded(name)
+        return self.held.scales[name]
+
+    def _decoded(self, name: str) -> TernaryMatrix:
         weight = self.weights[name]
         assert isinstance(weight, TernaryMatrix)
+        self.held.scales[name] = weight.scale
         return weight
 
     # --- changes ----------------------------------------------------------------------------------------------

@@ -93,13 +93,18 @@ def linear(
     """Compute BitLinear with some of its parts exchanged: quantise, accumulate, rescale.
 
     ``scale`` quantises; the sums are divided by ``unscale`` (the same unless given), then multiplied by
-    ``weight_scale``.
+    ``weight_scale``. ``matrix`` is another tensor, cut to the rows looked at (``Context.other``).
     """
+    if x is None and scale is None and codes is None:
+        codes, scale = context.quantized
     x = context.inputs[0] if x is None else x
-    matrix = context.matrix if matrix is None else matrix
     scale = input_scale(context, x) if scale is None else scale
     codes = quantize(context, x, scale) if codes is None else codes
-    sums = multiply(context, codes, matrix, rows_of, dot)
+    if matrix is None:
+        matrix = context.matrix
+        sums = multiply(context, codes, matrix, rows_of, dot)
+    else:
+        sums = multiply(context.sampled(None), codes, matrix, rows_of, dot)
     return (
         sums / (scale if unscale is None else unscale) * (matrix.scale if weight_scale is None else weight_scale)
     )

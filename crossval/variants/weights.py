@@ -10,7 +10,7 @@ import numpy as np
 from crossval.audit.bounds import BITLINEARS
 from crossval.ops import IntArray, SpecConfig, TernaryMatrix
 from crossval.variants.context import Array, Context, Inapplicable
-from crossval.variants.linear import linear, multiply, quantize
+from crossval.variants.linear import linear
 from crossval.variants.variant import Variant, on
 
 LINEAR = BITLINEARS
@@ -183,7 +183,7 @@ _SCALES = (
         4,
         LINEAR,
         "the weight scale is that of {} instead of the tensor's own",
-        lambda c, name: linear(c, weight_scale=c.ternary(name).scale),
+        lambda c, name: linear(c, weight_scale=c.scale_of(name)),
         _neighbours,
         group="weight scale of another tensor",
     ),
@@ -212,11 +212,11 @@ def _same_shape(names: Iterator[str], context: Context) -> list[str]:
 
 
 def _other_matrix(context: Context, name: str) -> Array:
-    return linear(context, matrix=context.ternary(name))
+    return linear(context, matrix=context.other(name))
 
 
 def _foreign_signs(context: Context, name: str) -> Array:
-    return linear(context, matrix=context.ternary(name), weight_scale=context.matrix.scale)
+    return linear(context, matrix=context.other(name), weight_scale=context.matrix.scale)
 
 
 def _transposed(matrix: TernaryMatrix, features: IntArray) -> Array:
@@ -265,12 +265,11 @@ def _input_before_norm(context: Context) -> Array:
     return linear(context, x=context.tap(source))
 
 
-def _rows_lost(context: Context, n: int) -> Array:
+def _inputs_lost(context: Context, n: int) -> Array:
     """Sum over the first ``n`` inputs only; the quantiser sees all."""
-    scale = 127.0 / np.maximum(np.abs(context.inputs[0]).max(axis=-1, keepdims=True), 1e-5)
-    codes = quantize(context, context.inputs[0], scale)
-    codes[:, n:] = 0
-    return multiply(context, codes, context.matrix) / scale * context.matrix.scale
+    codes, scale = context.quantized
+    kept = np.where(np.arange(codes.shape[-1]) < n, codes, np.float32(0))
+    return linear(context, codes=kept, scale=scale)
 
 
 _MATRICES = (
@@ -342,7 +341,7 @@ _MATRICES = (
         15,
         LINEAR,
         "the sum stops after the first {} inputs",
-        _rows_lost,
+        _inputs_lost,
         lambda c: sorted(
             {n for k in [c.inputs[0].shape[-1]] for n in (k // 2, k - 128, k // 256 * 256) if 0 < n < k}
         ),
