@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from crossval import compare, evidence, geometry, smoke_receipt, taps, trace
+from crossval.audit import consistency as audit_consistency
+from crossval.audit.summary import audit_verdict
 from crossval.compare import GreedyPrompt, GreedyResult, GreedyStep, LayersResult, TapRow
 from crossval.evidence import Party
 from crossval.localize import MODEL_DEPENDENT_TAPS
@@ -141,7 +143,9 @@ def recompute(receipt: Receipt) -> dict[str, Any]:
         expected = evidence.summarize_layers(result)
         expected["coverage"]["compared"] = len(result.rows)
     reference = Party.from_json(receipt["reference"])
-    evidence.finish_summary(receipt["kind"], expected, reference, receipt["tokenizer"]["engines_agree"])
+    audits = {side: audit_verdict((receipt["audit"] or {}).get(side)) for side in evidence.SIDES}
+    agree = receipt["tokenizer"]["engines_agree"]
+    evidence.finish_summary(receipt["kind"], expected, reference, agree, audits)
     return expected
 
 
@@ -319,6 +323,8 @@ Checks = Mapping[str, Callable[[Receipt], list[str]]]
 
 def checks_of(receipt: Receipt) -> Checks:
     """Return the checks that a receipt of this kind must stand."""
+    if receipt["kind"] in evidence.AUDITED:
+        return AUDITED_CHECKS
     return SMOKE_CHECKS if receipt["kind"] == "smoke" else CHECKS
 
 
@@ -329,6 +335,7 @@ CHECKS: Checks = {
     "row status": statuses,
     "summary": summary,
 }
+AUDITED_CHECKS: Checks = {**CHECKS, "audits": audit_consistency.complaints}
 SMOKE_CHECKS: Checks = {**smoke_receipt.CHECKS, "summary": summary}
 
 

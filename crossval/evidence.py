@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from crossval import answers, compare, provenance, smoke_receipt
-from crossval.answers import SmokeResult
+from crossval.answers import Side, SmokeResult
+from crossval.arbitrate import Comparison, arbitrate
+from crossval.audit.checks import AuditVerdict
+from crossval.audit.summary import audit_verdict
 from crossval.compare import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Location, Skip, TapRow
 from crossval.receipt import SCHEMA_VERSION, Receipt, number, seal
 from crossval.runners.base import EngineIdentity, Numerics, PassPlan
@@ -82,10 +85,27 @@ class Context:
 
 
 SETTINGS = ("n_threads", "n_decode", "n_steps", "full", "reference", "candidate")
+AUDITED: tuple[Kind, ...] = ("layers", "diff")
+"""Kinds of receipt whose verdict rests on the audit of both engines."""
+SIDES: tuple[Side, ...] = ("candidate", "reference")
+_COMPARISON: dict[str, Comparison] = {"parity": "agree", "divergence": "differ", "incomplete": "not_compared"}
+
+Audits = Mapping[Side, Mapping[str, Any] | None]
+"""Each engine's audit as ``crossval.audit.summary.to_json`` gives it; None: not audited."""
+Findings = Sequence[Mapping[str, Any]]
+"""Diagnoses of the first guilty operation of each guilty engine (``crossval.findings``)."""
 
 
-def build(kind: Kind, result: LayersResult | GreedyResult | SmokeResult, context: Context) -> Receipt:
+def build(
+    kind: Kind,
+    result: LayersResult | GreedyResult | SmokeResult,
+    context: Context,
+    audits: Audits | None = None,
+    diagnosis: Findings | None = None,
+) -> Receipt:
     """Return the sealed receipt of a comparison, or of an engine's answers.
+
+    ``audits`` and ``diagnosis`` belong to ``layers`` and ``diff``, which are incomplete without an audit.
 
     Raises:
         BadInputError: the result cannot be written as a valid receipt (a lone surrogate in the prompt, say).
@@ -103,7 +123,11 @@ def build(kind: Kind, result: LayersResult | GreedyResult | SmokeResult, context
     else:
         result = replace(result, prompts=tuple(map(_prompt_as_written, result.prompts)))
         summary = summarize_greedy(result)
-    return _assemble(kind, context, notes, dict(result.thresholds), results_to_json(result), summary)
+    held, found = dict(result.thresholds), results_to_json(result)
+    if kind in AUDITED:
+        summary["audit"] = {side: (audits or {}).get(side) for side in SIDES}
+        summary["diagnosis"] = list(diagnosis or ())
+    return _assemble(kind, context, notes, held, found, summary)
 
 
 def build_unavailable(kind: Kind, context: Context) -> Receipt:
@@ -126,7 +150,8 @@ def _assemble(
     results: dict[str, Any],
     summary: dict[str, Any],
 ) -> Receipt:
-    finish_summary(kind, summary, context.reference, context.tokenizer["engines_agree"])
+    audits = {side: audit_verdict((summary.get("audit") or {}).get(side)) for side in SIDES}
+    finish_summary(kind, summary, context.reference, context.tokenizer["engines_agree"], audits)
     return seal(
         {
             "schema_version": SCHEMA_VERSION,
@@ -146,6 +171,7 @@ def _assemble(
             "settings": {name: context.settings.get(name) for name in SETTINGS},
             "thresholds": thresholds,
             "results": results,
+            "audit": None,
             "diagnosis": None,
             "compute": context.compute.to_json(),
             "notes": notes,
@@ -154,14 +180,24 @@ def _assemble(
     )
 
 
-def finish_summary(kind: Kind, summary: dict[str, Any], reference: Party, tokenizers_agree: bool | None) -> None:
-    """Add to a summary of rows what follows from the parties: two tokenizers that disagree are a divergence.
+def finish_summary(
+    kind: Kind,
+    summary: dict[str, Any],
+    reference: Party,
+    tokenizers_agree: bool | None,
+    audits: Mapping[Side, AuditVerdict],
+) -> None:
+    """Add to a summary of rows what follows from parties and audits.
 
-    Not so in ``smoke``, where each engine reads the text itself and is judged by what it answers.
+    Two tokenizers that disagree are a divergence end to end. Not so in ``smoke``, where each engine reads the text
+    itself and is judged by what it answers. The verdict of a layer comparison is reached by arbitration.
     """
     summary["parity"]["cpp_available"] = cpp_available(reference)
     if tokenizers_agree is False and kind != "smoke":
         summary["verdict"] = summary["parity"]["status"] = "divergence"
+    if kind in AUDITED:
+        comparison = _COMPARISON[summary["parity"]["status"]]
+        summary["verdict"] = arbitrate(comparison, audits["candidate"], audits["reference"])
 
 
 def cpp_available(reference: Party) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crossval import compare, consistency, evidence
+from crossval.audit.summary import audit_verdict
 from crossval.errors import BadInputError
 from crossval.receipt import Receipt, digest, parse_json, validate_policy
 
@@ -124,6 +125,8 @@ def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     yield _compared(receipt, policy)
     if receipt["kind"] == "smoke":
         yield from _answers(receipt, policy)
+    if receipt["kind"] in evidence.AUDITED:
+        yield from _audits(receipt)
     yield from _reference(receipt, policy)
     yield _distinct(receipt)
     yield from _compute(receipt, policy)
@@ -162,6 +165,17 @@ def _answers(receipt: Receipt, policy: Policy) -> Iterator[Check]:
         met = n_prompts > 0 and correct / n_prompts >= policy.min_correct
         detail = f"{correct} of {n_prompts} correct, {policy.min_correct:g} required"
         yield Check(f"answers of the {engine['engine']}", met, detail)
+
+
+def _audits(receipt: Receipt) -> Iterator[Check]:
+    """Check that every operation of both engines was judged and is within its bound."""
+    for side in evidence.SIDES:
+        audit = receipt["audit"][side]
+        verdict = audit_verdict(audit)
+        detail = f"{verdict}: there is none"
+        if audit is not None:
+            detail = f"{verdict}, {audit['n_covered']} of {audit['n_ops']} operations judged"
+        yield Check(f"audit of the {side}", verdict == "clean", detail)
 
 
 def _reference(receipt: Receipt, policy: Policy) -> Iterator[Check]:

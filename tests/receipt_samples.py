@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from crossval import compare, evidence, receipt, taps, tolerance, trace
+from crossval import compare, evidence, geometry, receipt, taps, tolerance, trace
 from crossval.answers import Answer, MinCorrect, Side, SmokeResult
+from crossval.audit import summary
+from crossval.audit.checks import AuditResult, OpCheck, Worst, decide, first_guilty
 from crossval.compare import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Skip, TapRow
 from crossval.evidence import Compute, Context, Party
 from crossval.runners.base import EngineIdentity, Numerics, PassPlan, TapArray
@@ -167,8 +170,98 @@ def _logits(index: int, step: int, reference: tuple[int, ...], relative_error: f
     return dataclasses.replace(found, pass_kind=plan.kind)
 
 
-def layers_receipt(errors: dict[tuple[int, str], float] | None = None, **changes: Any) -> receipt.Receipt:
-    return evidence.build("layers", layers_result(errors), context(**changes))
+READINGS = {"kq": "q and k in F16", "kqv_out": "v in F16", "result_output": "no F16"}
+
+
+def audit_check(tap: str, index: int, one: PassPlan, ratio: float | None, n_ops: int = 1) -> OpCheck:
+    """A check whose worst element is ``ratio`` of its bound (None: a bound of zero) from what was expected."""
+    name = taps.parse(tap).tap
+    rows = (len(one.token_ids) - 1,) if tap in taps.HEAD_TAPS else None
+    shape = trace.expected_shape(tap, TRACE_MODEL, one, rows)
+    per_token = [n for axis, n in enumerate(shape) if axis != geometry.token_axis(tap)]
+    expected, bound = 1.5, 0.0 if name == "inp_embd" else 2.0**-20
+    recorded = float(np.float32(expected + (ratio or 0.0) * bound + (ratio is None)))
+    found = abs(recorded - expected)
+    true_ratio = 0.0 if found == 0 else None if bound == 0 else found / bound
+    single = len(one.token_ids) == 1
+    reading = (
+        {**READINGS, "kqv_out": "weights and v in F16", "result_output": "input in F16"} if single else READINGS
+    )
+    return OpCheck(
+        pass_index=index,
+        pass_kind=one.kind,
+        tap=tap,
+        status="ok" if true_ratio is not None and true_ratio <= 1 else "guilty",
+        ratio=true_ratio,
+        n_elements=int(np.prod(shape)),
+        n_beyond=0 if true_ratio is not None and true_ratio <= 1 else 2,
+        n_ops=n_ops,
+        flips=1 if tap == "blk.0.v" else 0,
+        worst=Worst(one.positions[-1], tuple(n - 1 for n in per_token), recorded, expected, bound),
+        reading=reading.get(name) if n_ops == 1 else None,
+        note="segment: relative L2 per token" if n_ops > 1 else None,
+    )
+
+
+def audit_result(
+    guilty: dict[tuple[int, str], float | None] | None = None,
+    names: Sequence[str] | None = None,
+    plan: tuple[PassPlan, ...] = PLAN,
+) -> AuditResult:
+    """An audit of these taps (all): what lies between is a segment; ``guilty``: (pass, tap) -> times its bound."""
+    every = taps.all_taps(2)
+    names = names or every
+    checks = []
+    for index, one in enumerate(plan):
+        for at, tap in enumerate(names):
+            before = every.index(names[at - 1]) if at else -1
+            ratio = (guilty or {}).get((index, tap), 0.0 if tap == "inp_embd" else 0.25 + 0.125 * index)
+            checks.append(audit_check(tap, index, one, ratio, every.index(tap) - before))
+    n_ops = len(every) * len(plan)
+    first = first_guilty(checks, 2)
+    return AuditResult("engine", tuple(checks), n_ops, n_ops, first, decide(checks, n_ops, n_ops))
+
+
+def diagnosis_of(side: Side, audit: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A diagnosis of the first guilty operation of an audit."""
+    found = audit["first_guilty"]
+    place = {name: found[name] for name in ("tap", "layer", "op", "pass_index", "pass_kind")}
+    cause = {"name": "skipped", "family": "norms", "explanation": "The norm is skipped."}
+    numbers = {"ratio": 1e-8, "runner_up": "doubled", "runner_up_ratio": 0.5, "specification_ratio": 0.25}
+    return {
+        "party": side,
+        **place,
+        **cause,
+        **numbers,
+        "candidates": [cause],
+        "command": "crossval layers --prompt 'What is 2+2?' --repro repro",
+        **changes,
+    }
+
+
+def audits(
+    candidate: AuditResult | None = None, reference: AuditResult | None = None, plan: tuple[PassPlan, ...] = PLAN
+) -> dict[Side, dict[str, Any]]:
+    """Both audits as a receipt holds them: clean and complete, unless others are given."""
+    whole = audit_result(plan=plan)
+    return {"candidate": summary.to_json(candidate or whole), "reference": summary.to_json(reference or whole)}
+
+
+def build(
+    result: LayersResult, facts: Context | None = None, held: dict[Side, dict[str, Any]] | None = None
+) -> receipt.Receipt:
+    """A ``layers`` receipt with audits of the result's passes, and a diagnosis of each guilty one."""
+    held = held or audits(plan=result.plan)
+    found = [diagnosis_of(side, audit) for side, audit in held.items() if audit and audit["first_guilty"]]
+    return evidence.build("layers", result, facts or context(), held, found)
+
+
+def layers_receipt(
+    errors: dict[tuple[int, str], float] | None = None,
+    held: dict[Side, dict[str, Any]] | None = None,
+    **changes: Any,
+) -> receipt.Receipt:
+    return build(layers_result(errors), context(**changes), held)
 
 
 def greedy_receipt(

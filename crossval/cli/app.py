@@ -18,7 +18,17 @@ from bitnet_py.errors import BitnetError
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError
 
 DEBUG_VARIABLE = "CROSSVAL_DEBUG"
-EXIT_OF_VERDICT = {"parity": 0, "pass": 0, "divergence": 1, "fail": 1, "incomplete": 3}
+EXIT_OF_VERDICT = {
+    "parity": 0,
+    "pass": 0,
+    "divergence": 1,
+    "shared_deviation": 1,
+    "reference_defect": 1,
+    "candidate_defect": 1,
+    "both_differ": 1,
+    "fail": 1,
+    "incomplete": 3,
+}
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 

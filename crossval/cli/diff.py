@@ -6,11 +6,9 @@ from pathlib import Path
 
 import click
 
-from crossval import evidence
 from crossval.cli import run
 from crossval.cli.options import model_option, output_options
 from crossval.errors import BadInputError
-from crossval.localize import compare_layers
 from crossval.runners.base import Runner
 from crossval.runners.recorded import RecordedRunner
 from crossval.session import Prompt, Session
@@ -38,9 +36,10 @@ def command(
     receipt_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare two recorded traces of one model; no engine is needed.
+    """Find out which of two recorded traces of one model is wrong, and where; no engine is needed.
 
-    TRACE_A is the candidate, TRACE_B the reference. Both must hold the same tokens in the same passes.
+    TRACE_A is the candidate, TRACE_B the reference. Both must hold the same tokens in the same passes. Where a
+    trace does not hold every operation, several are judged as one.
 
     \b
     Example:
@@ -57,18 +56,7 @@ def command(
             ours, theirs = session.open()
             prompt = _prompt(ours, theirs)
             decodes = n_decode if n_decode is not None else max(map(_n_decode, (ours, theirs)))
-            result = compare_layers(
-                ours,
-                theirs,
-                prompt.token_ids,
-                n_layers=model.config.n_layers,
-                n_decode=decodes,
-                full=full,
-                progress=report,
-            )
-            done = sum(plan.kind == "decode" for plan in result.plan)
-            facts = run.context(session, request, [prompt], full=full, n_decode=done)
-            made = evidence.build("diff", result, facts)
+            made = run.examine(session, request, (ours, theirs), prompt, report, n_decode=decodes, full=full)
     run.finish(made, request)
 
 

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import click
 
-from crossval import evidence
 from crossval.cli import run
 from crossval.cli.options import compare_options
-from crossval.localize import compare_layers
 from crossval.session import Session
 
 
@@ -36,10 +34,12 @@ def command(
     receipt_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare two engines layer by layer and name the first operation that differs.
+    """Find out which of two engines is wrong, and in which layer and operation.
 
-    Runs the prompt and a few decoded tokens through both engines, compares every layer's output, then the
-    operations of the first layer that differs. `=` means that all bits are equal.
+    Runs the prompt and a few decoded tokens through both engines and compares every layer's output, then the
+    operations of the first layer that differs (`=`: all bits are equal). Then recomputes every operation of each
+    engine from that engine's own inputs and holds it to the bound of right arithmetic: the first operation
+    beyond its bound is guilty, on whichever side it is.
 
     \b
     Example:
@@ -49,19 +49,10 @@ def command(
     run.check_text(prompt)
     with run.progress() as report:
         model = run.load_model(request, report)
-        with Session(model, candidate, reference, n_threads) as session:
-            with run.unavailable_receipt(session, request, full=full, n_decode=n_decode):
-                ours, theirs, encoded = run.open_prompt(session, request, prompt)
-                result = compare_layers(
-                    ours,
-                    theirs,
-                    encoded.token_ids,
-                    n_layers=model.config.n_layers,
-                    n_decode=n_decode,
-                    full=full,
-                    progress=report,
-                )
-            done = sum(plan.kind == "decode" for plan in result.plan)
-            facts = run.context(session, request, [encoded], full=full, n_decode=done)
-            made = evidence.build("layers", result, facts)
+        with (
+            Session(model, candidate, reference, n_threads) as session,
+            run.unavailable_receipt(session, request, full=full, n_decode=n_decode),
+        ):
+            ours, theirs, encoded = run.open_prompt(session, request, prompt)
+            made = run.examine(session, request, (ours, theirs), encoded, report, n_decode=n_decode, full=full)
     run.finish(made, request)

@@ -19,6 +19,7 @@ from crossval.cli.app import EXIT_OF_VERDICT
 from crossval.cli.options import model_or_default
 from crossval.errors import BadInputError, UnavailableError
 from crossval.evidence import Context, Kind
+from crossval.examine import examine as examine_engines
 from crossval.modelfile import ModelFile, check_model, missing_tokens
 from crossval.runners.base import Runner
 from crossval.session import Prompt, Session, encode
@@ -116,6 +117,36 @@ def context(session: Session, request: Request, prompts: list[Prompt], **setting
         settings=request.settings(**settings),
         notes=[*session.model.notes, *(prompt.note for prompt in prompts if prompt.note)],
     )
+
+
+def examine(
+    session: Session,
+    request: Request,
+    engines: tuple[Runner, Runner],
+    prompt: Prompt,
+    report: Report,
+    *,
+    n_decode: int | None,
+    full: bool,
+) -> receipt.Receipt:
+    """Compare and audit candidate and reference, and return the receipt.
+
+    Raises:
+        BadInputError, UnavailableError, EngineCrashError: from traces and engines.
+    """
+    model = session.model
+    found = examine_engines(
+        *engines,
+        prompt.token_ids,
+        model.path,
+        n_layers=model.config.n_layers,
+        n_decode=n_decode,
+        full=full,
+        progress=report,
+    )
+    done = sum(plan.kind == "decode" for plan in found.result.plan)
+    facts = context(session, request, [prompt], full=full, n_decode=done)
+    return evidence.build(request.kind, found.result, facts, found.audits_json())
 
 
 def _agree(prompts: list[Prompt]) -> bool | None:

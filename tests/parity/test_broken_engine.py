@@ -32,7 +32,10 @@ def test_broken_engine_is_caught_with_layer_and_op(mistake, tmp_path, shipped_mo
     done = layers(golden, build(mistake, tmp_path), tmp_path / "receipt.json")
     assert done.returncode == 1, done.stdout + done.stderr
     receipt = json.loads((tmp_path / "receipt.json").read_text())
-    assert receipt["verdict"] == "divergence"
+    assert (receipt["verdict"], receipt["parity"]["status"]) == ("candidate_defect", "divergence")
+    assert receipt["audit"]["reference"]["verdict"] == "clean"
+    guilty = receipt["audit"]["candidate"]["first_guilty"]
+    assert (guilty["layer"], guilty["op"], guilty["pass_kind"]) == (mistake.layer, mistake.op, mistake.pass_kind)
     found = receipt["first_divergence"]
     assert found["tap"] == f"blk.{mistake.layer}.{mistake.op}"
     assert found["pass_kind"] == mistake.pass_kind

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from strangers import PROMPT, Fault, error_line, run
 
 import crossval.cli.gate as gate_command
 import crossval.session as session_module
@@ -26,101 +23,10 @@ from crossval.cli import app, cli, docs, greedy
 from crossval.cli.doctor import REFERENCES
 from crossval.doctor import Check
 from crossval.errors import EngineCrashError, UnavailableError
-from crossval.record import record_trace, trace_model
 from crossval.runners import select
-from crossval.runners.base import EngineIdentity, PassRecord
 from crossval.runners.bitnet_py import BitnetPyRunner
-from crossval.taps import outline_taps
 
-PROMPT = "Hello there"
 ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="crossval")
-
-
-def error_line(result: Result) -> str:
-    """Return the message of a failed command: one line on stderr, nothing like a traceback anywhere."""
-    assert "Traceback" not in result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
-class Stranger(BitnetPyRunner):
-    """Our engine under another name and build, so that two parties can be compared; optionally broken."""
-
-    name = "bitnet.cpp"
-    broken_from: str | None = None
-
-    @property
-    def identity(self) -> EngineIdentity:
-        return dataclasses.replace(super().identity, name=self.name, library_digest="f" * 64)
-
-    def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
-        record = super().eval(token_ids, select)
-        layer, _, tap = (self.broken_from or "").partition("/")
-        names = ("ffn_sub_norm", "ffn_down", "l_out")
-        for name in names[names.index(tap) :] if tap else ():
-            found = record.taps.get(f"blk.{layer}.{name}")
-            if found is not None:
-                found.array[...] = np.roll(found.array, 1, axis=-1)
-        return record
-
-
-@pytest.fixture(scope="session")
-def model_path(make_model: Callable[..., Path]) -> Path:
-    return make_model()
-
-
-@pytest.fixture(scope="session")
-def record(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return ``record(name=..., broken_from="1/ffn_sub_norm", ...) -> trace directory``."""
-    folder = tmp_path_factory.mktemp("traces")
-    made: dict[Any, Path] = {}
-
-    def make(
-        name: str = "bitnet.cpp",
-        broken_from: str | None = None,
-        prompt: str = PROMPT,
-        n_decode: int = 2,
-        outline: bool = False,
-    ) -> Path:
-        key = (name, broken_from, prompt, n_decode, outline)
-        if key in made:
-            return made[key]
-        made[key] = folder / f"trace-{len(made)}"
-        runner = Stranger(model_path, n_threads=1)
-        runner.name, runner.broken_from = name, broken_from
-        with runner:
-            ids = runner.tokenize(prompt)
-            select = outline_taps(2) if outline else None
-            record_trace(
-                runner,
-                trace_model(model_path),
-                made[key],
-                prompt_ids=ids,
-                prompt_text=prompt,
-                n_decode=n_decode,
-                select_prefill=select,
-                select_decode=select,
-                n_decode_full=n_decode,
-            )
-        return made[key]
-
-    return make
-
-
-@pytest.fixture
-def golden(record: Callable[..., Path]) -> Path:
-    return record()
-
-
-@pytest.fixture
-def no_bitnet_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossval.build_cpp.find_library", lambda: None)
 
 
 # Help and documentation
@@ -299,13 +205,13 @@ def test_a_broken_operation_is_named(
     model_path: Path, record: Callable[..., Path], layer: int, tmp_path: Path
 ) -> None:
     out = tmp_path / "r.json"
-    golden = record(broken_from=f"{layer}/ffn_sub_norm")
+    golden = record(fault=Fault(rolled_from=f"{layer}/ffn_sub_norm"))
     args = ("layers", "--prompt", PROMPT, "--model", model_path, "--reference", golden)
     table, as_json = run(*args, "--receipt", out), run(*args, "--json")
     assert (table.exit_code, as_json.exit_code) == (1, 1)
     assert f"first divergence: layer {layer}, op ffn_sub_norm (pass 0, prefill" in table.stdout
     made = json.loads(as_json.stdout)
-    assert made["verdict"] == "divergence"
+    assert (made["verdict"], made["parity"]["status"]) == ("reference_defect", "divergence")
     place = made["first_divergence"]
     assert (place["layer"], place["tap"]) == (layer, f"blk.{layer}.ffn_sub_norm")
     result = run("gate", out)

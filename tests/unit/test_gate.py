@@ -41,8 +41,7 @@ def failures(made: Receipt, policy: Policy | None = None, **options: Any) -> lis
 
 
 def test_honest_receipts_pass(exact: Receipt, inexact: Receipt, greedy: Receipt) -> None:
-    full = evidence.build(
-        "layers",
+    full = samples.build(
         samples.layers_result(mode="full"),
         samples.context(settings={"n_threads": 2, "n_decode": 2, "n_steps": None, "full": True}),
     )
@@ -72,14 +71,14 @@ def test_disagreeing_tokenizers_fail_even_when_every_row_is_equal() -> None:
 
 def test_anything_skipped_fails() -> None:
     result = samples.layers_result(skipped=(Skip(0, "blk.1.l_out", "the candidate did not give it"),))
-    made = evidence.build("layers", result, samples.context())
+    made = samples.build(result, samples.context())
     assert made["verdict"] == "incomplete"
     assert failures(made) == ["verdict"]
 
 
 def test_nothing_compared_fails() -> None:
     everything = tuple(Skip(i, row.tap, "no") for i in range(3) for row in samples.layers_result().rows[:5])
-    made = evidence.build("layers", samples.layers_result(skipped=everything), samples.context())
+    made = samples.build(samples.layers_result(skipped=everything), samples.context())
     assert {"verdict", "compared", "exact match"} <= set(failures(made))
 
 
@@ -195,15 +194,15 @@ def test_clean_tool(exact: Receipt, dirty: bool | None, accepted: bool) -> None:
 
 def test_engines_of_different_arithmetic_are_held_to_the_wider_table() -> None:
     other = Party("live", EngineIdentity("bitnet.cpp", library_digest="2" * 64, numerics=Numerics(16, False)))
-    made = evidence.build("layers", samples.layers_result(policy="independent"), samples.context(reference=other))
+    made = samples.build(samples.layers_result(policy="independent"), samples.context(reference=other))
     assert failures(made) == []
     assert failures(made, Policy(tolerance="same")) == ["tolerance"]
-    narrow = evidence.build("layers", samples.layers_result(policy="same"), samples.context(reference=other))
+    narrow = samples.build(samples.layers_result(policy="same"), samples.context(reference=other))
     assert failures(narrow) == ["thresholds"]
 
 
 def test_engines_of_the_same_arithmetic_may_not_use_the_wider_table() -> None:
-    wide = evidence.build("layers", samples.layers_result(policy="independent"), samples.context())
+    wide = samples.build(samples.layers_result(policy="independent"), samples.context())
     assert failures(wide) == ["thresholds"]
 
 

@@ -78,7 +78,7 @@ def test_parity_numbers_are_null_when_nothing_was_compared() -> None:
         for index in range(3)
         for tap in ("inp_embd", "blk.0.l_out", "blk.1.l_out", "result_norm", "result_output")
     )
-    made = evidence.build("layers", samples.layers_result(skipped=skip), samples.context())
+    made = samples.build(samples.layers_result(skipped=skip), samples.context())
     assert made["results"]["rows"] == []
     assert made["parity"]["cosine_similarity"] is made["parity"]["exact_match_rate"] is None
     assert made["verdict"] == made["parity"]["status"] == "incomplete"
@@ -102,7 +102,7 @@ def test_metrics_that_are_not_finite_become_null_and_the_row_invalid(bad: float)
     result = samples.layers_result()
     broken = dataclasses.replace(result.rows[4], max_abs=bad, nmse=bad, cosine=math.nan, status="equal")
     result = dataclasses.replace(result, rows=(*result.rows[:4], broken, *result.rows[5:]))
-    made = evidence.build("layers", result, samples.context())
+    made = samples.build(result, samples.context())
     row = made["results"]["rows"][4]
     assert (row["max_abs"], row["nmse"], row["cosine"], row["status"]) == (None, None, None, "invalid")
     assert made["parity"]["cosine_similarity"] is None
@@ -158,7 +158,7 @@ def test_cpp_available_means_real_bitnet_cpp(status: Any, name: str, available: 
 @pytest.mark.parametrize("mode", ["outline", "full"])
 def test_layer_results_survive_the_round_trip(mode: str) -> None:
     result = samples.layers_result({(0, "blk.1.l_out"): 1e-6}, mode=mode)
-    assert evidence.layers_from_json(evidence.build("layers", result, samples.context())) == result
+    assert evidence.layers_from_json(samples.build(result, samples.context())) == result
 
 
 @pytest.mark.parametrize("differs_at", [None, 1])
@@ -256,7 +256,7 @@ def test_writing_refuses_what_is_not_a_file(good: receipt.Receipt, tmp_path: Pat
 def test_rows_of_zeros_have_no_cosine_and_do_not_hide_the_others() -> None:
     result = samples.layers_result({(0, "blk.1.l_out"): 1e-6})
     zeros = dataclasses.replace(result.rows[0], cosine=None, worst_token_cosine=None)
-    made = evidence.build("layers", dataclasses.replace(result, rows=(zeros, *result.rows[1:])), samples.context())
+    made = samples.build(dataclasses.replace(result, rows=(zeros, *result.rows[1:])), samples.context())
     assert made["verdict"] == "parity"
     assert 0.99 < made["parity"]["cosine_similarity"] < 1.0
 

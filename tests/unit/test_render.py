@@ -58,7 +58,7 @@ def test_a_divergence_shows_the_layers_operations() -> None:
 
 def test_nothing_that_was_not_compared_looks_compared() -> None:
     skip = Skip(2, "blk.1.l_out", "the candidate did not give it")
-    made = evidence.build("layers", samples.layers_result(skipped=(skip,)), samples.context())
+    made = samples.build(samples.layers_result(skipped=(skip,)), samples.context())
     text = shown(made)
     assert cells(text, "layer 1") == ["layer 1", "=", "=", "skipped"]
     assert "INCOMPLETE  bitnet_py against bitnet.cpp (live): 14 of 15 comparisons" in text
@@ -68,8 +68,8 @@ def test_nothing_that_was_not_compared_looks_compared() -> None:
 def test_invalid_rows_are_called_so() -> None:
     result = samples.layers_result()
     broken = dataclasses.replace(result.rows[1], nmse=None, max_abs=None, cosine=None, note="candidate: 3 NaN")
-    made = evidence.build(
-        "layers", dataclasses.replace(result, rows=(result.rows[0], broken, *result.rows[2:])), samples.context()
+    made = samples.build(
+        dataclasses.replace(result, rows=(result.rows[0], broken, *result.rows[2:])), samples.context()
     )
     text = shown(made)
     assert cells(text, "layer 0")[1] == "invalid"
@@ -79,7 +79,7 @@ def test_invalid_rows_are_called_so() -> None:
 def test_many_decoded_tokens_share_a_column_that_shows_the_worst() -> None:
     plan = (samples.PLAN[0], *(PassPlan("decode", (7,), 3 + index) for index in range(9)))
     errors = {(4, "blk.1.l_out"): 1e-3, (8, "blk.1.l_out"): 1e-2}
-    made = evidence.build("layers", samples.layers_result(errors, plan=plan), samples.context())
+    made = samples.build(samples.layers_result(errors, plan=plan), samples.context())
     worst = next(row for row in made["results"]["rows"] if (row["pass_index"], row["tap"]) == (8, "blk.1.l_out"))
     text = shown(made)
     assert "9 more, worst" in text

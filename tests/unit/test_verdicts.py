@@ -1,0 +1,147 @@
+"""Who is wrong: every verdict from the command line, with engines that are wrong in a known place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from strangers import PROMPT, Fault, run
+
+from crossval import receipt, taps
+from crossval.modelfile import SEPARATE_OUTPUT_NOTE
+
+Record = Callable[..., Path]
+ROLLED = Fault(rolled_from="1/ffn_sub_norm")
+OTHER = Fault(rolled_from="0/ffn_sub_norm")
+OUTLINE = taps.outline_taps(2)
+
+
+def diff(model: Path, candidate: Path, reference: Path, folder: Path) -> tuple[int, receipt.Receipt]:
+    out = folder / "d.json"
+    result = run("diff", candidate, reference, "--model", model, "--receipt", out)
+    made = receipt.read(out)
+    assert run("gate", out, "--allow-compute", "recorded").exit_code == 1, "one build of one library"
+    return result.exit_code, made
+
+
+def guilty(made: receipt.Receipt, side: str) -> str | None:
+    found = made["audit"][side]["first_guilty"]
+    return None if found is None else found["tap"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict", "candidate_tap", "reference_tap"),
+    [
+        (None, None, "parity", None, None),
+        (ROLLED, None, "candidate_defect", "blk.1.ffn_sub_norm", None),
+        (None, ROLLED, "reference_defect", None, "blk.1.ffn_sub_norm"),
+        (ROLLED, ROLLED, "shared_deviation", "blk.1.ffn_sub_norm", "blk.1.ffn_sub_norm"),
+        (OTHER, ROLLED, "both_differ", "blk.0.ffn_sub_norm", "blk.1.ffn_sub_norm"),
+    ],
+)
+def test_each_verdict(
+    model_path: Path,
+    record: Record,
+    tmp_path: Path,
+    ours: Fault | None,
+    theirs: Fault | None,
+    verdict: str,
+    candidate_tap: str | None,
+    reference_tap: str | None,
+) -> None:
+    code, made = diff(model_path, record("other", ours), record(fault=theirs), tmp_path)
+    assert made["verdict"] == verdict
+    assert code == (0 if verdict == "parity" else 1)
+    assert (guilty(made, "candidate"), guilty(made, "reference")) == (candidate_tap, reference_tap)
+    assert made["parity"]["status"] == ("parity" if ours == theirs else "divergence")
+
+
+def test_a_defect_the_direct_comparison_tolerates_is_a_defect(
+    model_path: Path, record: Record, tmp_path: Path
+) -> None:
+    fault = Fault(scaled=(("blk.1.ffn_act", 1.0005),))
+    code, made = diff(model_path, record("other", fault), record(), tmp_path)
+    assert (code, made["verdict"], made["parity"]["status"]) == (1, "candidate_defect", "parity")
+    assert made["first_divergence"] is None
+    found = made["audit"]["candidate"]["first_guilty"]
+    assert (found["tap"], found["pass_index"], found["n_beyond"]) == ("blk.1.ffn_act", 0, 1)
+    states = {row["tap"]: row["status"] for row in made["audit"]["candidate"]["rows"]}
+    # the recording was changed, not the engine: the operation that reads it did not see the change
+    assert {tap for tap, state in states.items() if state != "ok"} == {"blk.1.ffn_act", "blk.1.ffn_out"}
+
+
+def test_values_that_are_not_finite_convict(model_path: Path, record: Record, tmp_path: Path) -> None:
+    code, made = diff(model_path, record("other"), record(fault=Fault(invalid="blk.0.kqv_out")), tmp_path)
+    assert (code, made["verdict"]) == (1, "reference_defect")
+    found = made["audit"]["reference"]["first_guilty"]
+    assert (found["tap"], found["status"], found["ratio"]) == ("blk.0.kqv_out", "invalid", None)
+
+
+def test_the_head_a_model_has_of_its_own_and_the_reference_ignores(
+    make_model: Callable[..., Path], record: Record, tmp_path: Path
+) -> None:
+    model = make_model(untied_head=True)
+    golden, out = record(model=model, fault=Fault(ignores_output=True)), tmp_path / "r.json"
+    result = run("layers", "--prompt", PROMPT, "--model", model, "--reference", golden, "--receipt", out)
+    assert result.exit_code == 1, result.output
+    made = receipt.read(out)
+    assert (made["verdict"], guilty(made, "candidate"), guilty(made, "reference")) == (
+        "reference_defect",
+        None,
+        "result_output",
+    )
+    assert SEPARATE_OUTPUT_NOTE in made["notes"]
+    assert SEPARATE_OUTPUT_NOTE in result.stdout
+    assert made["audit"]["reference"]["rows"][-2]["status"] == "ok"
+
+
+def test_an_outline_is_judged_in_segments(model_path: Path, record: Record, tmp_path: Path) -> None:
+    code, made = diff(model_path, record("other"), record(taps=OUTLINE), tmp_path)
+    assert (code, made["verdict"]) == (0, "parity")
+    audit = made["audit"]["reference"]
+    assert audit["n_covered"] == audit["n_ops"] == 43 * 3
+    assert [row["tap"] for row in audit["rows"]] == OUTLINE
+    # a later pass's segment also spans the keys and values of the passes before it
+    assert [row["n_ops"] for row in audit["rows"]] == [3, 20 + 24 + 28, 20 + 24 + 28, 3, 3]
+
+
+def test_an_outline_names_the_layer(model_path: Path, record: Record, tmp_path: Path) -> None:
+    code, made = diff(model_path, record("other"), record(fault=ROLLED, taps=OUTLINE), tmp_path)
+    assert (code, made["verdict"], guilty(made, "reference")) == (1, "reference_defect", "blk.1.l_out")
+
+
+def test_a_trace_without_what_an_audit_needs_is_incomplete(
+    model_path: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head alone is missing: nothing is wrong, and nothing is proven."""
+    from crossval.audit.run import _Party
+
+    whole = _Party.capture
+
+    def capture(self: Any, names: Any) -> None:
+        whole(self, [name for name in names if name != "result_output"])
+
+    monkeypatch.setattr(_Party, "capture", capture)
+    code, made = diff(model_path, record("other"), record(), tmp_path)
+    assert (code, made["verdict"], made["parity"]["status"]) == (3, "incomplete", "parity")
+    assert made["audit"]["candidate"]["verdict"] == "incomplete"
+    assert made["audit"]["candidate"]["n_covered"] == 42 * 3
+
+
+def test_an_engine_that_does_not_say_how_it_rounds(model_path: Path, record: Record, tmp_path: Path) -> None:
+    code, made = diff(model_path, record("other", anonymous=True), record(), tmp_path)
+    assert (code, made["verdict"]) == (0, "parity")
+    readings = {row["tap"]: row["reading"] for row in made["audit"]["candidate"]["rows"]}
+    assert readings["blk.0.kq"] == "q and k in F16"
+    assert readings["blk.0.ffn_act"] is None
+
+
+def test_the_specification_against_itself_is_clean_by_construction(model_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    args = ("--prompt", PROMPT, "--model", model_path, "--decode", "1", "--receipt", out)
+    assert run("layers", *args, "--reference", "spec").exit_code == 0
+    made = receipt.read(out)
+    assert {audit["verdict"] for audit in made["audit"].values()} == {"clean"}
+    assert max(row["ratio"] for row in made["audit"]["reference"]["rows"]) <= 1.0
