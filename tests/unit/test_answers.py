@@ -49,7 +49,10 @@ GARBLED: dict[str, tuple[dict[str, Any], str]] = {
     "special token inside": ({"token_ids": (5, SPECIAL, 6, EOS)}, "special token 250"),
     "the same token": ({"token_ids": (5, 6, 6, 6, 6, EOS)}, "token 6 stands 4 times in a row"),
     "a loop": ({"token_ids": (5, 6) * 4 + (EOS,)}, "only 2 different"),
-    "a loop at the end": ({"token_ids": (*range(20, 40), *(5, 6, 7) * 8, EOS)}, "last 24 tokens are only 3 different"),
+    "a loop at the end": (
+        {"token_ids": (*range(20, 40), *(5, 6, 7) * 8, EOS)},
+        "last 24 tokens are only 3 different",
+    ),
     "logits": ({"token_ids": (5,), "finish": "invalid"}, "not finite"),
 }
 
