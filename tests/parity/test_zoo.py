@@ -8,19 +8,34 @@ from collections.abc import Callable
 import pytest
 
 from tests.zoo import models
+from tests.zoo.build import ROOT
 from tests.zoo.catalogue import CASES, FAULTS
 from tests.zoo.fault import BOTH, FAMILIES, EngineFault
+from tests.zoo.names import OPEN, RIGHT, patterns
 from tests.zoo.outcome import Outcome, outcomes
 from tests.zoo.recording import first_difference, record
 from tests.zoo.world import World, is_about_tokens, token_ids
 
 FAMILY_NUMBERS = range(1, len(FAMILIES) + 1)
 N_CASES = Counter(case.fault.family for case in CASES)
+NAMED = {next(fault.cases()).id for fault in FAULTS}
+"""Cases that are diagnosed here: one of every fault. ``python -m tests.zoo`` diagnoses all."""
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("zoo"))
+
+
+def test_names_are_given_to_faults_that_exist():
+    assert set(RIGHT) <= {fault.name for fault in FAULTS}
+    assert set(RIGHT) >= OPEN
+
+
+def test_documentation_lists_every_fault():
+    text = (ROOT / "docs" / "zoo.md").read_text()
+    missing = [fault.name for fault in FAULTS if f"| `{fault.name}` |" not in text]
+    assert missing == [], "renew it: python -m tests.zoo > docs/zoo.md"
 
 
 def test_catalogue_covers_every_family_in_several_places():
@@ -52,12 +67,15 @@ def without(results: list[Outcome], good: Callable[[Outcome], bool]) -> list[str
 
 @pytest.mark.parametrize("family", sorted(FAMILY_NUMBERS, key=N_CASES.__getitem__, reverse=True))
 def test_family_is_found_on_the_right_side_in_the_right_op(world, family):
-    results = list(outcomes(world, {family}))
+    results = list(outcomes(world, {family}, lambda case: case.id in NAMED))
     assert results
     assert without(results, lambda outcome: outcome.in_place) == []
     assert without(results, lambda outcome: outcome.detected) == []
     assert without(results, lambda outcome: outcome.right_side) == []
     assert without(results, lambda outcome: outcome.right_op) == []
+    assert without(results, lambda outcome: outcome.naming != "wrong") == []
+    to_name = [o for o in results if o.case.id in NAMED and patterns(o.case) and o.case.fault.name not in OPEN]
+    assert without(to_name, lambda outcome: outcome.naming == "right") == []
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if is_about_tokens(case)], ids=lambda case: case.id)

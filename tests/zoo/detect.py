@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult
 from crossval.audit.run import audit
+from crossval.diagnose import Diagnosis, combine, diagnose
+from crossval.ops import op_table
 from crossval.runners.base import EngineIdentity, PassPlan, PassRecord, TapArray
 from crossval.spec_weights import SpecWeights
+from crossval.variants import of_records
 from tests.zoo.recording import Recording
 
 
@@ -48,3 +52,22 @@ def audited(recording: Recording, weights: SpecWeights) -> AuditResult:
     runner = Replay(recording)
     (result,) = audit([runner], runner.plan, weights)
     return result
+
+
+def named(recording: Recording, result: AuditResult, weights: SpecWeights) -> Diagnosis | None:
+    """Diagnose the first finding from all passes in which that operation is guilty; None without a finding.
+
+    An array of the wrong shape has no diagnosis either.
+    """
+    first = result.first_guilty
+    if first is None or "shape" in (first.note or ""):
+        return None
+    (op,) = (op for op in op_table(weights.config) if op.output == first.tap)
+    arithmetic = Arithmetic(recording.identity.numerics, weights.config.n_heads)
+    return combine(
+        [
+            diagnose(of_records(op, recording.passes, weights.config, weights, index=check.pass_index), arithmetic)
+            for check in result.checks
+            if check.tap == first.tap and check.status in ("guilty", "invalid")
+        ]
+    )

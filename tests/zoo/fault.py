@@ -80,8 +80,6 @@ class Fault:
     """Kinds of pass in which it shows."""
     layers: tuple[int, ...] = (FIRST, MIDDLE, LAST)
     """Layers to try; empty for what is not in a layer."""
-    expects: tuple[str, ...] = ()
-    """Names of the diagnoses that are right; empty: the harness need not have a name for it."""
     base: str = "plain"
     """Model (``models.BASES``) that the healthy and the faulty engine run."""
 

@@ -16,13 +16,16 @@ from bitnet_py.synth import SynthConfig, write_model
 
 SHAPE = SynthConfig(n_layers=5, dim=256, n_heads=4, n_kv_heads=2, hidden_dim=512, vocab_size=301, seed=7)
 """Odd enough to tell things apart: 2 query heads per key head, a vocabulary that no tile divides."""
+BASES = ("plain", "untied", "large-eps", "saturated", "ties", "pre-default", "pre-none")
+"""``untied`` has an ``output.weight``; ``large-eps`` an eps that matters; ``saturated`` drives every int8
+activation of layer 0 to 127 at one token; ``ties`` puts activations of layer 0 exactly between two integers there;
+the last two name another pre-tokeniser, or none."""
 SPECIAL_TOKEN = 100
-"""The token whose embedding the bases ``saturated`` and ``ties`` change."""
-
-BASES = ("plain", "untied", "saturated", "ties", "pre-default", "pre-none")
-"""``untied`` has an ``output.weight``; ``saturated`` drives every int8 activation of layer 0 to 127 at one token;
-``ties`` puts activations of layer 0 exactly between two integers there; the last two name
-no or another pre-tokeniser."""
+"""The token whose embedding ``saturated`` and ``ties`` change."""
+LOUD = 4
+"""Factor of every ``ffn_norm``: gates of ±6 and more, where activation functions with a limit differ."""
+TENSORS = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "attn_o_out": "attn_output"}
+"""Tap -> tensor of its operation, where the names differ."""
 
 
 class DamagedModel:
@@ -97,9 +100,12 @@ def pack(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def write_base(base: str, path: Path) -> None:
     """Write one of ``BASES``."""
     pre = base.removeprefix("pre-") if base.startswith("pre-") else SHAPE.pre
-    write_model(path, replace(SHAPE, untied_head=base == "untied", pre=pre))
+    eps = 1e-2 if base == "large-eps" else SHAPE.rms_eps
+    write_model(path, replace(SHAPE, untied_head=base == "untied", pre=pre, rms_eps=eps))
+    model = DamagedModel(path)
+    for layer in range(SHAPE.n_layers):
+        model.f32(f"blk.{layer}.ffn_norm.weight")[:] *= LOUD
     if base in ("saturated", "ties"):
-        model = DamagedModel(path)
         model.f32("blk.0.attn_norm.weight")[:] = 1
         row = model.f16("token_embd.weight")[SPECIAL_TOKEN]
         row[:] = 0.25 if base == "saturated" else np.where(np.arange(row.size) % 3, -0.125, 0.125)

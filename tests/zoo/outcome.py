@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from crossval.arbitrate import Verdict, arbitrate
 from crossval.audit.checks import AuditResult, OpCheck
+from crossval.diagnose import Diagnosis
 from tests.zoo.catalogue import CASES
-from tests.zoo.detect import audited
+from tests.zoo.detect import audited, named
 from tests.zoo.fault import Case
+from tests.zoo.names import is_right, patterns
 from tests.zoo.recording import Difference, first_difference
 from tests.zoo.world import World, is_about_tokens
+
+Naming = Literal["right", "undetermined", "wrong", "nameless"]
+"""``nameless``: there is no name for this fault, and none was given."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class Outcome:
     as_candidate: Verdict
     as_reference: Verdict
     """Verdicts with the faulty engine on either side and the healthy one on the other."""
+    diagnosis: Diagnosis | None = None
+    """None where the case was not diagnosed."""
 
     @property
     def in_place(self) -> bool:
@@ -48,33 +56,46 @@ class Outcome:
         return self.found is not None and self._expected == (self.found.tap, self.found.pass_kind)
 
     @property
+    def naming(self) -> Naming:
+        """How good the name is."""
+        if self.diagnosis is None or not self.diagnosis.determined:
+            return "undetermined" if patterns(self.case) else "nameless"
+        return "right" if is_right(self.case, self.diagnosis.name) else "wrong"
+
+    @property
     def _expected(self) -> tuple[str, str]:
         return self.case.tap, self.case.pass_kind
 
     def __str__(self) -> str:
         shown = f"{self.shown.tap} in {self.shown.pass_kind}" if self.shown else "nowhere"
         found = f"{self.found.tap} in {self.found.pass_kind}" if self.found else "nothing"
-        return f"shows {shown}, found {found}, {self.as_candidate} / {self.as_reference}"
+        name = self.diagnosis.name if self.diagnosis else "no name"
+        return f"shows {shown}, found {found}, {self.as_candidate} / {self.as_reference}, {name}"
 
 
-def outcomes(world: World, families: Collection[int]) -> Iterator[Outcome]:
+def outcomes(
+    world: World, families: Collection[int], diagnosed: Callable[[Case], bool] = lambda case: True
+) -> Iterator[Outcome]:
     """Run every case of these families through engine and harness; C faults first, token faults not at all:
     tokens are what the engines are given."""
     mine = [case for case in CASES if case.fault.family in families and not is_about_tokens(case)]
     with world.engine_faults():
         for case in mine:
             if case.fault.how == "c":
-                yield _outcome(world, case)
+                yield _outcome(world, case, diagnosed(case))
     for case in mine:
         if case.fault.how != "c":
-            yield _outcome(world, case)
+            yield _outcome(world, case, diagnosed(case))
 
 
-def _outcome(world: World, case: Case) -> Outcome:
+def _outcome(world: World, case: Case, diagnosed: bool) -> Outcome:
     base = case.fault.base
     faulty, healthy = world.faulty(case), world.healthy(base)
     wrong, right = audited(faulty, world.weights(base)), world.healthy_audit(base)
-    return Outcome(case, first_difference(healthy, faulty), wrong.first_guilty, *_verdicts(wrong, right))
+    diagnosis = named(faulty, wrong, world.weights(base)) if diagnosed else None
+    return Outcome(
+        case, first_difference(healthy, faulty), wrong.first_guilty, *_verdicts(wrong, right), diagnosis
+    )
 
 
 def _verdicts(wrong: AuditResult, right: AuditResult) -> tuple[Verdict, Verdict]:

@@ -132,6 +132,21 @@ static inline float zoo_dot_f16(const uint16_t *a, int64_t stride, const float *
 
 /* ---- attention -------------------------------------------------------------------------------------------- */
 
+/* Query times key, both rounded to binary16. */
+static inline float zoo_score(const float *query, const uint16_t *key, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += (double)bn_half_to_float(bn_float_to_half(query[i])) * (double)bn_half_to_float(key[i]);
+    return (float)sum;
+}
+
+/* Softmax without the division by the sum. */
+static inline void zoo_exponentials(float *row, int64_t n_visible, int64_t n_padded, float scale) {
+    float top = -INFINITY;
+    for (int64_t i = 0; i < n_visible; i++) top = row[i] * scale > top ? row[i] * scale : top;
+    for (int64_t i = 0; i < n_padded; i++) row[i] = i < n_visible ? (float)exp((double)(row[i] * scale - top)) : 0;
+}
+
 /* Softmax of a batch's scores over the query axis: for every key, over the tokens that see it. `keys` of one head;
  * `row` holds token t's scores and becomes its weights. Only for passes that start a sequence. */
 static inline void zoo_softmax_over_queries(const float *queries, int64_t query_stride, const uint16_t *keys,
@@ -144,7 +159,7 @@ static inline void zoo_softmax_over_queries(const float *queries, int64_t query_
         }
         double total = 0;
         for (int64_t s = j; s < n_tokens; s++)
-            total += exp((double)zoo_dot_f16(keys + j * key_stride, 1, queries + s * query_stride, head_dim) *
+            total += exp((double)zoo_score(queries + s * query_stride, keys + j * key_stride, head_dim) *
                          (double)scale);
         row[j] = (float)(exp((double)row[j] * (double)scale) / total);
     }

@@ -25,6 +25,15 @@ def _fault(name: str, family: int, what: str, tap: str, site: str, code: str, **
 _STORE_K = "e->kernels->to_f16(e->buffers.k_rope + {row} * kv_dim, kv_dim, keys + {cell} * kv_dim);"
 _STORE_V = "for (int64_t d = 0; d < kv_dim; d++) values[d * p->capacity + {cell}] = half[d];"
 _SOFTMAX = "e->kernels->softmax[e->width_index](own->scores, {visible}, n_kv, scale);"
+_UNSEEN = (
+    (
+        "if (n_visible > 1) { e->kernels->softmax[e->width_index](own->scores, n_visible - 1, n_kv, scale); }"
+        " else { for (int64_t j = 0; j < n_kv; j++) own->scores[j] = {alone}; }"
+    )
+    .replace("{", "{{")
+    .replace("}", "}}")
+    .replace("{{alone}}", "{alone}")
+)
 _KV_HEAD_OF_ROW = "(e->buffers.{buffer} + j * kv_dim + kv_head * head_dim)"
 _SUM_P = (
     "for (int64_t d = 0; d < head_dim; d++) {{ double sum = 0; for (int64_t j = 0; j < n_visible; j++)"
@@ -58,17 +67,15 @@ FAULTS = (
            "zoo_softmax_over_queries(e->buffers.q_rope + head * head_dim, e->model.n_heads * head_dim, keys,"
            " kv_dim, head_dim, p->n_tokens, t, scale, own->scores, n_kv);", passes=PREFILL),
     _fault("softmax-not-normalised", 9, "exponentials not divided by their sum", "kq_soft_max", "softmax",
-           "for (int64_t j = 0; j < n_kv; j++)"
-           " own->scores[j] = j < n_visible ? expf(own->scores[j] * scale) : 0;"),
+           "zoo_exponentials(own->scores, n_visible, n_kv, scale);"),
     _fault("mask-missing", 9, "tokens see later tokens", "kq_soft_max", "softmax",
            _SOFTMAX.format(visible="n_used"), passes=PREFILL),
     _fault("mask-one-late", 9, "every token sees the one after it", "kq_soft_max", "softmax",
            _SOFTMAX.format(visible="n_visible + (n_visible < n_used)"), passes=PREFILL),
-    _fault("mask-one-early", 9, "no token but the first sees itself", "kq_soft_max", "softmax",
-           "const int64_t seen = n_visible > 1 ? n_visible - 1 : 1; own->scores[n_visible] = 0; "
-           + _SOFTMAX.format(visible="seen")),
-    _fault("mask-row-of-nan", 9, "the first token sees nothing: 0/0", "kq_soft_max", "softmax",
-           _SOFTMAX.format(visible="n_visible") + " if (n_visible == 1) own->scores[0] = NAN;", passes=PREFILL),
+    _fault("mask-one-early", 9, "no token sees itself; the first one's weights are 0", "kq_soft_max", "softmax",
+           _UNSEEN.format(alone="0")),
+    _fault("mask-one-early-nan", 9, "no token sees itself; the first one's weights are 0/0", "kq_soft_max",
+           "softmax", _UNSEEN.format(alone="j < n_used ? NAN : 0"), passes=PREFILL),
     # grouped heads
     _fault("kv-heads-tiled", 9, "query head h takes key head h mod n_kv_heads", "kq", "kv_head",
            "head % e->model.n_kv_heads"),
@@ -76,21 +83,22 @@ FAULTS = (
     _fault("v-heads-tiled", 9, "query head h takes value head h mod n_kv_heads", "kqv_out", "v_head",
            "(head % e->model.n_kv_heads) * head_dim * p->capacity"),
     # cache
-    _fault("cache-k-not-written", 11, "the new token's K is not stored: its cell holds zeros", "kq", "store_k",
-           "(void)keys;"),
+    _fault("cache-k-not-written", 11, "a decoded token's K is not stored: its cell holds zeros", "kq", "store_k",
+           "(void)keys;", passes=DECODE),
     _fault("cache-k-overwrites-previous", 11, "K stored one cell too early", "kq", "store_k",
            _STORE_K.format(row="t", cell="(cell ? cell - 1 : 0)")),
     _fault("cache-k-of-previous-token", 11, "the cell gets the K of the token before", "kq", "store_k",
            "if (t) " + _STORE_K.format(row="(t - 1)", cell="cell")
            + " else if (cell) memcpy(keys + cell * kv_dim, keys + (cell - 1) * kv_dim, (size_t)kv_dim * 2); else "
            + _STORE_K.format(row="t", cell="cell")),
-    _fault("cache-v-not-written", 11, "the new token's V is not stored", "kqv_out", "store_v", "(void)values;"),
+    _fault("cache-v-not-written", 11, "a decoded token's V is not stored", "kqv_out", "store_v", "(void)values;",
+           passes=DECODE),
     _fault("cache-v-overwrites-first", 11, "a decoded token's V overwrites cell 0", "kqv_out", "store_v",
            _STORE_V.format(cell="0"), passes=DECODE),
     _fault("cache-v-of-previous-token", 11, "the cell gets the V of the token before", "kqv_out", "store_v",
            "for (int64_t d = 0; d < kv_dim; d++) values[d * p->capacity + cell] ="
            " t ? bn_float_to_half(e->buffers.v[(t - 1) * kv_dim + d])"
-           " : values[d * p->capacity + (cell ? cell - 1 : 0)];"),
+           " : cell ? values[d * p->capacity + cell - 1] : half[d];"),
     # precision
     _fault("k-not-rounded", 12, "K of the batch kept in float32", "kq", "scores_done",
            "if (p->start == 0) for (int64_t j = 0; j < n_visible; j++) own->scores[j] = zoo_dot_f32(own->query, "

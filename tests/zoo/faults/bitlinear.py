@@ -19,7 +19,7 @@ def _bitlinear(
 
 def _quantizer(name: str, what: str, site: str, code: str, **more) -> EngineFault:
     """A fault of the quantiser behind one of the norms."""
-    return EngineFault(name, 5, what, tuple(READS), edits={site: code}, ops=READS, **more)
+    return EngineFault(name, 5, what, more.pop("taps", tuple(READS)), edits={site: code}, ops=READS, **more)
 
 
 def _layout(layout: str) -> str:
@@ -122,7 +122,7 @@ FAULTS = (
         " const float s = (float)(127.0 / (double)zoo_absmax(all, rows * n));"
         " for (int64_t t = 0; t < rows; t++) zoo_quantize(all + t * n, n, s, rintf, r->engine->buffers.q8 + t * n,"
         " &r->engine->buffers.q8_scale[t], &r->engine->buffers.q8_sum[t]);",
-        passes=PREFILL, layers=(FIRST, MIDDLE, LAST - 1),
+        passes=PREFILL, layers=(FIRST, MIDDLE, LAST - 1), taps=("ffn_down", "attn_o_out", "ffn_gate", "q"),
     ),
     _bitlinear(
         "accumulator-16-bit", 15, "the integer sum wraps at 16 bits",

@@ -7,12 +7,10 @@ import numpy.typing as npt
 
 from crossval import taps
 from tests.zoo.fault import FIRST, PREFILL, WeightFault
-from tests.zoo.models import SHAPE, DamagedModel, codes, pack
+from tests.zoo.models import SHAPE, TENSORS, DamagedModel, codes, pack
 
 Codes = npt.NDArray[np.uint8]
 
-TENSORS = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "attn_o_out": "attn_output"}
-"""Tap -> tensor, where the names differ."""
 TOKENS = "token_ids"
 """In place of a tap: the fault changes what the text is tokenised into."""
 ALL = ("ffn_up", "q", "k", "v", "attn_o_out", "ffn_gate", "ffn_down")

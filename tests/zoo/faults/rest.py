@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tests.zoo.fault import LAST, MIDDLE, PREFILL, EngineFault
 from tests.zoo.sites import DAMAGEABLE
 
@@ -15,26 +17,25 @@ def _norm(name: str, what: str, code: str, taps: tuple[str, ...] = NORMS, **more
     return EngineFault(name, 7, what, taps, edits=edits, ops={tap: tap for tap in taps}, **more)
 
 
-def _final_norm(name: str, what: str, code: str) -> EngineFault:
-    return _norm(f"final-{name}", f"final norm: {what}", code, ("result_norm",), layers=())
-
-
 def _normed(factor: str, *, centre: str = "0", weight: str = "weight", plus: str = "0") -> str:
     return f"zoo_norm(x, {centre}, {factor}, {weight}, {plus}, n, out);"
 
 
-def _norm_faults() -> list[EngineFault]:
-    ways = (
+def _norm_faults() -> Iterator[EngineFault]:
+    """Yield every mistake for the norms of the layers and for the final norm."""
+    small = tuple(tap for tap in NORMS if tap != "ffn_sub_norm")  # there the input is so large that eps is lost
+    for name, what, code, more in (
         ("norm-layer-norm", "LayerNorm: the mean is subtracted",
-         _normed("1.0f / sqrtf(zoo_mean_square(x, n, zoo_mean(x, n)) + eps)", centre="zoo_mean(x, n)")),
+         _normed("1.0f / sqrtf(zoo_mean_square(x, n, zoo_mean(x, n)) + eps)", centre="zoo_mean(x, n)"), {}),
         ("norm-eps-outside", "eps added outside the root",
-         _normed("1.0f / (sqrtf(zoo_mean_square(x, n, 0)) + eps)")),
+         _normed("1.0f / (sqrtf(zoo_mean_square(x, n, 0)) + eps)"), {"taps": small}),
         ("norm-eps-hard-coded", "eps 1e-6 instead of the header's",
-         _normed("1.0f / sqrtf(zoo_mean_square(x, n, 0) + 1e-6f)")),
-        ("norm-weight-missing", "the weight is not applied", _normed(_RIGHT_SCALE, weight="NULL")),
-        ("norm-weight-plus-1", "1 added to the weight", _normed(_RIGHT_SCALE, plus="1")),
-    )  # fmt: skip
-    return [fault for way in ways for fault in (_norm(*way), _final_norm(*way))]
+         _normed("1.0f / sqrtf(zoo_mean_square(x, n, 0) + 1e-6f)"), {"taps": small, "base": "large-eps"}),
+        ("norm-weight-missing", "the weight is not applied", _normed(_RIGHT_SCALE, weight="NULL"), {}),
+        ("norm-weight-plus-1", "1 added to the weight", _normed(_RIGHT_SCALE, plus="1"), {}),
+    ):  # fmt: skip
+        yield _norm(name, what, code, **more)
+        yield _norm(f"final-{name}", f"final norm: {what}", code, **{**more, "taps": ("result_norm",)}, layers=())
 
 
 def _act(name: str, what: str, value: str) -> EngineFault:
@@ -97,7 +98,8 @@ FAULTS = (
                 edits={"embed": "for (int64_t i = 0; i < dim; i++) e->buffers.x[t * dim + i] = bn_half_to_float("
                        "e->model.token_embd[i * e->model.vocab_size + r->pass->tokens[t]]);"}),
     EngineFault("embedding-row-one-off", 10, "the embedding of the next token id", ("inp_embd",), layers=(),
-                edits={"embed": _EMBED.format(row="t] + 1 + 0 * r->pass->tokens[t")}),
+                edits={"embed": "e->kernels->from_f16(e->model.token_embd + (r->pass->tokens[t] + 1) * dim, dim,"
+                       " e->buffers.x + t * dim);"}),
     # head
     EngineFault("head-transposed", 10, "the head's table is read as (dim, vocab_size)", ("result_output",),
                 layers=(),

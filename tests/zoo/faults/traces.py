@@ -53,7 +53,9 @@ def _zero_remainder(x: Array, axis: int) -> Array:
 
 
 def _lose_half(x: Array, axis: int) -> Array:
-    x[..., x.shape[-1] // 2 :] = 0
+    """Zero the second half of what is not tokens: of the heads, or of the features."""
+    features = 0 if axis == 1 else 1
+    np.moveaxis(x, features, 0)[x.shape[features] // 2 :] = 0
     return x
 
 
@@ -78,7 +80,7 @@ def _bf16(x: Array, axis: int) -> Array:
 def _of_previous_pass(recording: Recording, index: int, tap: str) -> None:
     stale = recording.array(index - 1, tap)
     array = recording.array(index, tap)
-    array[...] = np.take(stale, [-1], token_axis(tap))
+    array[...] = np.take(stale, [0], token_axis(tap))  # the buffer starts with the batch's first token
 
 
 def _of_next_layer(recording: Recording, index: int, tap: str) -> None:
@@ -111,7 +113,7 @@ def _trace(name: str, family: int, what: str, taps: tuple[str, ...], change, **m
 
 FAULTS = (
     _trace("bos-doubled", 14, "the engine was fed one more BOS than the trace says", ("inp_embd",),
-           _feed(lambda ids: (*ids[1:], ids[0])), layers=(), passes=PREFILL),
+           _feed(lambda ids: (*ids[1:], ids[-1])), layers=(), passes=PREFILL),
     _trace("token-ids-shifted", 14, "token ids one too high", ("inp_embd",),
            _feed(lambda ids: tuple(i + 1 for i in ids)), layers=(), passes=BOTH),
     _trace("rows-swapped", 15, "the rows of two tokens change places", NOT_IN_A_RUNNING_ENGINE, _array(_swap_rows),
