@@ -36,11 +36,11 @@ ADVICE: dict[Verdict, Advice] = {
     ),
     "reference_defect": Advice(
         "The reference is wrong: the candidate does what the model defines.",
-        "Do not change the candidate. Report the operation named below to the reference's authors.",
+        "Do not change the candidate. Report the operation named above to the reference's authors.",
     ),
     "candidate_defect": Advice(
         "The candidate is wrong: the reference does what the model defines.",
-        "Fix the operation named below in the candidate; everything before it is right.",
+        "Fix the operation named above in the candidate; everything before it is right.",
     ),
     "both_differ": Advice(
         "Both engines differ from the specification, each in its own way.",

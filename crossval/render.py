@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossval import compare, evidence, render_smoke, taps
+from crossval import compare, evidence, render_audit, render_smoke, taps
 from crossval.compare import GreedyPrompt, LayersResult, TapRow
 from crossval.console import VERDICT_STYLE, clip, new_table, percent
 from crossval.console import console as console
@@ -37,16 +37,17 @@ def show_receipt(out: Console, receipt: Receipt) -> None:
     elif receipt["kind"] == "greedy":
         result = evidence.greedy_from_json(receipt)
         show_line(out, "\nToken by token; '=': all bits of the logits are equal.")
-        out.print(greedynew_table(result.prompts))
+        out.print(greedy_table(result.prompts))
     else:
         layers = evidence.layers_from_json(receipt)
         show_line(out, "\nTap by tap; '=': all bits are equal, else NMSE (and relative error over its floor).")
-        out.print(layersnew_table(layers))
+        out.print(layers_table(layers))
         for index, layer in _detailed(layers):
             rows = [row for row in layers.rows if row.pass_index == index and taps.parse(row.tap).layer == layer]
             if len(rows) > 1:
                 show_line(out, f"\nOperations of layer {layer} in pass {index} ({rows[0].pass_kind}).")
-                out.print(opsnew_table(rows))
+                out.print(ops_table(rows))
+        render_audit.show_audits(out, receipt)
     show_verdict(out, receipt)
 
 
@@ -83,7 +84,7 @@ def _engine(party: Mapping[str, Any]) -> str:
     return ", ".join(facts)
 
 
-def layersnew_table(result: LayersResult) -> Table:
+def layers_table(result: LayersResult) -> Table:
     """Return one line per embedding, layer and head tap, one column per pass; many decoded tokens share one."""
     found = {(row.pass_index, row.tap): row for row in result.rows}
     skipped = {(skip.pass_index, skip.tap) for skip in result.coverage.skipped}
@@ -150,7 +151,7 @@ def _detailed(result: LayersResult) -> list[tuple[int, int]]:
     return [(place.pass_index, place.layer)] if place is not None and place.layer is not None else []
 
 
-def opsnew_table(rows: Sequence[TapRow]) -> Table:
+def ops_table(rows: Sequence[TapRow]) -> Table:
     """Return every metric of the operations of one layer, in execution order."""
     table = new_table()
     names = ("op", "state", "bits equal", "max ulp", "cosine", "NMSE", "floors", "worst token", "max abs", "norm")
@@ -174,7 +175,7 @@ def opsnew_table(rows: Sequence[TapRow]) -> Table:
     return table
 
 
-def greedynew_table(prompts: Sequence[GreedyPrompt]) -> Table:
+def greedy_table(prompts: Sequence[GreedyPrompt]) -> Table:
     """Return one line per prompt: tokens that match, first difference, and how far the logits are apart."""
     table = new_table()
     for name in ("#", "prompt", "equal tokens", "forced", "first difference", "logits", "least margin"):
@@ -207,7 +208,7 @@ def _first_difference(prompt: GreedyPrompt) -> Text:
 
 
 def show_verdict(out: Console, receipt: Receipt) -> None:
-    """Print the verdict line, the first divergence and the notes."""
+    """Print the verdict line, what follows from it, the first divergence and the notes."""
     verdict, parity, coverage = receipt["verdict"], receipt["parity"], receipt["coverage"]
     who = (
         f"{receipt['candidate']['name']} against {receipt['reference']['name']} ({receipt['reference']['status']})"
@@ -220,6 +221,8 @@ def show_verdict(out: Console, receipt: Receipt) -> None:
     elif rate is not None:
         line.append(", all bits equal" if rate == 1.0 else f", {percent(rate)} of the values bit-equal")
     out.print(line, soft_wrap=True)
+    if receipt["kind"] in evidence.AUDITED:
+        render_audit.show_advice(out, receipt)
     _show_place(out, "first divergence", receipt["first_divergence"])
     if receipt["first_inexact"] != receipt["first_divergence"]:
         _show_place(out, "first inexact bits", receipt["first_inexact"])
