@@ -112,8 +112,8 @@ def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosi
     if context.is_linear and len(seen) > 1:
         rough = _Search(seen[:1], arithmetic).run(tried)
         far = [s for s in rough if np.median(s.residual) > ROUGH]
-        names = {_name(s) for s in far}
-        tried = [c for c in tried if c.name not in names]
+        settled = {id(s.candidate) for s in far}
+        tried = [c for c in tried if id(c) not in settled]
     scores = far + search.run(tried)
     if not _accepted(scores, search.specification) or any(_has_more(s) for s in scores if s.fits):
         scores += search.run(candidates(seen[0], deferred=True))
@@ -122,8 +122,8 @@ def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosi
         whole = _Search([c.sampled(None) for c in contexts], arithmetic)
         close = sorted((s for s in scores if s.fits), key=lambda s: s.total)[:N_CONFIRMED]
         confirmed = whole.run(s.candidate for s in close if s.candidate is not None) if close else []
-        names = {_name(s) for s in confirmed}
-        scores = confirmed + [s for s in scores if _name(s) not in names]
+        seen_whole = {id(s.candidate) for s in confirmed}
+        scores = confirmed + [s for s in scores if id(s.candidate) not in seen_whole]
         specification = whole.specification if close else specification
     return _decide(contexts[0], scores, specification)
 
@@ -235,8 +235,9 @@ def _decide(context: Context, scores: list[_Score], specification: _Score) -> Di
     best = accepted[0]
     level = GAP * max(best.total, U)
     same = [s for s in ranked if s.total < level]
-    others = [s for s in ranked if s.total >= level]
-    explained = [_explain(s) for s in same]
+    names = {_name(s) for s in same}
+    others = [s for s in ranked if s.total >= level and _name(s) not in names]
+    explained = list(dict.fromkeys(_explain(s) for s in same))
     name, family, sentence = _verdict(explained)
     return Diagnosis(
         name=name,

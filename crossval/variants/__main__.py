@@ -25,7 +25,7 @@ def variants_markdown() -> str:
     """Return the page: one table for each family."""
     sections = [HEADER]
     for family, title in FAMILIES.items():
-        rows = [_row(variant) for variant in VARIANTS if variant.family == family]
+        rows = dict.fromkeys(_row(variant) for variant in VARIANTS if variant.family == family)
         if rows:
             sections.append(f"## {family}. {title}\n\n| name | operations | what the engine does |\n|---|---|---|")
             sections[-1] += "".join(f"\n{row}" for row in rows) + "\n"
@@ -43,7 +43,7 @@ def _row(variant: Variant) -> str:
 
 
 def _cell(text: str) -> str:
-    for wordy in ("{0.start}", "{0.stop}", "{:g}", "{:+d}"):
+    for wordy in ("{0.start}", "{0.stop}", "{0.features.start}", "{0.features.stop}", "{:g}", "{:+d}"):
         text = text.replace(wordy, "{}")
     return text.replace("|", "\\|")
 

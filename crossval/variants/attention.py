@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from crossval.variants.context import Array, Context, Inapplicable
+from crossval.ops import rope
+from crossval.variants.context import Array, Context, Inapplicable, widen
 from crossval.variants.variant import Variant, on
 
 KQ = on("kq")
@@ -100,6 +101,14 @@ def _k_unrotated(context: Context) -> Array:
     return context.op.function(context.inputs[0], context.round(1, context.cells("k")))
 
 
+def _rotated(context: Context, index: int) -> Array:
+    """Use an input rotated once more: V on its way into the cache, or Q or K a second time."""
+    x = widen(context.raw[index])
+    positions = context.positions if index == 0 else np.arange(x.shape[0])
+    turned = context.round(index, rope(x, positions, base=context.config.rope_base))
+    return context.op.function(*(turned if i == index else a for i, a in enumerate(context.inputs)))
+
+
 def _cells_of(tap: str) -> Callable[[Context], Array]:
     return lambda c: c.op.function(c.inputs[0], c.round(1, c.cells(tap)))
 
@@ -121,6 +130,15 @@ _SCORES = (
     ),
     Variant("q not rotated", 8, KQ, "queries are used as they were before RoPE", _q_unrotated),
     Variant("k not rotated", 8, KQ, "keys are stored as they were before RoPE", _k_unrotated),
+    Variant("q rotated again", 8, KQ, "queries are rotated a second time", lambda c: _rotated(c, 0)),
+    Variant("k rotated again", 8, KQ, "keys are rotated a second time", lambda c: _rotated(c, 1)),
+    Variant(
+        "RoPE applied to V",
+        8,
+        KQV,
+        "values are rotated on their way into the cache; only queries and keys should be",
+        lambda c: _rotated(c, 1),
+    ),
     Variant("V read as K", 11, KQ, "values are read where keys should be", _cells_of("v")),
     Variant("K read as V", 11, KQV, "rotated keys are read where values should be", _cells_of("k_rope")),
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from crossval.geometry import pass_kind
 from crossval.variants.context import Array, Context, Inapplicable
 from crossval.variants.variant import Variant, on
 
@@ -14,35 +15,74 @@ READS_CACHE = on("kq", "kqv_out")
 MOST_CELLS = 512
 """Cells tried one by one."""
 
-CellChange = Callable[[Array, int], None]
-"""Changes cells ``(n_kv, n_kv_heads, head_dim)`` in place; the pass's own ones start at the given index."""
+Write = Callable[[Array, Array, int, int], None]
+"""Stores ``n`` tokens from position ``start`` on: ``(cells, right cells, start, n)``, changing ``cells``."""
+SCOPES = ("this pass", "all passes", "prefill", "decode")
+"""Passes in which a mistake is made; it has the same name in all of them."""
 
 
-def _own_zero(cells: Array, start: int) -> None:
-    cells[start:] = 0.0
+def in_scope(scope: str, start: int, n_tokens: int, *, last: bool) -> bool:
+    """Return whether a mistake is made in a pass; ``last``: it is the one that is looked at."""
+    kind = pass_kind(n_tokens, start)
+    return scope in ("all passes", kind) or (scope == "this pass" and last)
 
 
-def _own_late(cells: Array, start: int) -> None:
-    cells[start:] = cells[start - 1 : -1].copy()
+def passes(context: Context) -> list[tuple[int, int, bool]]:
+    """Return start, length and whether it is the last of every pass that wrote to the cache."""
+    lengths = context.lengths("k_rope" if context.op.name == "kq" else "v")
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(int).tolist()
+    return [(start, n, i == len(lengths) - 1) for i, (start, n) in enumerate(zip(starts, lengths, strict=True))]
 
 
-def _all_late(cells: Array, start: int) -> None:
-    cells[1:] = cells[:-1].copy()
+def _stored(write: Write) -> Callable[[Context, str], Array]:
+    """Return a variant that fills the cache pass by pass, wrongly in some."""
+
+    def function(c: Context, scope: str) -> Array:
+        right = c.inputs[1]
+        cells = np.zeros_like(right)
+        for start, n, last in passes(c):
+            if in_scope(scope, start, n, last=last):
+                write(cells, right, start, n)
+            else:
+                cells[start : start + n] = right[start : start + n]
+        return c.op.function(c.inputs[0], cells)
+
+    return function
+
+
+def _not_written(cells: Array, right: Array, start: int, n: int) -> None:
+    pass
+
+
+def _late(cells: Array, right: Array, start: int, n: int) -> None:
+    cells[start : start + n] = right[np.maximum(np.arange(start, start + n) - 1, 0)]
+
+
+def _late_from_cache(cells: Array, right: Array, start: int, n: int) -> None:
+    before = cells[start - 1 : start].copy() if start else right[:1]
+    cells[start : start + n] = np.concatenate([before, right[start : start + n - 1]])
+
+
+def _late_in_pass(cells: Array, right: Array, start: int, n: int) -> None:
+    cells[start : start + n] = right[np.maximum(np.arange(start, start + n) - 1, start)]
+
+
+def _early(cells: Array, right: Array, start: int, n: int) -> None:
+    for position in range(start, start + n):
+        cells[max(position - 1, 0)] = right[position]
+
+
+def _early_first_lost(cells: Array, right: Array, start: int, n: int) -> None:
+    for position in range(max(start, 1), start + n):
+        cells[position - 1] = right[position]
+
+
+def _restarted(cells: Array, right: Array, start: int, n: int) -> None:
+    cells[:n] = right[start : start + n]
 
 
 def _first_overwritten(cells: Array, start: int) -> None:
     cells[0] = cells[-1]
-
-
-def _early(cells: Array, start: int) -> None:
-    cells[start - 1 : -1] = cells[start:].copy()
-    cells[-1] = 0.0
-
-
-def _restarted(cells: Array, start: int) -> None:
-    own = cells[start:].copy()
-    cells[start:] = 0.0
-    cells[: len(own)] = own
 
 
 def _forgotten(cells: Array, start: int) -> None:
@@ -53,14 +93,14 @@ def _reversed(cells: Array, start: int) -> None:
     cells[:] = cells[::-1].copy()
 
 
-def _changed(change: CellChange, *, later_pass: bool = False) -> Callable[[Context], Array]:
+def _changed(change: Callable[[Array, int], None]) -> Callable[[Context], Array]:
+    """Return a variant that changes the cells as they are read; the pass's own start at the given index."""
+
     def function(c: Context) -> Array:
-        cells = c.inputs[1]
-        start = cells.shape[0] - c.n_tokens
-        if cells.shape[0] < 2 or (later_pass and start == 0):
+        cells = c.inputs[1].copy()
+        if cells.shape[0] < 2:
             raise Inapplicable
-        cells = cells.copy()
-        change(cells, start)
+        change(cells, cells.shape[0] - c.n_tokens)
         return c.op.function(c.inputs[0], cells)
 
     return function
@@ -101,48 +141,31 @@ def _single(context: Context, cell: _Cell) -> Array:
     return output + (first[:, :, at].T[:, :, None] * change).reshape(output.shape)
 
 
-def _named(name: str, explanation: str, change: CellChange, *, later_pass: bool = False) -> Variant:
-    return Variant(name, 11, READS_CACHE, explanation, _changed(change, later_pass=later_pass))
+def _store(name: str, explanation: str, write: Write) -> Variant:
+    return Variant(name, 11, READS_CACHE, explanation, _stored(write), lambda c: SCOPES)
 
+
+def _read(name: str, explanation: str, change: Callable[[Array, int], None]) -> Variant:
+    return Variant(name, 11, READS_CACHE, explanation, _changed(change))
+
+
+_LATE = "own cells hold the token before", "the cells of a pass's own tokens hold those of the token before"
+_EARLY = "own cells stored one too early", "a pass's tokens were stored one cell too early"
 
 VARIANTS = (
-    _named(
+    _store(
         "own cells not written",
-        "the cells of this pass's own tokens hold zeros: they were not stored before being read",
-        _own_zero,
-        later_pass=True,
+        "the cells of a pass's own tokens hold zeros: they were not stored before being read",
+        _not_written,
     ),
-    _named(
-        "own cells hold the token before",
-        "the cells of this pass's own tokens hold those of the token before",
-        _own_late,
-        later_pass=True,
-    ),
-    _named("every cell holds the token before", "every cell holds what belongs one position later", _all_late),
-    _named(
-        "cell 0 overwritten by the newest", "cell 0 holds what belongs to the newest token", _first_overwritten
-    ),
-    _named(
-        "own cells stored one too early",
-        "this pass's tokens were stored one cell too early; the last cell is empty",
-        _early,
-        later_pass=True,
-    ),
-    _named(
-        "cache restarts at cell 0",
-        "this pass's tokens were stored from cell 0 on; their own cells are empty",
-        _restarted,
-        later_pass=True,
-    ),
-    _named("earlier passes forgotten", "the cells of all earlier passes hold zeros", _forgotten, later_pass=True),
-    _named("cells in reverse order", "cells are read from the last to the first", _reversed),
-    Variant(
-        "cell {}",
-        11,
-        READS_CACHE,
-        "KV cell {}",
-        _single,
-        _cells,
-        group="one wrong KV cell",
-    ),
+    _store(*_LATE, _late),
+    _store(*_LATE, _late_from_cache),
+    _store(*_LATE, _late_in_pass),
+    _store(*_EARLY, _early),
+    _store(*_EARLY, _early_first_lost),
+    _store("cache restarts at cell 0", "a pass's tokens were stored from cell 0 on", _restarted),
+    _read("cell 0 overwritten by the newest", "cell 0 holds what belongs to the newest token", _first_overwritten),
+    _read("earlier passes forgotten", "the cells of all earlier passes hold zeros", _forgotten),
+    _read("cells in reverse order", "cells are read from the last to the first", _reversed),
+    Variant("cell {}", 11, READS_CACHE, "KV cell {}", _single, _cells, group="one wrong KV cell"),
 )

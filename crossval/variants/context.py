@@ -203,6 +203,15 @@ class Context:
             raise Inapplicable
         return np.concatenate(arrays)
 
+    def lengths(self, tap: str) -> list[int]:
+        """Return how many tokens the passes so far had, this one last, by a tap of this layer."""
+        name = self.name(tap)
+        parts = [taken.get(name) for taken in (*self.previous, self.values)]
+        found = [part.array.shape[0] for part in parts if part is not None and part.rows is None]
+        if len(found) != len(parts):
+            raise Inapplicable
+        return found
+
     @property
     def whole_pass(self) -> bool:
         """Whether the output covers every token of the pass."""

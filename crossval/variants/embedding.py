@@ -10,7 +10,7 @@ import numpy as np
 from crossval.audit.bounds import to_f16
 from crossval.variants.context import Array, Context, Inapplicable
 from crossval.variants.linear import head, input_scale, quantize
-from crossval.variants.precision import f16_read_as_bf16, to_bf16, truncate_bf16
+from crossval.variants.precision import bf16_read_as_f16, f16_read_as_bf16, to_bf16, truncate_bf16
 from crossval.variants.variant import Variant, on
 
 EMBED = on("inp_embd")
@@ -72,6 +72,13 @@ _EMBED = (
         EMBED,
         "the table is read as (dim, vocab_size)",
         lambda c: _transposed_table(c.vector)[c.inputs[0]].astype(np.float64),
+    ),
+    Variant(
+        "embedding BF16 read as F16",
+        12,
+        EMBED,
+        "the table was stored as bfloat16 and its bits are read as binary16",
+        lambda c: bf16_read_as_f16(c.expected),
     ),
     Variant(
         "embedding F16 read as BF16",
@@ -211,6 +218,7 @@ _HEAD = (
     ),
     _table_rounded("rounded to BF16", to_bf16),
     _table_rounded("truncated to BF16", truncate_bf16),
+    _table_rounded("BF16 read as F16", bf16_read_as_f16),
     _table_rounded("F16 read as BF16", lambda t: f16_read_as_bf16(t)),
     Variant(
         "head table F32 rounded to F16",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +75,7 @@ def _zero_tokens(context: Context) -> Iterator[range]:
     if not context.whole_pass:
         return
     found = np.moveaxis(widen(context.recorded), token_axis(context.op.output), 0)
-    yield from _run(~found.reshape(found.shape[0], -1).any(axis=-1))
+    yield from _runs(~found.reshape(found.shape[0], -1).any(axis=-1))
 
 
 def _tokens_zeroed(context: Context, tokens: range) -> Array:
@@ -163,13 +164,18 @@ _TOKENS = (
 # --- features -------------------------------------------------------------------------------------------------
 
 
-def _run(flags: npt.ArrayLike) -> Iterator[range]:
-    """Yield the longest run of true flags, unless there is none or nothing else (single zeros occur by chance)."""
+MOST_RUNS = 3
+
+
+def _runs(flags: npt.ArrayLike) -> Iterator[range]:
+    """Yield the longest runs of true flags and the one at the end, unless all are true (zeros occur by chance)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], np.asarray(flags, np.bool_), [False]])))
-    starts, stops = edges[::2], edges[1::2]
-    if starts.size and not (starts[0] == 0 and stops[0] == np.size(flags)):
-        longest = int(np.argmax(stops - starts))
-        yield range(int(starts[longest]), int(stops[longest]))
+    runs = [range(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    if len(runs) == 1 and len(runs[0]) == np.size(flags):
+        return
+    longest = sorted(runs, key=len, reverse=True)[:MOST_RUNS]
+    yield from longest
+    yield from (run for run in runs[-1:] if run.stop == np.size(flags) and run not in longest)
 
 
 def _features_of(context: Context, array: Array) -> Array:
@@ -182,22 +188,42 @@ def _features_of(context: Context, array: Array) -> Array:
 def _zero_features(context: Context) -> Iterator[range]:
     """Find the slice of features that is zero in every token; read from what was recorded."""
     found = _features_of(context, widen(context.recorded))
-    yield from _run(~found.any(axis=tuple(range(found.ndim - 1))))
+    yield from _runs(~found.any(axis=tuple(range(found.ndim - 1))))
 
 
-def _stale_features(context: Context) -> Iterator[range]:
-    """Find the slice of features that still holds the last pass's values of the same shape."""
+class _Stale(NamedTuple):
+    """A slice of features that holds the pass before: which slice, and which of its tokens."""
+
+    features: range
+    end: str
+
+
+def _stale_features(context: Context) -> Iterator[_Stale]:
+    """Find the slices of features that still hold values of the pass before."""
     found = _features_of(context, widen(context.recorded))
-    yield from _run((found == _features_of(context, _stale(context))).all(axis=tuple(range(found.ndim - 1))))
+    for end in ENDS:
+        same = found == _features_of(context, _stale(context, end))
+        for features in _runs(same.all(axis=tuple(range(found.ndim - 1)))):
+            yield _Stale(features, end)
 
 
-def _stale(context: Context) -> Array:
-    """Return what the pass before left in the buffer: its values, as far as the shapes agree."""
-    if not context.previous or (before := context.previous[-1].get(context.op.output)) is None:
+ENDS = ("first", "last")
+
+
+def _stale(context: Context, end: str) -> Array:
+    """Return what the pass before left for as many tokens: its first ones (same place in the buffer) or last."""
+    before = context.previous[-1].get(context.op.output) if context.previous else None
+    if before is None:
         raise Inapplicable
-    if before.array.shape != context.recorded.shape:
+    axis, n = token_axis(context.op.output), context.recorded.shape[token_axis(context.op.output)]
+    total = before.array.shape[axis]
+    if total < n:
         raise Inapplicable
-    return widen(before.array)
+    rows = range(n) if end == "first" else range(total - n, total)
+    taken = widen(np.take(before.array, rows, axis=axis))
+    if taken.shape != context.recorded.shape:
+        raise Inapplicable
+    return taken
 
 
 def _sliced(context: Context, features: range, content: Array | float) -> Array:
@@ -217,11 +243,12 @@ def _sliced(context: Context, features: range, content: Array | float) -> Array:
     return flat.reshape(out.shape)
 
 
-def _all_stale(context: Context) -> Array:
-    return context.flat(_stale(context)).copy()
+def _all_stale(context: Context, end: str) -> Array:
+    return context.flat(_stale(context, end)).copy()
 
 
 _SLICE = "{0.start} to {0.stop} (exclusive)"
+_STALE_SLICE = "{0.features.start} to {0.features.stop} (exclusive)"
 
 _FEATURES = (
     Variant(
@@ -234,11 +261,11 @@ _FEATURES = (
         group="features never written",
     ),
     Variant(
-        f"features {_SLICE} stale",
+        f"features {_STALE_SLICE} stale",
         15,
         EVERY_OP,
-        f"features {_SLICE} still hold the values of the pass before (for scores: heads)",
-        lambda c, features: _sliced(c, features, _stale(c)),
+        f"features {_STALE_SLICE} still hold the values of the pass before (for scores: heads)",
+        lambda c, stale: _sliced(c, stale.features, _stale(c, stale.end)),
         _stale_features,
         group="features stale",
     ),
@@ -248,7 +275,14 @@ _WHOLE = (
     Variant(
         "output zero", 15, EVERY_OP, "the output was never written: all zeros", lambda c: np.zeros_like(c.target)
     ),
-    Variant("output stale", 15, EVERY_OP, "the output still holds the values of the pass before", _all_stale),
+    Variant(
+        "output stale",
+        15,
+        EVERY_OP,
+        "the output still holds the values of the pass before",
+        _all_stale,
+        lambda c: ENDS,
+    ),
     Variant("output negated", 15, EVERY_OP - BITLINEARS, "the output has the wrong sign", lambda c: -c.expected),
 )
 

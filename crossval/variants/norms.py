@@ -65,16 +65,10 @@ def _per_head(context: Context) -> Array:
 
 
 def _other_weights(context: Context) -> Iterator[str]:
-    own, layer, n_layers = context.op.weights[0], context.layer, context.config.n_layers
-    names = ["output_norm.weight"]
-    if layer is None:
-        names += [f"blk.{n_layers - 1}.attn_norm.weight", f"blk.{n_layers - 1}.ffn_norm.weight"]
-    else:
-        names += [context.name(f"{t}.weight") for t in ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")]
-        names += [f"blk.{j}.{context.op.name}.weight" for j in range(n_layers) if j != layer]
-    for name in names:
-        if name != own:
-            yield name
+    """Yield the norms of the whole model; those of another length do not apply."""
+    kinds = ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")
+    names = [f"blk.{layer}.{kind}.weight" for layer in range(context.config.n_layers) for kind in kinds]
+    return (name for name in ("output_norm.weight", *names) if name != context.op.weights[0])
 
 
 def _with_weight(context: Context, name: str) -> Array:

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from crossval import taps
 from crossval.audit.bounds import NORMS, U, to_f16
 from crossval.ops import rms_norm
+from crossval.variants.cache import SCOPES, in_scope, passes
 from crossval.variants.context import Array, Context, Inapplicable, widen
 from crossval.variants.variant import Variant, on
 
 ATTENTION = on("kq", "kqv_out")
 HEAD = on("result_output")
+ALL = "all passes"
 READS_F16 = ATTENTION | HEAD
 EVERY_OP = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS})
 
@@ -34,6 +37,12 @@ def truncate_bf16(x: Array) -> Array:
 def f16_read_as_bf16(x: Array) -> Array:
     """Interpret the bits of binary16 values as bfloat16."""
     return (x.astype(np.float16).view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def bf16_read_as_f16(x: Array) -> Array:
+    """Interpret the bits of values stored as bfloat16 as binary16."""
+    bits = (to_bf16(x).astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    return bits.view(np.float16).astype(np.float64)
 
 
 def to_q8_0(x: Array) -> Array:
@@ -73,23 +82,28 @@ def _apply(context: Context, inputs: list[Array]) -> Array:
     return context.op.function(*inputs, *own)
 
 
-def _missing(context: Context) -> Iterator[str]:
-    if not context.rounded:
-        return
-    yield from (_label(context, i) for i in _float_inputs(context) if context.rounded[i])
+def _cells_in(context: Context, inside: Array, outside: Array, scope: str) -> Array:
+    """Return cells of the cache: ``inside`` those stored in passes of the scope, ``outside`` the others."""
+    cells = outside.copy()
+    for start, n, last in passes(context):
+        if in_scope(scope, start, n, last=last):
+            cells[start : start + n] = inside[start : start + n]
+    return cells
 
 
-def _added(context: Context) -> Iterator[str]:
-    if not context.rounded:
-        return
-    yield from (_label(context, i) for i in _float_inputs(context) if not context.rounded[i])
+def _changed_input(context: Context, index: int, changed: Array, scope: str) -> Array:
+    """Compute with one input changed; cells of the cache only where the scope says."""
+    if scope != ALL:
+        changed = _cells_in(context, changed, context.inputs[index], scope)
+    return _apply(context, [changed if i == index else array for i, array in enumerate(context.inputs)])
 
 
-def _without(context: Context, label: str) -> Array:
-    inputs = [
-        widen(array) if _label(context, i) == label else context.inputs[i] for i, array in enumerate(context.raw)
-    ]
-    return _apply(context, inputs)
+def _without(context: Context, choice: _Choice) -> Array:
+    return _changed_input(context, choice.index, widen(context.raw[choice.index]), choice.scope)
+
+
+def _with_f16(context: Context, choice: _Choice) -> Array:
+    return _changed_input(context, choice.index, to_f16(widen(context.raw[choice.index])), choice.scope)
 
 
 def _no_f16(context: Context) -> Array:
@@ -98,22 +112,42 @@ def _no_f16(context: Context) -> Array:
     return _apply(context, [widen(array) for array in context.raw])
 
 
-def _input_as(context: Context, choice: tuple[int, str]) -> Array:
-    index, form = choice
-    rounded = FORMATS[form](widen(context.raw[index]))
-    return _apply(context, [rounded if i == index else array for i, array in enumerate(context.inputs)])
+def _input_as(context: Context, choice: _Choice) -> Array:
+    rounded = FORMATS[choice.form](widen(context.raw[choice.index]))
+    return _changed_input(context, choice.index, context.round(choice.index, rounded), choice.scope)
 
 
-class _Choice(tuple[int, str]):
-    """An input and a format, printed for people."""
+@dataclass(frozen=True)
+class _Choice:
+    """An input, the format it is rounded to, and in which passes; printed as its label."""
 
+    index: int
+    form: str
+    scope: str
     label: str
-
-    def __str__(self) -> str:
-        return self.label
 
     def __format__(self, spec: str) -> str:
         return self.label
+
+
+def _scopes(context: Context, index: int) -> tuple[str, ...]:
+    return SCOPES if context.op.inputs[index].endswith("_cache") else (ALL,)
+
+
+def _missing(context: Context) -> Iterator[_Choice]:
+    return _f16_choices(context, missing=True)
+
+
+def _added(context: Context) -> Iterator[_Choice]:
+    return _f16_choices(context, missing=False)
+
+
+def _f16_choices(context: Context, *, missing: bool) -> Iterator[_Choice]:
+    """Yield the inputs that are rounded to binary16, or are not, in every scope."""
+    for index in _float_inputs(context) if context.rounded else ():
+        if context.rounded[index] == missing:
+            for scope in _scopes(context, index):
+                yield _Choice(index, "F16", scope, _label(context, index))
 
 
 def _choices(context: Context) -> Iterator[_Choice]:
@@ -122,10 +156,9 @@ def _choices(context: Context) -> Iterator[_Choice]:
             if form == "Q8_0" and context.op.name not in ATTENTION:
                 continue
             if form == "F16" and (context.op.name in READS_F16 or context.op.name == "inp_embd"):
-                continue  # these are the roundings of bitnet.cpp itself: see below
-            choice = _Choice((index, form))
-            choice.label = f"{_label(context, index)} rounded to {form}"
-            yield choice
+                continue  # these are the roundings of bitnet.cpp itself: "missing" and "added"
+            for scope in _scopes(context, index):
+                yield _Choice(index, form, scope, f"{_label(context, index)} rounded to {form}")
 
 
 def _output_as(context: Context, form: str) -> Array:
@@ -154,9 +187,7 @@ _ROUNDINGS = (
         12,
         READS_F16,
         "{} is rounded to binary16 where bitnet.cpp does not",
-        lambda c, label: _apply(
-            c, [FORMATS["F16"](a) if _label(c, i) == label else c.inputs[i] for i, a in enumerate(c.raw)]
-        ),
+        _with_f16,
         _added,
     ),
     Variant("{}", 12, EVERY_OP, "{} on the way in", _input_as, _choices, group="input rounded"),

@@ -159,8 +159,8 @@ def _wrapped(context: Context) -> Array:
 
 def half_away(x: Array) -> Array:
     """Round halves away from zero, as C's ``round`` does."""
-    away: Array = np.trunc(x + np.copysign(0.5, x))
-    return away
+    whole = np.trunc(x)
+    return whole + np.where(np.abs(x - whole) >= 0.5, np.sign(x), 0.0)
 
 
 _ROUNDING = (
@@ -271,6 +271,20 @@ def _whole(limit: Callable[[Array], Array]) -> Product:
     return lambda codes, rows: limit((codes @ rows.T).astype(np.float64))
 
 
+def _with_product(dot: Product) -> Callable[[Context], Array]:
+    return lambda c: linear(c, dot=dot)
+
+
+def _whole_raw(limit: Callable[[Array], Array]) -> Product:
+    """The sum of codes 0, 1, 2 times int8 is limited; the sum of the activations is subtracted afterwards."""
+
+    def dot(codes: Array, rows: Array) -> Array:
+        raw = (codes @ (rows + np.float32(1)).T).astype(np.float64)
+        return limit(raw) - codes.astype(np.float64).sum(axis=-1, keepdims=True)
+
+    return dot
+
+
 _ACCUMULATOR = (
     Variant(
         "16-bit lanes wrap",
@@ -286,19 +300,10 @@ _ACCUMULATOR = (
         "16-bit partial sums (16 lanes, widened every 4096 elements) saturate",
         lambda c: linear(c, dot=_lanes(_saturate16)),
     ),
-    Variant(
-        "16-bit sum wraps",
-        15,
-        LINEAR,
-        "the whole sum is kept in 16 bits and wraps around",
-        lambda c: linear(c, dot=_whole(_wrap16)),
-    ),
-    Variant(
-        "16-bit sum saturates",
-        15,
-        LINEAR,
-        "the whole sum is kept in 16 bits and saturates",
-        lambda c: linear(c, dot=_whole(_saturate16)),
+    *(
+        Variant(f"16-bit sum {verb}", 15, LINEAR, f"the whole sum is kept in 16 bits and {what}", function)
+        for verb, what, limit in (("wraps", "wraps around", _wrap16), ("saturates", "saturates", _saturate16))
+        for function in (_with_product(_whole(limit)), _with_product(_whole_raw(limit)))
     ),
 )
 
