@@ -26,7 +26,7 @@ GAP = 10.0
 FLIPPED = 0.02
 """Largest relative distance a token may have because of activations on the other side of a rounding tie."""
 ROUGH = 0.05
-"""A variant at least this far from half of the tokens is wrong however the engine rounds its activations."""
+"""A variant at least this far from half of the tokens is wrong however the engine rounds its inputs."""
 WHOLE_BELOW = 512
 """Matrix products with no more output features than this are computed whole from the start."""
 N_WORST, N_SPREAD = 64, 128
@@ -109,7 +109,7 @@ def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosi
     search = _Search(seen, arithmetic)
     far: list[_Score] = []
     tried = list(candidates(seen[0]))
-    if context.is_linear and len(seen) > 1:
+    if len(seen) > 1:
         rough = _Search(seen[:1], arithmetic).run(tried)
         far = [s for s in rough if np.median(s.residual) > ROUGH]
         settled = {id(s.candidate) for s in far}

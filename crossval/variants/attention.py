@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from crossval.ops import rope
+from crossval.variants.cache import SCOPES, cells_in
 from crossval.variants.context import Array, Context, Inapplicable, widen
 from crossval.variants.variant import Variant, on
 
@@ -101,12 +102,16 @@ def _k_unrotated(context: Context) -> Array:
     return context.op.function(context.inputs[0], context.round(1, context.cells("k")))
 
 
-def _rotated(context: Context, index: int) -> Array:
-    """Use an input rotated once more: V on its way into the cache, or Q or K a second time."""
-    x = widen(context.raw[index])
-    positions = context.positions if index == 0 else np.arange(x.shape[0])
-    turned = context.round(index, rope(x, positions, base=context.config.rope_base))
-    return context.op.function(*(turned if i == index else a for i, a in enumerate(context.inputs)))
+def _q_rotated_again(context: Context) -> Array:
+    turned = rope(widen(context.raw[0]), context.positions, base=context.config.rope_base)
+    return context.op.function(context.round(0, turned), context.inputs[1])
+
+
+def _cells_rotated(context: Context, scope: str) -> Array:
+    """Rotate once more what goes into the cache: V, or K a second time."""
+    cells = widen(context.raw[1])
+    turned = context.round(1, rope(cells, np.arange(cells.shape[0]), base=context.config.rope_base))
+    return context.op.function(context.inputs[0], cells_in(context, turned, context.inputs[1], scope))
 
 
 def _cells_of(tap: str) -> Callable[[Context], Array]:
@@ -130,14 +135,15 @@ _SCORES = (
     ),
     Variant("q not rotated", 8, KQ, "queries are used as they were before RoPE", _q_unrotated),
     Variant("k not rotated", 8, KQ, "keys are stored as they were before RoPE", _k_unrotated),
-    Variant("q rotated again", 8, KQ, "queries are rotated a second time", lambda c: _rotated(c, 0)),
-    Variant("k rotated again", 8, KQ, "keys are rotated a second time", lambda c: _rotated(c, 1)),
+    Variant("q rotated again", 8, KQ, "queries are rotated a second time", _q_rotated_again),
+    Variant("k rotated again", 8, KQ, "keys are rotated a second time", _cells_rotated, lambda c: SCOPES),
     Variant(
         "RoPE applied to V",
         8,
         KQV,
         "values are rotated on their way into the cache; only queries and keys should be",
-        lambda c: _rotated(c, 1),
+        _cells_rotated,
+        lambda c: SCOPES,
     ),
     Variant("V read as K", 11, KQ, "values are read where keys should be", _cells_of("v")),
     Variant("K read as V", 11, KQV, "rotated keys are read where values should be", _cells_of("k_rope")),

@@ -34,6 +34,15 @@ def passes(context: Context) -> list[tuple[int, int, bool]]:
     return [(start, n, i == len(lengths) - 1) for i, (start, n) in enumerate(zip(starts, lengths, strict=True))]
 
 
+def cells_in(context: Context, inside: Array, outside: Array, scope: str) -> Array:
+    """Return cells of the cache: ``inside`` those stored in passes of the scope, ``outside`` the others."""
+    cells = outside.copy()
+    for start, n, last in passes(context):
+        if in_scope(scope, start, n, last=last):
+            cells[start : start + n] = inside[start : start + n]
+    return cells
+
+
 def _stored(write: Write) -> Callable[[Context, str], Array]:
     """Return a variant that fills the cache pass by pass, wrongly in some."""
 

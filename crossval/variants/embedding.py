@@ -78,7 +78,8 @@ _EMBED = (
         12,
         EMBED,
         "the table was stored as bfloat16 and its bits are read as binary16",
-        lambda c: bf16_read_as_f16(c.expected),
+        lambda c, store: bf16_read_as_f16(c.expected, store),
+        lambda c: (to_bf16, truncate_bf16),
     ),
     Variant(
         "embedding F16 read as BF16",
@@ -219,6 +220,7 @@ _HEAD = (
     _table_rounded("rounded to BF16", to_bf16),
     _table_rounded("truncated to BF16", truncate_bf16),
     _table_rounded("BF16 read as F16", bf16_read_as_f16),
+    _table_rounded("BF16 read as F16", lambda t: bf16_read_as_f16(t, truncate_bf16)),
     _table_rounded("F16 read as BF16", lambda t: f16_read_as_bf16(t)),
     Variant(
         "head table F32 rounded to F16",

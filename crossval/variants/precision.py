@@ -11,7 +11,7 @@ import numpy as np
 from crossval import taps
 from crossval.audit.bounds import NORMS, U, to_f16
 from crossval.ops import rms_norm
-from crossval.variants.cache import SCOPES, in_scope, passes
+from crossval.variants.cache import SCOPES, cells_in
 from crossval.variants.context import Array, Context, Inapplicable, widen
 from crossval.variants.variant import Variant, on
 
@@ -39,9 +39,9 @@ def f16_read_as_bf16(x: Array) -> Array:
     return (x.astype(np.float16).view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-def bf16_read_as_f16(x: Array) -> Array:
-    """Interpret the bits of values stored as bfloat16 as binary16."""
-    bits = (to_bf16(x).astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+def bf16_read_as_f16(x: Array, store: Callable[[Array], Array] = to_bf16) -> Array:
+    """Interpret the bits of values stored as bfloat16 (rounded or cut) as binary16."""
+    bits = (store(x).astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     return bits.view(np.float16).astype(np.float64)
 
 
@@ -82,19 +82,10 @@ def _apply(context: Context, inputs: list[Array]) -> Array:
     return context.op.function(*inputs, *own)
 
 
-def _cells_in(context: Context, inside: Array, outside: Array, scope: str) -> Array:
-    """Return cells of the cache: ``inside`` those stored in passes of the scope, ``outside`` the others."""
-    cells = outside.copy()
-    for start, n, last in passes(context):
-        if in_scope(scope, start, n, last=last):
-            cells[start : start + n] = inside[start : start + n]
-    return cells
-
-
 def _changed_input(context: Context, index: int, changed: Array, scope: str) -> Array:
     """Compute with one input changed; cells of the cache only where the scope says."""
     if scope != ALL:
-        changed = _cells_in(context, changed, context.inputs[index], scope)
+        changed = cells_in(context, changed, context.inputs[index], scope)
     return _apply(context, [changed if i == index else array for i, array in enumerate(context.inputs)])
 
 
