@@ -1,4 +1,4 @@
-"""The whole examination of two engines: compared end to end, then each audited against the specification."""
+"""The whole examination of two engines: compared end to end, each audited, what is guilty diagnosed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from crossval.audit import summary
 from crossval.audit.checks import AuditResult
 from crossval.audit.run import audit
 from crossval.compare import LayersResult
+from crossval.findings import Finding, find
 from crossval.localize import Progress, compare_layers
 from crossval.runners.base import Runner
 from crossval.spec_weights import SpecWeights
@@ -19,10 +20,12 @@ from crossval.spec_weights import SpecWeights
 
 @dataclass(frozen=True)
 class Examination:
-    """The direct comparison of two engines, and the audit of each over the same passes."""
+    """The direct comparison of two engines, the audit of each over the same passes, and what was found."""
 
     result: LayersResult
     audits: Mapping[Side, AuditResult]
+    findings: tuple[Finding, ...]
+    """Of each guilty engine, the candidate's first."""
 
     def audits_json(self) -> dict[Side, dict[str, Any] | None]:
         """Return both audits as a receipt holds them."""
@@ -40,7 +43,7 @@ def examine(
     full: bool = False,
     progress: Progress | None = None,
 ) -> Examination:
-    """Compare two entered runners tap by tap, then audit both over the passes of that comparison.
+    """Compare two entered runners tap by tap, audit both over the same passes, and diagnose what is guilty.
 
     Raises:
         BadInputError: empty prompt, a trace recorded with other tokens, or a model the specification cannot run.
@@ -51,4 +54,10 @@ def examine(
     )
     weights = SpecWeights(model_path)
     ours, theirs = audit([candidate, reference], result.plan, weights, progress=progress)
-    return Examination(result, {"candidate": ours, "reference": theirs})
+    found = (
+        find("candidate", candidate, ours, result.plan, weights),
+        find("reference", reference, theirs, result.plan, weights),
+    )
+    return Examination(
+        result, {"candidate": ours, "reference": theirs}, tuple(one for one in found if one is not None)
+    )

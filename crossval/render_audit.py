@@ -10,9 +10,9 @@ from rich.text import Text
 
 from crossval.arbitrate import ADVICE
 from crossval.audit import summary
+from crossval.audit.consistency import UNDETERMINED
 from crossval.audit.summary import AuditRow
 from crossval.console import plain, show_line
-from crossval.diagnose import UNDETERMINED
 from crossval.receipt import Receipt
 
 SIDES = ("candidate", "reference")

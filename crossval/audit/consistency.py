@@ -25,6 +25,8 @@ from crossval.receipt import Receipt
 from crossval.runners.base import Numerics, PassPlan
 
 SIDES = ("candidate", "reference")
+UNDETERMINED = "undetermined"
+_PLACE = ("tap", "layer", "op", "pass_index", "pass_kind")
 _READS_TWO = {"kq": ("q", "k"), "kqv_out": ("p", "v"), "result_output": ("x",)}
 """Operations of which engines may round inputs to binary16, and how many inputs they have."""
 _ROUNDING = 1e-9
@@ -50,7 +52,34 @@ def complaints(receipt: Receipt) -> list[str]:
             found.append(f"the {side} was not audited")
             continue
         found += [f"audit of the {side}: {what}" for what in _audit(audit, _world(receipt, side))]
-    return found
+    return found + list(_diagnoses(receipt))
+
+
+def _diagnoses(receipt: Receipt) -> Iterator[str]:
+    """Check that each guilty engine has one diagnosis, of its first guilty operation, that explains it better."""
+    held = {side: (receipt["audit"][side] or {}).get("first_guilty") for side in SIDES}
+    firsts: dict[str, Mapping[str, Any]] = {side: first for side, first in held.items() if first is not None}
+    expected = list(firsts)
+    found = receipt["diagnosis"] or []
+    if [one["party"] for one in found] != expected:
+        yield f"diagnosis is of {[one['party'] for one in found]}, guilty are {expected}"
+        return
+    for one in found:
+        where, first = f"diagnosis of the {one['party']}", firsts[one["party"]]
+        for name in _PLACE:
+            if one[name] != first[name]:
+                yield f"{where}: {name} is {one[name]}, the first guilty operation's is {first[name]}"
+        ratio, right = one["ratio"], one["specification_ratio"]
+        fits = None not in (ratio, right) and 0.0 <= ratio < right
+        named = one["name"] != UNDETERMINED
+        if named and not (fits and one["candidates"]):
+            yield f"{where}: it names {one['name']}, which fits no better than the specification"
+        if (one["runner_up"] is None) != (one["runner_up_ratio"] is None):
+            yield f"{where}: only one of runner-up and its ratio is given"
+        if named and one["runner_up_ratio"] is not None and not one["runner_up_ratio"] > (ratio or 0.0):
+            yield f"{where}: its runner-up fits as well"
+        if named and one["family"] is None and len({c["family"] for c in one["candidates"]}) == 1:
+            yield f"{where}: it names no family"
 
 
 def _world(receipt: Receipt, side: str) -> _World:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bitnet_py.template import get_template
-from crossval import evidence, receipt, render
+from crossval import evidence, findings, receipt, render
 from crossval.cli.app import EXIT_OF_VERDICT
 from crossval.cli.options import model_or_default
 from crossval.errors import BadInputError, UnavailableError
@@ -25,6 +26,8 @@ from crossval.runners.base import Runner
 from crossval.session import Prompt, Session, encode
 
 Report = Callable[[str, int, int], None]
+REPRO_DIR = "repro"
+"""Where the command in a diagnosis writes its reproducer."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,20 @@ class Request:
         """Return the receipt's ``settings``; engines given as directories are named without their path."""
         words = {"candidate": _plain_word(self.candidate), "reference": _plain_word(self.reference)}
         return {"n_threads": self.n_threads, **words, **more}
+
+    def command(self, text: str | None, n_decode: int, full: bool) -> str:
+        """Return the command line that writes the reproducer of this comparison's finding; files without paths."""
+        model = model_or_default(self.model_path).name
+        given: list[str] = []
+        if self.kind == "diff":
+            words = ["diff", _plain_word(self.candidate), _plain_word(self.reference)]
+        else:
+            words = ["layers", "--prompt", text or ""]
+            given += ["--candidate", _plain_word(self.candidate), "--reference", _plain_word(self.reference)]
+            given += [] if self.template in (None, "raw") else ["--template", str(self.template)]
+            given += [] if self.n_threads is None else ["--threads", str(self.n_threads)]
+        given += ["--decode", str(n_decode), *(["--full"] if full else []), "--repro", REPRO_DIR]
+        return shlex.join(["crossval", *words, "--model", model, *given])
 
 
 def _plain_word(word: str) -> str:
@@ -146,7 +163,9 @@ def examine(
     )
     done = sum(plan.kind == "decode" for plan in found.result.plan)
     facts = context(session, request, [prompt], full=full, n_decode=done)
-    return evidence.build(request.kind, found.result, facts, found.audits_json())
+    command = request.command(prompt.text, done, full)
+    diagnosis = [findings.to_json(one, command) for one in found.findings]
+    return evidence.build(request.kind, found.result, facts, found.audits_json(), diagnosis)
 
 
 def _agree(prompts: list[Prompt]) -> bool | None:

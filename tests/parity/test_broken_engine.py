@@ -26,6 +26,15 @@ def layers(golden: Path, library: Path, receipt: Path) -> subprocess.CompletedPr
     )
 
 
+NAMES = {
+    "attn_sub_norm skipped in layer 2": "norm skipped",
+    "plain ReLU": "plain ReLU",
+    "scale of the weights forgotten in ffn_down": "weight scale ignored",
+    # the mistake is in the cosines only: no position gives these numbers
+    "position off by one in decode": "undetermined",
+}
+
+
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m.name)
 def test_broken_engine_is_caught_with_layer_and_op(mistake, tmp_path, shipped_model):
     golden = shipped_model.with_suffix(".goldens") / "what-is-2-2"
@@ -36,6 +45,9 @@ def test_broken_engine_is_caught_with_layer_and_op(mistake, tmp_path, shipped_mo
     assert receipt["audit"]["reference"]["verdict"] == "clean"
     guilty = receipt["audit"]["candidate"]["first_guilty"]
     assert (guilty["layer"], guilty["op"], guilty["pass_kind"]) == (mistake.layer, mistake.op, mistake.pass_kind)
+    (diagnosis,) = receipt["diagnosis"]
+    assert (diagnosis["party"], diagnosis["name"]) == ("candidate", NAMES[mistake.name])
+    assert f"diagnosis  candidate: {NAMES[mistake.name]}" in done.stdout
     found = receipt["first_divergence"]
     assert found["tap"] == f"blk.{mistake.layer}.{mistake.op}"
     assert found["pass_kind"] == mistake.pass_kind

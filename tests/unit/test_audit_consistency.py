@@ -172,6 +172,34 @@ def test_the_first_guilty_operation_follows_from_the_rows(name: str, guilty: Rec
     assert expected in complaints(forged(guilty, *edits))
 
 
+WHY = ("diagnosis", 0)
+FORGED_DIAGNOSES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "none": (("diagnosis", []), "diagnosis is of [], guilty are ['candidate']"),
+    "of the other engine": ((*WHY, "party", "reference"), "diagnosis is of ['reference']"),
+    "another operation": ((*WHY, "tap", "blk.1.ffn_out"), "tap is blk.1.ffn_out, the first guilty operation's is"),
+    "another pass": ((*WHY, "pass_index", 2), "pass_index is 2"),
+    "fits no better": ((*WHY, "ratio", 0.25), "fits no better than the specification"),
+    "a negative fit": ((*WHY, "ratio", -1.0), "fits no better than the specification"),
+    "no fit": ((*WHY, "ratio", None), "fits no better than the specification"),
+    "no candidates": ((*WHY, "candidates", []), "fits no better than the specification"),
+    "a runner-up as good": ((*WHY, "runner_up_ratio", 1e-9), "its runner-up fits as well"),
+    "a runner-up without a name": ((*WHY, "runner_up", None), "only one of runner-up and its ratio"),
+    "no family": ((*WHY, "family", None), "names no family"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED_DIAGNOSES)
+def test_a_diagnosis_belongs_to_its_finding(name: str, guilty: Receipt) -> None:
+    edit, expected = FORGED_DIAGNOSES[name]
+    assert expected in complaints(forged(guilty, edit))
+
+
+def test_an_undetermined_diagnosis_claims_nothing(guilty: Receipt) -> None:
+    nothing = {"name": "undetermined", "family": None, "ratio": None, "candidates": []}
+    edits = [(*WHY, field, value) for field, value in nothing.items()]
+    assert complaints(forged(guilty, *edits)) == ""
+
+
 def test_the_first_guilty_operation_is_what_its_row_shows_of_the_same_pass() -> None:
     only = samples.audit_result({(1, "blk.1.ffn_act"): 8.0})
     made = samples.layers_receipt(held=samples.audits(only))

@@ -56,6 +56,9 @@ def test_each_verdict(
     assert code == (0 if verdict == "parity" else 1)
     assert (guilty(made, "candidate"), guilty(made, "reference")) == (candidate_tap, reference_tap)
     assert made["parity"]["status"] == ("parity" if ours == theirs else "divergence")
+    causes = [(one["party"], one["tap"]) for one in made["diagnosis"]]
+    expected = [("candidate", candidate_tap), ("reference", reference_tap)]
+    assert causes == [one for one in expected if one[1] is not None]
 
 
 def test_a_defect_the_direct_comparison_tolerates_is_a_defect(
@@ -145,3 +148,22 @@ def test_the_specification_against_itself_is_clean_by_construction(model_path: P
     made = receipt.read(out)
     assert {audit["verdict"] for audit in made["audit"].values()} == {"clean"}
     assert max(row["ratio"] for row in made["audit"]["reference"]["rows"]) <= 1.0
+
+
+def test_a_diagnosis_says_how_to_reproduce_it_without_paths(
+    model_path: Path, record: Record, tmp_path: Path
+) -> None:
+    out, golden = tmp_path / "r.json", record(fault=ROLLED)
+    args = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--threads", "1", "--full")
+    result = run("layers", *args, "--receipt", out)
+    (found,) = receipt.read(out)["diagnosis"]
+    assert found["command"] == (
+        f"crossval layers --prompt 'Hello there' --model {model_path.name} --candidate bitnet_py "
+        f"--reference {golden.name} --threads 1 --decode 2 --full --repro repro"
+    )
+    assert f"reproduce  {found['command']}\n" in result.stdout
+    assert str(golden.parent) not in out.read_text()
+    _, made = diff(model_path, record("other"), golden, tmp_path)
+    assert made["diagnosis"][0]["command"] == (
+        f"crossval diff {record('other').name} {golden.name} --model {model_path.name} --decode 2 --repro repro"
+    )

@@ -1,0 +1,134 @@
+"""The first guilty operation of an engine: captured again with everything around it, and diagnosed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from crossval import taps
+from crossval.answers import Side
+from crossval.audit.bounds import Arithmetic
+from crossval.audit.checks import AuditResult, OpCheck
+from crossval.diagnose import UNDETERMINED, Diagnosis, combine, diagnose
+from crossval.ops import SpecConfig, op_table
+from crossval.runners.base import PassPlan, PassRecord, Runner
+from crossval.spec_weights import SpecWeights
+from crossval.variants import FAMILIES, Context, of_records
+
+MAX_PASSES = 4
+"""Guilty passes that are diagnosed together: one cause has to explain all of them."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is first wrong with an engine, and why."""
+
+    side: Side
+    check: OpCheck
+    arithmetic: Arithmetic
+    diagnosis: Diagnosis
+    context: Context | None
+    """The operation as the engine recorded it in the pass of ``check``; None when its inputs were not recorded."""
+
+
+def find(
+    side: Side, runner: Runner, result: AuditResult, plans: Sequence[PassPlan], weights: SpecWeights
+) -> Finding | None:
+    """Diagnose the first guilty operation of an audit; None when nothing is guilty.
+
+    The passes up to the guilty ones run again, capturing the operation's layer.
+
+    Raises:
+        UnavailableError, EngineCrashError: from the runner.
+    """
+    check = result.first_guilty
+    if check is None:
+        return None
+    arithmetic = Arithmetic(runner.identity.numerics, weights.config.n_heads)
+    why = _why_not(check)
+    if why is not None:
+        return Finding(side, check, arithmetic, _undetermined(why), None)
+    passes = _passes(result, check)
+    records = _capture(runner, plans[: max(passes) + 1], _names(check.tap, weights.config))
+    op = next(op for op in op_table(weights.config) if op.output == check.tap)
+    contexts = [of_records(op, records, weights.config, weights, index=index) for index in passes]
+    with threadpool_limits(1, user_api="blas"):
+        found = combine([diagnose(context, arithmetic) for context in contexts])
+    return Finding(side, check, arithmetic, found, contexts[0])
+
+
+def _why_not(check: OpCheck) -> str | None:
+    """Return why an operation cannot be looked at by itself."""
+    if check.n_ops > 1:
+        layer = taps.parse(check.tap).layer
+        more = "every tap" if layer is None else f"every tap of layer {layer}"
+        return f"it is the last of {check.n_ops} operations judged as one; record {more} to find the cause"
+    if check.status == "invalid" and "finite" not in (check.note or ""):
+        return check.note or "the recorded array cannot be used"
+    return None
+
+
+def _passes(result: AuditResult, first: OpCheck) -> list[int]:
+    """Return the passes to diagnose: the first guilty one, the first of the other kind, then those that follow."""
+    alike = [
+        check
+        for check in result.checks
+        if check.tap == first.tap and check.status in ("guilty", "invalid") and _why_not(check) is None
+    ]
+    alike.sort(key=lambda check: (check is not first, check.pass_kind == first.pass_kind, check.pass_index))
+    others = [check for check in alike[1:] if check.pass_kind != first.pass_kind][:1]
+    rest = [check for check in alike[1:] if check not in others]
+    return [check.pass_index for check in [first, *others, *rest][:MAX_PASSES]]
+
+
+def _names(tap: str, config: SpecConfig) -> list[str]:
+    """Return what is captured: the operation's layer and what the layer reads; of the head, the last layer."""
+    layer = taps.parse(tap).layer
+    if tap in taps.INPUT_TAPS:
+        return [tap]
+    ends = list(taps.HEAD_TAPS) if layer is None else []
+    layer = config.n_layers - 1 if layer is None else layer
+    before = "inp_embd" if layer == 0 else f"blk.{layer - 1}.l_out"
+    return [before, *taps.layer_taps(layer), *ends]
+
+
+def _capture(runner: Runner, plans: Sequence[PassPlan], names: Collection[str]) -> list[PassRecord]:
+    runner.reset()
+    records = []
+    for plan in plans:
+        given = runner.eval(plan.token_ids, names).taps
+        records.append(PassRecord(plan, {name: given[name] for name in names if name in given}))
+    return records
+
+
+def _undetermined(why: str) -> Diagnosis:
+    return Diagnosis(UNDETERMINED, None, why, None, None, None, 0.0)
+
+
+def to_json(finding: Finding, command: str) -> dict[str, Any]:
+    """Return a finding as an item of the receipt's ``diagnosis``; ``command`` writes its reproducer."""
+    check, found = finding.check, finding.diagnosis
+    name = taps.parse(check.tap)
+    return {
+        "party": finding.side,
+        "tap": check.tap,
+        "layer": name.layer,
+        "op": name.tap,
+        "pass_index": check.pass_index,
+        "pass_kind": check.pass_kind,
+        "name": found.name,
+        "family": None if found.family is None else FAMILIES[found.family],
+        "explanation": found.explanation,
+        "ratio": found.ratio,
+        "runner_up": found.runner_up,
+        "runner_up_ratio": found.runner_up_ratio,
+        "specification_ratio": None if finding.context is None else found.specification_ratio,
+        "candidates": [
+            {"name": one.name, "family": FAMILIES[one.family], "explanation": one.sentence}
+            for one in found.candidates
+        ],
+        "command": command,
+    }
