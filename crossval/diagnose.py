@@ -104,6 +104,9 @@ def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosi
     """
     arithmetic = arithmetic or Arithmetic(Numerics(), context.config.n_heads)
     contexts = _readings(context, arithmetic)
+    wrong_shape = _wrong_shape(contexts[0])
+    if wrong_shape is not None:
+        return Diagnosis(UNDETERMINED, None, wrong_shape, None, None, None, _finite(np.inf))
     sample = _sample(contexts[0])
     seen = [c.sampled(sample) for c in contexts]
     search = _Search(seen, arithmetic)
@@ -205,6 +208,22 @@ def _readings(context: Context, arithmetic: Arithmetic) -> list[Context]:
         return [replace(context, quantizer=name) for name in names]
     found = readings(context.op, arithmetic, context.n_tokens, context.n_rows)
     return [replace(context, rounded=reading.rounded) for reading in found]
+
+
+def _wrong_shape(context: Context) -> str | None:
+    """Say what is wrong with the shape of the recorded output or of an input; None: nothing."""
+    recorded = context.recorded.shape
+    try:
+        if context.is_flat:
+            n_features = context.matrix.signs.shape[0] if context.is_linear else context.vector.shape[0]
+            expected: tuple[int, ...] = (context.inputs[0].shape[0], n_features)
+            recorded = (recorded[0], int(np.prod(recorded[1:])))
+            context.sampled(np.arange(1)).expected  # noqa: B018  # raises where the input does not fit
+        else:
+            expected = context.expected.shape
+    except (ValueError, IndexError):
+        return f"the shapes of its inputs do not go together: {', '.join(str(a.shape) for a in context.raw)}"
+    return None if recorded == expected else f"expected shape {expected}, recorded {recorded}"
 
 
 def _sample(context: Context) -> IntArray | None:

@@ -237,6 +237,29 @@ class TestHealthyAndUnknown:
         assert np.isfinite(found.specification_ratio)
 
 
+class TestMalformed:
+    def test_a_wrong_shape_is_said(self, spec):
+        for name in ("blk.1.q", "blk.1.ffn_inp", "result_output"):
+            context = spec.context(name)
+            found = diagnose(replace(context, recorded=context.recorded[..., :-1]))
+            assert found.name == UNDETERMINED
+            assert found.explanation.startswith("expected shape")
+
+    def test_inputs_that_do_not_fit_are_said(self, spec):
+        for name in ("blk.1.q", "blk.1.ffn_inp", "blk.1.attn_norm", "blk.1.kq", "result_output"):
+            context = spec.context(name)
+            found = diagnose(replace(context, raw=(context.raw[0][..., :-1], *context.raw[1:])))
+            assert found.name == UNDETERMINED
+            assert "shapes of its inputs do not go together" in found.explanation
+
+    def test_other_arrays_of_a_wrong_shape_are_no_evidence(self, spec):
+        context = spec.context("blk.1.ffn_act")
+        up = context.values["blk.1.ffn_up"]
+        context = replace(context, values={"blk.1.ffn_up": replace(up, array=up.array[:, :7])})
+        silu = context.inputs[0] / (1 + np.exp(-context.inputs[0]))
+        assert diagnose(recorded_as(context, silu)).name == "SiLU"
+
+
 class TestFlips:
     def test_an_engine_that_flips_codes_at_ties_still_gets_the_name(self, spec):
         """A third engine in float32: some of its codes are on the other side of a tie."""

@@ -13,7 +13,7 @@ from crossval.ops import TernaryMatrix, op_table
 from crossval.runners.base import PassPlan, PassRecord, TapArray
 from crossval.runners.spec import SpecRunner
 from crossval.spec_weights import SpecWeights
-from crossval.variants import FAMILIES, VARIANTS, Context, candidates, of_records
+from crossval.variants import FAMILIES, VARIANTS, Context, Inapplicable, candidates, of_records
 from crossval.variants.__main__ import EVERY_OP, variants_markdown
 from crossval.variants.ffn import gelu, gelu_tanh, silu
 from crossval.variants.linear import linear
@@ -92,6 +92,33 @@ class TestTable:
             both = [c for late in (False, True) for c in candidates(context, deferred=late)]
             said = {(c.name, c.group, c.variant.family, c.explanation) for c in both}
             assert [name for name, n in Counter(name for name, *_ in said).items() if n > 1] == []
+
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            {"sub_norms": False},
+            {"n_heads": 1, "n_kv_heads": 1},
+            {"n_heads": 2, "n_kv_heads": 2, "untied_head": True},
+            {"n_layers": 1, "hidden_dim": 128},
+        ],
+    )
+    def test_every_variant_fits_every_model(self, make_model, shape):
+        """Functions are called directly: what ``compute`` would forgive is an error here."""
+        path = make_model(**shape)
+        weights = SpecWeights(path)
+        table = op_table(weights.config)
+        with SpecRunner(path) as runner:
+            records = [runner.eval(tokens, [op.output for op in table]) for tokens in PASSES]
+        for op in table:
+            for index in range(len(PASSES)):
+                context = of_records(op, records, weights.config, weights, index=index)
+                for one in [c for late in (False, True) for c in candidates(context, deferred=late)]:
+                    try:
+                        with np.errstate(all="ignore"):
+                            result = one.variant.function(context, *one.arguments)
+                    except Inapplicable:
+                        continue
+                    assert result.shape == context.target.shape, one.name
 
     def test_every_operation_has_variants(self, model, context_of):
         _, table, _ = model
