@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from crossval.ops import FloatArray, IntArray
 from crossval.runners.base import Numerics
 from crossval.variants import VARIANTS, Candidate, Context, candidates
 from crossval.variants.context import Array, Quantizer
-from crossval.variants.distance import floor, near_ties, per_token
+from crossval.variants.distance import LARGEST_FLOOR, floor, near_ties, per_token
 from crossval.variants.pattern import describe
 
 UNDETERMINED = "undetermined"
@@ -71,7 +72,7 @@ class Diagnosis:
         return self.name != UNDETERMINED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Score:
     """One candidate against the recorded output."""
 
@@ -80,11 +81,12 @@ class _Score:
     """Relative L2 per token."""
     floor: FloatArray
 
-    @property
+    @cached_property
     def total(self) -> float:
+        """Over all tokens."""
         return float(np.sqrt(np.mean(self.residual**2)))
 
-    @property
+    @cached_property
     def fits(self) -> bool:
         return bool((self.residual <= self.floor).all())
 
@@ -185,7 +187,9 @@ class _Search:
         family = candidate.variant.family if candidate else 0
         if candidate is not None and self._forgiving is not None:
             residual = np.where(self._forgiving & (residual <= FLIPPED), 0.0, residual)
-        return _Score(candidate, residual, floor(context, output, family, self._arithmetic))
+        if context.is_linear or residual.max() <= LARGEST_FLOOR:
+            return _Score(candidate, residual, floor(context, output, family, self._arithmetic))
+        return _Score(candidate, residual, np.zeros_like(residual))
 
 
 def _forgiving(context: Context, arithmetic: Arithmetic) -> Array | None:

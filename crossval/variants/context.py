@@ -92,7 +92,7 @@ class Context:
         """Positions of the covered tokens, ``(n_rows,)``."""
         return np.asarray(self.rows, np.int64) + self.start
 
-    @property
+    @cached_property
     def token_axis(self) -> int:
         """Axis of ``target`` that counts tokens."""
         return token_axis(self.op.output)
@@ -127,6 +127,19 @@ class Context:
     def target(self) -> Array:
         """The recorded output in float64; of matrix products ``(n_rows, features looked at)``."""
         return self.flat(widen(self.recorded))
+
+    def by_token(self, output: Array) -> Array:
+        """Return ``(n_rows, values)`` of an output shaped as ``target``; scores of later tokens are zeroed."""
+        if self.visible is not None:
+            output = np.where(self.visible, output, 0.0)
+        if self.token_axis:
+            output = np.moveaxis(output, self.token_axis, 0)
+        return output.reshape(output.shape[0], -1)
+
+    @cached_property
+    def target_by_token(self) -> Array:
+        """The recorded output, ``(n_rows, values)``."""
+        return self.by_token(self.target)
 
     @cached_property
     def expected(self) -> Array:

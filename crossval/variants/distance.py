@@ -17,6 +17,8 @@ SLACK = 4.0
 """A variant's engine has as many roundings as a right one, within this factor."""
 LINEAR_FLOOR = 2e-5
 """One int8 flip in a row moves it by 1e-4 or more; a float32 sum over all inputs, in any order, stays below."""
+LARGEST_FLOOR = 1e-2
+"""However ill-conditioned an operation is on its input, a variant farther away than this does not fit."""
 TABLE_FLOOR = 2e-3
 """ggml looks some activation functions up in a binary16 table."""
 
@@ -27,15 +29,22 @@ def per_token(context: Context, output: Array) -> FloatArray:
     Relative to the larger of the two. Equal infinities and NaN in the same places count as equal; any other value
     that is not finite makes the token infinitely far. Scores of later tokens do not count.
     """
-    target, output = _rows(context, context.target), _rows(context, output)
-    with np.errstate(invalid="ignore", over="ignore"):
-        difference = target - output
-    difference = np.where((target == output) | (np.isnan(target) & np.isnan(output)), 0.0, difference)
+    target, output = context.target_by_token, context.by_token(output)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        difference = target - output
+        off = _squares(difference)
+        size = np.maximum(_squares(target), _squares(output))
+        if np.isfinite(off).all() and np.isfinite(size).all() and (off[size == 0] == 0).all():
+            return np.sqrt(off / np.where(size == 0, 1.0, size))
+        difference = np.where((target == output) | (np.isnan(target) & np.isnan(output)), 0.0, difference)
         size = np.maximum(_length(np.nan_to_num(target)), _length(np.nan_to_num(output)))
         off = _length(difference)
         relative = np.where(off == 0, 0.0, off / size)
     return np.where(np.isfinite(relative), relative, np.inf)
+
+
+def _squares(rows: FloatArray) -> FloatArray:
+    return np.einsum("ij,ij->i", rows, rows)
 
 
 def floor(context: Context, output: Array, family: int, arithmetic: Arithmetic) -> FloatArray:
@@ -51,7 +60,7 @@ def floor(context: Context, output: Array, family: int, arithmetic: Arithmetic) 
     if op.name == "kq_soft_max":
         scores = context.inputs[0]
         seen = np.where(np.arange(scores.shape[-1]) <= context.positions[:, None], np.abs(scores), 0.0)
-        return SLACK * U * (16.0 + 4.0 * seen.max(axis=(0, 2)))
+        return np.minimum(SLACK * U * (16.0 + 4.0 * seen.max(axis=(0, 2))), LARGEST_FLOOR)
     if op.name == "result_output":
         allowed = _head_bound(context, arithmetic)
     elif op.name in ("ffn_inp", "l_out"):
@@ -61,8 +70,8 @@ def floor(context: Context, output: Array, family: int, arithmetic: Arithmetic) 
     else:
         own: list[Any] = [context.weights[name] for name in op.weights]
         allowed = bounds.bound(op, context.inputs, context.expected, own, arithmetic)
-    size = np.maximum(_length(_rows(context, allowed * 0 + np.nan_to_num(output))), np.finfo(np.float64).tiny)
-    return np.minimum(SLACK * _length(_rows(context, allowed)) / size, 1e-2)
+    size = np.maximum(_length(context.by_token(np.nan_to_num(output))), np.finfo(np.float64).tiny)
+    return np.minimum(SLACK * _length(context.by_token(allowed)) / size, LARGEST_FLOOR)
 
 
 def near_ties(context: Context) -> npt.NDArray[np.bool_]:
@@ -80,14 +89,6 @@ def _head_bound(context: Context, arithmetic: Arithmetic) -> FloatArray:
     norms = bounds.row_norms(table[wanted[:: max(1, wanted.size // 256)]])
     typical = np.full(wanted.size, np.sqrt(np.mean(norms**2)))
     return bounds.head_bound(context.inputs[0], typical, arithmetic)
-
-
-def _rows(context: Context, array: Array) -> FloatArray:
-    """Return ``(n_rows, values)``; invisible scores zeroed."""
-    if context.visible is not None:
-        array = np.where(context.visible, array, 0.0)
-    rows: FloatArray = np.moveaxis(array, context.token_axis, 0)
-    return rows.reshape(rows.shape[0], -1)
 
 
 def _length(rows: FloatArray) -> FloatArray:
