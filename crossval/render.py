@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossval import compare, evidence, render_audit, render_smoke, taps
+from crossval import compare, evidence, render_audit, render_smoke, taps, triage
 from crossval.compare import GreedyPrompt, LayersResult, TapRow
 from crossval.console import VERDICT_STYLE, clip, new_table, percent
 from crossval.console import console as console
@@ -49,6 +49,16 @@ def show_receipt(out: Console, receipt: Receipt) -> None:
                 out.print(ops_table(rows))
         render_audit.show_audits(out, receipt)
     show_verdict(out, receipt)
+
+
+def show_triage(out: Console, receipt: Receipt) -> None:
+    """Print whose fault it is, how that is known, and what to do next."""
+    _headline(out, receipt)
+    show_line(out, "")
+    for label, text in triage.explain(receipt):
+        show_line(out, f"{label:11}  {text}")
+    for note in receipt["notes"]:
+        show_line(out, f"note: {note}")
 
 
 def _headline(out: Console, receipt: Receipt) -> None:

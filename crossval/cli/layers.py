@@ -7,25 +7,21 @@ from pathlib import Path
 import click
 
 from crossval.cli import run
-from crossval.cli.options import compare_options
+from crossval.cli.options import compare_options, decode_option, repro_option
 from crossval.session import Session
 
 
 @click.command("layers")
 @click.option("--prompt", required=True, metavar="TEXT", help="Text both engines read.")
-@click.option(
-    "--decode",
-    "n_decode",
-    type=click.IntRange(0, 100_000),
-    metavar="N",
-    help="Tokens to decode after the prompt. Default: 4, or what a recorded trace holds when that is less.",
-)
+@decode_option
 @click.option("--full", is_flag=True, help="Compare every operation of every layer, not only of the one found.")
+@repro_option
 @compare_options
 def command(
     prompt: str,
     n_decode: int | None,
     full: bool,
+    repro_dir: Path | None,
     model_path: Path | None,
     reference: str,
     candidate: str,
@@ -45,7 +41,8 @@ def command(
     Example:
       crossval layers --prompt "What is 2+2?" --receipt receipt.json
     """
-    request = run.Request("layers", model_path, candidate, reference, n_threads, template, receipt_path, as_json)
+    words = (candidate, reference, n_threads, template, receipt_path, as_json)
+    request = run.Request("layers", model_path, *words, repro_dir)
     run.check_text(prompt)
     with run.progress() as report:
         model = run.load_model(request, report)

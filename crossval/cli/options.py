@@ -72,6 +72,29 @@ def compare_options(function: F) -> F:
     return model_option(function)
 
 
+def decode_option(function: F) -> F:
+    """Add ``--decode`` of the commands that run a prompt."""
+    return click.option(
+        "--decode",
+        "n_decode",
+        type=click.IntRange(0, 100_000),
+        metavar="N",
+        help="Tokens to decode after the prompt. Default: 4, or what a recorded trace holds when that is less.",
+    )(function)
+
+
+def repro_option(function: F) -> F:
+    """Add ``--repro``."""
+    return click.option(
+        "--repro",
+        "repro_dir",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Write the first guilty operation there: its inputs, and a script that needs NumPy only. When both "
+        "engines are guilty, the reference's goes to DIR/reference.",
+    )(function)
+
+
 def template_names() -> list[str]:
     """Return the names of the chat templates."""
     from bitnet_py import template

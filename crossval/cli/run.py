@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bitnet_py.template import get_template
-from crossval import evidence, findings, receipt, render
+from crossval import evidence, findings, receipt, render, repro
 from crossval.cli.app import EXIT_OF_VERDICT
 from crossval.cli.options import model_or_default
 from crossval.errors import BadInputError, UnavailableError
 from crossval.evidence import Context, Kind
 from crossval.examine import examine as examine_engines
+from crossval.findings import Finding
 from crossval.modelfile import ModelFile, check_model, missing_tokens
 from crossval.runners.base import Runner
 from crossval.session import Prompt, Session, encode
 
 Report = Callable[[str, int, int], None]
+ENVIRONMENT = ("BITNET_KERNEL", "BITNET_LIBRARY", "BITNET_CPP_LIB")
 REPRO_DIR = "repro"
 """Where the command in a diagnosis writes its reproducer."""
 
@@ -42,6 +45,7 @@ class Request:
     template: str | None
     receipt_path: Path | None
     as_json: bool
+    repro_dir: Path | None = None
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """Return the receipt's ``settings``; engines given as directories are named without their path."""
@@ -60,7 +64,13 @@ class Request:
             given += [] if self.template in (None, "raw") else ["--template", str(self.template)]
             given += [] if self.n_threads is None else ["--threads", str(self.n_threads)]
         given += ["--decode", str(n_decode), *(["--full"] if full else []), "--repro", REPRO_DIR]
-        return shlex.join(["crossval", *words, "--model", model, *given])
+        return shlex.join([*_environment(), "crossval", *words, "--model", model, *given])
+
+
+def _environment() -> list[str]:
+    """Return the variables that choose libraries and kernels, as words before a command; files without paths."""
+    held = ((name, os.environ.get(name, "")) for name in ENVIRONMENT)
+    return [f"{name}={Path(value).name}" for name, value in held if value]
 
 
 def _plain_word(word: str) -> str:
@@ -146,11 +156,14 @@ def examine(
     n_decode: int | None,
     full: bool,
 ) -> receipt.Receipt:
-    """Compare and audit candidate and reference, and return the receipt.
+    """Compare and audit candidate and reference, write the reproducer asked for, and return the receipt.
 
     Raises:
         BadInputError, UnavailableError, EngineCrashError: from traces and engines.
+        BadInputError: the reproducer cannot be written.
     """
+    if request.repro_dir is not None:
+        repro.check_writable(request.repro_dir)
     model = session.model
     found = examine_engines(
         *engines,
@@ -165,7 +178,23 @@ def examine(
     facts = context(session, request, [prompt], full=full, n_decode=done)
     command = request.command(prompt.text, done, full)
     diagnosis = [findings.to_json(one, command) for one in found.findings]
+    if request.repro_dir is not None:
+        _write_reproducers(found.findings, engines, request.repro_dir)
     return evidence.build(request.kind, found.result, facts, found.audits_json(), diagnosis)
+
+
+def _write_reproducers(found: Sequence[Finding], engines: tuple[Runner, Runner], directory: Path) -> None:
+    """Write a reproducer of each finding and say on stderr where it is, or why there is none."""
+    names = dict(zip(evidence.SIDES, (engine.identity.name for engine in engines), strict=True))
+    if not found:
+        click.echo("no reproducer: no operation is guilty", err=True)
+    for number, one in enumerate(found):
+        why = repro.why_not(one)
+        if why is not None:
+            click.echo(f"no reproducer of the {one.side}: {why}", err=True)
+            continue
+        folder = directory / one.side if number else directory
+        click.echo(f"reproducer of the {one.side}: {repro.write(one, names[one.side], folder)}", err=True)
 
 
 def _agree(prompts: list[Prompt]) -> bool | None:
@@ -212,12 +241,13 @@ def write_json(text: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def finish(made: receipt.Receipt, request: Request) -> NoReturn:
-    """Publish the receipt, show the tables, and exit by the verdict."""
+def finish(made: receipt.Receipt, request: Request, *, plain_words: bool = False) -> NoReturn:
+    """Publish the receipt, show the tables (or the finding in plain words), and exit by the verdict."""
     publish(made, request)
     if not request.as_json:
         console = render.console()
-        render.show_receipt(console, made)
+        show = render.show_triage if plain_words else render.show_receipt
+        show(console, made)
         if request.receipt_path is not None:
             render.show_path(console, "receipt", request.receipt_path)
     raise click.exceptions.Exit(EXIT_OF_VERDICT[made["verdict"]])

@@ -1,0 +1,253 @@
+"""The script of a reproducer: one formula per kind of operation, written out, with nothing but NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+KIND_OF = {
+    "inp_embd": "embedding",
+    **dict.fromkeys(("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm", "result_norm"), "norm"),
+    **dict.fromkeys(("q", "k", "v", "attn_o_out", "ffn_gate", "ffn_up", "ffn_down"), "bitlinear"),
+    **dict.fromkeys(("q_rope", "k_rope"), "rope"),
+    "kq": "scores",
+    "kq_soft_max": "softmax",
+    "kqv_out": "attend",
+    "ffn_act": "squared_relu",
+    "ffn_out": "multiply",
+    **dict.fromkeys(("ffn_inp", "l_out"), "add"),
+    "result_output": "head",
+}
+"""Operation -> kind; every operation of the table has one."""
+
+INPUT_NAMES: dict[str, tuple[str, ...]] = {
+    "norm": ("x", "weight"),
+    "rope": ("x", "position"),
+    "scores": ("q", "k"),
+    "softmax": ("scores", "position"),
+    "attend": ("weights", "v"),
+    "squared_relu": ("gate",),
+    "multiply": ("a", "b"),
+    "add": ("a", "b"),
+}
+"""Names of inputs, then weights, in the script and in ``inputs.npz``; the other kinds are cut by themselves."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a script says and computes with."""
+
+    tap: str
+    op: str
+    engine: str
+    pass_index: int
+    pass_kind: str
+    position: int
+    cause: str
+    constants: Mapping[str, Any]
+    shape: tuple[int, ...]
+    sampled: bool
+    """Only some output features are there; ``features`` in ``inputs.npz`` says which."""
+
+
+def render(facts: Facts) -> str:
+    """Return the script as text."""
+    kind = KIND_OF[facts.op]
+    formula = _FORMULAS[kind](facts.constants)
+    body = "\n".join(f"    {line}" if line else "" for line in formula.strip("\n").splitlines())
+    kept = ", for the output features farthest off" if facts.sampled else ""
+    title = (
+        f"{facts.tap} of {facts.engine}: pass {facts.pass_index} ({facts.pass_kind}), position {facts.position}"
+    )
+    return _SCRIPT.format(
+        title=_plain(title),
+        kept=kept,
+        cause=_plain(facts.cause),
+        shape=facts.shape,
+        head=_HELPERS if "f16(" in body else "",
+        body=body,
+        pick='feature = int(given["features"][at[-1]])\n    ' if facts.sampled else "",
+        where="feature" if facts.sampled else "at",
+        what="feature" if facts.sampled else "index",
+    )
+
+
+def _plain(text: str) -> str:
+    """Return text that can stand in a docstring."""
+    return "".join(char if char.isprintable() and char not in '\\"' else "?" for char in text)
+
+
+_SCRIPT = '''\
+"""{title}.
+
+One operation on one token{kept}, exactly as the engine recorded it.
+Diagnosis: {cause}
+
+    python repro.py              judges the recorded output
+    python repro.py fixed.npy    judges another output, float32 of shape {shape}
+
+Exits 0 when every value is within the bound of right arithmetic, 1 when one is not. Needs NumPy only.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+given = np.load(Path(__file__).with_name("inputs.npz"))
+
+{head}
+def right():
+    """Compute the output from the recorded inputs, in float64."""
+{body}
+
+
+def main():
+    expected, bound = right(), given["bound"]
+    output = np.load(sys.argv[1]) if len(sys.argv) > 1 else given["recorded"]
+    if output.shape != expected.shape:
+        print(f"wrong: shape {{output.shape}}, expected {{expected.shape}}")
+        return 1
+    off = np.abs(output.astype(np.float64) - expected)
+    beyond = ~(off <= bound)
+    if not beyond.any():
+        print(f"right: all {{output.size}} values are within their bounds")
+        return 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times = np.where(beyond & np.isfinite(off), off / bound, np.where(beyond, np.inf, 0.0))
+    at = tuple(int(i) for i in np.unravel_index(np.argmax(times), times.shape))
+    print(f"wrong: {{int(beyond.sum())}} of {{output.size}} values are beyond their bounds")
+    {pick}values = f"{{float(output[at])!r}}, right is {{float(expected[at])!r}}"
+    print(f"worst: {what} {{{where}}}: {{values}}, {{times[at]:.3g}} times the bound")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+'''
+
+_HELPERS = '''
+def f16(x):
+    """Round to binary16, as this engine does before it multiplies."""
+    return x.astype(np.float32).astype(np.float16).astype(np.float64)
+
+'''
+
+
+def _read(constants: Mapping[str, Any], name: str) -> str:
+    """Return the expression that reads an input in float64, rounded to binary16 first where the engine does."""
+    return f'f16(given["{name}"])' if constants.get(f"{name}_in_f16") else f'given["{name}"].astype(np.float64)'
+
+
+def _embedding(_: Mapping[str, Any]) -> str:
+    return """
+# The token's row of token_embd.weight; F16 widened is exact.
+return given["table_row"].astype(np.float64)
+"""
+
+
+def _norm(c: Mapping[str, Any]) -> str:
+    return f"""
+# RMSNorm: x / sqrt(mean(x^2) + eps) * weight
+x, weight, eps = {_read(c, "x")}, given["weight"].astype(np.float64), {c["eps"]!r}
+return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
+"""
+
+
+def _bitlinear(c: Mapping[str, Any]) -> str:
+    scale = "127.0 / max(np.abs(x).max(), 1e-5)"
+    if c["scale_in_f32"]:
+        scale = f"np.float64(np.float32({scale}))  # this engine keeps it in binary32"
+    rounded = "\nscaled = scaled.astype(np.float32)  # and the product too" if c["product_in_f32"] else ""
+    return f"""
+# BitLinear: int8 activations of the token, ternary weights, exact integer sums, one scale each.
+x, signs = given["x"].astype(np.float64), given["signs"].astype(np.int64)
+scale = {scale}
+scaled = x * scale{rounded}
+codes = np.clip(np.rint(scaled), -128, 127).astype(np.int64)
+return (codes @ signs.T) / scale * {c["weight_scale"]!r}
+"""
+
+
+def _rope(c: Mapping[str, Any]) -> str:
+    return f"""
+# RoPE (NeoX): the pairs (i, i + head_dim/2) turned by position * base^(-2i/head_dim)
+x, position, base = {_read(c, "x")}, {c["position"]!r}, {c["base"]!r}
+half = x.shape[-1] // 2
+angle = position * base ** (-np.arange(half) / half)
+first, second = x[..., :half], x[..., half:]
+cos, sin = np.cos(angle), np.sin(angle)
+return np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+"""
+
+
+def _scores(c: Mapping[str, Any]) -> str:
+    return f"""
+# Scores: every query head times the keys of its group, unscaled; (n_heads, 1, n_keys)
+q, k = {_read(c, "q")}, {_read(c, "k")}  # (1, n_heads, head_dim), (n_keys, n_kv_heads, head_dim)
+k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
+return np.einsum("thd,khd->htk", q, k)
+"""
+
+
+def _softmax(c: Mapping[str, Any]) -> str:
+    return f"""
+# Softmax over the keys at or before the token's own position; the others are exactly zero
+scores, position, scale = {_read(c, "scores")}, {c["position"]!r}, {float(c["scale"])!r}
+scaled = np.where(np.arange(scores.shape[-1]) <= position, scores * scale, -np.inf)
+weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+return weights / weights.sum(axis=-1, keepdims=True)
+"""
+
+
+def _attend(c: Mapping[str, Any]) -> str:
+    return f"""
+# Values summed by attention weight, heads side by side
+weights, v = {_read(c, "weights")}, {_read(c, "v")}  # (n_heads, 1, n_keys), (n_keys, n_kv_heads, head_dim)
+v = np.repeat(v, weights.shape[0] // v.shape[1], axis=1)
+return np.einsum("htk,khd->thd", weights, v).reshape(1, -1)
+"""
+
+
+def _squared_relu(c: Mapping[str, Any]) -> str:
+    return f"""
+# Squared ReLU
+return np.maximum({_read(c, "gate")}, 0.0) ** 2
+"""
+
+
+def _multiply(c: Mapping[str, Any]) -> str:
+    return f"""
+# The activated gate times the up projection
+return {_read(c, "a")} * {_read(c, "b")}
+"""
+
+
+def _add(c: Mapping[str, Any]) -> str:
+    return f"""
+# The residual connection
+return {_read(c, "a")} + {_read(c, "b")}
+"""
+
+
+def _head(c: Mapping[str, Any]) -> str:
+    return f"""
+# The head: the final norm times rows of the table
+return {_read(c, "x")} @ given["table_rows"].astype(np.float64).T
+"""
+
+
+_FORMULAS = {
+    "embedding": _embedding,
+    "norm": _norm,
+    "bitlinear": _bitlinear,
+    "rope": _rope,
+    "scores": _scores,
+    "softmax": _softmax,
+    "attend": _attend,
+    "squared_relu": _squared_relu,
+    "multiply": _multiply,
+    "add": _add,
+    "head": _head,
+}
