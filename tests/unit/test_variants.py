@@ -9,7 +9,7 @@ import pytest
 
 from bitnet_py.quants import pack_codes
 from crossval.errors import BadInputError
-from crossval.ops import TernaryMatrix, op_table
+from crossval.ops import SpecConfig, TernaryMatrix, op_table
 from crossval.runners.base import PassPlan, PassRecord, TapArray
 from crossval.runners.spec import SpecRunner
 from crossval.spec_weights import SpecWeights
@@ -61,18 +61,12 @@ def output(context, name):
 
 def linear_context(x, signs, scale=0.25, op="q"):
     """A BitLinear of any shape; its output is not looked at."""
-    config = SpecConfigLike(signs.shape[0], x.shape[1])
+    config = SpecConfig(1, 1, 1, signs.shape[0], x.shape[1], 4 * x.shape[1], 300, 64, 10000.0, 1e-5)
     (row,) = (o for o in op_table(config) if o.output == f"blk.0.{op}")
     plan = PassPlan("prefill", tuple(range(len(x))), 0)
     weights = {row.weights[0]: TernaryMatrix(signs.astype(np.float32), scale)}
     recorded = np.zeros((len(x), signs.shape[0]), np.float32)
     return Context(row, config, weights, plan, tuple(range(len(x))), (x.astype(np.float32),), recorded)
-
-
-def SpecConfigLike(rows, cols):
-    from crossval.ops import SpecConfig
-
-    return SpecConfig(1, 1, 1, rows, cols, 4 * cols, 300, 64, 10000.0, 1e-5)
 
 
 class TestTable:
