@@ -1,4 +1,4 @@
-"""The reproducer: one op, few tokens, a script that needs neither engine, and that fails on wrong values only."""
+"""Reproducers: a script for every kind of operation, wrong on what was recorded, right on a right output."""
 
 from __future__ import annotations
 
