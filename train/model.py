@@ -103,7 +103,8 @@ class Layer(nn.Module):
         x = x + self.attn_output(quantize_activation(self.attn_sub_norm(h)))
         h = quantize_activation(self.ffn_norm(x))
         h = functional.relu(self.ffn_gate(h)).square() * self.ffn_up(h)
-        return x + self.ffn_down(quantize_activation(self.ffn_sub_norm(h)))
+        out: Tensor = x + self.ffn_down(quantize_activation(self.ffn_sub_norm(h)))
+        return out
 
 
 class BitNet(nn.Module):
