@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,6 +70,25 @@ def pack(examples: Sequence[Example], n_rows: int, row_length: int) -> Batch:
         )
     targets = np.concatenate([example.ids[example.n_prompt :] for example in examples[:n_packed]])
     return Batch(ids, document, np.concatenate(rows), targets, n_packed)
+
+
+def split(batch: Batch, n_parts: int) -> list[Batch]:
+    """Return the rows of ``batch`` in ``n_parts`` batches, in order; ``n_examples`` stays that of the whole."""
+    n_rows, row_length = batch.ids.shape
+    edges = [n_rows * part // n_parts for part in range(n_parts + 1)]
+    parts = []
+    for first, last in itertools.pairwise(edges):
+        mine = (batch.rows >= first * row_length) & (batch.rows < last * row_length)
+        parts.append(
+            Batch(
+                batch.ids[first:last],
+                batch.document[first:last],
+                batch.rows[mine] - first * row_length,
+                batch.targets[mine],
+                batch.n_examples,
+            )
+        )
+    return parts
 
 
 class Sampler:

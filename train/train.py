@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from torch.nn import functional
 
 from bitnet_py.tokenizer import Tokenizer
 from train import corpus
-from train.batches import Batch, Example, Sampler, encode, family_weights, pack
+from train.batches import Batch, Example, Sampler, encode, family_weights, pack, split
 from train.model import BitNet
 from train.shape import Shape
 from train.vocabulary import corpus_texts, load_tokenizer, train_vocabulary
+
+N_PARTS = 2
+"""Parts of a batch, each a thread's: on two cores faster than two threads in each operation (0.57 s to 0.66 s)."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,11 @@ class Recipe:
     """Everything that decides what comes out of training."""
 
     seed: int = 0
-    n_steps: int = 5000
+    n_steps: int = 5500
     n_warmup: int = 200
-    n_rows: int = 16
+    n_rows: int = 8
     row_length: int = 128
-    learning_rate: float = 3e-3
+    learning_rate: float = 2.5e-3
     weight_decay: float = 0.1
     """Of the first half; none in the second, as BitNet b1.58 is trained."""
     max_gradient: float = 1.0
@@ -99,7 +103,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
 class Trainer:
     """A run: network, optimiser, data and the step it has come to."""
 
-    def __init__(self, recipe: Recipe, shape: Shape, out: Path, data: corpus.Corpus) -> None:
+    def __init__(
+        self, recipe: Recipe, shape: Shape, out: Path, data: corpus.Corpus, *, n_workers: int = 1
+    ) -> None:
         self.recipe, self.shape, self.out = recipe, shape, out
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.metadata, tokenizer = build_tokenizer(data, recipe.vocab_size)
@@ -122,6 +128,7 @@ class Trainer:
             [{"params": matrices, "decays": True}, {"params": norms, "decays": False}],
             lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0,
         )  # fmt: skip
+        self.pool = ThreadPoolExecutor(n_workers)
         self.step = 0
         self.elapsed_s = 0.0
         self.log: list[dict[str, Any]] = []
@@ -132,14 +139,23 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(self.step)
             group["weight_decay"] = recipe.decay(self.step) if group["decays"] else 0.0
-        ids, mask, rows, targets = tensors(self.sampler.batch(self.step), self.device)
-        loss = functional.cross_entropy(self.net(ids, mask, rows), targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), recipe.max_gradient)
+        batch = self.sampler.batch(self.step)
+        parameters = list(self.net.parameters())
+
+        def part(batch_part: Batch) -> tuple[float, tuple[torch.Tensor, ...]]:
+            ids, mask, rows, targets = tensors(batch_part, self.device)
+            loss = functional.cross_entropy(self.net(ids, mask, rows), targets, reduction="sum")
+            loss = loss / len(batch.targets)
+            return float(loss.item()), torch.autograd.grad(loss, parameters)
+
+        # Added in the order of the parts, whichever was ready first: the same bits for any number of workers.
+        losses, gradients = zip(*self.pool.map(part, split(batch, N_PARTS)), strict=True)
+        for parameter, *parts in zip(parameters, *gradients, strict=True):
+            parameter.grad = torch.stack(parts).sum(dim=0)
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.max_gradient)
         self.optimizer.step()
         self.step += 1
-        return float(loss.item())
+        return math.fsum(losses)
 
     def evaluate(self, limit: int) -> dict[str, tuple[float, float]]:
         """Return accuracy per family on up to ``limit`` questions: (training, held out)."""
@@ -211,7 +227,7 @@ def run(trainer: Trainer, *, stop_at: int, eval_every: int, log_every: int) -> N
                 f"{trainer.elapsed_s / trainer.step:.2f} s/step  {left_s / 60:.0f} min left"
             )
         if trainer.step % eval_every == 0 or last:
-            scores = trainer.evaluate(10_000 if last else 60)
+            scores = trainer.evaluate(500 if last else 60)
             trainer.log.append(
                 {"step": trainer.step, "accuracy": {name: list(pair) for name, pair in scores.items()}}
             )
@@ -225,7 +241,11 @@ def run(trainer: Trainer, *, stop_at: int, eval_every: int, log_every: int) -> N
 @click.option("--steps", type=click.IntRange(1), default=Recipe.n_steps, show_default=True)
 @click.option("--rate", type=float, default=Recipe.learning_rate, show_default=True, help="Peak learning rate.")
 @click.option(
-    "--threads", type=click.IntRange(1), default=2, show_default=True, help="Another count gives other bits."
+    "--threads",
+    type=click.IntRange(1, 2),
+    default=2,
+    show_default=True,
+    help="The result is the same with 1 and 2.",
 )
 @click.option(
     "--stop-at", type=click.IntRange(1), help="Stop after this step; the same command goes on from there."
@@ -238,10 +258,10 @@ def main(
 
     Example: python -m train.train --out build/train --seed 0
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(seed=seed, n_steps=steps, learning_rate=rate)
-    trainer = Trainer(recipe, Shape(vocab_size=recipe.vocab_size), out, corpus.build())
+    trainer = Trainer(recipe, Shape(vocab_size=recipe.vocab_size), out, corpus.build(), n_workers=threads)
     if trainer.resume():
         click.echo(f"resumed at step {trainer.step}")
     run(trainer, stop_at=min(stop_at or steps, steps), eval_every=eval_every, log_every=50)

@@ -11,7 +11,7 @@ import pytest
 from bitnet_py.synth_random import Stream
 from crossval.suite import load_suite
 from train import corpus, suite, words
-from train.batches import Example, Sampler, encode, family_weights, pack
+from train.batches import Example, Sampler, encode, family_weights, pack, split
 from train.families import FAMILIES, Question
 from train.vocabulary import corpus_texts, load_tokenizer, train_vocabulary
 
@@ -287,3 +287,19 @@ def test_batches_depend_on_seed_and_step_alone(data, tokenizer):
     assert np.array_equal(first[1].ids, sampler(0).batch(1).ids)
     assert not np.array_equal(first[0].ids, first[1].ids)
     assert not np.array_equal(first[1].ids, sampler(1).batch(1).ids)
+
+
+def test_the_parts_of_a_batch_are_the_batch(data, tokenizer):
+    examples = [encode(tokenizer, question) for question in data.train[::1700]]
+    batch = pack(examples, 5, 96)
+    parts = split(batch, 2)
+    assert [len(part.ids) for part in parts] == [2, 3]
+    assert np.array_equal(np.concatenate([part.ids for part in parts]), batch.ids)
+    assert np.array_equal(np.concatenate([part.document for part in parts]), batch.document)
+
+    def pairs(part, first_row):
+        rows = part.rows + first_row * 96
+        return set(zip(rows.tolist(), part.targets.tolist(), strict=True))
+
+    assert pairs(parts[0], 0) | pairs(parts[1], 2) == pairs(batch, 0)
+    assert sum(len(part.rows) for part in parts) == len(batch.rows)

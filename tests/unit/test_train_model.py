@@ -14,7 +14,7 @@ import click  # noqa: E402
 from bitnet_py.quants import quantize_absmean  # noqa: E402
 from train import corpus  # noqa: E402
 from train.agreement import MIN_COSINE, compare  # noqa: E402
-from train.export import gguf_names, write_gguf  # noqa: E402
+from train.export import gguf_names, rescaled, write_gguf  # noqa: E402
 from train.families import FAMILIES  # noqa: E402
 from train.model import BitNet, quantize_activation, quantize_weight, rope_table, rotate  # noqa: E402
 from train.shape import Shape  # noqa: E402
@@ -25,9 +25,9 @@ RECIPE = Recipe(n_steps=40, n_warmup=4, n_rows=4, row_length=64, vocab_size=400)
 
 
 @pytest.fixture(autouse=True)
-def _two_threads():
+def _one_thread():
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
@@ -107,12 +107,8 @@ def test_the_engine_computes_the_network_from_the_exported_file(tmp_path, data):
     net = network()
     metadata, _ = build_tokenizer(data, SHAPE.vocab_size)
     state = net.state_dict()
-    write_gguf(
-        tmp_path / "net.gguf",
-        SHAPE,
-        metadata,
-        {name: state[key].numpy() for name, key in gguf_names(SHAPE).items()},
-    )
+    arrays = {name: state[key].numpy() for name, key in gguf_names(SHAPE).items()}
+    write_gguf(tmp_path / "net.gguf", SHAPE, metadata, rescaled(arrays))
     result = compare(state, SHAPE, tmp_path / "net.gguf")
     assert result.agrees, result
     assert result.n_positions > 5000
@@ -134,6 +130,11 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, data):
     whole = weights(tmp_path / "whole", 6)
     parts = weights(tmp_path / "parts", 3, 6)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    # Two workers at a time, or one after the other: the same bits.
+    trainer = Trainer(RECIPE, SHAPE, tmp_path / "two", data, n_workers=2)
+    for _ in range(6):
+        trainer.advance()
+    assert all(torch.equal(whole[name], tensor) for name, tensor in trainer.net.state_dict().items())
     other = Trainer(dataclasses.replace(RECIPE, seed=1), SHAPE, tmp_path / "whole", data)
     with pytest.raises(click.UsageError, match="expected a run of the same recipe"):
         other.resume()
