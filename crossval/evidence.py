@@ -88,7 +88,7 @@ SETTINGS = ("n_threads", "n_decode", "n_steps", "full", "reference", "candidate"
 AUDITED: tuple[Kind, ...] = ("layers", "diff")
 """Kinds of receipt whose verdict rests on the audit of both engines."""
 SIDES: tuple[Side, ...] = ("candidate", "reference")
-_COMPARISON: dict[str, Comparison] = {"parity": "agree", "divergence": "differ", "incomplete": "not_compared"}
+COMPARISON: dict[str, Comparison] = {"parity": "agree", "divergence": "differ", "incomplete": "not_compared"}
 
 Audits = Mapping[Side, Mapping[str, Any] | None]
 """Each engine's audit as ``crossval.audit.summary.to_json`` gives it; None: not audited."""
@@ -196,7 +196,7 @@ def finish_summary(
     if tokenizers_agree is False and kind != "smoke":
         summary["verdict"] = summary["parity"]["status"] = "divergence"
     if kind in AUDITED:
-        comparison = _COMPARISON[summary["parity"]["status"]]
+        comparison = COMPARISON[summary["parity"]["status"]]
         summary["verdict"] = arbitrate(comparison, audits["candidate"], audits["reference"])
 
 

@@ -1,0 +1,142 @@
+"""False alarms: healthy engines in many situations, each of which has to be parity (``python -m tests.healthy``).
+
+Every run draws a model, a prompt, threads, a kernel and a ubatch from its own number, so that run 137 is the same
+today and tomorrow. The reference is live bitnet.cpp where it is built, and otherwise our engine in another
+configuration. What is checked is what ``crossval layers`` checks: the comparison, both audits and the verdict.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bitnet_py._native import kernel_families
+from bitnet_py.resources import default_model_path
+from bitnet_py.synth import SynthConfig, write_model
+from bitnet_py.synth_random import Stream
+from crossval import compare, evidence
+from crossval.arbitrate import Verdict, arbitrate
+from crossval.cpp.library import find_library
+from crossval.examine import Examination, examine
+from crossval.runners.base import Runner
+from crossval.runners.bitnet_cpp import BitnetCppRunner
+from crossval.runners.bitnet_py import BitnetPyRunner
+
+SHAPES: dict[str, dict[str, int]] = {
+    "two heads share one": {"n_layers": 3, "dim": 256, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 640},
+    "one head": {"n_layers": 2, "dim": 128, "n_heads": 1, "n_kv_heads": 1, "hidden_dim": 384},
+    "five heads, one KV head": {"n_layers": 2, "dim": 640, "n_heads": 5, "n_kv_heads": 1, "hidden_dim": 1792},
+    "narrow heads": {"n_layers": 2, "dim": 640, "n_heads": 32, "n_kv_heads": 32, "hidden_dim": 384},
+}
+VOCAB_SIZE = 300
+LENGTHS = (1, 2, 3, 4, 5, 7, 8, 13, 16, 31, 32, 33, 48, 64)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One run: what is asked of which model, and how the engines are set up."""
+
+    number: int
+    model: str
+    n_tokens: int
+    n_decode: int
+    n_threads: int
+    kernel: str
+    n_ubatch: int
+
+    @classmethod
+    def draw(cls, number: int, models: list[str]) -> Situation:
+        """Return situation ``number``."""
+        stream = Stream(number, "healthy run")
+        kernels = [family.name for family in kernel_families() if family.available]
+
+        def one_of(items: Any) -> Any:
+            return items[stream.below(len(items))]
+
+        return cls(
+            number,
+            model=one_of(models),
+            n_tokens=one_of(LENGTHS),
+            n_decode=stream.below(4),
+            n_threads=1 + stream.below(3),
+            kernel=one_of(kernels),
+            n_ubatch=one_of((512, 512, 32)),
+        )
+
+    def tokens(self, vocab_size: int) -> list[int]:
+        """Return the prompt's token ids."""
+        stream = Stream(self.number, "healthy prompt")
+        return [stream.below(vocab_size) for _ in range(self.n_tokens)]
+
+
+def write_models(folder: Path) -> dict[str, tuple[Path, int, int]]:
+    """Return (path, layers, vocabulary) by name: the shipped model and one of each shape."""
+    with BitnetPyRunner(default_model_path(), n_threads=1) as runner:
+        config = runner.model.config
+        models = {"shipped": (default_model_path(), config.n_layers, config.vocab_size)}
+    for number, (name, shape) in enumerate(SHAPES.items()):
+        path = folder / f"{number}.gguf"
+        write_model(path, SynthConfig(**shape, vocab_size=VOCAB_SIZE, seed=number))
+        models[name] = (path, shape["n_layers"], VOCAB_SIZE)
+    return models
+
+
+def verdict_of(found: Examination) -> Verdict:
+    """Return the verdict of one run, reached as ``crossval layers`` reaches it."""
+    status = compare.decide(found.result.rows, found.result.coverage)
+    audits = found.audits
+    return arbitrate(evidence.COMPARISON[status], audits["candidate"].verdict, audits["reference"].verdict)
+
+
+def run(n_runs: int, *, first: int = 0, live: bool | None = None) -> Iterator[tuple[Situation, Verdict]]:
+    """Yield every situation and its verdict; ``live``: against bitnet.cpp (None: if it is built)."""
+    library = find_library() if live is not False else None
+    if live and library is None:
+        raise click.UsageError("expected a built bitnet.cpp, found none")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        models = write_models(Path(folder))
+        references: dict[str, Runner] = {}
+        for number in range(first, first + n_runs):
+            situation = Situation.draw(number, list(models))
+            path, n_layers, vocab_size = models[situation.model]
+            if situation.model not in references:
+                references[situation.model] = stack.enter_context(
+                    BitnetPyRunner(path, n_threads=1) if library is None
+                    else BitnetCppRunner(path, library=library.path)
+                )  # fmt: skip
+            with BitnetPyRunner(
+                path, n_threads=situation.n_threads, kernel=situation.kernel, n_ubatch=situation.n_ubatch
+            ) as candidate:
+                found = examine(
+                    candidate, references[situation.model], situation.tokens(vocab_size), path,
+                    n_layers=n_layers, n_decode=situation.n_decode, full=True,
+                )  # fmt: skip
+                yield situation, verdict_of(found)
+
+
+@click.command(help=__doc__)
+@click.option("--runs", "n_runs", type=click.IntRange(1), default=500, show_default=True)
+@click.option("--first", type=click.IntRange(0), default=0, show_default=True, help="Number of the first run.")
+def main(n_runs: int, first: int) -> None:
+    """Print every run that is not parity, and how many were."""
+    against = "live bitnet.cpp" if find_library() else "our engine in another configuration"
+    start_s, alarms = time.perf_counter(), 0
+    for situation, verdict in run(n_runs, first=first):
+        if verdict != "parity":
+            alarms += 1
+            click.echo(f"{verdict}: {situation}")
+    elapsed_s = time.perf_counter() - start_s
+    click.echo(f"{n_runs - alarms} of {n_runs} runs parity, against {against}, in {elapsed_s:.0f} s")
+    sys.exit(1 if alarms else 0)
+
+
+if __name__ == "__main__":
+    main()
