@@ -164,6 +164,8 @@ class GreedyResult:
     """Free-running matches over all required steps of all prompts."""
     verdict: Verdict
     thresholds: Mapping[str, Any] = field(default_factory=dict)
+    from_journal: int | None = None
+    """How many of the prompts, the first ones, an earlier run left in a journal; None without a journal."""
 
 
 def row_status(row: TapRow) -> RowStatus:

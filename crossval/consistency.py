@@ -257,6 +257,10 @@ def _greedy_structure(receipt: Receipt, result: GreedyResult) -> list[str]:
         complaints.append("prompt.token_ids are not those of the first prompt")
     if result.prompts and result.prompts[0].text != receipt["prompt"]["text"]:
         complaints.append("prompt.text is not that of the first prompt")
+    if (result.from_journal or 0) > len(result.prompts):
+        complaints.append(
+            f"results.from_journal is {result.from_journal}, there are {len(result.prompts)} prompts"
+        )
     for index, prompt in enumerate(result.prompts):
         complaints += [f"prompt {index}: {what}" for what in _prompt_conflicts(prompt, vocab_size)]
         if prompt.steps_required != receipt["settings"]["n_steps"]:

@@ -316,7 +316,8 @@ def coverage_to_json(coverage: Coverage) -> dict[str, Any]:
 def results_to_json(result: LayersResult | GreedyResult) -> dict[str, Any]:
     """Return the rows and what they belong to as the receipt's ``results``."""
     if isinstance(result, GreedyResult):
-        return {"prompts": [_prompt_to_json(prompt) for prompt in result.prompts]}
+        found: dict[str, Any] = {"prompts": [prompt_to_json(prompt) for prompt in result.prompts]}
+        return found if result.from_journal is None else {**found, "from_journal": result.from_journal}
     return {
         "mode": result.mode,
         "n_layers": result.n_layers,
@@ -325,7 +326,8 @@ def results_to_json(result: LayersResult | GreedyResult) -> dict[str, Any]:
     }
 
 
-def _prompt_to_json(prompt: GreedyPrompt) -> dict[str, Any]:
+def prompt_to_json(prompt: GreedyPrompt) -> dict[str, Any]:
+    """Return one prompt of a greedy comparison as JSON."""
     data = {**vars(prompt)}
     for name in ("prompt_ids", "candidate_tokens", "reference_tokens"):
         data[name] = list(data[name])
@@ -392,16 +394,18 @@ def layers_from_json(receipt: Receipt) -> LayersResult:
 
 def greedy_from_json(receipt: Receipt) -> GreedyResult:
     """Return the result in a valid ``greedy`` receipt; its summary fields are recomputed, not read."""
-    prompts = tuple(_prompt_from_json(prompt) for prompt in receipt["results"]["prompts"])
+    prompts = tuple(prompt_from_json(prompt) for prompt in receipt["results"]["prompts"])
     return GreedyResult(
         prompts=prompts,
         exact_match_rate=compare.exact_match_rate(prompts),
         verdict=compare.decide_greedy(prompts),
         thresholds=receipt["thresholds"],
+        from_journal=receipt["results"].get("from_journal"),
     )
 
 
-def _prompt_from_json(data: Mapping[str, Any]) -> GreedyPrompt:
+def prompt_from_json(data: Mapping[str, Any]) -> GreedyPrompt:
+    """Return the prompt of a receipt that is valid by the schema."""
     steps = tuple(GreedyStep(**{**step, "logits": row_from_json(step["logits"])}) for step in data["steps"])
     lists = {name: tuple(data[name]) for name in ("prompt_ids", "candidate_tokens", "reference_tokens")}
     return GreedyPrompt(**{**data, **lists, "steps": steps})

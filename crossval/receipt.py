@@ -137,6 +137,15 @@ def validate(receipt: Any, where: str = "receipt") -> None:
     _validate(receipt, "receipt.v1", where)
 
 
+def validate_part(value: Any, definition: str, where: str) -> None:
+    """Check a part of a receipt against its definition (``$defs``) in ``schemas/receipt.v1.schema.json``.
+
+    Raises:
+        BadInputError: naming the field and what is wrong with it.
+    """
+    _check(value, _part_validator(definition), f"receipt.v1.schema.json#/$defs/{definition}", where)
+
+
 def validate_policy(policy: Any, where: str = "policy") -> None:
     """Check a gate policy against ``schemas/policy.v1.schema.json``.
 
@@ -147,11 +156,14 @@ def validate_policy(policy: Any, where: str = "policy") -> None:
 
 
 def _validate(value: Any, schema_name: str, where: str) -> None:
-    check = validator(schema_name)
+    _check(value, validator(schema_name), f"{schema_name}.schema.json", where)
+
+
+def _check(value: Any, check: Draft202012Validator, schema_name: str, where: str) -> None:
     error = None if check.is_valid(value) else best_match(check.iter_errors(value))
     if error is not None:
         field = ".".join(str(part) for part in error.absolute_path) or "(top level)"
-        raise BadInputError(f"{where}: violates {schema_name}.schema.json at {field}: {_one_line(error.message)}")
+        raise BadInputError(f"{where}: violates {schema_name} at {field}: {_one_line(error.message)}")
 
 
 @functools.cache
@@ -168,6 +180,16 @@ def validator(name: str) -> Draft202012Validator:
         raise BadInputError(f"the installation is broken: cannot read {path}: {_one_line(error)}") from error
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(_inlined(schema, schema.get("$defs", {}), ()))
+
+
+@functools.cache
+def _part_validator(definition: str) -> Draft202012Validator:
+    schema = validator("receipt.v1").schema
+    assert isinstance(schema, dict)  # JSON Schema would allow true and false, too
+    definitions = schema["$defs"]
+    return Draft202012Validator(
+        {**_inlined({"$ref": f"#/$defs/{definition}"}, definitions, ()), "$defs": definitions}
+    )
 
 
 def _inlined(schema: Any, definitions: dict[str, Any], inside: tuple[str, ...]) -> Any:

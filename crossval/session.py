@@ -92,7 +92,7 @@ class Session:
                 f"{runner.identity.name}; compare them in separate commands"
             )
         self._reference = runner
-        self._reference_traces += _trace_digest(runner)
+        self._reference_traces += _digests(runner)
         return runner
 
     def _open_candidate(self, reference: Runner | None) -> Runner:
@@ -101,7 +101,7 @@ class Session:
         numerics = None if reference is None else reference.identity.numerics
         runner = open_candidate(self.words[0], self.model.path, numerics=numerics, n_threads=self.n_threads)
         self._candidate = self._stack.enter_context(runner)
-        self._candidate_traces += _trace_digest(runner)
+        self._candidate_traces += _digests(runner)
         return self._candidate
 
     @property
@@ -142,11 +142,16 @@ def is_fallback(kernel: Any) -> bool:
     return best is None or kernel != best
 
 
-def _trace_digest(runner: Runner) -> list[str]:
+def trace_digest(runner: Runner) -> str | None:
     """Return the sha256 of a recorded runner's ``trace.json``, which holds the sha256 of every pass file."""
     if not isinstance(runner, RecordedRunner):
-        return []
-    return [hashlib.sha256((Path(runner.trace.directory) / TRACE_FILE).read_bytes()).hexdigest()]
+        return None
+    return hashlib.sha256((Path(runner.trace.directory) / TRACE_FILE).read_bytes()).hexdigest()
+
+
+def _digests(runner: Runner) -> list[str]:
+    digest = trace_digest(runner)
+    return [] if digest is None else [digest]
 
 
 def _party(runner: Runner | None, traces: list[str], word: str) -> Party:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -9,10 +12,12 @@ import click
 from crossval import evidence
 from crossval.cli import run
 from crossval.cli.options import compare_options
+from crossval.compare import GreedyResult
 from crossval.errors import BadInputError
 from crossval.greedy import compare_greedy, merge_greedy
 from crossval.receipt import parse_json
-from crossval.session import Session
+from crossval.resume import Resume
+from crossval.session import Prompt, Session
 
 MAX_PROMPTS_BYTES = 16 << 20
 
@@ -33,11 +38,19 @@ MAX_PROMPTS_BYTES = 16 << 20
     show_default=True,
     help="Tokens to generate per prompt.",
 )
+@click.option(
+    "--journal",
+    "journal_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Append every finished prompt to this file; prompts that are already there are not run again.",
+)
 @compare_options
 def command(
     prompt: str | None,
     prompts_path: Path | None,
     steps: int,
+    journal_path: Path | None,
     model_path: Path | None,
     reference: str,
     candidate: str,
@@ -49,12 +62,13 @@ def command(
     """Generate greedily with two engines and compare token by token.
 
     Free-running (each engine follows its own choices) and teacher-forced (both read the reference's tokens);
-    where tokens differ, says whether the logits agree (a near tie) or not (a real difference).
+    where tokens differ, says whether the logits agree (a near tie) or not (a real difference). With --journal, a
+    run that was stopped goes on when the same command is given again.
 
     \b
     Example:
       crossval greedy --steps 32 --prompt "What is 2+2?"
-      crossval greedy --steps 32 --prompts prompts.txt --json
+      crossval greedy --steps 32 --prompts prompts.txt --journal run.jsonl --receipt r.json
     """
     if (prompt is None) == (prompts_path is None):
         raise click.UsageError("give either --prompt TEXT or --prompts FILE")
@@ -62,27 +76,63 @@ def command(
     request = run.Request("greedy", model_path, candidate, reference, n_threads, template, receipt_path, as_json)
     for text in texts:
         run.check_text(text)
-    results, encoded = [], []
     with run.progress() as report:
         model = run.load_model(request, report)
-        with Session(model, candidate, reference, n_threads) as session:
-            with run.unavailable_receipt(session, request, n_steps=steps):
-                for text in texts:
-                    ours, theirs, one = run.open_prompt(session, request, text)
-                    encoded.append(one)
-                    found = compare_greedy(
-                        ours,
-                        theirs,
-                        one.token_ids,
-                        steps,
-                        n_layers=model.config.n_layers,
-                        text=text,
-                        progress=report,
-                    )
-                    results.append(found)
+        with (
+            Session(model, candidate, reference, n_threads) as session,
+            Resume(journal_path, session, template, steps) as resume,
+        ):
+            with run.unavailable_receipt(session, request, n_steps=steps), _told(resume, len(texts)):
+                result, encoded = _compare_all(session, request, texts, steps, resume, report)
             facts = run.context(session, request, encoded, n_steps=steps)
-            made = evidence.build("greedy", merge_greedy(results), facts)
+            made = evidence.build("greedy", result, replace(facts, compute=resume.compute(facts.compute)))
     run.finish(made, request)
+
+
+def _compare_all(
+    session: Session, request: run.Request, texts: list[str], steps: int, resume: Resume, report: run.Report
+) -> tuple[GreedyResult, list[Prompt]]:
+    """Compare every prompt, or take it from the journal."""
+    results, encoded = [], []
+    for index, text in enumerate(texts):
+        ours, theirs, one = run.open_prompt(session, request, text)
+        encoded.append(one)
+        found = resume.take(one, ours, theirs)
+        if found is None:
+            found = compare_greedy(
+                ours,
+                theirs,
+                one.token_ids,
+                steps,
+                n_layers=session.model.config.n_layers,
+                text=text,
+                progress=_of_prompt(report, index, len(texts)),
+            )
+            resume.keep(found, ours, theirs)
+        results.append(found)
+    resume.finish()
+    return replace(merge_greedy(results), from_journal=None if resume.path is None else resume.n_taken), encoded
+
+
+def _of_prompt(report: run.Report, index: int, n_prompts: int) -> run.Report:
+    """Return the callback for one of several prompts: the bar counts prompts, the words count tokens."""
+    if n_prompts == 1:
+        return report
+    return lambda what, done, total: report(
+        f"prompt {index + 1} of {n_prompts}, {what} {done}/{total}", index, n_prompts
+    )
+
+
+@contextmanager
+def _told(resume: Resume, n_prompts: int) -> Iterator[None]:
+    """When a run with a journal is interrupted, say what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if resume.path is not None:
+            kept = f"{resume.n_done} of {n_prompts} prompts are in {resume.path}"
+            click.echo(f"{kept}; the same command goes on from there", err=True)
+        raise
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -29,6 +29,7 @@ from crossval.session import Prompt, Session, encode
 
 Report = Callable[[str, int, int], None]
 ENVIRONMENT = ("BITNET_KERNEL", "BITNET_LIBRARY", "BITNET_CPP_LIB")
+MAX_PROMPT_NOTES = 5
 REPRO_DIR = "repro"
 """Where the command in a diagnosis writes its reproducer."""
 
@@ -142,7 +143,7 @@ def context(session: Session, request: Request, prompts: list[Prompt], **setting
         reference=session.reference,
         compute=session.compute(),
         settings=request.settings(**settings),
-        notes=[*session.model.notes, *(prompt.note for prompt in prompts if prompt.note)],
+        notes=[*session.model.notes, *_prompt_notes(prompts)],
     )
 
 
@@ -195,6 +196,12 @@ def _write_reproducers(found: Sequence[Finding], engines: tuple[Runner, Runner],
             continue
         folder = directory / one.side if number else directory
         click.echo(f"reproducer of the {one.side}: {repro.write(one, names[one.side], folder)}", err=True)
+
+
+def _prompt_notes(prompts: list[Prompt]) -> list[str]:
+    notes = [prompt.note for prompt in prompts if prompt.note]
+    more = len(notes) - MAX_PROMPT_NOTES
+    return notes if more <= 0 else [*notes[:MAX_PROMPT_NOTES], f"the same of {more} more prompts"]
 
 
 def _agree(prompts: list[Prompt]) -> bool | None:
