@@ -212,9 +212,7 @@ def summarize_layers(result: LayersResult) -> dict[str, Any]:
         "first_divergence": location_to_json(compare.first_divergence(result.rows)),
         "first_inexact": location_to_json(compare.first_inexact(result.rows)),
         "coverage": coverage_to_json(result.coverage),
-        "parity": _parity(
-            _min_cosine(result.rows), _share_equal(result.rows), _logits_share(result.rows), verdict
-        ),
+        "parity": _parity(_min_cosine(result.rows), share_equal(result.rows), _logits_share(result.rows), verdict),
         "verdict": verdict,
     }
 
@@ -287,14 +285,14 @@ def _min_cosine(rows: Sequence[TapRow]) -> float | None:
     return min(known) if known and len(known) == len(cosines) else None
 
 
-def _share_equal(rows: Sequence[TapRow]) -> float | None:
+def share_equal(rows: Sequence[TapRow]) -> float | None:
     """Return bit-equal elements over all elements; a row without a rate counts as all different."""
     total = sum(row.n_elements for row in rows)
     return sum((row.exact_match_rate or 0.0) * row.n_elements for row in rows) / total if total else None
 
 
 def _logits_share(rows: Sequence[TapRow]) -> float | None:
-    return _share_equal([row for row in rows if row.tap == LOGITS])
+    return share_equal([row for row in rows if row.tap == LOGITS])
 
 
 def location_to_json(location: Location | None) -> dict[str, Any] | None:

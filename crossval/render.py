@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossval import compare, evidence, render_audit, render_smoke, taps, triage
-from crossval.compare import GreedyPrompt, LayersResult, TapRow
+from crossval.compare import GreedyPrompt, GreedyResult, LayersResult, TapRow
 from crossval.console import VERDICT_STYLE, clip, new_table, percent
 from crossval.console import console as console
 from crossval.console import plain as plain
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from crossval.gate import Check
 
 MAX_PASS_COLUMNS = 6
+MAX_PROMPT_LINES = 12
 _STYLE = {"equal": "green", "within": "yellow", "diverged": "bold red", "invalid": "bold red", "skipped": "red"}
 
 
@@ -35,9 +36,7 @@ def show_receipt(out: Console, receipt: Receipt) -> None:
         render_smoke.show_answers(out, receipt)
         return
     elif receipt["kind"] == "greedy":
-        result = evidence.greedy_from_json(receipt)
-        show_line(out, "\nToken by token; '=': all bits of the logits are equal.")
-        out.print(greedy_table(result.prompts))
+        _show_greedy(out, evidence.greedy_from_json(receipt))
     else:
         layers = evidence.layers_from_json(receipt)
         show_line(out, "\nTap by tap; '=': all bits are equal, else NMSE (and relative error over its floor).")
@@ -185,14 +184,69 @@ def ops_table(rows: Sequence[TapRow]) -> Table:
     return table
 
 
-def greedy_table(prompts: Sequence[GreedyPrompt]) -> Table:
-    """Return one line per prompt: tokens that match, first difference, and how far the logits are apart."""
+def _show_greedy(out: Console, result: GreedyResult) -> None:
+    """Print a line per prompt (of many: per prompt that differs), and one per range of steps over all prompts."""
+    everything = list(enumerate(result.prompts))
+    listed = everything
+    if len(everything) > MAX_PROMPT_LINES:
+        listed = [(index, prompt) for index, prompt in everything if compare.decide_greedy([prompt]) != "parity"]
+    show_line(out, "\nToken by token; '=': all bits of the logits are equal.")
+    if listed:
+        out.print(greedy_table(listed[:MAX_PROMPT_LINES]))
+    if len(listed) > MAX_PROMPT_LINES:
+        show_line(out, f"{len(listed) - MAX_PROMPT_LINES} more prompts differ or are incomplete: see the receipt.")
+    if len(everything) > len(listed):
+        show_line(out, f"{len(everything) - len(listed)} of {len(everything)} prompts agree and are not listed.")
+    if any(prompt.steps for prompt in result.prompts):
+        show_line(out, "\nStep by step, over all prompts; both engines read the same tokens.")
+        out.print(steps_table(result.prompts))
+    if result.from_journal:
+        show_line(out, f"from the journal: {result.from_journal} of {len(everything)} prompts")
+
+
+def steps_table(prompts: Sequence[GreedyPrompt]) -> Table:
+    """Return exact-match rates over all prompts, one line per range of steps, each as long as all before it."""
+    table = new_table()
+    names = ("equal tokens", "share", "bit-equal logits", "share", "bit-equal values")
+    for name in ("", "compared", *names, "worst logits"):
+        left = name in ("", "worst logits")
+        table.add_column(name, no_wrap=True, justify="left" if left else "right")
+    length = max((len(prompt.steps) for prompt in prompts), default=0)
+    start, stop = 0, 1
+    while start < length:
+        steps = [step for prompt in prompts for step in prompt.steps[start:stop]]
+        rows = [step.logits for step in steps]
+        tokens = sum(
+            step.candidate_token is not None for step in steps if step.candidate_token == step.reference_token
+        )
+        logits = sum(compare.row_status(row) == "equal" for row in rows)
+        last = min(stop, length) - 1
+        table.add_row(
+            f"step {start}" if last == start else f"steps {start}-{last}",
+            str(len(steps)),
+            str(tokens),
+            percent(tokens / len(steps)),
+            str(logits),
+            percent(logits / len(steps)),
+            percent(evidence.share_equal(rows)),
+            _worst_cell(rows),
+        )
+        start, stop = stop, 2 * stop
+    return table
+
+
+def _worst_cell(rows: Sequence[TapRow]) -> Text:
+    return _cell([(i, "") for i in range(len(rows))], {(i, ""): row for i, row in enumerate(rows)}, set())
+
+
+def greedy_table(prompts: Sequence[tuple[int, GreedyPrompt]]) -> Table:
+    """Return one line per numbered prompt: tokens that match, first difference, how far the logits are apart."""
     table = new_table()
     for name in ("#", "prompt", "equal tokens", "forced", "first difference", "logits", "least margin"):
         table.add_column(
             name, no_wrap=True, justify="right" if name in ("#", "equal tokens", "forced") else "left"
         )
-    for index, prompt in enumerate(prompts):
+    for index, prompt in prompts:
         rows = [step.logits for step in prompt.steps]
         margins = [step.reference_margin for step in prompt.steps if step.reference_margin is not None]
         table.add_row(
@@ -201,9 +255,7 @@ def greedy_table(prompts: Sequence[GreedyPrompt]) -> Table:
             f"{prompt.free_running_matches}/{prompt.steps_required}",
             percent(prompt.teacher_forced_agreement),
             _first_difference(prompt),
-            _cell([(i, "") for i in range(len(rows))], {(i, ""): row for i, row in enumerate(rows)}, set())
-            if rows
-            else Text("none", _STYLE["skipped"]),
+            _worst_cell(rows) if rows else Text("none", _STYLE["skipped"]),
             _number(min(margins, default=None), ".3g"),
         )
     return table
@@ -227,7 +279,8 @@ def show_verdict(out: Console, receipt: Receipt) -> None:
     line = Text.assemble((verdict.upper(), VERDICT_STYLE.get(verdict, "bold red")), f"  {plain(who)}: {counts}")
     rate = parity["exact_match_rate"]
     if rate is not None and receipt["kind"] == "greedy":
-        line.append(f", {percent(rate)} of the tokens equal")
+        line.append(f", {percent(rate)} of the tokens equal, ")
+        line.append(f"{percent(parity['logits_exact_match_rate'])} of the logits bit-equal")
     elif rate is not None:
         line.append(", all bits equal" if rate == 1.0 else f", {percent(rate)} of the values bit-equal")
     out.print(line, soft_wrap=True)

@@ -20,6 +20,8 @@ from crossval.resume import Resume
 from crossval.session import Prompt, Session
 
 MAX_PROMPTS_BYTES = 16 << 20
+MAX_RECEIPT_STEPS = 50_000
+"""Of all prompts together: a step takes 1.0 to 1.3 kB of a receipt, which is read up to 64 MiB."""
 
 
 @click.command("greedy")
@@ -76,6 +78,11 @@ def command(
     request = run.Request("greedy", model_path, candidate, reference, n_threads, template, receipt_path, as_json)
     for text in texts:
         run.check_text(text)
+    if (as_json or receipt_path is not None) and len(texts) * steps > MAX_RECEIPT_STEPS:
+        raise BadInputError(
+            f"{len(texts)} prompts of {steps} steps make a receipt too large to be read; "
+            f"ask for {MAX_RECEIPT_STEPS} steps at most, or for no receipt"
+        )
     with run.progress() as report:
         model = run.load_model(request, report)
         with (

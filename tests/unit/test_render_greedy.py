@@ -1,0 +1,70 @@
+"""The tables of ``crossval greedy``: one screen, however many prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import receipt_samples as samples
+
+from crossval import compare, consistency, evidence, receipt, render, tolerance
+
+SCREEN = 45
+
+
+def shown(n_prompts: int, n_differ: int, n_steps: int = 3, from_journal: int | None = None) -> str:
+    prompts = []
+    for index in range(n_prompts):
+        one = samples.greedy_result(n_steps, 1 if index < n_differ else None).prompts[0]
+        prompts.append(dataclasses.replace(one, text=f"prompt {index}"))
+    found = compare.GreedyResult(
+        tuple(prompts),
+        compare.exact_match_rate(prompts),
+        compare.decide_greedy(prompts),
+        tolerance.describe("same"),
+        from_journal,
+    )
+    settings = {"n_threads": 2, "n_decode": None, "n_steps": n_steps, "full": None}
+    made = evidence.build("greedy", found, samples.context(settings=settings, text="prompt 0"))
+    assert consistency.recompute(made)["parity"]["logits_exact_match_rate"] is not None
+    assert made["results"].get("from_journal") == from_journal
+    receipt.validate(made)
+    out = io.StringIO()
+    render.show_receipt(render.console(out), made)
+    return out.getvalue()
+
+
+def cells(text: str, label: str) -> list[str]:
+    """Return the words of the line of a step, or of a range of steps."""
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{label} ") and ":" not in line]
+    return line.split()[2:]
+
+
+def test_few_prompts_are_all_listed() -> None:
+    text = shown(render.MAX_PROMPT_LINES, 0)
+    assert all(f" prompt {index} " in text for index in range(render.MAX_PROMPT_LINES))
+    assert "not listed" not in text
+
+
+def test_of_many_prompts_only_those_that_differ_are_listed() -> None:
+    text = shown(60, 2, from_journal=7)
+    assert " prompt 1 " in text
+    assert " prompt 2 " not in text
+    assert "58 of 60 prompts agree and are not listed." in text
+    assert "from the journal: 7 of 60 prompts" in text
+    assert len(text.splitlines()) <= SCREEN
+
+
+def test_many_prompts_that_differ_stay_one_screen() -> None:
+    text = shown(60, 50, n_steps=40)
+    assert f"{50 - render.MAX_PROMPT_LINES} more prompts differ or are incomplete" in text
+    assert "10 of 60 prompts agree" in text
+    assert len(text.splitlines()) <= SCREEN
+
+
+def test_rates_are_given_step_by_step() -> None:
+    text = shown(20, 5, n_steps=7)
+    assert cells(text, "steps 2-3") == ["40", "40", "100", "%", "40", "100", "%", "100", "%", "="]
+    assert cells(text, "steps 4-6")[:2] == ["60", "60"]
+    assert cells(text, "step 1")[:8] == ["20", "15", "75.00", "%", "15", "75.00", "%", "87.50"]
+    assert "96.43 % of the tokens equal, 98.21 % of the logits bit-equal" in text
