@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from crossval.runners.base import PassKind
-from tests.zoo.models import DamagedModel
+from crossval.selftest.damage import DamagedModel
 from tests.zoo.recording import Recording
 
 FAMILIES = (

@@ -9,8 +9,9 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from crossval import taps
+from crossval.selftest.damage import TENSORS
 from tests.zoo.fault import Case
-from tests.zoo.models import SHAPE, TENSORS
+from tests.zoo.models import SHAPE
 
 _NEXT_MATRIX = "weights of blk.{next}.{tensor}.weight"
 _ZERO_FEATURES = "features * zero"

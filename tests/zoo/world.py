@@ -11,6 +11,7 @@ from pathlib import Path
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.tokenizer import Tokenizer
 from crossval.audit.checks import AuditResult
+from crossval.selftest.damage import damaged_copy
 from crossval.spec_weights import SpecWeights
 from tests.zoo import build, models
 from tests.zoo.catalogue import ENGINE_FAULTS
@@ -103,7 +104,7 @@ class World:
         fault = case.fault
         assert isinstance(fault, WeightFault)
         path = self.folder / "damaged.gguf"
-        fault.damage(models.damaged_copy(self.model(fault.source or fault.base), path), case.tap)
+        fault.damage(damaged_copy(self.model(fault.source or fault.base), path), case.tap)
         return path
 
 

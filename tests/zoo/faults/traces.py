@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from crossval.geometry import token_axis
 from crossval.runners.base import TapArray
+from crossval.selftest import alter
+from crossval.selftest.alter import Array
 from tests.zoo.fault import BOTH, LAST, MIDDLE, PREFILL, TraceFault
 from tests.zoo.recording import Recording
-
-Array = npt.NDArray[np.float32]
 
 NOT_IN_A_RUNNING_ENGINE = ("ffn_act", "attn_norm", "k_rope", "kq_soft_max", "attn_sub_norm", "ffn_norm", "ffn_out",
                            "ffn_sub_norm")  # fmt: skip
@@ -45,38 +44,6 @@ def _repeat_previous_row(x: Array, axis: int) -> Array:
     return np.take(x, order, axis)
 
 
-def _zero_remainder(x: Array, axis: int) -> Array:
-    keep = np.arange(x.shape[axis]) < x.shape[axis] // 4 * 4
-    shape = [1] * x.ndim
-    shape[axis] = keep.size
-    return x * keep.reshape(shape)
-
-
-def _lose_half(x: Array, axis: int) -> Array:
-    """Zero the second half of what is not tokens: of the heads, or of the features."""
-    features = 0 if axis == 1 else 1
-    np.moveaxis(x, features, 0)[x.shape[features] // 2 :] = 0
-    return x
-
-
-def _set(index: int, value: float) -> Callable[[Array, int], Array]:
-    def change(x: Array, axis: int) -> Array:
-        x.reshape(-1)[index] = value
-        return x
-
-    return change
-
-
-def _flip_sign(x: Array, axis: int) -> Array:
-    last = np.moveaxis(x, axis, 0)[-1]  # the last token sees every key, so none of its scores is masked
-    last[np.unravel_index(np.argmax(np.abs(last)), last.shape)] *= -1
-    return x
-
-
-def _bf16(x: Array, axis: int) -> Array:
-    return (x.view(np.uint32) + 0x8000 & 0xFFFF0000).view(np.float32)
-
-
 def _of_previous_pass(recording: Recording, index: int, tap: str) -> None:
     stale = recording.array(index - 1, tap)
     array = recording.array(index, tap)
@@ -92,7 +59,7 @@ def _of_next_layer(recording: Recording, index: int, tap: str) -> None:
 def _lose_row(recording: Recording, index: int, tap: str) -> None:
     record = recording.passes[index]
     old = record.taps[tap]
-    shorter = np.delete(old.array, -1, token_axis(tap))
+    shorter = alter.lose_row(old.array, token_axis(tap))
     recording.passes[index] = replace(record, taps={**record.taps, tap: TapArray(shorter, old.rows)})
 
 
@@ -123,23 +90,24 @@ FAULTS = (
     _trace("stale-pass", 11, "a decoded token's array is that of the pass before",
            ("v", "k_rope", "attn_norm", "ffn_norm", "l_out", "ffn_act"), _of_previous_pass, passes=("decode",)),
     _trace("batch-remainder-zero", 11, "the last n_tokens mod 4 rows of a batch are 0",
-           ("ffn_act", "attn_norm", "k_rope", "kqv_out", "ffn_out"), _array(_zero_remainder), passes=PREFILL,
+           ("ffn_act", "attn_norm", "k_rope", "kqv_out", "ffn_out"), _array(alter.zero_remainder), passes=PREFILL,
            layers=BEFORE_LAST),
-    _trace("thread-slice-lost", 15, "half of the features are 0", NOT_IN_A_RUNNING_ENGINE, _array(_lose_half)),
-    _trace("nan", 15, "one NaN", NOT_IN_A_RUNNING_ENGINE, _array(_set(3, np.nan))),
-    _trace("infinity", 15, "one infinity", NOT_IN_A_RUNNING_ENGINE, _array(_set(0, np.inf))),
+    _trace("thread-slice-lost", 15, "half of the features are 0", NOT_IN_A_RUNNING_ENGINE,
+           _array(alter.lose_half)),
+    _trace("nan", 15, "one NaN", NOT_IN_A_RUNNING_ENGINE, _array(alter.set_value(3, np.nan))),
+    _trace("infinity", 15, "one infinity", NOT_IN_A_RUNNING_ENGINE, _array(alter.set_value(0, np.inf))),
     _trace("sign-flipped", 15, "the largest value of the last token has the other sign", EVERY_OP,
-           _array(_flip_sign)),
+           _array(alter.flip_sign)),
     _trace("rounded-to-f16", 12, "passed on in F16", ("l_out", "ffn_out", "attn_norm", "ffn_act", "q_rope"),
-           _array(lambda x, axis: x.astype(np.float16).astype(np.float32))),
+           _array(alter.through_f16)),
     _trace("rounded-to-bf16", 12, "passed on in BF16", ("l_out", "ffn_inp", "k_rope", "kqv_out", "kq_soft_max"),
-           _array(_bf16)),
+           _array(alter.through_bf16)),
     _trace("one-in-ten-thousand", 12, "every value 0.01 % too large", EVERY_OP,
-           _array(lambda x, axis: x * np.float32(1.0001))),
+           _array(alter.one_in_ten_thousand)),
     _trace("of-another-layer", 10, "the array of the next layer", ("attn_norm", "v", "ffn_act", "k"),
            _of_next_layer, layers=BEFORE_LAST),
     _trace("row-missing", 15, "one token's row is missing", ("ffn_norm", "q", "kq_soft_max"), _lose_row,
            passes=PREFILL, layers=BEFORE_LAST),
     _trace("logits-shifted", 15, "every logit one token id too high", ("result_output",),
-           _array(lambda x, axis: np.roll(x, 1, -1)), layers=()),
+           _array(alter.shift_features), layers=()),
 )  # fmt: skip
