@@ -15,6 +15,8 @@ Verdict = Literal[
     "parity", "shared_deviation", "reference_defect", "candidate_defect", "both_differ", "divergence", "incomplete"
 ]
 Comparison = Literal["agree", "differ", "not_compared"]
+COMPARISON: dict[str, Comparison] = {"parity": "agree", "divergence": "differ", "incomplete": "not_compared"}
+"""Outcome of the direct comparison of two engines -> what it means here."""
 
 
 @dataclass(frozen=True)

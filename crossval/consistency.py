@@ -18,6 +18,7 @@ from crossval.evidence import Party
 from crossval.localize import MODEL_DEPENDENT_TAPS
 from crossval.receipt import Receipt
 from crossval.runners.base import PassPlan
+from crossval.selftest import results as selftest_results
 from crossval.tolerance import choose_policy, describe, tolerance_for
 
 _ROUNDING = 1e-9
@@ -58,8 +59,8 @@ def thresholds(receipt: Receipt) -> list[str]:
 
 
 def rows_of(receipt: Receipt) -> Iterator[tuple[str, TapRow]]:
-    """Yield every row of numbers with a name for messages; ``smoke`` has none."""
-    results = {} if receipt.get("kind") == "smoke" else receipt["results"]
+    """Yield every row of numbers with a name for messages; ``smoke`` and ``selftest`` have none."""
+    results = {} if receipt.get("kind") in ("smoke", "selftest") else receipt["results"]
     for row in results.get("rows", ()):
         yield f"pass {row['pass_index']} {row['tap']}", evidence.row_from_json(row)
     for index, prompt in enumerate(results.get("prompts", ())):
@@ -135,6 +136,8 @@ def recompute(receipt: Receipt) -> dict[str, Any]:
     result: LayersResult | GreedyResult
     if receipt["kind"] == "smoke":
         expected = smoke_receipt.recompute(receipt)
+    elif receipt["kind"] == "selftest":
+        expected = selftest_results.recompute(receipt)
     elif receipt["kind"] == "greedy":
         result = evidence.greedy_from_json(receipt)
         expected = evidence.summarize_greedy(result)
@@ -329,7 +332,7 @@ def checks_of(receipt: Receipt) -> Checks:
     """Return the checks that a receipt of this kind must stand."""
     if receipt["kind"] in evidence.AUDITED:
         return AUDITED_CHECKS
-    return SMOKE_CHECKS if receipt["kind"] == "smoke" else CHECKS
+    return {"smoke": SMOKE_CHECKS, "selftest": SELFTEST_CHECKS}.get(receipt["kind"], CHECKS)
 
 
 CHECKS: Checks = {
@@ -341,6 +344,7 @@ CHECKS: Checks = {
 }
 AUDITED_CHECKS: Checks = {**CHECKS, "audits": audit_consistency.complaints}
 SMOKE_CHECKS: Checks = {**smoke_receipt.CHECKS, "summary": summary}
+SELFTEST_CHECKS: Checks = {**selftest_results.CHECKS, "summary": summary}
 
 
 def _known(tap: str, n_layers: int) -> bool:

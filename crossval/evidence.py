@@ -13,16 +13,19 @@ from typing import Any, Literal
 
 from crossval import answers, compare, provenance, smoke_receipt
 from crossval.answers import Side, SmokeResult
-from crossval.arbitrate import Comparison, arbitrate
+from crossval.arbitrate import COMPARISON as COMPARISON
+from crossval.arbitrate import arbitrate
 from crossval.audit.checks import AuditVerdict
 from crossval.audit.summary import audit_verdict
 from crossval.compare import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Location, Skip, TapRow
 from crossval.receipt import SCHEMA_VERSION, Receipt, number, seal
 from crossval.runners.base import EngineIdentity, Numerics, PassPlan
+from crossval.selftest import results as selftest_results
+from crossval.selftest.results import SelftestResult
 
-Kind = Literal["layers", "greedy", "diff", "smoke"]
+Kind = Literal["layers", "greedy", "diff", "smoke", "selftest"]
 Status = Literal["live", "recorded", "unavailable", "unused"]
-"""``unused``: `crossval smoke` did not ask for this engine."""
+"""``unused``: `crossval smoke` did not ask for this engine; `crossval selftest` needs no reference."""
 ComputePath = Literal["real", "recorded", "specification", "none"]
 
 REFERENCE_NAME = "bitnet.cpp"
@@ -88,7 +91,6 @@ SETTINGS = ("n_threads", "n_decode", "n_steps", "full", "reference", "candidate"
 AUDITED: tuple[Kind, ...] = ("layers", "diff")
 """Kinds of receipt whose verdict rests on the audit of both engines."""
 SIDES: tuple[Side, ...] = ("candidate", "reference")
-COMPARISON: dict[str, Comparison] = {"parity": "agree", "divergence": "differ", "incomplete": "not_compared"}
 
 Audits = Mapping[Side, Mapping[str, Any] | None]
 """Each engine's audit as ``crossval.audit.summary.to_json`` gives it; None: not audited."""
@@ -98,12 +100,12 @@ Findings = Sequence[Mapping[str, Any]]
 
 def build(
     kind: Kind,
-    result: LayersResult | GreedyResult | SmokeResult,
+    result: LayersResult | GreedyResult | SmokeResult | SelftestResult,
     context: Context,
     audits: Audits | None = None,
     diagnosis: Findings | None = None,
 ) -> Receipt:
-    """Return the sealed receipt of a comparison, or of an engine's answers.
+    """Return the sealed receipt of a comparison, of an engine's answers, or of the harness's own test.
 
     ``audits`` and ``diagnosis`` belong to ``layers`` and ``diff``, which are incomplete without an audit.
 
@@ -116,6 +118,9 @@ def build(
         classes = answers.classify(result.answers, result.special_ids)
         held, found = answers.thresholds(result.min_correct), smoke_receipt.results_to_json(result, classes)
         return _assemble(kind, context, notes, held, found, smoke_receipt.summarize(result, classes))
+    if isinstance(result, SelftestResult):
+        held, found = selftest_results.criterion(result.shape), selftest_results.to_json(result)
+        return _assemble(kind, context, notes, held, found, selftest_results.summarize(result))
     if isinstance(result, LayersResult):
         notes += [note for note in result.notes if note not in notes]
         result = replace(result, rows=tuple(map(_as_written, result.rows)))

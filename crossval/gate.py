@@ -136,7 +136,7 @@ def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
 
 def _verdict(receipt: Receipt) -> Check:
     verdict = consistency.recompute(receipt)["verdict"]
-    good = "pass" if receipt["kind"] == "smoke" else "parity"
+    good = "pass" if receipt["kind"] in ("smoke", "selftest") else "parity"
     return Check("verdict", verdict == good == receipt["verdict"], f"{verdict} (recomputed)")
 
 
@@ -147,6 +147,11 @@ def _compared(receipt: Receipt, policy: Policy) -> Check:
         n_tokens = sum(len(row["token_ids"]) for row in answers)
         detail = f"{len(answers)} answers, {n_tokens} tokens generated ({policy.min_tokens} required)"
         return Check("compared", bool(answers) and n_tokens >= policy.min_tokens, detail)
+    if receipt["kind"] == "selftest":
+        found = receipt["results"]["rows"]
+        n_tokens = sum(row["n_prompt"] + row["n_decode"] for row in found)
+        detail = f"{len(found)} comparisons, {n_tokens} tokens ({policy.min_tokens} required)"
+        return Check("compared", bool(found) and n_tokens >= policy.min_tokens, detail)
     rows = [row for _, row in consistency.rows_of(receipt)]
     results = receipt["results"]
     if receipt["kind"] == "greedy":
@@ -268,9 +273,10 @@ def _exactness(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     if policy.min_cosine is not None:
         met = cosine is not None and cosine >= policy.min_cosine
         yield Check("cosine", met, f"{_number(cosine)}, {policy.min_cosine:g} required")
-    if receipt["kind"] == "smoke":
+    if receipt["kind"] in ("smoke", "selftest"):
         asked = {"bitwise": policy.require_bitwise, "tolerance": policy.tolerance == "same"}
-        yield from (Check(name, False, "smoke compares texts, not numbers") for name in asked if asked[name])
+        detail = f"a {receipt['kind']} receipt holds no numbers"
+        yield from (Check(name, False, detail) for name in asked if asked[name])
         return
     if policy.require_bitwise:
         inexact = [where for where, row in consistency.rows_of(receipt) if compare.row_status(row) != "equal"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossval import compare, evidence, render_audit, render_smoke, taps, triage
+from crossval import compare, evidence, render_audit, render_selftest, render_smoke, taps, triage
 from crossval.compare import GreedyPrompt, GreedyResult, LayersResult, TapRow
 from crossval.console import VERDICT_STYLE, clip, new_table, percent
 from crossval.console import console as console
@@ -34,6 +34,9 @@ def show_receipt(out: Console, receipt: Receipt) -> None:
         show_line(out, f"reference unavailable: {receipt['reference']['note']}")
     elif receipt["kind"] == "smoke":
         render_smoke.show_answers(out, receipt)
+        return
+    elif receipt["kind"] == "selftest":
+        render_selftest.show_selftest(out, receipt)
         return
     elif receipt["kind"] == "greedy":
         _show_greedy(out, evidence.greedy_from_json(receipt))
@@ -67,7 +70,7 @@ def _headline(out: Console, receipt: Receipt) -> None:
         if receipt[side]["status"] != "unused":
             show_line(out, f"{side:10} {_engine(receipt[side])}")
     prompt = receipt["prompt"]
-    if prompt["text"] is not None and receipt["kind"] != "smoke":
+    if prompt["text"] is not None and receipt["kind"] not in ("smoke", "selftest"):
         show_line(out, f"prompt     {clip(prompt['text'], 60)!r}  {len(prompt['token_ids'])} tokens")
 
 
