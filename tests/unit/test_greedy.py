@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -249,3 +251,16 @@ def test_logits_of_another_token_choose_nothing() -> None:
     assert greedy_token(record) is not None
     early = replace(record, taps={"result_output": replace(record.taps["result_output"], rows=(0,))})
     assert greedy_token(early) is None
+
+
+def test_a_result_keeps_no_logits() -> None:
+    result = merge_greedy([greedy(NumpyRunner())[0], greedy(NumpyRunner(prefer(7, 6)))[0]])
+    seen: set[int] = set()
+    found: list[object] = [result.prompts]
+    while found:
+        one = found.pop()
+        if id(one) not in seen and not isinstance(one, type | ModuleType):
+            seen.add(id(one))
+            assert not isinstance(one, np.ndarray)
+            found += gc.get_referents(one)
+    assert len(seen) > 2 * STEPS
