@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bitnet_py.errors import ModelError
 
-DEFAULT_MODEL_NAME = "bitnet-synthetic.gguf"
+DEFAULT_MODEL_NAME = "bitnet-qa.gguf"
 
 
 def _candidates(name: str) -> list[Path]:

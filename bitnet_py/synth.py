@@ -82,7 +82,7 @@ class SynthConfig:
 
 PRESETS = {
     "tiny": SynthConfig(),
-    "shipped": SynthConfig(n_layers=5, dim=384, n_heads=6, n_kv_heads=2, hidden_dim=1024, vocab_size=1024),
+    "small": SynthConfig(n_layers=5, dim=384, n_heads=6, n_kv_heads=2, hidden_dim=1024, vocab_size=1024),
     "odd": SynthConfig(n_layers=7, dim=640, n_heads=5, n_kv_heads=1, hidden_dim=1792, vocab_size=777),
     "2b-4t": SynthConfig(
         n_layers=30, dim=2560, n_heads=20, n_kv_heads=5, hidden_dim=6912, vocab_size=128256, context_length=4096

@@ -14,7 +14,7 @@ import pytest
 
 from bitnet_py.model import Model
 from bitnet_py.resources import default_model_path
-from bitnet_py.synth import SynthConfig, write_model
+from bitnet_py.synth import PRESETS, SynthConfig, write_model
 
 MakeModel = Callable[..., Path]
 
@@ -25,6 +25,14 @@ TINY = {"n_layers": 2, "dim": 128, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 
 def shipped_model() -> Path:
     """Path of the model that ships with the project."""
     return default_model_path()
+
+
+@pytest.fixture(scope="session")
+def five_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of the synthetic preset ``small``: five layers, random weights."""
+    path = tmp_path_factory.mktemp("small") / "small.gguf"
+    write_model(path, PRESETS["small"])
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,12 @@ from train.shape import Shape
 
 ARCH = "bitnet-b1.58"
 NAME = "BitNet b1.58, small question answerer"
-SCALES = {"attn_v": 2.0**-4, "ffn_gate": 2.0**-4, "ffn_up": 2.0**8}
+SCALES = {"attn_v": 2.0**4, "ffn_gate": 2.0**-4, "ffn_up": 2.0**8}
 """Factors of a layer's matrices that leave what it computes as it was, up to the norms' eps.
 
 V: a norm follows the heads. Gate and up: relu(g / 16)^2 * 256 u = relu(g)^2 * u. Powers of two round nothing.
 Training leaves both where two classic faults, a skipped attention sub-norm and SiLU for squared ReLU, hardly
-change the answers; small gates and small heads make them matter, and the model is there to show faults.
+change the answers; small gates and large heads make them matter, and the model is there to show faults.
 """
 _FILE_TYPE_I2_S = 40  # llama.h, LLAMA_FTYPE_MOSTLY_I2_S
 _DTYPES = {GGMLType.F16: np.float16, GGMLType.F32: np.float32}

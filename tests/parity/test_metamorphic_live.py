@@ -26,10 +26,10 @@ N_LAYERS = 5
 
 
 @pytest.mark.live
-def test_bitnet_cpp_holds_every_relation(shipped_model, bitnet_cpp_library):
+def test_bitnet_cpp_holds_every_relation(five_layers, bitnet_cpp_library):
     options = Options()
     result = run_metamorphic(
-        lambda **asked: BitnetCppRunner(shipped_model, library=bitnet_cpp_library, **asked),
+        lambda **asked: BitnetCppRunner(five_layers, library=bitnet_cpp_library, **asked),
         enough_tokens([], 1000, options.n_tokens),
         n_layers=N_LAYERS,
         party="reference",
@@ -55,18 +55,18 @@ def test_a_model_with_one_head_holds_in_bitnet_cpp(make_model, bitnet_cpp_librar
 
 
 @pytest.mark.live
-def test_floors_of_bitnet_cpp_are_those_of_our_engine(shipped_model, bitnet_cpp_library):
+def test_floors_of_bitnet_cpp_are_those_of_our_engine(five_layers, bitnet_cpp_library):
     """Equal bits in every way of running give equal floors."""
     prompts = [np.random.default_rng(n).integers(0, 1000, n).tolist() for n in (5, 13)]
-    with BitnetCppRunner(shipped_model, library=bitnet_cpp_library) as reference:
+    with BitnetCppRunner(five_layers, library=bitnet_cpp_library) as reference:
         width = reference.identity.numerics.simd_width
         fused = reference.identity.numerics.fused_quantizer
     theirs = measure_floors(
-        lambda **asked: BitnetCppRunner(shipped_model, library=bitnet_cpp_library, **asked),
+        lambda **asked: BitnetCppRunner(five_layers, library=bitnet_cpp_library, **asked),
         prompts, n_layers=N_LAYERS, thread_counts=(1,),
     )  # fmt: skip
     ours = measure_floors(
-        lambda **asked: BitnetPyRunner(shipped_model, simd_width=width, fused_quantizer=fused, **asked),
+        lambda **asked: BitnetPyRunner(five_layers, simd_width=width, fused_quantizer=fused, **asked),
         prompts, n_layers=N_LAYERS, thread_counts=(1,),
     )  # fmt: skip
     assert theirs.floors == ours.floors
@@ -77,15 +77,15 @@ def test_floors_of_bitnet_cpp_are_those_of_our_engine(shipped_model, bitnet_cpp_
 
 
 @pytest.mark.live
-def test_causal_view_of_two_live_engines(shipped_model, bitnet_cpp_library):
+def test_causal_view_of_two_live_engines(five_layers, bitnet_cpp_library):
     """Prompt at once by one, token by token by the other: a disagreement by flipped codes, and known as such."""
     ids = np.random.default_rng(1).integers(0, 1000, 9).tolist()
     outline = taps.outline_taps(N_LAYERS)
-    with BitnetCppRunner(shipped_model, library=bitnet_cpp_library) as reference:
+    with BitnetCppRunner(five_layers, library=bitnet_cpp_library) as reference:
         theirs = [reference.eval([token], outline) for token in ids]
-    with BitnetPyRunner(shipped_model) as engine:
+    with BitnetPyRunner(five_layers) as engine:
         ours = engine.eval(ids, outline)
-    view = causal_view(ours, theirs, SpecWeights(shipped_model))
+    view = causal_view(ours, theirs, SpecWeights(five_layers))
     assert view.baseline_kl > 0.0
     assert not view.reliable
     assert view.effects[0].equal_states
@@ -182,9 +182,9 @@ print(json.dumps(dataclasses.asdict(result)))
         ("slice", {"threads"}, "blk.0.q"),
     ],
 )
-def test_a_broken_library_violates_what_it_breaks(shipped_model, broken_library, mistake, relations, where):
+def test_a_broken_library_violates_what_it_breaks(five_layers, broken_library, mistake, relations, where):
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, shipped_model],
+        [sys.executable, "-c", SCRIPT, five_layers],
         env={**os.environ, "BITNET_LIBRARY": str(broken_library), "MISTAKE": mistake},
         capture_output=True,
         text=True,

@@ -29,13 +29,13 @@ OUTLINE = taps.outline_taps(N_LAYERS)
 
 
 @pytest.fixture(scope="module")
-def weights(shipped_model) -> SpecWeights:
-    return SpecWeights(shipped_model)
+def weights(five_layers) -> SpecWeights:
+    return SpecWeights(five_layers)
 
 
 @pytest.fixture(scope="module")
-def engine(shipped_model) -> PassRecord:
-    with BitnetPyRunner(shipped_model, n_threads=1) as runner:
+def engine(five_layers) -> PassRecord:
+    with BitnetPyRunner(five_layers, n_threads=1) as runner:
         return runner.eval(IDS, OUTLINE)
 
 
@@ -108,9 +108,9 @@ def test_equal_engines_have_nothing_to_recover(weights, engine):
     assert all(e.equal_states and e.kl == 0.0 and e.recovered is None for e in view.effects)
 
 
-def test_rounding_noise_blames_no_layer(shipped_model, weights, engine):
+def test_rounding_noise_blames_no_layer(five_layers, weights, engine):
     """Token by token and at once differ by flipped codes alone: reported, and marked as noise."""
-    with BitnetPyRunner(shipped_model, n_threads=1) as runner:
+    with BitnetPyRunner(five_layers, n_threads=1) as runner:
         single = [runner.eval((token,), OUTLINE) for token in IDS]
     view = causal_view(single, engine, weights)
     assert view.baseline_kl > 0.0
@@ -147,12 +147,14 @@ def test_states_that_one_engine_did_not_give_are_said(weights, engine):
     assert view.largest == "blk.2.l_out"
 
 
-def test_a_recorded_trace_will_do(shipped_model, weights):
+def test_a_recorded_trace_will_do(shipped_model):
     trace = RecordedRunner(shipped_model.with_suffix(".goldens") / "what-is-2-2")
     assert trace.plan is not None
     ids = trace.plan[0].token_ids
+    weights = SpecWeights(shipped_model)
+    outline = taps.outline_taps(weights.config.n_layers)
     view = causal_view(
-        broken(weights, "blk.1.attn_sub_norm", negate_half, chunks=(ids,)), trace.eval(ids, OUTLINE), weights
+        broken(weights, "blk.1.attn_sub_norm", negate_half, chunks=(ids,)), trace.eval(ids, outline), weights
     )
     assert view.largest == "blk.1.l_out"
 

@@ -128,10 +128,10 @@ def test_a_trace_has_no_floor(tmp_path):
         measure(lambda: RecordedRunner(tmp_path / "t"))
 
 
-def test_floors_of_the_engine_on_the_shipped_model(shipped_model):
+def test_floors_of_the_engine_on_the_five_layers(five_layers):
     """Threads never change bits; token by token differs from layer 0's KQV on, less than the general table."""
     table = measure_floors(
-        lambda **asked: BitnetPyRunner(shipped_model, **asked),
+        lambda **asked: BitnetPyRunner(five_layers, **asked),
         [tuple(range(5, 17))],
         n_layers=5,
         thread_counts=(1, 2),

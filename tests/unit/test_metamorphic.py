@@ -315,7 +315,7 @@ def test_taps_that_never_come_are_not_compared_with_each_other():
     assert {c.status for c in result.checks} == {"unchecked"}
 
 
-def test_rounding_of_attention_weights_is_allowed_and_little_more(shipped_model):
+def test_rounding_of_attention_weights_is_allowed_and_little_more(five_layers):
     """The derived bound of layer 0's KQV: the engine's own difference fits, 2^-9 more does not."""
     ids = enough_tokens([], 1000, 32)
     options = Options(lengths=(2, 7), thread_counts=(), n_decode=1)
@@ -329,7 +329,7 @@ def test_rounding_of_attention_weights_is_allowed_and_little_more(shipped_model)
                 array = record.taps["blk.0.kqv_out"].array * np.float32(factor)
                 return replace(record, taps={**record.taps, "blk.0.kqv_out": TapArray(array)})
 
-        return run_metamorphic(lambda **asked: Scaled(shipped_model, **asked), ids, n_layers=5, options=options)
+        return run_metamorphic(lambda **asked: Scaled(five_layers, **asked), ids, n_layers=5, options=options)
 
     healthy = [c for c in run(1.0).checks if c.case.endswith("kqv_out")]
     assert all(c.status == "ok" and c.n_different > 0 and 0.1 < c.worst <= 1.0 for c in healthy)
@@ -338,10 +338,10 @@ def test_rounding_of_attention_weights_is_allowed_and_little_more(shipped_model)
     assert all(c.worst > 1.0 and c.where.startswith("blk.0.kqv_out, token") for c in broken)
 
 
-def test_the_engine_holds_on_the_shipped_model_with_every_kernel(shipped_model):
+def test_the_engine_holds_on_the_five_layers_with_every_kernel(five_layers):
     families = [family.name for family in _native.kernel_families() if family.available]
     result = run_metamorphic(
-        lambda **asked: BitnetPyRunner(shipped_model, **asked),
+        lambda **asked: BitnetPyRunner(five_layers, **asked),
         enough_tokens([], 1000, 64),
         n_layers=5,
         options=Options(kernels=families),

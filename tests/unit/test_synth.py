@@ -36,17 +36,11 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_shipped_model_is_what_its_readme_says(tmp_path: Path, shipped_model: Path) -> None:
-    """The command of the README makes the bytes that ship, whose digest the README states."""
-    readme = (Path(__file__).parents[2] / "models" / "README.md").read_text()
-    command = re.search(r"python -m bitnet_py\.synth models/bitnet-synthetic\.gguf([^`\n]+)`", readme)
-    assert command is not None
+def test_a_preset_gives_the_same_bytes_everywhere(tmp_path: Path) -> None:
     made = tmp_path / "made.gguf"
-    result = CliRunner().invoke(main, [str(made), *command[1].split()])
+    result = CliRunner().invoke(main, [str(made), "--preset", "small"])
     assert result.exit_code == 0, result.output
-    assert sha256(made) == sha256(shipped_model)
-    assert sha256(shipped_model) in readme
-    assert shipped_model.stat().st_size <= 4 << 20
+    assert sha256(made) == "63c9ed3ad48673f9b3d6fb91bf342ddedfb53ede30d308ec592500a720192e9c"
 
 
 def test_random_stream_is_the_same_everywhere() -> None:
@@ -240,7 +234,7 @@ def test_presets_are_valid_shapes() -> None:
 
 
 def test_default_model_is_found_in_the_checkout() -> None:
-    assert default_model_path() == Path(__file__).parents[2] / "models" / "bitnet-synthetic.gguf"
+    assert default_model_path() == Path(__file__).parents[2] / "models" / "bitnet-qa.gguf"
 
 
 def test_default_model_is_found_in_an_installed_package(tmp_path: Path) -> None:
@@ -249,7 +243,7 @@ def test_default_model_is_found_in_an_installed_package(tmp_path: Path) -> None:
     (tmp_path / "bitnet_py").mkdir()
     for name in ("errors.py", "resources.py"):
         shutil.copy(source / name, tmp_path / "bitnet_py")
-    model = tmp_path / "crossval" / "_data" / "models" / "bitnet-synthetic.gguf"
+    model = tmp_path / "crossval" / "_data" / "models" / "bitnet-qa.gguf"
     model.parent.mkdir(parents=True)
     (tmp_path / "crossval" / "__init__.py").write_text("raise RuntimeError('must not be imported')")
 
