@@ -1,6 +1,6 @@
 """False alarms: healthy engines in many situations, each of which has to be parity (``python -m tests.healthy``).
 
-Every run draws a model, a prompt, threads, a kernel and a ubatch from its own number, so that run 137 is the same
+Every run draws a model, a prompt, threads and a kernel from its own number, so that run 137 is the same
 today and tomorrow. The reference is live bitnet.cpp where it is built, and otherwise our engine in another
 configuration. What is checked is what ``crossval layers`` checks: the comparison, both audits and the verdict.
 """
@@ -50,7 +50,6 @@ class Situation:
     n_decode: int
     n_threads: int
     kernel: str
-    n_ubatch: int
 
     @classmethod
     def draw(cls, number: int, models: list[str]) -> Situation:
@@ -68,7 +67,6 @@ class Situation:
             n_decode=stream.below(4),
             n_threads=1 + stream.below(3),
             kernel=one_of(kernels),
-            n_ubatch=one_of((512, 512, 32)),
         )
 
     def tokens(self, vocab_size: int) -> list[int]:
@@ -112,9 +110,7 @@ def run(n_runs: int, *, first: int = 0, live: bool | None = None) -> Iterator[tu
                     BitnetPyRunner(path, n_threads=1) if library is None
                     else BitnetCppRunner(path, library=library.path)
                 )  # fmt: skip
-            with BitnetPyRunner(
-                path, n_threads=situation.n_threads, kernel=situation.kernel, n_ubatch=situation.n_ubatch
-            ) as candidate:
+            with BitnetPyRunner(path, n_threads=situation.n_threads, kernel=situation.kernel) as candidate:
                 found = examine(
                     candidate, references[situation.model], situation.tokens(vocab_size), path,
                     n_layers=n_layers, n_decode=situation.n_decode, full=True,
