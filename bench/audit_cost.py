@@ -72,7 +72,7 @@ def main(dim: int, rounds: int) -> None:
             path = Path(folder) / f"{n_layers}.gguf"
             if not path.exists():
                 shape = SynthConfig(
-                    n_layers=n_layers, dim=dim, n_heads=dim // 128, n_kv_heads=1, hidden_dim=dim * 5 // 2,
+                    n_layers=n_layers, dim=dim, n_heads=dim // 128, n_kv_heads=1, hidden_dim=dim * 3,
                     vocab_size=VOCAB_SIZE,
                 )  # fmt: skip
                 write_model(path, shape)
