@@ -221,7 +221,8 @@ def _head(
 def _farthest(recorded: Array, expected: FloatArray, allowed: FloatArray) -> Array:
     """Return the output features of a token farthest beyond their bound, in ascending order."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        ratio = np.abs(recorded.astype(np.float64) - expected) / allowed
+        off = np.abs(recorded.astype(np.float64) - expected)
+        ratio = np.where(off == 0, 0.0, off / allowed)
     ratio = np.where(np.isnan(ratio), np.inf, ratio)[0]
     return np.sort(np.argsort(-ratio, kind="stable")[:MAX_FEATURES])
 

@@ -1,0 +1,102 @@
+"""A third engine's trace: the layer from l_out and logits alone, the operation and its cause from every tap."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from strangers import run
+
+PROMPT = "What is 2+2?"
+EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "third_engine.py"
+N_LAYERS = 4
+OPERATION = {
+    "interleaved-rope": ("q_rope", "interleaved pairs"),
+    "no-ffn-sub-norm": ("ffn_sub_norm", "norm skipped"),
+    "no-attn-sub-norm": ("attn_sub_norm", "norm skipped"),
+    "silu": ("ffn_act", "SiLU"),
+    "swapped-kv-heads": ("kq", None),
+    "truncating-quantiser": ("q", "truncation"),
+}
+
+
+@pytest.fixture(scope="module")
+def third_engine() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("third_engine", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def golden(shipped_model) -> Path:
+    return next(
+        path.parent
+        for path in sorted(shipped_model.with_suffix(".goldens").glob("*/trace.json"))
+        if json.loads(path.read_text())["prompt"].get("text") == PROMPT
+    )
+
+
+def receipt_of(third_engine: ModuleType, model: Path, golden: Path, out: Path, *arguments: str) -> dict[str, Any]:
+    """Let the third engine record, compare with bitnet.cpp's golden, and return the receipt."""
+    ids = json.loads((golden / "trace.json").read_text())["prompt"]["token_ids"]
+    third_engine.main([str(model), "--tokens", ",".join(map(str, ids)), "--out", str(out / "trace"), *arguments])
+    receipt = out / "receipt.json"
+    result = run(
+        "layers", "--prompt", PROMPT, "--model", model, "--candidate", out / "trace", "--reference", golden,
+        "--receipt", receipt,
+    )  # fmt: skip
+    data: dict[str, Any] = json.loads(receipt.read_text())
+    expected = {"parity": 0, "incomplete": 3}.get(data["verdict"], 1)
+    assert result.exit_code == expected, result.output
+    return data
+
+
+@pytest.mark.parametrize("taps", ["outline", "all"])
+def test_a_right_engine_is_parity(third_engine, shipped_model, golden, tmp_path, taps):
+    receipt = receipt_of(third_engine, shipped_model, golden, tmp_path, "--taps", taps)
+    assert receipt["verdict"] == "parity"
+    assert receipt["candidate"]["name"] == "third engine"
+    assert receipt["audit"]["candidate"]["first_guilty"] is None
+
+
+def test_a_right_engine_that_records_little_is_incomplete(third_engine, shipped_model, golden, tmp_path):
+    receipt = receipt_of(third_engine, shipped_model, golden, tmp_path, "--taps", "few")
+    assert receipt["verdict"] == "incomplete"
+    assert {skip["tap"] for skip in receipt["coverage"]["skipped"]} == {"inp_embd", "result_norm"}
+
+
+@pytest.mark.parametrize("layer", [0, N_LAYERS // 2, N_LAYERS - 1])
+@pytest.mark.parametrize("mistake", [name for name in OPERATION if name != "truncating-quantiser"])
+def test_l_out_and_logits_give_the_layer(third_engine, shipped_model, golden, tmp_path, mistake, layer):
+    arguments = ("--taps", "few", "--mistake", mistake, "--layer", str(layer))
+    receipt = receipt_of(third_engine, shipped_model, golden, tmp_path, *arguments)
+    assert receipt["verdict"] == "candidate_defect"
+    assert receipt["audit"]["candidate"]["first_guilty"]["tap"] == f"blk.{layer}.l_out"
+    assert receipt["audit"]["reference"]["first_guilty"] is None
+
+
+@pytest.mark.parametrize("layer", [0, N_LAYERS - 1])
+@pytest.mark.parametrize("mistake", OPERATION)
+def test_every_tap_gives_operation_and_cause(third_engine, shipped_model, golden, tmp_path, mistake, layer):
+    arguments = ("--taps", "all", "--mistake", mistake, "--layer", str(layer))
+    receipt = receipt_of(third_engine, shipped_model, golden, tmp_path, *arguments)
+    operation, cause = OPERATION[mistake]
+    assert receipt["verdict"] == "candidate_defect"
+    assert receipt["audit"]["candidate"]["first_guilty"]["tap"] == f"blk.{layer}.{operation}"
+    if cause is not None:
+        assert receipt["diagnosis"][0]["name"] == cause
+
+
+def test_what_little_recording_cannot_show(third_engine, shipped_model, golden, tmp_path):
+    """A truncating quantiser is within what flipped int8 codes do to a layer: docs/audit.md says so."""
+    arguments = ("--taps", "few", "--mistake", "truncating-quantiser", "--layer", str(N_LAYERS - 1))
+    receipt = receipt_of(third_engine, shipped_model, golden, tmp_path, *arguments)
+    assert receipt["verdict"] == "incomplete"
+    assert receipt["audit"]["candidate"]["first_guilty"] is None
