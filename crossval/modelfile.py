@@ -18,6 +18,12 @@ SEPARATE_OUTPUT_NOTE = (
     "this model has its own output.weight, which bitnet.cpp ignores: it multiplies the final norm with "
     "token_embd.weight, so logits of an engine that uses output.weight differ from the reference's by that alone"
 )
+ROW_GROUP = 4
+"""Rows of a ternary matrix that bitnet.cpp multiplies at once; it writes all of a group that is not full."""
+ROWS_NOTE = (
+    "matrices of {rows} rows are no whole number of groups of 4: bitnet.cpp writes past the end of their results, "
+    "so that its values, or the process, may be broken there"
+)
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,11 @@ def check_model(path: str | Path) -> ModelFile:
         "separate_output": separate_output,
         "shape": {name: getattr(config, name) for name in _SHAPE},
     }
-    notes = (SEPARATE_OUTPUT_NOTE,) if separate_output else ()
-    return ModelFile(file, config, facts, _tokenizer_facts(metadata, config.vocab_size), notes)
+    notes = [SEPARATE_OUTPUT_NOTE] if separate_output else []
+    kv_rows = config.n_kv_heads * config.head_dim
+    if kv_rows % ROW_GROUP:  # the others' rows are other matrices' columns: whole blocks of 128
+        notes.append(ROWS_NOTE.format(rows=kv_rows))
+    return ModelFile(file, config, facts, _tokenizer_facts(metadata, config.vocab_size), tuple(notes))
 
 
 _SHAPE = (
