@@ -255,19 +255,10 @@ def _size(_: int) -> Iterator[Question]:
                 )
 
 
-def _who(seed: int) -> Iterator[Question]:
-    stream = Stream(seed, "who")
-    for _ in range(12000):
-        count = 2 + stream.below(2)
-        names, things = _distinct(stream, words.NAMES, count), _distinct(stream, words.NOUNS, count)
-        story = [f"{name} has the {thing}." for name, thing in zip(names, things, strict=True)]
-        place = stream.below(count)
-        if stream.below(2):
-            question, answer = f"Who has the {things[place]}?", names[place]
-        else:
-            question, answer = f"What does {names[place]} have?", f"the {things[place]}"
-        text = " ".join(story)
-        yield Question("who has", text, f"{text} {question}", f"{answer}.")
+def _twice(seed: int) -> Iterator[Question]:
+    for items in _lists(seed, "twice", 8000, 3):
+        text = " ".join(items)
+        yield Question("twice", text, f"Say these words twice: {text}.", f"{text} {text}.")
 
 
 def _sum(_: int) -> Iterator[Question]:
@@ -286,24 +277,24 @@ WORDING = "a known fact in a wording not seen for it"
 RULE = "the rule on new input"
 
 FAMILIES = (
-    Family("capital", _capital, 0.8, 0.12, WORDING),
-    Family("country", _country, 0.7, 0.12, WORDING),
-    Family("opposite", _opposite, 1.0, 0.12, WORDING),
+    Family("capital", _capital, 1.0, 0.12, WORDING),
+    Family("country", _country, 1.0, 0.12, WORDING),
+    Family("opposite", _opposite, 1.2, 0.12, WORDING),
     Family("calendar", _calendar, 0.8, 0.12, WORDING),
     Family("common", _common, 0.8, 0.12, WORDING),
     Family("kind", _kind, 1.2, 0.1, "a thing and a kind not asked together in training"),
     Family("plural", _plural, 1.2, 0.15, "regular: a noun whose plural was never asked; irregular: a new wording"),
     Family("count on", _count_on, 1.5, 0.1, RULE),
     Family("sort", _sort, 1.0, 0.1, RULE),
-    Family("copy", _copy, 0.8, 0.1, RULE),
+    Family("copy", _copy, 1.0, 0.1, RULE),
     Family("reverse", _reverse, 1.5, 0.1, RULE),
-    Family("pick", _pick, 1.0, 0.1, RULE),
+    Family("twice", _twice, 0.8, 0.1, RULE),
+    Family("pick", _pick, 1.3, 0.1, RULE),
     Family("how many", _how_many, 0.5, 0.1, RULE),
     Family("larger", _larger, 1.5, 0.1, RULE),
     Family("yes or no", _yes_no, 0.8, 0.1, RULE),
     Family("odd or even", _parity, 0.8, 0.1, RULE),
-    Family("size", _size, 0.8, 0.1, "a pair of animals not compared in training"),
-    Family("who has", _who, 1.5, 0.1, RULE),
+    Family("size", _size, 1.0, 0.1, "a pair of animals not compared in training"),
     Family("sum", _sum, 3.0, 0.1, RULE),
     Family("difference", _difference, 2.5, 0.1, RULE),
 )

@@ -32,7 +32,7 @@ class Recipe:
     """Everything that decides what comes out of training."""
 
     seed: int = 0
-    n_steps: int = 5500
+    n_steps: int = 6500
     n_warmup: int = 200
     n_rows: int = 8
     row_length: int = 128

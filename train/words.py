@@ -59,7 +59,6 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 SIZES = _words("ant bee mouse rat rabbit cat fox dog wolf sheep pig lion horse cow elephant whale")
 """Animals from the smallest to the largest."""
-NAMES = _words("Anna Ben Tom Lucy Max Emma Sam Nina Paul Kate")
 REGULAR = _words(
     """
     book pen cup hat ring key door lamp chair bed car boat train road farm park river hill cloud egg bird
