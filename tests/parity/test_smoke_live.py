@@ -35,12 +35,12 @@ def test_both_engines_give_the_same_answers(shipped_model: Path, tmp_path: Path)
     assert made["reference"]["status"] == "live"
 
 
-def test_both_engines_know_nine_of_the_fixed_ten(shipped_model: Path, tmp_path: Path) -> None:
+def test_both_engines_know_the_fixed_ten(shipped_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "smoke.json"
-    args = ("smoke", "--engine", "both", "--model", shipped_model, "--min-correct", "9/10", "--receipt", out)
+    args = ("smoke", "--engine", "both", "--model", shipped_model, "--min-correct", "10/10", "--receipt", out)
     code, output = run(*args)
     assert code == 0, output
-    code, output = run("gate", out, "--require-live", "--min-exact-match", "1", "--min-correct", "0.9")
+    code, output = run("gate", out, "--require-live", "--min-exact-match", "1", "--min-correct", "1")
     assert code == 0, output
 
 
