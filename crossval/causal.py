@@ -26,8 +26,8 @@ from crossval import taps
 from crossval.errors import BadInputError
 from crossval.localize import Progress
 from crossval.ops import FloatArray, Op, Weight, WeightSource, op_table
-from crossval.rerun import Whole, assemble
-from crossval.runners.base import PassRecord
+from crossval.rerun import Whole, assemble, run
+from crossval.runners.base import PassPlan, PassRecord, Runner
 from crossval.spec_weights import SpecWeights
 
 LOGITS = "result_output"
@@ -81,6 +81,27 @@ class CausalView:
     continued_by: str = CONTINUED_BY
 
 
+def view_of_engines(
+    candidate: Runner,
+    reference: Runner,
+    plan: Sequence[PassPlan],
+    weights: SpecWeights,
+    *,
+    progress: Progress | None = None,
+) -> CausalView:
+    """Run both entered engines over the same passes from position 0, recording only what the view needs.
+
+    Holds the state of every token after every layer, of both engines: ``8 * n_tokens * n_layers * dim`` bytes.
+
+    Raises:
+        BadInputError: as ``causal_view``.
+        UnavailableError, EngineCrashError: from a runner.
+    """
+    names = [name for name in taps.outline_taps(weights.config.n_layers) if name != "result_norm"]
+    chunks = tuple(one.token_ids for one in plan)
+    return causal_view(run(candidate, chunks, names), run(reference, chunks, names), weights, progress=progress)
+
+
 def causal_view(
     candidate: PassRecord | Sequence[PassRecord],
     reference: PassRecord | Sequence[PassRecord],
@@ -125,6 +146,18 @@ def causal_view(
         reliable=is_reliable(baseline, noise, effects),
         not_patched=tuple(missing),
     )
+
+
+def shares(baseline: float, kls: Sequence[float]) -> list[tuple[float | None, float | None]]:
+    """Return what each patch recovers of the disagreement and what was introduced since the one before it.
+
+    Both are None where there is no disagreement. Before the first patch the specification would run everything for
+    both engines, which recovers all of it.
+    """
+    if baseline <= 0.0:
+        return [(None, None)] * len(kls)
+    recovered = [1.0 - kl / baseline for kl in kls]
+    return [(now, before - now) for before, now in zip([1.0, *recovered], recovered, strict=False)]
 
 
 def nothing_recovered_from(effects: Sequence[LayerEffect]) -> str | None:
@@ -317,25 +350,22 @@ def _effects(
     patches: Sequence[_Patch],
     ends: Sequence[tuple[FloatArray, FloatArray]],
 ) -> tuple[LayerEffect, ...]:
-    effects: list[LayerEffect] = []
-    before = 1.0  # before anything is fixed, the specification runs everything for both
-    for patch, (candidate, reference) in zip(patches, ends, strict=True):
-        kl = 0.0 if patch.equal else _kl(candidate, reference)
-        recovered = 1.0 - kl / baseline if baseline > 0.0 else None
-        effects.append(
-            LayerEffect(
-                tap=patch.tap,
-                layer=taps.parse(patch.tap).layer,
-                kl=kl,
-                recovered=recovered,
-                introduced=None if recovered is None else before - recovered,
-                candidate_own_kl=_kl(recorded[0], candidate),
-                reference_own_kl=_kl(recorded[1], reference),
-                equal_states=patch.equal,
-            )
+    kls = [0.0 if patch.equal else _kl(*pair) for patch, pair in zip(patches, ends, strict=True)]
+    return tuple(
+        LayerEffect(
+            tap=patch.tap,
+            layer=taps.parse(patch.tap).layer,
+            kl=kl,
+            recovered=recovered,
+            introduced=introduced,
+            candidate_own_kl=_kl(recorded[0], candidate),
+            reference_own_kl=_kl(recorded[1], reference),
+            equal_states=patch.equal,
         )
-        before = before if recovered is None else recovered
-    return tuple(effects)
+        for patch, (candidate, reference), kl, (recovered, introduced) in zip(
+            patches, ends, kls, shares(baseline, kls), strict=True
+        )
+    )
 
 
 def _log_softmax(logits: FloatArray) -> FloatArray:

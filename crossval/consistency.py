@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from crossval import compare, evidence, geometry, smoke_receipt, taps, trace
+from crossval import causal_receipt, compare, evidence, floors_receipt, geometry, smoke_receipt, taps, trace
 from crossval.audit import consistency as audit_consistency
 from crossval.audit.summary import audit_verdict
 from crossval.compare import GreedyPrompt, GreedyResult, GreedyStep, LayersResult, TapRow
@@ -331,7 +331,8 @@ Checks = Mapping[str, Callable[[Receipt], list[str]]]
 def checks_of(receipt: Receipt) -> Checks:
     """Return the checks that a receipt of this kind must stand."""
     if receipt["kind"] in evidence.AUDITED:
-        return AUDITED_CHECKS
+        asked = {name for name in evidence.VIEWS if name in receipt or receipt["settings"].get(name)}
+        return {**AUDITED_CHECKS, **{name: check for name, check in VIEW_CHECKS.items() if name in asked}}
     return {"smoke": SMOKE_CHECKS, "selftest": SELFTEST_CHECKS}.get(receipt["kind"], CHECKS)
 
 
@@ -343,8 +344,22 @@ CHECKS: Checks = {
     "summary": summary,
 }
 AUDITED_CHECKS: Checks = {**CHECKS, "audits": audit_consistency.complaints}
+VIEW_CHECKS: Checks = {
+    "floors": lambda receipt: _view("floors", receipt, floors_receipt.complaints),
+    "causal": lambda receipt: _view("causal", receipt, causal_receipt.complaints),
+}
+"""Of what a receipt holds beyond the comparison, when it was asked for."""
 SMOKE_CHECKS: Checks = {**smoke_receipt.CHECKS, "summary": summary}
 SELFTEST_CHECKS: Checks = {**selftest_results.CHECKS, "summary": summary}
+
+
+def _view(name: str, receipt: Receipt, check: Callable[[Receipt, list[TapRow]], list[str]]) -> list[str]:
+    """Check that a view was asked for and made, and then the view."""
+    if name not in receipt:
+        return ["asked for, but not made: see the notes"]
+    if not receipt["settings"].get(name):
+        return ["there, but not asked for"]
+    return check(receipt, [row for _, row in rows_of(receipt)])
 
 
 def _known(tap: str, n_layers: int) -> bool:

@@ -88,6 +88,8 @@ class Context:
 
 
 SETTINGS = ("n_threads", "n_decode", "n_steps", "full", "reference", "candidate")
+VIEWS = ("floors", "causal")
+"""What `--floors` and `--causal` add: a setting that says so and a field, both there or both missing."""
 AUDITED: tuple[Kind, ...] = ("layers", "diff")
 """Kinds of receipt whose verdict rests on the audit of both engines."""
 SIDES: tuple[Side, ...] = ("candidate", "reference")
@@ -104,10 +106,12 @@ def build(
     context: Context,
     audits: Audits | None = None,
     diagnosis: Findings | None = None,
+    views: Mapping[str, Any] | None = None,
 ) -> Receipt:
     """Return the sealed receipt of a comparison, of an engine's answers, or of the harness's own test.
 
     ``audits`` and ``diagnosis`` belong to ``layers`` and ``diff``, which are incomplete without an audit.
+    ``views``: their ``floors`` and ``causal`` as a receipt holds them, what of it was made.
 
     Raises:
         BadInputError: the result cannot be written as a valid receipt (a lone surrogate in the prompt, say).
@@ -132,6 +136,7 @@ def build(
     if kind in AUDITED:
         summary["audit"] = {side: (audits or {}).get(side) for side in SIDES}
         summary["diagnosis"] = list(diagnosis or ())
+        summary |= views or {}
     return _assemble(kind, context, notes, held, found, summary)
 
 
@@ -173,7 +178,10 @@ def _assemble(
             },
             "candidate": context.candidate.to_json(),
             "reference": context.reference.to_json(),
-            "settings": {name: context.settings.get(name) for name in SETTINGS},
+            "settings": {
+                **{name: context.settings.get(name) for name in SETTINGS},
+                **{name: True for name in VIEWS if context.settings.get(name)},
+            },
             "thresholds": thresholds,
             "results": results,
             "audit": None,

@@ -10,12 +10,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossval import compare, evidence, render_audit, render_selftest, render_smoke, taps, triage
+from crossval import (
+    compare,
+    evidence,
+    render_audit,
+    render_causal,
+    render_floors,
+    render_selftest,
+    render_smoke,
+    taps,
+    triage,
+)
 from crossval.compare import GreedyPrompt, GreedyResult, LayersResult, TapRow
 from crossval.console import VERDICT_STYLE, clip, new_table, percent
 from crossval.console import console as console
 from crossval.console import plain as plain
 from crossval.console import show_line as show_line
+from crossval.floors import FloorTable
+from crossval.floors_receipt import table_of
+from crossval.margins import multiples
 from crossval.receipt import Receipt
 
 if TYPE_CHECKING:
@@ -41,15 +54,18 @@ def show_receipt(out: Console, receipt: Receipt) -> None:
     elif receipt["kind"] == "greedy":
         _show_greedy(out, evidence.greedy_from_json(receipt))
     else:
-        layers = evidence.layers_from_json(receipt)
-        show_line(out, "\nTap by tap; '=': all bits are equal, else NMSE (and relative error over its floor).")
-        out.print(layers_table(layers))
+        layers, floors = evidence.layers_from_json(receipt), table_of(receipt)
+        which = "floor" if floors is None else "measured floor"
+        show_line(out, f"\nTap by tap; '=': all bits are equal, else NMSE (and relative error over its {which}).")
+        out.print(layers_table(layers, floors))
         for index, layer in _detailed(layers):
             rows = [row for row in layers.rows if row.pass_index == index and taps.parse(row.tap).layer == layer]
             if len(rows) > 1:
                 show_line(out, f"\nOperations of layer {layer} in pass {index} ({rows[0].pass_kind}).")
-                out.print(ops_table(rows))
+                out.print(ops_table(rows, floors))
         render_audit.show_audits(out, receipt)
+        render_floors.show_floors(out, receipt)
+        render_causal.show_causal(out, receipt)
     show_verdict(out, receipt)
 
 
@@ -59,6 +75,8 @@ def show_triage(out: Console, receipt: Receipt) -> None:
     show_line(out, "")
     for label, text in triage.explain(receipt):
         show_line(out, f"{label:11}  {text}")
+    if "causal" in receipt:
+        out.print(render_causal.effects_table(receipt["causal"]))
     for note in receipt["notes"]:
         show_line(out, f"note: {note}")
 
@@ -96,8 +114,11 @@ def _engine(party: Mapping[str, Any]) -> str:
     return ", ".join(facts)
 
 
-def layers_table(result: LayersResult) -> Table:
-    """Return one line per embedding, layer and head tap, one column per pass; many decoded tokens share one."""
+def layers_table(result: LayersResult, floors: FloorTable | None = None) -> Table:
+    """Return one line per embedding, layer and head tap, one column per pass; many decoded tokens share one.
+
+    ``floors``: measured ones, to use in the place of the tolerance table's.
+    """
     found = {(row.pass_index, row.tap): row for row in result.rows}
     skipped = {(skip.pass_index, skip.tap) for skip in result.coverage.skipped}
     n_passes = max([len(result.plan), *(key[0] + 1 for key in skipped)], default=0)
@@ -107,7 +128,7 @@ def layers_table(result: LayersResult) -> Table:
     for title, _ in groups:
         table.add_column(title, no_wrap=True)
     for tap in taps.outline_taps(result.n_layers):
-        cells = [_cell([(index, tap) for index in indexes], found, skipped) for _, indexes in groups]
+        cells = [_cell([(index, tap) for index in indexes], found, skipped, floors) for _, indexes in groups]
         table.add_row(_tap_label(tap), *cells)
     return table
 
@@ -124,7 +145,10 @@ def _columns(result: LayersResult, n_passes: int) -> list[tuple[str, list[int]]]
 
 
 def _cell(
-    keys: Sequence[tuple[int, str]], found: Mapping[tuple[int, str], TapRow], skipped: set[tuple[int, str]]
+    keys: Sequence[tuple[int, str]],
+    found: Mapping[tuple[int, str], TapRow],
+    skipped: set[tuple[int, str]],
+    floors: FloorTable | None = None,
 ) -> Text:
     rows = [found[key] for key in keys if key in found]
     if any(key in skipped or key not in found for key in keys):
@@ -135,7 +159,7 @@ def _cell(
         return Text("=", _STYLE[status])
     if status == "invalid" or worst.nmse is None:
         return Text("invalid", _STYLE["invalid"])
-    return Text(f"{worst.nmse:.1e} {_times_floor(worst)}".rstrip(), _STYLE[status])
+    return Text(f"{worst.nmse:.1e} {_times_floor(worst, floors)}".rstrip(), _STYLE[status])
 
 
 _RANK = {"equal": 0, "within": 1, "diverged": 2, "invalid": 3}
@@ -145,7 +169,10 @@ def _badness(row: TapRow) -> tuple[int, float]:
     return _RANK[compare.row_status(row)], row.nmse or 0.0
 
 
-def _times_floor(row: TapRow) -> str:
+def _times_floor(row: TapRow, floors: FloorTable | None = None) -> str:
+    if floors is not None:
+        times = multiples(row, floors).times
+        return "" if times is None else f"({times:.2g}x)"
     if row.nmse is None or not row.floor:
         return ""
     # Floors are NMSE, a squared quantity; people think in relative error.
@@ -163,7 +190,7 @@ def _detailed(result: LayersResult) -> list[tuple[int, int]]:
     return [(place.pass_index, place.layer)] if place is not None and place.layer is not None else []
 
 
-def ops_table(rows: Sequence[TapRow]) -> Table:
+def ops_table(rows: Sequence[TapRow], floors: FloorTable | None = None) -> Table:
     """Return every metric of the operations of one layer, in execution order."""
     table = new_table()
     names = ("op", "state", "bits equal", "max ulp", "cosine", "NMSE", "floors", "worst token", "max abs", "norm")
@@ -179,7 +206,7 @@ def ops_table(rows: Sequence[TapRow]) -> Table:
             _count(row.max_ulp),
             _number(row.cosine, ".9f"),
             _number(row.nmse, ".2e"),
-            _times_floor(row).strip("()") or "-",
+            _times_floor(row, floors).strip("()") or "-",
             _number(row.worst_token_nmse, ".1e") + ("" if row.worst_token is None else f" @{row.worst_token}"),
             _number(row.max_abs, ".2e"),
             _number(row.norm_ratio, ".6f"),

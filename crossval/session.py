@@ -80,6 +80,14 @@ class Session:
         """
         return self._open_candidate(None) if side == "candidate" else self._open_reference(None)
 
+    def another_reference(self, *, n_threads: int | None = None) -> Runner:
+        """Return the live reference once more, not entered; ``n_threads`` None: as many as the first one's.
+
+        Raises:
+            UnavailableError, BadInputError: it cannot be had.
+        """
+        return open_reference(self.words[1], self.model.path, n_threads=n_threads or self.n_threads)
+
     def _open_reference(self, text: str | None) -> Runner:
         before = self._reference
         if before is not None and (before.status == "live" or self.words[1] != "auto"):

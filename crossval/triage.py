@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from crossval import render_causal, render_floors
 from crossval.receipt import Receipt
 from crossval.render_audit import SIDES, cause, guilty_line, place
 
@@ -42,6 +43,9 @@ def explain(receipt: Receipt) -> Lines:
             yield "first wrong", f"{side} {names[side]}: {guilty_line(first)}"
     for found in receipt["diagnosis"]:
         yield "why", f"{found['party']}: {cause(found)}"
+    yield from render_floors.lines(receipt)
+    if "causal" in receipt:
+        yield from (("causal", text) for text in render_causal.conclusions(receipt))
     for number, step in enumerate(_steps(receipt, names), 1):
         yield "what to do" if number == 1 else "", f"{number}. {step}"
 

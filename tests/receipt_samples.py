@@ -9,12 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from crossval import compare, evidence, geometry, receipt, taps, tolerance, trace
+from crossval import (
+    causal,
+    causal_receipt,
+    compare,
+    evidence,
+    floors_receipt,
+    geometry,
+    receipt,
+    taps,
+    tolerance,
+    trace,
+)
 from crossval.answers import Answer, MinCorrect, Side, SmokeResult
 from crossval.audit import summary
 from crossval.audit.checks import AuditResult, OpCheck, Worst, decide, first_guilty
+from crossval.causal import CausalView, LayerEffect
 from crossval.compare import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Skip, TapRow
 from crossval.evidence import Compute, Context, Party
+from crossval.floors import CAPTURE, PREFILL_DECODE, Floor, FloorTable
+from crossval.floors_receipt import VARIATIONS
 from crossval.runners.base import EngineIdentity, Numerics, PassPlan, TapArray
 from crossval.suite import SmokePrompt, digest_of
 
@@ -248,12 +262,68 @@ def audits(
 
 
 def build(
-    result: LayersResult, facts: Context | None = None, held: dict[Side, dict[str, Any]] | None = None
+    result: LayersResult,
+    facts: Context | None = None,
+    held: dict[Side, dict[str, Any]] | None = None,
+    views: dict[str, Any] | None = None,
 ) -> receipt.Receipt:
     """A ``layers`` receipt with audits of the result's passes, and a diagnosis of each guilty one."""
     held = held or audits(plan=result.plan)
     found = [diagnosis_of(side, audit) for side, audit in held.items() if audit and audit["first_guilty"]]
-    return evidence.build("layers", result, facts or context(), held, found)
+    facts = facts or context()
+    if views:
+        facts = dataclasses.replace(facts, settings={**facts.settings, **dict.fromkeys(views, True)})
+    return evidence.build("layers", result, facts, held, found, views)
+
+
+def floor_table(unmeasured: Sequence[tuple[str, str]] = (), n_tokens: int = len(PLAN[0].token_ids)) -> FloorTable:
+    """Floors of the reference on the prompt: token by token differs a little, threads change nothing."""
+    plan = PassPlan("prefill", tuple(range(n_tokens)), 0)
+    found, left = [], []
+    for tap in taps.all_taps(SHAPE["n_layers"]):
+        head = tap in taps.HEAD_TAPS
+        n_elements = int(np.prod(trace.expected_shape(tap, TRACE_MODEL, plan, (n_tokens - 1,) if head else None)))
+        if tap.endswith(".kq"):
+            n_elements = SHAPE["n_heads"] * n_tokens * (n_tokens + 1) // 2
+        exact = tap in ("inp_embd", "blk.0.attn_norm", "blk.0.q")
+        for variation in sorted([*VARIATIONS, *([CAPTURE] if tap == "result_output" else [])]):
+            differs = variation == PREFILL_DECODE and not exact
+            numbers = (1e-5, 1e-5 if head else 2e-5, n_elements, 7) if differs else (0.0, 0.0, n_elements, 0)
+            if (tap, variation) in unmeasured:
+                left.append((tap, variation, "the engine did not give it"))
+            else:
+                found.append(Floor(tap, variation, *numbers))
+    return FloorTable(THEIRS.name, SHAPE["n_layers"], (n_tokens,), tuple(found), tuple(left))
+
+
+def floors_of(result: LayersResult, table: FloorTable | None = None) -> dict[str, Any]:
+    """The receipt's ``floors``."""
+    return floors_receipt.to_json(table or floor_table(), result.rows)
+
+
+def causal_of(
+    baseline: float,
+    kls: Sequence[float],
+    noise: float = 1e-4,
+    own: Sequence[tuple[float, float]] = ((0.3, 1e-5), (0.3, 1e-5), (1e-5, 1e-5)),
+) -> dict[str, Any]:
+    """The receipt's ``causal``: the KL left after the embedding and each of the two layers; 0: equal states."""
+    names = ["inp_embd", "blk.0.l_out", "blk.1.l_out"][-len(kls) :]
+    effects = tuple(
+        LayerEffect(tap, taps.parse(tap).layer, kl, *share, *own[-len(kls) :][i], kl == 0.0)
+        for i, (tap, kl, share) in enumerate(zip(names, kls, causal.shares(baseline, kls), strict=True))
+    )
+    return causal_receipt.to_json(
+        CausalView(
+            baseline_kl=baseline,
+            effects=effects,
+            nothing_recovered_from=causal.nothing_recovered_from(effects),
+            largest=causal.largest(effects),
+            noise_kl=noise,
+            reliable=causal.is_reliable(baseline, noise, effects),
+            not_patched=(),
+        )
+    )
 
 
 def layers_receipt(

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from crossval.cli import run
-from crossval.cli.options import model_option, output_options, repro_option
+from crossval.cli.options import causal_option, model_option, output_options, repro_option
 from crossval.errors import BadInputError
 from crossval.runners.base import Runner
 from crossval.runners.recorded import RecordedRunner
@@ -25,6 +25,7 @@ from crossval.session import Prompt, Session
     help="Decoded tokens to compare. Default: all that the longer trace holds.",
 )
 @click.option("--full", is_flag=True, help="Compare every operation of every layer, not only of the one found.")
+@causal_option
 @repro_option
 @model_option
 @output_options
@@ -33,6 +34,7 @@ def command(
     trace_b: Path,
     n_decode: int | None,
     full: bool,
+    causal: bool,
     repro_dir: Path | None,
     model_path: Path | None,
     receipt_path: Path | None,
@@ -51,7 +53,7 @@ def command(
         if not path.is_dir():
             raise BadInputError(f"{path} is not a directory with a trace")
     words = (str(trace_a.resolve()), str(trace_b.resolve()))
-    request = run.Request("diff", model_path, *words, None, None, receipt_path, as_json, repro_dir)
+    request = run.Request("diff", model_path, *words, None, None, receipt_path, as_json, repro_dir, causal=causal)
     with run.progress() as report:
         model = run.load_model(request, report)
         with Session(model, *words) as session:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from crossval.cli import run
-from crossval.cli.options import compare_options, decode_option, repro_option
+from crossval.cli import run, views
+from crossval.cli.options import causal_option, compare_options, decode_option, floors_option, repro_option
 from crossval.session import Session
 
 
@@ -15,12 +15,16 @@ from crossval.session import Session
 @click.option("--prompt", required=True, metavar="TEXT", help="Text both engines read.")
 @decode_option
 @click.option("--full", is_flag=True, help="Compare every operation of every layer, not only of the one found.")
+@floors_option
+@causal_option
 @repro_option
 @compare_options
 def command(
     prompt: str,
     n_decode: int | None,
     full: bool,
+    floors: bool,
+    causal: bool,
     repro_dir: Path | None,
     model_path: Path | None,
     reference: str,
@@ -42,7 +46,8 @@ def command(
       crossval layers --prompt "What is 2+2?" --receipt receipt.json
     """
     words = (candidate, reference, n_threads, template, receipt_path, as_json)
-    request = run.Request("layers", model_path, *words, repro_dir)
+    request = run.Request("layers", model_path, *words, repro_dir, floors, causal)
+    views.check_words(request)
     run.check_text(prompt)
     with run.progress() as report:
         model = run.load_model(request, report)

@@ -95,6 +95,26 @@ def repro_option(function: F) -> F:
     )(function)
 
 
+def floors_option(function: F) -> F:
+    """Add ``--floors``."""
+    return click.option(
+        "--floors",
+        is_flag=True,
+        help="Measure how far the live reference is from itself on this prompt (at once or token by token, 1 and "
+        "2 threads, with and without capture) and give differences in multiples of that.",
+    )(function)
+
+
+def causal_option(function: F) -> F:
+    """Add ``--causal``."""
+    return click.option(
+        "--causal",
+        is_flag=True,
+        help="Show which layer's error matters for the logits: both engines' states after each layer are "
+        "continued by the specification. Takes time with the square of the number of layers.",
+    )(function)
+
+
 def template_names() -> list[str]:
     """Return the names of the chat templates."""
     from bitnet_py import template

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bitnet_py.template import get_template
 from crossval import evidence, findings, receipt, render, repro
+from crossval.cli import views
 from crossval.cli.app import EXIT_OF_VERDICT
 from crossval.cli.options import model_or_default
 from crossval.errors import BadInputError, UnavailableError
@@ -47,11 +48,13 @@ class Request:
     receipt_path: Path | None
     as_json: bool
     repro_dir: Path | None = None
+    floors: bool = False
+    causal: bool = False
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """Return the receipt's ``settings``; engines given as directories are named without their path."""
         words = {"candidate": _plain_word(self.candidate), "reference": _plain_word(self.reference)}
-        return {"n_threads": self.n_threads, **words, **more}
+        return {"n_threads": self.n_threads, **words, "floors": self.floors, "causal": self.causal, **more}
 
     def command(self, text: str | None, n_decode: int, full: bool) -> str:
         """Return the command line that writes the reproducer of this comparison's finding; files without paths."""
@@ -165,6 +168,7 @@ def examine(
     """
     if request.repro_dir is not None:
         repro.check_writable(request.repro_dir)
+    views.check_reference(request, engines[1], prompt)
     model = session.model
     found = examine_engines(
         *engines,
@@ -181,7 +185,9 @@ def examine(
     diagnosis = [findings.to_json(one, command) for one in found.findings]
     if request.repro_dir is not None:
         _write_reproducers(found.findings, engines, request.repro_dir)
-    return evidence.build(request.kind, found.result, facts, found.audits_json(), diagnosis)
+    seen, notes = views.make(request, session, engines, prompt, found.result, report)
+    facts = replace(facts, notes=[*facts.notes, *notes])
+    return evidence.build(request.kind, found.result, facts, found.audits_json(), diagnosis, seen)
 
 
 def _write_reproducers(found: Sequence[Finding], engines: tuple[Runner, Runner], directory: Path) -> None:
@@ -257,7 +263,7 @@ def finish(made: receipt.Receipt, request: Request, *, plain_words: bool = False
         show(console, made)
         if request.receipt_path is not None:
             render.show_path(console, "receipt", request.receipt_path)
-    raise click.exceptions.Exit(EXIT_OF_VERDICT[made["verdict"]])
+    raise click.exceptions.Exit(EXIT_OF_VERDICT[made["verdict"]] or views.exit_code(made))
 
 
 @contextmanager

@@ -6,19 +6,23 @@ from pathlib import Path
 
 import click
 
-from crossval.cli import run
-from crossval.cli.options import compare_options, decode_option, repro_option
+from crossval.cli import run, views
+from crossval.cli.options import causal_option, compare_options, decode_option, floors_option, repro_option
 from crossval.session import Session
 
 
 @click.command("triage")
 @click.option("--prompt", required=True, metavar="TEXT", help="Text both engines read.")
 @decode_option
+@floors_option
+@causal_option
 @repro_option
 @compare_options
 def command(
     prompt: str,
     n_decode: int | None,
+    floors: bool,
+    causal: bool,
     repro_dir: Path | None,
     model_path: Path | None,
     reference: str,
@@ -39,7 +43,8 @@ def command(
       crossval triage --prompt "What is 2+2?"
     """
     words = (candidate, reference, n_threads, template, receipt_path, as_json)
-    request = run.Request("layers", model_path, *words, repro_dir)
+    request = run.Request("layers", model_path, *words, repro_dir, floors, causal)
+    views.check_words(request)
     run.check_text(prompt)
     with run.progress() as report:
         model = run.load_model(request, report)

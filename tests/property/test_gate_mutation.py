@@ -31,6 +31,17 @@ COARSE = [*taps.outline_taps(2)[1:]]
 FINE = sorted([*taps.outline_taps(2), *taps.layer_taps(0)[:9]], key=samples.summary.execution_index)
 OUTLINE = samples.audit_result(names=COARSE, plan=samples.PLAN[:2])
 PARTLY = samples.audit_result(names=FINE, plan=samples.PLAN[:2])
+EXACT = samples.layers_result(plan=samples.PLAN[:2])
+INEXACT = samples.layers_result(
+    {
+        (0, "blk.1.l_out"): 1e-4,
+        (0, "result_norm"): 1e-4,
+        (1, "blk.0.attn_norm"): 1e-4,
+        (1, "blk.1.l_out"): 1e-4,
+        (1, "result_output"): 1e-2,
+    },
+    plan=samples.PLAN[:2],
+)
 RECEIPTS = {
     "exact": samples.build(
         samples.layers_result(plan=samples.PLAN[:2]),
@@ -41,6 +52,21 @@ RECEIPTS = {
         samples.layers_result({(0, "blk.1.l_out"): 1e-4, (0, "result_norm"): 1e-4}, plan=samples.PLAN[:2]),
         samples.context(settings={"n_threads": 2, "n_decode": 1, "n_steps": None, "full": False}),
         samples.audits(PARTLY, OUTLINE),
+    ),
+    "exact with views": samples.build(
+        EXACT,
+        samples.context(settings={"n_threads": 2, "n_decode": 1, "n_steps": None, "full": False}),
+        samples.audits(OUTLINE, OUTLINE),
+        {"floors": samples.floors_of(EXACT), "causal": samples.causal_of(0.0, [0.0] * 3, own=[(1e-5, 1e-5)] * 3)},
+    ),
+    "inexact with views": samples.build(
+        INEXACT,
+        samples.context(settings={"n_threads": 2, "n_decode": 1, "n_steps": None, "full": False}),
+        samples.audits(OUTLINE, OUTLINE),
+        {
+            "floors": samples.floors_of(INEXACT, samples.floor_table([("blk.1.kq", "2 threads")])),
+            "causal": samples.causal_of(0.01, [0.0, 0.0, 0.0099]),
+        },
     ),
     "greedy": samples.greedy_receipt(
         inexact_at=0, reference=Party("recorded", samples.THEIRS, trace_digest="e" * 64)
