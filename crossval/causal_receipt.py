@@ -38,7 +38,13 @@ def effects_of(section: Section) -> tuple[LayerEffect, ...]:
 def complaints(receipt: Receipt, rows: Sequence[TapRow]) -> list[str]:
     """Check that everything in ``causal`` follows from its KL divergences, and that these fit the rows."""
     section, n_layers = receipt["causal"], receipt["model"]["shape"]["n_layers"]
-    return [*_places(section, n_layers), *_derived(section), *_against_rows(section, rows, n_layers)]
+    n_tokens = [len(one["token_ids"]) for one in receipt["results"]["passes"]]
+    return [
+        *_places(section, n_layers),
+        *_given(section, rows, n_tokens, n_layers),
+        *_derived(section),
+        *_against_rows(section, rows, n_layers),
+    ]
 
 
 def _places(section: Section, n_layers: int) -> Iterator[str]:
@@ -60,6 +66,23 @@ def _places(section: Section, n_layers: int) -> Iterator[str]:
             yield f"{one['tap']}: its layer is {one['layer']}"
 
 
+def _given(section: Section, rows: Sequence[TapRow], n_tokens: Sequence[int], n_layers: int) -> Iterator[str]:
+    """Check that exactly those states were patched that both engines gave for all tokens.
+
+    After the last layer only the last token counts, and rows do not say which tokens they hold unless all.
+    """
+    lengths = dict(enumerate(n_tokens))
+    whole = {(row.pass_index, row.tap) for row in rows if row.rows_compared == lengths.get(row.pass_index)}
+    patched = {one["tap"] for one in section["effects"]}
+    for tap in ("inp_embd", *(f"blk.{i}.l_out" for i in range(n_layers))):
+        last = tap == f"blk.{n_layers - 1}.l_out"
+        given = all((i, tap) in whole for i in range(len(n_tokens) - 1 if last else 0, len(n_tokens)))
+        if given and tap not in patched:
+            yield f"{tap}: both engines gave it, but it was not patched"
+        if not given and tap in patched and not last:
+            yield f"{tap}: it was patched, but the rows do not hold all its tokens"
+
+
 def _derived(section: Section) -> Iterator[str]:
     """Recompute what follows from the divergences alone."""
     effects, baseline = effects_of(section), section["baseline_kl"]
@@ -78,7 +101,7 @@ def _derived(section: Section) -> Iterator[str]:
     yield from (
         f"{name} is {section[name]}, the effects say {value}"
         for name, value in derived.items()
-        if section[name] is not value and section[name] != value
+        if section[name] != value
     )
 
 

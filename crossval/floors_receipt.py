@@ -94,7 +94,7 @@ def _complete(table: FloorTable, rows: Sequence[TapRow], n_layers: int) -> Itera
 def _floor(floor: Floor, model: trace.TraceModel, n_tokens: int) -> Iterator[str]:
     """Check that a floor's numbers can belong to one pair of arrays of this tap."""
     unit, most = _elements(floor.tap, model, n_tokens)
-    if not 0 < floor.n_elements <= most or floor.n_elements % unit:
+    if not 0 < floor.n_elements <= most or not unit or floor.n_elements % unit:
         yield f"{floor.n_elements} elements, the model's shape gives {most}"
     if floor.n_different > floor.n_elements:
         yield f"{floor.n_different} of {floor.n_elements} elements differ"

@@ -66,7 +66,9 @@ def _shown(section: Section, effects: Sequence[LayerEffect]) -> list[int]:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value + 0.0:.1f} %"
+    if value is None:
+        return "-"
+    return f"{round(100 * value, 1) + 0.0:.1f} %" if abs(value) < 10.0 else f"{100 * value:.1e} %"
 
 
 def conclusions(receipt: Receipt) -> Iterator[str]:
@@ -82,8 +84,8 @@ def conclusions(receipt: Receipt) -> Iterator[str]:
         least = min(effects[0].candidate_own_kl, effects[0].reference_own_kl)
         noise = max(section["noise_kl"], least)
         yield (
-            f"the disagreement (KL {baseline:.2g}) does not stand out from rounding noise (KL {noise:.2g}, of which "
-            f"it is not {STANDS_OUT:g} times): no layer can be blamed for it"
+            f"the disagreement (KL {baseline:.2g}) does not stand out from rounding noise: it is less than "
+            f"{STANDS_OUT:g} times KL {noise:.2g}, so no layer can be blamed for it"
         )
     else:
         yield _most(section, effects)
@@ -112,13 +114,11 @@ def _most(section: Section, effects: Sequence[LayerEffect]) -> str:
         if effects[-1].tap == f"blk.{effects[-1].layer}.l_out" and not section["not_patched"]:
             where += ", in the final norm or the head"
     elif index == 0:
-        share, where = before, f"up to {place(effects[0].tap)}"
+        share, where = before, "in the embedding" if effects[0].layer is None else f"up to {place(effects[0].tap)}"
     else:
         share, where = before, f"between {place(effects[index - 1].tap)} and {place(effects[index].tap)}"
     quantity = "most of" if share > 0.5 else "the largest part of"
-    return (
-        f"{quantity} the disagreement ({min(share, 1.0):.0%} of KL {section['baseline_kl']:.2g}) comes in {where}"
-    )
+    return f"{quantity} the disagreement ({min(share, 1.0):.0%} of KL {section['baseline_kl']:.2g}) arises {where}"
 
 
 def _largest_index(section: Section, effects: Sequence[LayerEffect]) -> int | None:

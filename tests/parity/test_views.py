@@ -1,0 +1,147 @@
+"""``--floors`` and ``--causal`` end to end: on engines that are broken in one layer, and with real bitnet.cpp."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from crossval import receipt
+from crossval.cli import cli
+from crossval.goldens import FULL_PROMPTS
+from tests.broken_engine import MISTAKES, build
+
+CROSSVAL = Path(sysconfig.get_path("scripts")) / "crossval"
+
+
+def crossval(*arguments: str | Path, library: Path | None = None) -> subprocess.CompletedProcess[str]:
+    extra = {} if library is None else {"BITNET_LIBRARY": str(library)}
+    command = [CROSSVAL, *map(str, arguments)]
+    return subprocess.run(command, env={**os.environ, **extra}, capture_output=True, text=True, timeout=240)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def broken_in_layer_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (mistake,) = [mistake for mistake in MISTAKES if mistake.layer == 2]
+    return build(mistake, tmp_path_factory.mktemp("broken"))
+
+
+def test_the_causal_view_points_at_the_layer_that_is_broken(
+    broken_in_layer_2: Path, shipped_model: Path, tmp_path: Path
+) -> None:
+    golden, out = shipped_model.with_suffix(".goldens") / "what-is-2-2", tmp_path / "r.json"
+    words = ("--prompt", FULL_PROMPTS[0], "--reference", golden, "--causal", "--receipt", out)
+    done = crossval("layers", *words, library=broken_in_layer_2)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "arises between the output of layer 1 and the output of layer 2" in done.stdout
+    assert "nothing is recovered from the output of layer 2 on" in done.stdout
+    assert "it is the candidate that departs there from the specification" in done.stdout
+    made = receipt.read(out)
+    assert made["causal"]["reliable"]
+    assert made["causal"]["largest"] == made["causal"]["nothing_recovered_from"] == "blk.2.l_out"
+    assert [one["equal_states"] for one in made["causal"]["effects"]] == [True, True, True, False, False]
+    # The receipt of a candidate that is wrong fails, but not by its causal view.
+    gate = crossval("gate", out, "--json")
+    checks = {check["name"]: check["passed"] for check in json.loads(gate.stdout)["receipts"][0]["checks"]}
+    assert checks["causal"]
+    assert not checks["verdict"]
+
+
+def test_triage_says_it_too_and_in_words(broken_in_layer_2: Path, shipped_model: Path) -> None:
+    golden = shipped_model.with_suffix(".goldens") / "what-is-2-2"
+    words = ("--prompt", FULL_PROMPTS[0], "--reference", golden, "--causal")
+    done = crossval("triage", *words, library=broken_in_layer_2)
+    assert done.returncode == 1, done.stdout + done.stderr
+    causal = [line for line in done.stdout.splitlines() if line.startswith("causal ")]
+    assert "between the output of layer 1 and the output of layer 2" in causal[0]
+    assert "\ntolerance    no tolerance would do: cosine " in done.stdout
+
+
+def test_diff_shows_the_causal_view_of_two_traces(
+    broken_in_layer_2: Path, shipped_model: Path, tmp_path: Path
+) -> None:
+    golden, trace, out = shipped_model.with_suffix(".goldens") / "what-is-2-2", tmp_path / "t", tmp_path / "r.json"
+    recorded = crossval(
+        "record", "--prompt", FULL_PROMPTS[0], "--engine", "bitnet_py", "--decode", "0", "--out", trace,
+        library=broken_in_layer_2,
+    )  # fmt: skip
+    assert recorded.returncode == 0, recorded.stderr
+    result = run("diff", trace, golden, "--decode", "0", "--causal", "--receipt", out)
+    assert result.exit_code == 1, result.output
+    assert receipt.read(out)["causal"]["largest"] == "blk.2.l_out"
+    turned = run("diff", golden, trace, "--decode", "0", "--causal")
+    assert "it is the reference that departs there from the specification" in turned.stdout
+
+
+@pytest.mark.live
+@pytest.mark.usefixtures("bitnet_cpp_library")
+class TestLive:
+    @pytest.fixture(autouse=True)
+    def use_library(self, bitnet_cpp_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BITNET_CPP_LIB", str(bitnet_cpp_library))
+
+    def test_two_right_engines(self, shipped_model: Path, tmp_path: Path) -> None:
+        out = tmp_path / "r.json"
+        words = (
+            "--prompt",
+            "What is 2+2?",
+            "--model",
+            shipped_model,
+            "--reference",
+            "bitnet.cpp",
+            "--receipt",
+            out,
+        )
+        result = run("layers", *words, "--floors", "--causal")
+        assert result.exit_code == 0, result.output
+        assert "the logits of the last token are equal in every bit" in result.stdout
+        assert "no row differs, so none is a multiple of its floor" in result.stdout
+        made = receipt.read(out)
+        assert made["floors"]["table"]["unmeasured"] == []
+        of_logits = {f["variation"]: f for f in made["floors"]["table"]["floors"] if f["tap"] == "result_output"}
+        assert set(of_logits) == {"at once / one by one", "1 threads", "2 threads", "with / without capture"}
+        assert of_logits["at once / one by one"]["rel_l2"] > 0.0 == of_logits["with / without capture"]["rel_l2"]
+        assert run("gate", out, "--require-live", "--require-bitwise").exit_code == 0
+
+    def test_the_specification_is_a_few_times_the_floor_away(self, shipped_model: Path, tmp_path: Path) -> None:
+        out = tmp_path / "r.json"
+        words = (
+            "--prompt",
+            "What is 2+2?",
+            "--model",
+            shipped_model,
+            "--reference",
+            "bitnet.cpp",
+            "--receipt",
+            out,
+        )
+        result = run("triage", *words, "--candidate", "spec", "--floors")
+        assert result.exit_code == 0, result.output
+        assert "times their floor" in result.stdout
+        assert "of the bounds in force would be enough" in result.stdout
+        times = [one["times"] for one in receipt.read(out)["floors"]["multiples"] if one["times"] is not None]
+        assert times
+        assert 0.5 < max(times) < 50.0
+        assert run("gate", out, "--allow-compute", "specification").exit_code == 0
+
+    def test_a_broken_engine_is_far_beyond_the_floor(
+        self, broken_in_layer_2: Path, shipped_model: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "r.json"
+        words = ("--prompt", "What is 2+2?", "--reference", "bitnet.cpp", "--receipt", out)
+        done = crossval("layers", *words, "--floors", "--causal", library=broken_in_layer_2)
+        assert done.returncode == 1, done.stdout + done.stderr
+        made = receipt.read(out)
+        assert made["causal"]["largest"] == "blk.2.l_out"
+        times = {(one["pass_index"], one["tap"]): one["times"] for one in made["floors"]["multiples"]}
+        assert times[0, "blk.2.l_out"] > 100.0
+        assert not any(tap == "blk.1.l_out" for _, tap in times)
