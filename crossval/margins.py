@@ -123,8 +123,8 @@ def smallest_tolerance(rows: Sequence[TapRow]) -> SmallestTolerance:
     for row in rows:
         used, kind = usage(row), tap_class(row.tap)
         if used is None or math.isinf(used) or (kind == "exact" and used > 1.0):
-            why = row.note or ("it has to be exact" if kind == "exact" else "a metric is undefined or opposite")
-            return SmallestTolerance(None, row.tap, row.pass_index, {}, by_class, f"no tolerance would do: {why}")
+            why = f"no tolerance would do: {_why_hopeless(row)}"
+            return SmallestTolerance(None, row.tap, row.pass_index, {}, by_class, why)
         by_class[kind] = max(by_class.get(kind, 0.0), used)
         if kind != "exact" and used > worst:
             worst, decides = used, row
@@ -132,3 +132,12 @@ def smallest_tolerance(rows: Sequence[TapRow]) -> SmallestTolerance:
         return SmallestTolerance(0.0, None, None, {}, by_class)
     per_layer: dict[str, float] = {policy: worst * floor for policy, floor in FLOOR_PER_SQRT_LAYER.items()}
     return SmallestTolerance(worst, decides.tap, decides.pass_index, per_layer, by_class)
+
+
+def _why_hopeless(row: TapRow) -> str:
+    if row_status(row) == "invalid":
+        return row.note or "a metric is undefined"
+    if tap_class(row.tap) == "exact":
+        return "it has to be exact"
+    cosines = [value for value in (row.cosine, row.worst_token_cosine) if value is not None]
+    return "a cosine is negative" if min(cosines, default=0.0) < 0.0 else "a metric is undefined"

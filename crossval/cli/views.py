@@ -36,7 +36,11 @@ def check_words(request: Request) -> None:
         click.UsageError: the reference is the specification or a trace.
     """
     if request.floors and (request.reference == "spec" or Path(request.reference).is_dir()):
-        what = "the specification does not round" if request.reference == "spec" else "a trace cannot be run again"
+        what = (
+            "the specification computes in one way only"
+            if request.reference == "spec"
+            else "a trace cannot be run again"
+        )
         raise click.UsageError(f"--floors needs a live engine as the reference: {what}")
 
 

@@ -63,7 +63,7 @@ def test_triage_says_it_too_and_in_words(broken_in_layer_2: Path, shipped_model:
     assert done.returncode == 1, done.stdout + done.stderr
     causal = [line for line in done.stdout.splitlines() if line.startswith("causal ")]
     assert "between the output of layer 1 and the output of layer 2" in causal[0]
-    assert "\ntolerance    no tolerance would do: cosine " in done.stdout
+    assert "\ntolerance    no tolerance would do: a cosine is negative (" in done.stdout
 
 
 def test_diff_shows_the_causal_view_of_two_traces(

@@ -214,7 +214,7 @@ def test_the_smallest_tolerance_in_a_line(errors: dict[tuple[int, str], float], 
         (
             samples.causal_of(0.01, [0.0, 0.0099, 0.0099]),
             [
-                "(99% of KL 0.01) arises between the embedding and the output of layer 0",
+                "(99 % of KL 0.01) arises between the embedding and the output of layer 0",
                 "nothing is recovered from the output of layer 0 on: by then the damage is done",
                 "it is the candidate that departs there from the specification: from the embedding on its "
                 "logits are 0.3 away, the reference's 1e-05",
@@ -223,21 +223,21 @@ def test_the_smallest_tolerance_in_a_line(errors: dict[tuple[int, str], float], 
         (
             samples.causal_of(0.01, [0.0099, 0.0099, 0.0099], own=[(1e-5, 1e-5)] * 3),
             [
-                "most of the disagreement (99% of KL 0.01) arises in the embedding",
+                "most of the disagreement (99 % of KL 0.01) arises in the embedding",
                 "nothing is recovered from the embedding on",
             ],
         ),
         (
             samples.causal_of(0.01, [0.0, 0.0001, 0.0001], own=[(1e-5, 0.3)] * 3),
             [
-                "(99% of KL 0.01) arises after the output of layer 1, in the final norm or the head",
+                "(99 % of KL 0.01) arises after the output of layer 1, in the final norm or the head",
                 "it is the reference that departs there from the specification: from the output of layer 1 on its "
                 "logits are 0.3 away, the candidate's 1e-05",
             ],
         ),
         (
             samples.causal_of(0.01, [0.003, 0.006, 0.009], own=[(1e-4, 1e-4)] * 3),
-            ["the largest part of the disagreement (30% of KL 0.01) arises "],
+            ["the largest part of the disagreement (30 % of KL 0.01) arises "],
         ),
         (
             samples.causal_of(0.01, [0.0, 0.005, 0.0099], noise=0.005),
