@@ -118,7 +118,8 @@ def _most(section: Section, effects: Sequence[LayerEffect]) -> str:
     else:
         share, where = before, f"between {place(effects[index - 1].tap)} and {place(effects[index].tap)}"
     quantity = "most of" if share > 0.5 else "the largest part of"
-    return f"{quantity} the disagreement ({100 * min(share, 1.0):.0f} % of KL {section['baseline_kl']:.2g}) arises {where}"
+    size = f"{100 * min(share, 1.0):.0f} % of KL {section['baseline_kl']:.2g}"
+    return f"{quantity} the disagreement ({size}) arises {where}"
 
 
 def _largest_index(section: Section, effects: Sequence[LayerEffect]) -> int | None:
