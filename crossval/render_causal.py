@@ -88,11 +88,14 @@ def conclusions(receipt: Receipt) -> Iterator[str]:
             f"{STANDS_OUT:g} times KL {noise:.2g}, so no layer can be blamed for it"
         )
     else:
+        if receipt["verdict"] == "parity":
+            yield "no operation of either engine is wrong: this is rounding that later layers amplify, not a fault"
         yield _most(section, effects)
         if section["nothing_recovered_from"] is not None:
             where = place(section["nothing_recovered_from"])
             yield f"nothing is recovered from {where} on: by then the damage is done"
-        yield from _whose(section, effects)
+        if receipt["verdict"] != "parity":
+            yield from _whose(section, effects)
     if section["not_patched"]:
         names = ", ".join(place(tap) for tap in section["not_patched"][:4])
         more = ", and more" if len(section["not_patched"]) > 4 else ""

@@ -254,7 +254,13 @@ def test_the_smallest_tolerance_in_a_line(errors: dict[tuple[int, str], float], 
     ],
 )
 def test_the_view_in_plain_words(view: dict[str, Any], expected: list[str]) -> None:
-    what = {**made(causal=view, errors={(2, "result_output"): 1e-2}), "causal": view}
+    what = made(causal=view, errors={(2, "result_output"): 1e-2})
+    assert what["verdict"] == "parity"
+    if view["reliable"]:
+        first = next(render_causal.conclusions(what))
+        assert first.startswith("no operation of either engine is wrong: this is rounding")
+        assert not any("departs" in line for line in render_causal.conclusions(what))
+    what = {**what, "verdict": "candidate_defect"}
     lines = list(render_causal.conclusions(what))
     assert len(lines) >= len(expected)
     for line, words in zip(lines, expected, strict=False):
