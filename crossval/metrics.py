@@ -121,7 +121,7 @@ class _Sums:
         self.rr[tokens] += np.einsum("ij,ij->i", r64, r64)
         self.dd[tokens] += np.einsum("ij,ij->i", diff, diff)
         self.max_abs = max(self.max_abs, float(np.max(np.abs(diff))))
-        self.max_ulp = max(self.max_ulp, int(np.max(np.abs(_ordered(c) - _ordered(r)))))
+        self.max_ulp = max(self.max_ulp, int(ulp_distance(c, r).max()))
 
     def result(self) -> Metrics:
         equal_bits = self.n_equal == self.n_elements
@@ -185,6 +185,12 @@ def _worst_nmse(dd: F64, rr: F64) -> tuple[int | None, float | None]:
     each = np.divide(dd, rr, out=np.zeros_like(dd), where=rr != 0.0)
     token = int(np.argmax(each))
     return token, float(each[token])
+
+
+def ulp_distance(a: F32, b: F32) -> npt.NDArray[np.int64]:
+    """Return how many float32 values apart each pair of two finite arrays is, shaped as they are."""
+    distance: npt.NDArray[np.int64] = np.abs(_ordered(a) - _ordered(b))
+    return distance
 
 
 def _ordered(x: F32) -> npt.NDArray[np.int64]:

@@ -1,0 +1,125 @@
+"""Our engine against live bitnet.cpp, every tap of every layer, bit for bit (``python -m tests.same_bits``).
+
+Five models (the shipped one and four synthetic shapes), prompts of 1 to 128 tokens and decoded tokens behind each,
+every kernel this CPU runs. ``--library`` names a build of bitnet.cpp; how it rounds is found out by probing it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_py._native import kernel_families
+from bitnet_py.synth_random import Stream
+from crossval import taps
+from crossval.cpp.library import find_library
+from crossval.metrics import ulp_distance
+from crossval.runners.bitnet_cpp import BitnetCppRunner
+from crossval.runners.bitnet_py import BitnetPyRunner
+from tests.healthy import write_models
+
+LONGEST = 128
+N_DECODE = 2
+
+
+@dataclass
+class Score:
+    """What was compared of one model, and what differed."""
+
+    n_prompts: int = 0
+    n_taps: int = 0
+    n_values: int = 0
+    different: dict[str, list[int]] = field(default_factory=dict)
+    """By kind of tap: how many values differ, and the largest distance in ulp."""
+
+    def add(self, name: str, theirs: npt.NDArray[np.float32], ours: npt.NDArray[np.float32]) -> None:
+        """Compare one tap of one pass.
+
+        Raises:
+            AssertionError: the shapes differ.
+        """
+        assert theirs.shape == ours.shape, (name, theirs.shape, ours.shape)
+        self.n_taps += 1
+        self.n_values += theirs.size
+        n_different = int(np.count_nonzero(theirs.view(np.uint32) != ours.view(np.uint32)))
+        if n_different:
+            entry = self.different.setdefault(taps.parse(name).tap, [0, 0])
+            entry[0] += n_different
+            entry[1] = max(entry[1], int(ulp_distance(theirs, ours).max()))
+
+    def __str__(self) -> str:
+        """Return the score as a line."""
+        found = "; ".join(f"{tap}: {n} differ, up to {ulp} ulp" for tap, (n, ulp) in self.different.items())
+        return f"{self.n_prompts} prompts, {self.n_taps} taps, {self.n_values} values: {found or 'all bits equal'}"
+
+
+def lengths(n_prompts: int) -> list[int]:
+    """Return the lengths of the prompts: 1 and ``LONGEST``, the rest drawn between."""
+    stream = Stream(0, "same bits lengths")
+    return [1, LONGEST, *(1 + stream.below(LONGEST) for _ in range(n_prompts - 2))][:n_prompts]
+
+
+def compare(model: Path, vocab_size: int, n_prompts: int, kernel: str, library: Path) -> Score:
+    """Run all prompts on one model and compare every tap of every pass."""
+    score = Score()
+    with ExitStack() as stack:
+        reference = stack.enter_context(BitnetCppRunner(model, library=library))
+        numerics = reference.identity.numerics
+        engine = stack.enter_context(
+            BitnetPyRunner(
+                model,
+                n_threads=2,
+                kernel=kernel,
+                simd_width=numerics.simd_width,
+                fused_quantizer=numerics.fused_quantizer,
+            )
+        )
+        names = taps.all_taps(engine.model.config.n_layers)
+        for number, length in enumerate(lengths(n_prompts)):
+            stream = Stream(number, "same bits prompt")
+            ids = [stream.below(vocab_size) for _ in range(length)]
+            reference.reset()
+            engine.reset()
+            for _ in range(1 + N_DECODE):
+                theirs, ours = reference.eval(ids, names), engine.eval(ids, names)
+                assert theirs.taps.keys() == ours.taps.keys()
+                for name in ours.taps:
+                    score.add(name, theirs.taps[name].array, ours.taps[name].array)
+                ids = [int(theirs.taps["result_output"].array[-1].argmax())]
+            score.n_prompts += 1
+    return score
+
+
+@click.command(help=__doc__)
+@click.option("--prompts", "n_prompts", type=click.IntRange(2), default=50, show_default=True)
+@click.option(
+    "--library", type=click.Path(exists=True, path_type=Path), help="libllama.so; default: the built one."
+)
+def main(n_prompts: int, library: Path | None) -> None:
+    """Print one line per model and kernel; exit 1 when any bit differs."""
+    found = find_library() if library is None else None
+    path = library or (found.path if found else None)
+    if path is None:
+        raise click.UsageError("expected a built bitnet.cpp (make fetch-cpp, or --library), found none")
+    start_s, same = time.perf_counter(), True
+    kernels = [family.name for family in kernel_families() if family.available]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (model, _, vocab_size) in write_models(Path(folder)).items():
+            for kernel in kernels:
+                score = compare(model, vocab_size, n_prompts, kernel, path)
+                same = same and not score.different
+                click.echo(f"{name}, {kernel}: {score}")
+    click.echo(f"{time.perf_counter() - start_s:.0f} s")
+    sys.exit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()
