@@ -7,6 +7,7 @@ together again, so that two runs can be compared tap by tap at the tokens both g
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from crossval.geometry import check_rows, token_axis
 from crossval.runners.base import PassPlan, PassRecord, Runner, TapArray
 from crossval.tolerance import Tolerance
 
-OpenRunner = Callable[..., Runner]
+OpenRunner = Callable[..., AbstractContextManager[Runner]]
 """Returns a runner that has not been entered; takes ``n_threads`` and ``kernel`` where these are varied."""
 
 Chunks = tuple[tuple[int, ...], ...]

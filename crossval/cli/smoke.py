@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import click
 
-from crossval import build_cpp, evidence, smoke, smoke_receipt, suite
-from crossval.answers import Answer, MinCorrect, Side, SmokeResult
+from crossval import evidence, smoke, smoke_receipt, suite
+from crossval.answers import Answer, MinCorrect, SmokeResult
 from crossval.cli import run
+from crossval.cli.engines import SIDES, engine_option, live_word, open_sides, unavailable_receipt, without_unused
 from crossval.cli.options import compare_options
-from crossval.errors import UnavailableError
-from crossval.evidence import Context, Party
+from crossval.evidence import Context
 from crossval.modelfile import ModelFile
-from crossval.runners.base import Runner
 from crossval.session import Prompt, Session
 
 SMALL_MODEL_BYTES = 64 << 20
-_SIDES: dict[str, tuple[Side, ...]] = {
-    "candidate": ("candidate",),
-    "reference": ("reference",),
-    "both": ("candidate", "reference"),
-}
 
 
 def _read_share(ctx: click.Context, param: click.Parameter, value: str) -> MinCorrect:
@@ -51,13 +42,7 @@ def _read_share(ctx: click.Context, param: click.Parameter, value: str) -> MinCo
     metavar="fixed|long|everyday|FILE",
     help="Ten questions or 500 for the shipped model, everyday questions for others, or JSON lines of your own.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(list(_SIDES)),
-    default="candidate",
-    show_default=True,
-    help="Who is asked; with both, their texts are also held against each other.",
-)
+@engine_option("Who is asked; with both, their texts are also held against each other.")
 @click.option(
     "--min-correct",
     callback=_read_share,
@@ -98,17 +83,17 @@ def command(
       crossval smoke
       crossval smoke --suite long --engine both --min-correct 0.95 --receipt smoke.json
     """
-    sides = _SIDES[engine]
+    sides = SIDES[engine]
     request = run.Request("smoke", model_path, candidate, reference, n_threads, template, receipt_path, as_json)
     questions = suite.load_suite(suite_word)
     with run.progress() as report:
         model = run.load_model(request, report)
         decoder = smoke.Decoder.of_model(model.path)
         limits = smoke.Limits(max_tokens, model.config.context_length)
-        words = (candidate, "bitnet.cpp" if reference == "auto" else reference)
+        words = (candidate, live_word(reference))
         with Session(model, *words, n_threads or _own_threads(model)) as session:
-            with _unavailable_receipt(session, request, sides, max_tokens):
-                runners = _open(session, sides)
+            with unavailable_receipt(session, request, sides, n_steps=max_tokens):
+                runners = open_sides(session, sides)
             given = [
                 smoke.answer_suite(
                     runners[side],
@@ -140,33 +125,12 @@ def _own_threads(model: ModelFile) -> int | None:
     return 1 if model.facts["size_bytes"] <= SMALL_MODEL_BYTES else None
 
 
-def _open(session: Session, sides: tuple[Side, ...]) -> dict[Side, Runner]:
-    """Return the engines that are asked, each able to answer any prompt.
-
-    Raises:
-        UnavailableError: bitnet.cpp is not built, or an engine is a recorded trace.
-    """
-    if "reference" in sides and session.words[1] == "bitnet.cpp" and build_cpp.find_library() is None:
-        raise UnavailableError(
-            "bitnet.cpp is not built here, and what is recorded of it cannot answer other prompts; "
-            "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB), or use --engine candidate"
-        )
-    if len(sides) == 2:
-        ours, theirs = session.open()
-        runners: dict[Side, Runner] = {"candidate": ours, "reference": theirs}
-    else:
-        runners = {side: session.open_alone(side) for side in sides}
-    for side in sides:
-        smoke.require_any_prompt(runners[side], side)
-    return runners
-
-
 def _context(session: Session, request: run.Request, result: SmokeResult, max_tokens: int) -> Context:
     first = result.answers[0]
     agree = smoke_receipt.tokenizers_agree(result)
     prompt = Prompt(first.prompt.prompt, first.prompt_ids, agree, _tokenizer_note(result.answers, agree))
     facts = run.context(session, request, [prompt], n_steps=max_tokens)
-    return _without_unused(facts, result.engines)
+    return without_unused(facts, result.engines)
 
 
 def _tokenizer_note(answers: tuple[Answer, ...], agree: bool | None) -> str | None:
@@ -179,31 +143,3 @@ def _tokenizer_note(answers: tuple[Answer, ...], agree: bool | None) -> str | No
                 f"the tokenizers disagree, first on prompt {answer.prompt.id!r}; each engine was fed its own ids"
             )
     return None
-
-
-def _without_unused(facts: Context, sides: tuple[Side, ...]) -> Context:
-    """Mark the engine that was not asked."""
-    if "reference" not in sides:
-        facts = replace(facts, reference=Party("unused", facts.reference.identity))
-    if "candidate" not in sides:
-        facts = replace(facts, candidate=Party("unused", facts.candidate.identity))
-    return facts
-
-
-@contextmanager
-def _unavailable_receipt(
-    session: Session, request: run.Request, sides: tuple[Side, ...], max_tokens: int
-) -> Iterator[None]:
-    """Leave a receipt that says so when an engine cannot be had, then let the error go on."""
-    try:
-        yield
-    except UnavailableError as error:
-        if request.as_json or request.receipt_path is not None:
-            facts = run.context(session, request, [], n_steps=max_tokens)
-            why = str(error)
-            if "reference" in sides:
-                facts = replace(facts, reference=session.unavailable(why))
-            else:
-                facts = replace(facts, candidate=Party("unavailable", facts.candidate.identity, note=why))
-            run.publish(evidence.build_unavailable("smoke", _without_unused(facts, sides)), request)
-        raise

@@ -15,7 +15,8 @@ import pytest
 from crossval import taps
 from crossval.causal import causal_view
 from crossval.floors import CAPTURE, PREFILL_DECODE, measure_floors
-from crossval.metamorphic import Options, enough_tokens, run_metamorphic
+from crossval.metamorphic.cases import Options
+from crossval.metamorphic.run import enough_tokens, run_metamorphic
 from crossval.runners.bitnet_cpp import BitnetCppRunner
 from crossval.runners.bitnet_py import BitnetPyRunner
 from crossval.spec_weights import SpecWeights
@@ -163,7 +164,8 @@ def broken_library(tmp_path_factory) -> Path:
 
 SCRIPT = """
 import dataclasses, json, sys
-from crossval.metamorphic import Options, enough_tokens, run_metamorphic
+from crossval.metamorphic.cases import Options
+from crossval.metamorphic.run import enough_tokens, run_metamorphic
 from crossval.runners.bitnet_py import BitnetPyRunner
 options = Options(lengths=(1, 2, 3, 4, 7, 18))
 result = run_metamorphic(lambda **asked: BitnetPyRunner(sys.argv[1], **asked),

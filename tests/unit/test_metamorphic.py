@@ -15,8 +15,9 @@ from bitnet_py import _native
 from crossval import taps
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.floors import Floor, FloorTable
-from crossval.metamorphic import Options, enough_tokens, run_metamorphic
-from crossval.metamorphic_checks import MetamorphicCheck, MetamorphicResult, check_status, decide
+from crossval.metamorphic.cases import Options
+from crossval.metamorphic.checks import MetamorphicCheck, MetamorphicResult, check_status, decide
+from crossval.metamorphic.run import enough_tokens, run_metamorphic
 from crossval.record import record_trace
 from crossval.runners.base import PassPlan, PassRecord, TapArray
 from crossval.runners.bitnet_py import BitnetPyRunner
@@ -67,12 +68,19 @@ class RowRunner(NumpyRunner):
         return whole
 
 
-def check(fault: Fault | None = None, options: Options | None = None, **runner: Any) -> MetamorphicResult:
+def check(
+    fault: Fault | None = None,
+    options: Options | None = None,
+    floors: FloorTable | None = None,
+    **runner: Any,
+) -> MetamorphicResult:
+    options = options or Options(lengths=LENGTHS, thread_counts=(1, 3), kernels=("b",))
     result = run_metamorphic(
         lambda **asked: RowRunner(fault, **asked, **runner),
         IDS,
         n_layers=MODEL.n_layers,
-        options=options or Options(lengths=LENGTHS, thread_counts=(1, 3), kernels=("b",)),
+        options=options,
+        floors=floors,
     )
     assert result.verdict == decide(result.checks, result.n_required)
     assert all(c.status == check_status(c) for c in result.checks)
@@ -369,10 +377,10 @@ def test_measured_floors_of_another_engine_replace_the_table():
     assert check(slightly).verdict == "holds"
     names = taps.all_taps(MODEL.n_layers)
     table = FloorTable("other", 3, (7,), tuple(Floor(n, "one by one", 1e-5, 1e-5, 1, 1) for n in names))
-    result = check(slightly, Options(lengths=LENGTHS, thread_counts=(), floors=table))
+    result = check(slightly, Options(lengths=LENGTHS, thread_counts=()), table)
     assert relations(failed(result)) == {"one_by_one", "split"}
     loose = replace(table, floors=tuple(replace(f, rel_l2=0.1, worst_token_rel_l2=0.1) for f in table.floors))
-    assert check(slightly, Options(lengths=LENGTHS, thread_counts=(), floors=loose)).verdict == "holds"
+    assert check(slightly, Options(lengths=LENGTHS, thread_counts=()), loose).verdict == "holds"
 
 
 @pytest.mark.parametrize(

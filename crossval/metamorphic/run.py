@@ -35,42 +35,23 @@ from bitnet_py.errors import BitnetError
 from crossval.errors import BadInputError, UnavailableError
 from crossval.floors import FloorTable
 from crossval.localize import Progress
-from crossval.metamorphic_checks import MetamorphicResult, Notebook, Recorded, Relation, decide
+from crossval.metamorphic.cases import (
+    CAPTURE_CASE,
+    RESET_CASE,
+    Options,
+    Relation,
+    prefix_case,
+    split_case,
+    split_points,
+    splits_into_one_form,
+    threads_case,
+    tokens_case,
+)
+from crossval.metamorphic.checks import MetamorphicResult, Notebook, Recorded, decide
 from crossval.rerun import Chunks, OpenRunner, one_by_one, one_pass, require_live, split
 from crossval.runners.base import Runner
 
-LENGTHS = (1, 2, 3, 4, 5, 7, 32, 33)
-"""Around the groups of 4 columns and of 32 cells in which engines of this family work."""
-GROUP = 32
-"""A multiple of the columns and cells that any kernel takes at once."""
-THREAD_COUNTS = (1, 2, 3)
-N_DECODE = 2
 LOGITS = "result_output"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to check. Empty ``thread_counts`` or ``kernels``: that relation is not asked for."""
-
-    lengths: Sequence[int] = LENGTHS
-    thread_counts: Sequence[int] = THREAD_COUNTS
-    kernels: Sequence[str] = ()
-    """Kernel families by name; every one that is named has to run."""
-    n_decode: int = N_DECODE
-    """Tokens decoded after the longest prompt."""
-    floors: FloorTable | None = None
-    """Floors measured on *another* engine or build, in place of the general table. An engine's own floor would
-    contain its own faults."""
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens the checks need: the longest prompt and what is decoded after it, or ``n_prefix``."""
-        return max(max(self.lengths, default=0) + self.n_decode, self.n_prefix)
-
-    @property
-    def n_prefix(self) -> int:
-        """Length of the prompt whose beginnings the others are: whole groups, so none shares its remainder."""
-        return (max(self.lengths, default=0) // GROUP + 1) * GROUP
 
 
 def enough_tokens(ids: Sequence[int], vocab_size: int, n_tokens: int) -> tuple[int, ...]:
@@ -87,12 +68,15 @@ def run_metamorphic(
     n_layers: int,
     party: str = "candidate",
     options: Options | None = None,
+    floors: FloorTable | None = None,
     progress: Progress | None = None,
 ) -> MetamorphicResult:
     """Run every relation asked for on one engine.
 
     ``open_runner()`` returns a runner that has not been entered; ``open_runner(n_threads=...)`` and
     ``open_runner(kernel=...)`` the same engine with that option. One or two are open at a time.
+    ``floors``: measured on *another* engine or build, in place of the general table. An engine's own would contain
+    its own faults.
 
     Raises:
         BadInputError: too few tokens (``enough_tokens`` helps), no lengths, or a recorded trace.
@@ -108,7 +92,7 @@ def run_metamorphic(
         )
     with open_runner() as runner:
         require_live(runner)
-        book = Notebook(party, runner.identity.numerics, n_layers, options.floors)
+        book = Notebook(party, runner.identity.numerics, n_layers, floors)
         work = _Work(runner, open_runner, tuple(map(int, ids)), options, book)
         steps = (work.one_by_one, work.prefix, work.split, work.reset, work.capture, work.threads, work.kernels)
         for index, step in enumerate(steps):
@@ -150,9 +134,9 @@ class _Work:
             # The beginning of the long run is the run of the beginning: a later pass cannot change an earlier one.
             at_once, beginning = self._record(one_pass(self.ids[:length])), single.beginning(length)
             if length == 1:
-                self.book.bits("one_by_one", _tokens(1), at_once, beginning)
+                self.book.bits("one_by_one", tokens_case(1), at_once, beginning)
             else:
-                self.book.two_forms("one_by_one", _tokens(length), at_once, beginning)
+                self.book.two_forms("one_by_one", tokens_case(length), at_once, beginning)
 
     def prefix(self) -> None:
         lengths = [n for n in sorted(set(self.options.lengths)) if n > 1]
@@ -162,20 +146,24 @@ class _Work:
         # The last layer need not give its output for tokens in the middle.
         names = [name for name in self.book.names if not self.book.may_be_gathered(name)]
         for length in lengths:
-            case = f"{length} of {_tokens(self.options.n_prefix)}"
-            self.book.same_form("prefix", case, self._record(one_pass(self.ids[:length])), long, names)
+            self.book.same_form(
+                "prefix",
+                prefix_case(length, self.options.n_prefix),
+                self._record(one_pass(self.ids[:length])),
+                long,
+                names,
+            )
 
     def split(self) -> None:
         n = self.longest
-        points = sorted({p for p in (1, 2, 3, n // 2, n - 2, n - 1) if 0 < p < n})
+        points = split_points(n)
         if not points:
             return
         whole = self._usual()
         for point in points:
-            case = f"{n} tokens as {point} + {n - point}"
+            case = split_case(n, point)
             parts = self._record(split(self.ids[:n], point) + whole.chunks[1:])
-            # A first token alone gives itself all of its attention: 1.0, which binary16 holds.
-            if n - point > 1 and (point > 1 or not self.book.has_single_head(whole)):
+            if splits_into_one_form(n, point, single_head=self.book.has_single_head(whole)):
                 self.book.same_form("split", case, parts, whole)
             else:
                 self.book.two_forms("split", case, whole, parts)
@@ -186,16 +174,16 @@ class _Work:
             Recorded.make(self.runner, chunks, self.book.names, before)
             for before in (chunks, one_pass(self.ids[::-1]))
         )
-        self.book.bits("reset", "after another sequence", other, same)
+        self.book.bits("reset", RESET_CASE, other, same)
 
     def capture(self) -> None:
         captured = self._usual()
         plain = Recorded.make(self.runner, captured.chunks, [LOGITS])
-        self.book.bits("capture", "logits", captured, plain, [LOGITS])
+        self.book.bits("capture", CAPTURE_CASE, captured, plain, [LOGITS])
 
     def threads(self) -> None:
         for count in dict.fromkeys(self.options.thread_counts):
-            self._otherwise("threads", f"{count} thread{'s' if count > 1 else ''}", "n_threads", count)
+            self._otherwise("threads", threads_case(count), "n_threads", count)
 
     def kernels(self) -> None:
         for kernel in dict.fromkeys(self.options.kernels):
@@ -214,7 +202,3 @@ class _Work:
                 self.book.unchecked(relation, case, f"the engine was asked for it, and says {option} = {says}")
                 return
             self.book.bits(relation, case, self._usual(runner), self._usual())
-
-
-def _tokens(count: int) -> str:
-    return f"{count} token{'s' if count > 1 else ''}"

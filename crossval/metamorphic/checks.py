@@ -19,12 +19,11 @@ from crossval.compare import Skip, TapRow, row_status
 from crossval.floors import FloorTable, measured_tolerance
 from crossval.localize import MODEL_DEPENDENT_TAPS
 from crossval.margins import usage
+from crossval.metamorphic.cases import ALL_LAYERS, ATTENTION, UP_TO_ATTENTION, Expectation, Relation
 from crossval.rerun import SCORES, Chunks, assemble, compare_runs, run
 from crossval.runners.base import Numerics, PassRecord, Runner
 from crossval.tolerance import Tolerance, tolerance_for
 
-Relation = Literal["one_by_one", "prefix", "split", "reset", "capture", "threads", "kernels"]
-Expectation = Literal["bits", "floor"]
 CheckStatus = Literal["ok", "failed", "unchecked"]
 MetamorphicVerdict = Literal["holds", "violated", "incomplete"]
 
@@ -187,12 +186,12 @@ class Notebook:
             single_head = self.has_single_head(batch)
             if single_head:
                 done = [name for name in done if taps.parse(name).tap not in SCORES]
-            self._note(relation, f"{case}, layer 0 up to attention", "bits", self._compare(done, batch, single))
+            self._note(relation, f"{case}, {UP_TO_ATTENTION}", "bits", self._compare(done, batch, single))
             if not single_head:
-                self._append(self._kqv(relation, f"{case}, layer 0 kqv_out", batch.records, single.records))
+                self._append(self._kqv(relation, f"{case}, {ATTENTION}", batch.records, single.records))
                 done.append(KQV)
         rest = [name for name in self.names if name not in done]
-        self._note(relation, f"{case}, all layers", "floor", self._compare(rest, batch, single))
+        self._note(relation, f"{case}, {ALL_LAYERS}", "floor", self._compare(rest, batch, single))
 
     def unchecked(self, relation: Relation, case: str, why: str) -> None:
         """Note a check that was asked for and could not be made."""

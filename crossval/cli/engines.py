@@ -1,0 +1,87 @@
+"""``--engine``: commands that run one engine or both, each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import click
+
+from crossval import build_cpp, evidence, smoke
+from crossval.answers import Side
+from crossval.cli import run
+from crossval.errors import UnavailableError
+from crossval.evidence import Context, Party
+from crossval.runners.base import Runner
+from crossval.session import Session
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SIDES: dict[str, tuple[Side, ...]] = {
+    "candidate": ("candidate",),
+    "reference": ("reference",),
+    "both": ("candidate", "reference"),
+}
+
+
+def engine_option(help_text: str) -> Callable[[F], F]:
+    """Add ``--engine``."""
+    return click.option(
+        "--engine", type=click.Choice(list(SIDES)), default="candidate", show_default=True, help=help_text
+    )
+
+
+def live_word(reference: str) -> str:
+    """Return which reference is meant where a recorded one is of no use."""
+    return "bitnet.cpp" if reference == "auto" else reference
+
+
+def open_sides(session: Session, sides: tuple[Side, ...]) -> dict[Side, Runner]:
+    """Return the engines that are asked, each able to run any prompt.
+
+    Raises:
+        UnavailableError: bitnet.cpp is not built, or an engine is a recorded trace.
+    """
+    if "reference" in sides and session.words[1] == "bitnet.cpp" and build_cpp.find_library() is None:
+        raise UnavailableError(
+            "bitnet.cpp is not built here, and what is recorded of it cannot answer other prompts; "
+            "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB), or use --engine candidate"
+        )
+    if len(sides) == 2:
+        ours, theirs = session.open()
+        runners: dict[Side, Runner] = {"candidate": ours, "reference": theirs}
+    else:
+        runners = {side: session.open_alone(side) for side in sides}
+    for side in sides:
+        smoke.require_any_prompt(runners[side], side)
+    return runners
+
+
+def without_unused(facts: Context, sides: tuple[Side, ...]) -> Context:
+    """Mark the engine that was not asked."""
+    if "reference" not in sides:
+        facts = replace(facts, reference=Party("unused", facts.reference.identity))
+    if "candidate" not in sides:
+        facts = replace(facts, candidate=Party("unused", facts.candidate.identity))
+    return facts
+
+
+@contextmanager
+def unavailable_receipt(
+    session: Session, request: run.Request, sides: tuple[Side, ...], **settings: Any
+) -> Iterator[None]:
+    """Leave a receipt that says so when an engine cannot be had, then let the error go on."""
+    try:
+        yield
+    except UnavailableError as error:
+        if request.as_json or request.receipt_path is not None:
+            facts = run.context(session, request, [], **settings)
+            why = str(error)
+            if "reference" in sides:
+                facts = replace(facts, reference=session.unavailable(why))
+            else:
+                facts = replace(facts, candidate=Party("unavailable", facts.candidate.identity, note=why))
+            run.publish(evidence.build_unavailable(request.kind, without_unused(facts, sides)), request)
+        raise

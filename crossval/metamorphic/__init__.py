@@ -1,0 +1,1 @@
+"""Checks of one engine against itself; no second engine is needed."""
