@@ -16,6 +16,7 @@ from crossval.audit.summary import audit_verdict
 from crossval.compare import GreedyPrompt, GreedyResult, GreedyStep, LayersResult, TapRow
 from crossval.evidence import Party
 from crossval.localize import MODEL_DEPENDENT_TAPS
+from crossval.metamorphic import results as metamorphic_results
 from crossval.receipt import Receipt
 from crossval.runners.base import PassPlan
 from crossval.selftest import results as selftest_results
@@ -59,8 +60,8 @@ def thresholds(receipt: Receipt) -> list[str]:
 
 
 def rows_of(receipt: Receipt) -> Iterator[tuple[str, TapRow]]:
-    """Yield every row of numbers with a name for messages; ``smoke`` and ``selftest`` have none."""
-    results = {} if receipt.get("kind") in ("smoke", "selftest") else receipt["results"]
+    """Yield every row of numbers with a name for messages; those of single engines have none."""
+    results = {} if receipt.get("kind") in evidence.NO_NUMBERS else receipt["results"]
     for row in results.get("rows", ()):
         yield f"pass {row['pass_index']} {row['tap']}", evidence.row_from_json(row)
     for index, prompt in enumerate(results.get("prompts", ())):
@@ -138,6 +139,8 @@ def recompute(receipt: Receipt) -> dict[str, Any]:
         expected = smoke_receipt.recompute(receipt)
     elif receipt["kind"] == "selftest":
         expected = selftest_results.recompute(receipt)
+    elif receipt["kind"] == "metamorphic":
+        expected = metamorphic_results.recompute(receipt)
     elif receipt["kind"] == "greedy":
         result = evidence.greedy_from_json(receipt)
         expected = evidence.summarize_greedy(result)
@@ -333,7 +336,8 @@ def checks_of(receipt: Receipt) -> Checks:
     if receipt["kind"] in evidence.AUDITED:
         asked = {name for name in evidence.VIEWS if name in receipt or receipt["settings"].get(name)}
         return {**AUDITED_CHECKS, **{name: check for name, check in VIEW_CHECKS.items() if name in asked}}
-    return {"smoke": SMOKE_CHECKS, "selftest": SELFTEST_CHECKS}.get(receipt["kind"], CHECKS)
+    other = {"smoke": SMOKE_CHECKS, "selftest": SELFTEST_CHECKS, "metamorphic": METAMORPHIC_CHECKS}
+    return other.get(receipt["kind"], CHECKS)
 
 
 CHECKS: Checks = {
@@ -351,6 +355,7 @@ VIEW_CHECKS: Checks = {
 """Of what a receipt holds beyond the comparison, when it was asked for."""
 SMOKE_CHECKS: Checks = {**smoke_receipt.CHECKS, "summary": summary}
 SELFTEST_CHECKS: Checks = {**selftest_results.CHECKS, "summary": summary}
+METAMORPHIC_CHECKS: Checks = {**metamorphic_results.CHECKS, "summary": summary}
 
 
 def _view(name: str, receipt: Receipt, check: Callable[[Receipt, list[TapRow]], list[str]]) -> list[str]:

@@ -18,14 +18,16 @@ from crossval.arbitrate import arbitrate
 from crossval.audit.checks import AuditVerdict
 from crossval.audit.summary import audit_verdict
 from crossval.compare import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Location, Skip, TapRow
+from crossval.metamorphic import results as metamorphic_results
+from crossval.metamorphic.results import MetamorphicFindings
 from crossval.receipt import SCHEMA_VERSION, Receipt, number, seal
 from crossval.runners.base import EngineIdentity, Numerics, PassPlan
 from crossval.selftest import results as selftest_results
 from crossval.selftest.results import SelftestResult
 
-Kind = Literal["layers", "greedy", "diff", "smoke", "selftest"]
+Kind = Literal["layers", "greedy", "diff", "smoke", "selftest", "metamorphic"]
 Status = Literal["live", "recorded", "unavailable", "unused"]
-"""``unused``: `crossval smoke` did not ask for this engine; `crossval selftest` needs no reference."""
+"""``unused``: `smoke` or `metamorphic` did not ask for this engine; `selftest` needs no reference."""
 ComputePath = Literal["real", "recorded", "specification", "none"]
 
 REFERENCE_NAME = "bitnet.cpp"
@@ -90,6 +92,8 @@ class Context:
 SETTINGS = ("n_threads", "n_decode", "n_steps", "full", "reference", "candidate")
 VIEWS = ("floors", "causal")
 """What `--floors` and `--causal` add: a setting that says so and a field, both there or both missing."""
+NO_NUMBERS: tuple[Kind, ...] = ("smoke", "selftest", "metamorphic")
+"""Kinds of receipt that hold no numbers of one engine beside the other's; their verdicts are pass and fail."""
 AUDITED: tuple[Kind, ...] = ("layers", "diff")
 """Kinds of receipt whose verdict rests on the audit of both engines."""
 SIDES: tuple[Side, ...] = ("candidate", "reference")
@@ -102,13 +106,13 @@ Findings = Sequence[Mapping[str, Any]]
 
 def build(
     kind: Kind,
-    result: LayersResult | GreedyResult | SmokeResult | SelftestResult,
+    result: LayersResult | GreedyResult | SmokeResult | SelftestResult | MetamorphicFindings,
     context: Context,
     audits: Audits | None = None,
     diagnosis: Findings | None = None,
     views: Mapping[str, Any] | None = None,
 ) -> Receipt:
-    """Return the sealed receipt of a comparison, of an engine's answers, or of the harness's own test.
+    """Return the sealed receipt of a comparison, of an engine by itself, or of the harness's own test.
 
     ``audits`` and ``diagnosis`` belong to ``layers`` and ``diff``, which are incomplete without an audit.
     ``views``: their ``floors`` and ``causal`` as a receipt holds them, what of it was made.
@@ -125,6 +129,9 @@ def build(
     if isinstance(result, SelftestResult):
         held, found = selftest_results.criterion(result.shape), selftest_results.to_json(result)
         return _assemble(kind, context, notes, held, found, selftest_results.summarize(result))
+    if isinstance(result, MetamorphicFindings):
+        held, found = metamorphic_results.criterion(result), metamorphic_results.to_json(result)
+        return _assemble(kind, context, notes, held, found, metamorphic_results.summarize(result))
     if isinstance(result, LayersResult):
         notes += [note for note in result.notes if note not in notes]
         result = replace(result, rows=tuple(map(_as_written, result.rows)))
@@ -206,7 +213,7 @@ def finish_summary(
     itself and is judged by what it answers. The verdict of a layer comparison is reached by arbitration.
     """
     summary["parity"]["cpp_available"] = cpp_available(reference)
-    if tokenizers_agree is False and kind != "smoke":
+    if tokenizers_agree is False and kind not in ("smoke", "metamorphic"):
         summary["verdict"] = summary["parity"]["status"] = "divergence"
     if kind in AUDITED:
         comparison = COMPARISON[summary["parity"]["status"]]

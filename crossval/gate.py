@@ -136,7 +136,7 @@ def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
 
 def _verdict(receipt: Receipt) -> Check:
     verdict = consistency.recompute(receipt)["verdict"]
-    good = "pass" if receipt["kind"] in ("smoke", "selftest") else "parity"
+    good = "pass" if receipt["kind"] in evidence.NO_NUMBERS else "parity"
     return Check("verdict", verdict == good == receipt["verdict"], f"{verdict} (recomputed)")
 
 
@@ -152,6 +152,11 @@ def _compared(receipt: Receipt, policy: Policy) -> Check:
         n_tokens = sum(row["n_prompt"] + row["n_decode"] for row in found)
         detail = f"{len(found)} comparisons, {n_tokens} tokens ({policy.min_tokens} required)"
         return Check("compared", bool(found) and n_tokens >= policy.min_tokens, detail)
+    if receipt["kind"] == "metamorphic":
+        checks, n_tokens = receipt["results"]["rows"], len(receipt["prompt"]["token_ids"])
+        n_elements = sum(check["n_compared"] for check in checks)
+        detail = f"{len(checks)} checks, {n_elements} elements, {n_tokens} tokens ({policy.min_tokens} required)"
+        return Check("compared", n_elements > 0 and n_tokens >= policy.min_tokens, detail)
     rows = [row for _, row in consistency.rows_of(receipt)]
     results = receipt["results"]
     if receipt["kind"] == "greedy":
@@ -266,14 +271,15 @@ def _model(receipt: Receipt, policy: Policy) -> Iterator[Check]:
 
 def _exactness(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     rate, cosine = receipt["parity"]["exact_match_rate"], receipt["parity"]["cosine_similarity"]
-    single = "unused" in (receipt["candidate"]["status"], receipt["reference"]["status"])
+    parties = (receipt["candidate"]["status"], receipt["reference"]["status"])
+    single = "unused" in parties or receipt["kind"] == "metamorphic"
     if policy.min_exact_match > 0 or not single:
         met = rate is not None and rate >= policy.min_exact_match
         yield Check("exact match", met, f"{_number(rate)}, {policy.min_exact_match:g} required")
     if policy.min_cosine is not None:
         met = cosine is not None and cosine >= policy.min_cosine
         yield Check("cosine", met, f"{_number(cosine)}, {policy.min_cosine:g} required")
-    if receipt["kind"] in ("smoke", "selftest"):
+    if receipt["kind"] in evidence.NO_NUMBERS:
         asked = {"bitwise": policy.require_bitwise, "tolerance": policy.tolerance == "same"}
         detail = f"a {receipt['kind']} receipt holds no numbers"
         yield from (Check(name, False, detail) for name in asked if asked[name])

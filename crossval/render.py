@@ -16,6 +16,7 @@ from crossval import (
     render_audit,
     render_causal,
     render_floors,
+    render_metamorphic,
     render_selftest,
     render_smoke,
     taps,
@@ -50,6 +51,9 @@ def show_receipt(out: Console, receipt: Receipt) -> None:
         return
     elif receipt["kind"] == "selftest":
         render_selftest.show_selftest(out, receipt)
+        return
+    elif receipt["kind"] == "metamorphic":
+        render_metamorphic.show_metamorphic(out, receipt)
         return
     elif receipt["kind"] == "greedy":
         _show_greedy(out, evidence.greedy_from_json(receipt))

@@ -56,7 +56,7 @@ def _counted(side: str, counts: Mapping[str, Any]) -> str:
 def relations_table(rows: list[Mapping[str, Any]]) -> Table:
     """Return one line per relation: cases, what they are held to and how far it was used."""
     table = new_table()
-    for name in ("relation", "means", "checks", "ok", "values", "equal bits", "largest share of what is allowed"):
+    for name in ("relation", "means", "checks", "ok", "values", "equal bits", "share of allowed"):
         table.add_column(name, justify="left" if name in ("relation", "means") else "right", overflow="fold")
     for relation, meaning in MEANING.items():
         mine = [row for row in rows if row["name"] == relation]

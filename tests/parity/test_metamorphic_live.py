@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from crossval import taps
+from crossval import receipt, taps
 from crossval.causal import causal_view
+from crossval.cli import cli
 from crossval.floors import CAPTURE, PREFILL_DECODE, measure_floors
 from crossval.metamorphic.cases import Options
 from crossval.metamorphic.run import enough_tokens, run_metamorphic
@@ -204,3 +206,43 @@ def test_a_broken_library_violates_what_it_breaks(five_layers, broken_library, m
         assert [c["case"] for c in failed if c["name"] == "prefix"] == ["18 of 32 tokens"]
     if mistake == "slice":
         assert [c["case"] for c in failed] == ["3 threads"]
+
+
+def test_the_command_finds_a_broken_library(five_layers, broken_library, tmp_path):
+    def command(mistake: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "crossval", "metamorphic", "--model", five_layers, "--lengths", "1,2,18"],
+            env={**os.environ, "BITNET_LIBRARY": str(broken_library), "MISTAKE": mistake},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    assert command("none").returncode == 0
+    done = command("mask")
+    assert done.returncode == 1, done.stderr
+    assert "blk.2.kq_soft_max" in done.stdout
+
+
+@pytest.mark.live
+def test_the_command_checks_both_engines(shipped_model, bitnet_cpp_library, tmp_path, monkeypatch):
+    monkeypatch.setenv("BITNET_CPP_LIB", str(bitnet_cpp_library))
+    path = tmp_path / "r.json"
+    arguments = [
+        "metamorphic",
+        "--model",
+        shipped_model,
+        "--engine",
+        "both",
+        "--prompt",
+        "Hello",
+        "--receipt",
+        path,
+    ]
+    result = CliRunner().invoke(cli, [str(word) for word in arguments])
+    assert result.exit_code == 0, result.output
+    made = receipt.read(path)
+    assert {row["party"] for row in made["results"]["rows"]} == {"candidate", "reference"}
+    assert made["results"]["summary"]["reference"]["verdict"] == "holds"
+    gated = CliRunner().invoke(cli, ["gate", str(path), "--require-live"])
+    assert gated.exit_code == 0, gated.output
