@@ -29,7 +29,12 @@ from crossval.compare import Coverage, GreedyPrompt, GreedyResult, GreedyStep, L
 from crossval.evidence import Compute, Context, Party
 from crossval.floors import CAPTURE, PREFILL_DECODE, Floor, FloorTable
 from crossval.floors_receipt import VARIATIONS
+from crossval.metamorphic.cases import Options, required
+from crossval.metamorphic.checks import MetamorphicCheck, MetamorphicResult, check_status
+from crossval.metamorphic.results import MetamorphicFindings
 from crossval.runners.base import EngineIdentity, Numerics, PassPlan, TapArray
+from crossval.selftest import catalogue
+from crossval.selftest.results import Found, Row, SelftestResult
 from crossval.suite import SmokePrompt, digest_of
 
 SHAPE: dict[str, Any] = {
@@ -405,6 +410,49 @@ def one_sided(side: Side) -> receipt.Receipt:
         changes["compute"] = Compute("none")
     agree = {**TOKENIZER, "engines_agree": None}
     return smoke_receipt(result=smoke_result(engines=(side,)), tokenizer=agree, **changes)
+
+
+def selftest_receipt() -> receipt.Receipt:
+    """A self-test in which everything was found where it is."""
+    rows = []
+    for case in catalogue.cases(SHAPE):
+        right = case.expected
+        audits = {side: "guilty" if case.side == side else "clean" for side in evidence.SIDES}
+        found = Found(
+            "divergence" if case.side else "parity", audits["candidate"], audits["reference"], right.verdict,
+            right.layer, right.op, right.pass_kind, right.names[0] if right.names else None,
+        )  # fmt: skip
+        rows.append(Row(case, found))
+    facts = context(
+        tokenizer={**TOKENIZER, "engines_agree": None},
+        text=None, template=None, reference=Party("unused", THEIRS),
+        token_ids=tuple(range(catalogue.prompt_length(SHAPE))),
+        settings={"n_threads": None, "n_decode": catalogue.N_DECODE, "n_steps": None, "full": None},
+    )  # fmt: skip
+    return evidence.build("selftest", SelftestResult(tuple(rows), SHAPE), facts)
+
+
+def metamorphic_receipt() -> receipt.Receipt:
+    """Both engines hold every relation; of the candidate one kernel more is checked."""
+    options = Options((1, 5), (2,), ("scalar",))
+    results = []
+    for side in evidence.SIDES:
+        own = options if side == "candidate" else dataclasses.replace(options, kernels=())
+        checks = []
+        for relation, case, expectation in required(own, stated=True, single_head=False):
+            exact = {"n_compared": 640, "n_different": 0}
+            loose = {"n_compared": 640, "n_different": 300, "worst": 0.25, "where": "blk.1.l_out, token 2"}
+            values: dict[str, Any] = exact if expectation == "bits" else loose
+            check = MetamorphicCheck(relation, case, side, expectation, "ok", **values)
+            assert check_status(check) == "ok"
+            checks.append(check)
+        name = OURS.name if side == "candidate" else THEIRS.name
+        results.append(MetamorphicResult(side, name, tuple(checks), len(checks), "holds"))
+    facts = context(
+        tokenizer={**TOKENIZER, "engines_agree": None}, token_ids=tuple(range(options.n_tokens)),
+        settings={"n_threads": None, "n_decode": None, "n_steps": None, "full": None},
+    )  # fmt: skip
+    return evidence.build("metamorphic", MetamorphicFindings(options, tuple(results)), facts)
 
 
 def forge(original: receipt.Receipt, *path_and_value: Any) -> receipt.Receipt:
