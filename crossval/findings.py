@@ -13,6 +13,7 @@ from crossval.answers import Side
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck
 from crossval.diagnose import UNDETERMINED, Diagnosis, combine, diagnose
+from crossval.errors import BadInputError
 from crossval.ops import SpecConfig, op_table
 from crossval.runners.base import PassPlan, PassRecord, Runner
 from crossval.spec_weights import SpecWeights
@@ -54,7 +55,15 @@ def find(
     passes = _passes(result, check)
     records = _capture(runner, plans[: max(passes) + 1], _names(check.tap, weights.config))
     op = next(op for op in op_table(weights.config) if op.output == check.tap)
-    contexts = [of_records(op, records, weights.config, weights, index=index) for index in passes]
+    contexts = []
+    for index in passes:
+        try:
+            contexts.append(of_records(op, records, weights.config, weights, index=index))
+        except (
+            BadInputError
+        ) as error:  # not recorded there: what is not finite is guilty whatever it was made from
+            if index == check.pass_index:
+                return Finding(side, check, arithmetic, _undetermined(str(error)), None)
     with threadpool_limits(1, user_api="blas"):
         found = combine([diagnose(context, arithmetic) for context in contexts])
     return Finding(side, check, arithmetic, found, contexts[0])

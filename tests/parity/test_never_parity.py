@@ -1,0 +1,127 @@
+"""What can never be parity, end to end: NaN and infinity anywhere, a missing tap, a wrong shape, an empty trace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from strangers import run
+
+from crossval import taps
+
+PROMPT = "What is 2+2?"
+LAYER = 2
+KINDS = [*taps.INPUT_TAPS, *(f"blk.{LAYER}.{tap}" for tap in taps.LAYER_TAPS), *taps.HEAD_TAPS]
+OUTLINE = ("inp_embd", f"blk.{LAYER}.l_out", "result_norm", "result_output")
+PREFILL, DECODE, OUTLINE_ONLY = 0, 1, 2
+"""Passes; of the last one the golden has the outline only."""
+
+Arrays = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def golden(shipped_model) -> Path:
+    """bitnet.cpp's own trace of every tap: altered, it is a candidate that is right but for one thing."""
+    folders = (path.parent for path in sorted(shipped_model.with_suffix(".goldens").glob("*/trace.json")))
+    return next(f for f in folders if json.loads((f / "trace.json").read_text())["prompt"].get("text") == PROMPT)
+
+
+@pytest.fixture
+def altered(golden, tmp_path) -> Callable[..., Path]:
+    """Return a function that writes a copy of the golden with one pass changed, digests and all."""
+
+    def make(index: int, change: Callable[[Arrays, list[dict[str, Any]]], None]) -> Path:
+        folder = tmp_path / "trace"
+        shutil.copytree(golden, folder)
+        trace = json.loads((folder / "trace.json").read_text())
+        trace["engine"] = {"name": "other"}
+        one = trace["passes"][index]
+        arrays = load_file(folder / one["file"])
+        change(arrays, one["taps"])
+        save_file(arrays, folder / one["file"])
+        one["sha256"] = hashlib.sha256((folder / one["file"]).read_bytes()).hexdigest()
+        (folder / "trace.json").write_text(json.dumps(trace))
+        return folder
+
+    return make
+
+
+def verdict(model: Path, candidate: Path, reference: Path, receipt: Path) -> tuple[int, str | None]:
+    result = run(
+        "layers", "--prompt", PROMPT, "--model", model, "--candidate", candidate, "--reference", reference,
+        "--receipt", receipt,
+    )  # fmt: skip
+    assert "Traceback" not in result.output
+    return result.exit_code, json.loads(receipt.read_text())["verdict"] if receipt.exists() else None
+
+
+def test_the_copy_as_it_is_agrees(shipped_model, golden, altered, tmp_path):
+    copy = altered(PREFILL, lambda arrays, entries: None)
+    assert verdict(shipped_model, copy, golden, tmp_path / "r.json") == (0, "parity")
+
+
+@pytest.mark.parametrize(
+    ("kind", "index"),
+    [
+        *((kind, index) for kind in KINDS for index in (PREFILL, DECODE)),
+        *((kind, OUTLINE_ONLY) for kind in OUTLINE),
+    ],
+)
+@pytest.mark.parametrize("side", ["candidate", "reference"])
+def test_a_value_that_is_no_number(shipped_model, golden, altered, tmp_path, side, kind, index):
+    value = (math.nan, math.inf, -math.inf)[KINDS.index(kind) % 3]
+
+    def change(arrays: Arrays, entries: list[dict[str, Any]]) -> None:
+        key = f"p{index}.{kind}"
+        array = arrays[key].copy()
+        array.reshape(-1)[0] = value  # of scores: the first token's first key, which is never masked
+        arrays[key] = array
+
+    trace = altered(index, change)
+    pair = (trace, golden) if side == "candidate" else (golden, trace)
+    code, found = verdict(shipped_model, *pair, tmp_path / "r.json")
+    assert (code, found) == (1, f"{side}_defect")
+
+
+@pytest.mark.parametrize("index", [PREFILL, DECODE])
+@pytest.mark.parametrize("kind", OUTLINE)
+def test_a_tap_that_is_missing(shipped_model, golden, altered, tmp_path, kind, index):
+    def change(arrays: Arrays, entries: list[dict[str, Any]]) -> None:
+        del arrays[f"p{index}.{kind}"]
+        entries[:] = [entry for entry in entries if entry["name"] != kind]
+
+    assert verdict(shipped_model, altered(index, change), golden, tmp_path / "r.json") == (3, "incomplete")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shape_that_is_wrong(shipped_model, golden, altered, tmp_path, kind):
+    def change(arrays: Arrays, entries: list[dict[str, Any]]) -> None:
+        key = f"p{PREFILL}.{kind}"
+        arrays[key] = np.ascontiguousarray(arrays[key][..., :-1])
+        next(entry for entry in entries if entry["name"] == kind)["shape"] = list(arrays[key].shape)
+
+    code, found = verdict(shipped_model, altered(PREFILL, change), golden, tmp_path / "r.json")
+    assert (code, found) == (4, None)  # refused as a malformed trace
+
+
+def test_a_trace_of_nothing(shipped_model, golden, altered, tmp_path):
+    def change(arrays: Arrays, entries: list[dict[str, Any]]) -> None:
+        arrays.clear()
+        entries.clear()
+
+    folder = altered(PREFILL, change)
+    trace = json.loads((folder / "trace.json").read_text())
+    code, found = verdict(shipped_model, folder, golden, tmp_path / "r.json")
+    assert (code, found) in ((3, "incomplete"), (4, None))
+    trace["passes"] = []
+    (folder / "trace.json").write_text(json.dumps(trace))
+    code, found = verdict(shipped_model, folder, golden, tmp_path / "none.json")
+    assert (code, found) in ((3, "incomplete"), (4, None))
