@@ -1,4 +1,4 @@
-"""What can never be parity, end to end: NaN and infinity anywhere, a missing tap, a wrong shape, an empty trace."""
+"""What can never be parity, end to end: NaN and infinity, a missing tap, a wrong shape, an empty trace."""
 
 from __future__ import annotations
 
