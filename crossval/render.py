@@ -60,7 +60,8 @@ def show_receipt(out: Console, receipt: Receipt) -> None:
     else:
         layers, floors = evidence.layers_from_json(receipt), table_of(receipt)
         which = "floor" if floors is None else "measured floor"
-        show_line(out, f"\nTap by tap; '=': all bits are equal, else NMSE (and relative error over its {which}).")
+        legend = f"'=': all bits are equal, else the distance in ulp, or NMSE (relative error over its {which})"
+        show_line(out, f"\nTap by tap; {legend}.")
         out.print(layers_table(layers, floors))
         for index, layer in _detailed(layers):
             rows = [row for row in layers.rows if row.pass_index == index and taps.parse(row.tap).layer == layer]
@@ -163,7 +164,14 @@ def _cell(
         return Text("=", _STYLE[status])
     if status == "invalid" or worst.nmse is None:
         return Text("invalid", _STYLE["invalid"])
+    ulp = [row.max_ulp for row in rows if row.max_ulp is not None]
+    if len(ulp) == len(rows) and max(ulp) <= MOST_ULP:
+        return Text(f"{max(ulp)} ulp", _STYLE[status])
     return Text(f"{worst.nmse:.1e} {_times_floor(worst, floors)}".rstrip(), _STYLE[status])
+
+
+MOST_ULP = 9999
+"""Farther apart than this, the number of float32 values between two numbers says nothing."""
 
 
 _RANK = {"equal": 0, "within": 1, "diverged": 2, "invalid": 3}

@@ -48,6 +48,14 @@ def test_what_differs_shows_its_size_and_its_floors() -> None:
     assert "first divergence" not in text
 
 
+def test_a_difference_of_a_few_ulp_is_given_in_ulp() -> None:
+    made = samples.build(samples.layers_result({(0, "blk.1.l_out"): 2.0**-22}))
+    row = next(row for row in made["results"]["rows"] if row["tap"] == "blk.1.l_out" and not row["pass_index"])
+    assert 0 < row["max_ulp"] <= 8
+    line = next(line for line in shown(made).splitlines() if line.strip().startswith("layer 1"))
+    assert f"{row['max_ulp']} ulp" in line
+
+
 def test_a_divergence_shows_the_layers_operations() -> None:
     text = shown(samples.layers_receipt({(1, "blk.0.ffn_down"): 0.9, (1, "blk.0.l_out"): 0.9}))
     assert text.count("Operations of layer 0 in pass 1 (decode).") == 1
