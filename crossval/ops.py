@@ -194,8 +194,8 @@ def head(x: FloatArray, table: npt.NDArray[np.floating[Any]]) -> FloatArray:
 class Op:
     """One row of the table: ``output = function(*inputs, *weights)``.
 
-    A tolerance model and named variants (ways people get it wrong) will join these fields; both are
-    properties of the operation, so they belong in this row and nowhere else.
+    What belongs to an operation is found by its ``name``: bounds in ``crossval.audit.bounds``, ways to get it wrong
+    in ``crossval.variants``.
     """
 
     name: str
