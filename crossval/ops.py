@@ -194,8 +194,8 @@ def head(x: FloatArray, table: npt.NDArray[np.floating[Any]]) -> FloatArray:
 class Op:
     """One row of the table: ``output = function(*inputs, *weights)``.
 
-    What belongs to an operation is found by its ``name``: bounds in ``crossval.audit.bounds``, ways to get it wrong
-    in ``crossval.variants``.
+    What else belongs to an operation is found by its ``name``: bounds in ``crossval.audit.bounds``, ways to get
+    it wrong in ``crossval.variants``.
     """
 
     name: str
