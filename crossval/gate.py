@@ -14,6 +14,7 @@ from typing import Any
 from crossval import compare, consistency, evidence
 from crossval.audit.summary import audit_verdict
 from crossval.errors import BadInputError
+from crossval.metamorphic import results as metamorphic_results
 from crossval.receipt import Receipt, digest, parse_json, validate_policy
 
 MAX_POLICY_BYTES = 1 << 20
@@ -125,6 +126,8 @@ def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     yield _compared(receipt, policy)
     if receipt["kind"] == "smoke":
         yield from _answers(receipt, policy)
+    if receipt["kind"] == "metamorphic":
+        yield from _relations(receipt)
     if receipt["kind"] in evidence.AUDITED:
         yield from _audits(receipt)
     yield from _reference(receipt, policy)
@@ -175,6 +178,15 @@ def _answers(receipt: Receipt, policy: Policy) -> Iterator[Check]:
         met = n_prompts > 0 and correct / n_prompts >= policy.min_correct
         detail = f"{correct} of {n_prompts} correct, {policy.min_correct:g} required"
         yield Check(f"answers of the {engine['engine']}", met, detail)
+
+
+def _relations(receipt: Receipt) -> Iterator[Check]:
+    """Check that every relation of each engine is shown, whatever the command itself was asked for."""
+    for side in evidence.SIDES:
+        if receipt[side]["status"] != "unused":
+            missing = metamorphic_results.unproved(receipt, side)
+            detail = f"not shown: {', '.join(missing)}" if missing else "all of them"
+            yield Check(f"relations of the {side}", not missing, detail)
 
 
 def _audits(receipt: Receipt) -> Iterator[Check]:

@@ -21,6 +21,16 @@ MEANING = {
     "threads": "any number of threads",
     "kernels": "any kernel",
 }
+RUNS = {
+    "one_by_one": ("at once", "one by one"),
+    "prefix": ("alone", "as the beginning of more"),
+    "split": ("in one pass", "in two"),
+    "reset": ("after another sequence", "after the same"),
+    "capture": ("with capture", "without"),
+    "threads": ("so", "as usual"),
+    "kernels": ("so", "as usual"),
+}
+"""What the two runs of a check are."""
 MOST_SHOWN = 5
 
 
@@ -56,7 +66,17 @@ def _counted(side: str, counts: Mapping[str, Any]) -> str:
 def relations_table(rows: list[Mapping[str, Any]]) -> Table:
     """Return one line per relation: cases, what they are held to and how far it was used."""
     table = new_table()
-    for name in ("relation", "means", "checks", "ok", "values", "equal bits", "share of allowed"):
+    for name in (
+        "relation",
+        "means",
+        "checks",
+        "hold",
+        "fail",
+        "open",
+        "values",
+        "equal bits",
+        "share of allowed",
+    ):
         table.add_column(name, justify="left" if name in ("relation", "means") else "right", overflow="fold")
     for relation, meaning in MEANING.items():
         mine = [row for row in rows if row["name"] == relation]
@@ -66,11 +86,15 @@ def relations_table(rows: list[Mapping[str, Any]]) -> Table:
 
 
 def _figures(rows: list[Mapping[str, Any]]) -> Iterator[str | Text]:
-    n_ok = sum(row["status"] == "ok" for row in rows)
+    n_ok, n_failed, n_open = (
+        sum(row["status"] == status for row in rows) for status in ("ok", "failed", "unchecked")
+    )
     compared, different = (sum(row[name] for row in rows) for name in ("n_compared", "n_different"))
     shares = [row["worst"] for row in rows if row["expectation"] == "floor"]
     yield str(len(rows))
-    yield Text(str(n_ok), "green" if n_ok == len(rows) else "bold red")
+    yield Text(str(n_ok), "green" if n_ok == len(rows) else "")
+    yield Text(str(n_failed), "bold red" if n_failed else "")
+    yield Text(str(n_open), "bold yellow" if n_open else "")
     yield str(compared)
     yield "all" if compared and not different else f"{(compared - different) / max(compared, 1):.2%}"
     known = [share for share in shares if share is not None]
@@ -84,9 +108,18 @@ def sentence(row: Mapping[str, Any]) -> str:
         held = "must be equal in every bit" if row["expectation"] == "bits" else "beyond what rounding allows"
         text += f"{row['n_different']} of {row['n_compared']} values differ, {held}"
         text += "" if row["where"] is None else f"; first or worst at {row['where']}"
+        text += "" if row["element"] is None else _element(row)
         if row["n_invalid"]:
             text += f"; {row['n_invalid']} tensors are not finite or have the wrong shape"
     else:
         text += "not checked"
         text += f"; missing: {', '.join(row['missing'][:3])}" if row["missing"] else ""
     return plain(text + ("" if row["note"] is None else f" ({row['note']})"))
+
+
+def _element(row: Mapping[str, Any]) -> str:
+    """Return the element that differs most, and its value in both runs."""
+    element = row["element"]
+    values = ("not finite" if value is None else f"{value:.9g}" for value in element["values"])
+    shown = ", ".join(f"{value} {run}" for value, run in zip(values, RUNS[row["name"]], strict=True))
+    return f", element {', '.join(map(str, element['index']))}: {shown}"

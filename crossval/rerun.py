@@ -21,7 +21,8 @@ from crossval.runners.base import PassPlan, PassRecord, Runner, TapArray
 from crossval.tolerance import Tolerance
 
 OpenRunner = Callable[..., AbstractContextManager[Runner]]
-"""Returns a runner that has not been entered; takes ``n_threads`` and ``kernel`` where these are varied."""
+"""Returns a runner that has not been entered, or a context that lends one; takes ``n_threads`` and ``kernel``
+where these are varied."""
 
 Chunks = tuple[tuple[int, ...], ...]
 """A sequence of token ids, cut into the passes it is fed in."""
@@ -133,6 +134,49 @@ def compare_runs(
     plan = PassPlan("prefill", tuple(t for record in longer for t in record.plan.token_ids), 0)
     first, second = (TapArray(side.array, side.positions) for side in sides)
     return compare_tap(name, 0, plan, first, second, tolerance)
+
+
+@dataclass(frozen=True)
+class Element:
+    """One element of a tap in two runs; ``index`` is its place within the token."""
+
+    position: int
+    index: tuple[int, ...]
+    values: tuple[float, float]
+
+
+def worst_element(
+    name: str, one: Sequence[PassRecord], other: Sequence[PassRecord], position: int | None = None
+) -> Element | None:
+    """Return the element that differs most at a token, by default at the first token with a difference.
+
+    One that is not finite is the worst. None: nothing differs, or the runs do not fit each other.
+    """
+    try:
+        sides = [assemble(one, name), assemble(other, name)]
+    except ValueError:
+        return None
+    first, second = sides
+    if first is None or second is None:
+        return None
+    axis, scores = token_axis(name), taps.parse(name).tap in SCORES
+    common = sorted(set(first.positions) & set(second.positions))
+    for at in common if position is None else [p for p in common if p == position]:
+        a, b = (np.take(side.array, side.positions.index(at), axis=axis) for side in (first, second))
+        if scores:
+            a, b = a[..., : at + 1], b[..., : at + 1]
+        if a.shape != b.shape:
+            return None
+        bad = ~(np.isfinite(a) & np.isfinite(b))
+        different = np.ascontiguousarray(a).view(np.uint32) != np.ascontiguousarray(b).view(np.uint32)
+        if not (bad | different).any():
+            continue
+        with np.errstate(invalid="ignore"):
+            distance = np.abs(a.astype(np.float64) - b)
+        ranked = np.where(bad, np.inf, np.where(different, distance, -1.0))
+        index = tuple(int(i) for i in np.unravel_index(int(np.argmax(ranked)), ranked.shape))
+        return Element(at, index, (float(a[index]), float(b[index])))
+    return None
 
 
 def _n_tokens(records: Sequence[PassRecord]) -> int:

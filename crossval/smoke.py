@@ -83,17 +83,19 @@ def answer_suite(
     return answers
 
 
-def require_any_prompt(runner: Runner, side: Side) -> None:
-    """Check that a runner can run any tokens. Raises ``UnavailableError`` for a recorded trace."""
+def require_any_prompt(runner: Runner, side: Side, cannot: str = "answer other prompts") -> None:
+    """Check that a runner can run any tokens.
+
+    Raises:
+        UnavailableError: it is a recorded trace, which ``cannot``.
+    """
     if runner.plan is not None:
         live = (
             "--candidate bitnet_py"
             if side == "candidate"
             else "--reference bitnet.cpp (`make fetch-cpp` builds it)"
         )
-        raise UnavailableError(
-            f"the {side} is a recorded trace of one prompt and cannot answer others; use {live}"
-        )
+        raise UnavailableError(f"the {side} is a recorded trace of one prompt and cannot {cannot}; use {live}")
 
 
 def _answer(

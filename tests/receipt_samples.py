@@ -31,6 +31,7 @@ from crossval.floors import CAPTURE, PREFILL_DECODE, Floor, FloorTable
 from crossval.floors_receipt import VARIATIONS
 from crossval.metamorphic.cases import Options, required
 from crossval.metamorphic.checks import MetamorphicCheck, MetamorphicResult, check_status
+from crossval.metamorphic.recorded import n_elements
 from crossval.metamorphic.results import MetamorphicFindings
 from crossval.runners.base import EngineIdentity, Numerics, PassPlan, TapArray
 from crossval.selftest import catalogue
@@ -439,11 +440,13 @@ def metamorphic_receipt() -> receipt.Receipt:
     for side in evidence.SIDES:
         own = options if side == "candidate" else dataclasses.replace(options, kernels=())
         checks = []
-        for relation, case, expectation in required(own, stated=True, single_head=False):
-            exact = {"n_compared": 640, "n_different": 0}
-            loose = {"n_compared": 640, "n_different": 300, "worst": 0.25, "where": "blk.1.l_out, token 2"}
-            values: dict[str, Any] = exact if expectation == "bits" else loose
-            check = MetamorphicCheck(relation, case, side, expectation, "ok", **values)
+        for one in required(own, stated=True, single_head=False):
+            compared = n_elements(one, TRACE_MODEL, "last layer", sub_norms=True)
+            where = "blk.0.kqv_out, token 2" if one.part == "attention" else "blk.1.l_out, token 2"
+            exact = {"n_compared": compared, "n_different": 0, "worst": 0.0}
+            loose = {"n_compared": compared, "n_different": compared // 2, "worst": 0.25, "where": where}
+            values: dict[str, Any] = exact if one.expectation == "bits" else loose
+            check = MetamorphicCheck(one.relation, one.case, side, one.expectation, "ok", **values)
             assert check_status(check) == "ok"
             checks.append(check)
         name = OURS.name if side == "candidate" else THEIRS.name

@@ -38,15 +38,17 @@ def live_word(reference: str) -> str:
     return "bitnet.cpp" if reference == "auto" else reference
 
 
-def open_sides(session: Session, sides: tuple[Side, ...]) -> dict[Side, Runner]:
-    """Return the engines that are asked, each able to run any prompt.
+def open_sides(
+    session: Session, sides: tuple[Side, ...], *, recorded_cannot: str = "answer other prompts"
+) -> dict[Side, Runner]:
+    """Return the engines that are asked, each able to run any prompt; ``recorded_cannot``: for messages.
 
     Raises:
         UnavailableError: bitnet.cpp is not built, or an engine is a recorded trace.
     """
     if "reference" in sides and session.words[1] == "bitnet.cpp" and build_cpp.find_library() is None:
         raise UnavailableError(
-            "bitnet.cpp is not built here, and what is recorded of it cannot answer other prompts; "
+            f"bitnet.cpp is not built here, and what is recorded of it cannot {recorded_cannot}; "
             "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB), or use --engine candidate"
         )
     if len(sides) == 2:
@@ -55,7 +57,7 @@ def open_sides(session: Session, sides: tuple[Side, ...]) -> dict[Side, Runner]:
     else:
         runners = {side: session.open_alone(side) for side in sides}
     for side in sides:
-        smoke.require_any_prompt(runners[side], side)
+        smoke.require_any_prompt(runners[side], side, recorded_cannot)
     return runners
 
 

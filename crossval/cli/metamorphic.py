@@ -45,6 +45,22 @@ class Counts(click.ParamType):  # type: ignore[type-arg]  # generic only in newe
         return tuple(dict.fromkeys(int(word) for word in words))
 
 
+def _kernels(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Return the families named; one that this CPU lacks is left for the checks to say so."""
+    if value is None:
+        return None
+    names = tuple(dict.fromkeys(word.strip() for word in value.split(",")))
+    known = [family.name for family in kernel_families()]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is no kernel family; the C library has {', '.join(known)}")
+    return names
+
+
+def _runnable() -> tuple[str, ...]:
+    return tuple(family.name for family in kernel_families() if family.available)
+
+
 @click.command("metamorphic")
 @click.option("--prompt", metavar="TEXT", help="Text the checks begin with. Default: arbitrary tokens.")
 @engine_option("Who is checked; with both, each against itself.")
@@ -62,12 +78,19 @@ class Counts(click.ParamType):  # type: ignore[type-arg]  # generic only in newe
     show_default=True,
     help="Numbers of threads.",
 )
+@click.option(
+    "--kernels",
+    callback=_kernels,
+    metavar="NAME,NAME,...",
+    help="Kernel families of the candidate. Default: all that this CPU runs.",
+)
 @compare_options
 def command(
     prompt: str | None,
     engine: str,
     lengths: tuple[int, ...],
     thread_counts: tuple[int, ...],
+    kernels: tuple[str, ...] | None,
     model_path: Path | None,
     reference: str,
     candidate: str,
@@ -93,8 +116,9 @@ def command(
     )
     if prompt is not None:
         run.check_text(prompt)
-    kernels = [family.name for family in kernel_families() if family.available]
-    options = Options(lengths, thread_counts, tuple(kernels) if "candidate" in sides else ())
+    if kernels and "candidate" not in sides:
+        raise click.BadParameter("only the candidate has kernel families", param_hint="--kernels")
+    options = Options(lengths, thread_counts, (kernels or _runnable()) if "candidate" in sides else ())
     with run.progress() as report:
         model = run.load_model(request, report)
         longest = model.config.context_length
@@ -104,7 +128,7 @@ def command(
             )
         with Session(model, candidate, live_word(reference), n_threads) as session:
             with unavailable_receipt(session, request, sides):
-                runners = open_sides(session, sides)
+                runners = open_sides(session, sides, recorded_cannot="be run in another way")
             text = None if prompt is None else run.render_prompt(request, prompt)
             ids = [] if text is None else list(runners[sides[0]].tokenize(text))[: options.n_tokens]
             tokens = enough_tokens(ids, model.config.vocab_size, options.n_tokens)

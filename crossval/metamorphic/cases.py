@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Relation = Literal["one_by_one", "prefix", "split", "reset", "capture", "threads", "kernels"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
 Expectation = Literal["bits", "floor"]
 
 LENGTHS = (1, 2, 3, 4, 5, 7, 32, 33)
@@ -37,6 +38,29 @@ class Options:
     def n_prefix(self) -> int:
         """Length of the prompt whose beginnings the others are: whole groups, so none shares its remainder."""
         return (max(self.lengths, default=0) // GROUP + 1) * GROUP
+
+
+Sizes = tuple[int, ...]
+"""Tokens of each pass of a run."""
+Part = Literal["all", "beginnings", "logits", "exact", "attention", "rest"]
+"""Which of the recorded taps a check compares (``crossval.metamorphic.recorded``)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One check that is asked for: what is expected, the passes of both runs, and which taps are compared."""
+
+    relation: Relation
+    case: str
+    expectation: Expectation
+    one: Sizes
+    other: Sizes
+    part: Part = "all"
+
+    @property
+    def key(self) -> tuple[Relation, str, Expectation]:
+        """What a check is known by."""
+        return self.relation, self.case, self.expectation
 
 
 RESET_CASE = "after another sequence"
@@ -78,39 +102,41 @@ def splits_into_one_form(n_tokens: int, point: int, *, single_head: bool) -> boo
     return n_tokens - point > 1 and (point > 1 or not single_head)
 
 
-def required(options: Options, *, stated: bool, single_head: bool) -> Iterator[tuple[Relation, str, Expectation]]:
-    """Yield relation, case and expectation of every check, in the order in which they are made.
+def required(options: Options, *, stated: bool, single_head: bool) -> Iterator[Case]:
+    """Yield every check, in the order in which they are made.
 
     ``stated``: the engine says that it rounds as bitnet.cpp's family does. ``single_head``: of attention.
     """
 
-    def two_forms(relation: Relation, case: str) -> Iterator[tuple[Relation, str, Expectation]]:
+    def two_forms(relation: Relation, case: str, one: Sizes, other: Sizes) -> Iterator[Case]:
         if stated:
-            yield relation, f"{case}, {UP_TO_ATTENTION}", "bits"
+            yield Case(relation, f"{case}, {UP_TO_ATTENTION}", "bits", one, other, "exact")
             if not single_head:
-                yield relation, f"{case}, {ATTENTION}", "floor"
-        yield relation, f"{case}, {ALL_LAYERS}", "floor"
+                yield Case(relation, f"{case}, {ATTENTION}", "floor", one, other, "attention")
+        yield Case(relation, f"{case}, {ALL_LAYERS}", "floor", one, other, "rest" if stated else "all")
 
     one_form: Expectation = "bits" if stated else "floor"
     lengths = sorted(set(options.lengths))
-    longest = lengths[-1]
+    longest, decoded = lengths[-1], (1,) * options.n_decode
+    usual = (longest, *decoded)
     for length in lengths:
         if length == 1:
-            yield "one_by_one", tokens_case(1), "bits"
+            yield Case("one_by_one", tokens_case(1), "bits", (1,), (1,))
         else:
-            yield from two_forms("one_by_one", tokens_case(length))
+            yield from two_forms("one_by_one", tokens_case(length), (length,), (1,) * length)
     for length in lengths:
         if length > 1:
-            yield "prefix", prefix_case(length, options.n_prefix), one_form
+            case, long = prefix_case(length, options.n_prefix), (options.n_prefix,)
+            yield Case("prefix", case, one_form, (length,), long, "beginnings")
     for point in split_points(longest):
-        case = split_case(longest, point)
+        case, parts = split_case(longest, point), (point, longest - point, *decoded)
         if splits_into_one_form(longest, point, single_head=single_head):
-            yield "split", case, one_form
+            yield Case("split", case, one_form, usual, parts)
         else:
-            yield from two_forms("split", case)
-    yield "reset", RESET_CASE, "bits"
-    yield "capture", CAPTURE_CASE, "bits"
+            yield from two_forms("split", case, usual, parts)
+    yield Case("reset", RESET_CASE, "bits", usual, usual)
+    yield Case("capture", CAPTURE_CASE, "bits", usual, usual, "logits")
     for count in dict.fromkeys(options.thread_counts):
-        yield "threads", threads_case(count), "bits"
+        yield Case("threads", threads_case(count), "bits", usual, usual)
     for kernel in dict.fromkeys(options.kernels):
-        yield "kernels", kernel, "bits"
+        yield Case("kernels", kernel, "bits", usual, usual)

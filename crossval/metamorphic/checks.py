@@ -20,16 +20,13 @@ from crossval.floors import FloorTable, measured_tolerance
 from crossval.localize import MODEL_DEPENDENT_TAPS
 from crossval.margins import usage
 from crossval.metamorphic.cases import ALL_LAYERS, ATTENTION, UP_TO_ATTENTION, Expectation, Relation
-from crossval.rerun import SCORES, Chunks, assemble, compare_runs, run
+from crossval.metamorphic.recorded import KQV, may_be_gathered, recorded_taps, up_to_attention
+from crossval.rerun import Chunks, Element, assemble, compare_runs, run, worst_element
 from crossval.runners.base import Numerics, PassRecord, Runner
 from crossval.tolerance import Tolerance, tolerance_for
 
 CheckStatus = Literal["ok", "failed", "unchecked"]
 MetamorphicVerdict = Literal["holds", "violated", "incomplete"]
-
-KQV = "blk.0.kqv_out"
-_UP_TO_SOFTMAX = taps.LAYER_TAPS[: taps.LAYER_TAPS.index("kq_soft_max") + 1]
-_GATHERED = frozenset(taps.LAYER_TAPS[taps.LAYER_TAPS.index("ffn_inp") :]) | set(taps.HEAD_TAPS)
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,8 @@ class MetamorphicCheck:
     missing: tuple[str, ...] = ()
     """Taps that had to be compared and could not be."""
     note: str | None = None
+    element: Element | None = None
+    """Of a check that failed: the element that differs most at ``where``, in both runs."""
 
 
 @dataclass(frozen=True)
@@ -136,15 +135,12 @@ class Notebook:
 
     @property
     def names(self) -> list[str]:
-        """Taps to record: layer 0 whole, of the others the output, and what shows the last layer's K and V."""
-        last = f"blk.{self.n_layers - 1}.attn_o_out"
-        names = {*taps.outline_taps(self.n_layers), *taps.layer_taps(0), last}
-        return sorted(names, key=lambda name: taps.execution_index(name, self.n_layers))
+        """Taps to record."""
+        return recorded_taps(self.n_layers)
 
     def may_be_gathered(self, name: str) -> bool:
         """Tell whether engines need give this tap for the last token of a pass only."""
-        tap = taps.parse(name)
-        return tap.tap in _GATHERED and tap.layer in (None, self.n_layers - 1)
+        return may_be_gathered(name, self.n_layers)
 
     def has_single_head(self, recorded: Recorded) -> bool:
         """Tell whether attention has one head: bitnet.cpp then keeps Q in binary32 in longer passes."""
@@ -157,16 +153,18 @@ class Notebook:
         self, relation: Relation, case: str, one: Recorded, other: Recorded, names: Sequence[str] | None = None
     ) -> None:
         """Check for equal bits; where a layer differs, run both again to name its operation."""
-        rows = self._compare(self.names if names is None else names, one, other)
+        sides = (one, other)
+        rows = self._compare(self.names if names is None else names, *sides)
         first = next((row for row in rows if isinstance(row, TapRow) and not row.bitwise_equal), None)
         if first is not None and taps.parse(first.tap).layer:  # layer 0 is already recorded whole
             ops = taps.layer_taps(taps.parse(first.tap).layer or 0)
-            again = [side.again(ops) for side in (one, other)]
+            again = (one.again(ops), other.again(ops))
             closer = [
                 row for row in self._compare(ops, *again) if isinstance(row, TapRow) and not row.bitwise_equal
             ]
-            first = closer[0] if closer else first
-        self._note(relation, case, "bits", rows, first)
+            if closer:
+                first, sides = closer[0], again
+        self._note(relation, case, "bits", rows, sides, first)
 
     def same_form(
         self, relation: Relation, case: str, one: Recorded, other: Recorded, names: Sequence[str] | None = None
@@ -176,22 +174,22 @@ class Notebook:
             self.bits(relation, case, one, other, names)
         else:
             rows = self._compare(self.names if names is None else names, one, other)
-            self._note(relation, case, "floor", rows)
+            self._note(relation, case, "floor", rows, (one, other))
 
     def two_forms(self, relation: Relation, case: str, batch: Recorded, single: Recorded) -> None:
         """Check a run against one with passes of a single token: another arithmetic from layer 0's KQV on."""
         done: list[str] = []
         if self.stated:
-            done = ["inp_embd", *(f"blk.0.{tap}" for tap in _UP_TO_SOFTMAX)]
             single_head = self.has_single_head(batch)
-            if single_head:
-                done = [name for name in done if taps.parse(name).tap not in SCORES]
-            self._note(relation, f"{case}, {UP_TO_ATTENTION}", "bits", self._compare(done, batch, single))
+            done = up_to_attention(single_head=single_head)
+            rows = self._compare(done, batch, single)
+            self._note(relation, f"{case}, {UP_TO_ATTENTION}", "bits", rows, (batch, single))
             if not single_head:
                 self._append(self._kqv(relation, f"{case}, {ATTENTION}", batch.records, single.records))
                 done.append(KQV)
         rest = [name for name in self.names if name not in done]
-        self._note(relation, f"{case}, {ALL_LAYERS}", "floor", self._compare(rest, batch, single))
+        rows = self._compare(rest, batch, single)
+        self._note(relation, f"{case}, {ALL_LAYERS}", "floor", rows, (batch, single))
 
     def unchecked(self, relation: Relation, case: str, why: str) -> None:
         """Note a check that was asked for and could not be made."""
@@ -245,14 +243,16 @@ class Notebook:
         if not (np.isfinite(difference).all() and np.isfinite(bound).all()):
             return replace(empty, n_compared=difference.size, n_invalid=1, where=KQV, note="NaN or infinity")
         used = np.divide(difference, bound, out=np.where(difference > 0, np.inf, 0.0), where=bound > 0)
-        token = int(np.argmax(used.max(axis=1)))
-        worst = float(used.max())
+        token, feature = map(int, np.unravel_index(int(np.argmax(used)), used.shape))
+        worst, position = float(used[token, feature]), one.positions[token]
+        values = (float(one.array[token, feature]), float(other.array[token, feature]))
         return replace(
             empty,
             n_compared=difference.size,
             n_different=n_different,
             worst=worst if math.isfinite(worst) else None,
-            where=f"{KQV}, token {one.positions[token]}",
+            where=f"{KQV}, token {position}",
+            element=None if worst <= 1.0 else Element(position, (feature,), values),
         )
 
     # --- noting -----------------------------------------------------------------------------------------------
@@ -263,9 +263,10 @@ class Notebook:
         case: str,
         expectation: Expectation,
         rows: Sequence[TapRow | Skip],
+        sides: tuple[Recorded, Recorded],
         first: TapRow | None = None,
     ) -> None:
-        """Keep a check made of several taps; ``first``: where a difference of bits begins."""
+        """Keep a check made of several taps; ``first``: where in ``sides`` a difference of bits begins."""
         made = [row for row in rows if isinstance(row, TapRow)]
         skips = [row for row in rows if isinstance(row, Skip)]
         invalid = [row for row in made if row_status(row) == "invalid"]
@@ -291,6 +292,10 @@ class Notebook:
             missing=tuple(skip.tap for skip in skips),
             note="; ".join(notes) or None,
         )
+        if place is not None and check_status(check) == "failed":
+            found = worst_element(place.tap, sides[0].records, sides[1].records, place.worst_token)
+            where = check.where if found is None else f"{place.tap}, token {found.position}"
+            check = replace(check, where=where, element=found)
         self._append(check)
 
     def _append(self, check: MetamorphicCheck) -> None:

@@ -164,7 +164,7 @@ class _Work:
             case = split_case(n, point)
             parts = self._record(split(self.ids[:n], point) + whole.chunks[1:])
             if splits_into_one_form(n, point, single_head=self.book.has_single_head(whole)):
-                self.book.same_form("split", case, parts, whole)
+                self.book.same_form("split", case, whole, parts)
             else:
                 self.book.two_forms("split", case, whole, parts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,11 @@ def test_the_command_finds_a_broken_library(five_layers, broken_library, tmp_pat
     done = command("mask")
     assert done.returncode == 1, done.stderr
     assert "blk.2.kq_soft_max" in done.stdout
+    done = command("slice")
+    assert done.returncode == 1, done.stderr
+    shown = re.search(r"blk.0.q, token \d+, element \d+, \d+: (\S+) so, (\S+) as usual", done.stdout)
+    assert shown is not None, done.stdout
+    assert float(shown[1]) != float(shown[2])
 
 
 @pytest.mark.live

@@ -194,6 +194,27 @@ def test_bits_that_depend_on_threads_or_kernel_are_seen_and_located(option, valu
     broken = failed(check(dependent))
     assert [c.case for c in broken] == ["3 threads" if option == "n_threads" else "b"]
     assert broken[0].where == "blk.2.ffn_gate, token 3"
+    # Recorded in a second run, of the layer that differs: the element, with that option and as usual.
+    element = broken[0].element
+    assert (element.position, element.index) == (3, (MODEL.hidden_dim - 1,))
+    ours, usual = map(np.float32, element.values)
+    assert ours == np.nextafter(usual, np.float32(np.inf))
+
+
+def test_an_element_is_shown_of_checks_that_fail_only():
+    def ulp(runner, name, row, plan):
+        if runner.whole.kind == "decode" and name == "blk.0.kq":
+            row = row.copy()
+            row[1, 0, 0] = np.nextafter(row[1, 0, 0], np.float32(np.inf))
+        return row
+
+    result = check(ulp)
+    assert {c.status for c in result.checks if c.element is not None} == {"failed"}
+    first = failed(result)[0]
+    assert first.where == "blk.0.kq, token 1"
+    assert first.element.index == (1, 0)
+    at_once, single = map(np.float32, first.element.values)
+    assert single == np.nextafter(at_once, np.float32(np.inf))
 
 
 def test_an_option_that_the_engine_ignores_is_unchecked():
@@ -295,6 +316,9 @@ def test_equal_bits_that_are_not_numbers_are_a_failure(value):
     assert result.verdict == "violated"
     assert {"reset", "threads", "prefix", "one_by_one"} <= relations(failed(result))
     assert any("NaN" in (c.note or "") for c in failed(result))
+    (reset,) = [c for c in failed(result) if c.name == "reset"]
+    assert (reset.where, reset.element.index) == ("blk.1.l_out, token 0", (0,))
+    assert not np.isfinite(reset.element.values).any()
 
 
 @pytest.mark.parametrize("tap", ["blk.1.l_out", "blk.0.kqv_out", "blk.0.kq_soft_max", "result_output", "inp_embd"])
@@ -344,6 +368,9 @@ def test_rounding_of_attention_weights_is_allowed_and_little_more(five_layers):
     broken = failed(run(1 + 2.0**-9))
     assert {c.case.split(", ")[-1] for c in broken} == {"layer 0 kqv_out"}
     assert all(c.worst > 1.0 and c.where.startswith("blk.0.kqv_out, token") for c in broken)
+    for one, other in (c.element.values for c in broken):
+        assert other == pytest.approx(one * (1 + 2.0**-9), rel=2.0**-8)
+    assert all(c.element is None for c in healthy)
 
 
 def test_the_engine_holds_on_the_five_layers_with_every_kernel(five_layers):

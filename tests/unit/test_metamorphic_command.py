@@ -14,14 +14,19 @@ from click.testing import CliRunner, Result
 
 from crossval import gate, receipt
 from crossval.cli import cli
+from crossval.errors import UnavailableError
 from crossval.metamorphic.cases import Options, required
+from crossval.metamorphic.recorded import n_elements
 from crossval.metamorphic.results import STATES
 from crossval.metamorphic.run import enough_tokens, run_metamorphic
+from crossval.modelfile import check_model
 from crossval.receipt import Receipt
 from crossval.runners.base import PassRecord, TapArray
 from crossval.runners.bitnet_py import BitnetPyRunner
+from crossval.trace import TraceModel
 
 LENGTHS = (1, 2, 5)
+SHAPE = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
 ARGUMENTS = ["--lengths", "1,2,5", "--thread-counts", "1,2"]
 
 
@@ -79,7 +84,12 @@ def test_what_is_required_is_what_is_made(make_model, lengths, shape, stated):
     )  # fmt: skip
     assert result.verdict == "holds", [c for c in result.checks if c.status != "ok"]
     made = [(check.name, check.case, check.expectation) for check in result.checks]
-    assert made == list(required(options, stated=stated, single_head=shape["n_heads"] == 1))
+    wanted = list(required(options, stated=stated, single_head=shape["n_heads"] == 1))
+    assert made == [one.key for one in wanted]
+    facts = check_model(model).facts["shape"]
+    shape_of = TraceModel(sha256="", **{name: facts[name] for name in SHAPE})
+    counts = [n_elements(one, shape_of, "last layer", sub_norms=True) for one in wanted]
+    assert [check.n_compared for check in result.checks] == counts
     assert result.n_required == len(made)
 
 
@@ -115,13 +125,83 @@ def test_what_cannot_be_run_is_incomplete(model_path, tmp_path):
     assert "verdict" in failures(made)
 
 
+def test_the_first_element_that_differs_is_shown_in_both_runs(model_path, tmp_path, monkeypatch):
+    whole = BitnetPyRunner.eval
+
+    def wrong(self: Any, token_ids: Any, select: Any) -> PassRecord:
+        record = whole(self, token_ids, select)
+        taken = record.taps.get("blk.0.v")
+        if taken is None or self.identity.settings["n_threads"] != 2:
+            return record
+        array = taken.array.copy()
+        array[-1, 0, 7] += np.float32(100)
+        return PassRecord(record.plan, {**record.taps, "blk.0.v": TapArray(array, taken.rows)})
+
+    monkeypatch.setattr(BitnetPyRunner, "eval", wrong)
+    path = tmp_path / "r.json"
+    result = run(model_path, "--threads", "1", "--receipt", path)
+    assert result.exit_code == 1, result.output
+    assert "failed     candidate: threads, 2 threads: " in result.output
+    made = receipt.read(path)
+    (row,) = [row for row in made["results"]["rows"] if row["status"] == "failed"]
+    ours, usual = row["element"]["values"]
+    assert ours - usual == pytest.approx(100, abs=1e-4)
+    assert row["element"]["index"] == [0, 7]
+    place = f"blk.0.v, token {row['element']['token']}"
+    assert row["where"] == place
+    assert f"{place}, element 0, 7: {ours:.9g} so, {usual:.9g} as usual" in result.output
+    assert failures(made) == ["verdict"]
+
+
+def test_kernels_that_are_named(model_path, tmp_path):
+    path = tmp_path / "r.json"
+    result = run(model_path, "--kernels", "scalar,scalar", "--receipt", path)
+    assert result.exit_code == 0, result.output
+    made = receipt.read(path)
+    assert made["thresholds"]["kernels"] == ["scalar"]
+    assert [row["case"] for row in made["results"]["rows"] if row["name"] == "kernels"] == ["scalar"]
+    assert failures(made) == []
+
+
+def test_a_kernel_that_this_cpu_lacks_is_left_open(model_path, tmp_path, monkeypatch):
+    opened = BitnetPyRunner.__enter__
+
+    def lacking(self: BitnetPyRunner) -> BitnetPyRunner:
+        if self._options[1] == "scalar":
+            raise UnavailableError("this CPU lacks it")
+        return opened(self)
+
+    monkeypatch.setattr(BitnetPyRunner, "__enter__", lacking)
+    path = tmp_path / "r.json"
+    result = run(model_path, "--kernels", "scalar", "--receipt", path)
+    assert result.exit_code == 3, result.output
+    assert "kernels, scalar: not checked (cannot be run: this CPU lacks it)" in result.output
+    assert set(failures(receipt.read(path))) == {"verdict", "relations of the candidate"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (("--lengths", "1"), "prefix, split"),
+        (("--threads", "2", "--thread-counts", "2"), "threads (only 2, with which everything else was run)"),
+    ],
+)
+def test_a_receipt_that_shows_less_than_every_relation_is_refused(model_path, tmp_path, arguments, missing):
+    path = tmp_path / "r.json"
+    result = run(model_path, *arguments, "--receipt", path)
+    assert result.exit_code == 0, result.output
+    checks = {check.name: check for check in gate.judge(receipt.read(path)) if not check.passed}
+    assert list(checks) == ["relations of the candidate"]
+    assert checks["relations of the candidate"].detail == f"not shown: {missing}"
+
+
 @pytest.mark.parametrize("engine", ["reference", "both"])
 def test_a_reference_that_is_not_there_is_said_to_be_missing(model_path, tmp_path, monkeypatch, engine):
     monkeypatch.setattr("crossval.build_cpp.find_library", lambda: None)
     path = tmp_path / "r.json"
     result = run(model_path, "--engine", engine, "--receipt", path)
     assert result.exit_code == 3, result.output
-    assert "bitnet.cpp is not built here" in result.stderr
+    assert "what is recorded of it cannot be run in another way; run `make fetch-cpp`" in result.stderr
     made = receipt.read(path)
     assert (made["verdict"], made["results"]["rows"]) == ("incomplete", [])
     assert failures(made)
@@ -131,6 +211,7 @@ def test_a_trace_cannot_be_run_again(shipped_model):
     golden = next(iter(sorted(shipped_model.with_suffix(".goldens").iterdir())))
     result = CliRunner().invoke(cli, ["metamorphic", "--candidate", str(golden)])
     assert result.exit_code == 3, result.output
+    assert "the candidate is a recorded trace of one prompt and cannot be run in another way" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -142,6 +223,9 @@ def test_a_trace_cannot_be_run_again(shipped_model):
         ("--lengths", "-1"),
         ("--lengths", "99999999999999"),
         ("--thread-counts", "x"),
+        ("--kernels", "mmx"),
+        ("--kernels", ""),
+        ("--kernels", "scalar", "--engine", "reference"),
         ("--engine", "none"),
     ],
 )
@@ -219,6 +303,79 @@ def _unused(made: Receipt) -> None:
 
 def _count(made: Receipt) -> None:
     made["results"]["summary"]["candidate"]["ok"] += 1
+
+
+def _one_value(made: Receipt) -> None:
+    made["results"]["rows"][0]["n_compared"] = 1
+
+
+def _few_values(made: Receipt) -> None:
+    for row in made["results"]["rows"]:
+        row.update(n_compared=min(row["n_compared"], 4), n_different=min(row["n_different"], 2))
+
+
+def _wider(made: Receipt) -> None:
+    made["model"]["shape"]["dim"] *= 2
+
+
+def _deeper(made: Receipt) -> None:
+    made["model"]["shape"]["n_layers"] += 1
+
+
+def _beyond_reason(made: Receipt) -> None:
+    made["model"]["shape"]["n_layers"] = 2**53 - 1
+
+
+def _decoded(made: Receipt) -> None:
+    made["thresholds"]["n_decode"] += 1
+
+
+def _nowhere(made: Receipt) -> None:
+    next(row for row in made["results"]["rows"] if row["expectation"] == "floor")["where"] = "blk.7.l_out, token 0"
+
+
+def _not_compared(made: Receipt) -> None:
+    next(row for row in made["results"]["rows"] if row["expectation"] == "floor")["where"] = "blk.0.q, token 0"
+
+
+def _later_token(made: Receipt) -> None:
+    next(row for row in made["results"]["rows"] if row["expectation"] == "floor")["where"] = (
+        "blk.0.kqv_out, token 9"
+    )
+
+
+def _element(made: Receipt) -> None:
+    made["results"]["rows"][0]["element"] = {"token": 0, "index": [0], "values": [1.0, 2.0]}
+
+
+def _missing(made: Receipt) -> None:
+    made["results"]["rows"][0]["missing"] = ["blk.1.q"]
+
+
+def _note(made: Receipt) -> None:
+    made["results"]["rows"][0]["note"] = "so it goes"
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        (_one_value, "values"),
+        (_few_values, "values"),
+        (_wider, "values"),
+        (_deeper, "values"),
+        (_beyond_reason, "values"),
+        (_decoded, "values"),
+        (_nowhere, "values"),
+        (_not_compared, "values"),
+        (_later_token, "values"),
+        (_element, "row status"),
+        (_missing, "values"),
+        (_note, "row status"),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)).strip("_"),
+)
+def test_what_was_compared_follows_from_model_and_passes(good, change, check):
+    assert check in forged(good, change)
 
 
 @pytest.mark.parametrize(
