@@ -10,6 +10,7 @@ import pytest
 from strangers import PROMPT, Fault, run
 
 from crossval import receipt, taps
+from crossval.cli.run import ENVIRONMENT
 from crossval.modelfile import SEPARATE_OUTPUT_NOTE
 
 Record = Callable[..., Path]
@@ -151,8 +152,10 @@ def test_the_specification_against_itself_is_clean_by_construction(model_path: P
 
 
 def test_a_diagnosis_says_how_to_reproduce_it_without_paths(
-    model_path: Path, record: Record, tmp_path: Path
+    model_path: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
     out, golden = tmp_path / "r.json", record(fault=ROLLED)
     args = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--threads", "1", "--full")
     result = run("layers", *args, "--receipt", out)
