@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bitnet_py.errors import NativeError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 LIBRARY_NAME = "libbitnet_native.so"
 LIBRARY_VARIABLE = "BITNET_LIBRARY"
 """Environment variable: path of a C library to load instead of the installed one (for kernel developers)."""
@@ -114,6 +114,8 @@ _STATUS_FUNCTIONS: dict[str, list[Any]] = {
     ],
     "bn_kernel_softmax": [c_char_p, c_int, c_void_p, c_int64, c_int64, c_float],
     "bn_kernel_rope": [c_char_p, c_void_p, c_void_p, c_void_p, c_int, c_void_p],
+    "bn_kernel_gated_relu_squared": [c_char_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p],
+    "bn_kernel_rescale": [c_char_p, c_void_p, c_int64, c_float, c_float, c_float, c_void_p],
     "bn_kernel_to_f16": [c_char_p, c_void_p, c_int64, c_void_p],
     "bn_kernel_from_f16": [c_char_p, c_void_p, c_int64, c_void_p],
 }  # fmt: skip
@@ -293,6 +295,35 @@ def rope(
     """Rotate one head ``(2 * half,)`` by the angles whose cosines and sines are given ``(half,)``."""
     out = np.empty_like(x)
     call("bn_kernel_rope", _name(kernel), address(x), address(cos), address(sin), cos.size, address(out))
+    return out
+
+
+def gated_relu_squared(
+    gate: npt.NDArray[np.float32], up: npt.NDArray[np.float32], *, kernel: str | None = None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return ``relu(gate)**2`` and its product with ``up``, all float32 ``(n,)``."""
+    act, prod = np.empty_like(gate), np.empty_like(gate)
+    call(
+        "bn_kernel_gated_relu_squared", _name(kernel), address(gate), address(up), gate.size, address(act),
+        address(prod),
+    )  # fmt: skip
+    return act, prod
+
+
+def rescale(
+    acc: npt.NDArray[np.int32],
+    total: float,
+    activation_scale: float,
+    weight_scale: float,
+    *,
+    kernel: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """Return ``(acc - total) / activation_scale * weight_scale`` in float32, each operation rounded."""
+    out = np.empty(acc.shape, np.float32)
+    call(
+        "bn_kernel_rescale", _name(kernel), address(acc), acc.size, total, activation_scale, weight_scale,
+        address(out),
+    )  # fmt: skip
     return out
 
 

@@ -77,9 +77,22 @@ SKIPPED_SUB_NORM = """if (layer != 2) {
         }
     }"""
 
+ACTIVATION = """\
+e->kernels->gated_relu_squared(b->gate + t * hidden, b->up + t * hidden, hidden, b->act + t * hidden,
+                                       b->prod + t * hidden);"""
+ANOTHER_ACTIVATION = """
+    for (int64_t t = r->member; t < n_rows; t += r->n_members)
+        for (int64_t i = t * hidden; i < (t + 1) * hidden; i++) {{
+            b->act[i] = {};
+            b->prod[i] = b->act[i] * b->up[i];
+        }}"""
+PLAIN_RELU = ACTIVATION + ANOTHER_ACTIVATION.format("b->gate[i] > 0 ? b->gate[i] : 0.0f")
+SILU = ACTIVATION + ANOTHER_ACTIVATION.format("b->gate[i] / (1.0f + expf(-b->gate[i]))")
+RESCALE = "e->kernels->rescale(acc + c * n_rows, n_rows, sum, s, m->scale, out);"
+
 MISTAKES = (
     Mistake("attn_sub_norm skipped in layer 2", "forward.c", SUB_NORM, SKIPPED_SUB_NORM, 2, "attn_sub_norm"),
-    Mistake("plain ReLU", "forward.c", "act[i] = relu * relu;", "act[i] = relu;", 0, "ffn_act"),
+    Mistake("plain ReLU", "forward.c", ACTIVATION, PLAIN_RELU, 0, "ffn_act"),
     Mistake(
         "position off by one in decode",
         "forward.c",
@@ -92,8 +105,8 @@ MISTAKES = (
     Mistake(
         "scale of the weights forgotten in ffn_down",
         "forward.c",
-        "out[i] = ((float)d[i] - sum) / s * m->scale;",
-        "out[i] = ((float)d[i] - sum) / s * (m->cols == e->model.hidden_dim ? 1.0f : m->scale);",
+        RESCALE,
+        RESCALE.replace("m->scale", "m->cols == e->model.hidden_dim ? 1.0f : m->scale"),
         0,
         "ffn_down",
     ),
@@ -149,7 +162,7 @@ TEXT_MISTAKES = (
     TextMistake(
         "SiLU",
         "x * sigmoid(x) instead of relu(x)^2",
-        (("act[i] = relu * relu;", "(void)relu;\n        act[i] = gate[i] / (1.0f + expf(-gate[i]));"),),
+        ((ACTIVATION, SILU),),
     ),
 )
 """What makes a model talk nonsense; which of these it is, its text does not say."""

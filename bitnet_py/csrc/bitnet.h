@@ -22,7 +22,7 @@ extern "C" {
 #define BN_API __attribute__((visibility("default")))
 #endif
 
-#define BN_ABI_VERSION 1
+#define BN_ABI_VERSION 2
 
 enum {
     BN_OK = 0,
@@ -152,6 +152,10 @@ BN_API int bn_kernel_softmax(const char *kernel, int simd_width, float *row, int
                              float scale);
 BN_API int bn_kernel_rope(const char *kernel, const float *x, const float *cos, const float *sin, int half,
                           float *out);
+BN_API int bn_kernel_gated_relu_squared(const char *kernel, const float *gate, const float *up, int64_t n,
+                                        float *act, float *prod);
+BN_API int bn_kernel_rescale(const char *kernel, const int32_t *acc, int64_t n, float sum, float activation_scale,
+                             float weight_scale, float *out);
 BN_API int bn_kernel_to_f16(const char *kernel, const float *x, int64_t n, uint16_t *out);
 BN_API int bn_kernel_from_f16(const char *kernel, const uint16_t *x, int64_t n, float *out);
 

@@ -116,6 +116,22 @@ int bn_kernel_rope(const char *kernel, const float *x, const float *cos, const f
     return BN_OK;
 }
 
+int bn_kernel_gated_relu_squared(const char *kernel, const float *gate, const float *up, int64_t n, float *act,
+                                 float *prod) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    kernels->gated_relu_squared(gate, up, n, act, prod);
+    return BN_OK;
+}
+
+int bn_kernel_rescale(const char *kernel, const int32_t *acc, int64_t n, float sum, float activation_scale,
+                      float weight_scale, float *out) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    kernels->rescale(acc, n, sum, activation_scale, weight_scale, out);
+    return BN_OK;
+}
+
 int bn_kernel_to_f16(const char *kernel, const float *x, int64_t n, uint16_t *out) {
     const bn_kernels *kernels = bn_select_kernels(kernel);
     if (!kernels) return BN_ERR_UNAVAILABLE;

@@ -35,25 +35,24 @@ static void count(const run *r, int which, uint64_t bytes) {
 
 /* ---- operations on one row ------------------------------------------------------------------------------ */
 
-/* bitnet.cpp ggml.c, ggml_compute_forward_rms_norm_f32 then ggml_compute_forward_mul_f32: squares in binary32,
- * their sum strictly sequential in binary64, 1/sqrt as two roundings, the weight as a separate product. */
-static void rms_norm_row(const float *x, const float *weight, int64_t n, float eps, float *out) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += (double)(x[i] * x[i]);
-    const float mean = (float)(sum / (double)n);
-    const float scale = 1.0f / sqrtf(mean + eps);
-    for (int64_t i = 0; i < n; i++) {
-        const float normed = x[i] * scale;
-        out[i] = normed * weight[i];
-    }
-}
+/* Rows normed side by side: each sum is one long chain of dependent additions. */
+enum { NORM_ROWS = 4 };
 
-/* bitnet.cpp llm_build_ffn with LLM_FFN_RELU_SQR: relu, square and product are three operations. */
-static void gated_relu_squared_row(const float *gate, const float *up, int64_t n, float *act, float *prod) {
-    for (int64_t i = 0; i < n; i++) {
-        const float relu = gate[i] > 0 ? gate[i] : 0.0f;
-        act[i] = relu * relu;
-        prod[i] = act[i] * up[i];
+/* bitnet.cpp ggml.c, ggml_compute_forward_rms_norm_f32 then ggml_compute_forward_mul_f32: squares in binary32,
+ * their sum strictly sequential in binary64, 1/sqrt as two roundings, the weight as a separate product.
+ * `n_rows` rows of length n, `stride` elements apart. */
+static inline __attribute__((always_inline)) void rms_norm(const float *x, int64_t stride, int n_rows,
+                                                           const float *weight, int64_t n, float eps, float *out) {
+    double sum[NORM_ROWS] = {0};
+    for (int64_t i = 0; i < n; i++)
+        for (int r = 0; r < n_rows; r++) sum[r] += (double)(x[r * stride + i] * x[r * stride + i]);
+    for (int r = 0; r < n_rows; r++) {
+        const float mean = (float)(sum[r] / (double)n);
+        const float scale = 1.0f / sqrtf(mean + eps);
+        for (int64_t i = 0; i < n; i++) {
+            const float normed = x[r * stride + i] * scale;
+            out[r * stride + i] = normed * weight[i];
+        }
     }
 }
 
@@ -72,18 +71,25 @@ static void embed(const run *r) {
         e->kernels->from_f16(e->model.token_embd + r->pass->tokens[t] * dim, dim, e->buffers.x + t * dim);
 }
 
+/* Norms the rows this member owns: t = member, member + n_members, ... */
+static void norm_rows(const run *r, const float *x, const float *weight, int64_t n, int64_t rows, float *normed) {
+    const float eps = r->engine->model.rms_eps;
+    const int64_t stride = r->n_members * n;
+    int64_t t = r->member;
+    for (; t + (NORM_ROWS - 1) * r->n_members < rows; t += NORM_ROWS * r->n_members)
+        rms_norm(x + t * n, stride, NORM_ROWS, weight, n, eps, normed + t * n);
+    for (; t < rows; t += r->n_members) rms_norm(x + t * n, stride, 1, weight, n, eps, normed + t * n);
+    count(r, BN_COUNT_RMS_NORM, (uint64_t)n * sizeof(float));
+}
+
 static void norm_and_quantize(const run *r, const float *x, const float *weight, int64_t n, int64_t rows,
                               float *normed) {
-    for (int64_t t = r->member; t < rows; t += r->n_members) {
-        if (weight) rms_norm_row(x + t * n, weight, n, r->engine->model.rms_eps, normed + t * n);
-        quantize_row(r, weight ? normed + t * n : x + t * n, n, t);
-    }
-    if (weight) count(r, BN_COUNT_RMS_NORM, (uint64_t)n * sizeof(float));
+    if (weight) norm_rows(r, x, weight, n, rows, normed);
+    for (int64_t t = r->member; t < rows; t += r->n_members) quantize_row(r, (weight ? normed : x) + t * n, n, t);
     count(r, BN_COUNT_QUANTIZE, 0);
 }
 
-/* y[t][row] = (D - sum) / s * scale with D = sum_i (w + 1) q8, in bitnet.cpp's order of operations
- * (ggml.c, ggml_compute_forward_mul_mat, I2_S branch). */
+/* y[t][row] = (D - sum) / s * scale with D = sum_i (w + 1) q8. */
 static void bitlinear(const run *r, const bn_matrix *m, int64_t n_tokens, float *y) {
     const bn_engine *e = r->engine;
     const bn_buffers *b = &e->buffers;
@@ -102,8 +108,7 @@ static void bitlinear(const run *r, const bn_matrix *m, int64_t n_tokens, float 
             for (int c = 0; c < n_cols; c++) {
                 const float sum = (float)b->q8_sum[t + c], s = b->q8_scale[t + c];
                 float *out = y + (t + c) * m->rows + row;
-                const int32_t *d = acc + c * n_rows;
-                for (int i = 0; i < n_rows; i++) out[i] = ((float)d[i] - sum) / s * m->scale;
+                e->kernels->rescale(acc + c * n_rows, n_rows, sum, s, m->scale, out);
             }
         }
     }
@@ -246,8 +251,8 @@ static void forward_layer(const run *r, int32_t layer, int64_t n_rows) {
     record(r, tap(r, layer, BN_TAP_FFN_GATE), b->gate, n_rows * hidden);
     record(r, tap(r, layer, BN_TAP_FFN_UP), b->up, n_rows * hidden);
     for (int64_t t = r->member; t < n_rows; t += r->n_members)
-        gated_relu_squared_row(b->gate + t * hidden, b->up + t * hidden, hidden, b->act + t * hidden,
-                               b->prod + t * hidden);
+        e->kernels->gated_relu_squared(b->gate + t * hidden, b->up + t * hidden, hidden, b->act + t * hidden,
+                                       b->prod + t * hidden);
     norm_and_quantize(r, b->prod, w->ffn_sub_norm, hidden, n_rows, b->ffn_sub); /* same rows, same member */
     meet(r);
     record(r, tap(r, layer, BN_TAP_FFN_ACT), b->act, n_rows * hidden);
@@ -266,9 +271,10 @@ static void head(const run *r, int64_t n_rows) {
     const bn_engine *e = r->engine;
     const bn_buffers *b = &e->buffers;
     const int64_t dim = e->model.dim, vocab = e->model.vocab_size;
+    norm_rows(r, b->x, e->model.output_norm, dim, n_rows, b->result_norm);
     for (int64_t t = r->member; t < n_rows; t += r->n_members) {
-        float *normed = b->result_norm + t * dim, *input = b->head_in + t * dim;
-        rms_norm_row(b->x + t * dim, e->model.output_norm, dim, e->model.rms_eps, normed);
+        const float *normed = b->result_norm + t * dim;
+        float *input = b->head_in + t * dim;
         if (n_rows == 1) {
             uint16_t *half = e->members[r->member].half;
             e->kernels->to_f16(normed, dim, half);
@@ -277,7 +283,6 @@ static void head(const run *r, int64_t n_rows) {
             memcpy(input, normed, (size_t)dim * sizeof *input);
         }
     }
-    count(r, BN_COUNT_RMS_NORM, (uint64_t)dim * sizeof(float));
     meet(r);
     record(r, model_tap(r, BN_TAP_RESULT_NORM), b->result_norm, n_rows * dim);
     const bn_dots_fn dots = (n_rows == 1 ? e->kernels->dots_f16 : e->kernels->dots_tiled)[e->width_index];

@@ -30,6 +30,11 @@ typedef struct {
     bn_softmax_fn softmax[2];
     /* Rotates one head of 2*half values: NeoX pairs (i, i + half). */
     void (*rope)(const float *x, const float *cos, const float *sin, int half, float *out);
+    /* act = relu(gate)^2, prod = act * up: three operations, each rounded. */
+    void (*gated_relu_squared)(const float *gate, const float *up, int64_t n, float *act, float *prod);
+    /* out[i] = (acc[i] - sum) / activation_scale * weight_scale, each operation rounded. */
+    void (*rescale)(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
+                    float *out);
     void (*to_f16)(const float *x, int64_t n, uint16_t *out);
     void (*from_f16)(const uint16_t *x, int64_t n, float *out);
 } bn_kernels;

@@ -19,47 +19,43 @@ static inline int32_t sum_i32x8(__m256i v) {
  * (or -32768 at v = -128) and still fit. bitnet.cpp sums 32 blocks and can wrap. */
 enum { BLOCKS_PER_FLUSH = 16 };
 
-/* The hardware prefetcher stops at every page of the mapped file, and at every row's end in a group of rows. */
-enum { PREFETCH_BYTES = 8192 };
+/* One row is one stream from memory: rows taken in groups make four, and halve the bandwidth. The hardware
+ * prefetcher stops at every page of the mapped file; asking this far ahead crosses pages in time. */
+enum { PREFETCH_TERNARY = 4096, PREFETCH_HALF = 1024 };
 
 static inline __m256i flush_i16(__m256i acc_i32, __m256i acc_i16) {
     return _mm256_add_epi32(acc_i32, _mm256_madd_epi16(acc_i16, _mm256_set1_epi16(1)));
 }
 
-/* R rows times one column: each load of x serves R rows. */
-static inline __attribute__((always_inline)) void dot_rows(const uint8_t *w, int64_t stride, int64_t n_blocks,
-                                                           const int8_t *x, int rows, int32_t *acc) {
+static inline __m256i load(const void *at) { return _mm256_loadu_si256((const __m256i *)at); }
+
+/* One row times one column: bound by memory. */
+static int32_t dot_row(const uint8_t *w, int64_t n_blocks, const int8_t *x) {
     const __m256i mask = _mm256_set1_epi8(3);
-    __m256i acc_i32[4];
-    for (int r = 0; r < rows; r++) acc_i32[r] = _mm256_setzero_si256();
+    __m256i acc_i32 = _mm256_setzero_si256();
     for (int64_t b0 = 0; b0 < n_blocks; b0 += BLOCKS_PER_FLUSH) {
         const int64_t b1 = b0 + BLOCKS_PER_FLUSH < n_blocks ? b0 + BLOCKS_PER_FLUSH : n_blocks;
-        __m256i acc_i16[4];
-        for (int r = 0; r < rows; r++) acc_i16[r] = _mm256_setzero_si256();
+        __m256i acc_i16 = _mm256_setzero_si256();
         for (int64_t b = b0; b < b1; b++) {
-            const __m256i x0 = _mm256_loadu_si256((const __m256i *)(x + b * 128));
-            const __m256i x1 = _mm256_loadu_si256((const __m256i *)(x + b * 128 + 32));
-            const __m256i x2 = _mm256_loadu_si256((const __m256i *)(x + b * 128 + 64));
-            const __m256i x3 = _mm256_loadu_si256((const __m256i *)(x + b * 128 + 96));
-            for (int r = 0; r < rows; r++) {
-                const uint8_t *at = w + r * stride + b * 32;
-                _mm_prefetch((const char *)(at + PREFETCH_BYTES), _MM_HINT_T0);
-                const __m256i packed = _mm256_loadu_si256((const __m256i *)at);
-                const __m256i w0 = _mm256_and_si256(_mm256_srli_epi16(packed, 6), mask);
-                const __m256i w1 = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
-                const __m256i w2 = _mm256_and_si256(_mm256_srli_epi16(packed, 2), mask);
-                const __m256i w3 = _mm256_and_si256(packed, mask);
-                const __m256i s01 = _mm256_add_epi16(_mm256_maddubs_epi16(w0, x0), _mm256_maddubs_epi16(w1, x1));
-                const __m256i s23 = _mm256_add_epi16(_mm256_maddubs_epi16(w2, x2), _mm256_maddubs_epi16(w3, x3));
-                acc_i16[r] = _mm256_add_epi16(acc_i16[r], _mm256_add_epi16(s01, s23));
-            }
+            _mm_prefetch((const char *)(w + b * 32 + PREFETCH_TERNARY), _MM_HINT_T0);
+            const __m256i packed = load(w + b * 32);
+            const int8_t *v = x + b * 128;
+            const __m256i w0 = _mm256_and_si256(_mm256_srli_epi16(packed, 6), mask);
+            const __m256i w1 = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
+            const __m256i w2 = _mm256_and_si256(_mm256_srli_epi16(packed, 2), mask);
+            const __m256i w3 = _mm256_and_si256(packed, mask);
+            const __m256i s01 =
+                _mm256_add_epi16(_mm256_maddubs_epi16(w0, load(v)), _mm256_maddubs_epi16(w1, load(v + 32)));
+            const __m256i s23 =
+                _mm256_add_epi16(_mm256_maddubs_epi16(w2, load(v + 64)), _mm256_maddubs_epi16(w3, load(v + 96)));
+            acc_i16 = _mm256_add_epi16(acc_i16, _mm256_add_epi16(s01, s23));
         }
-        for (int r = 0; r < rows; r++) acc_i32[r] = flush_i16(acc_i32[r], acc_i16[r]);
+        acc_i32 = flush_i16(acc_i32, acc_i16);
     }
-    for (int r = 0; r < rows; r++) acc[r] = sum_i32x8(acc_i32[r]);
+    return sum_i32x8(acc_i32);
 }
 
-/* One row times C columns: each unpacking of the weights serves C columns. */
+/* One row times several columns, bound by arithmetic: each unpacking of the weights serves all of them. */
 static inline __attribute__((always_inline)) void dot_cols(const uint8_t *w, int64_t n_blocks, const int8_t *x,
                                                            int64_t ldx, int cols, int32_t *acc, int64_t ldacc) {
     const __m256i mask = _mm256_set1_epi8(3);
@@ -96,13 +92,9 @@ static void i2s_dot(const uint8_t *w, int64_t k, int n_rows, const int8_t *x, in
     for (; c + 4 <= n_cols; c += 4)
         for (int r = 0; r < n_rows; r++)
             dot_cols(w + r * stride, n_blocks, x + c * ldx, ldx, 4, acc + (int64_t)c * n_rows + r, n_rows);
-    for (; c < n_cols; c++) {
-        const int8_t *col = x + c * ldx;
-        int32_t *out = acc + (int64_t)c * n_rows;
-        int r = 0;
-        for (; r + 4 <= n_rows; r += 4) dot_rows(w + r * stride, stride, n_blocks, col, 4, out + r);
-        for (; r < n_rows; r++) dot_rows(w + r * stride, stride, n_blocks, col, 1, out + r);
-    }
+    for (; c < n_cols; c++)
+        for (int r = 0; r < n_rows; r++)
+            acc[(int64_t)c * n_rows + r] = dot_row(w + r * stride, n_blocks, x + c * ldx);
 }
 
 /* ---- activation quantiser ------------------------------------------------------------------------------- */
@@ -177,7 +169,7 @@ void bn_avx2_dots_f16_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const f
     for (int64_t r = 0; r < n_rows; r++, a += lda) {
         __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
         for (int64_t i = 0; i < full; i += 32) {
-            _mm_prefetch((const char *)(a + i) + PREFETCH_BYTES, _MM_HINT_T0);
+            _mm_prefetch((const char *)(a + i) + PREFETCH_HALF, _MM_HINT_T0);
             s0 = _mm256_fmadd_ps(load_half_8(a + i), _mm256_loadu_ps(b + i), s0);
             s1 = _mm256_fmadd_ps(load_half_8(a + i + 8), _mm256_loadu_ps(b + i + 8), s1);
             s2 = _mm256_fmadd_ps(load_half_8(a + i + 16), _mm256_loadu_ps(b + i + 16), s2);
@@ -356,6 +348,30 @@ void bn_avx2_rope(const float *x, const float *cos, const float *sin, int half, 
     }
 }
 
+void bn_avx2_gated_relu_squared(const float *gate, const float *up, int64_t n, float *act, float *prod) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        /* the maximum with a NaN is its second operand: 0, as in the scalar comparison */
+        const __m256 relu = _mm256_max_ps(_mm256_loadu_ps(gate + i), _mm256_setzero_ps());
+        const __m256 squared = _mm256_mul_ps(relu, relu);
+        _mm256_storeu_ps(act + i, squared);
+        _mm256_storeu_ps(prod + i, _mm256_mul_ps(squared, _mm256_loadu_ps(up + i)));
+    }
+    bn_kernels_scalar.gated_relu_squared(gate + i, up + i, n - i, act + i, prod + i);
+}
+
+void bn_avx2_rescale(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
+                     float *out) {
+    const __m256 sum8 = _mm256_set1_ps(sum), divisor = _mm256_set1_ps(activation_scale);
+    const __m256 factor = _mm256_set1_ps(weight_scale);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256 d = _mm256_sub_ps(_mm256_cvtepi32_ps(load(acc + i)), sum8);
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_div_ps(d, divisor), factor));
+    }
+    bn_kernels_scalar.rescale(acc + i, n - i, sum, activation_scale, weight_scale, out + i);
+}
+
 void bn_avx2_to_f16(const float *x, int64_t n, uint16_t *out) {
     int64_t i = 0;
     for (; i + 8 <= n; i += 8)
@@ -379,6 +395,8 @@ const bn_kernels bn_kernels_avx2 = {
     .dots_tiled = {bn_avx2_dots_tiled_w8, dots_tiled_w16},
     .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16},
     .rope = bn_avx2_rope,
+    .gated_relu_squared = bn_avx2_gated_relu_squared,
+    .rescale = bn_avx2_rescale,
     .to_f16 = bn_avx2_to_f16,
     .from_f16 = bn_avx2_from_f16,
 };

@@ -10,6 +10,9 @@ void bn_avx2_dots_tiled_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const
 void bn_avx2_softmax_w8(float *row, int64_t n_visible, int64_t n_padded, float scale);
 void bn_avx2_softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float scale);
 void bn_avx2_rope(const float *x, const float *cos, const float *sin, int half, float *out);
+void bn_avx2_gated_relu_squared(const float *gate, const float *up, int64_t n, float *act, float *prod);
+void bn_avx2_rescale(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
+                     float *out);
 void bn_avx2_to_f16(const float *x, int64_t n, uint16_t *out);
 void bn_avx2_from_f16(const uint16_t *x, int64_t n, float *out);
 

@@ -145,6 +145,8 @@ const bn_kernels bn_kernels_avx512vnni = {
     .dots_tiled = {bn_avx2_dots_tiled_w8, dots_tiled_w16},
     .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16},
     .rope = bn_avx2_rope,
+    .gated_relu_squared = bn_avx2_gated_relu_squared,
+    .rescale = bn_avx2_rescale,
     .to_f16 = bn_avx2_to_f16,
     .from_f16 = bn_avx2_from_f16,
 };

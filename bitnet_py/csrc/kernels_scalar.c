@@ -138,6 +138,21 @@ static void rope(const float *x, const float *cos, const float *sin, int half, f
     }
 }
 
+/* bitnet.cpp llm_build_ffn with LLM_FFN_RELU_SQR: relu, square and product are three operations. */
+static void gated_relu_squared(const float *gate, const float *up, int64_t n, float *act, float *prod) {
+    for (int64_t i = 0; i < n; i++) {
+        const float relu = gate[i] > 0 ? gate[i] : 0.0f;
+        act[i] = relu * relu;
+        prod[i] = act[i] * up[i];
+    }
+}
+
+/* bitnet.cpp ggml.c, ggml_compute_forward_mul_mat, I2_S branch. */
+static void rescale(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
+                    float *out) {
+    for (int64_t i = 0; i < n; i++) out[i] = ((float)acc[i] - sum) / activation_scale * weight_scale;
+}
+
 static void to_f16(const float *x, int64_t n, uint16_t *out) {
     for (int64_t i = 0; i < n; i++) out[i] = bn_float_to_half(x[i]);
 }
@@ -156,6 +171,8 @@ const bn_kernels bn_kernels_scalar = {
     .dots_tiled = {dots_tiled_w8, dots_tiled_w16},
     .softmax = {softmax_w8, softmax_w16},
     .rope = rope,
+    .gated_relu_squared = gated_relu_squared,
+    .rescale = rescale,
     .to_f16 = to_f16,
     .from_f16 = from_f16,
 };

@@ -201,6 +201,41 @@ def test_rope_equals_scalar(kernel, seed, half):
     assert_same_bits(_native.rope(x, cos, sin, kernel=kernel), _native.rope(x, cos, sin, kernel="scalar"))
 
 
+ANY_FLOAT = st.floats(width=32, allow_nan=True, allow_infinity=True)
+PAIRS = st.integers(1, 70).flatmap(
+    lambda n: st.tuples(*(hnp.arrays(np.float32, n, elements=ANY_FLOAT) for _ in range(2)))
+)
+
+
+def assert_same_values(a: np.ndarray, b: np.ndarray) -> None:
+    """Equal bits but for NaN, whose payload no standard fixes."""
+    np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+    assert_same_bits(np.where(np.isnan(a), np.float32(0), a), np.where(np.isnan(b), np.float32(0), b))
+
+
+@pytest.mark.parametrize("kernel", [*VECTOR, "scalar"])
+@settings(max_examples=150, deadline=None)
+@given(PAIRS)
+def test_gated_relu_squared_is_its_formula(kernel, pair):
+    gate, up = pair
+    act, prod = _native.gated_relu_squared(gate, up, kernel=kernel)
+    with np.errstate(all="ignore"):
+        relu = np.where(gate > 0, gate, np.float32(0))  # a NaN is not greater than 0
+        expected = relu * relu
+        assert_same_values(act, expected)
+        assert_same_values(prod, expected * up)
+
+
+@pytest.mark.parametrize("kernel", [*VECTOR, "scalar"])
+@settings(max_examples=150, deadline=None)
+@given(SEEDS, st.integers(1, 70), st.integers(-(10**6), 10**6), st.floats(2.0**-20, 2.0**20, width=32))
+def test_rescale_is_its_formula_in_binary32(kernel, seed, n, total, scale):
+    acc = np.random.default_rng(seed).integers(-(2**24), 2**24, n).astype(np.int32)
+    got = _native.rescale(acc, total, scale, 0.37, kernel=kernel)
+    expected = (acc.astype(np.float32) - np.float32(total)) / np.float32(scale) * np.float32(0.37)
+    assert_same_bits(got, expected)
+
+
 def every_half() -> np.ndarray:
     values = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     return values[~np.isnan(values)]

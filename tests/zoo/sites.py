@@ -26,17 +26,13 @@ class Site:
 
 SITES = {
     # operations on one row
-    "rms_norm": Site(
-        "after",
-        "static void rms_norm_row(const float *x, const float *weight, int64_t n, float eps, float *out) {\n",
-    ),
-    "relu_squared": Site("expression", "relu * relu"),
+    "norm_rows": Site("after", "    const float eps = r->engine->model.rms_eps;\n"),
     "quantize_row": Site(
         "after",
         "static void quantize_row(const run *r, const float *x, int64_t n, int64_t row) {\n"
         "    bn_engine *e = r->engine;\n",
     ),
-    "quantized": Site("before", "    if (weight) count(r, BN_COUNT_RMS_NORM"),
+    "quantized": Site("before", "    count(r, BN_COUNT_QUANTIZE, 0);"),
     # BitLinear
     "i2s_dot": Site(
         "statement",
@@ -44,7 +40,7 @@ SITES = {
         "                                n_cols, acc);",
     ),
     "row_scale": Site("expression", "b->q8_scale[t + c]"),
-    "rescale": Site("expression", "((float)d[i] - sum) / s * m->scale"),
+    "rescale": Site("statement", "e->kernels->rescale(acc + c * n_rows, n_rows, sum, s, m->scale, out);"),
     "bitlinear_done": Site("before", "    count(r, n_tokens == 1 ? BN_COUNT_I2S_GEMV"),
     "q_matrix": Site("expression", "&w->q"),
     "k_matrix": Site("expression", "&w->k"),
@@ -53,8 +49,8 @@ SITES = {
     "up_matrix": Site("expression", "&w->up"),
     "activation": Site(
         "statement",
-        "gated_relu_squared_row(b->gate + t * hidden, b->up + t * hidden, hidden, b->act + t * hidden,\n"
-        "                               b->prod + t * hidden);",
+        "e->kernels->gated_relu_squared(b->gate + t * hidden, b->up + t * hidden, hidden, b->act + t * hidden,\n"
+        "                                       b->prod + t * hidden);",
     ),
     # attention
     "rope": Site("statement", "e->kernels->rope(x + at, cosines, sines, (int)half, out + at);"),
@@ -109,14 +105,14 @@ PLACES = (
     ("bitlinear(r, &w->gate,", "layer", "ffn_gate"),
     ("bitlinear(r, &w->up,", "layer", "ffn_up"),
     (
-        "for (int64_t t = r->member; t < n_rows; t += r->n_members)\n        gated_relu_squared_row(",
+        "for (int64_t t = r->member; t < n_rows; t += r->n_members)\n        e->kernels->gated_relu_squared(",
         "layer",
         "ffn_act",
     ),
     ("norm_and_quantize(r, b->prod,", "layer", "ffn_sub_norm"),
     ("bitlinear(r, &w->down,", "layer", "ffn_down"),
     ("add_rows(r, b->down,", "layer", "l_out"),
-    ("rms_norm_row(b->x + t * dim, e->model.output_norm,", None, "result_norm"),
+    ("norm_rows(r, b->x, e->model.output_norm,", None, "result_norm"),
     ("const bn_dots_fn dots = (n_rows == 1", None, "result_output"),
 )
 """Statements before which a thread notes where it is: text, layer expression, tap that the statement computes."""

@@ -17,6 +17,12 @@ def _bitlinear(
     return EngineFault(name, family, what, taps, edits={site: code}, ops={tap: tap for tap in taps}, **more)
 
 
+def _rescale(name: str, family: int, what: str, taps: tuple[str, ...], value: str) -> EngineFault:
+    """Another value than ``((float)d[i] - sum) / s * m->scale``."""
+    code = f"const int32_t *d = acc + c * n_rows; for (int i = 0; i < n_rows; i++) out[i] = {value};"
+    return _bitlinear(name, family, what, taps, "rescale", code)
+
+
 def _quantizer(name: str, what: str, site: str, code: str, **more) -> EngineFault:
     """A fault of the quantiser behind one of the norms."""
     return EngineFault(name, 5, what, more.pop("taps", tuple(READS)), edits={site: code}, ops=READS, **more)
@@ -51,41 +57,41 @@ FAULTS = (
         "codes-sequential-low-first", 1, "four consecutive codes per byte, low bits first",
         SOME, "i2s_dot", _layout("ZOO_SEQUENTIAL_LOW_FIRST"),
     ),
-    _bitlinear(
+    _rescale(
         "table-minus2-to-2", 2, "codes mean -2, -1, 1, 2",
-        SOME, "rescale", _table("-2, -1, 1, 2"),
+        SOME, _table("-2, -1, 1, 2"),
     ),
-    _bitlinear(
+    _rescale(
         "table-thirds", 2, "codes mean -1, -0.33, 0.33, 1",
-        SOME, "rescale", _table("-1, -0.33f, 0.33f, 1"),
+        SOME, _table("-1, -0.33f, 0.33f, 1"),
     ),
-    _bitlinear(
+    _rescale(
         "table-zero-plus-minus", 2, "codes mean 0, +1, -1",
-        SOME, "rescale", _table("0, 1, -1, 0"),
+        SOME, _table("0, 1, -1, 0"),
     ),
-    _bitlinear(
+    _rescale(
         "offset-forgotten", 2, "codes used as 0, 1, 2: the sum of the activations is not subtracted",
-        SOME, "rescale", "(float)d[i] / s * m->scale",
+        SOME, "(float)d[i] / s * m->scale",
     ),
     _bitlinear(
         "block-of-64", 3, "blocks of 64 codes, as on ARM",
         BITLINEARS, "i2s_dot", _layout("ZOO_STRIDED_64"),
     ),
-    _bitlinear(
+    _rescale(
         "weight-scale-ignored", 4, "the matrix's scale is not applied",
-        BITLINEARS, "rescale", "((float)d[i] - sum) / s",
+        BITLINEARS, "((float)d[i] - sum) / s",
     ),
-    _bitlinear(
+    _rescale(
         "weight-scale-twice", 4, "the matrix's scale is applied twice",
-        SOME, "rescale", "((float)d[i] - sum) / s * m->scale * m->scale",
+        SOME, "((float)d[i] - sum) / s * m->scale * m->scale",
     ),
-    _bitlinear(
+    _rescale(
         "weight-scale-inverted", 4, "divided by the matrix's scale",
-        SOME, "rescale", "((float)d[i] - sum) / s / m->scale",
+        SOME, "((float)d[i] - sum) / s / m->scale",
     ),
-    _bitlinear(
+    _rescale(
         "input-scale-one-at-rescale", 5, "the result is not divided by the activations' scale",
-        SOME, "rescale", "((float)d[i] - sum) * m->scale",
+        SOME, "((float)d[i] - sum) * m->scale",
     ),
     _bitlinear(
         "row-scale-of-first-row", 5, "every row divided by the first row's scale",
@@ -96,9 +102,9 @@ FAULTS = (
         SOME, "row_scale", "b->q8_scale[t + c > 0 ? t + c - 1 : 0]", passes=PREFILL,
         layers=(FIRST, MIDDLE, LAST - 1),
     ),
-    _bitlinear(
+    _rescale(
         "activations-not-quantised", 5, "float activations",
-        SOME, "rescale", "zoo_float_dot(m, row + i, zoo_rows[(t + c) % ZOO_MAX_ROWS]) * m->scale",
+        SOME, "zoo_float_dot(m, row + i, zoo_rows[(t + c) % ZOO_MAX_ROWS]) * m->scale",
     ),
     _quantizer(
         "input-scale-fixed", "activations rounded as they are, scale 1.0", "quantize_row",

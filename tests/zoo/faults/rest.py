@@ -13,7 +13,11 @@ _RIGHT_SCALE = "1.0f / sqrtf(zoo_mean_square(x, n, 0) + eps)"
 
 
 def _norm(name: str, what: str, code: str, taps: tuple[str, ...] = NORMS, **more) -> EngineFault:
-    edits = {"rms_norm": f"{code} return;"}
+    code = (
+        "const float *from = x; for (int64_t t = r->member; t < rows; t += r->n_members) {"
+        f" const float *x = from + t * n; float *out = normed + t * n; {code} }} return;"
+    )
+    edits = {"norm_rows": code}
     return EngineFault(name, 7, what, taps, edits=edits, ops={tap: tap for tap in taps}, **more)
 
 
@@ -39,7 +43,20 @@ def _norm_faults() -> Iterator[EngineFault]:
 
 
 def _act(name: str, what: str, value: str) -> EngineFault:
-    return EngineFault(name, 6, what, ("ffn_act",), edits={"relu_squared": value})
+    code = (
+        "for (int64_t i = 0; i < hidden; i++) {"
+        " const float *gate = b->gate + t * hidden, relu = gate[i] > 0 ? gate[i] : 0.0f; (void)relu;"
+        f" b->act[t * hidden + i] = {value};"
+        " b->prod[t * hidden + i] = b->act[t * hidden + i] * b->up[t * hidden + i]; }"
+    )
+    return EngineFault(name, 6, what, ("ffn_act",), edits={"activation": code})
+
+
+def _activate(gate: str, up: str) -> str:
+    return (
+        f"e->kernels->gated_relu_squared(b->{gate} + t * hidden, b->{up} + t * hidden, hidden,"
+        " b->act + t * hidden, b->prod + t * hidden);"
+    )
 
 
 def _residual(name: str, what: str, to_ffn_inp: str, to_l_out: str) -> tuple[EngineFault, EngineFault]:
@@ -73,13 +90,11 @@ FAULTS = (
     _act("act-relu", "plain ReLU", "relu"),
     _act("act-square", "the square without the ReLU", "gate[i] * gate[i]"),
     EngineFault("act-on-up", 6, "the activation is applied to up and gate multiplies it", ("ffn_act",),
-                edits={"activation": "gated_relu_squared_row(b->up + t * hidden, b->gate + t * hidden, hidden,"
-                       " b->act + t * hidden, b->prod + t * hidden);"}),
+                edits={"activation": _activate("up", "gate")}),
     EngineFault("gate-and-up-swapped", 6, "gate and up change places", ("ffn_gate",),
                 edits={"gate_matrix": "&w->up", "up_matrix": "&w->gate"}),
     EngineFault("gate-times-gate", 6, "the product takes gate instead of up", ("ffn_out",),
-                edits={"activation": "gated_relu_squared_row(b->gate + t * hidden, b->gate + t * hidden, hidden,"
-                       " b->act + t * hidden, b->prod + t * hidden);"}),
+                edits={"activation": _activate("gate", "gate")}),
     # residuals
     *_residual("residual-skipped", "left out", "(b->attn_out + skipped)[i]", "b->down[i]"),
     *_residual("residual-doubled", "added twice",
