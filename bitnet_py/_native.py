@@ -8,7 +8,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    byref,
+    c_char_p,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_uint64,
+    c_void_p,
+    pointer,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +80,24 @@ class Options(Structure):
     ]
 
 
+class ScreenStruct(Structure):
+    """``bn_screen``: a compact copy of the output head."""
+
+    _fields_ = [(name, c_void_p) for name in ("codes", "scale", "error", "norm")]
+
+
+class TopStruct(Structure):
+    """``bn_top``: the largest logits of a pass, found with a screen."""
+
+    _fields_ = [
+        ("screen", POINTER(ScreenStruct)),
+        ("n", c_int32),
+        ("ids", c_void_p),
+        ("logits", c_void_p),
+        ("n_rescored", c_int64),
+    ]
+
+
 class Pass(Structure):
     """``bn_pass``: one call of the engine."""
 
@@ -80,6 +110,7 @@ class Pass(Structure):
         ("k_cache", c_void_p),
         ("v_cache", c_void_p),
         ("logits", c_void_p),
+        ("top", POINTER(TopStruct)),
         ("taps", c_void_p),
     ]
 
@@ -104,6 +135,8 @@ _STATUS_FUNCTIONS: dict[str, list[Any]] = {
     "bn_kernel_info": [c_int, POINTER(c_char_p), POINTER(c_char_p), POINTER(c_int)],
     "bn_engine_create": [POINTER(ModelStruct), POINTER(Options), POINTER(c_void_p)],
     "bn_engine_forward": [c_void_p, POINTER(Pass)],
+    "bn_engine_build_screen": [c_void_p, c_int64, c_int64, POINTER(ScreenStruct)],
+    "bn_engine_last_logits": [c_void_p, c_void_p],
     "bn_engine_counters": [c_void_p, POINTER(Counter), c_int, POINTER(c_int)],
     "bn_kernel_i2s_dot": [c_char_p, c_void_p, c_int64, c_int, c_void_p, c_int, c_void_p],
     "bn_kernel_quantize": [
@@ -116,6 +149,11 @@ _STATUS_FUNCTIONS: dict[str, list[Any]] = {
     "bn_kernel_rope": [c_char_p, c_void_p, c_void_p, c_void_p, c_int, c_void_p],
     "bn_kernel_gated_relu_squared": [c_char_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p],
     "bn_kernel_rescale": [c_char_p, c_void_p, c_int64, c_float, c_float, c_float, c_void_p],
+    "bn_kernel_screen_row": [
+        c_char_p, c_void_p, c_int64, c_void_p, POINTER(c_float), POINTER(c_float), POINTER(c_float),
+    ],
+    "bn_kernel_screen_dots": [c_char_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p],
+    "bn_kernel_top": [c_char_p, c_int, c_void_p, c_int64, c_int64, c_void_p, POINTER(TopStruct)],
     "bn_kernel_to_f16": [c_char_p, c_void_p, c_int64, c_void_p],
     "bn_kernel_from_f16": [c_char_p, c_void_p, c_int64, c_void_p],
 }  # fmt: skip
@@ -325,6 +363,51 @@ def rescale(
         address(out),
     )  # fmt: skip
     return out
+
+
+def screen_row(
+    row: npt.NDArray[np.float16], *, kernel: str | None = None
+) -> tuple[npt.NDArray[np.int8], np.float32, np.float32, np.float32]:
+    """Quantise one F16 row ``(n,)`` of the head, n % 32 == 0, as one of ``bitnet_py.screen.Screen``.
+
+    Returns:
+        codes int8 ``(n,)``, their scale, an upper bound of the error's norm, one of the copy's norm.
+    """
+    codes = np.empty(row.shape, np.int8)
+    scale, error, norm = c_float(), c_float(), c_float()
+    call(
+        "bn_kernel_screen_row", _name(kernel), address(row), row.size, address(codes), byref(scale), byref(error),
+        byref(norm),
+    )  # fmt: skip
+    return codes, np.float32(scale.value), np.float32(error.value), np.float32(norm.value)
+
+
+def screen_dots(
+    codes: npt.NDArray[np.int8], x: npt.NDArray[np.int16], *, kernel: str | None = None
+) -> npt.NDArray[np.int32]:
+    """Multiply int8 rows ``(rows, n)`` with one int16 vector ``(n,)``, n % 32 == 0."""
+    out = np.empty(codes.shape[0], np.int32)
+    call("bn_kernel_screen_dots", _name(kernel), address(codes), codes.shape[0], address(x), x.size, address(out))
+    return out
+
+
+def top(
+    rows: npt.NDArray[np.float16],
+    b: npt.NDArray[np.float32],
+    n: int,
+    screen: ScreenStruct,
+    *,
+    simd_width: int,
+    kernel: str | None = None,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], int]:
+    """Return ids and values of the ``n`` largest dots of F16 rows with ``b`` ``(dim,)``, and the rows read."""
+    ids, logits = np.empty(n, np.int32), np.empty(n, np.float32)
+    found = TopStruct(pointer(screen), n, address(ids), address(logits), 0)
+    call(
+        "bn_kernel_top", _name(kernel), simd_width, address(rows), rows.shape[0], rows.shape[1], address(b),
+        byref(found),
+    )  # fmt: skip
+    return ids, logits, found.n_rescored
 
 
 def to_f16(x: npt.NDArray[np.float32], *, kernel: str | None = None) -> npt.NDArray[np.float16]:

@@ -158,6 +158,8 @@ def run(
                 click.echo(piece, nl=False)
                 _flush()
         speed = _speed(tokens, len(prompt_ids))
+        counters = [{"name": c.name, "calls": c.calls, "bytes": c.bytes} for c in model.counters()]
+        last_logits = tokens[-1].all_logits()
         if as_json:
             report = {
                 "model": str(model_path),
@@ -169,17 +171,17 @@ def run(
                 "finish": tokens[-1].finish,
                 "sampling": _sampling(sampler),
                 **speed,
-                "logits_hash": logits_hash(tokens[-1].logits),
+                "logits_hash": logits_hash(last_logits),
                 "kernel": model.kernel_name,
                 "n_threads": model.n_threads,
-                "counters": [{"name": c.name, "calls": c.calls, "bytes": c.bytes} for c in model.counters()],
+                "counters": counters,
             }
             click.echo(json.dumps(report))
         else:
             click.echo()
     if not as_json and isinstance(sampler, RandomSampler) and seed is None:
         click.echo(f"seed {sampler.seed}", err=True)
-    click.echo(_speed_line(speed, tokens[-1].logits), err=True)
+    click.echo(_speed_line(speed, last_logits), err=True)
 
 
 @main.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,8 +21,8 @@ class Token:
     """One generated token."""
 
     id: int
-    logits: npt.NDArray[np.float32]
-    """The logits it was chosen from, (vocab_size,); the model's own buffer, read it before the next token."""
+    all_logits: Callable[[], npt.NDArray[np.float32]]
+    """Returns the logits it was chosen from, (vocab_size,); only before the next token is asked for."""
     elapsed_s: float
     """Time to evaluate and choose: of the whole prompt for the first token, of one token after that."""
     finish: FinishReason | None
@@ -36,9 +36,13 @@ class _Config(Protocol):
     def context_length(self) -> int: ...
 
 
-class _Forward(Protocol):
+class _Largest(Protocol):
     @property
-    def logits(self) -> npt.NDArray[np.float32] | None: ...
+    def ids(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def logits(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def all_logits(self) -> Callable[[], npt.NDArray[np.float32]]: ...
 
 
 class LanguageModel(Protocol):
@@ -51,8 +55,8 @@ class LanguageModel(Protocol):
     def new_cache(self) -> Any:
         """Return an empty KV cache."""
 
-    def forward(self, ids: Sequence[int], cache: Any) -> _Forward:
-        """Append ``ids`` to ``cache`` and return the logits of the last one, float32 (1, vocab_size)."""
+    def largest(self, ids: Sequence[int], cache: Any, n: int) -> _Largest:
+        """Append ``ids`` to ``cache`` and return the ``n`` largest logits of the last one (0: all)."""
 
 
 def generate(
@@ -97,11 +101,8 @@ def _steps(
     pending, n_context = prompt_ids, len(prompt_ids)
     for n_made in range(1, max_tokens + 1):
         start_s = time.perf_counter()
-        result = model.forward(pending, cache)
-        if result.logits is None:
-            raise RuntimeError("the model returned no logits")
-        logits = result.logits[-1]
-        token_id = sampler.sample(logits)
+        found = model.largest(pending, cache, sampler.n_candidates)
+        token_id = sampler.choose(found.ids, found.logits)
         elapsed_s = time.perf_counter() - start_s
         finish: FinishReason | None = None
         if token_id in stop_ids:
@@ -110,7 +111,7 @@ def _steps(
             finish = "max_tokens"
         elif n_context == model.config.context_length:
             finish = "context"
-        yield Token(token_id, logits, elapsed_s, finish)
+        yield Token(token_id, found.all_logits, elapsed_s, finish)
         if finish:
             return
         pending, n_context = [token_id], n_context + 1

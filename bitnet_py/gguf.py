@@ -142,6 +142,16 @@ class GGUFFile:
             )
         return np.frombuffer(self._mapping, np.uint8, count=info.size_bytes, offset=info.offset)
 
+    def release_pages(self, view: npt.NDArray[Any]) -> None:
+        """Tell the system that the bytes of a view into the mapping are not needed for now; they stay readable."""
+        if self._mapping is None or not hasattr(self._mapping, "madvise"):
+            return
+        start = view.ctypes.data - np.frombuffer(self._mapping, np.uint8, count=1).ctypes.data
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages inside
+        end = (start + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > first:
+            self._mapping.madvise(mmap.MADV_DONTNEED, first, end - first)
+
     def close(self) -> None:
         """Give up the mapping; views that still exist keep it alive until they are gone."""
         mapping, self._mapping = self._mapping, None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Collection, Iterator, Sequence
-from ctypes import byref, c_int, c_void_p
+from collections.abc import Callable, Collection, Iterator, Sequence
+from ctypes import byref, c_int, c_void_p, pointer
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,8 @@ from bitnet_py.cache import KVCache
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import InputError
 from bitnet_py.gguf import GGUFFile
+from bitnet_py.logits import check_logits, largest
+from bitnet_py.screen import MAX_DIM, MAX_TOP, Screen
 from bitnet_py.tokenizer import Tokenizer
 from bitnet_py.weights import I2SMatrix, LayerWeights, Weights
 
@@ -27,6 +29,9 @@ DEFAULT_BYTES_PER_THREAD = 4 << 20
 """Measured on a 2-core machine: waking a thread costs about what reading a few megabytes does."""
 DEFAULT_UBATCH = 512
 """Tokens per pass of a long prompt, bitnet.cpp's default."""
+
+DEFAULT_SCREEN_FROM_BYTES = 32 << 20
+"""A head that fits the processor's caches is read faster than it is screened."""
 
 Logits = Literal["last", "all", "none"]
 Float32Array = npt.NDArray[np.float32]
@@ -43,6 +48,20 @@ class Forward:
 
     logits: Float32Array | None
     taps: dict[str, Float32Array]
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest logits of the last token of a pass: the same ones, bit for bit, that the whole head gives."""
+
+    ids: npt.NDArray[np.int32]
+    """``(n,)``: largest logit first; of equal ones the lower id."""
+    logits: Float32Array
+    """``(n,)``."""
+    n_rows_read: int
+    """Rows of the head that were read in binary16: all, or those that could still win."""
+    all_logits: Callable[[], Float32Array]
+    """Returns all logits, ``(vocab_size,)``; only until the model's next pass (``RuntimeError`` after that)."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,7 @@ class Model:
         fused_quantizer: bool = False,
         n_ubatch: int = DEFAULT_UBATCH,
         bytes_per_thread: int = DEFAULT_BYTES_PER_THREAD,
+        screen_from_bytes: int = DEFAULT_SCREEN_FROM_BYTES,
     ) -> None:
         if n_ubatch < 1:
             raise InputError(f"n_ubatch must be at least 1, not {n_ubatch}")
@@ -86,6 +106,10 @@ class Model:
         self._gguf = gguf
         self._tokenizer: Tokenizer | None = None
         self._engine: c_void_p | None = None
+        self._screens = self.weights.head.nbytes >= screen_from_bytes and self.config.dim <= MAX_DIM
+        self._screen: Screen | None = None
+        self._n_passes = 0
+        self._n_searches = 0
 
         kernel = kernel or os.environ.get(KERNEL_VARIABLE) or None
         options = _native.Options(
@@ -111,6 +135,7 @@ class Model:
         fused_quantizer: bool = False,
         n_ubatch: int = DEFAULT_UBATCH,
         bytes_per_thread: int = DEFAULT_BYTES_PER_THREAD,
+        screen_from_bytes: int = DEFAULT_SCREEN_FROM_BYTES,
     ) -> Model:
         """Open a GGUF file and prepare the engine.
 
@@ -123,6 +148,8 @@ class Model:
             fused_quantizer: round as a gcc build of bitnet.cpp quantises activations.
             n_ubatch: a longer prompt is processed in passes of this many tokens.
             bytes_per_thread: a pass that reads fewer bytes of weights per thread uses fewer threads.
+            screen_from_bytes: ``largest`` searches a head of this size or more with a compact copy. Never changes
+                results.
 
         Raises:
             ModelError: the file is missing, malformed, unsupported or holds unusable values.
@@ -138,6 +165,7 @@ class Model:
                 fused_quantizer=fused_quantizer,
                 n_ubatch=n_ubatch,
                 bytes_per_thread=bytes_per_thread,
+                screen_from_bytes=screen_from_bytes,
             )
         except BaseException:
             gguf.close()
@@ -193,6 +221,65 @@ class Model:
             recorded = self._run(chunk, cache, n_outputs, rows, taps)
         return Forward(out if n_rows else None, recorded)
 
+    def largest(self, ids: Sequence[int] | npt.NDArray[np.int32], cache: KVCache, n: int) -> Largest:
+        """Append tokens to a sequence and return the ``n`` largest logits of the last one; 0: all of them.
+
+        From the second call on, a large head is not read whole: an int8 copy of it bounds every logit, and only
+        rows that can still be among the largest are read in binary16 (``screen``). The first call makes no copy,
+        so that the first token comes as early as it can.
+
+        Raises:
+            InputError: as ``forward``, or ``n`` is negative.
+            ModelError: a logit is not finite (with the copy: one of those that were read).
+        """
+        tokens = np.ascontiguousarray(ids, dtype=np.int32)
+        self._check(tokens, cache, ())
+        if n < 0:
+            raise InputError(f"{n} logits asked for, expected 0 (all) or more")
+        self._n_searches += 1
+        if self._screens and 0 < n <= min(MAX_TOP, self.config.vocab_size) and self._n_searches > 1:
+            return self._search(tokens, cache, n)
+        logits = self.forward(tokens, cache).logits
+        assert logits is not None
+        row = logits[-1]
+        check_logits(row)
+        best = largest(row, n).astype(np.int32)
+        return Largest(best, row[best], self.config.vocab_size, lambda: row)
+
+    def _search(self, tokens: npt.NDArray[np.int32], cache: KVCache, n: int) -> Largest:
+        screen = self.screen()
+        cache.reserve(cache.n_tokens + tokens.size)
+        ids, logits = np.empty(n, np.int32), np.empty(n, np.float32)
+        found = _native.TopStruct(pointer(screen.struct()), n, _native.address(ids), _native.address(logits), 0)
+        for first, chunk in _split(tokens, self.n_ubatch):
+            is_last = first + chunk.size == tokens.size
+            self._run(chunk, cache, int(is_last), None, (), found if is_last else None)
+        check_logits(logits)
+        pass_index = self._n_passes
+
+        def all_logits() -> Float32Array:
+            if self._n_passes != pass_index:
+                raise RuntimeError("the model has gone on: all logits can be had only until its next pass")
+            row = np.empty(self.config.vocab_size, np.float32)
+            _native.call("bn_engine_last_logits", self._handle(), _native.address(row))
+            return row
+
+        return Largest(ids, logits, found.n_rescored, all_logits)
+
+    def screen(self) -> Screen:
+        """Return the compact copy of the head that ``largest`` searches with, made on first use.
+
+        Pages of the head are given back to the system as they are copied: what stays resident is the copy.
+        """
+        if self._screen is None:
+            head = self.weights.head
+            self._screen = Screen.build(
+                self._handle(),
+                *head.shape,
+                after=lambda first, n: self._gguf.release_pages(head[first : first + n]),
+            )
+        return self._screen
+
     def _check(self, tokens: npt.NDArray[np.int32], cache: KVCache, names: Collection[str]) -> None:
         if tokens.ndim != 1 or tokens.size == 0:
             raise InputError("a forward pass needs at least one token: the prompt is empty")
@@ -215,10 +302,12 @@ class Model:
         tokens: npt.NDArray[np.int32],
         cache: KVCache,
         n_outputs: int,
-        logits: Float32Array,
+        logits: Float32Array | None,
         names: Collection[str],
+        top: _native.TopStruct | None = None,
     ) -> dict[str, Float32Array]:
         at = taps.PassShape(tokens.size, cache.n_tokens, n_outputs)
+        self._n_passes += 1
         arrays, table = taps.allocate(names, self.config, at, has_sub_norms=self.has_sub_norms)
         _native.call(
             "bn_engine_forward",
@@ -233,6 +322,7 @@ class Model:
                     k_cache=_native.address(cache.keys),
                     v_cache=_native.address(cache.values),
                     logits=_native.address(logits),
+                    top=None if top is None else pointer(top),
                     taps=_native.address(table) if arrays else None,
                 )
             ),

@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_py.errors import InputError, ModelError
+from bitnet_py.errors import InputError
+from bitnet_py.logits import check_logits, largest
 
 MAX_SEED = 2**64 - 1
 
@@ -16,17 +17,22 @@ MAX_SEED = 2**64 - 1
 class Sampler(Protocol):
     """What chooses tokens; may hold state (a random generator)."""
 
-    def sample(self, logits: npt.NDArray[np.float32]) -> int:
-        """Return the id chosen from ``logits`` (vocab_size,). Raises ``ModelError`` when one is not finite."""
+    @property
+    def n_candidates(self) -> int:
+        """How many of the largest logits it chooses from; 0: all."""
+
+    def choose(self, ids: npt.NDArray[np.integer], logits: npt.NDArray[np.float32]) -> int:
+        """Return the id chosen from the ``n_candidates`` largest logits, ordered as ``Model.largest`` does."""
 
 
 class GreedySampler:
     """Takes the largest logit; of equal ones the lowest id, as ``llama_sampler_greedy_apply`` does."""
 
-    def sample(self, logits: npt.NDArray[np.float32]) -> int:
-        """Return the id of the largest logit, of (vocab_size,). Raises ``ModelError`` when one is not finite."""
-        check_logits(logits)
-        return int(np.argmax(logits))
+    n_candidates = 1
+
+    def choose(self, ids: npt.NDArray[np.integer], logits: npt.NDArray[np.float32]) -> int:
+        """Return the first id."""
+        return int(ids[0])
 
 
 class RandomSampler:
@@ -56,11 +62,14 @@ class RandomSampler:
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         self._random = np.random.Generator(np.random.PCG64(self.seed))
 
-    def sample(self, logits: npt.NDArray[np.float32]) -> int:
-        """Return one id drawn from ``logits`` (vocab_size,). Raises ``ModelError`` when one is not finite."""
-        check_logits(logits)
-        ids = _largest(logits, self.top_k)
-        values = logits[ids].astype(np.float64)
+    @property
+    def n_candidates(self) -> int:
+        """``top_k``."""
+        return self.top_k
+
+    def choose(self, ids: npt.NDArray[np.integer], logits: npt.NDArray[np.float32]) -> int:
+        """Return one id drawn from the largest logits, ordered as ``Sampler.choose`` says."""
+        values = logits.astype(np.float64)
         if self.top_p < 1:
             cumulative = np.cumsum(_softmax(values))
             # The token that reaches top_p is kept (llama_sampler_top_p_apply).
@@ -71,27 +80,11 @@ class RandomSampler:
         return int(ids[min(int(np.searchsorted(cumulative, draw, side="right")), len(ids) - 1)])
 
 
-def check_logits(logits: npt.NDArray[np.float32]) -> None:
-    """Raise ``ModelError`` unless ``logits`` is one row, not empty, of finite values."""
-    if logits.ndim != 1 or logits.size == 0:
-        raise ModelError(f"logits have shape {logits.shape}, expected one row (vocab_size,)")
-    finite = np.isfinite(logits)
-    if not finite.all():
-        first = int(np.argmin(finite))
-        n_bad = int(logits.size - np.count_nonzero(finite))
-        raise ModelError(
-            f"{n_bad} of {logits.size} logits are not finite (first: token {first} is {logits[first]}); "
-            "check the weights with `bitnet inspect --verify`"
-        )
-
-
-def _largest(logits: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.intp]:
-    """Return the ids of the ``top_k`` largest logits (0: all), largest first, lower id first among equals."""
-    if 0 < top_k < logits.size:
-        threshold = np.partition(logits, logits.size - top_k)[logits.size - top_k]
-        candidates = np.flatnonzero(logits >= threshold)
-        return candidates[np.argsort(-logits[candidates], kind="stable")][:top_k]
-    return np.argsort(-logits, kind="stable")
+def sample(sampler: Sampler, logits: npt.NDArray[np.float32]) -> int:
+    """Return the id a sampler chooses from ``logits`` (vocab_size,). ``ModelError`` when one is not finite."""
+    check_logits(logits)
+    ids = largest(logits, sampler.n_candidates)
+    return sampler.choose(ids, logits[ids])
 
 
 def _softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -100,6 +100,26 @@ enum {
 /* After the taps of all layers come the model-wide ones. */
 enum { BN_TAP_INP_EMBD, BN_TAP_RESULT_NORM, BN_TAP_RESULT_OUTPUT, BN_MODEL_TAPS };
 
+/* A compact copy of the output head: row r is scale[r] * codes[r] plus an error whose norm is at most error[r].
+ * It bounds every logit, so that only rows which can still be among the largest have to be read in binary16. */
+typedef struct {
+    int8_t *codes; /* [vocab_size][dim] */
+    float *scale;  /* [vocab_size] */
+    float *error;  /* [vocab_size] at least |row - scale * codes|, Euclidean */
+    float *norm;   /* [vocab_size] at least |scale * codes| */
+} bn_screen;
+
+/* The largest logits of a pass, found with a screen. */
+typedef struct {
+    const bn_screen *screen;
+    int32_t n;          /* how many, 1 .. BN_MAX_TOP and at most vocab_size */
+    int32_t *ids;       /* [n] by falling logit; of equal logits the lower id first; a NaN comes before all */
+    float *logits;      /* [n] the same bits the whole head gives */
+    int64_t n_rescored; /* out: rows of the head that were read */
+} bn_top;
+
+enum { BN_MAX_TOP = 256, BN_MAX_SCREEN_DIM = 65536 };
+
 /* One pass: n_tokens consecutive tokens appended to a sequence that already holds `start` tokens. */
 typedef struct {
     const int32_t *tokens;
@@ -109,7 +129,8 @@ typedef struct {
     int64_t capacity;   /* cells in the cache, multiple of 32, >= start + n_tokens */
     uint16_t *k_cache;  /* [n_layers][capacity][kv_dim] binary16, zeroed before first use */
     uint16_t *v_cache;  /* [n_layers][kv_dim][capacity] binary16 (transposed), zeroed before first use */
-    float *logits;      /* [n_outputs][vocab_size] */
+    float *logits;      /* [n_outputs][vocab_size], or NULL when `top` is given */
+    bn_top *top;        /* instead of the logits, with n_outputs 1; or NULL */
     float *const *taps; /* [n_layers * BN_LAYER_TAPS + BN_MODEL_TAPS], NULL entries are not recorded; or NULL */
 } bn_pass;
 
@@ -136,6 +157,10 @@ BN_API int bn_engine_create(const bn_model *model, const bn_options *options, bn
 BN_API void bn_engine_free(bn_engine *engine);
 BN_API const char *bn_engine_kernel(const bn_engine *engine);
 BN_API int bn_engine_forward(bn_engine *engine, const bn_pass *pass);
+/* Fills rows [first_row, first_row + n_rows) of a screen from the head. dim must be at most BN_MAX_SCREEN_DIM. */
+BN_API int bn_engine_build_screen(bn_engine *engine, int64_t first_row, int64_t n_rows, const bn_screen *out);
+/* All logits of the last output row of the last pass: [vocab_size]. An error when that pass had no output. */
+BN_API int bn_engine_last_logits(bn_engine *engine, float *logits);
 /* Writes up to `capacity` counters and their number to *count. */
 BN_API int bn_engine_counters(const bn_engine *engine, bn_counter *out, int capacity, int *count);
 
@@ -156,6 +181,15 @@ BN_API int bn_kernel_gated_relu_squared(const char *kernel, const float *gate, c
                                         float *act, float *prod);
 BN_API int bn_kernel_rescale(const char *kernel, const int32_t *acc, int64_t n, float sum, float activation_scale,
                              float weight_scale, float *out);
+/* One row of a screen; n % 32 == 0. */
+BN_API int bn_kernel_screen_row(const char *kernel, const uint16_t *row, int64_t n, int8_t *codes, float *scale,
+                                float *error, float *norm);
+/* out[r] = sum_i codes[r * n + i] * x[i]; n % 32 == 0; exact while 127 * sum |x| < 2^31. */
+BN_API int bn_kernel_screen_dots(const char *kernel, const int8_t *codes, int64_t n_rows, const int16_t *x,
+                                 int64_t n, int32_t *out);
+/* The largest of the dots of F16 rows with b (rounded to binary16, dim values), as one output row of a pass. */
+BN_API int bn_kernel_top(const char *kernel, int simd_width, const uint16_t *rows, int64_t n_rows, int64_t dim,
+                         const float *b, bn_top *top);
 BN_API int bn_kernel_to_f16(const char *kernel, const float *x, int64_t n, uint16_t *out);
 BN_API int bn_kernel_from_f16(const char *kernel, const uint16_t *x, int64_t n, float *out);
 

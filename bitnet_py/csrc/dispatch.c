@@ -1,9 +1,11 @@
 /* Runtime choice of the kernel family, the thread-local last error, and single kernels for tests. */
 #include "bitnet.h"
 #include "kernels.h"
+#include "screen.h"
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static _Thread_local char last_error[512];
@@ -130,6 +132,67 @@ int bn_kernel_rescale(const char *kernel, const int32_t *acc, int64_t n, float s
     if (!kernels) return BN_ERR_UNAVAILABLE;
     kernels->rescale(acc, n, sum, activation_scale, weight_scale, out);
     return BN_OK;
+}
+
+int bn_kernel_screen_row(const char *kernel, const uint16_t *row, int64_t n, int8_t *codes, float *scale,
+                         float *error, float *norm) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    if (!check(n >= 0 && n % 32 == 0 && n <= BN_MAX_SCREEN_DIM,
+               "n must be a multiple of 32 that a screen can hold"))
+        return BN_ERR_ARGUMENT;
+    kernels->screen_row(row, n, codes, scale, error, norm);
+    return BN_OK;
+}
+
+int bn_kernel_screen_dots(const char *kernel, const int8_t *codes, int64_t n_rows, const int16_t *x, int64_t n,
+                          int32_t *out) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    if (!check(n >= 0 && n % 32 == 0 && n_rows >= 0, "n must be a multiple of 32")) return BN_ERR_ARGUMENT;
+    kernels->screen_dots(codes, n_rows, x, n, out);
+    return BN_OK;
+}
+
+int bn_kernel_top(const char *kernel, int simd_width, const uint16_t *rows, int64_t n_rows, int64_t dim,
+                  const float *b, bn_top *top) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    if (!check(simd_width == 8 || simd_width == 16, "simd_width must be 8 or 16") ||
+        !check(dim > 0 && dim % 32 == 0 && dim <= BN_MAX_SCREEN_DIM,
+               "dim must be a multiple of 32 that a screen can hold") ||
+        !check(top->n >= 1 && top->n <= BN_MAX_TOP && top->n <= n_rows,
+               "n must be between 1 and 256, and the rows"))
+        return BN_ERR_ARGUMENT;
+    bn_search search = {kernels,
+                        kernels->dots_f16[BN_WIDTH_INDEX(simd_width)],
+                        rows,
+                        n_rows,
+                        dim,
+                        b,
+                        top->screen,
+                        malloc((size_t)dim * sizeof(int16_t)),
+                        malloc((size_t)n_rows * sizeof(double)),
+                        0,
+                        0,
+                        0,
+                        top->n};
+    bn_found *found = malloc(2 * sizeof *found);
+    int status = BN_ERR_MEMORY;
+    if (check(search.z && search.upper && found, "out of memory")) {
+        /* two members, one after the other: what is merged is tested too */
+        bn_search_prepare(&search);
+        bn_search_screen(&search, 0, n_rows / 2, &found[0]);
+        bn_search_screen(&search, n_rows / 2, n_rows, &found[1]);
+        bn_search_rescore(&search, 0, n_rows / 2, found, 2, &found[0]);
+        bn_search_rescore(&search, n_rows / 2, n_rows, found, 2, &found[1]);
+        bn_search_merge(&search, found, 2, top);
+        status = BN_OK;
+    }
+    free(search.z);
+    free(search.upper);
+    free(found);
+    return status;
 }
 
 int bn_kernel_to_f16(const char *kernel, const float *x, int64_t n, uint16_t *out) {

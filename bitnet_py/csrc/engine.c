@@ -67,9 +67,10 @@ int bn_engine_create(const bn_model *model, const bn_options *options, bn_engine
         return fail(BN_ERR_THREAD, "could not start the worker threads");
     }
     static const char *const names[BN_COUNTERS] = {
-        [BN_COUNT_I2S_GEMV] = "i2s_gemv",   [BN_COUNT_I2S_GEMM] = "i2s_gemm", [BN_COUNT_QUANTIZE] = "quantize_i8",
-        [BN_COUNT_ATTENTION] = "attention", [BN_COUNT_HEAD_F16] = "head_f16", [BN_COUNT_RMS_NORM] = "rms_norm",
-        [BN_COUNT_ROPE] = "rope",
+        [BN_COUNT_I2S_GEMV] = "i2s_gemv",    [BN_COUNT_I2S_GEMM] = "i2s_gemm",
+        [BN_COUNT_QUANTIZE] = "quantize_i8", [BN_COUNT_ATTENTION] = "attention",
+        [BN_COUNT_HEAD_F16] = "head_f16",    [BN_COUNT_HEAD_SCREEN] = "head_screen",
+        [BN_COUNT_RMS_NORM] = "rms_norm",    [BN_COUNT_ROPE] = "rope",
     };
     for (int i = 0; i < BN_COUNTERS; i++)
         snprintf(e->counter_names[i], sizeof e->counter_names[i], "%s_%s", names[i],
@@ -82,6 +83,9 @@ void bn_engine_free(bn_engine *e) {
     if (!e) return;
     bn_team_free(e->team);
     free(e->arena);
+    free(e->search.z);
+    free(e->search.upper);
+    free(e->found);
     free(e->rope_cos);
     free(e->rope_sin);
     free(e->members);
@@ -184,6 +188,44 @@ static int reserve_rope(bn_engine *e, int32_t positions) {
     return BN_OK;
 }
 
+static int screen_ok(const bn_engine *e, const bn_screen *s) {
+    return s && s->codes && s->scale && s->error && s->norm && e->model.dim % 32 == 0 &&
+           e->model.dim <= BN_MAX_SCREEN_DIM;
+}
+
+static int reserve_search(bn_engine *e, const bn_top *top) {
+    if (top->n < 1 || top->n > BN_MAX_TOP || top->n > e->model.vocab_size || !top->ids || !top->logits ||
+        !screen_ok(e, top->screen))
+        return fail(BN_ERR_ARGUMENT, "the search for the largest logits has a bad count, buffer or screen");
+    bn_search *s = &e->search;
+    if (!s->z) s->z = malloc((size_t)e->model.dim * sizeof *s->z);
+    if (!s->upper) s->upper = malloc((size_t)e->model.vocab_size * sizeof *s->upper);
+    if (!e->found) e->found = malloc((size_t)bn_team_size(e->team) * sizeof *e->found);
+    if (!s->z || !s->upper || !e->found) return fail(BN_ERR_MEMORY, "out of memory for the search");
+    s->kernels = e->kernels;
+    s->dots = e->kernels->dots_f16[e->width_index];
+    s->head = e->model.output;
+    s->n_rows = e->model.vocab_size;
+    s->dim = e->model.dim;
+    s->screen = top->screen;
+    s->n = top->n;
+    return BN_OK;
+}
+
+int bn_engine_build_screen(bn_engine *e, int64_t first_row, int64_t n_rows, const bn_screen *out) {
+    if (!screen_ok(e, out)) return fail(BN_ERR_ARGUMENT, "a screen needs four buffers and a dim it can hold");
+    if (first_row < 0 || n_rows < 0 || first_row > e->model.vocab_size - n_rows)
+        return fail(BN_ERR_ARGUMENT, "rows outside the head");
+    bn_build_screen(e, first_row, n_rows, out);
+    return BN_OK;
+}
+
+int bn_engine_last_logits(bn_engine *e, float *logits) {
+    if (!e->has_head_input) return fail(BN_ERR_ARGUMENT, "the last pass computed no output row");
+    bn_last_logits(e, logits);
+    return BN_OK;
+}
+
 int bn_engine_forward(bn_engine *e, const bn_pass *pass) {
     if (pass->n_tokens < 1 || pass->start < 0) return fail(BN_ERR_ARGUMENT, "a pass needs at least one token");
     if (pass->start > INT32_MAX / 2 - pass->n_tokens) return fail(BN_ERR_ARGUMENT, "position out of range");
@@ -191,8 +233,10 @@ int bn_engine_forward(bn_engine *e, const bn_pass *pass) {
         return fail(BN_ERR_ARGUMENT, "the cache is too small for this pass, or not a multiple of 32 cells");
     if (pass->n_outputs != 0 && pass->n_outputs != 1 && pass->n_outputs != pass->n_tokens)
         return fail(BN_ERR_ARGUMENT, "n_outputs must be 0, 1 or n_tokens");
-    if (!pass->tokens || !pass->k_cache || !pass->v_cache || (pass->n_outputs && !pass->logits))
+    if (!pass->tokens || !pass->k_cache || !pass->v_cache || (pass->n_outputs && !pass->logits && !pass->top))
         return fail(BN_ERR_ARGUMENT, "a buffer of the pass is missing");
+    if (pass->top && (pass->n_outputs != 1 || pass->logits))
+        return fail(BN_ERR_ARGUMENT, "the largest logits can be had of one output row, instead of all logits");
     for (int32_t i = 0; i < pass->n_tokens; i++) {
         if (pass->tokens[i] < 0 || pass->tokens[i] >= e->model.vocab_size) {
             bn_set_error("token id %d is outside the vocabulary of %d", pass->tokens[i], e->model.vocab_size);
@@ -201,7 +245,10 @@ int bn_engine_forward(bn_engine *e, const bn_pass *pass) {
     }
     int status = reserve(e, pass->n_tokens, bn_pad32((int64_t)pass->start + pass->n_tokens));
     if (!status) status = reserve_rope(e, pass->start + pass->n_tokens);
+    if (!status && pass->top) status = reserve_search(e, pass->top);
     if (status) return status;
+    e->has_head_input = 0;
     bn_forward(e, pass);
+    e->has_head_input = pass->n_outputs == 1;
     return BN_OK;
 }

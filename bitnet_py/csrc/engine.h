@@ -4,6 +4,7 @@
 
 #include "bitnet.h"
 #include "kernels.h"
+#include "screen.h"
 #include "threads.h"
 
 #include <stddef.h>
@@ -49,6 +50,7 @@ enum {
     BN_COUNT_QUANTIZE,
     BN_COUNT_ATTENTION,
     BN_COUNT_HEAD_F16,
+    BN_COUNT_HEAD_SCREEN,
     BN_COUNT_RMS_NORM,
     BN_COUNT_ROPE,
     BN_COUNTERS
@@ -69,6 +71,10 @@ struct bn_engine {
     bn_buffers buffers;
     bn_private *members; /* [team size] */
 
+    bn_search search;       /* z and upper are allocated with the first pass that searches */
+    bn_found *found;        /* [team size] */
+    int32_t has_head_input; /* whether head_in holds the last output row of a pass */
+
     float *rope_cos, *rope_sin; /* [rope_positions][head_dim / 2] */
     int32_t rope_positions;
 
@@ -78,7 +84,9 @@ struct bn_engine {
 
 static inline int64_t bn_pad32(int64_t n) { return (n + 31) / 32 * 32; }
 
-/* Runs a validated pass; the buffers are large enough. */
+/* Run by engine.c on validated arguments; the buffers are large enough. */
 void bn_forward(bn_engine *engine, const bn_pass *pass);
+void bn_build_screen(bn_engine *engine, int64_t first_row, int64_t n_rows, const bn_screen *out);
+void bn_last_logits(bn_engine *engine, float *logits);
 
 #endif

@@ -267,6 +267,40 @@ static void forward_layer(const run *r, int32_t layer, int64_t n_rows) {
 }
 
 /* bitnet.cpp multiplies one output row in binary16 and several in binary32 (llamafile sgemm). */
+static void all_logits(const run *r, int64_t n_rows, float *logits) {
+    const bn_engine *e = r->engine;
+    const int64_t dim = e->model.dim, vocab = e->model.vocab_size;
+    const bn_dots_fn dots = (n_rows == 1 ? e->kernels->dots_f16 : e->kernels->dots_tiled)[e->width_index];
+    int64_t lo, hi;
+    bn_share(vocab, 16, r->member, r->n_members, &lo, &hi);
+    for (int64_t row = lo; row < hi; row += 16)
+        for (int64_t t = 0; t < n_rows; t++)
+            dots(e->model.output + row * dim, dim, hi - row < 16 ? hi - row : 16, e->buffers.head_in + t * dim,
+                 dim, logits + t * vocab + row);
+    count(r, BN_COUNT_HEAD_F16, (uint64_t)(vocab * dim) * sizeof(uint16_t));
+}
+
+/* The largest of them, by interval first: see screen.h. */
+static void top_logits(const run *r) {
+    bn_engine *e = r->engine;
+    bn_found *own = &e->found[r->member];
+    const int64_t dim = e->model.dim, vocab = e->model.vocab_size;
+    int64_t lo, hi;
+    bn_share(vocab, 16, r->member, r->n_members, &lo, &hi);
+    if (r->member == 0) {
+        e->search.y = e->buffers.head_in;
+        bn_search_prepare(&e->search);
+    }
+    meet(r);
+    bn_search_screen(&e->search, lo, hi, own);
+    count(r, BN_COUNT_HEAD_SCREEN, (uint64_t)(vocab * dim));
+    meet(r);
+    bn_search_rescore(&e->search, lo, hi, e->found, r->n_members, own);
+    meet(r);
+    if (r->member == 0) bn_search_merge(&e->search, e->found, r->n_members, r->pass->top);
+    count(r, BN_COUNT_HEAD_F16, (uint64_t)(r->pass->top->n_rescored * dim) * sizeof(uint16_t));
+}
+
 static void head(const run *r, int64_t n_rows) {
     const bn_engine *e = r->engine;
     const bn_buffers *b = &e->buffers;
@@ -285,14 +319,11 @@ static void head(const run *r, int64_t n_rows) {
     }
     meet(r);
     record(r, model_tap(r, BN_TAP_RESULT_NORM), b->result_norm, n_rows * dim);
-    const bn_dots_fn dots = (n_rows == 1 ? e->kernels->dots_f16 : e->kernels->dots_tiled)[e->width_index];
-    int64_t lo, hi;
-    bn_share(vocab, 16, r->member, r->n_members, &lo, &hi);
-    for (int64_t row = lo; row < hi; row += 16)
-        for (int64_t t = 0; t < n_rows; t++)
-            dots(e->model.output + row * dim, dim, hi - row < 16 ? hi - row : 16, b->head_in + t * dim, dim,
-                 r->pass->logits + t * vocab + row);
-    count(r, BN_COUNT_HEAD_F16, (uint64_t)(vocab * dim) * sizeof(uint16_t));
+    if (r->pass->top) {
+        top_logits(r);
+        return;
+    }
+    all_logits(r, n_rows, r->pass->logits);
     meet(r);
     record(r, model_tap(r, BN_TAP_RESULT_OUTPUT), r->pass->logits, n_rows * vocab);
 }
@@ -321,4 +352,42 @@ static int members_for(const bn_engine *e, const bn_pass *pass) {
 void bn_forward(bn_engine *engine, const bn_pass *pass) {
     run r = {engine, pass, 0, 1};
     bn_team_run(engine->team, members_for(engine, pass), forward, &r);
+}
+
+typedef struct {
+    bn_engine *engine;
+    int64_t first_row, n_rows;
+    const bn_screen *screen;
+} screen_rows;
+
+static void build_screen(void *argument, int member, int n_members) {
+    const screen_rows *rows = argument;
+    const int64_t dim = rows->engine->model.dim;
+    const bn_screen *s = rows->screen;
+    int64_t lo, hi;
+    bn_share(rows->n_rows, 1, member, n_members, &lo, &hi);
+    for (int64_t r = rows->first_row + lo; r < rows->first_row + hi; r++)
+        rows->engine->kernels->screen_row(rows->engine->model.output + r * dim, dim, s->codes + r * dim,
+                                          &s->scale[r], &s->error[r], &s->norm[r]);
+}
+
+void bn_build_screen(bn_engine *engine, int64_t first_row, int64_t n_rows, const bn_screen *out) {
+    screen_rows rows = {engine, first_row, n_rows, out};
+    bn_team_run(engine->team, bn_team_size(engine->team), build_screen, &rows);
+}
+
+typedef struct {
+    bn_engine *engine;
+    float *logits;
+} logits_of_last;
+
+static void last_logits(void *argument, int member, int n_members) {
+    const logits_of_last *wanted = argument;
+    const run r = {wanted->engine, NULL, member, n_members};
+    all_logits(&r, 1, wanted->logits);
+}
+
+void bn_last_logits(bn_engine *engine, float *logits) {
+    logits_of_last wanted = {engine, logits};
+    bn_team_run(engine->team, bn_team_size(engine->team), last_logits, &wanted);
 }

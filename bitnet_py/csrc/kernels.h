@@ -35,6 +35,10 @@ typedef struct {
     /* out[i] = (acc[i] - sum) / activation_scale * weight_scale, each operation rounded. */
     void (*rescale)(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
                     float *out);
+    /* See bn_screen: codes[i] = rint(row[i] / scale) with scale = max |row| / 127; n % 32 == 0. */
+    void (*screen_row)(const uint16_t *row, int64_t n, int8_t *codes, float *scale, float *error, float *norm);
+    /* out[r] = sum_i codes[r * n + i] * x[i], n % 32 == 0. */
+    void (*screen_dots)(const int8_t *codes, int64_t n_rows, const int16_t *x, int64_t n, int32_t *out);
     void (*to_f16)(const float *x, int64_t n, uint16_t *out);
     void (*from_f16)(const uint16_t *x, int64_t n, float *out);
 } bn_kernels;

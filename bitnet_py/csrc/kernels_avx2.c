@@ -21,7 +21,7 @@ enum { BLOCKS_PER_FLUSH = 16 };
 
 /* One row is one stream from memory: rows taken in groups make four, and halve the bandwidth. The hardware
  * prefetcher stops at every page of the mapped file; asking this far ahead crosses pages in time. */
-enum { PREFETCH_TERNARY = 4096, PREFETCH_HALF = 1024 };
+enum { PREFETCH_TERNARY = 4096, PREFETCH_HALF = 1024, PREFETCH_CODES = 4096 };
 
 static inline __m256i flush_i16(__m256i acc_i32, __m256i acc_i16) {
     return _mm256_add_epi32(acc_i32, _mm256_madd_epi16(acc_i16, _mm256_set1_epi16(1)));
@@ -248,6 +248,61 @@ static void dots_tiled_w16(const uint16_t *a, int64_t lda, int64_t n_rows, const
     }
 }
 
+/* ---- screen of the head ---------------------------------------------------------------------------------- */
+
+void bn_avx2_screen_row(const uint16_t *row, int64_t n, int8_t *codes, float *scale, float *error, float *norm) {
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 top8 = _mm256_setzero_ps();
+    /* the maximum with a NaN is its second operand; a NaN in the row has to stay */
+    __m256 nan8 = _mm256_setzero_ps();
+    for (int64_t i = 0; i < n; i += 8) {
+        const __m256 a = _mm256_and_ps(load_half_8(row + i), magnitude);
+        top8 = _mm256_max_ps(a, top8);
+        nan8 = _mm256_or_ps(nan8, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    }
+    float lanes[8], top = 0;
+    _mm256_storeu_ps(lanes, top8);
+    for (int l = 0; l < 8; l++) top = lanes[l] > top ? lanes[l] : top;
+    if (_mm256_movemask_ps(nan8)) top = NAN;
+
+    const __m256 inverse = _mm256_set1_ps(top > 0 ? 127.0f / top : 0.0f), step = _mm256_set1_ps(top / 127.0f);
+    const __m256 limit = _mm256_set1_ps(127.0f);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256 error_squares = _mm256_setzero_ps();
+    __m256i code_squares = _mm256_setzero_si256();
+    for (int64_t i = 0; i < n; i += 32) {
+        __m256i code[4];
+        for (int j = 0; j < 4; j++) {
+            const __m256 a = load_half_8(row + i + 8 * j);
+            const __m256 c =
+                _mm256_round_ps(_mm256_mul_ps(a, inverse), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+            const __m256 usable = _mm256_cmp_ps(_mm256_and_ps(c, magnitude), limit, _CMP_LE_OQ);
+            code[j] = _mm256_cvtps_epi32(_mm256_and_ps(c, usable));
+            const __m256 e = _mm256_fnmadd_ps(step, _mm256_cvtepi32_ps(code[j]), a);
+            error_squares = _mm256_fmadd_ps(e, e, error_squares);
+            code_squares = _mm256_add_epi32(code_squares, _mm256_mullo_epi32(code[j], code[j]));
+        }
+        const __m256i packed =
+            _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]), _mm256_packs_epi32(code[2], code[3]));
+        _mm256_storeu_si256((__m256i *)(codes + i), _mm256_permutevar8x32_epi32(packed, order));
+    }
+    bn_finish_screen_row(top, sum_halving_8(error_squares), sum_i32x8(code_squares), n, scale, error, norm);
+}
+
+void bn_avx2_screen_dots(const int8_t *codes, int64_t n_rows, const int16_t *x, int64_t n, int32_t *out) {
+    for (int64_t r = 0; r < n_rows; r++, codes += n) {
+        __m256i s0 = _mm256_setzero_si256(), s1 = s0;
+        for (int64_t i = 0; i < n; i += 32) {
+            _mm_prefetch((const char *)(codes + i) + PREFETCH_CODES, _MM_HINT_T0);
+            const __m256i c0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(codes + i)));
+            const __m256i c1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(codes + i + 16)));
+            s0 = _mm256_add_epi32(s0, _mm256_madd_epi16(c0, load(x + i)));
+            s1 = _mm256_add_epi32(s1, _mm256_madd_epi16(c1, load(x + i + 16)));
+        }
+        out[r] = sum_i32x8(_mm256_add_epi32(s0, s1));
+    }
+}
+
 /* ---- softmax -------------------------------------------------------------------------------------------- */
 
 /* Eight exponentials at once where no result is scaled out of the normal range; the rest one by one. */
@@ -397,6 +452,8 @@ const bn_kernels bn_kernels_avx2 = {
     .rope = bn_avx2_rope,
     .gated_relu_squared = bn_avx2_gated_relu_squared,
     .rescale = bn_avx2_rescale,
+    .screen_row = bn_avx2_screen_row,
+    .screen_dots = bn_avx2_screen_dots,
     .to_f16 = bn_avx2_to_f16,
     .from_f16 = bn_avx2_from_f16,
 };

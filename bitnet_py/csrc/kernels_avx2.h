@@ -13,6 +13,8 @@ void bn_avx2_rope(const float *x, const float *cos, const float *sin, int half, 
 void bn_avx2_gated_relu_squared(const float *gate, const float *up, int64_t n, float *act, float *prod);
 void bn_avx2_rescale(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
                      float *out);
+void bn_avx2_screen_row(const uint16_t *row, int64_t n, int8_t *codes, float *scale, float *error, float *norm);
+void bn_avx2_screen_dots(const int8_t *codes, int64_t n_rows, const int16_t *x, int64_t n, int32_t *out);
 void bn_avx2_to_f16(const float *x, int64_t n, uint16_t *out);
 void bn_avx2_from_f16(const uint16_t *x, int64_t n, float *out);
 

@@ -147,6 +147,8 @@ const bn_kernels bn_kernels_avx512vnni = {
     .rope = bn_avx2_rope,
     .gated_relu_squared = bn_avx2_gated_relu_squared,
     .rescale = bn_avx2_rescale,
+    .screen_row = bn_avx2_screen_row,
+    .screen_dots = bn_avx2_screen_dots,
     .to_f16 = bn_avx2_to_f16,
     .from_f16 = bn_avx2_from_f16,
 };

@@ -153,6 +153,36 @@ static void rescale(const int32_t *acc, int64_t n, float sum, float activation_s
     for (int64_t i = 0; i < n; i++) out[i] = ((float)acc[i] - sum) / activation_scale * weight_scale;
 }
 
+/* The error of the copy is measured, not derived: e is rounded once, its square and their sum at most n times,
+ * which the factor 1 + n 2^-24 covers; 1e-15 covers squares that underflow. */
+static void screen_row(const uint16_t *row, int64_t n, int8_t *codes, float *scale, float *error, float *norm) {
+    float top = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float magnitude = fabsf(bn_half_to_float(row[i]));
+        if (magnitude > top || isnan(magnitude)) top = magnitude; /* a NaN stays */
+    }
+    const float step = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
+    float lanes[8] = {0};
+    int32_t squares = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float a = bn_half_to_float(row[i]), c = rintf(a * inverse);
+        const int32_t code = fabsf(c) <= 127.0f ? (int32_t)c : 0;
+        const float e = fmaf(-step, (float)code, a);
+        lanes[i % 8] = fmaf(e, e, lanes[i % 8]);
+        squares += code * code;
+        codes[i] = (int8_t)code;
+    }
+    bn_finish_screen_row(top, sum_halving(lanes, 8), squares, n, scale, error, norm);
+}
+
+static void screen_dots(const int8_t *codes, int64_t n_rows, const int16_t *x, int64_t n, int32_t *out) {
+    for (int64_t r = 0; r < n_rows; r++) {
+        int32_t sum = 0;
+        for (int64_t i = 0; i < n; i++) sum += codes[r * n + i] * x[i];
+        out[r] = sum;
+    }
+}
+
 static void to_f16(const float *x, int64_t n, uint16_t *out) {
     for (int64_t i = 0; i < n; i++) out[i] = bn_float_to_half(x[i]);
 }
@@ -173,6 +203,8 @@ const bn_kernels bn_kernels_scalar = {
     .rope = rope,
     .gated_relu_squared = gated_relu_squared,
     .rescale = rescale,
+    .screen_row = screen_row,
+    .screen_dots = screen_dots,
     .to_f16 = to_f16,
     .from_f16 = from_f16,
 };

@@ -86,4 +86,13 @@ static inline float bn_exp_w8(float x) {
     return fmaf(s2, j, s2) * s1;
 }
 
+/* The last step of a screen's row, the same in every kernel family: what was measured becomes upper bounds. A row
+ * that is not finite gets bounds that are not. */
+static inline void bn_finish_screen_row(float top, float error_squares, int32_t code_squares, int64_t n,
+                                        float *scale, float *error, float *norm) {
+    *scale = top / 127.0f;
+    *error = (float)(sqrt((double)error_squares) * (1.0 + (double)n * 0x1p-24)) * (1.0f + 0x1p-22f) + 1e-15f;
+    *norm = (float)((double)*scale * sqrt((double)code_squares)) * (1.0f + 0x1p-22f);
+}
+
 #endif

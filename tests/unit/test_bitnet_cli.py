@@ -49,7 +49,7 @@ def fixed_tokens(ids, finish):
     def generate(model, *_args, **_kwargs):
         for n, token_id in enumerate(ids, 1):
             logits = np.zeros(model.config.vocab_size, np.float32)
-            yield Token(token_id, logits, 0.001, finish if n == len(ids) else None)
+            yield Token(token_id, lambda logits=logits: logits, 0.001, finish if n == len(ids) else None)
 
     return generate
 

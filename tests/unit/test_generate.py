@@ -5,6 +5,7 @@ import pytest
 
 from bitnet_py.errors import InputError, ModelError
 from bitnet_py.generate import generate
+from bitnet_py.logits import check_logits, largest
 from bitnet_py.model import Model
 from bitnet_py.resources import default_model_path
 from bitnet_py.sampler import GreedySampler, RandomSampler
@@ -23,15 +24,17 @@ class CountingModel:
     def new_cache(self):
         return []
 
-    def forward(self, ids, cache):
+    def largest(self, ids, cache, n):
         self.calls.append(list(ids))
         cache.extend(ids)
         assert len(cache) <= self.config.context_length
-        logits = np.zeros((1, VOCAB), np.float32)
-        logits[0, (cache[-1] + 1) % VOCAB] = 1
+        logits = np.zeros(VOCAB, np.float32)
+        logits[(cache[-1] + 1) % VOCAB] = 1
         if self.bad_after is not None and len(self.calls) > self.bad_after:
-            logits[0, 3] = np.nan
-        return SimpleNamespace(logits=logits)
+            logits[3] = np.nan
+        check_logits(logits)
+        best = largest(logits, n)
+        return SimpleNamespace(ids=best, logits=logits[best], all_logits=lambda: logits)
 
 
 def run(model, prompt, **options):
@@ -44,7 +47,8 @@ def test_only_the_new_token_is_evaluated_per_step():
     assert [token.id for token in tokens] == [7, 8, 9, 0, 1]
     assert model.calls == [[4, 5, 6], [7], [8], [9], [0]]
     assert [token.finish for token in tokens] == [None] * 4 + ["max_tokens"]
-    assert all(token.logits.shape == (VOCAB,) and token.logits.argmax() == token.id for token in tokens)
+    assert all(token.all_logits().shape == (VOCAB,) for token in tokens)
+    assert all(token.all_logits().argmax() == token.id for token in tokens)
     assert all(token.elapsed_s > 0 for token in tokens)
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bitnet_py.errors import InputError, ModelError
-from bitnet_py.sampler import GreedySampler, RandomSampler
+from bitnet_py.sampler import GreedySampler, RandomSampler, sample
 
 finite_logits = hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-30, 30, width=32))
 
@@ -15,18 +15,18 @@ def f32(*values):
 
 
 def draws(sampler, logits, n):
-    return [sampler.sample(logits) for _ in range(n)]
+    return [sample(sampler, logits) for _ in range(n)]
 
 
 class TestGreedy:
     @given(finite_logits)
     def test_lowest_id_of_the_largest(self, logits):
-        chosen = GreedySampler().sample(logits)
+        chosen = sample(GreedySampler(), logits)
         assert chosen == min(i for i, value in enumerate(logits) if value == max(logits))
 
     def test_ties(self):
-        assert GreedySampler().sample(f32(1, 3, 3, 2, 3)) == 1
-        assert GreedySampler().sample(f32(-0.0, 0.0)) == 0
+        assert sample(GreedySampler(), f32(1, 3, 3, 2, 3)) == 1
+        assert sample(GreedySampler(), f32(-0.0, 0.0)) == 0
 
 
 class TestRandom:
@@ -77,7 +77,7 @@ class TestRandom:
     @given(finite_logits, st.integers(0, 60), st.floats(0.01, 1), st.floats(0.01, 10), st.integers(0, 2**64 - 1))
     def test_choice_is_always_among_the_top_k(self, logits, top_k, top_p, temperature, seed):
         sampler = RandomSampler(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        chosen = sampler.sample(logits)
+        chosen = sample(sampler, logits)
         order = sorted(range(logits.size), key=lambda i: (-logits[i], i))
         assert chosen in order[: top_k or None]
 
@@ -85,7 +85,7 @@ class TestRandom:
         rng = np.random.default_rng(0)
         for _ in range(50):
             logits = np.round(rng.standard_normal(30), 1).astype(np.float32)
-            assert RandomSampler(top_k=1, seed=0).sample(logits) == GreedySampler().sample(logits)
+            assert sample(RandomSampler(top_k=1, seed=0), logits) == sample(GreedySampler(), logits)
 
     @pytest.mark.parametrize(
         ("setting", "message"),
@@ -112,9 +112,9 @@ class TestUnusableLogits:
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_not_finite(self, sampler, bad):
         with pytest.raises(ModelError, match=r"2 of 5 logits are not finite \(first: token 1 is "):
-            sampler.sample(f32(0, bad, 1, bad, 2))
+            sample(sampler, f32(0, bad, 1, bad, 2))
 
     @pytest.mark.parametrize("shape", [(0,), (1, 3), ()])
     def test_not_one_row(self, sampler, shape):
         with pytest.raises(ModelError, match="logits have shape"):
-            sampler.sample(np.zeros(shape, np.float32))
+            sample(sampler, np.zeros(shape, np.float32))

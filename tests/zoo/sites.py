@@ -85,7 +85,7 @@ SITES = {
         "            e->kernels->to_f16(normed, dim, half);\n"
         "            e->kernels->from_f16(half, dim, input);\n        }",
     ),
-    "head_done": Site("before", "    count(r, BN_COUNT_HEAD_F16"),
+    "head_done": Site("before", "    count(r, BN_COUNT_HEAD_F16, (uint64_t)(vocab * dim) *"),
     "damage": Site("function", ""),
 }  # fmt: skip
 

@@ -1,0 +1,33 @@
+"""What is done with one row of logits: check it, and find its largest."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_py.errors import ModelError
+
+
+def check_logits(logits: npt.NDArray[np.float32]) -> None:
+    """Raise ``ModelError`` unless ``logits`` is one row, not empty, of finite values."""
+    if logits.ndim != 1 or logits.size == 0:
+        raise ModelError(f"logits have shape {logits.shape}, expected one row (vocab_size,)")
+    finite = np.isfinite(logits)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        n_bad = int(logits.size - np.count_nonzero(finite))
+        raise ModelError(
+            f"{n_bad} of {logits.size} logits are not finite (first: token {first} is {logits[first]}); "
+            "check the weights with `bitnet inspect --verify`"
+        )
+
+
+def largest(logits: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.intp]:
+    """Return the ids of the ``n`` largest logits (0: all), largest first, lower id first among equals."""
+    if n == 1:
+        return np.array([np.argmax(logits)])
+    if 0 < n < logits.size:
+        threshold = np.partition(logits, logits.size - n)[logits.size - n]
+        candidates = np.flatnonzero(logits >= threshold)
+        return candidates[np.argsort(-logits[candidates], kind="stable")][:n]
+    return np.argsort(-logits, kind="stable")
