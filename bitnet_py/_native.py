@@ -156,6 +156,7 @@ _STATUS_FUNCTIONS: dict[str, list[Any]] = {
     "bn_kernel_top": [c_char_p, c_int, c_void_p, c_int64, c_int64, c_void_p, POINTER(TopStruct)],
     "bn_kernel_to_f16": [c_char_p, c_void_p, c_int64, c_void_p],
     "bn_kernel_from_f16": [c_char_p, c_void_p, c_int64, c_void_p],
+    "bn_read": [c_void_p, c_int64, c_int, POINTER(c_uint64)],
 }  # fmt: skip
 
 
@@ -259,6 +260,17 @@ def kernel_families() -> list[KernelFamily]:
 
 def _name(kernel: str | None) -> bytes | None:
     return None if kernel is None else kernel.encode()
+
+
+def read(words: npt.NDArray[np.uint64], n_threads: int) -> int:
+    """Read words ``(n,)`` with ``n_threads`` threads and return their sum modulo 2**64; the caller takes the time.
+
+    Raises:
+        NativeError: no words, or not between 1 and 1024 threads.
+    """
+    total = c_uint64()
+    call("bn_read", address(words), words.size, n_threads, byref(total))
+    return total.value
 
 
 # Single kernels, for tests and benchmarks. `kernel` None: the best available.

@@ -1,4 +1,4 @@
-"""The ``bitnet`` command: run, inspect, tokenize. Exit codes: 0 ok, 2 usage, 4 bad input, 130 Ctrl-C."""
+"""The ``bitnet`` command: run, bench, inspect, tokenize. Exit codes: 0 ok, 2 usage, 4 bad input, 130 Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_py.bench import BenchReport, bench
 from bitnet_py.errors import BitnetError, InputError
 from bitnet_py.generate import Token, generate
 from bitnet_py.gguf import GGUFFile
@@ -184,6 +185,39 @@ def run(
     click.echo(_speed_line(speed, last_logits), err=True)
 
 
+@main.command("bench")
+@model_option
+@click.option("--prompt-tokens", "n_prompt", type=click.IntRange(1), default=128, show_default=True, help="Prompt.")
+@click.option("--decode", "n_decode", type=click.IntRange(1), default=16, show_default=True, help="Decoded tokens.")
+@click.option("--rounds", "n_rounds", type=click.IntRange(1), default=5, show_default=True, help="Repetitions.")
+@click.option("--threads", "n_threads", type=click.IntRange(min=1), help="Threads.  [default: all cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench_command(
+    model_path: Path, n_prompt: int, n_decode: int, n_rounds: int, n_threads: int | None, as_json: bool
+) -> None:
+    """Measure the engine by itself: prompt and decoding speed, memory, bandwidth.
+
+    Medians, with the range, of rounds on arbitrary tokens; one more round warms up. For a comparison with
+    bitnet.cpp, interleaved, use `crossval bench`.
+
+    \b
+    Example:
+      bitnet bench
+      bitnet bench --model m.gguf --prompt-tokens 512 --decode 32 --threads 4 --json
+    """
+    with Model.from_gguf(model_path, n_threads=n_threads) as model:
+        report = bench(model, n_prompt=n_prompt, n_decode=n_decode, n_rounds=n_rounds)
+        kernel, n_used = model.kernel_name, model.n_threads
+    logits = logits_hash(report.last_logits)
+    if as_json:
+        facts = {"model": str(model_path), "kernel": kernel, "n_threads": n_used, "n_rounds": n_rounds}
+        click.echo(json.dumps({**facts, **report.to_json(), "logits_hash": logits}))
+        return
+    click.echo(f"{model_path.name}, {n_used} threads, kernel {kernel}, {n_rounds} rounds, logits {logits}")
+    for line in _bench_lines(report):
+        click.echo(line)
+
+
 @main.command()
 @model_option
 @click.option("--verify", is_flag=True, help="Also scan every weight and build the tokenizer.")
@@ -290,6 +324,24 @@ def _speed(tokens: list[Token], n_prompt: int) -> dict[str, dict[str, Any]]:
             "ms_per_tok": 1000 * elapsed_s / n_decoded if n_decoded else None,
         },
     }
+
+
+def _bench_lines(report: BenchReport) -> list[str]:
+    figures = report.to_json()
+    lines = []
+    for name in ("prefill", "decode"):
+        rate, n_tokens = figures[name]["tok_per_s"], figures[name]["n_tokens"]
+        lines.append(
+            f"{name:<8} {rate['median']:10.1f} tok/s  ({rate['min']:.1f} to {rate['max']:.1f})  {n_tokens} tokens"
+        )
+    peak = report.peak_resident_bytes
+    lines.append(f"{'memory':<8} {'unknown' if peak is None else f'{peak / 1e6:10.1f} MB'}")
+    read, machine = report.decode_bytes_per_s / 1e9, report.read_bytes_per_s / 1e9
+    lines.append(
+        f"{'reads':<8} {read:10.2f} GB/s of weights in decoding, {report.weight_bytes_per_token / 1e6:.2f} MB per "
+        f"token; this machine reads {machine:.2f} GB/s"
+    )
+    return lines
 
 
 def _speed_line(speed: dict[str, dict[str, Any]], logits: npt.NDArray[np.float32]) -> str:

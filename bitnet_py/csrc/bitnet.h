@@ -149,6 +149,10 @@ BN_API const char *bn_last_error(void);
  * same bits there. Takes a few milliseconds. */
 BN_API uint64_t bn_libm_digest(void);
 
+/* Reads n words with n_threads threads, each its share from end to end, and gives their sum modulo 2^64. The
+ * caller takes the time: what this machine can read, for comparison with what a pass reads. */
+BN_API int bn_read(const uint64_t *data, int64_t n, int n_threads, uint64_t *sum);
+
 /* Kernel families, best first. `available` is 0 when this CPU or OS cannot run it. */
 BN_API int bn_kernel_count(void);
 BN_API int bn_kernel_info(int index, const char **name, const char **description, int *available);

@@ -1,0 +1,174 @@
+"""Speed of this engine on this machine: prompt, decoding, memory, and what it reads beside what the machine can read."""
+
+from __future__ import annotations
+
+import random
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitnet_py import _native
+from bitnet_py.errors import InputError
+from bitnet_py.model import KernelCount, Model
+
+READ_BUFFER_BYTES = 256 << 20
+"""Beyond the caches of most machines, and read in some ten milliseconds."""
+READS = 3
+"""Of which the fastest counts: nothing makes a read faster than the machine is."""
+_READ_NO_WEIGHTS = ("attention",)
+"""Operations whose counters hold bytes of the KV cache."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, smallest and largest of several values."""
+
+    median: float
+    min: float
+    max: float
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Return median and range; None when there is no value."""
+    return Spread(statistics.median(values), min(values), max(values)) if values else None
+
+
+def random_ids(seed: int, n_tokens: int, vocab_size: int) -> list[int]:
+    """Return arbitrary token ids, the same for a seed with every version of Python."""
+    draw = random.Random(seed).random  # the only method whose sequence Python promises to keep
+    return [int(draw() * vocab_size) for _ in range(n_tokens)]
+
+
+class ReadTest:
+    """Times streaming reads of a buffer by several threads: the bandwidth of this machine.
+
+    Attributes:
+        n_bytes: size of the buffer.
+    """
+
+    def __init__(self, n_threads: int, n_bytes: int = READ_BUFFER_BYTES) -> None:
+        self.n_bytes = n_bytes
+        self._n_threads = n_threads
+        self._words: npt.NDArray[np.uint64] = np.ones(n_bytes // 8, np.uint64)
+
+    def seconds(self) -> float:
+        """Read the buffer a few times; return the seconds of the fastest.
+
+        Raises:
+            NativeError: a thread could not be started.
+        """
+        times = []
+        for _ in range(READS):
+            begun = time.perf_counter()
+            _native.read(self._words, self._n_threads)
+            times.append(time.perf_counter() - begun)
+        return min(times)
+
+
+def peak_resident_bytes(pid: int | None = None) -> int | None:
+    """Return the most memory a process (None: this one) had resident, mapped weights included; None: not known."""
+    try:
+        status = Path(f"/proc/{pid or 'self'}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        if pid is not None:
+            return None
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def weight_reads(before: Iterable[KernelCount], after: Iterable[KernelCount]) -> dict[str, int]:
+    """Return which operations read how many bytes of weights between two readings of the counters."""
+    earlier = {count.name: count.bytes for count in before}
+    read = {count.name: count.bytes - earlier.get(count.name, 0) for count in after}
+    return {name: n for name, n in read.items() if n and not name.startswith(_READ_NO_WEIGHTS)}
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What ``bench`` measured; the lists hold one value per round, in seconds."""
+
+    n_prompt: int
+    n_decode: int
+    prefill_s: tuple[float, ...]
+    decode_s: tuple[float, ...]
+    """Of all ``n_decode`` tokens, one after the other, behind the prompt."""
+    read_s: tuple[float, ...]
+    read_buffer_bytes: int
+    weight_bytes_per_token: float
+    """Read in decoding, by the C library's own counters."""
+    peak_resident_bytes: int | None
+    last_logits: npt.NDArray[np.float32]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return times, rates and bandwidths as plain JSON values; the logits are left to the caller."""
+        return {
+            "prefill": _rates(self.n_prompt, self.prefill_s),
+            "decode": _rates(self.n_decode, self.decode_s),
+            "peak_resident_bytes": self.peak_resident_bytes,
+            "weight_bytes_per_token": self.weight_bytes_per_token,
+            "decode_bytes_per_s": self.decode_bytes_per_s,
+            "read_bytes_per_s": self.read_bytes_per_s,
+        }
+
+    @property
+    def decode_bytes_per_s(self) -> float:
+        """Weights read in decoding, by the median round."""
+        return self.weight_bytes_per_token * self.n_decode / statistics.median(self.decode_s)
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        """What this machine reads, by the median of the reads."""
+        return self.read_buffer_bytes / statistics.median(self.read_s)
+
+
+def _rates(n_tokens: int, elapsed_s: Sequence[float]) -> dict[str, Any]:
+    found = spread([n_tokens / s for s in elapsed_s])
+    assert found is not None  # there is at least one round
+    return {"n_tokens": n_tokens, "elapsed_s": list(elapsed_s), "tok_per_s": asdict(found)}
+
+
+def bench(model: Model, *, n_prompt: int, n_decode: int, n_rounds: int, seed: int = 0) -> BenchReport:
+    """Measure a model on arbitrary tokens; one more round, the first, is not counted.
+
+    Raises:
+        InputError: a number below 1, or more tokens than the model's context.
+    """
+    if min(n_prompt, n_decode, n_rounds) < 1:
+        raise InputError("a benchmark needs at least one prompt token, one decoded token and one round")
+    ids = random_ids(seed, n_prompt + n_decode, model.config.vocab_size)
+    cache = model.new_cache()
+    prefill_s, decode_s = [], []
+    for _ in range(n_rounds + 1):
+        cache.reset()
+        begun = time.perf_counter()
+        model.forward(ids[:n_prompt], cache)
+        prefilled, counted = time.perf_counter(), model.counters()
+        for token in ids[n_prompt:]:
+            logits = model.forward([token], cache).logits
+        decode_s.append(time.perf_counter() - prefilled)
+        prefill_s.append(prefilled - begun)
+        read = weight_reads(counted, model.counters())
+    peak = peak_resident_bytes()  # before the buffer of the reads is there
+    reads = ReadTest(model.n_threads)
+    assert logits is not None  # forward gives the last token's
+    return BenchReport(
+        n_prompt=n_prompt,
+        n_decode=n_decode,
+        prefill_s=tuple(prefill_s[1:]),
+        decode_s=tuple(decode_s[1:]),
+        read_s=tuple(reads.seconds() for _ in range(n_rounds)),
+        read_buffer_bytes=reads.n_bytes,
+        weight_bytes_per_token=sum(read.values()) / n_decode,
+        peak_resident_bytes=peak,
+        last_logits=logits,
+    )
