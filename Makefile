@@ -40,7 +40,7 @@ record: $(INSTALLED)  ## Record the goldens of the shipped model anew from live 
 	$(BIN)/python -m crossval.goldens
 
 bench: $(INSTALLED)  ## Measure our engine and live bitnet.cpp, interleaved
-	$(BIN)/python bench/compare_engines.py
+	$(BIN)/crossval bench
 
 clean:  ## Remove everything that was built or installed here
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Speed of this engine on this machine: prompt, decoding, memory, and what it reads beside what the machine can read."""
+"""Speed of this engine on this machine: prompt, decoding, memory, weights read beside what the machine can read."""
 
 from __future__ import annotations
 

@@ -187,8 +187,12 @@ def run(
 
 @main.command("bench")
 @model_option
-@click.option("--prompt-tokens", "n_prompt", type=click.IntRange(1), default=128, show_default=True, help="Prompt.")
-@click.option("--decode", "n_decode", type=click.IntRange(1), default=16, show_default=True, help="Decoded tokens.")
+@click.option(
+    "--prompt-tokens", "n_prompt", type=click.IntRange(1), default=128, show_default=True, help="Prompt."
+)
+@click.option(
+    "--decode", "n_decode", type=click.IntRange(1), default=16, show_default=True, help="Decoded tokens."
+)
 @click.option("--rounds", "n_rounds", type=click.IntRange(1), default=5, show_default=True, help="Repetitions.")
 @click.option("--threads", "n_threads", type=click.IntRange(min=1), help="Threads.  [default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

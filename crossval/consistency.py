@@ -13,6 +13,7 @@ from typing import Any
 from crossval import causal_receipt, compare, evidence, floors_receipt, geometry, smoke_receipt, taps, trace
 from crossval.audit import consistency as audit_consistency
 from crossval.audit.summary import audit_verdict
+from crossval.bench import results as bench_results
 from crossval.compare import GreedyPrompt, GreedyResult, GreedyStep, LayersResult, TapRow
 from crossval.evidence import Party
 from crossval.localize import MODEL_DEPENDENT_TAPS
@@ -141,6 +142,8 @@ def recompute(receipt: Receipt) -> dict[str, Any]:
         expected = selftest_results.recompute(receipt)
     elif receipt["kind"] == "metamorphic":
         expected = metamorphic_results.recompute(receipt)
+    elif receipt["kind"] == "bench":
+        expected = bench_results.recompute(receipt)
     elif receipt["kind"] == "greedy":
         result = evidence.greedy_from_json(receipt)
         expected = evidence.summarize_greedy(result)
@@ -336,7 +339,12 @@ def checks_of(receipt: Receipt) -> Checks:
     if receipt["kind"] in evidence.AUDITED:
         asked = {name for name in evidence.VIEWS if name in receipt or receipt["settings"].get(name)}
         return {**AUDITED_CHECKS, **{name: check for name, check in VIEW_CHECKS.items() if name in asked}}
-    other = {"smoke": SMOKE_CHECKS, "selftest": SELFTEST_CHECKS, "metamorphic": METAMORPHIC_CHECKS}
+    other = {
+        "smoke": SMOKE_CHECKS,
+        "selftest": SELFTEST_CHECKS,
+        "metamorphic": METAMORPHIC_CHECKS,
+        "bench": BENCH_CHECKS,
+    }
     return other.get(receipt["kind"], CHECKS)
 
 
@@ -356,6 +364,7 @@ VIEW_CHECKS: Checks = {
 SMOKE_CHECKS: Checks = {**smoke_receipt.CHECKS, "summary": summary}
 SELFTEST_CHECKS: Checks = {**selftest_results.CHECKS, "summary": summary}
 METAMORPHIC_CHECKS: Checks = {**metamorphic_results.CHECKS, "summary": summary}
+BENCH_CHECKS: Checks = {**bench_results.CHECKS, "summary": summary}
 
 
 def _view(name: str, receipt: Receipt, check: Callable[[Receipt, list[TapRow]], list[str]]) -> list[str]:

@@ -17,6 +17,8 @@ from crossval.arbitrate import COMPARISON as COMPARISON
 from crossval.arbitrate import arbitrate
 from crossval.audit.checks import AuditVerdict
 from crossval.audit.summary import audit_verdict
+from crossval.bench import results as bench_results
+from crossval.bench.figures import BenchFindings
 from crossval.compare import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Location, Skip, TapRow
 from crossval.metamorphic import results as metamorphic_results
 from crossval.metamorphic.results import MetamorphicFindings
@@ -25,7 +27,7 @@ from crossval.runners.base import EngineIdentity, Numerics, PassPlan
 from crossval.selftest import results as selftest_results
 from crossval.selftest.results import SelftestResult
 
-Kind = Literal["layers", "greedy", "diff", "smoke", "selftest", "metamorphic"]
+Kind = Literal["layers", "greedy", "diff", "smoke", "selftest", "metamorphic", "bench"]
 Status = Literal["live", "recorded", "unavailable", "unused"]
 """``unused``: `smoke` or `metamorphic` did not ask for this engine; `selftest` needs no reference."""
 ComputePath = Literal["real", "recorded", "specification", "none"]
@@ -92,7 +94,7 @@ class Context:
 SETTINGS = ("n_threads", "n_decode", "n_steps", "full", "reference", "candidate")
 VIEWS = ("floors", "causal")
 """What `--floors` and `--causal` add: a setting that says so and a field, both there or both missing."""
-NO_NUMBERS: tuple[Kind, ...] = ("smoke", "selftest", "metamorphic")
+NO_NUMBERS: tuple[Kind, ...] = ("smoke", "selftest", "metamorphic", "bench")
 """Kinds of receipt that hold no numbers of one engine beside the other's; their verdicts are pass and fail."""
 AUDITED: tuple[Kind, ...] = ("layers", "diff")
 """Kinds of receipt whose verdict rests on the audit of both engines."""
@@ -106,7 +108,7 @@ Findings = Sequence[Mapping[str, Any]]
 
 def build(
     kind: Kind,
-    result: LayersResult | GreedyResult | SmokeResult | SelftestResult | MetamorphicFindings,
+    result: LayersResult | GreedyResult | SmokeResult | SelftestResult | MetamorphicFindings | BenchFindings,
     context: Context,
     audits: Audits | None = None,
     diagnosis: Findings | None = None,
@@ -132,6 +134,9 @@ def build(
     if isinstance(result, MetamorphicFindings):
         held, found = metamorphic_results.criterion(result), metamorphic_results.to_json(result)
         return _assemble(kind, context, notes, held, found, metamorphic_results.summarize(result))
+    if isinstance(result, BenchFindings):
+        held, found = bench_results.criterion(result), bench_results.to_json(result)
+        return _assemble(kind, context, notes, held, found, bench_results.summarize(result))
     if isinstance(result, LayersResult):
         notes += [note for note in result.notes if note not in notes]
         result = replace(result, rows=tuple(map(_as_written, result.rows)))

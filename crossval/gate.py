@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitnet_py.bench import spread
 from crossval import compare, consistency, evidence
 from crossval.audit.summary import audit_verdict
+from crossval.bench import figures
+from crossval.bench import results as bench_results
 from crossval.errors import BadInputError
 from crossval.metamorphic import results as metamorphic_results
 from crossval.receipt import Receipt, digest, parse_json, validate_policy
@@ -40,6 +43,16 @@ class Policy:
     tolerance: str = "independent"
     min_correct: float = 0.7
     """Least share of correct answers of every engine (``smoke``), whatever the command itself was asked for."""
+    min_prefill_ratio: float | None = None
+    """Least median ratio of the candidate's prompt speed to the reference's (``bench``)."""
+    min_decode_ratio: float | None = None
+    """The same of decoding."""
+
+    @property
+    def min_ratios(self) -> dict[str, float]:
+        """The ratios asked for, by name of the measure."""
+        asked = {"prefill": self.min_prefill_ratio, "decode": self.min_decode_ratio}
+        return {name: least for name, least in asked.items() if least is not None}
 
 
 def read_policy(path: str | Path) -> Policy:
@@ -128,6 +141,7 @@ def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
         yield from _answers(receipt, policy)
     if receipt["kind"] == "metamorphic":
         yield from _relations(receipt)
+    yield from _ratios(receipt, policy)
     if receipt["kind"] in evidence.AUDITED:
         yield from _audits(receipt)
     yield from _reference(receipt, policy)
@@ -160,6 +174,11 @@ def _compared(receipt: Receipt, policy: Policy) -> Check:
         n_elements = sum(check["n_compared"] for check in checks)
         detail = f"{len(checks)} checks, {n_elements} elements, {n_tokens} tokens ({policy.min_tokens} required)"
         return Check("compared", n_elements > 0 and n_tokens >= policy.min_tokens, detail)
+    if receipt["kind"] == "bench":
+        work = bench_results.from_json(receipt).work
+        n_tokens, n_passes = work.n_prompt + work.n_decode, receipt["coverage"]["compared"]
+        detail = f"{n_passes} passes, {n_tokens} tokens ({policy.min_tokens} required)"
+        return Check("compared", n_passes > 0 and n_tokens >= policy.min_tokens, detail)
     rows = [row for _, row in consistency.rows_of(receipt)]
     results = receipt["results"]
     if receipt["kind"] == "greedy":
@@ -187,6 +206,19 @@ def _relations(receipt: Receipt) -> Iterator[Check]:
             missing = metamorphic_results.unproved(receipt, side)
             detail = f"not shown: {', '.join(missing)}" if missing else "all of them"
             yield Check(f"relations of the {side}", not missing, detail)
+
+
+def _ratios(receipt: Receipt, policy: Policy) -> Iterator[Check]:
+    """Check the speed ratios against the policy's, whatever the command itself was asked for."""
+    for name, least in policy.min_ratios.items():
+        if receipt["kind"] != "bench":
+            yield Check(f"{name} ratio", False, f"a {receipt['kind']} receipt holds no speeds")
+            continue
+        ratio = spread(figures.ratios(bench_results.from_json(receipt).taken[name]))
+        met = ratio is not None and ratio.median >= least
+        yield Check(
+            f"{name} ratio", met, f"{_number(None if ratio is None else ratio.median)}, {least:g} required"
+        )
 
 
 def _audits(receipt: Receipt) -> Iterator[Check]:
@@ -291,6 +323,10 @@ def _exactness(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     if policy.min_cosine is not None:
         met = cosine is not None and cosine >= policy.min_cosine
         yield Check("cosine", met, f"{_number(cosine)}, {policy.min_cosine:g} required")
+    if receipt["kind"] == "bench":  # its passes are equal in every bit or do not count
+        if policy.require_bitwise:
+            yield Check("bitwise", rate == 1.0, f"{_number(rate)} of the passes have equal logits")
+        return
     if receipt["kind"] in evidence.NO_NUMBERS:
         asked = {"bitwise": policy.require_bitwise, "tolerance": policy.tolerance == "same"}
         detail = f"a {receipt['kind']} receipt holds no numbers"

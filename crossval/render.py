@@ -14,6 +14,7 @@ from crossval import (
     compare,
     evidence,
     render_audit,
+    render_bench,
     render_causal,
     render_floors,
     render_metamorphic,
@@ -54,6 +55,9 @@ def show_receipt(out: Console, receipt: Receipt) -> None:
         return
     elif receipt["kind"] == "metamorphic":
         render_metamorphic.show_metamorphic(out, receipt)
+        return
+    elif receipt["kind"] == "bench":
+        render_bench.show_bench(out, receipt)
         return
     elif receipt["kind"] == "greedy":
         _show_greedy(out, evidence.greedy_from_json(receipt))

@@ -13,9 +13,15 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from crossval.cpp import limits as cpp_limits
+
+Handle = Callable[[Any], tuple[Any, dict[str, Any]]]
+"""From a request's frame to the answer's result and arrays."""
+Kinds = tuple[tuple[type[Exception], str], ...]
+"""What each exception is called in an answer."""
 
 
 def main(argv: list[str]) -> None:
@@ -25,9 +31,7 @@ def main(argv: list[str]) -> None:
     if stack_bytes is None:
         _restart_with_limits((request_fd, response_fd, lifeline_fd))
     else:
-        # Ctrl-C reaches the whole process group; the harness decides when this process ends.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=_exit_with_parent, args=(lifeline_fd,), daemon=True).start()
+        live_with_parent(lifeline_fd)
         _serve(request_fd, response_fd, stack_bytes)
     # Destructors of a library that may be broken have nothing to add.
     os._exit(0)
@@ -43,6 +47,12 @@ def _restart_with_limits(fds: tuple[int, ...]) -> None:
     os.execve(sys.executable, sys.orig_argv, environment)
 
 
+def live_with_parent(lifeline_fd: int) -> None:
+    """Let the harness alone decide when this process ends: Ctrl-C reaches the whole process group."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, args=(lifeline_fd,), daemon=True).start()
+
+
 def _exit_with_parent(lifeline_fd: int) -> None:
     """Wait until the harness is gone: it alone holds the other end of this pipe and never writes."""
     while os.read(lifeline_fd, 1):
@@ -51,17 +61,23 @@ def _exit_with_parent(lifeline_fd: int) -> None:
 
 
 def _serve(request_fd: int, response_fd: int, stack_bytes: int) -> None:
-    from crossval.cpp import protocol as cpp_protocol
     from crossval.cpp.engine import Engine, RefusedError
     from crossval.errors import BadInputError, UnavailableError
 
-    kinds: tuple[tuple[type[Exception], str], ...] = (
+    kinds: Kinds = (
         (BadInputError, "bad_input"),
         (UnavailableError, "unavailable"),
         (RefusedError, "refused"),
-        (Exception, "internal"),
     )
     engine = Engine(stack_bytes)
+    answer_requests(request_fd, response_fd, lambda request: _handle(engine, request), kinds)
+
+
+def answer_requests(request_fd: int, response_fd: int, handle: Handle, kinds: Kinds) -> None:
+    """Answer requests until the harness closes its pipe; an exception of none of ``kinds`` is ``internal``."""
+    from crossval.cpp import protocol as cpp_protocol
+
+    kinds = (*kinds, (Exception, "internal"))
     while True:
         try:
             request = cpp_protocol.read_frame(request_fd)
@@ -69,7 +85,7 @@ def _serve(request_fd: int, response_fd: int, stack_bytes: int) -> None:
             return
         arrays: dict[str, Any] = {}
         try:
-            result, arrays = _handle(engine, request)
+            result, arrays = handle(request)
             answer = {"ok": True, "result": result}
         except Exception as error:
             kind = next(name for cls, name in kinds if isinstance(error, cls))
@@ -97,6 +113,10 @@ def _handle(engine: Any, request: Any) -> tuple[Any, dict[str, Any]]:
         return {}, {"token_ids": np.array(ids, np.int32)}
     if command == "reset":
         return engine.reset(), {}
+    if command == "eval_each":
+        passes = [engine.eval([token], ()) for token in request.arrays["token_ids"].tolist()]
+        logits = np.concatenate([one.logits for one in passes])
+        return {"elapsed_s": [one.elapsed_s for one in passes]}, {"result_output": logits}
     if command == "eval":
         done = engine.eval(request.arrays["token_ids"].tolist(), header["select"])
         rows = {name: tap.rows for name, tap in done.taps.items() if tap.rows is not None}

@@ -171,12 +171,15 @@ class ChildProcess:
         self.close()
 
 
-def child_command() -> list[str]:
-    """Return the command of the real child: it imports this package, and nothing from the working directory."""
+def child_command(module: str = "crossval.cpp.child") -> list[str]:
+    """Return the command of a child, by default bitnet.cpp's: it imports ``main`` of a module of this package.
+
+    Nothing comes from the working directory.
+    """
     root = str(Path(__file__).resolve().parents[2])
     code = (
         f"import sys; sys.path.pop(0); {root!r} in sys.path or sys.path.insert(0, {root!r}); "
-        "from crossval.cpp.child import main; main(sys.argv[1:])"
+        f"from {module} import main; main(sys.argv[1:])"
     )
     return [sys.executable, "-c", code]
 

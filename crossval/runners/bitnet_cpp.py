@@ -188,7 +188,7 @@ class BitnetCppRunner:
             EngineCrashError: bitnet.cpp failed; the runner is closed.
         """
         ids = [int(token) for token in token_ids]
-        self._check_pass(ids)
+        self._check_pass(ids, self._n_past)
         captured = self._check_select(select)
         kind: PassKind = "decode" if len(ids) == 1 and self._n_past else "prefill"
         plan = PassPlan(kind, tuple(ids), self._n_past)
@@ -202,7 +202,30 @@ class BitnetCppRunner:
         self._n_past += len(ids)
         return PassRecord(plan, taken, elapsed_s=float(answer.header["elapsed_s"]))
 
-    def _check_pass(self, ids: list[int]) -> None:
+    def eval_each(self, token_ids: Sequence[int]) -> list[PassRecord]:
+        """Run one decode pass per token, in one request, and return their logits; the cache must not be empty.
+
+        As in a program that generates text, nothing waits for the harness between two passes.
+
+        Raises:
+            BadInputError: as ``eval``.
+            EngineCrashError: bitnet.cpp failed; the runner is closed.
+        """
+        ids = [int(token) for token in token_ids]
+        for index in range(len(ids)):
+            self._check_pass(ids[index : index + 1], self._n_past + index)
+        what = f"{len(ids)} decoded tokens from position {self._n_past}"
+        answer = self._request("eval_each", None, {"token_ids": np.array(ids, np.int32)}, what=what)
+        records = decode_records(ids, self._n_past, answer)
+        self._n_past += len(ids)
+        return records
+
+    @property
+    def pid(self) -> int:
+        """Return the id of bitnet.cpp's process; only after entering."""
+        return self._live().pid
+
+    def _check_pass(self, ids: list[int], n_past: int) -> None:
         model = self.model
         if not ids:
             raise BadInputError("a pass needs at least one token")
@@ -214,9 +237,9 @@ class BitnetCppRunner:
                 f"a pass of {len(ids)} tokens is longer than bitnet.cpp's ubatch of {model.n_ubatch}; "
                 "use a shorter prompt, split it into several passes, or raise n_ubatch"
             )
-        if self._n_past + len(ids) > model.n_ctx:
+        if n_past + len(ids) > model.n_ctx:
             raise BadInputError(
-                f"{self._n_past} + {len(ids)} tokens do not fit bitnet.cpp's context of {model.n_ctx}; "
+                f"{n_past} + {len(ids)} tokens do not fit bitnet.cpp's context of {model.n_ctx}; "
                 f"use fewer tokens or raise n_ctx (the model allows {model.n_ctx_train})"
             )
 
@@ -303,6 +326,25 @@ def _identity(library: Path, facts: Mapping[str, Any], loaded: Mapping[str, Any]
         numerics=Numerics(facts["simd_width"], facts["fused_quantizer"]),
         settings=settings,
     )
+
+
+def decode_records(ids: Sequence[int], start: int, answer: Frame) -> list[PassRecord]:
+    """Return the records in an answer to ``eval_each``.
+
+    Raises:
+        EngineCrashError: it does not hold one time and one row of logits per token.
+    """
+    times, logits = answer.header.get("elapsed_s"), _array(answer.arrays, "result_output", "float32")
+    if not isinstance(times, list) or not len(times) == len(logits) == len(ids):
+        raise EngineCrashError(f"the engine's process did not answer {len(ids)} passes with as many results")
+    return [
+        PassRecord(
+            PassPlan("decode", (token,), start + i),
+            {"result_output": TapArray(logits[i : i + 1], (0,))},
+            float(times[i]),
+        )
+        for i, token in enumerate(ids)
+    ]
 
 
 def _array(arrays: Mapping[str, npt.NDArray[Any]], name: str, dtype: str) -> npt.NDArray[Any]:

@@ -1,0 +1,164 @@
+"""What is measured: one table entry per measure, and the work that all of them share.
+
+A measure is a function per engine that does some work, says what it took and returns what was computed meanwhile.
+Everything taken is better when smaller (seconds, bytes); figures and ratios are made from it in ``figures``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy.typing as npt
+
+from bitnet_py.bench import peak_resident_bytes, random_ids
+from crossval.answers import Side
+from crossval.bench.engine import Engine
+
+LOGITS = ("result_output",)
+N_FIRST = 16
+"""Prompt tokens before the first logits of a fresh process."""
+N_PROCESSES = 3
+"""Fresh processes of each engine."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both engines do; the token ids follow from seed and vocabulary."""
+
+    seed: int
+    n_prompt: int
+    n_decode: int
+    n_rounds: int
+    """Counted rounds; one more, the first, warms up."""
+    n_threads: int
+    vocab_size: int
+    n_first: int = N_FIRST
+    n_processes: int = N_PROCESSES
+
+    @property
+    def n_context(self) -> int:
+        """Tokens the context has to hold."""
+        return max(self.n_prompt + self.n_decode, self.n_first)
+
+    @cached_property
+    def _ids(self) -> list[int]:
+        return random_ids(self.seed, self.n_context, self.vocab_size)
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The prompt."""
+        return self._ids[: self.n_prompt]
+
+    @property
+    def decode_ids(self) -> list[int]:
+        """What both engines are fed behind the prompt, whatever they would have chosen."""
+        return self._ids[self.n_prompt : self.n_prompt + self.n_decode]
+
+    @property
+    def first_ids(self) -> list[int]:
+        """The prompt of a fresh process."""
+        return self._ids[: self.n_first]
+
+
+@dataclass(frozen=True)
+class Running:
+    """An engine at work; ``started_s``: ``time.perf_counter`` when its process was started."""
+
+    engine: Engine
+    started_s: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one measure gave once: seconds or bytes (None: not known), and what was computed, pass by pass.
+
+    ``outputs`` are arrays whose bits have to equal the other engine's.
+    """
+
+    raw: float | None
+    outputs: tuple[npt.NDArray[Any], ...] = ()
+
+
+Run = Callable[[Running, Work], Reading]
+Unit = Literal["tok/s", "s", "bytes"]
+Scope = Literal["round", "process", "run"]
+"""Taken in every round, in every fresh process, or once when the rounds are over."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One thing that is measured of both engines."""
+
+    name: str
+    meaning: str
+    unit: Unit
+    """Of the figure; ``tok/s`` is made from seconds."""
+    scope: Scope
+    run: Mapping[Side, Run]
+    n_tokens: Callable[[Work], int]
+    """Tokens that one value is about."""
+    n_passes: Callable[[Work], int]
+    """Passes behind one value whose results are compared."""
+    bounded: bool = False
+    """Whether a smallest ratio can be asked for: ``--min-NAME-ratio``."""
+    reads: bool = False
+    """Whether the candidate's counters say which weights it read: single-token passes, bound by reading."""
+
+    def n_values(self, work: Work) -> int:
+        """Return how many values of each engine there have to be."""
+        return {"round": work.n_rounds, "process": work.n_processes, "run": 1}[self.scope]
+
+    def n_compared(self, work: Work) -> int:
+        """Return how many passes have to be compared; those of the warm-up are."""
+        return self.n_passes(work) * (self.n_values(work) + (self.scope == "round"))
+
+
+def _both(run: Run) -> Mapping[Side, Run]:
+    return {"candidate": run, "reference": run}
+
+
+def _prefill(running: Running, work: Work) -> Reading:
+    running.engine.reset()
+    record = running.engine.eval(work.prompt_ids, LOGITS)
+    return Reading(record.elapsed_s, (record.taps[LOGITS[0]].array,))
+
+
+def _decode(running: Running, work: Work) -> Reading:
+    records = running.engine.eval_each(work.decode_ids)
+    outputs = tuple(record.taps[LOGITS[0]].array for record in records)
+    return Reading(sum(record.elapsed_s or 0.0 for record in records), outputs)
+
+
+def _first_token(running: Running, work: Work) -> Reading:
+    record = running.engine.eval(work.first_ids, LOGITS)
+    return Reading(time.perf_counter() - running.started_s, (record.taps[LOGITS[0]].array,))
+
+
+def _peak_memory(running: Running, work: Work) -> Reading:
+    return Reading(peak_resident_bytes(running.engine.pid))
+
+
+MEASURES = (
+    Measure(
+        "prefill", "prompt, one pass", "tok/s", "round", _both(_prefill),
+        n_tokens=lambda work: work.n_prompt, n_passes=lambda work: 1, bounded=True,
+    ),
+    Measure(
+        "decode", "one token per pass", "tok/s", "round", _both(_decode),
+        n_tokens=lambda work: work.n_decode, n_passes=lambda work: work.n_decode, bounded=True, reads=True,
+    ),
+    Measure(
+        "first_token", "start of a process to logits", "s", "process", _both(_first_token),
+        n_tokens=lambda work: work.n_first, n_passes=lambda work: 1,
+    ),
+    Measure(
+        "peak_memory", "resident, with mapped weights", "bytes", "run",
+        _both(_peak_memory), n_tokens=lambda work: work.n_prompt + work.n_decode, n_passes=lambda work: 0,
+    ),
+)  # fmt: skip
+"""In the order in which they are taken: those of a round follow each other on one sequence."""
+BOUNDED = tuple(measure.name for measure in MEASURES if measure.bounded)
