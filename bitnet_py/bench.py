@@ -1,4 +1,4 @@
-"""Speed of this engine on this machine: prompt, decoding, memory, weights read beside what the machine can read."""
+"""Speed of this engine on this machine: prompt, decoding, memory, weights read beside what memory could give."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bitnet_py.bench import READ_BUFFER_BYTES
 from crossval import (
     causal,
     causal_receipt,
@@ -24,6 +25,9 @@ from crossval import (
 from crossval.answers import Answer, MinCorrect, Side, SmokeResult
 from crossval.audit import summary
 from crossval.audit.checks import AuditResult, OpCheck, Worst, decide, first_guilty
+from crossval.bench.figures import BenchFindings, Taken
+from crossval.bench.measures import MEASURES, Work
+from crossval.bench.results import ternary_bytes
 from crossval.causal import CausalView, LayerEffect
 from crossval.compare import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Skip, TapRow
 from crossval.evidence import Compute, Context, Party
@@ -456,6 +460,61 @@ def metamorphic_receipt() -> receipt.Receipt:
         settings={"n_threads": None, "n_decode": None, "n_steps": None, "full": None},
     )  # fmt: skip
     return evidence.build("metamorphic", MetamorphicFindings(options, tuple(results)), facts)
+
+
+BENCH_WORK = Work(seed=7, n_prompt=5, n_decode=2, n_rounds=3, n_threads=2, vocab_size=SHAPE["vocab_size"])
+BENCH_RAW = {
+    "prefill": ((0.5, 0.4, 0.45), (1.0, 0.6, 0.9)),
+    "decode": ((0.1, 0.12, 0.11), (0.2, 0.18, 0.22)),
+    "first_token": ((0.3, 0.25, 0.28), (0.26, 0.3, 0.31)),
+    "peak_memory": ((50_000_000,), (60_000_000,)),
+}
+"""Seconds or bytes of candidate and reference."""
+
+
+def bench_findings(
+    raw: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] | None = None,
+    unequal: dict[str, int] | None = None,
+    **changes: Any,
+) -> BenchFindings:
+    """A benchmark of two engines; ``raw``: other measurements; ``unequal``: passes that differ, by measure."""
+    work = changes.get("work", BENCH_WORK)
+    taken = {}
+    for measure in MEASURES:
+        ours, theirs = {**BENCH_RAW, **(raw or {})}[measure.name]
+        n = measure.n_compared(work)
+        n_tokens = work.n_decode * len(ours)
+        reads = {"i2s_gemv_avx2": n_tokens * ternary_bytes(SHAPE), "head_f16_avx2": n_tokens * 2 * 300 * 128}
+        equal = n - (unequal or {}).get(measure.name, 0)
+        taken[measure.name] = Taken(
+            {"candidate": ours, "reference": theirs}, n, equal, reads if measure.reads else {}
+        )
+    base: dict[str, Any] = {
+        "work": work,
+        "kernel": None,
+        "taken": taken,
+        "read_buffer_bytes": READ_BUFFER_BYTES,
+        "read_s": (0.01, 0.011, 0.009),
+        "min_ratios": {"prefill": 1.2, "decode": None},
+    }
+    return BenchFindings(**{**base, **changes})
+
+
+def bench_receipt(findings: BenchFindings | None = None, **changes: Any) -> receipt.Receipt:
+    """Our engine is faster, and both compute the same."""
+    findings = findings or bench_findings()
+    work = findings.work
+    settings: dict[str, Any] = {"n_threads": work.n_threads}
+    kernels = ("i2s_gemv_avx2", "i2s_gemm_avx2", "head_f16_avx2", "attention_avx2")
+    facts: dict[str, Any] = {
+        "tokenizer": {**TOKENIZER, "engines_agree": None}, "text": None, "template": None,
+        "token_ids": work.prompt_ids,
+        "candidate": Party("live", dataclasses.replace(OURS, settings={**settings, "kernel": "avx2"})),
+        "reference": Party("live", dataclasses.replace(THEIRS, settings=settings)),
+        "compute": Compute("real", False, tuple({"name": k, "calls": 99, "bytes": 10**8} for k in kernels)),
+        "settings": {"n_threads": work.n_threads, "n_decode": work.n_decode, "n_steps": None, "full": None},
+    }  # fmt: skip
+    return evidence.build("bench", findings, context(**{**facts, **changes}))
 
 
 def forge(original: receipt.Receipt, *path_and_value: Any) -> receipt.Receipt:

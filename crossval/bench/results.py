@@ -204,8 +204,8 @@ def reads(receipt: Receipt) -> list[str]:
 
 
 def _read_conflicts(measure: Measure, taken: Taken, work: Work, receipt: Receipt) -> Iterator[str]:
-    listed = receipt["results"]["measures"][measure.name]["reads"]["weights"]
-    if len(listed) != len(taken.reads):
+    stated = receipt["results"]["measures"][measure.name]["reads"]
+    if stated is not None and len(stated["weights"]) != len(taken.reads):
         yield "an operation is listed twice"
     totals = {kernel["name"]: kernel["bytes"] for kernel in receipt["compute"]["kernels"]}
     for name, n in taken.reads.items():
