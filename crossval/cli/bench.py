@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,30 +138,38 @@ def command(
             raise BadInputError(
                 f"this needs {work.n_context} tokens, the model's context holds {model.config.context_length}"
             )
-        _require_reference(model, request, work)
-        opener = Opener(model.path, work, kernel)
-        done = run_bench(opener, work, kernel=kernel, min_ratios=asked, progress=report)
+        with _unavailable_receipt(model, request, work):
+            _require_reference()
+            opener = Opener(model.path, work, kernel)
+            done = run_bench(opener, work, kernel=kernel, min_ratios=asked, progress=report)
     run.finish(evidence.build("bench", done.findings, _context(model, request, done)), request)
 
 
-def _require_reference(model: ModelFile, request: run.Request, work: Work) -> None:
-    """Leave a receipt that says so when there is no live bitnet.cpp.
+def _require_reference() -> None:
+    """Refuse to begin without live bitnet.cpp.
 
     Raises:
         UnavailableError: there is none.
     """
-    if build_cpp.find_library() is not None:
-        return
-    why = (
-        "bitnet.cpp is not built here, and what is recorded of it has no speed; "
-        "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB)"
-    )
-    if request.as_json or request.receipt_path is not None:
-        ours = Party("unavailable", EngineIdentity("bitnet_py"), note="not opened")
-        theirs = Party("unavailable", EngineIdentity(evidence.REFERENCE_NAME), note=why)
-        facts = _facts(model, request, work, ours, theirs, Compute("none"))
-        run.publish(evidence.build_unavailable("bench", facts), request)
-    raise UnavailableError(why)
+    if build_cpp.find_library() is None:
+        raise UnavailableError(
+            "bitnet.cpp is not built here, and what is recorded of it has no speed; "
+            "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB)"
+        )
+
+
+@contextmanager
+def _unavailable_receipt(model: ModelFile, request: run.Request, work: Work) -> Iterator[None]:
+    """Leave a receipt that says so when bitnet.cpp cannot be had, then let the error go on."""
+    try:
+        yield
+    except UnavailableError as error:
+        if request.as_json or request.receipt_path is not None:
+            ours = Party("unavailable", EngineIdentity("bitnet_py"), note="not opened")
+            theirs = Party("unavailable", EngineIdentity(evidence.REFERENCE_NAME), note=str(error))
+            facts = _facts(model, request, work, ours, theirs, Compute("none"))
+            run.publish(evidence.build_unavailable("bench", facts), request)
+        raise
 
 
 def _context(model: ModelFile, request: run.Request, done: BenchRun) -> Context:

@@ -160,6 +160,18 @@ def test_without_bitnet_cpp(model_path: Path, tmp_path: Path, word: str) -> None
     assert "reference" in failures(made)
 
 
+def test_a_library_that_cannot_be_loaded(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, out = tmp_path / "libllama.so", tmp_path / "r.json"
+    broken.write_text("no library")
+    monkeypatch.setenv("BITNET_CPP_LIB", str(broken))
+    result = bench(model_path, "--receipt", out)
+    assert result.exit_code == 3, result.output
+    assert "not a usable bitnet.cpp library" in result.stderr
+    assert receipt.read(out)["reference"]["status"] == "unavailable"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
