@@ -168,7 +168,7 @@ def test_a_library_that_cannot_be_loaded(
     monkeypatch.setenv("BITNET_CPP_LIB", str(broken))
     result = bench(model_path, "--receipt", out)
     assert result.exit_code == 3, result.output
-    assert "not a usable bitnet.cpp library" in result.stderr
+    assert "cannot load the bitnet.cpp library" in error_line(result)
     assert receipt.read(out)["reference"]["status"] == "unavailable"
 
 
