@@ -130,7 +130,8 @@ def _prefill(running: Running, work: Work) -> Reading:
 def _decode(running: Running, work: Work) -> Reading:
     records = running.engine.eval_each(work.decode_ids)
     outputs = tuple(record.taps[LOGITS[0]].array for record in records)
-    return Reading(sum(record.elapsed_s or 0.0 for record in records), outputs)
+    times = [record.elapsed_s for record in records if record.elapsed_s is not None]
+    return Reading(sum(times) if len(times) == work.n_decode else None, outputs)
 
 
 def _first_token(running: Running, work: Work) -> Reading:

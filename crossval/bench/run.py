@@ -63,7 +63,7 @@ class _Tally:
             return
         self.reads.update(reads)
         for side, reading in readings.items():
-            if reading.raw is not None:
+            if reading.raw is not None and reading.raw > 0:
                 self.raw[side].append(reading.raw)
 
     def taken(self) -> Taken:

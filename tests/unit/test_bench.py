@@ -156,6 +156,12 @@ class TestTally:
         logits = np.zeros((1, 4), np.float32)
         assert self.add((logits, logits), (logits,)).n_compared == 1
 
+    @pytest.mark.parametrize("raw", [None, 0.0])
+    def test_what_took_nothing_was_not_measured(self, raw):
+        tally = _Tally(DECODE)
+        tally.add({"candidate": Reading(raw), "reference": Reading(2.0)}, {}, counted=True)
+        assert tally.taken().raw == {"candidate": (), "reference": (2.0,)}
+
     def test_the_warm_up_is_compared_and_not_counted(self):
         logits = np.zeros((1, 4), np.float32)
         taken = self.add((logits,), (logits,), counted=False)
