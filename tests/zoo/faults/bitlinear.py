@@ -19,7 +19,7 @@ def _bitlinear(
 
 def _rescale(name: str, family: int, what: str, taps: tuple[str, ...], value: str) -> EngineFault:
     """Another value than ``((float)d[i] - sum) / s * m->scale``."""
-    code = f"const int32_t *d = acc + c * n_rows; for (int i = 0; i < n_rows; i++) out[i] = {value};"
+    code = f"const int32_t *d = acc + c * n_rows; (void)d; for (int i = 0; i < n_rows; i++) out[i] = {value};"
     return _bitlinear(name, family, what, taps, "rescale", code)
 
 

@@ -120,12 +120,12 @@ FAULTS = (
                 layers=(),
                 edits={"head_done": "for (int64_t t = 0; t < n_rows; t++) for (int64_t i = 0; i < vocab; i++)"
                        " r->pass->logits[t * vocab + i] ="
-                       " zoo_dot_f16(e->model.output + i, vocab, b->head_in + t * dim, dim);"}),
+                       " zoo_dot_f16(e->model.output + i, vocab, e->buffers.head_in + t * dim, dim);"}),
     EngineFault("head-tied-by-mistake", 10, "the embedding multiplies although the file has its own head",
                 ("result_output",), layers=(), base="untied",
                 edits={"head_done": "for (int64_t t = 0; t < n_rows; t++) for (int64_t i = 0; i < vocab; i++)"
                        " r->pass->logits[t * vocab + i] = zoo_dot_f16(e->model.token_embd + i * dim, 1,"
-                       " b->head_in + t * dim, dim);"}),
+                       " e->buffers.head_in + t * dim, dim);"}),
     EngineFault("head-input-not-rounded", 12, "the head's input kept in float32 for a single row",
                 ("result_output",), layers=(),
                 edits={"head_input": "memcpy(input, normed, (size_t)dim * sizeof *input);"}),
