@@ -106,10 +106,11 @@ class Model:
         self._gguf = gguf
         self._tokenizer: Tokenizer | None = None
         self._engine: c_void_p | None = None
-        self._screens = self.weights.head.nbytes >= screen_from_bytes and self.config.dim <= MAX_DIM
+        self.searches_head = self.weights.head.nbytes >= screen_from_bytes and self.config.dim <= MAX_DIM
+        """Whether ``largest`` uses the compact copy of the head."""
         self._screen: Screen | None = None
         self._n_passes = 0
-        self._n_searches = 0
+        self._is_first_search = True
 
         kernel = kernel or os.environ.get(KERNEL_VARIABLE) or None
         options = _native.Options(
@@ -236,8 +237,9 @@ class Model:
         self._check(tokens, cache, ())
         if n < 0:
             raise InputError(f"{n} logits asked for, expected 0 (all) or more")
-        self._n_searches += 1
-        if self._screens and 0 < n <= min(MAX_TOP, self.config.vocab_size) and self._n_searches > 1:
+        is_first, self._is_first_search = self._is_first_search, False
+        can_search = self.searches_head and 0 < n <= min(MAX_TOP, self.config.vocab_size)
+        if can_search and (self._screen is not None or not is_first):
             return self._search(tokens, cache, n)
         logits = self.forward(tokens, cache).logits
         assert logits is not None

@@ -47,11 +47,17 @@ class Policy:
     """Least median ratio of the candidate's prompt speed to the reference's (``bench``)."""
     min_decode_ratio: float | None = None
     """The same of decoding."""
+    min_greedy_ratio: float | None = None
+    """The same of greedy decoding."""
 
     @property
     def min_ratios(self) -> dict[str, float]:
         """The ratios asked for, by name of the measure."""
-        asked = {"prefill": self.min_prefill_ratio, "decode": self.min_decode_ratio}
+        asked = {
+            "prefill": self.min_prefill_ratio,
+            "decode": self.min_decode_ratio,
+            "greedy": self.min_greedy_ratio,
+        }
         return {name: least for name, least in asked.items() if least is not None}
 
 

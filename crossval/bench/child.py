@@ -1,6 +1,7 @@
 """The child process that runs our engine while it is measured: its memory is its own, as bitnet.cpp's is.
 
-Same protocol as ``crossval.cpp.child``; commands ``load``, ``reset``, ``eval``, ``eval_each`` and ``counters``.
+Same protocol as ``crossval.cpp.child``; commands ``load``, ``reset``, ``eval``, ``eval_each``,
+``best_each`` and ``counters``.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Served:
             return {"counters": [vars(count) for count in runner.counters()]}, {}
         if command in ("eval", "eval_each"):
             return _evaluate(runner, request.arrays["token_ids"].tolist(), each=command == "eval_each")
+        if command == "best_each":
+            return _best_each(runner, request.arrays["token_ids"].tolist())
         raise ValueError(f"unknown command {command!r}")
 
     def _load(self, model: str, **options: Any) -> dict[str, Any]:
@@ -69,3 +72,13 @@ def _evaluate(runner: BitnetPyRunner, ids: list[int], *, each: bool) -> tuple[An
     passes = [runner.eval(part, ("result_output",)) for part in ([[one] for one in ids] if each else [ids])]
     logits = np.concatenate([one.taps["result_output"].array for one in passes])
     return {"elapsed_s": [one.elapsed_s for one in passes]}, {"result_output": logits}
+
+
+def _best_each(runner: BitnetPyRunner, ids: list[int]) -> tuple[Any, dict[str, Any]]:
+    import numpy as np
+
+    runner.prepare_best()
+    found = [runner.best(one) for one in ids]
+    tokens = np.array([token_id for token_id, _, _ in found], np.int32)
+    logits = np.array([logit for _, logit, _ in found], np.float32)
+    return {"elapsed_s": [elapsed_s for _, _, elapsed_s in found]}, {"ids": tokens, "logits": logits}

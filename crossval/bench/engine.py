@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -48,6 +49,15 @@ class Engine(Protocol):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         """End the process."""
+
+
+@dataclass(frozen=True)
+class BestToken:
+    """The token greedy decoding takes, and its logit."""
+
+    token_id: int
+    logit: float
+    elapsed_s: float
 
 
 class BitnetPyProcess:
@@ -144,6 +154,20 @@ class BitnetPyProcess:
         records = decode_records(ids, self._n_past, answer)
         self._n_past += len(ids)
         return records
+
+    def best_each(self, token_ids: Sequence[int]) -> list[BestToken]:
+        """Run one decode pass per token, in one request, and return the best next tokens, by ``Model.largest``.
+
+        Raises:
+            BadInputError: tokens the model cannot take.
+            EngineCrashError: the process ended.
+        """
+        ids = [int(token) for token in token_ids]
+        what = f"{len(ids)} greedy tokens from position {self._n_past}"
+        answer = self._request("best_each", None, {"token_ids": np.array(ids, np.int32)}, what=what)
+        self._n_past += len(ids)
+        found = zip(answer.arrays["ids"], answer.arrays["logits"], answer.header["elapsed_s"], strict=True)
+        return [BestToken(int(token_id), float(logit), elapsed_s) for token_id, logit, elapsed_s in found]
 
     def counters(self) -> list[KernelCount]:
         """Return the C library's own counters since the model was loaded."""

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 
 from bitnet_py.bench import peak_resident_bytes, random_ids
 from crossval.answers import Side
-from crossval.bench.engine import Engine
+from crossval.bench.engine import BitnetPyProcess, Engine
 
 LOGITS = ("result_output",)
 N_FIRST = 16
@@ -32,6 +33,7 @@ class Work:
     seed: int
     n_prompt: int
     n_decode: int
+    """Tokens per way of decoding."""
     n_rounds: int
     """Counted rounds; one more, the first, warms up."""
     n_threads: int
@@ -41,8 +43,8 @@ class Work:
 
     @property
     def n_context(self) -> int:
-        """Tokens the context has to hold."""
-        return max(self.n_prompt + self.n_decode, self.n_first)
+        """Tokens the context has to hold: what is decoded is decoded twice, the second time greedily."""
+        return max(self.n_prompt + 2 * self.n_decode, self.n_first)
 
     @cached_property
     def _ids(self) -> list[int]:
@@ -134,6 +136,28 @@ def _decode(running: Running, work: Work) -> Reading:
     return Reading(sum(times) if len(times) == work.n_decode else None, outputs)
 
 
+def _greedy_search(running: Running, work: Work) -> Reading:
+    """Our engine: the next token without all logits."""
+    assert isinstance(running.engine, BitnetPyProcess)
+    found = running.engine.best_each(work.decode_ids)
+    outputs = tuple(_choice(best.token_id, best.logit) for best in found)
+    return Reading(sum(best.elapsed_s for best in found), outputs)
+
+
+def _greedy_by_logits(running: Running, work: Work) -> Reading:
+    """The reference computes all logits, as it always does; choosing among them is not timed."""
+    records = running.engine.eval_each(work.decode_ids)
+    rows = [record.taps[LOGITS[0]].array[-1] for record in records]
+    times = [record.elapsed_s for record in records if record.elapsed_s is not None]
+    outputs = tuple(_choice(int(row.argmax()), row.max()) for row in rows)
+    return Reading(sum(times) if len(times) == work.n_decode else None, outputs)
+
+
+def _choice(token_id: int, logit: float) -> npt.NDArray[Any]:
+    """A token and its logit as one array, equal in every bit or not."""
+    return np.array([token_id, logit], np.float64)
+
+
 def _first_token(running: Running, work: Work) -> Reading:
     record = running.engine.eval(work.first_ids, LOGITS)
     return Reading(time.perf_counter() - running.started_s, (record.taps[LOGITS[0]].array,))
@@ -150,6 +174,11 @@ MEASURES = (
     ),
     Measure(
         "decode", "one token per pass", "tok/s", "round", _both(_decode),
+        n_tokens=lambda work: work.n_decode, n_passes=lambda work: work.n_decode, bounded=True, reads=True,
+    ),
+    Measure(
+        "greedy", "the same, best token only", "tok/s", "round",
+        {"candidate": _greedy_search, "reference": _greedy_by_logits},
         n_tokens=lambda work: work.n_decode, n_passes=lambda work: work.n_decode, bounded=True, reads=True,
     ),
     Measure(

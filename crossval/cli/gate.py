@@ -38,6 +38,12 @@ from crossval.gate import Check, Policy
     metavar="R",
     help="Least ratio of the speed of decoding to the reference's (bench).",
 )
+@click.option(
+    "--min-greedy-ratio",
+    type=click.FloatRange(0, min_open=True),
+    metavar="R",
+    help="Least ratio of the speed of greedy decoding to the reference's (bench).",
+)
 @click.option("--min-tokens", type=click.IntRange(1), metavar="N", help="Least tokens or steps compared.")
 @click.option("--require-bitwise", is_flag=True, help="Every row must be bit-equal.")
 @click.option("--require-live", is_flag=True, help="The reference must have run live.")

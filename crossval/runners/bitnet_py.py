@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+import numpy as np
+
 import bitnet_py
 from bitnet_py import _native
 from bitnet_py import taps as engine_taps
@@ -133,3 +135,22 @@ class BitnetPyRunner:
         if "result_output" in select and result.logits is not None:
             arrays["result_output"] = TapArray(result.logits, last)
         return PassRecord(plan, arrays, elapsed)
+
+    def prepare_best(self) -> None:
+        """Make what ``best`` searches with, where the model's head is large enough for that."""
+        if self.model.searches_head:
+            self.model.screen()
+
+    def best(self, token_id: int) -> tuple[int, np.float32, float]:
+        """Decode one token greedily: the best next token, its logit, and the seconds it took.
+
+        Raises ``BadInputError`` for a token the model cannot take.
+        """
+        cache = self._cache
+        assert cache is not None  # opened together with the model
+        begun = time.perf_counter()
+        try:
+            found = self.model.largest([token_id], cache, 1)
+        except InputError as error:
+            raise BadInputError(str(error)) from None
+        return int(found.ids[0]), found.logits[0], time.perf_counter() - begun

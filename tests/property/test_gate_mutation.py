@@ -250,6 +250,7 @@ UNPROVABLE_IN_BENCH = (
     "reference.numerics.fused_quantizer",
     "reference.numerics.simd_width",
     "thresholds.min_ratios.decode",
+    "thresholds.min_ratios.greedy",
     "thresholds.min_ratios.prefill",
 )
 """Fields of a benchmark's receipt that can be changed beyond those of a comparison."""

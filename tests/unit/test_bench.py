@@ -26,7 +26,7 @@ from crossval.runners.base import Numerics
 from crossval.runners.bitnet_cpp import decode_records
 from crossval.runners.bitnet_py import BitnetPyRunner
 
-PREFILL, DECODE, FIRST, MEMORY = MEASURES
+PREFILL, DECODE, GREEDY, FIRST, MEMORY = MEASURES
 
 
 class TestRead:
@@ -96,16 +96,16 @@ class TestFigures:
 
     def test_passes_of_the_warm_up_are_compared(self):
         work = samples.BENCH_WORK
-        assert [measure.n_values(work) for measure in MEASURES] == [3, 3, 3, 1]
-        assert [measure.n_compared(work) for measure in MEASURES] == [4, 8, 3, 0]
+        assert [measure.n_values(work) for measure in MEASURES] == [3, 3, 3, 3, 1]
+        assert [measure.n_compared(work) for measure in MEASURES] == [4, 8, 8, 3, 0]
 
     @pytest.mark.parametrize(
         ("changes", "verdict"),
         [
             ({}, "pass"),
-            ({"min_ratios": {"prefill": 2.0, "decode": 1.8}}, "pass"),
-            ({"min_ratios": {"prefill": 2.001, "decode": None}}, "fail"),
-            ({"min_ratios": {"prefill": None, "decode": 3.0}}, "fail"),
+            ({"min_ratios": {"prefill": 2.0, "decode": 1.8, "greedy": None}}, "pass"),
+            ({"min_ratios": {"prefill": 2.001, "decode": None, "greedy": None}}, "fail"),
+            ({"min_ratios": {"prefill": None, "decode": 3.0, "greedy": None}}, "fail"),
             ({"unequal": {"decode": 1}}, "fail"),
             ({"unequal": {"first_token": 1}}, "fail"),
             ({"raw": {"prefill": ((0.5, 0.4), (1.0, 0.6, 0.9))}}, "incomplete"),
@@ -113,7 +113,10 @@ class TestFigures:
             ({"read_s": ()}, "incomplete"),
             # what differs is worse than what is missing; a ratio of what is missing says nothing
             ({"raw": {"peak_memory": ((), ())}, "unequal": {"prefill": 4}}, "fail"),
-            ({"raw": {"peak_memory": ((), ())}, "min_ratios": {"prefill": 9.0, "decode": None}}, "incomplete"),
+            (
+                {"raw": {"peak_memory": ((), ())}, "min_ratios": {"prefill": 9.0, "decode": None, "greedy": None}},
+                "incomplete",
+            ),
         ],
     )
     def test_verdict(self, changes, verdict):
@@ -125,7 +128,7 @@ class TestFigures:
         assert figures.decide(dataclasses.replace(findings, taken=taken)) == "incomplete"
 
     def test_what_was_missed_is_named(self):
-        findings = samples.bench_findings(min_ratios={"prefill": 2.5, "decode": 1.0})
+        findings = samples.bench_findings(min_ratios={"prefill": 2.5, "decode": 1.0, "greedy": None})
         assert figures.missed(findings) == ["prefill: ratio 2.000, 2.5 asked for"]
 
 

@@ -67,11 +67,11 @@ def test_a_right_engine_passes(stranger: type[Stranger], model_path: Path, tmp_p
     out = tmp_path / "r.json"
     result = bench(model_path, "--receipt", out, "--min-decode-ratio", "0.0001", "--seed", "3")
     assert result.exit_code == 0, result.output
-    assert "PASS  12 of 12 passes compared, all logits equal in every bit" in result.stdout
+    assert "PASS  18 of 18 passes compared, all logits equal in every bit" in result.stdout
     assert result.stderr == ""
     made = receipt.read(out)
-    assert made["thresholds"] == {"min_ratios": {"prefill": None, "decode": 0.0001}}
-    assert made["coverage"] == {"required": 12, "compared": 12, "skipped": []}
+    assert made["thresholds"] == {"min_ratios": {"prefill": None, "decode": 0.0001, "greedy": None}}
+    assert made["coverage"] == {"required": 18, "compared": 18, "skipped": []}
     assert made["parity"]["exact_match_rate"] == 1.0
     assert made["parity"]["cpp_available"] is True
     assert len(made["prompt"]["token_ids"]) == 9
@@ -87,7 +87,7 @@ def test_a_right_engine_passes(stranger: type[Stranger], model_path: Path, tmp_p
     assert crossval("gate", out, "--min-decode-ratio", "1e6").exit_code == 1
     table = CliRunner().invoke(bench_table.main, [str(out)])
     assert table.exit_code == 0
-    assert table.stdout.count("\n") == 2 + 4
+    assert table.stdout.count("\n") == 2 + 5
     assert "| prefill 9 | tok/s |" in table.stdout
 
 
@@ -111,7 +111,7 @@ def test_another_result_is_no_benchmark(
     out = tmp_path / "r.json"
     result = bench(model_path, "--receipt", out)
     assert result.exit_code == 1, result.output
-    assert "FAIL  12 of 12 passes compared, 9 with equal logits" in result.stdout
+    assert "FAIL  18 of 18 passes compared, 15 with equal logits" in result.stdout
     made = receipt.read(out)
     assert made["results"]["measures"]["decode"]["passes"] == {"compared": 6, "equal": 3}
     assert failures(made) == ["verdict"]
@@ -253,7 +253,7 @@ def test_an_altered_receipt_is_refused(edit: Callable[[Receipt], None], check: s
     assert check in failures(made)
 
 
-@pytest.mark.parametrize("name", ["prefill", "decode"])
+@pytest.mark.parametrize("name", ["prefill", "decode", "greedy"])
 def test_the_policys_ratios(name: str) -> None:
     made = samples.bench_receipt()
     field = f"min_{name}_ratio"
@@ -270,13 +270,15 @@ def test_a_policy_file_may_demand_them(tmp_path: Path) -> None:
 
 
 def test_a_receipt_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    made = samples.bench_receipt(samples.bench_findings(min_ratios={"prefill": 3.0, "decode": None}))
+    made = samples.bench_receipt(
+        samples.bench_findings(min_ratios={"prefill": 3.0, "decode": None, "greedy": None})
+    )
     render.show_receipt(render.console(), made)
     shown = capsys.readouterr().out
     assert "prefill 5    tok/s" in shown
     assert "2.00 (1.50 to 2.00)" in shown
     assert "missed: prefill: ratio 2.000, 3 asked for" in shown
-    assert "FAIL  15 of 15 passes compared, all logits equal in every bit" in shown
+    assert "FAIL  23 of 23 passes compared, all logits equal in every bit" in shown
 
 
 def test_a_table_is_made_only_of_what_the_gate_passes(tmp_path: Path) -> None:
