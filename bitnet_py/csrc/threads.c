@@ -41,9 +41,11 @@ enum {
 };
 
 void bn_team_barrier(bn_team *team) {
-    if (team->n_active == 1) return;
+    /* read before arriving: after the last arrival the next job may set it already */
+    const int n_active = team->n_active;
+    if (n_active == 1) return;
     const unsigned phase = atomic_load_explicit(&team->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == team->n_active - 1) {
+    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == n_active - 1) {
         atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&team->phase, phase + 1, memory_order_release);
         return;
