@@ -7,12 +7,11 @@ resulting library through ``BITNET_LIBRARY`` as a kernel developer would.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import native_build
+from tests.native_build import ROOT
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,8 @@ def build(mistake: Mistake | TextMistake, folder: Path) -> Path:
         assert text.count(right) == 1, f"{mistake.name}: the source changed, adapt the mistake"
         text = text.replace(right, wrong)
     path.write_text(text)
-    scripts = Path(sysconfig.get_path("scripts"))
-    build_dir = folder / "build"
-    configure = [scripts / "cmake", "-S", source, "-B", build_dir, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
-    for command in (
-        [*configure, f"-DCMAKE_MAKE_PROGRAM={scripts / 'ninja'}"],
-        [scripts / "cmake", "--build", build_dir],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return build_dir / "libbitnet_native.so"
+    native_build.build(source, folder / "build")
+    return folder / "build" / native_build.LIBRARY
 
 
 SUB_NORM = "norm_and_quantize(r, b->kqv, w->attn_sub_norm, dim, n, b->attn_sub);"

@@ -7,16 +7,15 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
 from bitnet_py.taps import LAYER_TAPS, MODEL_TAPS
+from tests import native_build
+from tests.native_build import ROOT
 from tests.zoo.fault import EngineFault
 from tests.zoo.sites import ALWAYS, DAMAGEABLE, PLACES, SITES, Site
 
-ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "bitnet_py" / "csrc"
 ZOO_CSRC = Path(__file__).parent / "csrc"
 BUILDS = ROOT / "build" / "zoo"
@@ -126,7 +125,7 @@ def build(faults: Sequence[EngineFault]) -> Path:
     BUILDS.mkdir(parents=True, exist_ok=True)
     with (BUILDS / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test workers, one build
-        library = BUILDS / digest / "libbitnet_native.so"
+        library = BUILDS / digest / native_build.LIBRARY
         if not library.exists():
             for old in BUILDS.glob("*/"):
                 shutil.rmtree(old)
@@ -140,14 +139,5 @@ def _compile(folder: Path, cmake: str, sources: dict[str, str]) -> None:
     (folder / "source" / "CMakeLists.txt").write_text(cmake)
     for name, text in sources.items():
         (csrc / name).write_text(text)
-    tools = Path(sysconfig.get_path("scripts"))
-    ninja = tools / "ninja"
-    build_dir = folder / "build"
-    for command in (
-        [tools / "cmake", "-S", folder / "source", "-B", build_dir, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-         f"-DCMAKE_MAKE_PROGRAM={ninja}"],
-        [tools / "cmake", "--build", build_dir],
-    ):  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stdout + done.stderr
-    os.replace(build_dir / "libbitnet_native.so", folder / "libbitnet_native.so")
+    native_build.build(folder / "source", folder / "build")
+    os.replace(folder / "build" / native_build.LIBRARY, folder / native_build.LIBRARY)
