@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEMO_RECEIPT := build/demo-receipt.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types docs fetch-cpp record bench clean
+.PHONY: help demo test lint types docs fetch-cpp record bench sanitize tsan valgrind clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -28,7 +28,7 @@ test: $(INSTALLED)  ## Run all tests
 lint: $(INSTALLED)  ## Check style of Python and C
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror bitnet_py/csrc/*.c bitnet_py/csrc/*.h
+	$(BIN)/clang-format --dry-run --Werror bitnet_py/csrc/*.[ch] tests/csrc/*.[ch]
 
 types: $(INSTALLED)  ## Check types
 	$(BIN)/mypy
@@ -41,6 +41,15 @@ record: $(INSTALLED)  ## Record the goldens of the shipped model anew from live 
 
 bench: $(INSTALLED)  ## Measure our engine and live bitnet.cpp, interleaved
 	$(BIN)/crossval bench
+
+sanitize: $(INSTALLED)  ## Check the C library with AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/python -m tests.checked_library sanitize
+
+tsan: $(INSTALLED)  ## Check its threads with ThreadSanitizer
+	$(BIN)/python -m tests.checked_library tsan
+
+valgrind: $(INSTALLED)  ## Check its memory with valgrind: nothing uninitialised is read
+	$(BIN)/python -m tests.checked_library valgrind
 
 clean:  ## Remove everything that was built or installed here
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,138 @@
+/* What kernels_avx512vnni.c uses of AVX-512, written out in AVX2 and plain C from the definitions in Intel's
+ * intrinsics guide. Test builds put this header in front of that file (test_build.cmake), so that its bounds, its
+ * indices and its rounding order are tested on every x86-64 CPU with AVX2. An intrinsic that is missing here does
+ * not compile. What only a CPU with AVX-512 can show is whether the compiler's own intrinsics do the same. */
+#ifndef BN_EMULATED_AVX512_H
+#define BN_EMULATED_AVX512_H
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef struct {
+    __m256i half[2];
+} emulated_m512i;
+
+typedef struct {
+    __m256 half[2];
+} emulated_m512;
+
+typedef struct {
+    __m256d half[2];
+} emulated_m512d;
+
+/* Some compilers have macros where an argument must be a constant. */
+#undef _mm512_extractf64x4_pd
+#undef _mm512_inserti64x4
+
+#define bn_x86_has_avx512vnni bn_x86_has_avx2
+#define __m512 emulated_m512
+#define __m512d emulated_m512d
+#define __m512i emulated_m512i
+#define _mm512_add_ps emulated_add_ps
+#define _mm512_and_si512 emulated_and_si512
+#define _mm512_castps512_ps256 emulated_castps512_ps256
+#define _mm512_castps_pd emulated_castps_pd
+#define _mm512_castsi256_si512 emulated_castsi256_si512
+#define _mm512_cvtph_ps emulated_cvtph_ps
+#define _mm512_dpbusd_epi32 emulated_dpbusd_epi32
+#define _mm512_extractf64x4_pd emulated_extractf64x4_pd
+#define _mm512_fmadd_ps emulated_fmadd_ps
+#define _mm512_inserti64x4 emulated_inserti64x4
+#define _mm512_loadu_ps emulated_loadu_ps
+#define _mm512_loadu_si512 emulated_loadu_si512
+#define _mm512_reduce_add_epi32 emulated_reduce_add_epi32
+#define _mm512_set1_epi8 emulated_set1_epi8
+#define _mm512_setzero_ps emulated_setzero_ps
+#define _mm512_setzero_si512 emulated_setzero_si512
+#define _mm512_srli_epi16 emulated_srli_epi16
+#define _mm512_zextsi256_si512 emulated_zextsi256_si512
+
+/* ---- integers ------------------------------------------------------------------------------------------- */
+
+static inline __m512i _mm512_loadu_si512(const void *p) {
+    const __m256i *at = p;
+    return (__m512i){{_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)}};
+}
+
+static inline __m512i _mm512_setzero_si512(void) {
+    return (__m512i){{_mm256_setzero_si256(), _mm256_setzero_si256()}};
+}
+
+static inline __m512i _mm512_set1_epi8(char value) {
+    return (__m512i){{_mm256_set1_epi8(value), _mm256_set1_epi8(value)}};
+}
+
+/* The upper half is undefined; here it is never zero, so that a kernel that counts on it is seen. */
+static inline __m512i _mm512_castsi256_si512(__m256i low) { return (__m512i){{low, _mm256_set1_epi8(0x55)}}; }
+
+static inline __m512i _mm512_zextsi256_si512(__m256i low) { return (__m512i){{low, _mm256_setzero_si256()}}; }
+
+static inline __m512i _mm512_inserti64x4(__m512i a, __m256i b, int which) {
+    a.half[which] = b;
+    return a;
+}
+
+static inline __m512i _mm512_and_si512(__m512i a, __m512i b) {
+    return (__m512i){{_mm256_and_si256(a.half[0], b.half[0]), _mm256_and_si256(a.half[1], b.half[1])}};
+}
+
+static inline __m512i _mm512_srli_epi16(__m512i a, int bits) {
+    return (__m512i){{_mm256_srli_epi16(a.half[0], bits), _mm256_srli_epi16(a.half[1], bits)}};
+}
+
+/* Each lane gains four products of an unsigned and a signed byte, nothing saturates on the way. */
+static inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
+    uint32_t lanes[16];
+    uint8_t u[64];
+    int8_t s[64];
+    memcpy(lanes, &sum, sizeof sum);
+    memcpy(u, &a, sizeof a);
+    memcpy(s, &b, sizeof b);
+    for (int l = 0; l < 16; l++) {
+        int32_t products = 0;
+        for (int j = 0; j < 4; j++) products += u[4 * l + j] * s[4 * l + j];
+        lanes[l] += (uint32_t)products;
+    }
+    memcpy(&sum, lanes, sizeof sum);
+    return sum;
+}
+
+static inline int _mm512_reduce_add_epi32(__m512i a) {
+    uint32_t lanes[16], total = 0;
+    memcpy(lanes, &a, sizeof a);
+    for (int l = 0; l < 16; l++) total += lanes[l];
+    return (int)total;
+}
+
+/* ---- floats --------------------------------------------------------------------------------------------- */
+
+static inline __m512 _mm512_loadu_ps(const void *p) {
+    const float *at = p;
+    return (__m512){{_mm256_loadu_ps(at), _mm256_loadu_ps(at + 8)}};
+}
+
+static inline __m512 _mm512_setzero_ps(void) { return (__m512){{_mm256_setzero_ps(), _mm256_setzero_ps()}}; }
+
+static inline __m512 _mm512_cvtph_ps(__m256i a) {
+    return (__m512){{_mm256_cvtph_ps(_mm256_castsi256_si128(a)), _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))}};
+}
+
+static inline __m512 _mm512_add_ps(__m512 a, __m512 b) {
+    return (__m512){{_mm256_add_ps(a.half[0], b.half[0]), _mm256_add_ps(a.half[1], b.half[1])}};
+}
+
+static inline __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
+    return (__m512){
+        {_mm256_fmadd_ps(a.half[0], b.half[0], c.half[0]), _mm256_fmadd_ps(a.half[1], b.half[1], c.half[1])}};
+}
+
+static inline __m256 _mm512_castps512_ps256(__m512 a) { return a.half[0]; }
+
+static inline __m512d _mm512_castps_pd(__m512 a) {
+    return (__m512d){{_mm256_castps_pd(a.half[0]), _mm256_castps_pd(a.half[1])}};
+}
+
+static inline __m256d _mm512_extractf64x4_pd(__m512d a, int which) { return a.half[which]; }
+
+#endif

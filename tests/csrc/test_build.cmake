@@ -1,0 +1,25 @@
+# For test builds (BITNET_TEST_BUILD=ON), included by the top-level CMakeLists.txt: the library with the AVX-512 family
+# emulated in AVX2, and a program that exercises the library without Python. BITNET_TEST_OPTIONS are compiler and
+# linker options that come last, e.g. sanitizers; tests/checked_library.py sets them.
+set(BITNET_TEST_OPTIONS "" CACHE STRING "Compiler and linker options of a test build")
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+    set_source_files_properties(${src}/kernels_avx512vnni.c PROPERTIES COMPILE_OPTIONS
+        "-mavx2;-mfma;-mf16c;-include;${CMAKE_CURRENT_LIST_DIR}/emulated_avx512.h")
+endif()
+
+get_target_property(sources bitnet_native SOURCES)
+get_target_property(options bitnet_native COMPILE_OPTIONS)
+get_target_property(definitions bitnet_native COMPILE_DEFINITIONS)
+add_executable(checks EXCLUDE_FROM_ALL ${CMAKE_CURRENT_LIST_DIR}/checks.c ${sources})
+target_include_directories(checks PRIVATE ${src})
+target_compile_options(checks PRIVATE ${options})
+if(definitions)
+    target_compile_definitions(checks PRIVATE ${definitions})
+endif()
+target_link_libraries(checks PRIVATE Threads::Threads m)
+
+foreach(target bitnet_native checks)
+    target_compile_options(${target} PRIVATE ${BITNET_TEST_OPTIONS})
+    target_link_options(${target} PRIVATE ${BITNET_TEST_OPTIONS})
+endforeach()
