@@ -14,12 +14,13 @@ FAMILIES = _native.kernel_families()
 VECTOR = [f.name for f in FAMILIES if f.name != "scalar" and f.available]
 SEEDS = st.integers(0, 2**32 - 1)
 WIDTHS = st.sampled_from([8, 16])
+SKEWS = st.integers(0, 63)
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f.name != "scalar"], ids=lambda f: f.name)
 def test_this_cpu_can_test_the_family(family):
     if not family.available:
-        pytest.skip(f"kernel {family.name} untested here: this CPU lacks {family.description}")
+        pytest.skip(f"kernel {family.name} at most emulated here: this CPU lacks {family.description}")
     assert family.name in VECTOR
 
 
@@ -29,6 +30,15 @@ def bits(x: np.ndarray) -> np.ndarray:
 
 def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:
     np.testing.assert_array_equal(bits(a), bits(b))
+
+
+def unaligned(x: np.ndarray, skew: int) -> np.ndarray:
+    """Return a contiguous copy that starts ``skew`` items behind an address aligned to 64 bytes."""
+    room = np.empty(x.nbytes + 64 + skew * x.itemsize, np.uint8)
+    start = -room.ctypes.data % 64 + skew * x.itemsize
+    copy = room[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
 
 
 def pack(codes: np.ndarray) -> np.ndarray:
@@ -64,13 +74,14 @@ def test_scalar_i2s_dot_is_the_exact_integer(seed, rows, n_blocks, n_cols, extre
 
 @pytest.mark.parametrize("kernel", VECTOR)
 @settings(max_examples=80, deadline=None)
-@given(SEEDS, st.integers(1, 19), st.integers(1, 67), st.integers(1, 21), st.booleans())
-def test_i2s_dot_equals_numpy_at_odd_sizes_and_extremes(kernel, seed, rows, n_blocks, n_cols, extreme):
+@given(SEEDS, st.integers(1, 19), st.integers(1, 67), st.integers(1, 40), st.booleans(), SKEWS)
+def test_i2s_dot_equals_numpy_at_odd_sizes_and_extremes(kernel, seed, rows, n_blocks, n_cols, extreme, skew):
     codes, x = integer_case(seed, rows, n_blocks, n_cols, extreme)
     if extreme and codes[0, 0] == 3:
         codes[:] = 2  # 16-bit lanes are only promised for the codes that files hold
     expected = x.astype(np.int64) @ codes.T
-    np.testing.assert_array_equal(_native.i2s_dot(pack(codes), x, kernel=kernel), expected)
+    packed, x = unaligned(pack(codes), skew), unaligned(x, skew * 5 % 64)
+    np.testing.assert_array_equal(_native.i2s_dot(packed, x, kernel=kernel), expected)
 
 
 FLOATS = hnp.arrays(
@@ -94,9 +105,9 @@ def test_scalar_quantiser_is_bitnet_cpps_formula(x):
 @pytest.mark.parametrize("kernel", VECTOR)
 @pytest.mark.parametrize("fused", [False, True])
 @settings(max_examples=60, deadline=None)
-@given(FLOATS)
-def test_quantiser_equals_scalar(kernel, fused, x):
-    q, scale, total = _native.quantize(x, fused=fused, kernel=kernel)
+@given(FLOATS, SKEWS)
+def test_quantiser_equals_scalar(kernel, fused, x, skew):
+    q, scale, total = _native.quantize(unaligned(x, skew), fused=fused, kernel=kernel)
     q0, scale0, total0 = _native.quantize(x, fused=fused, kernel="scalar")
     np.testing.assert_array_equal(q, q0)
     assert (scale, total) == (scale0, total0)
@@ -140,15 +151,14 @@ def test_scalar_dot_is_within_the_bound_of_its_reduction(seed, rows, n, width):
 
 @pytest.mark.parametrize("kernel", VECTOR)
 @settings(max_examples=80, deadline=None)
-@given(SEEDS, st.integers(1, 9), st.integers(1, 300), WIDTHS, st.booleans())
-def test_dots_equal_scalar(kernel, seed, rows, n, width, tiled):
+@given(SEEDS, st.integers(1, 9), st.integers(1, 300), WIDTHS, st.booleans(), SKEWS)
+def test_dots_equal_scalar(kernel, seed, rows, n, width, tiled, skew):
     if tiled:
         n = (n + 15) // 16 * 16
     a, b = half_case(seed, rows, n)
     arguments = {"simd_width": width, "tiled": tiled}
-    assert_same_bits(
-        _native.dots(a, b, kernel=kernel, **arguments), _native.dots(a, b, kernel="scalar", **arguments)
-    )
+    got = _native.dots(unaligned(a, skew), unaligned(b, skew * 5 % 64), kernel=kernel, **arguments)
+    assert_same_bits(got, _native.dots(a, b, kernel="scalar", **arguments))
 
 
 def test_the_two_widths_and_the_two_shapes_differ_somewhere():
@@ -192,13 +202,14 @@ def test_softmax_equals_scalar(kernel, scores, width):
 
 @pytest.mark.parametrize("kernel", VECTOR)
 @settings(max_examples=40, deadline=None)
-@given(SEEDS, st.integers(1, 70))
-def test_rope_equals_scalar(kernel, seed, half):
+@given(SEEDS, st.integers(1, 70), SKEWS)
+def test_rope_equals_scalar(kernel, seed, half, skew):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(2 * half).astype(np.float32)
     angle = rng.uniform(0, 4000, half)
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-    assert_same_bits(_native.rope(x, cos, sin, kernel=kernel), _native.rope(x, cos, sin, kernel="scalar"))
+    got = _native.rope(unaligned(x, skew), unaligned(cos, 1), unaligned(sin, 2), kernel=kernel)
+    assert_same_bits(got, _native.rope(x, cos, sin, kernel="scalar"))
 
 
 ANY_FLOAT = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -239,6 +250,16 @@ def test_rescale_is_its_formula_in_binary32(kernel, seed, n, total, scale):
 def every_half() -> np.ndarray:
     values = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     return values[~np.isnan(values)]
+
+
+@pytest.mark.parametrize("kernel", VECTOR)
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.integers(1, 70), SKEWS)
+def test_half_conversions_equal_scalar_at_odd_lengths(kernel, seed, n, skew):
+    x = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
+    half = x.astype(np.float16)
+    assert_same_bits(_native.to_f16(unaligned(x, skew), kernel=kernel), half)
+    assert_same_bits(_native.from_f16(unaligned(half, skew), kernel=kernel), half.astype(np.float32))
 
 
 @pytest.mark.parametrize("kernel", [*VECTOR, "scalar"])
