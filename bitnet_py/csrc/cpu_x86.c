@@ -1,6 +1,7 @@
 #include "kernels_x86.h"
 
 #include <cpuid.h>
+#include <pthread.h>
 #include <stdint.h>
 
 enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };     /* leaf 1, ecx */
@@ -14,10 +15,12 @@ typedef struct {
     uint64_t state;
 } features;
 
-static features detect(void) {
-    features f = {0};
+static features f;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void ask(void) {
     uint32_t a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return;
     f.leaf1_ecx = c;
     if (c & OSXSAVE) {
         uint32_t low, high;
@@ -28,17 +31,15 @@ static features detect(void) {
         f.leaf7_ebx = b;
         f.leaf7_ecx = c;
     }
-    return f;
 }
 
 int bn_x86_has_avx2(void) {
-    const features f = detect();
+    pthread_once(&once, ask); /* a virtual machine takes microseconds for each CPUID */
     return (f.leaf1_ecx & FMA) && (f.leaf1_ecx & F16C) && (f.leaf7_ebx & AVX2) &&
            (f.state & STATE_AVX) == STATE_AVX;
 }
 
 int bn_x86_has_avx512vnni(void) {
-    const features f = detect();
     return bn_x86_has_avx2() && (f.leaf7_ebx & AVX512F) && (f.leaf7_ebx & AVX512BW) && (f.leaf7_ebx & AVX512VL) &&
            (f.leaf7_ecx & AVX512_VNNI) && (f.state & STATE_AVX512) == STATE_AVX512;
 }
