@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEMO_RECEIPT := build/demo-receipt.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types docs fetch-cpp record bench sanitize tsan valgrind clean
+.PHONY: help demo test lint types docs fetch-cpp record bench bench-kernels sanitize tsan valgrind clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -41,6 +41,9 @@ record: $(INSTALLED)  ## Record the goldens of the shipped model anew from live 
 
 bench: $(INSTALLED)  ## Measure our engine and live bitnet.cpp, interleaved
 	$(BIN)/crossval bench
+
+bench-kernels: $(INSTALLED)  ## Measure every kernel, instruction sets side by side
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-max-time=0.3 --benchmark-columns=min,median,iqr,rounds
 
 sanitize: $(INSTALLED)  ## Check the C library with AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/python -m tests.checked_library sanitize
