@@ -18,23 +18,30 @@ from tests.native_build import ROOT, build
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """One replacement in one place of a source file, and the words by which the check has to report it."""
+class Edit:
+    """One replacement in one place of a source file."""
 
     name: str
     file: str
-    right: str
-    wrong: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mistake(Edit):
+    """A mistake, and the words by which the check has to report it."""
+
     report: str
 
 
 @dataclass(frozen=True)
 class Check:
-    """How the program is compiled and started."""
+    """How the program is compiled and started, and what of the sources is changed to see more."""
 
     options: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
     command: tuple[str, ...] = ()
+    instruments: tuple[Edit, ...] = ()
 
 
 class MissingTool(Exception):
@@ -42,6 +49,25 @@ class MissingTool(Exception):
 
 
 DEBUG = ("-O1", "-g", "-fno-omit-frame-pointer")
+
+# All activations lie in one allocation, where AddressSanitizer cannot tell one buffer from the next.
+RED_ZONES = (
+    Edit(
+        "AddressSanitizer's interface",
+        "engine.c",
+        "#include <math.h>\n",
+        "#include <math.h>\n#include <sanitizer/asan_interface.h>\n",
+    ),
+    Edit(
+        "a red zone after every activation buffer",
+        "engine.c",
+        "    a->used += (n * item + 63) / 64 * 64;\n",
+        """    const size_t size = n * item, room = (size + 63) / 64 * 64 + 64;
+    if (p) __asan_poison_memory_region((char *)p + size, room - size);
+    a->used += room;
+""",
+    ),
+)
 
 CHECKS = {
     "sanitize": Check(
@@ -53,6 +79,13 @@ CHECKS = {
                 "out[i] = bn_half_to_float(x[i]);",
                 "out[i] = bn_half_to_float(x[i]) + 0 * bn_half_to_float(x[i + 1]);",
                 "heap-buffer-overflow",
+            ),
+            Mistake(
+                "an operation reads one element past its activations",
+                "forward.c",
+                "for (int64_t i = 0; i < n; i++) sum += (double)(x[i] * x[i]);",
+                "for (int64_t i = 0; i <= n; i++) sum += (double)(x[i] * x[i]);",
+                "use-after-poison",
             ),
             Mistake(
                 "the AVX-512 dot takes a last single block for a pair",
@@ -76,6 +109,7 @@ CHECKS = {
                 "detected memory leaks",
             ),
         ),
+        instruments=RED_ZONES,
     ),
     "tsan": Check(
         (*DEBUG, "-fsanitize=thread"),
@@ -135,31 +169,28 @@ def require_tools(check: Check, folder: Path) -> None:
             raise MissingTool(f"an empty program does not get through {Path(command[0]).name}: {said[0]}")
 
 
-def run(check: Check, folder: Path, source: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Build the program from ``source`` below ``folder`` and run it; stdout holds all it and the check said."""
-    options = ";".join(check.options)
-    build(source, folder, "-DBITNET_TEST_BUILD=ON", f"-DBITNET_TEST_OPTIONS={options}", target="checks")
-    return subprocess.run(
-        [*check.command, folder / "checks"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=240,
-    )
-
-
-def run_broken(check: Check, mistake: Mistake, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the check on a copy of the sources with the mistake in it."""
+def run(check: Check, folder: Path, mistake: Mistake | None = None) -> subprocess.CompletedProcess[str]:
+    """Build the program from a copy of the sources and run it; stdout holds all that it and the check said."""
     shutil.rmtree(folder, ignore_errors=True)  # nothing of an earlier mistake
     source = folder / "source"
     for part in ("bitnet_py/csrc", "tests/csrc"):
         shutil.copytree(ROOT / part, source / part)
     shutil.copy(ROOT / "CMakeLists.txt", source)
-    path = source / "bitnet_py" / "csrc" / mistake.file
-    text = path.read_text()
-    assert text.count(mistake.right) == 1, f"{mistake.name}: the source changed, adapt the mistake"
-    path.write_text(text.replace(mistake.right, mistake.wrong))
-    return run(check, folder / "build", source)
+    for edit in (*check.instruments, *([mistake] if mistake else [])):
+        path = source / "bitnet_py" / "csrc" / edit.file
+        text = path.read_text()
+        assert text.count(edit.old) == 1, f"{edit.name}: the source changed, adapt the edit"
+        path.write_text(text.replace(edit.old, edit.new))
+    options = ";".join(check.options)
+    build_dir = folder / "build"
+    build(source, build_dir, "-DBITNET_TEST_BUILD=ON", f"-DBITNET_TEST_OPTIONS={options}", target="checks")
+    return subprocess.run(
+        [*check.command, build_dir / "checks"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
 
 
 def main(name: str) -> int:
@@ -170,13 +201,13 @@ def main(name: str) -> int:
     except MissingTool as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 3
-    done = run(check, folder / "build")
+    done = run(check, folder / "whole")
     print(done.stdout, end="")
     if done.returncode != 0:
         return 1
     blind = 0
     for mistake in check.mistakes:
-        broken = run_broken(check, mistake, folder / "broken")
+        broken = run(check, folder / "broken", mistake)
         seen = broken.returncode != 0 and mistake.report in broken.stdout
         blind += not seen
         print(f"{'seen' if seen else 'NOT SEEN'}: {mistake.name}")
