@@ -136,7 +136,7 @@ _STATUS_FUNCTIONS: dict[str, list[Any]] = {
     "bn_engine_create": [POINTER(ModelStruct), POINTER(Options), POINTER(c_void_p)],
     "bn_engine_forward": [c_void_p, POINTER(Pass)],
     "bn_engine_build_screen": [c_void_p, c_int64, c_int64, POINTER(ScreenStruct)],
-    "bn_engine_last_logits": [c_void_p, c_void_p],
+    "bn_engine_last_logits": [c_void_p, c_int64, c_int64, c_void_p],
     "bn_engine_counters": [c_void_p, POINTER(Counter), c_int, POINTER(c_int)],
     "bn_kernel_i2s_dot": [c_char_p, c_void_p, c_int64, c_int, c_void_p, c_int, c_void_p],
     "bn_kernel_quantize": [
@@ -156,7 +156,7 @@ _STATUS_FUNCTIONS: dict[str, list[Any]] = {
     "bn_kernel_top": [c_char_p, c_int, c_void_p, c_int64, c_int64, c_void_p, POINTER(TopStruct)],
     "bn_kernel_to_f16": [c_char_p, c_void_p, c_int64, c_void_p],
     "bn_kernel_from_f16": [c_char_p, c_void_p, c_int64, c_void_p],
-    "bn_read": [c_void_p, c_int64, c_int, POINTER(c_uint64)],
+    "bn_read": [c_void_p, c_int64, c_int, c_int, POINTER(c_uint64)],
 }  # fmt: skip
 
 
@@ -262,14 +262,17 @@ def _name(kernel: str | None) -> bytes | None:
     return None if kernel is None else kernel.encode()
 
 
-def read(words: npt.NDArray[np.uint64], n_threads: int) -> int:
-    """Read words ``(n,)`` with ``n_threads`` threads and return their sum modulo 2**64; the caller takes the time.
+def read(words: npt.NDArray[np.uint64], n_threads: int, *, n_passes: int = 1) -> int:
+    """Read words ``(n,)`` with ``n_threads`` threads, ``n_passes`` times; the caller takes the time.
+
+    Returns:
+        the sum of all words read, modulo 2**64.
 
     Raises:
         NativeError: no words, or not between 1 and 1024 threads.
     """
     total = c_uint64()
-    call("bn_read", address(words), words.size, n_threads, byref(total))
+    call("bn_read", address(words), words.size, n_passes, n_threads, byref(total))
     return total.value
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from ctypes import byref, c_int, c_void_p, pointer
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,11 @@ from bitnet_py.config import ModelConfig
 from bitnet_py.errors import InputError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.logits import check_logits, largest
-from bitnet_py.screen import MAX_DIM, MAX_TOP, Screen
-from bitnet_py.tokenizer import Tokenizer
+from bitnet_py.screen import HEAD_ROWS_AT_ONCE, MAX_DIM, MAX_TOP, Screen
 from bitnet_py.weights import I2SMatrix, LayerWeights, Weights
+
+if TYPE_CHECKING:
+    from bitnet_py.tokenizer import Tokenizer
 
 KERNEL_VARIABLE = "BITNET_KERNEL"
 """Environment variable that forces a kernel family; an unknown or unavailable one is an error."""
@@ -176,6 +178,8 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the model file, built on first use. Raises ``TokenizerError`` when unusable."""
         if self._tokenizer is None:
+            from bitnet_py.tokenizer import Tokenizer  # tens of milliseconds, and many uses need none
+
             self._tokenizer = Tokenizer.from_gguf(self._gguf)
         return self._tokenizer
 
@@ -262,8 +266,12 @@ class Model:
         def all_logits() -> Float32Array:
             if self._n_passes != pass_index:
                 raise RuntimeError("the model has gone on: all logits can be had only until its next pass")
-            row = np.empty(self.config.vocab_size, np.float32)
-            _native.call("bn_engine_last_logits", self._handle(), _native.address(row))
+            head = self.weights.head
+            row = np.empty(len(head), np.float32)
+            for first in range(0, row.size, HEAD_ROWS_AT_ONCE):
+                part = row[first : first + HEAD_ROWS_AT_ONCE]
+                _native.call("bn_engine_last_logits", self._handle(), first, part.size, _native.address(part))
+                self._gguf.release_pages(head[first : first + part.size])
             return row
 
         return Largest(ids, logits, found.n_rescored, all_logits)

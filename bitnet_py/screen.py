@@ -21,7 +21,8 @@ MAX_TOP = 256
 """Most logits one search can return."""
 MAX_DIM = 65536
 """Largest dim whose integer products fit 32 bits."""
-_ROWS_PER_CHUNK = 8192
+HEAD_ROWS_AT_ONCE = 8192
+"""When the whole head is read beside the copy, its pages are given back after this many rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +55,9 @@ class Screen:
         """
         screen = cls.empty(vocab_size, dim)
         struct = screen.struct()
-        for first in range(0, vocab_size, _ROWS_PER_CHUNK):
-            n = min(_ROWS_PER_CHUNK, vocab_size - first)
+        for first in range(0, vocab_size, HEAD_ROWS_AT_ONCE):
+            n = min(HEAD_ROWS_AT_ONCE, vocab_size - first)
+            screen.codes[first : first + n, 0] = 0  # pages come faster when one thread asks for them
             _native.call("bn_engine_build_screen", engine, first, n, struct)
             if after is not None:
                 after(first, n)

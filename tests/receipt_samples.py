@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_py.bench import READ_BUFFER_BYTES
+from bitnet_py.bench import READ_BUFFER_BYTES, READ_PASSES
 from crossval import (
     causal,
     causal_receipt,
@@ -494,7 +494,7 @@ def bench_findings(
         "work": work,
         "kernel": None,
         "taken": taken,
-        "read_buffer_bytes": READ_BUFFER_BYTES,
+        "read_bytes": READ_BUFFER_BYTES * READ_PASSES,
         "read_s": (0.01, 0.011, 0.009),
         "min_ratios": {"prefill": 1.2, "decode": None, "greedy": None},
     }

@@ -151,7 +151,7 @@ BN_API uint64_t bn_libm_digest(void);
 
 /* Reads n words with n_threads threads, each its share from end to end, and gives their sum modulo 2^64. The
  * caller takes the time: what this machine can read, for comparison with what a pass reads. */
-BN_API int bn_read(const uint64_t *data, int64_t n, int n_threads, uint64_t *sum);
+BN_API int bn_read(const uint64_t *data, int64_t n, int n_passes, int n_threads, uint64_t *sum);
 
 /* Kernel families, best first. `available` is 0 when this CPU or OS cannot run it. */
 BN_API int bn_kernel_count(void);
@@ -163,8 +163,9 @@ BN_API const char *bn_engine_kernel(const bn_engine *engine);
 BN_API int bn_engine_forward(bn_engine *engine, const bn_pass *pass);
 /* Fills rows [first_row, first_row + n_rows) of a screen from the head. dim must be at most BN_MAX_SCREEN_DIM. */
 BN_API int bn_engine_build_screen(bn_engine *engine, int64_t first_row, int64_t n_rows, const bn_screen *out);
-/* All logits of the last output row of the last pass: [vocab_size]. An error when that pass had no output. */
-BN_API int bn_engine_last_logits(bn_engine *engine, float *logits);
+/* Logits [first_row, first_row + n_rows) of the last output row of the last pass, written from logits[0]. An error
+ * when that pass had no output. */
+BN_API int bn_engine_last_logits(bn_engine *engine, int64_t first_row, int64_t n_rows, float *logits);
 /* Writes up to `capacity` counters and their number to *count. */
 BN_API int bn_engine_counters(const bn_engine *engine, bn_counter *out, int capacity, int *count);
 

@@ -212,17 +212,22 @@ static int reserve_search(bn_engine *e, const bn_top *top) {
     return BN_OK;
 }
 
+static int rows_ok(const bn_engine *e, int64_t first_row, int64_t n_rows) {
+    return first_row >= 0 && n_rows >= 0 && n_rows <= e->model.vocab_size &&
+           first_row <= e->model.vocab_size - n_rows;
+}
+
 int bn_engine_build_screen(bn_engine *e, int64_t first_row, int64_t n_rows, const bn_screen *out) {
     if (!screen_ok(e, out)) return fail(BN_ERR_ARGUMENT, "a screen needs four buffers and a dim it can hold");
-    if (first_row < 0 || n_rows < 0 || first_row > e->model.vocab_size - n_rows)
-        return fail(BN_ERR_ARGUMENT, "rows outside the head");
+    if (!rows_ok(e, first_row, n_rows)) return fail(BN_ERR_ARGUMENT, "rows outside the head");
     bn_build_screen(e, first_row, n_rows, out);
     return BN_OK;
 }
 
-int bn_engine_last_logits(bn_engine *e, float *logits) {
+int bn_engine_last_logits(bn_engine *e, int64_t first_row, int64_t n_rows, float *logits) {
     if (!e->has_head_input) return fail(BN_ERR_ARGUMENT, "the last pass computed no output row");
-    bn_last_logits(e, logits);
+    if (!rows_ok(e, first_row, n_rows)) return fail(BN_ERR_ARGUMENT, "rows outside the head");
+    bn_last_logits(e, first_row, n_rows, logits);
     return BN_OK;
 }
 

@@ -87,6 +87,6 @@ static inline int64_t bn_pad32(int64_t n) { return (n + 31) / 32 * 32; }
 /* Run by engine.c on validated arguments; the buffers are large enough. */
 void bn_forward(bn_engine *engine, const bn_pass *pass);
 void bn_build_screen(bn_engine *engine, int64_t first_row, int64_t n_rows, const bn_screen *out);
-void bn_last_logits(bn_engine *engine, float *logits);
+void bn_last_logits(bn_engine *engine, int64_t first_row, int64_t n_rows, float *logits);
 
 #endif

@@ -21,7 +21,7 @@ enum { BLOCKS_PER_FLUSH = 16 };
 
 /* One row is one stream from memory: rows taken in groups make four, and halve the bandwidth. The hardware
  * prefetcher stops at every page of the mapped file; asking this far ahead crosses pages in time. */
-enum { PREFETCH_TERNARY = 4096, PREFETCH_HALF = 1024, PREFETCH_CODES = 4096 };
+enum { PREFETCH_TERNARY = 4096, PREFETCH_HALF = 1024, PREFETCH_CODES = 1024 };
 
 static inline __m256i flush_i16(__m256i acc_i32, __m256i acc_i16) {
     return _mm256_add_epi32(acc_i32, _mm256_madd_epi16(acc_i16, _mm256_set1_epi16(1)));
@@ -256,6 +256,7 @@ void bn_avx2_screen_row(const uint16_t *row, int64_t n, int8_t *codes, float *sc
     /* the maximum with a NaN is its second operand; a NaN in the row has to stay */
     __m256 nan8 = _mm256_setzero_ps();
     for (int64_t i = 0; i < n; i += 8) {
+        if (i % 32 == 0) _mm_prefetch((const char *)(row + i) + PREFETCH_HALF, _MM_HINT_T0);
         const __m256 a = _mm256_and_ps(load_half_8(row + i), magnitude);
         top8 = _mm256_max_ps(a, top8);
         nan8 = _mm256_or_ps(nan8, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
@@ -280,10 +281,11 @@ void bn_avx2_screen_row(const uint16_t *row, int64_t n, int8_t *codes, float *sc
             code[j] = _mm256_cvtps_epi32(_mm256_and_ps(c, usable));
             const __m256 e = _mm256_fnmadd_ps(step, _mm256_cvtepi32_ps(code[j]), a);
             error_squares = _mm256_fmadd_ps(e, e, error_squares);
-            code_squares = _mm256_add_epi32(code_squares, _mm256_mullo_epi32(code[j], code[j]));
         }
-        const __m256i packed =
-            _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]), _mm256_packs_epi32(code[2], code[3]));
+        const __m256i low = _mm256_packs_epi32(code[0], code[1]), high = _mm256_packs_epi32(code[2], code[3]);
+        code_squares = _mm256_add_epi32(code_squares, _mm256_madd_epi16(low, low));
+        code_squares = _mm256_add_epi32(code_squares, _mm256_madd_epi16(high, high));
+        const __m256i packed = _mm256_packs_epi16(low, high);
         _mm256_storeu_si256((__m256i *)(codes + i), _mm256_permutevar8x32_epi32(packed, order));
     }
     bn_finish_screen_row(top, sum_halving_8(error_squares), sum_i32x8(code_squares), n, scale, error, norm);

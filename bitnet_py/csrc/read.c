@@ -10,6 +10,7 @@ enum { LANES = 16 }; /* independent sums, so that loads do not wait for addition
 typedef struct {
     const uint64_t *data;
     int64_t n;
+    int n_passes;   /* over the whole buffer, so that starting the threads does not count */
     uint64_t *sums; /* [n_members] */
 } reading;
 
@@ -18,10 +19,12 @@ static inline __attribute__((always_inline)) void read_share(const reading *r, i
     uint64_t lanes[LANES] = {0}, sum = 0;
     int64_t lo, hi;
     bn_share(r->n, LANES, member, n_members, &lo, &hi);
-    int64_t i = lo;
-    for (; i + LANES <= hi; i += LANES)
-        for (int lane = 0; lane < LANES; lane++) lanes[lane] += r->data[i + lane];
-    for (; i < hi; i++) sum += r->data[i];
+    for (int pass = 0; pass < r->n_passes; pass++) {
+        int64_t i = lo;
+        for (; i + LANES <= hi; i += LANES)
+            for (int lane = 0; lane < LANES; lane++) lanes[lane] += r->data[i + lane];
+        for (; i < hi; i++) sum += r->data[i];
+    }
     for (int lane = 0; lane < LANES; lane++) sum += lanes[lane];
     r->sums[member] = sum;
 }
@@ -39,11 +42,11 @@ __attribute__((target("avx2"))) static void read_avx2(void *argument, int member
 static bn_job best_read(void) { return bn_x86_has_avx2() ? read_avx2 : read_portable; }
 #endif
 
-int bn_read(const uint64_t *data, int64_t n, int n_threads, uint64_t *sum) {
+int bn_read(const uint64_t *data, int64_t n, int n_passes, int n_threads, uint64_t *sum) {
     enum { MOST_THREADS = 1024 };
     uint64_t sums[MOST_THREADS];
-    if (!data || n < 1 || n_threads < 1 || n_threads > MOST_THREADS) {
-        bn_set_error("a read needs a buffer, and between 1 and %d threads", MOST_THREADS);
+    if (!data || n < 1 || n_passes < 1 || n_threads < 1 || n_threads > MOST_THREADS) {
+        bn_set_error("a read needs a buffer, a pass, and between 1 and %d threads", MOST_THREADS);
         return BN_ERR_ARGUMENT;
     }
     bn_team *team = bn_team_create(n_threads);
@@ -51,7 +54,7 @@ int bn_read(const uint64_t *data, int64_t n, int n_threads, uint64_t *sum) {
         bn_set_error("could not start the worker threads");
         return BN_ERR_THREAD;
     }
-    reading r = {data, n, sums};
+    reading r = {data, n, n_passes, sums};
     bn_team_run(team, n_threads, best_read(), &r);
     bn_team_free(team);
     *sum = 0;

@@ -34,7 +34,7 @@ class BenchFindings:
     """Kernel family of the candidate that was asked for."""
     taken: Mapping[str, Taken]
     """By name of the measure."""
-    read_buffer_bytes: int
+    read_bytes: int
     read_s: tuple[float, ...]
     """Fastest streaming read of the buffer, per round."""
     min_ratios: Mapping[str, float | None]
@@ -68,7 +68,7 @@ def read_rates(measure: Measure, work: Work, taken: Taken) -> list[float]:
 
 def machine_rates(findings: BenchFindings) -> list[float]:
     """Return, round by round, the bytes per second that a streaming read got."""
-    return [findings.read_buffer_bytes / seconds for seconds in findings.read_s]
+    return [findings.read_bytes / seconds for seconds in findings.read_s]
 
 
 def n_required(findings: BenchFindings) -> int:

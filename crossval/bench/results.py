@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from bitnet_py.bench import READ_BUFFER_BYTES, spread
+from bitnet_py.bench import READ_BUFFER_BYTES, READ_PASSES, spread
 from crossval.answers import Side
 from crossval.bench.figures import (
     BenchFindings,
@@ -42,7 +42,7 @@ def to_json(findings: BenchFindings) -> dict[str, Any]:
         "work": {**work, "kernel": findings.kernel},
         "measures": {measure.name: _measure(measure, findings) for measure in MEASURES},
         "machine": {
-            "buffer_bytes": findings.read_buffer_bytes,
+            "read_bytes": findings.read_bytes,
             "read_s": list(findings.read_s),
             "bytes_per_s": _spread(machine_rates(findings)),
         },
@@ -118,7 +118,7 @@ def from_json(receipt: Receipt) -> BenchFindings:
         work=Work(**given, vocab_size=receipt["model"]["shape"]["vocab_size"]),
         kernel=kernel,
         taken={measure.name: _taken(results["measures"][measure.name]) for measure in MEASURES},
-        read_buffer_bytes=results["machine"]["buffer_bytes"],
+        read_bytes=results["machine"]["read_bytes"],
         read_s=tuple(results["machine"]["read_s"]),
         min_ratios=receipt["thresholds"]["min_ratios"],
     )
@@ -154,9 +154,9 @@ def workload(receipt: Receipt) -> list[str]:
             f"{work.n_processes} fresh processes on {work.n_first} tokens, "
             f"this version takes {N_PROCESSES} on {N_FIRST}"
         )
-    if findings.read_buffer_bytes != READ_BUFFER_BYTES:
+    if findings.read_bytes != READ_BUFFER_BYTES * READ_PASSES:
         complaints.append(
-            f"a buffer of {findings.read_buffer_bytes} bytes, this version reads {READ_BUFFER_BYTES}"
+            f"{findings.read_bytes} bytes read, this version reads {READ_BUFFER_BYTES * READ_PASSES}"
         )
     if ids != work.prompt_ids:
         complaints.append("prompt.token_ids are not those that seed, length and vocabulary give")

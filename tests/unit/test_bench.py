@@ -35,6 +35,7 @@ class TestRead:
     def test_every_word_is_read_once(self, n, n_threads):
         words = np.random.default_rng(n).integers(0, 2**64, n, np.uint64)
         assert _native.read(words, n_threads) == sum(words.tolist()) % 2**64
+        assert _native.read(words, n_threads, n_passes=3) == 3 * sum(words.tolist()) % 2**64
 
     @pytest.mark.parametrize(("n", "n_threads"), [(0, 1), (8, 0), (8, -1), (8, 1025)])
     def test_what_cannot_be_read_is_an_error(self, n, n_threads):
@@ -42,8 +43,8 @@ class TestRead:
             _native.read(np.ones(n, np.uint64), n_threads)
 
     def test_a_read_takes_time(self):
-        test = ReadTest(2, n_bytes=1 << 20)
-        assert test.n_bytes == 1 << 20
+        test = ReadTest(2, buffer_bytes=1 << 20)
+        assert test.n_bytes == 4 << 20
         assert test.seconds() > 0
 
 
