@@ -112,9 +112,6 @@ def run_bench(
             if index:
                 time.sleep(REST_S)
                 read_s.append(reads.seconds())
-        for measure in _of("run"):
-            found = {side: measure.run[side](running[side], work) for side in SIDES}
-            tallies[measure.name].add(found, {}, counted=True)
         counters = _counters(running["candidate"])
     for index in range(work.n_processes):
         progress("fresh processes", 1 + work.n_rounds + index, total)
