@@ -1,0 +1,130 @@
+"""How this engine's cost grows: prompt length, context, threads, layers, width; a Markdown table each.
+
+    python bench/growth.py [--model MODEL] [--rounds 3]
+
+``--model`` is for length, context and threads (default: the shipped one); layers and width are measured on
+synthetic models made for it. Within a question the settings take turns, so that a changing machine treats
+them alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from bitnet_py import Model, synth
+from bitnet_py.bench import random_ids
+from bitnet_py.model import available_cores
+from bitnet_py.resources import default_model_path
+
+LENGTHS = (16, 64, 256, 1024, 4096)
+CONTEXTS = (128, 512, 2048, 4096)
+LAYERS = (2, 4, 8, 16)
+DIMS = (512, 1024, 2048, 4096)
+N_PROMPT = 64
+N_DECODE = 8
+
+Timing = Callable[[], float]
+
+
+def prefill_s(model: Model, n_tokens: int) -> float:
+    """Seconds of a prompt, in an empty cache."""
+    ids = random_ids(0, n_tokens, model.config.vocab_size)
+    cache = model.new_cache()
+    begun = time.perf_counter()
+    model.forward(ids, cache)
+    return time.perf_counter() - begun
+
+
+def decode_s(model: Model, n_context: int) -> float:
+    """Seconds per decoded token behind a context of ``n_context`` tokens, of which there are then a few more."""
+    ids = random_ids(0, n_context + N_DECODE, model.config.vocab_size)
+    cache = model.new_cache()
+    model.forward(ids[:n_context], cache, logits="none")
+    begun = time.perf_counter()
+    for token in ids[n_context:]:
+        model.forward([token], cache)
+    return (time.perf_counter() - begun) / N_DECODE
+
+
+def in_turn(timings: Sequence[Timing], n_rounds: int) -> list[float]:
+    """Median seconds of each, after one round that does not count."""
+    taken: list[list[float]] = [[] for _ in timings]
+    for index in range(n_rounds + 1):
+        for values, timing in zip(taken, timings, strict=True):
+            seconds = timing()
+            if index:
+                values.append(seconds)
+    return [statistics.median(values) for values in taken]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print one Markdown table."""
+    for cells in (head, ["---"] * len(head), *rows):
+        click.echo(f"| {' | '.join(cells)} |")
+    click.echo()
+
+
+def ms(seconds: float) -> str:
+    """Milliseconds with three digits that count."""
+    return f"{seconds * 1e3:.3g}"
+
+
+def lengths(model: Model, n_rounds: int) -> None:
+    """Prompt lengths of one model."""
+    known = [n for n in LENGTHS if n <= model.config.context_length]
+    found = in_turn([lambda n=n: prefill_s(model, n) for n in known], n_rounds)  # type: ignore[misc]
+    rows = [[str(n), ms(s), ms(s / n)] for n, s in zip(known, found, strict=True)]
+    table(("prompt tokens", "ms", "ms per token"), rows)
+
+
+def contexts(model: Model, n_rounds: int) -> None:
+    """Contexts behind which one token is decoded."""
+    known = [n for n in CONTEXTS if n + N_DECODE <= model.config.context_length]
+    found = in_turn([lambda n=n: decode_s(model, n) for n in known], n_rounds)  # type: ignore[misc]
+    table(("context", "ms per decoded token"), [[str(n), ms(s)] for n, s in zip(known, found, strict=True)])
+
+
+def both(models: Sequence[tuple[str, Model]], n_rounds: int, head: str) -> None:
+    """A prompt and decoding on several models."""
+    prompts = in_turn([lambda m=m: prefill_s(m, N_PROMPT) for _, m in models], n_rounds)  # type: ignore[misc]
+    tokens = in_turn([lambda m=m: decode_s(m, N_PROMPT) for _, m in models], n_rounds)  # type: ignore[misc]
+    rows = [[name, ms(a / N_PROMPT), ms(b)] for (name, _), a, b in zip(models, prompts, tokens, strict=True)]
+    table((head, f"ms per token of a prompt of {N_PROMPT}", "ms per decoded token"), rows)
+
+
+def synthetic(folder: Path, *, dim: int, n_layers: int) -> Model:
+    """A model with a small head: the layers are what is asked about."""
+    path = folder / f"{dim}-{n_layers}.gguf"
+    heads = {"n_heads": dim // 128, "n_kv_heads": dim // 512}
+    synth.write_model(path, synth.SynthConfig(n_layers=n_layers, dim=dim, hidden_dim=3 * dim, **heads))
+    return Model.from_gguf(path)
+
+
+@click.command(help=__doc__)
+@click.option("--model", "path", type=click.Path(path_type=Path), help="GGUF file. Default: the shipped one.")
+@click.option("--rounds", "n_rounds", type=click.IntRange(1), default=3, show_default=True)
+def main(path: Path | None, n_rounds: int) -> None:
+    """Print every table."""
+    path = path or default_model_path()
+    with Model.from_gguf(path) as model:
+        click.echo(f"{path.name}, {model.n_threads} threads, kernel {model.kernel_name}\n")
+        lengths(model, n_rounds)
+        contexts(model, n_rounds)
+    counts = range(1, available_cores() + 1)
+    both([(str(n), Model.from_gguf(path, n_threads=n)) for n in counts], n_rounds, "threads")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        deep = [(str(n), synthetic(folder, dim=1024, n_layers=n)) for n in LAYERS]
+        both(deep, n_rounds, "layers, dim 1024")
+        wide = [(str(dim), synthetic(folder, dim=dim, n_layers=4)) for dim in DIMS]
+        both(wide, n_rounds, "dim, 4 layers")
+
+
+if __name__ == "__main__":
+    main()
