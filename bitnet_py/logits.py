@@ -8,16 +8,20 @@ import numpy.typing as npt
 from bitnet_py.errors import ModelError
 
 
-def check_logits(logits: npt.NDArray[np.float32]) -> None:
-    """Raise ``ModelError`` unless ``logits`` is one row, not empty, of finite values."""
+def check_logits(logits: npt.NDArray[np.float32], ids: npt.NDArray[np.integer] | None = None) -> None:
+    """Raise ``ModelError`` unless ``logits`` is one row, not empty, of finite values.
+
+    ``ids``: of which tokens they are; None: of all, in order.
+    """
     if logits.ndim != 1 or logits.size == 0:
         raise ModelError(f"logits have shape {logits.shape}, expected one row (vocab_size,)")
     finite = np.isfinite(logits)
     if not finite.all():
         first = int(np.argmin(finite))
+        token = first if ids is None else int(ids[first])
         n_bad = int(logits.size - np.count_nonzero(finite))
         raise ModelError(
-            f"{n_bad} of {logits.size} logits are not finite (first: token {first} is {logits[first]}); "
+            f"{n_bad} of {logits.size} logits are not finite (first: token {token} is {logits[first]}); "
             "check the weights with `bitnet inspect --verify`"
         )
 

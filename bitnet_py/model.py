@@ -260,7 +260,7 @@ class Model:
         for first, chunk in _split(tokens, self.n_ubatch):
             is_last = first + chunk.size == tokens.size
             self._run(chunk, cache, int(is_last), None, (), found if is_last else None)
-        check_logits(logits)
+        check_logits(logits, ids)
         pass_index = self._n_passes
 
         def all_logits() -> Float32Array:

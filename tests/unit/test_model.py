@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from bitnet_py import Model
 from bitnet_py._native import kernel_families
-from bitnet_py.errors import InputError, NativeError
+from bitnet_py.errors import InputError, ModelError, NativeError
+from bitnet_py.gguf import GGUFFile
 from bitnet_py.taps import LAYER_TAPS, MODEL_TAPS
 
 KERNELS = [f.name for f in kernel_families() if f.available]
@@ -233,3 +237,74 @@ def test_closed_model_says_so(make_model):
     model.close()
     with pytest.raises(InputError, match="closed"):
         model.forward([1], model.new_cache())
+
+
+class TestLargest:
+    """The largest logits with the compact copy of the head are those of the whole head."""
+
+    @pytest.mark.parametrize("kernel", KERNELS)
+    @pytest.mark.parametrize("simd_width", [8, 16])
+    @pytest.mark.parametrize("n_threads", [1, 2, 3])
+    def test_same_tokens_and_bits(self, make_model, kernel, simd_width, n_threads):
+        options = {"kernel": kernel, "simd_width": simd_width, "n_threads": n_threads, "bytes_per_thread": 1}
+        with Model.from_gguf(make_model(), screen_from_bytes=0, **options) as model:
+            vocab = model.config.vocab_size
+            whole, searched = model.new_cache(), model.new_cache()
+            model.screen()
+            for ids, n in ((PROMPT, 1), ([11], 1), ([12], 7), (PROMPT[:5], 256), ([13], vocab), ([14], 0)):
+                row = model.forward(ids, whole).logits[-1]
+                found = model.largest(ids, searched, n)
+                expected = np.argsort(-row, kind="stable")[: n or vocab]
+                np.testing.assert_array_equal(found.ids, expected)
+                assert same_bits(found.logits, row[expected])
+                assert same_bits(found.all_logits(), row)
+            assert searched.n_tokens == whole.n_tokens
+            used = {count.name.rsplit("_", 1)[0]: count.calls for count in model.counters()}
+            assert used["head_screen"] == 4  # of more than 256 logits there is no search
+
+    def test_the_first_token_waits_for_no_copy(self, make_model):
+        with Model.from_gguf(make_model(), n_threads=1, screen_from_bytes=0) as model:
+            vocab, cache = model.config.vocab_size, model.new_cache()
+            assert model.largest(PROMPT, cache, 1).n_rows_read == vocab
+            assert model.largest([11], cache, 1).n_rows_read < vocab
+        with Model.from_gguf(make_model(), n_threads=1) as model:  # a head this small is read whole
+            cache = model.new_cache()
+            assert not model.searches_head
+            assert [model.largest([11], cache, 1).n_rows_read for _ in range(3)] == [vocab] * 3
+
+    def test_a_prompt_in_several_passes(self, make_model):
+        path = make_model()
+        with Model.from_gguf(path, n_threads=1, n_ubatch=4, screen_from_bytes=0) as model:
+            row = model.forward(PROMPT, model.new_cache()).logits[-1]
+            model.screen()
+            found = model.largest(PROMPT, model.new_cache(), 3)
+        np.testing.assert_array_equal(found.ids, np.argsort(-row, kind="stable")[:3])
+
+    def test_all_logits_only_until_the_next_pass(self, make_model):
+        with Model.from_gguf(make_model(), n_threads=1, screen_from_bytes=0) as model:
+            cache = model.new_cache()
+            model.screen()
+            found = model.largest(PROMPT, cache, 1)
+            model.forward([11], cache)
+            with pytest.raises(RuntimeError, match="until its next pass"):
+                found.all_logits()
+
+    def test_a_negative_number_is_refused(self, tiny_model):
+        with pytest.raises(InputError, match="-1 logits asked for"):
+            tiny_model.largest(PROMPT, tiny_model.new_cache(), -1)
+
+    @pytest.mark.parametrize("searched", [False, True])
+    def test_a_head_that_is_not_finite_is_an_error(self, make_model, tmp_path, searched):
+        path = Path(shutil.copy(make_model(untied_head=True), tmp_path))
+        with GGUFFile.open(path) as gguf:
+            offset = gguf.tensors["output.weight"].offset
+        data = bytearray(path.read_bytes())
+        row, dim = 33, 128
+        at = offset + 2 * (row * dim + 5)
+        data[at : at + 2] = np.float16(np.nan).tobytes()
+        path.write_bytes(data)
+        with Model.from_gguf(path, n_threads=1, screen_from_bytes=0) as model:
+            if searched:
+                model.screen()
+            with pytest.raises(ModelError, match="first: token 33 is nan"):
+                model.largest(PROMPT, model.new_cache(), 1)
