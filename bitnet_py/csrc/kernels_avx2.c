@@ -19,10 +19,6 @@ static inline int32_t sum_i32x8(__m256i v) {
  * (or -32768 at v = -128) and still fit. bitnet.cpp sums 32 blocks and can wrap. */
 enum { BLOCKS_PER_FLUSH = 16 };
 
-/* One row is one stream from memory: rows taken in groups make four, and halve the bandwidth. The hardware
- * prefetcher stops at every page of the mapped file; asking this far ahead crosses pages in time. */
-enum { PREFETCH_TERNARY = 4096, PREFETCH_HALF = 1024, PREFETCH_CODES = 1024 };
-
 static inline __m256i flush_i16(__m256i acc_i32, __m256i acc_i16) {
     return _mm256_add_epi32(acc_i32, _mm256_madd_epi16(acc_i16, _mm256_set1_epi16(1)));
 }
@@ -37,7 +33,7 @@ static int32_t dot_row(const uint8_t *w, int64_t n_blocks, const int8_t *x) {
         const int64_t b1 = b0 + BLOCKS_PER_FLUSH < n_blocks ? b0 + BLOCKS_PER_FLUSH : n_blocks;
         __m256i acc_i16 = _mm256_setzero_si256();
         for (int64_t b = b0; b < b1; b++) {
-            _mm_prefetch((const char *)(w + b * 32 + PREFETCH_TERNARY), _MM_HINT_T0);
+            _mm_prefetch((const char *)(w + b * 32 + BN_PREFETCH_TERNARY), _MM_HINT_T0);
             const __m256i packed = load(w + b * 32);
             const int8_t *v = x + b * 128;
             const __m256i w0 = _mm256_and_si256(_mm256_srli_epi16(packed, 6), mask);
@@ -169,7 +165,7 @@ void bn_avx2_dots_f16_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const f
     for (int64_t r = 0; r < n_rows; r++, a += lda) {
         __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
         for (int64_t i = 0; i < full; i += 32) {
-            _mm_prefetch((const char *)(a + i) + PREFETCH_HALF, _MM_HINT_T0);
+            _mm_prefetch((const char *)(a + i) + BN_PREFETCH_HALF, _MM_HINT_T0);
             s0 = _mm256_fmadd_ps(load_half_8(a + i), _mm256_loadu_ps(b + i), s0);
             s1 = _mm256_fmadd_ps(load_half_8(a + i + 8), _mm256_loadu_ps(b + i + 8), s1);
             s2 = _mm256_fmadd_ps(load_half_8(a + i + 16), _mm256_loadu_ps(b + i + 16), s2);
@@ -256,7 +252,7 @@ void bn_avx2_screen_row(const uint16_t *row, int64_t n, int8_t *codes, float *sc
     /* the maximum with a NaN is its second operand; a NaN in the row has to stay */
     __m256 nan8 = _mm256_setzero_ps();
     for (int64_t i = 0; i < n; i += 8) {
-        if (i % 32 == 0) _mm_prefetch((const char *)(row + i) + PREFETCH_HALF, _MM_HINT_T0);
+        if (i % 32 == 0) _mm_prefetch((const char *)(row + i) + BN_PREFETCH_HALF, _MM_HINT_T0);
         const __m256 a = _mm256_and_ps(load_half_8(row + i), magnitude);
         top8 = _mm256_max_ps(a, top8);
         nan8 = _mm256_or_ps(nan8, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
@@ -295,7 +291,7 @@ void bn_avx2_screen_dots(const int8_t *codes, int64_t n_rows, const int16_t *x, 
     for (int64_t r = 0; r < n_rows; r++, codes += n) {
         __m256i s0 = _mm256_setzero_si256(), s1 = s0;
         for (int64_t i = 0; i < n; i += 32) {
-            _mm_prefetch((const char *)(codes + i) + PREFETCH_CODES, _MM_HINT_T0);
+            _mm_prefetch((const char *)(codes + i) + BN_PREFETCH_CODES, _MM_HINT_T0);
             const __m256i c0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(codes + i)));
             const __m256i c1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(codes + i + 16)));
             s0 = _mm256_add_epi32(s0, _mm256_madd_epi16(c0, load(x + i)));

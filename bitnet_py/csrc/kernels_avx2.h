@@ -4,6 +4,11 @@
 
 #include <stdint.h>
 
+/* How far ahead, in bytes, a stream of weights is asked for. One row is one stream: rows taken in groups make
+ * several, and reached two thirds of the bandwidth. The hardware prefetcher stops at every page of the mapped
+ * file; this crosses pages in time. Farther is better only where more is computed per byte. */
+enum { BN_PREFETCH_TERNARY = 4096, BN_PREFETCH_HALF = 1024, BN_PREFETCH_CODES = 1024 };
+
 void bn_avx2_quantize(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum);
 void bn_avx2_dots_f16_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out);
 void bn_avx2_dots_tiled_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out);
