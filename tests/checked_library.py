@@ -83,8 +83,8 @@ CHECKS = {
             Mistake(
                 "an operation reads one element past its activations",
                 "forward.c",
-                "for (int64_t i = 0; i < n; i++) sum += (double)(x[i] * x[i]);",
-                "for (int64_t i = 0; i <= n; i++) sum += (double)(x[i] * x[i]);",
+                "for (int64_t i = 0; i < n; i++)\n        for (int r = 0; r < n_rows; r++) sum[r] +=",
+                "for (int64_t i = 0; i <= n; i++)\n        for (int r = 0; r < n_rows; r++) sum[r] +=",
                 "use-after-poison",
             ),
             Mistake(
