@@ -297,7 +297,8 @@ static void top_logits(const run *r) {
     meet(r);
     bn_search_rescore(&e->search, lo, hi, e->found, r->n_members, own);
     meet(r);
-    if (r->member == 0) bn_search_merge(&e->search, e->found, r->n_members, r->pass->top);
+    if (r->member) return;
+    bn_search_merge(&e->search, e->found, r->n_members, r->pass->top);
     count(r, BN_COUNT_HEAD_F16, (uint64_t)(r->pass->top->n_rescored * dim) * sizeof(uint16_t));
 }
 

@@ -155,6 +155,64 @@ static void check_elementwise(const char *kernel) {
         require(!memcmp(got + n, expected + n, (size_t)n * sizeof *got), "from_f16 differs from scalar");
         release(0);
     }
+    for (int n = 1; n < 40; n++) {
+        const float *gate = random_floats(n, 0.0f, 3.0f), *up = random_floats(n, 0.0f, 3.0f);
+        float *got = room(n, sizeof *got, 1), *more = room(n, sizeof *got, 2);
+        float *expected = room(n, sizeof *got, 0), *expected_more = room(n, sizeof *got, 3);
+        int32_t *acc = room(n, sizeof *acc, 1);
+        for (int i = 0; i < n; i++) acc[i] = between(-100000, 100000);
+        require(!bn_kernel_gated_relu_squared(kernel, gate, up, n, got, more), "gated_relu_squared");
+        require(!bn_kernel_gated_relu_squared("scalar", gate, up, n, expected, expected_more),
+                "gated_relu_squared");
+        require(!memcmp(got, expected, (size_t)n * sizeof *got) &&
+                    !memcmp(more, expected_more, (size_t)n * sizeof *got),
+                "gated_relu_squared differs from scalar");
+        require(!bn_kernel_rescale(kernel, acc, n, 7.0f, 3.5f, 0.3f, got), "rescale");
+        require(!bn_kernel_rescale("scalar", acc, n, 7.0f, 3.5f, 0.3f, expected), "rescale");
+        require(!memcmp(got, expected, (size_t)n * sizeof *got), "rescale differs from scalar");
+        release(0);
+    }
+}
+
+static void check_screen(const char *kernel) {
+    for (int n_rows = 1; n_rows < 40; n_rows += between(1, 4)) {
+        const int n = 32 * between(1, 9), n_best = between(1, n_rows);
+        const uint16_t *rows = random_halves((int64_t)n_rows * n);
+        const float *y = random_floats(n, 0.0f, 2.0f);
+        int8_t *codes[2];
+        float *numbers[2][3];
+        for (int side = 0; side < 2; side++) {
+            codes[side] = room((int64_t)n_rows * n, 1, side * 5);
+            for (int i = 0; i < 3; i++) numbers[side][i] = room(n_rows, sizeof(float), side);
+            for (int r = 0; r < n_rows; r++)
+                require(!bn_kernel_screen_row(side ? kernel : "scalar", rows + r * n, n, codes[side] + r * n,
+                                              &numbers[side][0][r], &numbers[side][1][r], &numbers[side][2][r]),
+                        "screen_row");
+        }
+        require(!memcmp(codes[0], codes[1], (size_t)n_rows * (size_t)n), "screen_row differs from scalar");
+        for (int i = 0; i < 3; i++)
+            require(!memcmp(numbers[0][i], numbers[1][i], (size_t)n_rows * sizeof(float)),
+                    "screen_row's bounds differ from scalar");
+        int16_t *z = room(n, sizeof *z, 1);
+        for (int i = 0; i < n; i++) z[i] = (int16_t)between(-6000, 6000);
+        int32_t *got = room(n_rows, sizeof *got, 1), *expected = room(n_rows, sizeof *got, 0);
+        require(!bn_kernel_screen_dots(kernel, codes[1], n_rows, z, n, got), "screen_dots");
+        require(!bn_kernel_screen_dots("scalar", codes[1], n_rows, z, n, expected), "screen_dots");
+        require(!memcmp(got, expected, (size_t)n_rows * sizeof *got), "screen_dots differs from scalar");
+
+        const bn_screen screen = {codes[1], numbers[1][0], numbers[1][1], numbers[1][2]};
+        bn_top top = {&screen, n_best, room(n_best, sizeof(int32_t), 1), room(n_best, sizeof(float), 1), 0};
+        float *logits = room(n_rows, sizeof *logits, 1);
+        require(!bn_kernel_top(kernel, 8, rows, n_rows, n, y, &top), "top");
+        require(!bn_kernel_dots("scalar", 8, 0, rows, n, n_rows, y, n, logits), "dots");
+        for (int i = 0; i < n_best; i++) {
+            int larger = 0;
+            for (int r = 0; r < n_rows; r++)
+                larger += logits[r] > top.logits[i] || (logits[r] == top.logits[i] && r < top.ids[i]);
+            require(larger == i && logits[top.ids[i]] == top.logits[i], "top is not that of all rows");
+        }
+        release(0);
+    }
 }
 
 /* ---- engines -------------------------------------------------------------------------------------------- */
@@ -274,11 +332,44 @@ static uint64_t digest_pass(bn_engine *engine, const bn_model *m, bn_pass *p, in
     return digest;
 }
 
-/* A prompt, two single tokens, three more at once: everything that came out, as one number. */
+/* One more token, of which only the largest logits are asked for, and then all of them after all. */
+static uint64_t digest_top(bn_engine *engine, const bn_model *m, const variant *v, int64_t capacity,
+                           uint16_t *keys, uint16_t *values) {
+    enum { N_BEST = 5 };
+    const int keep = n_held;
+    const int64_t vocab = m->vocab_size, half = vocab / 2;
+    const bn_screen screen = {room(vocab * m->dim, 1, 3), room(vocab, sizeof(float), 1),
+                              room(vocab, sizeof(float), 1), room(vocab, sizeof(float), 1)};
+    require(!bn_engine_build_screen(engine, 0, half, &screen), "build_screen");
+    require(!bn_engine_build_screen(engine, half, vocab - half, &screen), "build_screen");
+    require(bn_engine_build_screen(engine, half, vocab, &screen) == BN_ERR_ARGUMENT, "rows outside the head");
+    bn_top top = {&screen, N_BEST, room(N_BEST, sizeof(int32_t), 1), room(N_BEST, sizeof(float), 1), 0};
+    int32_t token = 11;
+    bn_pass pass = {.tokens = &token,
+                    .n_tokens = 1,
+                    .start = v->n_prompt + 5,
+                    .n_outputs = 1,
+                    .capacity = capacity,
+                    .k_cache = keys,
+                    .v_cache = values,
+                    .top = &top};
+    require(!bn_engine_forward(engine, &pass), "forward with top");
+    float *logits = room(vocab, sizeof *logits, 1);
+    require(!bn_engine_last_logits(engine, 0, half, logits), "last_logits");
+    require(!bn_engine_last_logits(engine, half, vocab - half, logits + half), "last_logits");
+    for (int i = 0; i < N_BEST; i++) require(logits[top.ids[i]] == top.logits[i], "top and last_logits differ");
+    uint64_t digest = mix(0xcbf29ce484222325u, top.ids, N_BEST * (int64_t)sizeof *top.ids);
+    digest =
+        mix(mix(digest, top.logits, N_BEST * (int64_t)sizeof(float)), logits, vocab * (int64_t)sizeof *logits);
+    release(keep);
+    return digest;
+}
+
+/* A prompt, two single tokens, three more at once, and one searched: everything that came out, as one number. */
 static uint64_t digest_run(const bn_model *m, const variant *v, const char *kernel, int n_threads,
                            int64_t bytes_per_thread) {
     const int keep = n_held, chunks[] = {v->n_prompt, 1, 1, 3};
-    const int64_t kv_dim = m->n_kv_heads * m->head_dim, capacity = (v->n_prompt + 5 + 31) / 32 * 32;
+    const int64_t kv_dim = m->n_kv_heads * m->head_dim, capacity = (v->n_prompt + 6 + 31) / 32 * 32;
     const int64_t n_cells = m->n_layers * capacity * kv_dim;
     bn_options options = {v->simd_width, v->fused_quantizer, n_threads, bytes_per_thread, kernel};
     bn_engine *engine;
@@ -302,6 +393,7 @@ static uint64_t digest_run(const bn_model *m, const variant *v, const char *kern
         digest = digest_pass(engine, m, &pass, v->record, digest);
         release(keep_pass);
     }
+    digest = mix(digest_top(engine, m, v, capacity, keys, values), &digest, sizeof digest);
     digest = mix(mix(digest, keys, n_cells * (int64_t)sizeof *keys), values, n_cells * (int64_t)sizeof *values);
     bn_engine_free(engine);
     release(keep);
@@ -371,6 +463,7 @@ int main(void) {
         check_quantize(name);
         check_softmax(name);
         check_elementwise(name);
+        check_screen(name);
         printf("%s%s", n_families++ ? ", " : "kernels ", name);
     }
     check_engines();
