@@ -29,7 +29,7 @@ def test_both_engines_are_measured_and_compute_the_same(five_layers, bitnet_cpp_
         "cpp_available": True,
         "status": "pass",
     }
-    assert made["coverage"]["compared"] == 3 * (1 + 3) + 3
+    assert made["coverage"]["compared"] == 3 * (1 + 3 + 3) + 3
     gated = CliRunner().invoke(cli, ["gate", str(path), "--require-live", "--require-bitwise"])
     assert gated.exit_code == 0, gated.output
 
