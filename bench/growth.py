@@ -72,7 +72,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def ms(seconds: float) -> str:
     """Milliseconds with three digits that count."""
-    return f"{seconds * 1e3:.3g}"
+    value = seconds * 1e3
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def lengths(model: Model, n_rounds: int) -> None:
