@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -79,7 +80,7 @@ def ms(seconds: float) -> str:
 def lengths(model: Model, n_rounds: int) -> None:
     """Prompt lengths of one model."""
     known = [n for n in LENGTHS if n <= model.config.context_length]
-    found = in_turn([lambda n=n: prefill_s(model, n) for n in known], n_rounds)  # type: ignore[misc]
+    found = in_turn([partial(prefill_s, model, n) for n in known], n_rounds)
     rows = [[str(n), ms(s), ms(s / n)] for n, s in zip(known, found, strict=True)]
     table(("prompt tokens", "ms", "ms per token"), rows)
 
@@ -87,14 +88,14 @@ def lengths(model: Model, n_rounds: int) -> None:
 def contexts(model: Model, n_rounds: int) -> None:
     """Contexts behind which one token is decoded."""
     known = [n for n in CONTEXTS if n + N_DECODE <= model.config.context_length]
-    found = in_turn([lambda n=n: decode_s(model, n) for n in known], n_rounds)  # type: ignore[misc]
+    found = in_turn([partial(decode_s, model, n) for n in known], n_rounds)
     table(("context", "ms per decoded token"), [[str(n), ms(s)] for n, s in zip(known, found, strict=True)])
 
 
 def both(models: Sequence[tuple[str, Model]], n_rounds: int, head: str) -> None:
     """A prompt and decoding on several models."""
-    prompts = in_turn([lambda m=m: prefill_s(m, N_PROMPT) for _, m in models], n_rounds)  # type: ignore[misc]
-    tokens = in_turn([lambda m=m: decode_s(m, N_PROMPT) for _, m in models], n_rounds)  # type: ignore[misc]
+    prompts = in_turn([partial(prefill_s, model, N_PROMPT) for _, model in models], n_rounds)
+    tokens = in_turn([partial(decode_s, model, N_PROMPT) for _, model in models], n_rounds)
     rows = [[name, ms(a / N_PROMPT), ms(b)] for (name, _), a, b in zip(models, prompts, tokens, strict=True)]
     table((head, f"ms per token of a prompt of {N_PROMPT}", "ms per decoded token"), rows)
 

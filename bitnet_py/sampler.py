@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_py.errors import InputError
-from bitnet_py.logits import check_logits, largest
 
 MAX_SEED = 2**64 - 1
 
@@ -78,13 +77,6 @@ class RandomSampler:
         cumulative = np.cumsum(_softmax(values / self.temperature))
         draw = self._random.random() * cumulative[-1]
         return int(ids[min(int(np.searchsorted(cumulative, draw, side="right")), len(ids) - 1)])
-
-
-def sample(sampler: Sampler, logits: npt.NDArray[np.float32]) -> int:
-    """Return the id a sampler chooses from ``logits`` (vocab_size,). ``ModelError`` when one is not finite."""
-    check_logits(logits)
-    ids = largest(logits, sampler.n_candidates)
-    return sampler.choose(ids, logits[ids])
 
 
 def _softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

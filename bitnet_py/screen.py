@@ -67,8 +67,3 @@ class Screen:
         """Return the C struct over these arrays; they must outlive it."""
         arrays = (self.codes, self.scale, self.error, self.norm)
         return _native.ScreenStruct(*(_native.address(array) for array in arrays))
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory held, in bytes."""
-        return self.codes.nbytes + self.scale.nbytes + self.error.nbytes + self.norm.nbytes

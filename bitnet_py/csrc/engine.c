@@ -248,11 +248,11 @@ int bn_engine_forward(bn_engine *e, const bn_pass *pass) {
             return BN_ERR_ARGUMENT;
         }
     }
+    e->has_head_input = 0; /* the buffers may move even when something fails below */
     int status = reserve(e, pass->n_tokens, bn_pad32((int64_t)pass->start + pass->n_tokens));
     if (!status) status = reserve_rope(e, pass->start + pass->n_tokens);
     if (!status && pass->top) status = reserve_search(e, pass->top);
     if (status) return status;
-    e->has_head_input = 0;
     bn_forward(e, pass);
     e->has_head_input = pass->n_outputs == 1;
     return BN_OK;

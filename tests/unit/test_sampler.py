@@ -5,13 +5,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bitnet_py.errors import InputError, ModelError
-from bitnet_py.sampler import GreedySampler, RandomSampler, sample
+from bitnet_py.logits import check_logits, largest
+from bitnet_py.sampler import GreedySampler, RandomSampler
 
 finite_logits = hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-30, 30, width=32))
 
 
 def f32(*values):
     return np.array(values, np.float32)
+
+
+def sample(sampler, logits):
+    """What ``Model.largest`` and ``generate`` do with all logits."""
+    check_logits(logits)
+    ids = largest(logits, sampler.n_candidates)
+    return sampler.choose(ids, logits[ids])
 
 
 def draws(sampler, logits, n):
