@@ -74,10 +74,12 @@ def test_quantize(measure, family, fused):
 
 @pytest.mark.parametrize("width", [8, 16])
 @pytest.mark.parametrize("shape", [0, 1], ids=["f16", "tiled"])
-def test_dots(measure, family, width, shape):
-    a, b, out = floats(512, 2560).astype(np.float16), floats(2560), np.empty(512, np.float32)
-    run = native("bn_kernel_dots", family, width, shape, a, b.size, out.size, b, b.size, out)
-    measure(f"dots_{'tiled' if shape else 'f16'} w{width}", family, run, a.size, "GMAC/s")
+@pytest.mark.parametrize(("n", "n_cols"), [(2560, 1), (128, 4), (2048, 4)], ids=["head", "keys", "values"])
+def test_dots(measure, family, width, shape, n, n_cols):
+    a, b, out = floats(512, n).astype(np.float16), floats(n_cols, n), np.empty((n_cols, 512), np.float32)
+    run = native("bn_kernel_dots", family, width, shape, a, n, 512, b, n, n_cols, n, out, 512)
+    name = f"dots_{'tiled' if shape else 'f16'} w{width} 512x{n}" + (f" x{n_cols}" if n_cols > 1 else "")
+    measure(name, family, run, a.size * n_cols, "GMAC/s")
 
 
 @pytest.mark.parametrize("width", [8, 16])

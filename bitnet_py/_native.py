@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from bitnet_py.errors import NativeError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 LIBRARY_NAME = "libbitnet_native.so"
 LIBRARY_VARIABLE = "BITNET_LIBRARY"
 """Environment variable: path of a C library to load instead of the installed one (for kernel developers)."""
@@ -143,7 +143,7 @@ _STATUS_FUNCTIONS: dict[str, list[Any]] = {
         c_char_p, c_void_p, c_int64, c_int, c_void_p, POINTER(c_float), POINTER(c_int32),
     ],
     "bn_kernel_dots": [
-        c_char_p, c_int, c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p,
+        c_char_p, c_int, c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64,
     ],
     "bn_kernel_softmax": [c_char_p, c_int, c_void_p, c_int64, c_int64, c_float],
     "bn_kernel_rope": [c_char_p, c_void_p, c_void_p, c_void_p, c_int, c_void_p],
@@ -319,11 +319,13 @@ def dots(
     tiled: bool,
     kernel: str | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Multiply F16 rows ``(rows, n)`` with one float32 vector ``(n,)`` in one of bitnet.cpp's reduction shapes."""
-    out = np.empty(a.shape[0], np.float32)
+    """Multiply F16 rows ``(rows, n)`` with float32 columns ``(cols, n)``, or one ``(n,)``, in one of bitnet.cpp's
+    reduction shapes. Returns ``(cols, rows)``, or ``(rows,)``."""
+    n_rows, n = a.shape
+    out = np.empty((*b.shape[:-1], n_rows), np.float32)
     call(
-        "bn_kernel_dots", _name(kernel), simd_width, int(tiled), address(a), a.shape[1], a.shape[0],
-        address(b), b.size, address(out),
+        "bn_kernel_dots", _name(kernel), simd_width, int(tiled), address(a), n, n_rows,
+        address(b), n, b.size // n, n, address(out), n_rows,
     )  # fmt: skip
     return out
 

@@ -22,7 +22,7 @@ extern "C" {
 #define BN_API __attribute__((visibility("default")))
 #endif
 
-#define BN_ABI_VERSION 2
+#define BN_ABI_VERSION 3
 
 enum {
     BN_OK = 0,
@@ -175,9 +175,11 @@ BN_API int bn_kernel_i2s_dot(const char *kernel, const uint8_t *w, int64_t k, in
                              int n_cols, int32_t *acc);
 BN_API int bn_kernel_quantize(const char *kernel, const float *x, int64_t n, int fused, int8_t *q, float *scale,
                               int32_t *sum);
-/* shape 0: bitnet.cpp's dot of two F16 rows (b already rounded to binary16); 1: its blocked F16 x F32 dot. */
+/* out[c * ldo + r] = sum_i a[r * lda + i] * b[c * ldb + i]. shape 0: bitnet.cpp's dot of two F16 rows (b already
+ * rounded to binary16); 1: its blocked F16 x F32 dot. */
 BN_API int bn_kernel_dots(const char *kernel, int simd_width, int shape, const uint16_t *a, int64_t lda,
-                          int64_t n_rows, const float *b, int64_t n, float *out);
+                          int64_t n_rows, const float *b, int64_t ldb, int64_t n_cols, int64_t n, float *out,
+                          int64_t ldo);
 BN_API int bn_kernel_softmax(const char *kernel, int simd_width, float *row, int64_t n_visible, int64_t n_padded,
                              float scale);
 BN_API int bn_kernel_rope(const char *kernel, const float *x, const float *cos, const float *sin, int half,

@@ -87,7 +87,7 @@ int bn_kernel_quantize(const char *kernel, const float *x, int64_t n, int fused,
 }
 
 int bn_kernel_dots(const char *kernel, int simd_width, int shape, const uint16_t *a, int64_t lda, int64_t n_rows,
-                   const float *b, int64_t n, float *out) {
+                   const float *b, int64_t ldb, int64_t n_cols, int64_t n, float *out, int64_t ldo) {
     const bn_kernels *kernels = bn_select_kernels(kernel);
     if (!kernels) return BN_ERR_UNAVAILABLE;
     if (!check(simd_width == 8 || simd_width == 16, "simd_width must be 8 or 16") ||
@@ -95,7 +95,7 @@ int bn_kernel_dots(const char *kernel, int simd_width, int shape, const uint16_t
                "shape must be 0, or 1 with n % simd_width == 0"))
         return BN_ERR_ARGUMENT;
     const int w = BN_WIDTH_INDEX(simd_width);
-    (shape ? kernels->dots_tiled[w] : kernels->dots_f16[w])(a, lda, n_rows, b, n, out);
+    (shape ? kernels->dots_tiled[w] : kernels->dots_f16[w])(a, lda, n_rows, b, ldb, n_cols, n, out, ldo);
     return BN_OK;
 }
 

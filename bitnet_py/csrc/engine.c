@@ -132,12 +132,12 @@ static size_t lay_out(bn_engine *e, char *base, int32_t n_tokens, int64_t n_cell
     b->q8_sum = take(&a, n, sizeof(int32_t));
     b->half = take(&a, n * kv, sizeof(uint16_t));
     const size_t cells = (size_t)n_cells;
-    size_t halves = dim > cells ? dim : cells;
+    const size_t head = (size_t)e->model.head_dim, of_heads = BN_HEADS_AT_ONCE * (head > cells ? head : cells);
     for (int i = 0; i < bn_team_size(e->team); i++) {
         bn_private *m = &e->members[i];
-        m->query = take(&a, (size_t)e->model.head_dim, sizeof(float));
-        m->scores = take(&a, cells, sizeof(float));
-        m->half = take(&a, halves, sizeof(uint16_t));
+        m->query = take(&a, BN_HEADS_AT_ONCE * head, sizeof(float));
+        m->scores = take(&a, BN_HEADS_AT_ONCE * cells, sizeof(float));
+        m->half = take(&a, dim > of_heads ? dim : of_heads, sizeof(uint16_t));
         m->acc = take(&a, BN_TILE_ROWS * BN_TILE_COLS, sizeof(int32_t));
     }
     return a.used;

@@ -35,13 +35,17 @@ typedef struct {
 
 /* Private to one member of the team. */
 typedef struct {
-    float *query;   /* [head_dim] */
-    float *scores;  /* [n_kv padded] */
-    uint16_t *half; /* [max(n_kv padded, head_dim, dim)] */
+    float *query;   /* [BN_HEADS_AT_ONCE][head_dim] */
+    float *scores;  /* [BN_HEADS_AT_ONCE][n_kv padded] */
+    uint16_t *half; /* [max(BN_HEADS_AT_ONCE * max(n_kv padded, head_dim), dim)] */
     int32_t *acc;   /* [BN_TILE_ROWS * BN_TILE_COLS] */
 } bn_private;
 
 enum { BN_TILE_ROWS = 64, BN_TILE_COLS = 16 };
+
+/* Heads that share keys and values and are attended together: what is read is converted to binary32 once for all.
+ */
+enum { BN_HEADS_AT_ONCE = 4 };
 
 /* Operations that are counted. */
 enum {

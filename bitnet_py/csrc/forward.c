@@ -145,9 +145,10 @@ static void store_kv(const run *r, int32_t layer) {
     }
 }
 
-/* One head of one token: scores, softmax, weighted sum of the values.
- * bitnet.cpp llm_build_kqv; for the two forms of the last product see docs/numerics.md, "prompt and single". */
-static void attend(const run *r, int32_t layer, int64_t head, int64_t t) {
+/* `n` heads of one token, the first of them `head`, that share keys and values: scores, softmax, weighted sum of
+ * the values. bitnet.cpp llm_build_kqv; for the two forms of the last product see docs/numerics.md, "prompt and
+ * single". */
+static void attend(const run *r, int32_t layer, int64_t head, int64_t n, int64_t t) {
     const bn_engine *e = r->engine;
     const bn_pass *p = r->pass;
     const bn_private *own = &e->members[r->member];
@@ -158,40 +159,63 @@ static void attend(const run *r, int32_t layer, int64_t head, int64_t t) {
     const uint16_t *values = p->v_cache + layer * p->capacity * kv_dim + kv_head * head_dim * p->capacity;
     const float *q = e->buffers.q_rope + (t * e->model.n_heads + head) * head_dim;
     float *kq_tap = tap(r, layer, BN_TAP_KQ), *p_tap = tap(r, layer, BN_TAP_KQ_SOFT_MAX);
-    const int64_t tap_row = (head * p->n_tokens + t) * n_used;
 
     /* scores of later tokens are masked anyway; they are computed only for the tap */
     const int64_t n_scores = kq_tap ? n_used : n_visible;
     if (e->model.n_heads == 1 && p->n_tokens > 1 && head_dim % e->simd_width == 0) {
         /* a single head leaves the permuted Q contiguous, and bitnet.cpp then takes its tiled product */
-        e->kernels->dots_tiled[e->width_index](keys, kv_dim, n_scores, q, head_dim, own->scores);
+        e->kernels->dots_tiled[e->width_index](keys, kv_dim, n_scores, q, head_dim, n, head_dim, own->scores,
+                                               n_kv);
     } else {
-        e->kernels->to_f16(q, head_dim, own->half);
-        e->kernels->from_f16(own->half, head_dim, own->query);
-        e->kernels->dots_f16[e->width_index](keys, kv_dim, n_scores, own->query, head_dim, own->scores);
+        e->kernels->to_f16(q, n * head_dim, own->half);
+        e->kernels->from_f16(own->half, n * head_dim, own->query);
+        e->kernels->dots_f16[e->width_index](keys, kv_dim, n_scores, own->query, head_dim, n, head_dim,
+                                             own->scores, n_kv);
     }
-    if (kq_tap) memcpy(kq_tap + tap_row, own->scores, (size_t)n_used * sizeof(float));
 
     const float scale = 1.0f / sqrtf((float)head_dim);
-    e->kernels->softmax[e->width_index](own->scores, n_visible, n_kv, scale);
-    if (p_tap) memcpy(p_tap + tap_row, own->scores, (size_t)n_used * sizeof(float));
+    for (int64_t h = 0; h < n; h++) {
+        float *scores = own->scores + h * n_kv;
+        const int64_t tap_row = ((head + h) * p->n_tokens + t) * n_used;
+        if (kq_tap) memcpy(kq_tap + tap_row, scores, (size_t)n_used * sizeof(float));
+        e->kernels->softmax[e->width_index](scores, n_visible, n_kv, scale);
+        if (p_tap) memcpy(p_tap + tap_row, scores, (size_t)n_used * sizeof(float));
+    }
 
     float *out = e->buffers.kqv + (t * e->model.n_heads + head) * head_dim;
     if (p->n_tokens == 1) {
-        e->kernels->to_f16(own->scores, n_kv, own->half);
-        e->kernels->from_f16(own->half, n_kv, own->scores);
-        e->kernels->dots_f16[e->width_index](values, p->capacity, head_dim, own->scores, n_kv, out);
+        e->kernels->to_f16(own->scores, n * n_kv, own->half);
+        e->kernels->from_f16(own->half, n * n_kv, own->scores);
+        e->kernels->dots_f16[e->width_index](values, p->capacity, head_dim, own->scores, n_kv, n, n_kv, out,
+                                             head_dim);
     } else {
         /* groups past the last visible cell would add exact zeros */
-        e->kernels->dots_tiled[e->width_index](values, p->capacity, head_dim, own->scores, bn_pad32(n_visible),
-                                               out);
+        e->kernels->dots_tiled[e->width_index](values, p->capacity, head_dim, own->scores, n_kv, n,
+                                               bn_pad32(n_visible), out, head_dim);
     }
 }
 
+/* Heads from `head` on that share keys, before `end`. */
+static int64_t heads_together(const bn_engine *e, int64_t head, int64_t end) {
+    const int64_t group = e->model.n_heads / e->model.n_kv_heads;
+    int64_t n = group - head % group;
+    n = n < BN_HEADS_AT_ONCE ? n : BN_HEADS_AT_ONCE;
+    return n < end - head ? n : end - head;
+}
+
 static void attention(const run *r, int32_t layer) {
-    const int64_t n_tokens = r->pass->n_tokens, n_items = r->engine->model.n_heads * n_tokens;
-    /* later tokens see more cells: dealing the items out in turn keeps the shares even */
-    for (int64_t i = r->member; i < n_items; i += r->n_members) attend(r, layer, i / n_tokens, i % n_tokens);
+    const bn_engine *e = r->engine;
+    const int64_t n_tokens = r->pass->n_tokens;
+    int64_t lo = 0, hi = e->model.n_heads;
+    /* one token has few groups of heads: even shares are worth more than whole groups */
+    if (n_tokens == 1) bn_share(hi, 1, r->member, r->n_members, &lo, &hi);
+    /* later tokens see more cells: dealing the tokens out in turn keeps the shares even */
+    int64_t n, item = 0;
+    for (int64_t head = lo; head < hi; head += n) {
+        n = heads_together(e, head, hi);
+        for (int64_t t = 0; t < n_tokens; t++, item++)
+            if (n_tokens == 1 || item % r->n_members == r->member) attend(r, layer, head, n, t);
+    }
     count(r, BN_COUNT_ATTENTION,
           (uint64_t)(r->pass->start + r->pass->n_tokens) * (uint64_t)r->engine->kv_dim * 2 * sizeof(uint16_t));
 }
@@ -274,9 +298,8 @@ static void all_logits(const run *r, int64_t n_rows, float *logits) {
     int64_t lo, hi;
     bn_share(vocab, 16, r->member, r->n_members, &lo, &hi);
     for (int64_t row = lo; row < hi; row += 16)
-        for (int64_t t = 0; t < n_rows; t++)
-            dots(e->model.output + row * dim, dim, hi - row < 16 ? hi - row : 16, e->buffers.head_in + t * dim,
-                 dim, logits + t * vocab + row);
+        dots(e->model.output + row * dim, dim, hi - row < 16 ? hi - row : 16, e->buffers.head_in, dim, n_rows, dim,
+             logits + row, vocab);
     count(r, BN_COUNT_HEAD_F16, (uint64_t)(vocab * dim) * sizeof(uint16_t));
 }
 
@@ -390,7 +413,7 @@ static void last_logits(void *argument, int member, int n_members) {
     int64_t lo, hi;
     bn_share(wanted->n_rows, 16, member, n_members, &lo, &hi);
     e->kernels->dots_f16[e->width_index](e->model.output + (wanted->first_row + lo) * dim, dim, hi - lo,
-                                         e->buffers.head_in, dim, wanted->logits + lo);
+                                         e->buffers.head_in, dim, 1, dim, wanted->logits + lo, wanted->n_rows);
     if (member) return;
     wanted->engine->calls[BN_COUNT_HEAD_F16]++;
     wanted->engine->bytes[BN_COUNT_HEAD_F16] += (uint64_t)(wanted->n_rows * dim) * sizeof(uint16_t);

@@ -14,8 +14,9 @@
 /* acc[c * n_rows + r] = sum_i code(r, i) * x[c * ldx + i] with code = weight + 1 in {0, 1, 2}. */
 typedef void (*bn_i2s_dot_fn)(const uint8_t *w, int64_t k, int n_rows, const int8_t *x, int64_t ldx, int n_cols,
                               int32_t *acc);
-/* out[r] = sum_i a[r * lda + i] * b[i], a in binary16. */
-typedef void (*bn_dots_fn)(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out);
+/* out[c * ldo + r] = sum_i a[r * lda + i] * b[c * ldb + i], a in binary16. */
+typedef void (*bn_dots_fn)(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
+                           int64_t n_cols, int64_t n, float *out, int64_t ldo);
 /* In place: row[0..n_visible) holds raw scores; row[0..n_padded) becomes probabilities, 0 where masked. */
 typedef void (*bn_softmax_fn)(float *row, int64_t n_visible, int64_t n_padded, float scale);
 

@@ -1,17 +1,72 @@
-/* The AVX2 kernels that wider families reuse. */
+/* The AVX2 kernels, shared by their two files and reused by wider families. */
 #ifndef BN_KERNELS_AVX2_H
 #define BN_KERNELS_AVX2_H
 
-#include <stdint.h>
+#include "kernels.h"
+
+#include <immintrin.h>
 
 /* How far ahead, in bytes, a stream of weights is asked for. One row is one stream: rows taken in groups make
  * several, and reached two thirds of the bandwidth. The hardware prefetcher stops at every page of the mapped
  * file; this crosses pages in time. Farther is better only where more is computed per byte. */
 enum { BN_PREFETCH_TERNARY = 4096, BN_PREFETCH_HALF = 1024, BN_PREFETCH_CODES = 1024 };
 
+static inline __m256i bn_load_256(const void *at) { return _mm256_loadu_si256((const __m256i *)at); }
+
+static inline __m256 bn_load_half_8(const uint16_t *a) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)a));
+}
+
+/* Halving tree over 8 lanes: +4, +2, +1. */
+static inline float bn_sum_halving_8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* +4, then adjacent pairs. */
+static inline float bn_sum_paired_8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_hadd_ps(s, s);
+    return _mm_cvtss_f32(_mm_hadd_ps(s, s));
+}
+
+/* out[c * ldo + r] = the sum of 8 lanes of row r's c-th vector, eight sums at a time. */
+static inline void bn_sum_2x4(const __m256 row0[4], const __m256 row1[4], int is_paired, float *out, int64_t ldo) {
+    __m256 t[4]; /* +4: four lanes of row 0, four of row 1 */
+    for (int c = 0; c < 4; c++)
+        t[c] = _mm256_add_ps(_mm256_permute2f128_ps(row0[c], row1[c], 0x20),
+                             _mm256_permute2f128_ps(row0[c], row1[c], 0x31));
+    __m256 sums; /* four columns of row 0, four of row 1 */
+    if (is_paired) {
+        sums = _mm256_hadd_ps(_mm256_hadd_ps(t[0], t[1]), _mm256_hadd_ps(t[2], t[3]));
+    } else {
+        const __m256 u = _mm256_add_ps(_mm256_unpacklo_ps(t[0], t[1]), _mm256_unpackhi_ps(t[0], t[1]));
+        const __m256 v = _mm256_add_ps(_mm256_unpacklo_ps(t[2], t[3]), _mm256_unpackhi_ps(t[2], t[3]));
+        sums = _mm256_add_ps(_mm256_shuffle_ps(u, v, 0x44), _mm256_shuffle_ps(u, v, 0xee));
+    }
+    float lanes[8];
+    _mm256_storeu_ps(lanes, sums);
+    for (int c = 0; c < 4; c++)
+        for (int r = 0; r < 2; r++) out[c * ldo + r] = lanes[4 * r + c];
+}
+
+static inline int32_t bn_sum_i32x8(__m256i v) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, _MM_SHUFFLE(1, 0, 3, 2)));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, _MM_SHUFFLE(2, 3, 0, 1)));
+    return _mm_cvtsi128_si32(s);
+}
+
 void bn_avx2_quantize(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum);
-void bn_avx2_dots_f16_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out);
-void bn_avx2_dots_tiled_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out);
+void bn_avx2_dots_f16_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
+                         int64_t n_cols, int64_t n, float *out, int64_t ldo);
+void bn_avx2_dots_f16_w16(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
+                          int64_t n_cols, int64_t n, float *out, int64_t ldo);
+void bn_avx2_dots_tiled_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
+                           int64_t n_cols, int64_t n, float *out, int64_t ldo);
+void bn_avx2_dots_tiled_w16(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
+                            int64_t n_cols, int64_t n, float *out, int64_t ldo);
 void bn_avx2_softmax_w8(float *row, int64_t n_visible, int64_t n_padded, float scale);
 void bn_avx2_softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float scale);
 void bn_avx2_rope(const float *x, const float *cos, const float *sin, int half, float *out);

@@ -85,67 +85,38 @@ static inline __m512 load_half_16(const uint16_t *a) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)a));
 }
 
-/* Halving tree over 16 lanes: +8, +4, +2, +1. */
-static inline float sum_halving_16(__m512 v) {
+typedef __m512 vector;
+enum { LANES = 16 };
+static inline vector vector_zero(void) { return _mm512_setzero_ps(); }
+static inline vector vector_load(const float *x) { return _mm512_loadu_ps(x); }
+static inline vector vector_load_half(const uint16_t *x) { return load_half_16(x); }
+static inline vector vector_fma(vector a, vector b, vector c) { return _mm512_fmadd_ps(a, b, c); }
+
+/* The first step of the halving tree over 16 lanes is taken here. */
+static inline __attribute__((always_inline)) __m256 vector_join(const vector *s, int n_sums) {
+    const __m512 v = n_sums == 1 ? s[0] : _mm512_add_ps(_mm512_add_ps(s[0], s[2]), _mm512_add_ps(s[1], s[3]));
     const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
-    const __m256 t = _mm256_add_ps(_mm512_castps512_ps256(v), high);
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+    return _mm256_add_ps(_mm512_castps512_ps256(v), high);
 }
 
-static void dots_f16_w16(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out) {
-    const int64_t full = n - n % 64;
-    for (int64_t r = 0; r < n_rows; r++, a += lda) {
-        __m512 s0 = _mm512_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
-        for (int64_t i = 0; i < full; i += 64) {
-            _mm_prefetch((const char *)(a + i) + BN_PREFETCH_HALF, _MM_HINT_T0);
-            _mm_prefetch((const char *)(a + i) + BN_PREFETCH_HALF + 64, _MM_HINT_T0);
-            s0 = _mm512_fmadd_ps(load_half_16(a + i), _mm512_loadu_ps(b + i), s0);
-            s1 = _mm512_fmadd_ps(load_half_16(a + i + 16), _mm512_loadu_ps(b + i + 16), s1);
-            s2 = _mm512_fmadd_ps(load_half_16(a + i + 32), _mm512_loadu_ps(b + i + 32), s2);
-            s3 = _mm512_fmadd_ps(load_half_16(a + i + 48), _mm512_loadu_ps(b + i + 48), s3);
-        }
-        double total = sum_halving_16(_mm512_add_ps(_mm512_add_ps(s0, s2), _mm512_add_ps(s1, s3)));
-        for (int64_t i = full; i < n; i++) total += (double)_cvtsh_ss(a[i]) * (double)b[i];
-        out[r] = (float)total;
-    }
-}
+#include "dots_tiles.h"
 
-static void dots_tiled_w16(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out) {
-    int64_t r = 0;
-    for (; r + 4 <= n_rows; r += 4) {
-        const uint16_t *row = a + r * lda;
-        __m512 s[4];
-        for (int j = 0; j < 4; j++) s[j] = _mm512_setzero_ps();
-        for (int64_t i = 0; i < n; i += 16) {
-            const __m512 v = _mm512_loadu_ps(b + i);
-            for (int j = 0; j < 4; j++) s[j] = _mm512_fmadd_ps(load_half_16(row + j * lda + i), v, s[j]);
-        }
-        for (int j = 0; j < 4; j++) out[r + j] = sum_halving_16(s[j]);
-    }
-    for (; r < n_rows; r++) {
-        __m512 s = _mm512_setzero_ps();
-        for (int64_t i = 0; i < n; i += 16)
-            s = _mm512_fmadd_ps(load_half_16(a + r * lda + i), _mm512_loadu_ps(b + i), s);
-        out[r] = sum_halving_16(s);
-    }
-}
+static DEFINE_DOTS(dots_f16_w16, 4, 0) static DEFINE_DOTS(dots_tiled_w16, 1, 0)
 
-const bn_kernels bn_kernels_avx512vnni = {
-    .name = "avx512vnni",
-    .description = "AVX-512 F, BW, VL and VNNI, 512-bit",
-    .available = bn_x86_has_avx512vnni,
-    .i2s_dot = i2s_dot,
-    .quantize = bn_avx2_quantize,
-    .dots_f16 = {bn_avx2_dots_f16_w8, dots_f16_w16},
-    .dots_tiled = {bn_avx2_dots_tiled_w8, dots_tiled_w16},
-    .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16},
-    .rope = bn_avx2_rope,
-    .gated_relu_squared = bn_avx2_gated_relu_squared,
-    .rescale = bn_avx2_rescale,
-    .screen_row = bn_avx2_screen_row,
-    .screen_dots = bn_avx2_screen_dots,
-    .to_f16 = bn_avx2_to_f16,
-    .from_f16 = bn_avx2_from_f16,
+    const bn_kernels bn_kernels_avx512vnni = {
+        .name = "avx512vnni",
+        .description = "AVX-512 F, BW, VL and VNNI, 512-bit",
+        .available = bn_x86_has_avx512vnni,
+        .i2s_dot = i2s_dot,
+        .quantize = bn_avx2_quantize,
+        .dots_f16 = {bn_avx2_dots_f16_w8, dots_f16_w16},
+        .dots_tiled = {bn_avx2_dots_tiled_w8, dots_tiled_w16},
+        .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16},
+        .rope = bn_avx2_rope,
+        .gated_relu_squared = bn_avx2_gated_relu_squared,
+        .rescale = bn_avx2_rescale,
+        .screen_row = bn_avx2_screen_row,
+        .screen_dots = bn_avx2_screen_dots,
+        .to_f16 = bn_avx2_to_f16,
+        .from_f16 = bn_avx2_from_f16,
 };

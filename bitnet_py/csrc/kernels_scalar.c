@@ -90,8 +90,10 @@ static float dot_tiled(const uint16_t *a, const float *b, int64_t n, int width) 
 }
 
 #define DEFINE_DOTS(name, dot, width)                                                                             \
-    static void name(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t n, float *out) {     \
-        for (int64_t r = 0; r < n_rows; r++) out[r] = dot(a + r * lda, b, n, width);                              \
+    static void name(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb, int64_t n_cols, \
+                     int64_t n, float *out, int64_t ldo) {                                                        \
+        for (int64_t c = 0; c < n_cols; c++)                                                                      \
+            for (int64_t r = 0; r < n_rows; r++) out[c * ldo + r] = dot(a + r * lda, b + c * ldb, n, width);      \
     }
 DEFINE_DOTS(dots_f16_w8, dot_f16, 8)
 DEFINE_DOTS(dots_f16_w16, dot_f16, 16)

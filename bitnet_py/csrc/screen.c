@@ -88,7 +88,7 @@ void bn_search_rescore(const bn_search *s, int64_t lo, int64_t hi, const bn_foun
     for (int64_t r = lo; r < hi; r++) {
         if (s->upper[r] < least) continue; /* false for a NaN */
         float logit;
-        s->dots(s->head + r * s->dim, s->dim, 1, s->y, s->dim, &logit);
+        s->dots(s->head + r * s->dim, s->dim, 1, s->y, s->dim, 1, s->dim, &logit, 1);
         keep_logit(own->ids, own->logits, &own->n_found, s->n, (int32_t)r, logit);
         own->n_rescored++;
     }

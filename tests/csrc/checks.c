@@ -86,18 +86,23 @@ static void check_i2s_dot(const char *kernel) {
 }
 
 static void check_dots(const char *kernel) {
-    static const int lengths[] = {1, 7, 16, 31, 32, 33, 48, 63, 64, 65, 100, 128, 144, 300};
-    for (int i = 0; i < 14; i++) {
+    static const int lengths[] = {1, 7, 16, 31, 32, 33, 48, 63, 64, 65, 100, 128, 144, 300, 1111, 2112};
+    for (int i = 0; i < 16; i++) {
         for (int n_rows = 1; n_rows < 10; n_rows++) {
             for (int width = 8; width <= 16; width += 8) {
                 for (int shape = 0; shape < (lengths[i] % width ? 1 : 2); shape++) {
-                    const int n = lengths[i], lda = n + between(0, 5);
+                    const int n = lengths[i], n_cols = between(1, 9), lda = n + between(0, 5);
+                    const int ldb = n + between(0, 5);
                     const uint16_t *a = random_halves((int64_t)(n_rows - 1) * lda + n);
-                    const float *b = random_floats(n, 0.0f, 1.0f);
-                    float *got = room(n_rows, sizeof *got, 1), *expected = room(n_rows, sizeof *expected, 0);
-                    require(!bn_kernel_dots(kernel, width, shape, a, lda, n_rows, b, n, got), "dots");
-                    require(!bn_kernel_dots("scalar", width, shape, a, lda, n_rows, b, n, expected), "dots");
-                    require(!memcmp(got, expected, (size_t)n_rows * sizeof *got), "dots differ from scalar");
+                    const float *b = random_floats((int64_t)(n_cols - 1) * ldb + n, 0.0f, 1.0f);
+                    const int64_t size = (int64_t)n_cols * n_rows;
+                    float *got = room(size, sizeof *got, 1), *expected = room(size, sizeof *expected, 0);
+                    require(!bn_kernel_dots(kernel, width, shape, a, lda, n_rows, b, ldb, n_cols, n, got, n_rows),
+                            "dots");
+                    require(!bn_kernel_dots("scalar", width, shape, a, lda, n_rows, b, ldb, n_cols, n, expected,
+                                            n_rows),
+                            "dots");
+                    require(!memcmp(got, expected, (size_t)size * sizeof *got), "dots differ from scalar");
                     release(0);
                 }
             }
@@ -204,7 +209,7 @@ static void check_screen(const char *kernel) {
         bn_top top = {&screen, n_best, room(n_best, sizeof(int32_t), 1), room(n_best, sizeof(float), 1), 0};
         float *logits = room(n_rows, sizeof *logits, 1);
         require(!bn_kernel_top(kernel, 8, rows, n_rows, n, y, &top), "top");
-        require(!bn_kernel_dots("scalar", 8, 0, rows, n, n_rows, y, n, logits), "dots");
+        require(!bn_kernel_dots("scalar", 8, 0, rows, n, n_rows, y, n, 1, n, logits, n_rows), "dots");
         for (int i = 0; i < n_best; i++) {
             int larger = 0;
             for (int r = 0; r < n_rows; r++)

@@ -130,10 +130,10 @@ def test_fused_quantiser_differs_from_the_unfused_one_somewhere():
     assert differing > 0  # about one element per 330 such rows
 
 
-def half_case(seed: int, rows: int, n: int):
+def half_case(seed: int, rows: int, n: int, cols: int | None = None):
     rng = np.random.default_rng(seed)
     a = (rng.standard_normal((rows, n)) * 2.0 ** rng.integers(-8, 8)).astype(np.float16)
-    b = rng.standard_normal(n).astype(np.float16).astype(np.float32)
+    b = rng.standard_normal(n if cols is None else (cols, n)).astype(np.float16).astype(np.float32)
     return a, b
 
 
@@ -149,16 +149,22 @@ def test_scalar_dot_is_within_the_bound_of_its_reduction(seed, rows, n, width):
     assert (np.abs(got - exact) <= steps * 2.0**-24 * terms * 1.01 + 1e-40).all()
 
 
+LENGTHS = st.integers(1, 300) | st.integers(1000, 2200)
+"""Beyond 1024 elements several columns are taken in stretches."""
+
+
 @pytest.mark.parametrize("kernel", VECTOR)
-@settings(max_examples=80, deadline=None)
-@given(SEEDS, st.integers(1, 9), st.integers(1, 300), WIDTHS, st.booleans(), SKEWS)
-def test_dots_equal_scalar(kernel, seed, rows, n, width, tiled, skew):
+@settings(max_examples=120, deadline=None)
+@given(SEEDS, st.integers(1, 9), LENGTHS, st.integers(1, 9), WIDTHS, st.booleans(), SKEWS)
+def test_dots_equal_scalar(kernel, seed, rows, n, cols, width, tiled, skew):
     if tiled:
         n = (n + 15) // 16 * 16
-    a, b = half_case(seed, rows, n)
+    a, b = half_case(seed, rows, n, cols)
     arguments = {"simd_width": width, "tiled": tiled}
     got = _native.dots(unaligned(a, skew), unaligned(b, skew * 5 % 64), kernel=kernel, **arguments)
-    assert_same_bits(got, _native.dots(a, b, kernel="scalar", **arguments))
+    one_by_one = [_native.dots(a, column, kernel="scalar", **arguments) for column in b]
+    assert_same_bits(got, np.array(one_by_one))
+    assert_same_bits(_native.dots(a, b, kernel="scalar", **arguments), got)
 
 
 def test_the_two_widths_and_the_two_shapes_differ_somewhere():

@@ -61,10 +61,10 @@ SITES = {
     "store_v": Site("statement", "for (int64_t d = 0; d < kv_dim; d++) values[d * p->capacity + cell] = half[d];"),
     "kv_head": Site("expression", "head / (e->model.n_heads / e->model.n_kv_heads)"),
     "v_head": Site("expression", "kv_head * head_dim * p->capacity"),
-    "scores_done": Site("before", "    if (kq_tap) memcpy("),
+    "scores_done": Site("before", "        if (kq_tap) memcpy("),
     "attention_scale": Site("expression", "1.0f / sqrtf((float)head_dim)"),
     "softmax": Site(
-        "statement", "e->kernels->softmax[e->width_index](own->scores, n_visible, n_kv, scale);"
+        "statement", "e->kernels->softmax[e->width_index](scores, n_visible, n_kv, scale);"
     ),
     "weighted_sum": Site(
         "after", "    float *out = e->buffers.kqv + (t * e->model.n_heads + head) * head_dim;\n"
@@ -117,8 +117,11 @@ PLACES = (
 )
 """Statements before which a thread notes where it is: text, layer expression, tap that the statement computes."""
 
-ALWAYS = (("e->kernels->quantize(x, n,", "zoo_rows[row % ZOO_MAX_ROWS] = x;\n    "),)
-"""Code that runs before a statement in any case; it changes nothing."""
+ALWAYS = (
+    ("e->kernels->quantize(x, n,", "zoo_rows[row % ZOO_MAX_ROWS] = x;\n    "),
+    ("return n < end - head ? n : end - head;", "n = 1; /* a fault's code is about one head */\n    "),
+)
+"""Code that runs before a statement in any case; it changes no result."""
 
 DAMAGEABLE = (
     "inp_embd", "q", "k", "v", "q_rope", "kqv_out", "attn_o_out", "ffn_inp", "ffn_gate", "ffn_up", "ffn_down",

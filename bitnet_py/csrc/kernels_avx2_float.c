@@ -1,0 +1,169 @@
+/* AVX2 + FMA + F16C: the kernels over floats. Same results as kernels_scalar.c bit for bit; see there for what
+ * each computes. */
+#include "kernels_avx2.h"
+#include "numerics.h"
+
+#include <immintrin.h>
+
+/* ---- float dots ----------------------------------------------------------------------------------------- */
+
+typedef __m256 vector;
+enum { LANES = 8 };
+static inline vector vector_zero(void) { return _mm256_setzero_ps(); }
+static inline vector vector_load(const float *x) { return _mm256_loadu_ps(x); }
+static inline vector vector_load_half(const uint16_t *x) { return bn_load_half_8(x); }
+static inline vector vector_fma(vector a, vector b, vector c) { return _mm256_fmadd_ps(a, b, c); }
+
+static inline __attribute__((always_inline)) __m256 vector_join(const vector *s, int n_sums) {
+    if (n_sums == 1) return s[0];
+    if (n_sums == 2) return _mm256_add_ps(s[0], s[1]); /* sixteen lanes are two vectors */
+    if (n_sums == 4) return _mm256_add_ps(_mm256_add_ps(s[0], s[2]), _mm256_add_ps(s[1], s[3]));
+    const __m256 low = _mm256_add_ps(_mm256_add_ps(s[0], s[4]), _mm256_add_ps(s[2], s[6]));
+    const __m256 high = _mm256_add_ps(_mm256_add_ps(s[1], s[5]), _mm256_add_ps(s[3], s[7]));
+    return _mm256_add_ps(low, high);
+}
+
+#include "dots_tiles.h"
+
+/* bitnet.cpp's AVX2 build adds adjacent pairs here, unlike every other reduction. */
+DEFINE_DOTS(bn_avx2_dots_f16_w8, 4, 1)
+DEFINE_DOTS(bn_avx2_dots_f16_w16, 8, 0)
+DEFINE_DOTS(bn_avx2_dots_tiled_w8, 1, 0)
+DEFINE_DOTS(bn_avx2_dots_tiled_w16, 2, 0)
+
+/* ---- softmax -------------------------------------------------------------------------------------------- */
+
+/* Eight exponentials at once where no result is scaled out of the normal range; the rest one by one. */
+static inline __m256 exp_8(__m256 x, int wide) {
+    const __m256 magic = _mm256_set1_ps(0x1.8p23f);
+    const __m256 z = _mm256_fmadd_ps(x, _mm256_set1_ps(0x1.715476p+0f), magic);
+    const __m256 n = _mm256_sub_ps(z, magic);
+    const __m256 b =
+        _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.7f7d1cp-20f), _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.62e4p-1f), x));
+    const __m256 u = _mm256_mul_ps(b, b);
+    const __m256 h =
+        _mm256_fmadd_ps(_mm256_fmadd_ps(_mm256_set1_ps(0x1.0e4020p-7f), b, _mm256_set1_ps(0x1.573e2ep-5f)), u,
+                        _mm256_fmadd_ps(_mm256_set1_ps(0x1.555e66p-3f), b, _mm256_set1_ps(0x1.fffdb6p-2f)));
+    const __m256 c1 = _mm256_set1_ps(0x1.ffffecp-1f);
+    const __m256i e = _mm256_slli_epi32(_mm256_castps_si256(z), 23);
+    const __m256 k = _mm256_castsi256_ps(_mm256_add_epi32(e, _mm256_castps_si256(_mm256_set1_ps(1.0f))));
+    if (wide) {
+        const __m256 j = _mm256_fmadd_ps(h, u, _mm256_fmadd_ps(c1, b, _mm256_set1_ps(1.0f)));
+        return _mm256_mul_ps(j, k);
+    }
+    const __m256 j = _mm256_fmadd_ps(h, u, _mm256_mul_ps(c1, b));
+    return _mm256_fmadd_ps(k, j, k);
+}
+
+/* exp(x) stays normal, and 2^n too, for x > -86 (n >= -124). */
+static inline __m256 exp_group(const float *x, __m256 top, int wide) {
+    const __m256 v = _mm256_sub_ps(_mm256_loadu_ps(x), top);
+    if (_mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_set1_ps(-86.0f), _CMP_GT_OQ)) == 0xff) return exp_8(v, wide);
+    float lanes[8];
+    _mm256_storeu_ps(lanes, v);
+    for (int l = 0; l < 8; l++) lanes[l] = wide ? bn_exp_w16(lanes[l]) : bn_exp_w8(lanes[l]);
+    return _mm256_loadu_ps(lanes);
+}
+
+static inline __attribute__((always_inline)) void softmax(float *row, int64_t n_visible, int64_t n_padded,
+                                                          float scale, int wide) {
+    const int width = wide ? 16 : 8;
+    /* the padding up to the next group takes part as -inf, whose exponential is an exact 0 */
+    const int64_t n_groups = (n_visible + width - 1) / width * width;
+    float top = -INFINITY;
+    const __m256 scale8 = _mm256_set1_ps(scale), zero8 = _mm256_setzero_ps();
+    __m256 top8 = _mm256_set1_ps(-INFINITY);
+    int64_t i = 0;
+    for (; i + 8 <= n_visible; i += 8) {
+        const __m256 v = _mm256_add_ps(_mm256_mul_ps(_mm256_loadu_ps(row + i), scale8), zero8);
+        _mm256_storeu_ps(row + i, v);
+        top8 = _mm256_max_ps(v, top8);
+    }
+    float lanes[8];
+    _mm256_storeu_ps(lanes, top8);
+    for (int l = 0; l < 8; l++) top = lanes[l] > top ? lanes[l] : top;
+    for (; i < n_visible; i++) {
+        row[i] = row[i] * scale + 0.0f;
+        top = row[i] > top ? row[i] : top;
+    }
+    for (; i < n_groups; i++) row[i] = -INFINITY;
+
+    top8 = _mm256_set1_ps(top);
+    double sum = 0;
+    for (i = 0; i < n_groups; i += width) {
+        __m256 e = exp_group(row + i, top8, wide);
+        _mm256_storeu_ps(row + i, e);
+        if (wide) {
+            const __m256 high = exp_group(row + i + 8, top8, wide);
+            _mm256_storeu_ps(row + i + 8, high);
+            e = _mm256_add_ps(e, high);
+        }
+        sum += (double)bn_sum_halving_8(e);
+    }
+    const float inverse = (float)(1.0 / sum);
+    const __m256 inverse8 = _mm256_set1_ps(inverse);
+    for (i = 0; i < n_groups; i += 8) _mm256_storeu_ps(row + i, _mm256_mul_ps(_mm256_loadu_ps(row + i), inverse8));
+    for (i = n_visible; i < n_padded; i++) row[i] = 0.0f;
+}
+
+void bn_avx2_softmax_w8(float *row, int64_t n_visible, int64_t n_padded, float scale) {
+    softmax(row, n_visible, n_padded, scale, 0);
+}
+
+void bn_avx2_softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float scale) {
+    softmax(row, n_visible, n_padded, scale, 1);
+}
+
+/* ---- element-wise --------------------------------------------------------------------------------------- */
+
+void bn_avx2_rope(const float *x, const float *cos, const float *sin, int half, float *out) {
+    int i = 0;
+    for (; i + 8 <= half; i += 8) {
+        const __m256 x0 = _mm256_loadu_ps(x + i), x1 = _mm256_loadu_ps(x + i + half);
+        const __m256 c = _mm256_loadu_ps(cos + i), s = _mm256_loadu_ps(sin + i);
+        _mm256_storeu_ps(out + i, _mm256_fmsub_ps(x0, c, _mm256_mul_ps(x1, s)));
+        _mm256_storeu_ps(out + i + half, _mm256_fmadd_ps(x0, s, _mm256_mul_ps(x1, c)));
+    }
+    for (; i < half; i++) {
+        const float x0 = x[i], x1 = x[i + half];
+        out[i] = fmaf(x0, cos[i], -(x1 * sin[i]));
+        out[i + half] = fmaf(x0, sin[i], x1 * cos[i]);
+    }
+}
+
+void bn_avx2_gated_relu_squared(const float *gate, const float *up, int64_t n, float *act, float *prod) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        /* the maximum with a NaN is its second operand: 0, as in the scalar comparison */
+        const __m256 relu = _mm256_max_ps(_mm256_loadu_ps(gate + i), _mm256_setzero_ps());
+        const __m256 squared = _mm256_mul_ps(relu, relu);
+        _mm256_storeu_ps(act + i, squared);
+        _mm256_storeu_ps(prod + i, _mm256_mul_ps(squared, _mm256_loadu_ps(up + i)));
+    }
+    bn_kernels_scalar.gated_relu_squared(gate + i, up + i, n - i, act + i, prod + i);
+}
+
+void bn_avx2_rescale(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
+                     float *out) {
+    const __m256 sum8 = _mm256_set1_ps(sum), divisor = _mm256_set1_ps(activation_scale);
+    const __m256 factor = _mm256_set1_ps(weight_scale);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256 d = _mm256_sub_ps(_mm256_cvtepi32_ps(bn_load_256(acc + i)), sum8);
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_div_ps(d, divisor), factor));
+    }
+    bn_kernels_scalar.rescale(acc + i, n - i, sum, activation_scale, weight_scale, out + i);
+}
+
+void bn_avx2_to_f16(const float *x, int64_t n, uint16_t *out) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+    for (; i < n; i++) out[i] = _cvtss_sh(x[i], _MM_FROUND_TO_NEAREST_INT);
+}
+
+void bn_avx2_from_f16(const uint16_t *x, int64_t n, float *out) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, bn_load_half_8(x + i));
+    for (; i < n; i++) out[i] = _cvtsh_ss(x[i]);
+}
