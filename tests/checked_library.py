@@ -95,6 +95,13 @@ CHECKS = {
                 "heap-buffer-overflow",
             ),
             Mistake(
+                "the AMX dot reads whole tiles of columns",
+                "kernels_amx.c",
+                "cols[2] = {n_cols < SIDE ? n_cols : SIDE,",
+                "cols[2] = {SIDE,",
+                "heap-buffer-overflow",
+            ),
+            Mistake(
                 "a shift by more bits than there are",
                 "kernels_scalar.c",
                 "sum += (byte >> 6)",

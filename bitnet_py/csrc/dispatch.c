@@ -23,6 +23,9 @@ const char *bn_last_error(void) { return last_error; }
 
 const bn_kernels *const bn_all_kernels[] = {
 #if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)
+#ifdef BN_HAVE_AMX
+    &bn_kernels_amx,
+#endif
     &bn_kernels_avx512vnni,
     &bn_kernels_avx2,
 #endif

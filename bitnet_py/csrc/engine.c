@@ -138,7 +138,7 @@ static size_t lay_out(bn_engine *e, char *base, int32_t n_tokens, int64_t n_cell
         m->query = take(&a, BN_HEADS_AT_ONCE * head, sizeof(float));
         m->scores = take(&a, BN_HEADS_AT_ONCE * cells, sizeof(float));
         m->half = take(&a, dim > of_heads ? dim : of_heads, sizeof(uint16_t));
-        m->acc = take(&a, BN_TILE_ROWS * BN_TILE_COLS, sizeof(int32_t));
+        m->acc = take(&a, BN_TILE_ROWS * (size_t)e->kernels->tile_cols, sizeof(int32_t));
     }
     return a.used;
 }

@@ -38,10 +38,10 @@ typedef struct {
     float *query;   /* [BN_HEADS_AT_ONCE][head_dim] */
     float *scores;  /* [BN_HEADS_AT_ONCE][n_kv padded] */
     uint16_t *half; /* [max(BN_HEADS_AT_ONCE * max(n_kv padded, head_dim), dim)] */
-    int32_t *acc;   /* [BN_TILE_ROWS * BN_TILE_COLS] */
+    int32_t *acc;   /* [BN_TILE_ROWS][tile_cols of the kernels] */
 } bn_private;
 
-enum { BN_TILE_ROWS = 64, BN_TILE_COLS = 16 };
+enum { BN_TILE_ROWS = 64 };
 
 /* Heads that share keys and values and are attended together: what is read is converted to binary32 once for all.
  */

@@ -94,15 +94,16 @@ static void bitlinear(const run *r, const bn_matrix *m, int64_t n_tokens, float 
     const bn_engine *e = r->engine;
     const bn_buffers *b = &e->buffers;
     int32_t *acc = e->members[r->member].acc;
-    /* weights of one tile stay in the first-level cache while the columns pass by */
-    int64_t tile = 16384 / (m->cols / 4) / 4 * 4;
+    const int64_t tile_cols = e->kernels->tile_cols;
+    /* weights of one tile stay in the cache while the columns pass by */
+    int64_t tile = e->kernels->tile_bytes / (m->cols / 4) / 4 * 4;
     tile = tile < 4 ? 4 : tile > BN_TILE_ROWS ? BN_TILE_ROWS : tile;
     int64_t lo, hi;
     bn_share(m->rows, 4, r->member, r->n_members, &lo, &hi);
     for (int64_t row = lo; row < hi; row += tile) {
         const int n_rows = (int)(hi - row < tile ? hi - row : tile);
-        for (int64_t t = 0; t < n_tokens; t += BN_TILE_COLS) {
-            const int n_cols = (int)(n_tokens - t < BN_TILE_COLS ? n_tokens - t : BN_TILE_COLS);
+        for (int64_t t = 0; t < n_tokens; t += tile_cols) {
+            const int n_cols = (int)(n_tokens - t < tile_cols ? n_tokens - t : tile_cols);
             e->kernels->i2s_dot(m->data + row * (m->cols / 4), m->cols, n_rows, b->q8 + t * m->cols, m->cols,
                                 n_cols, acc);
             for (int c = 0; c < n_cols; c++) {

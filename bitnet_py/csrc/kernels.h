@@ -24,6 +24,9 @@ typedef struct {
     const char *name;
     const char *description;
     int (*available)(void);
+    /* i2s_dot is called for about so many bytes of packed weights and at most so many columns: what suits the
+     * caches, and how often unpacked weights are used. */
+    int32_t tile_bytes, tile_cols;
     bn_i2s_dot_fn i2s_dot;
     void (*quantize)(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum);
     bn_dots_fn dots_f16[2];   /* bitnet.cpp ggml_vec_dot_f16: 4 accumulators of W lanes */
@@ -48,6 +51,9 @@ extern const bn_kernels bn_kernels_scalar;
 #if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)
 extern const bn_kernels bn_kernels_avx2;
 extern const bn_kernels bn_kernels_avx512vnni;
+#ifdef BN_HAVE_AMX
+extern const bn_kernels bn_kernels_amx;
+#endif
 #endif
 
 /* Best first, ends with scalar. */

@@ -67,11 +67,10 @@ static uint8_t *random_codes(int64_t n_bytes) {
 /* ---- kernels -------------------------------------------------------------------------------------------- */
 
 static void check_i2s_dot(const char *kernel) {
-    static const int blocks[] = {1, 2, 3, 5, 16, 17, 20, 33}, rows[] = {1, 3, 4, 5, 7, 8, 9, 19};
+    static const int blocks[] = {1, 2, 3, 5, 16, 17, 20, 33}, rows[] = {1, 3, 4, 6, 7, 9, 19, 35};
     for (int i = 0; i < 8; i++) {
         for (int j = 0; j < 8; j++) {
-            const int k = 128 * blocks[i], n_rows = rows[j],
-                      n_cols = blocks[i] < 16 ? between(1, 40) : between(1, 9);
+            const int k = 128 * blocks[i], n_rows = rows[j], n_cols = between(1, blocks[i] < 16 ? 70 : 20);
             const uint8_t *w = random_codes((int64_t)n_rows * k / 4);
             int8_t *x = room((int64_t)n_cols * k, 1, between(0, 15));
             for (int64_t e = 0; e < (int64_t)n_cols * k; e++) x[e] = (int8_t)random_bits();

@@ -1,12 +1,14 @@
-/* What kernels_avx512vnni.c uses of AVX-512, written out in AVX2 and plain C from the definitions in Intel's
- * intrinsics guide. Test builds put this header in front of that file (test_build.cmake), so that its bounds, its
- * indices and its rounding order are tested on every x86-64 CPU with AVX2. An intrinsic that is missing here does
- * not compile. What only a CPU with AVX-512 can show is whether the compiler's own intrinsics do the same. */
+/* What kernels_avx512vnni.c and kernels_amx.c use of AVX-512, written out in AVX2 and plain C from the definitions
+ * in Intel's intrinsics guide. Test builds put this header in front of those files (test_build.cmake), so that its
+ * bounds, its indices and its rounding order are tested on every x86-64 CPU with AVX2. An intrinsic that is
+ * missing here does not compile. What only a CPU with AVX-512 can show is whether the compiler's own intrinsics do
+ * the same. */
 #ifndef BN_EMULATED_AVX512_H
 #define BN_EMULATED_AVX512_H
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct {
@@ -23,20 +25,26 @@ typedef struct {
 
 /* Some compilers have macros where an argument must be a constant. */
 #undef _mm512_extractf64x4_pd
+#undef _mm512_extracti64x4_epi64
 #undef _mm512_inserti64x4
+#undef _mm512_shuffle_i32x4
 
 #define bn_x86_has_avx512vnni bn_x86_has_avx2
 #define __m512 emulated_m512
 #define __m512d emulated_m512d
 #define __m512i emulated_m512i
+#define _mm512_add_epi32 emulated_add_epi32
 #define _mm512_add_ps emulated_add_ps
 #define _mm512_and_si512 emulated_and_si512
+#define _mm512_broadcast_i64x4 emulated_broadcast_i64x4
 #define _mm512_castps512_ps256 emulated_castps512_ps256
 #define _mm512_castps_pd emulated_castps_pd
 #define _mm512_castsi256_si512 emulated_castsi256_si512
+#define _mm512_castsi512_si256 emulated_castsi512_si256
 #define _mm512_cvtph_ps emulated_cvtph_ps
 #define _mm512_dpbusd_epi32 emulated_dpbusd_epi32
 #define _mm512_extractf64x4_pd emulated_extractf64x4_pd
+#define _mm512_extracti64x4_epi64 emulated_extracti64x4_epi64
 #define _mm512_fmadd_ps emulated_fmadd_ps
 #define _mm512_inserti64x4 emulated_inserti64x4
 #define _mm512_loadu_ps emulated_loadu_ps
@@ -45,7 +53,13 @@ typedef struct {
 #define _mm512_set1_epi8 emulated_set1_epi8
 #define _mm512_setzero_ps emulated_setzero_ps
 #define _mm512_setzero_si512 emulated_setzero_si512
+#define _mm512_shuffle_i32x4 emulated_shuffle_i32x4
 #define _mm512_srli_epi16 emulated_srli_epi16
+#define _mm512_store_si512 emulated_store_si512
+#define _mm512_unpackhi_epi32 emulated_unpackhi_epi32
+#define _mm512_unpackhi_epi64 emulated_unpackhi_epi64
+#define _mm512_unpacklo_epi32 emulated_unpacklo_epi32
+#define _mm512_unpacklo_epi64 emulated_unpacklo_epi64
 #define _mm512_zextsi256_si512 emulated_zextsi256_si512
 
 /* ---- integers ------------------------------------------------------------------------------------------- */
@@ -77,8 +91,41 @@ static inline __m512i _mm512_and_si512(__m512i a, __m512i b) {
     return (__m512i){{_mm256_and_si256(a.half[0], b.half[0]), _mm256_and_si256(a.half[1], b.half[1])}};
 }
 
+static inline __m512i _mm512_add_epi32(__m512i a, __m512i b) {
+    return (__m512i){{_mm256_add_epi32(a.half[0], b.half[0]), _mm256_add_epi32(a.half[1], b.half[1])}};
+}
+
 static inline __m512i _mm512_srli_epi16(__m512i a, int bits) {
     return (__m512i){{_mm256_srli_epi16(a.half[0], bits), _mm256_srli_epi16(a.half[1], bits)}};
+}
+
+static inline __m256i _mm512_castsi512_si256(__m512i a) { return a.half[0]; }
+
+static inline __m256i _mm512_extracti64x4_epi64(__m512i a, int which) { return a.half[which]; }
+
+static inline __m512i _mm512_broadcast_i64x4(__m256i a) { return (__m512i){{a, a}}; }
+
+/* Faults where the address is not a multiple of 64, as the instruction does. */
+static inline void _mm512_store_si512(void *p, __m512i a) {
+    if ((uintptr_t)p % 64) abort();
+    memcpy(p, &a, sizeof a);
+}
+
+#define emulated_unpack(name)                                                                                     \
+    static inline __m512i emulated_##name(__m512i a, __m512i b) {                                                 \
+        return (__m512i){{_mm256_##name(a.half[0], b.half[0]), _mm256_##name(a.half[1], b.half[1])}};             \
+    }
+emulated_unpack(unpackhi_epi32) emulated_unpack(unpackhi_epi64) emulated_unpack(unpacklo_epi32)
+    emulated_unpack(unpacklo_epi64)
+
+    /* Two 128-bit lanes of a, then two of b, two bits of `which` each. */
+    static inline __m512i _mm512_shuffle_i32x4(__m512i a, __m512i b, int which) {
+    __m128i from[2][4], to[4];
+    memcpy(from[0], &a, sizeof a);
+    memcpy(from[1], &b, sizeof b);
+    for (int l = 0; l < 4; l++) to[l] = from[l / 2][which >> (2 * l) & 3];
+    memcpy(&a, to, sizeof a);
+    return a;
 }
 
 /* Each lane gains four products of an unsigned and a signed byte, nothing saturates on the way. */

@@ -1,11 +1,13 @@
-# For test builds (BITNET_TEST_BUILD=ON), included by the top-level CMakeLists.txt: the library with the AVX-512 family
-# emulated in AVX2, and a program that exercises the library without Python. BITNET_TEST_OPTIONS are compiler and
+# For test builds (BITNET_TEST_BUILD=ON), included by the top-level CMakeLists.txt: the library with the AVX-512 and AMX
+# families emulated in AVX2, and a program that exercises the library without Python. BITNET_TEST_OPTIONS are compiler and
 # linker options that come last, e.g. sanitizers; tests/checked_library.py sets them.
 set(BITNET_TEST_OPTIONS "" CACHE STRING "Compiler and linker options of a test build")
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
     set_source_files_properties(${src}/kernels_avx512vnni.c PROPERTIES COMPILE_OPTIONS
         "-mavx2;-mfma;-mf16c;-include;${CMAKE_CURRENT_LIST_DIR}/emulated_avx512.h")
+    set_source_files_properties(${src}/kernels_amx.c PROPERTIES COMPILE_OPTIONS
+        "-mavx2;-mfma;-mf16c;-include;${CMAKE_CURRENT_LIST_DIR}/emulated_amx.h")
 endif()
 
 get_target_property(sources bitnet_native SOURCES)

@@ -176,8 +176,9 @@ def test_the_real_child_runs_with_a_large_stack_and_no_core_files():
     with ChildProcess() as child:
         assert wait_until(lambda: limits_of(child.pid)["Max stack size"] == str(cpp_limits.STACK_BYTES))
         assert limits_of(child.pid)["Max core file size"] == "0"
-        environment = Path(f"/proc/{child.pid}/environ").read_bytes().split(b"\0")
-        assert f"OMP_STACKSIZE={cpp_limits.STACK_BYTES // 1024}K".encode() in environment
+        # the limits are set before the child's program starts, and while it starts it has no environment
+        wanted = f"OMP_STACKSIZE={cpp_limits.STACK_BYTES // 1024}K".encode()
+        assert wait_until(lambda: wanted in Path(f"/proc/{child.pid}/environ").read_bytes().split(b"\0"))
 
 
 def test_the_real_child_imports_nothing_from_the_working_directory(tmp_path, monkeypatch):
