@@ -1,4 +1,4 @@
-"""The AVX-512 and AMX kernels on CPUs without them: built on emulations (tests/csrc/emulated_avx512.h, emulated_amx.h)."""
+"""The AVX-512 and AMX kernels on CPUs without them: built on tests/csrc/emulated_avx512.h and emulated_amx.h."""
 
 from __future__ import annotations
 
@@ -41,4 +41,3 @@ def test_emulated_kernels_equal_scalar_and_the_goldens(emulating_library, family
     assert "skipped" not in done.stdout.splitlines()[-1], done.stdout
     for tests in TESTS:
         assert f"{tests}::" in done.stdout, f"{tests} holds no test of {family} any more"
-

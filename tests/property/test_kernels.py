@@ -74,7 +74,9 @@ def test_scalar_i2s_dot_is_the_exact_integer(seed, rows, n_blocks, n_cols, extre
 
 @pytest.mark.parametrize("kernel", VECTOR)
 @settings(max_examples=80, deadline=None)
-@given(SEEDS, st.integers(1, 19) | st.integers(30, 36), st.integers(1, 67), st.integers(1, 70), st.booleans(), SKEWS)
+@given(
+    SEEDS, st.integers(1, 19) | st.integers(30, 36), st.integers(1, 67), st.integers(1, 70), st.booleans(), SKEWS
+)
 def test_i2s_dot_equals_numpy_at_odd_sizes_and_extremes(kernel, seed, rows, n_blocks, n_cols, extreme, skew):
     codes, x = integer_case(seed, rows, n_blocks, n_cols, extreme)
     if extreme and codes[0, 0] == 3:
