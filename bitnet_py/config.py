@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_py.errors import ModelError
-from bitnet_py.gguf import GGUFFile, clip, model_error
+from bitnet_py.errors import ModelError, clip, model_error
+from bitnet_py.gguf import GGUFFile
 
 ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
 I2_S_BLOCK = 128

@@ -30,10 +30,10 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_py.errors import ModelError
+from bitnet_py.errors import ModelError, clip, model_error
 from bitnet_py.ggml_types import BLOCK_LAYOUT, GGMLType, tensor_size_bytes
 
-__all__ = ["GGMLType", "GGUFFile", "TensorInfo", "clip", "model_error"]
+__all__ = ["GGMLType", "GGUFFile", "TensorInfo"]
 
 DEFAULT_ALIGNMENT = 32
 _MAX_STRING_BYTES = 64 << 20
@@ -74,17 +74,6 @@ class TensorInfo:
     type: GGMLType
     offset: int
     size_bytes: int
-
-
-def model_error(path: object, what: str, *, expected: object, found: object, remedy: str) -> ModelError:
-    """Return a one-line ``ModelError``: file, what was looked at, expected, found, what to do."""
-    line = f"{path}: {what}: expected {expected}, found {found}; {remedy}"
-    return ModelError("".join(c if c.isprintable() else "\ufffd" for c in line))
-
-
-def clip(text: str, limit: int = 60) -> str:
-    """Return ``text`` quoted and shortened, fit for an error message."""
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
 class GGUFFile:
