@@ -23,6 +23,10 @@ class NativeError(BitnetError):
     """The C library is missing, of another ABI version, or refused a call (forced kernel not available)."""
 
 
+DAMAGED = "the file is damaged: copy or download it again"
+"""What to do, for ``model_error``."""
+
+
 def model_error(path: object, what: str, *, expected: object, found: object, remedy: str) -> ModelError:
     """Return a one-line ``ModelError``: file, what was looked at, expected, found, what to do."""
     line = f"{path}: {what}: expected {expected}, found {found}; {remedy}"
