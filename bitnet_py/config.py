@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bitnet_py.errors import ModelError
-from bitnet_py.gguf import GGUFFile, clip, model_error
+from bitnet_py.errors import ModelError, clip, model_error
+from bitnet_py.gguf import GGUFFile
+from bitnet_py.string_array import StringArray
 
 ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
 I2_S_BLOCK = 128
@@ -122,12 +123,12 @@ class _Reader:
     def require(self, key: str, expected: Sequence[object], what: str | None = None) -> None:
         """Refuse a key that is present with another value than those expected."""
         value = self.raw(key)
-        if value is not None and (isinstance(value, (np.ndarray, list)) or value not in expected):
+        if value is not None and (isinstance(value, np.ndarray) or value not in expected):
             raise self.error(f"{self.arch}.{key}", what or expected[0], clip(str(value)))
 
     def vocab_size(self) -> int:
         tokens = self.metadata.get("tokenizer.ggml.tokens")
-        n_tokens = len(tokens) if isinstance(tokens, list) else None
+        n_tokens = len(tokens) if isinstance(tokens, StringArray) else None
         vocab_size = self.integer("vocab_size", n_tokens)
         if n_tokens is not None and n_tokens != vocab_size:
             raise self.error(f"{self.arch}.vocab_size", f"{n_tokens}, the tokens of the vocabulary", vocab_size)

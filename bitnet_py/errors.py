@@ -1,4 +1,4 @@
-"""Every exception this package raises on purpose; one root so that callers can catch the package."""
+"""Every exception this package raises on purpose, with one root to catch them by, and how a model is refused."""
 
 from __future__ import annotations
 
@@ -21,3 +21,18 @@ class InputError(BitnetError):
 
 class NativeError(BitnetError):
     """The C library is missing, of another ABI version, or refused a call (forced kernel not available)."""
+
+
+DAMAGED = "the file is damaged: copy or download it again"
+"""What to do, for ``model_error``."""
+
+
+def model_error(path: object, what: str, *, expected: object, found: object, remedy: str) -> ModelError:
+    """Return a one-line ``ModelError``: file, what was looked at, expected, found, what to do."""
+    line = f"{path}: {what}: expected {expected}, found {found}; {remedy}"
+    return ModelError("".join(c if c.isprintable() else "\ufffd" for c in line))
+
+
+def clip(text: str, limit: int = 60) -> str:
+    """Return ``text`` quoted and shortened, fit for an error message."""
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

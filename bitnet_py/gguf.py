@@ -30,20 +30,19 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_py.errors import ModelError
+from bitnet_py.errors import DAMAGED, ModelError, clip, model_error
 from bitnet_py.ggml_types import BLOCK_LAYOUT, GGMLType, tensor_size_bytes
+from bitnet_py.string_array import MAX_STRING_BYTES, StringArray, find_strings, walk_strings
 
-__all__ = ["GGMLType", "GGUFFile", "TensorInfo", "clip", "model_error"]
+__all__ = ["GGMLType", "GGUFFile", "TensorInfo"]
 
 DEFAULT_ALIGNMENT = 32
-_MAX_STRING_BYTES = 64 << 20
 _MAX_STRINGS = 1 << 22
 _MAX_NAME_BYTES = 64
 _MAX_DIMS = 4
 _MIN_KV_BYTES = 8 + 4 + 1
 _MIN_TENSOR_INFO_BYTES = 8 + 4 + 4 + 8
 _TRUNCATED = "the file is truncated or damaged: copy or download it again"
-_DAMAGED = "the file is damaged: copy or download it again"
 
 
 _SCALARS: Mapping[int, tuple[str, str]] = MappingProxyType(
@@ -76,22 +75,14 @@ class TensorInfo:
     size_bytes: int
 
 
-def model_error(path: object, what: str, *, expected: object, found: object, remedy: str) -> ModelError:
-    """Return a one-line ``ModelError``: file, what was looked at, expected, found, what to do."""
-    line = f"{path}: {what}: expected {expected}, found {found}; {remedy}"
-    return ModelError("".join(c if c.isprintable() else "\ufffd" for c in line))
-
-
-def clip(text: str, limit: int = 60) -> str:
-    """Return ``text`` quoted and shortened, fit for an error message."""
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
-
-
 class GGUFFile:
     """An open GGUF file: metadata, tensor table and read-only views into the mapped file.
 
-    Use as a context manager or call ``close``. Views handed out by ``data`` stay valid after closing; the
-    mapping itself goes with the last of them.
+    Use as a context manager or call ``close``. Views handed out by ``data`` and the arrays of ``metadata`` stay
+    valid after closing; the mapping itself goes with the last view or ``StringArray``.
+
+    Values of ``metadata`` are bool, int, float, str, a read-only NumPy array, or a ``StringArray``. The strings of
+    the latter are decoded when they are asked for: one that is not UTF-8 is a ``ModelError`` only then.
     """
 
     def __init__(
@@ -153,7 +144,7 @@ class GGUFFile:
             self._mapping.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def close(self) -> None:
-        """Give up the mapping; views that still exist keep it alive until they are gone."""
+        """Give up the mapping; views and string arrays that still exist keep it alive until they are gone."""
         mapping, self._mapping = self._mapping, None
         if mapping is not None:
             _release(mapping)
@@ -202,7 +193,7 @@ class _Parser:
         self.end = len(mapping)
         self.pos = 0
 
-    def fail(self, what: str, expected: object, found: object, remedy: str = _DAMAGED) -> NoReturn:
+    def fail(self, what: str, expected: object, found: object, remedy: str = DAMAGED) -> NoReturn:
         raise model_error(
             self.path, f"{what} (byte {self.pos})", expected=expected, found=found, remedy=remedy
         ) from None
@@ -218,35 +209,35 @@ class _Parser:
         self.pos += size
         return value
 
-    def string(self, what: str, limit: int = _MAX_STRING_BYTES) -> str:
-        return self.strings(1, what, limit)[0]
-
-    def strings(self, count: int, what: str, limit: int = _MAX_STRING_BYTES) -> list[str]:
-        """Read ``count`` consecutive strings. Local names and one slice each: vocabularies have 10^5 entries."""
-        mapping, end, pos = self.mapping, self.end, self.pos
-        length_of = struct.Struct("<Q").unpack_from
-        out: list[str] = []
-        append = out.append
+    def string(self, what: str, limit: int = MAX_STRING_BYTES) -> str:
+        offsets = walk_strings(self.mapping, self.pos, 1, limit)
+        if len(offsets) < 2:
+            self.refuse_length(what, 0, limit)
+        self.pos += 8
         try:
-            for _ in range(count):
-                (length,) = length_of(mapping, pos)
-                start = pos + 8
-                pos = start + length
-                if length > limit or pos > end:
-                    self.pos = start - 8
-                    most = min(limit, end - start)
-                    self.fail(f"{what}, length of string {len(out)}", f"at most {most} bytes", length, _TRUNCATED)
-                append(mapping[start:pos].decode())
-        except struct.error:
-            self.pos = pos
-            self.fail(f"{what}, length of string {len(out)}", "8 bytes", f"{end - pos}", _TRUNCATED)
+            text = self.mapping[self.pos : offsets[1]].decode()
         except UnicodeDecodeError as error:
-            self.pos = start
-            self.fail(f"{what}, string {len(out)}", "UTF-8", f"{error.reason} at its byte {error.start}")
-        self.pos = pos
-        return out
+            self.fail(f"{what}, string 0", "UTF-8", f"{error.reason} at its byte {error.start}")
+        self.pos = offsets[1]
+        return text
 
-    def array(self, key: str) -> list[str] | npt.NDArray[Any]:
+    def strings(self, count: int, what: str) -> StringArray:
+        offsets = find_strings(self.mapping, self.pos, count)
+        self.pos = int(offsets[-1])
+        if offsets.size <= count:
+            self.refuse_length(what, offsets.size - 1, MAX_STRING_BYTES)
+        return StringArray(self.mapping, offsets, self.path, what)
+
+    def refuse_length(self, what: str, index: int, limit: int) -> NoReturn:
+        """Say what is wrong with the length of the string at the cursor."""
+        what = f"{what}, length of string {index}"
+        rest = self.end - self.pos
+        if rest < 8:
+            self.fail(what, "8 bytes", rest, _TRUNCATED)
+        (length,) = struct.unpack_from("<Q", self.mapping, self.pos)
+        self.fail(what, f"at most {min(limit, rest - 8)} bytes", length, _TRUNCATED)
+
+    def array(self, key: str) -> StringArray | npt.NDArray[Any]:
         element = self.scalar("<I", f"element type of {key}")
         count = self.scalar("<Q", f"length of {key}")
         if element == _STRING:

@@ -13,6 +13,7 @@ import numpy as np
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
+from bitnet_py.string_array import StringArray
 
 MAX_ITEMS = 16
 """Longer arrays are shown by their length and first entries."""
@@ -69,7 +70,7 @@ def print_description(description: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, np.ndarray | StringArray):
         if len(value) > MAX_ITEMS:
             return {"length": len(value), "first": [_plain(item) for item in value[:_N_FIRST]]}
         return [_plain(item) for item in value]

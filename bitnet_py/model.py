@@ -176,7 +176,10 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer in the model file, built on first use. Raises ``TokenizerError`` when unusable."""
+        """The tokenizer in the model file, built on first use.
+
+        Raises ``TokenizerError`` when it is unusable, ``ModelError`` for a token that is not UTF-8.
+        """
         if self._tokenizer is None:
             from bitnet_py.tokenizer import Tokenizer  # tens of milliseconds, and many uses need none
 

@@ -43,7 +43,10 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, gguf: _HasMetadata) -> Tokenizer:
-        """Build the tokenizer of an open GGUF file. Raises ``TokenizerError`` when its metadata is unusable."""
+        """Build the tokenizer of an open GGUF file.
+
+        Raises ``TokenizerError`` when its metadata is unusable, ``ModelError`` for a string that is not UTF-8.
+        """
         return cls(Vocabulary.from_metadata(gguf.metadata))
 
     @classmethod

@@ -15,6 +15,7 @@ from typing import Any
 
 from bitnet_py.errors import TokenizerError
 from bitnet_py.pretokenizer import PreType, get_pre_type
+from bitnet_py.string_array import StringArray
 
 
 class TokenKind(IntEnum):
@@ -75,7 +76,8 @@ class Vocabulary:
 
         Raises ``TokenizerError`` for a tokenizer model other than ``gpt2``, a missing or mistyped key, lengths
         that differ, duplicate tokens, an id outside the vocabulary, and a missing BOS id where BOS is to be added
-        (bitnet.cpp takes id 11 for a BOS or EOS id that is missing or out of range).
+        (bitnet.cpp takes id 11 for a BOS or EOS id that is missing or out of range); ``ModelError`` for a string
+        of the file that is not UTF-8.
         """
         model = _get(metadata, "tokenizer.ggml.model", str)
         if model != "gpt2":
@@ -174,6 +176,8 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     value = metadata.get(key)
     if value is None:
         raise TokenizerError(f"the model has no {key}; it was converted without its tokenizer")
+    if isinstance(value, StringArray):
+        return value.tolist()
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise TokenizerError(f"{key} is not an array of strings")
     return list(value)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_py.config import ModelConfig
-from bitnet_py.errors import ModelError
-from bitnet_py.gguf import GGMLType, GGUFFile, clip, model_error
+from bitnet_py.errors import ModelError, clip, model_error
+from bitnet_py.gguf import GGMLType, GGUFFile
 from bitnet_py.quants import find_invalid_code
 
 F32Array = npt.NDArray[np.float32]

@@ -43,10 +43,10 @@ class ModelFile:
 
 
 def check_model(path: str | Path) -> ModelFile:
-    """Read a GGUF file completely: container, configuration, every tensor finite.
+    """Read a GGUF file completely: container, configuration, vocabulary, every tensor finite.
 
     Raises:
-        ModelError: missing, malformed, unsupported, or NaN and infinities among its weights.
+        ModelError: missing, malformed, unsupported, NaN and infinities among its weights, or tokens not UTF-8.
     """
     file = Path(path)
     with GGUFFile.open(file) as gguf:
@@ -54,7 +54,7 @@ def check_model(path: str | Path) -> ModelFile:
         weights = Weights.load(gguf)
         weights.check_finite()
         separate_output = weights.output is not None
-        metadata = dict(gguf.metadata)
+        tokenizer = _tokenizer_facts(gguf.metadata, config.vocab_size)
         del weights
     facts = {
         "sha256": file_sha256(file),
@@ -69,7 +69,7 @@ def check_model(path: str | Path) -> ModelFile:
     kv_rows = config.n_kv_heads * config.head_dim
     if kv_rows % ROW_GROUP:  # the others' rows are other matrices' columns: whole blocks of 128
         notes.append(ROWS_NOTE.format(rows=kv_rows))
-    return ModelFile(file, config, facts, _tokenizer_facts(metadata, config.vocab_size), tuple(notes))
+    return ModelFile(file, config, facts, tokenizer, tuple(notes))
 
 
 _SHAPE = (

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bitnet_py.errors import ModelError
 from bitnet_py.gguf import GGUFFile
+from bitnet_py.string_array import StringArray
 from bitnet_py.weights import Weights
 
 SMALL = small_container().to_bytes()
@@ -51,6 +52,9 @@ def outcome(path: Path, data: bytes) -> str:
         with GGUFFile.open(path) as gguf:
             for name in gguf.tensors:
                 assert gguf.data(name).size == gguf.tensors[name].size_bytes
+            for value in gguf.metadata.values():
+                if isinstance(value, StringArray):
+                    assert len(value.tolist()) == len(value)
             Weights.load(gguf).check_finite()
     except ModelError as error:
         message = str(error)

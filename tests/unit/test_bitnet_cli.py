@@ -11,6 +11,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from gguf_bytes import string
 
 from bitnet_py import cli
 from bitnet_py.generate import Token
@@ -276,6 +277,48 @@ class TestInspect:
 
     def test_missing_model(self, tmp_path):
         assert_one_clear_line(bitnet("inspect", "--model", tmp_path / "no.gguf"), 4, "no.gguf")
+
+
+class TestVocabularyThatIsNotUTF8:
+    """It is decoded when a command needs it: all refuse it then, and none that needs only tensors does."""
+
+    @pytest.fixture(params=["tokenizer.ggml.tokens", "tokenizer.ggml.merges"])
+    def damaged(self, request, model_path, tmp_path):
+        path = tmp_path / "m.gguf"
+        with GGUFFile.open(model_path) as gguf:
+            old = b"".join(map(string, gguf.metadata[request.param][20:30]))
+        data = model_path.read_bytes()
+        assert data.count(old) == 1
+        path.write_bytes(data.replace(old, old[:8] + b"\xff" + old[9:]))
+        return (
+            path,
+            rf"m\.gguf: key '{request.param}', string 20 \(byte \d+\): expected UTF-8, found invalid start",
+        )
+
+    @pytest.mark.parametrize("command", ["run --greedy --prompt a", "tokenize a"])
+    def test_commands_that_need_it(self, damaged, command):
+        path, message = damaged
+        name, *options = command.split()
+        assert_one_clear_line(bitnet(name, "--model", path, *options), 4, message)
+
+    def test_inspect_refuses_what_it_has_to_show(self, damaged):
+        path, message = damaged
+        assert bitnet("inspect", "--model", path).exit_code == 0  # four tokens of hundreds
+        result = bitnet("inspect", "--model", path, "--verify", "--json")
+        assert result.exit_code == 4
+        assert json.loads(result.stdout)["verified"] is False
+        assert re.fullmatch(rf"error: .*{message}.*\n", result.stderr)
+
+    def test_inspect_of_a_damaged_first_token(self, model_path, tmp_path):
+        path = tmp_path / "m.gguf"
+        with GGUFFile.open(model_path) as gguf:
+            old = b"".join(map(string, gguf.metadata["tokenizer.ggml.tokens"][:5]))
+        path.write_bytes(model_path.read_bytes().replace(old, old[:8] + b"\xff" + old[9:]))
+        assert_one_clear_line(bitnet("inspect", "--model", path), 4, r"key 'tokenizer\.ggml\.tokens', string 0 ")
+
+    def test_commands_that_do_not(self, damaged):
+        options = ("--prompt-tokens", 4, "--decode", 1, "--rounds", 1, "--threads", 1, "--json")
+        assert bitnet("bench", "--model", damaged[0], *options).exit_code == 0
 
 
 class TestTokenize:

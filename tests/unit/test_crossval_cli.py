@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from gguf_bytes import string
 from strangers import PROMPT, Fault, error_line, run
 
 import crossval.cli.gate as gate_command
@@ -331,7 +332,7 @@ def test_a_prompt_longer_than_the_context(make_model: Callable[..., Path]) -> No
     assert "context holds 64" in error_line(result)
 
 
-@pytest.mark.parametrize("damage", ["magic", "truncated", "empty", "nan"])
+@pytest.mark.parametrize("damage", ["magic", "truncated", "empty", "token", "nan"])
 def test_a_damaged_model(damage: str, model_path: Path, tmp_path: Path) -> None:
     data = bytearray(model_path.read_bytes())
     if damage == "magic":
@@ -340,6 +341,10 @@ def test_a_damaged_model(damage: str, model_path: Path, tmp_path: Path) -> None:
         del data[len(data) // 2 :]
     elif damage == "empty":
         data.clear()
+    elif damage == "token":
+        with GGUFFile.open(model_path) as gguf:
+            held = b"".join(map(string, gguf.metadata["tokenizer.ggml.tokens"][20:30]))
+        data[data.index(held) + 8] = 0xFF
     else:
         with GGUFFile.open(model_path) as gguf:
             start = gguf.tensors["token_embd.weight"].offset
@@ -351,6 +356,7 @@ def test_a_damaged_model(damage: str, model_path: Path, tmp_path: Path) -> None:
     result = run("layers", "--prompt", PROMPT, "--model", broken, "--reference", "spec", "--json")
     assert result.exit_code == 4
     assert "broken.gguf" in error_line(result)
+    assert damage != "token" or "key 'tokenizer.ggml.tokens', string 20 " in error_line(result)
     assert result.stdout == ""
 
 
