@@ -1,0 +1,236 @@
+#include "checks.h"
+
+#include <string.h>
+
+typedef struct {
+    int n_layers, n_heads, n_kv_heads, head_dim, hidden_dim, vocab_size, sub_norms;
+} shape;
+
+static const shape SHAPES[] = {
+    {2, 4, 2, 32, 384, 61, 1},  /* rows of one and of three blocks */
+    {1, 1, 1, 128, 128, 37, 0}, /* a single head, whose scores are a tiled product; no sub-norms */
+};
+
+enum { ALL = -1 }; /* for n_outputs */
+
+/* Numerics, prompt and what is recorded: the results must not depend on anything else. */
+typedef struct {
+    int simd_width, fused_quantizer, n_prompt, n_outputs, record;
+} variant;
+
+static bn_matrix random_matrix(int64_t rows, int64_t cols) {
+    return (bn_matrix){random_codes(rows * cols / 4), rows, cols, 0.05f};
+}
+
+static bn_model random_model(const shape *s) {
+    const int64_t dim = s->n_heads * s->head_dim, kv_dim = s->n_kv_heads * s->head_dim, hidden = s->hidden_dim;
+    bn_layer *layers = room(s->n_layers, sizeof *layers, 0);
+    for (int i = 0; i < s->n_layers; i++) {
+        layers[i] = (bn_layer){
+            .attn_norm = random_floats(dim, 1.0f, 0.5f),
+            .attn_sub_norm = s->sub_norms ? random_floats(dim, 1.0f, 0.5f) : NULL,
+            .ffn_norm = random_floats(dim, 1.0f, 0.5f),
+            .ffn_sub_norm = s->sub_norms ? random_floats(hidden, 1.0f, 0.5f) : NULL,
+            .q = random_matrix(dim, dim),
+            .k = random_matrix(kv_dim, dim),
+            .v = random_matrix(kv_dim, dim),
+            .o = random_matrix(dim, dim),
+            .gate = random_matrix(hidden, dim),
+            .up = random_matrix(hidden, dim),
+            .down = random_matrix(dim, hidden),
+        };
+    }
+    const uint16_t *embeddings = random_halves(s->vocab_size * dim);
+    return (bn_model){
+        .n_layers = s->n_layers,
+        .n_heads = s->n_heads,
+        .n_kv_heads = s->n_kv_heads,
+        .head_dim = s->head_dim,
+        .dim = (int32_t)dim,
+        .hidden_dim = s->hidden_dim,
+        .vocab_size = s->vocab_size,
+        .rms_eps = 1e-5f,
+        .rope_base = 10000.0f,
+        .token_embd = embeddings,
+        .output = embeddings,
+        .output_norm = random_floats(dim, 1.0f, 0.5f),
+        .layers = layers,
+    };
+}
+
+static uint64_t mix(uint64_t digest, const void *data, int64_t size) { /* FNV-1a */
+    const uint8_t *bytes = data;
+    for (int64_t i = 0; i < size; i++) digest = (digest ^ bytes[i]) * 0x100000001b3u;
+    return digest;
+}
+
+/* Values of one layer's tap in a pass; 0 when the engine does not record it. */
+static int64_t tap_size(const bn_model *m, int32_t layer, int which, const bn_pass *p) {
+    const int64_t dim = m->dim, kv_dim = m->n_kv_heads * m->head_dim, n_used = p->start + p->n_tokens;
+    const int64_t rows = layer + 1 == m->n_layers ? p->n_outputs : p->n_tokens;
+    switch (which) {
+    case BN_TAP_K:
+    case BN_TAP_V:
+    case BN_TAP_K_ROPE:
+        return p->n_tokens * kv_dim;
+    case BN_TAP_KQ:
+    case BN_TAP_KQ_SOFT_MAX:
+        return m->n_heads * p->n_tokens * n_used;
+    case BN_TAP_ATTN_SUB_NORM:
+        return m->layers[layer].attn_sub_norm ? p->n_tokens * dim : 0;
+    case BN_TAP_FFN_GATE:
+    case BN_TAP_FFN_UP:
+    case BN_TAP_FFN_ACT:
+    case BN_TAP_FFN_OUT:
+        return rows * m->hidden_dim;
+    case BN_TAP_FFN_SUB_NORM:
+        return m->layers[layer].ffn_sub_norm ? rows * m->hidden_dim : 0;
+    case BN_TAP_FFN_INP:
+    case BN_TAP_FFN_NORM:
+    case BN_TAP_FFN_DOWN:
+    case BN_TAP_L_OUT:
+        return rows * dim;
+    default:
+        return p->n_tokens * dim;
+    }
+}
+
+static uint64_t digest_pass(bn_engine *engine, const bn_model *m, bn_pass *p, int record, uint64_t digest) {
+    const int keep = n_held;
+    const int64_t n_logits = (int64_t)p->n_outputs * m->vocab_size;
+    int64_t sizes[2 * BN_LAYER_TAPS + BN_MODEL_TAPS];
+    const int32_t n_layer_taps = m->n_layers * BN_LAYER_TAPS;
+    float **recorded = room(n_layer_taps + BN_MODEL_TAPS, sizeof *recorded, 0);
+    for (int32_t i = 0; i < n_layer_taps; i++) sizes[i] = tap_size(m, i / BN_LAYER_TAPS, i % BN_LAYER_TAPS, p);
+    sizes[n_layer_taps + BN_TAP_INP_EMBD] = (int64_t)p->n_tokens * m->dim;
+    sizes[n_layer_taps + BN_TAP_RESULT_NORM] = (int64_t)p->n_outputs * m->dim;
+    sizes[n_layer_taps + BN_TAP_RESULT_OUTPUT] = n_logits;
+    for (int32_t i = 0; i < n_layer_taps + BN_MODEL_TAPS; i++)
+        recorded[i] = sizes[i] ? room(sizes[i], sizeof(float), i % 4) : NULL;
+    p->taps = record ? recorded : NULL;
+    p->logits = n_logits ? room(n_logits, sizeof(float), 1) : NULL;
+    require(!bn_engine_forward(engine, p), "forward");
+    if (n_logits) digest = mix(digest, p->logits, n_logits * (int64_t)sizeof(float));
+    for (int32_t i = 0; record && i < n_layer_taps + BN_MODEL_TAPS; i++)
+        if (recorded[i]) digest = mix(digest, recorded[i], sizes[i] * (int64_t)sizeof(float));
+    release(keep);
+    return digest;
+}
+
+/* One more token, of which only the largest logits are asked for, and then all of them after all. */
+static uint64_t digest_top(bn_engine *engine, const bn_model *m, const variant *v, int64_t capacity,
+                           uint16_t *keys, uint16_t *values) {
+    enum { N_BEST = 5 };
+    const int keep = n_held;
+    const int64_t vocab = m->vocab_size, half = vocab / 2;
+    const bn_screen screen = {room(vocab * m->dim, 1, 3), room(vocab, sizeof(float), 1),
+                              room(vocab, sizeof(float), 1), room(vocab, sizeof(float), 1)};
+    require(!bn_engine_build_screen(engine, 0, half, &screen), "build_screen");
+    require(!bn_engine_build_screen(engine, half, vocab - half, &screen), "build_screen");
+    require(bn_engine_build_screen(engine, half, vocab, &screen) == BN_ERR_ARGUMENT, "rows outside the head");
+    bn_top top = {&screen, N_BEST, room(N_BEST, sizeof(int32_t), 1), room(N_BEST, sizeof(float), 1), 0};
+    int32_t token = 11;
+    bn_pass pass = {.tokens = &token,
+                    .n_tokens = 1,
+                    .start = v->n_prompt + 5,
+                    .n_outputs = 1,
+                    .capacity = capacity,
+                    .k_cache = keys,
+                    .v_cache = values,
+                    .top = &top};
+    require(!bn_engine_forward(engine, &pass), "forward with top");
+    float *logits = room(vocab, sizeof *logits, 1);
+    require(!bn_engine_last_logits(engine, 0, half, logits), "last_logits");
+    require(!bn_engine_last_logits(engine, half, vocab - half, logits + half), "last_logits");
+    for (int i = 0; i < N_BEST; i++) require(logits[top.ids[i]] == top.logits[i], "top and last_logits differ");
+    uint64_t digest = mix(0xcbf29ce484222325u, top.ids, N_BEST * (int64_t)sizeof *top.ids);
+    digest =
+        mix(mix(digest, top.logits, N_BEST * (int64_t)sizeof(float)), logits, vocab * (int64_t)sizeof *logits);
+    release(keep);
+    return digest;
+}
+
+/* A prompt, two single tokens, three more at once, and one searched: everything that came out, as one number. */
+static uint64_t digest_run(const bn_model *m, const variant *v, const char *kernel, int n_threads,
+                           int64_t bytes_per_thread) {
+    const int keep = n_held, chunks[] = {v->n_prompt, 1, 1, 3};
+    const int64_t kv_dim = m->n_kv_heads * m->head_dim, capacity = (v->n_prompt + 6 + 31) / 32 * 32;
+    const int64_t n_cells = m->n_layers * capacity * kv_dim;
+    bn_options options = {v->simd_width, v->fused_quantizer, n_threads, bytes_per_thread, kernel};
+    bn_engine *engine;
+    require(!bn_engine_create(m, &options, &engine), "create");
+    require(!strcmp(bn_engine_kernel(engine), kernel), "another kernel than asked for");
+    uint16_t *keys = room(n_cells, sizeof *keys, 1), *values = room(n_cells, sizeof *values, 3);
+    memset(keys, 0, (size_t)n_cells * sizeof *keys);
+    memset(values, 0, (size_t)n_cells * sizeof *values);
+    uint64_t digest = 0xcbf29ce484222325u;
+    for (int c = 0, start = 0; c < 4; start += chunks[c++]) {
+        const int n = chunks[c], keep_pass = n_held;
+        int32_t *tokens = room(n, sizeof *tokens, 1);
+        for (int i = 0; i < n; i++) tokens[i] = (7 * (start + i) + 3) % m->vocab_size;
+        bn_pass pass = {.tokens = tokens,
+                        .n_tokens = n,
+                        .start = start,
+                        .n_outputs = v->n_outputs == ALL ? n : v->n_outputs,
+                        .capacity = capacity,
+                        .k_cache = keys,
+                        .v_cache = values};
+        digest = digest_pass(engine, m, &pass, v->record, digest);
+        release(keep_pass);
+    }
+    digest = mix(digest_top(engine, m, v, capacity, keys, values), &digest, sizeof digest);
+    digest = mix(mix(digest, keys, n_cells * (int64_t)sizeof *keys), values, n_cells * (int64_t)sizeof *values);
+    bn_engine_free(engine);
+    release(keep);
+    return digest;
+}
+
+static void check_variant(const bn_model *m, const variant *v) {
+    const int64_t little = 1, decode_alone = 1 << 16; /* with the latter, short passes leave members asleep */
+    const uint64_t expected = digest_run(m, v, "scalar", 1, little);
+    for (int i = 0; i < bn_kernel_count(); i++) {
+        const char *name, *description;
+        int available;
+        require(!bn_kernel_info(i, &name, &description, &available), "kernel_info");
+        if (!available) continue;
+        require(digest_run(m, v, name, 2, little) == expected, "two threads differ from scalar and one thread");
+        require(digest_run(m, v, name, 3, decode_alone) == expected, "some of three threads differ from one");
+    }
+}
+
+void check_engines(void) {
+    static const variant variants[] = {
+        {8, 1, 1, ALL, 1}, {16, 0, 2, ALL, 1}, {8, 0, 5, 0, 0},
+        {16, 1, 5, 1, 0},  {8, 1, 33, ALL, 1}, {16, 1, 33, 1, 1},
+    };
+    for (size_t s = 0; s < sizeof SHAPES / sizeof *SHAPES; s++) {
+        const bn_model model = random_model(&SHAPES[s]);
+        for (size_t v = 0; v < sizeof variants / sizeof *variants; v++) check_variant(&model, &variants[v]);
+        release(0);
+    }
+}
+
+/* What is refused must not leak or touch anything. */
+void check_refusals(void) {
+    bn_model model = random_model(&SHAPES[0]);
+    bn_options options = {8, 1, 2, 1, "no such kernel"};
+    bn_engine *engine;
+    require(bn_engine_create(&model, &options, &engine) == BN_ERR_UNAVAILABLE && !engine, "unknown kernel");
+    options.kernel = NULL;
+    model.head_dim++;
+    require(bn_engine_create(&model, &options, &engine) == BN_ERR_ARGUMENT && !engine, "wrong shape");
+    model.head_dim--;
+    require(!bn_engine_create(&model, &options, &engine), "create");
+    const int32_t token = model.vocab_size;
+    uint16_t cell = 0;
+    bn_pass pass = {.tokens = &token, .n_tokens = 1, .capacity = 32, .k_cache = &cell, .v_cache = &cell};
+    require(bn_engine_forward(engine, &pass) == BN_ERR_ARGUMENT, "token outside the vocabulary");
+    pass.start = 32;
+    require(bn_engine_forward(engine, &pass) == BN_ERR_ARGUMENT, "pass outside the cache");
+    bn_counter counters[2];
+    int count;
+    require(!bn_engine_counters(engine, counters, 2, &count) && count > 2, "counters");
+    bn_engine_free(engine);
+    bn_engine_free(NULL);
+    release(0);
+}

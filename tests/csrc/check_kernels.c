@@ -1,0 +1,166 @@
+#include "checks.h"
+
+#include <math.h>
+#include <string.h>
+
+static void check_i2s_dot(const char *kernel) {
+    static const int blocks[] = {1, 2, 3, 5, 16, 17, 20, 33}, rows[] = {1, 3, 4, 6, 7, 9, 19, 35};
+    for (int i = 0; i < 8; i++) {
+        for (int j = 0; j < 8; j++) {
+            const int k = 128 * blocks[i], n_rows = rows[j], n_cols = between(1, blocks[i] < 16 ? 70 : 20);
+            const uint8_t *w = random_codes((int64_t)n_rows * k / 4);
+            int8_t *x = room((int64_t)n_cols * k, 1, between(0, 15));
+            for (int64_t e = 0; e < (int64_t)n_cols * k; e++) x[e] = (int8_t)random_bits();
+            const int64_t n = (int64_t)n_rows * n_cols;
+            int32_t *got = room(n, sizeof *got, 1), *expected = room(n, sizeof *expected, 0);
+            require(!bn_kernel_i2s_dot(kernel, w, k, n_rows, x, n_cols, got), "i2s_dot");
+            require(!bn_kernel_i2s_dot("scalar", w, k, n_rows, x, n_cols, expected), "i2s_dot");
+            require(!memcmp(got, expected, (size_t)n * sizeof *got), "i2s_dot differs from scalar");
+            release(0);
+        }
+    }
+}
+
+static void check_dots(const char *kernel) {
+    static const int lengths[] = {1, 7, 16, 31, 32, 33, 48, 63, 64, 65, 100, 128, 144, 300, 1111, 2112};
+    for (int i = 0; i < 16; i++) {
+        for (int n_rows = 1; n_rows < 10; n_rows++) {
+            for (int width = 8; width <= 16; width += 8) {
+                for (int shape = 0; shape < (lengths[i] % width ? 1 : 2); shape++) {
+                    const int n = lengths[i], n_cols = between(1, 9), lda = n + between(0, 5);
+                    const int ldb = n + between(0, 5);
+                    const uint16_t *a = random_halves((int64_t)(n_rows - 1) * lda + n);
+                    const float *b = random_floats((int64_t)(n_cols - 1) * ldb + n, 0.0f, 1.0f);
+                    const int64_t size = (int64_t)n_cols * n_rows;
+                    float *got = room(size, sizeof *got, 1), *expected = room(size, sizeof *expected, 0);
+                    require(!bn_kernel_dots(kernel, width, shape, a, lda, n_rows, b, ldb, n_cols, n, got, n_rows),
+                            "dots");
+                    require(!bn_kernel_dots("scalar", width, shape, a, lda, n_rows, b, ldb, n_cols, n, expected,
+                                            n_rows),
+                            "dots");
+                    require(!memcmp(got, expected, (size_t)size * sizeof *got), "dots differ from scalar");
+                    release(0);
+                }
+            }
+        }
+    }
+}
+
+static void check_quantize(const char *kernel) {
+    for (int n = 1; n < 140; n++) {
+        for (int fused = 0; fused < 2; fused++) {
+            const float *x = random_floats(n, 0.0f, n % 7 ? 3.0f : 0.0f);
+            int8_t *got = room(n, 1, n % 16), *expected = room(n, 1, 0);
+            float scales[2];
+            int32_t sums[2];
+            require(!bn_kernel_quantize(kernel, x, n, fused, got, &scales[0], &sums[0]), "quantize");
+            require(!bn_kernel_quantize("scalar", x, n, fused, expected, &scales[1], &sums[1]), "quantize");
+            require(!memcmp(got, expected, (size_t)n) && scales[0] == scales[1] && sums[0] == sums[1],
+                    "quantize differs from scalar");
+            release(0);
+        }
+    }
+}
+
+static void check_softmax(const char *kernel) {
+    for (int n = 1; n < 100; n++) {
+        for (int width = 8; width <= 16; width += 8) {
+            const int padded = (n + 31) / 32 * 32 + 32 * between(0, 1);
+            const float *scores = random_floats(n, 0.0f, n % 5 ? 10.0f : 1000.0f);
+            float *got = room(padded, sizeof *got, n % 4), *expected = room(padded, sizeof *expected, 0);
+            memcpy(got, scores, (size_t)n * sizeof *got);
+            memcpy(expected, scores, (size_t)n * sizeof *expected);
+            require(!bn_kernel_softmax(kernel, width, got, n, padded, 0.125f), "softmax");
+            require(!bn_kernel_softmax("scalar", width, expected, n, padded, 0.125f), "softmax");
+            require(!memcmp(got, expected, (size_t)padded * sizeof *got), "softmax differs from scalar");
+            release(0);
+        }
+    }
+}
+
+static void check_elementwise(const char *kernel) {
+    for (int n = 1; n < 70; n++) {
+        const float *x = random_floats(2 * n, 0.0f, 70000.0f), *c = random_floats(n, 0.0f, 1.0f);
+        const float *s = random_floats(n, 0.0f, 1.0f);
+        const uint16_t *halves = random_halves(n);
+        float *got = room(2 * n, sizeof *got, 1), *expected = room(2 * n, sizeof *expected, 0);
+        uint16_t *got_halves = room(n, sizeof *got_halves, 1), *expected_halves = room(n, sizeof *got_halves, 0);
+        require(!bn_kernel_rope(kernel, x, c, s, n, got), "rope");
+        require(!bn_kernel_rope("scalar", x, c, s, n, expected), "rope");
+        require(!memcmp(got, expected, 2 * (size_t)n * sizeof *got), "rope differs from scalar");
+        require(!bn_kernel_to_f16(kernel, x, n, got_halves), "to_f16");
+        require(!bn_kernel_to_f16("scalar", x, n, expected_halves), "to_f16");
+        require(!memcmp(got_halves, expected_halves, (size_t)n * sizeof *halves), "to_f16 differs from scalar");
+        require(!bn_kernel_from_f16(kernel, halves, n, got + n), "from_f16");
+        require(!bn_kernel_from_f16("scalar", halves, n, expected + n), "from_f16");
+        require(!memcmp(got + n, expected + n, (size_t)n * sizeof *got), "from_f16 differs from scalar");
+        release(0);
+    }
+    for (int n = 1; n < 40; n++) {
+        const float *gate = random_floats(n, 0.0f, 3.0f), *up = random_floats(n, 0.0f, 3.0f);
+        float *got = room(n, sizeof *got, 1), *more = room(n, sizeof *got, 2);
+        float *expected = room(n, sizeof *got, 0), *expected_more = room(n, sizeof *got, 3);
+        int32_t *acc = room(n, sizeof *acc, 1);
+        for (int i = 0; i < n; i++) acc[i] = between(-100000, 100000);
+        require(!bn_kernel_gated_relu_squared(kernel, gate, up, n, got, more), "gated_relu_squared");
+        require(!bn_kernel_gated_relu_squared("scalar", gate, up, n, expected, expected_more),
+                "gated_relu_squared");
+        require(!memcmp(got, expected, (size_t)n * sizeof *got) &&
+                    !memcmp(more, expected_more, (size_t)n * sizeof *got),
+                "gated_relu_squared differs from scalar");
+        require(!bn_kernel_rescale(kernel, acc, n, 7.0f, 3.5f, 0.3f, got), "rescale");
+        require(!bn_kernel_rescale("scalar", acc, n, 7.0f, 3.5f, 0.3f, expected), "rescale");
+        require(!memcmp(got, expected, (size_t)n * sizeof *got), "rescale differs from scalar");
+        release(0);
+    }
+}
+
+static void check_screen(const char *kernel) {
+    for (int n_rows = 1; n_rows < 40; n_rows += between(1, 4)) {
+        const int n = 32 * between(1, 9), n_best = between(1, n_rows);
+        const uint16_t *rows = random_halves((int64_t)n_rows * n);
+        const float *y = random_floats(n, 0.0f, 2.0f);
+        int8_t *codes[2];
+        float *numbers[2][3];
+        for (int side = 0; side < 2; side++) {
+            codes[side] = room((int64_t)n_rows * n, 1, side * 5);
+            for (int i = 0; i < 3; i++) numbers[side][i] = room(n_rows, sizeof(float), side);
+            for (int r = 0; r < n_rows; r++)
+                require(!bn_kernel_screen_row(side ? kernel : "scalar", rows + r * n, n, codes[side] + r * n,
+                                              &numbers[side][0][r], &numbers[side][1][r], &numbers[side][2][r]),
+                        "screen_row");
+        }
+        require(!memcmp(codes[0], codes[1], (size_t)n_rows * (size_t)n), "screen_row differs from scalar");
+        for (int i = 0; i < 3; i++)
+            require(!memcmp(numbers[0][i], numbers[1][i], (size_t)n_rows * sizeof(float)),
+                    "screen_row's bounds differ from scalar");
+        int16_t *z = room(n, sizeof *z, 1);
+        for (int i = 0; i < n; i++) z[i] = (int16_t)between(-6000, 6000);
+        int32_t *got = room(n_rows, sizeof *got, 1), *expected = room(n_rows, sizeof *got, 0);
+        require(!bn_kernel_screen_dots(kernel, codes[1], n_rows, z, n, got), "screen_dots");
+        require(!bn_kernel_screen_dots("scalar", codes[1], n_rows, z, n, expected), "screen_dots");
+        require(!memcmp(got, expected, (size_t)n_rows * sizeof *got), "screen_dots differs from scalar");
+
+        const bn_screen screen = {codes[1], numbers[1][0], numbers[1][1], numbers[1][2]};
+        bn_top top = {&screen, n_best, room(n_best, sizeof(int32_t), 1), room(n_best, sizeof(float), 1), 0};
+        float *logits = room(n_rows, sizeof *logits, 1);
+        require(!bn_kernel_top(kernel, 8, rows, n_rows, n, y, &top), "top");
+        require(!bn_kernel_dots("scalar", 8, 0, rows, n, n_rows, y, n, 1, n, logits, n_rows), "dots");
+        for (int i = 0; i < n_best; i++) {
+            int larger = 0;
+            for (int r = 0; r < n_rows; r++)
+                larger += logits[r] > top.logits[i] || (logits[r] == top.logits[i] && r < top.ids[i]);
+            require(larger == i && logits[top.ids[i]] == top.logits[i], "top is not that of all rows");
+        }
+        release(0);
+    }
+}
+
+void check_kernels(const char *family) {
+    check_i2s_dot(family);
+    check_dots(family);
+    check_quantize(family);
+    check_softmax(family);
+    check_elementwise(family);
+    check_screen(family);
+}
