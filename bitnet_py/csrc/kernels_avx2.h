@@ -78,4 +78,11 @@ void bn_avx2_screen_dots(const int8_t *codes, int64_t n_rows, const int16_t *x, 
 void bn_avx2_to_f16(const float *x, int64_t n, uint16_t *out);
 void bn_avx2_from_f16(const uint16_t *x, int64_t n, float *out);
 
+/* What the wider families take over unchanged. */
+#define BN_AVX2_KERNELS                                                                                           \
+    .quantize = bn_avx2_quantize, .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16}, .rope = bn_avx2_rope,     \
+    .gated_relu_squared = bn_avx2_gated_relu_squared, .rescale = bn_avx2_rescale,                                 \
+    .screen_row = bn_avx2_screen_row, .screen_dots = bn_avx2_screen_dots, .to_f16 = bn_avx2_to_f16,               \
+    .from_f16 = bn_avx2_from_f16
+
 #endif
