@@ -10,6 +10,10 @@
  * They are taken by turns over a stretch of the rows that stays in the first-level cache. */
 enum { STRETCH = 1024, SUMS_IN_REGISTERS = 8, MOST_SUMS = 8, MOST_ROWS = 4, MOST_COLS = 4 };
 
+/* Elements of a cache line, and how many elements of rows are computed before those asked for now: the rows of a
+ * cache lie far apart, where the hardware does not look. */
+enum { LINE = 32, AHEAD = 4096 };
+
 typedef struct {
     const uint16_t *a;
     int64_t lda;
@@ -26,6 +30,8 @@ static inline __attribute__((always_inline)) void add_stretch(const dots_args *d
                                                               int64_t begin, int64_t end,
                                                               vector sums[MOST_ROWS][MOST_COLS][MOST_SUMS]) {
     const int is_stream = rows * cols == 1;
+    const int asks_ahead = !is_stream && LANES * n_sums >= LINE; /* a tiled product's rows are in the caches */
+    const int64_t ahead = d->n < AHEAD / 2 ? AHEAD / d->n : 2;   /* rows */
     for (int s0 = 0; s0 < n_sums; s0 += at_once) {
         vector acc[MOST_ROWS][MOST_COLS][MOST_SUMS];
         for (int r = 0; r < rows; r++)
@@ -33,8 +39,11 @@ static inline __attribute__((always_inline)) void add_stretch(const dots_args *d
                 for (int s = 0; s < at_once; s++) acc[r][c][s] = begin ? sums[r][c][s0 + s] : vector_zero();
         for (int64_t i = begin + LANES * s0; i < end; i += LANES * n_sums) {
             for (int s = 0; s < at_once; s++) {
-                if (is_stream && LANES * s % 32 == 0)
+                if (is_stream && LANES * s % LINE == 0)
                     _mm_prefetch((const char *)(a + i + LANES * s) + BN_PREFETCH_HALF, _MM_HINT_T0);
+                for (int r = 0; asks_ahead && s0 + s == 0 && r < rows; r++)
+                    for (int l = 0; l < LANES * n_sums; l += LINE)
+                        _mm_prefetch((const char *)(a + (ahead + r) * d->lda + i + l), _MM_HINT_T0);
                 vector v[MOST_ROWS];
                 for (int r = 0; r < rows; r++) v[r] = vector_load_half(a + r * d->lda + i + LANES * s);
                 for (int c = 0; c < cols; c++) {

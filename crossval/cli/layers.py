@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from crossval.cli import run, views
+from crossval.cli import run
 from crossval.cli.options import causal_option, compare_options, decode_option, floors_option, repro_option
-from crossval.session import Session
 
 
 @click.command("layers")
@@ -47,14 +46,4 @@ def command(
     """
     words = (candidate, reference, n_threads, template, receipt_path, as_json)
     request = run.Request("layers", model_path, *words, repro_dir, floors, causal)
-    views.check_words(request)
-    run.check_text(prompt)
-    with run.progress() as report:
-        model = run.load_model(request, report)
-        with (
-            Session(model, candidate, reference, n_threads) as session,
-            run.unavailable_receipt(session, request, full=full, n_decode=n_decode),
-        ):
-            ours, theirs, encoded = run.open_prompt(session, request, prompt)
-            made = run.examine(session, request, (ours, theirs), encoded, report, n_decode=n_decode, full=full)
-    run.finish(made, request)
+    run.compare_prompt(request, prompt, n_decode=n_decode, full=full)

@@ -115,6 +115,27 @@ def open_prompt(session: Session, request: Request, text: str) -> tuple[Runner, 
     return candidate, reference, prompt
 
 
+def compare_prompt(
+    request: Request, text: str, *, n_decode: int | None, full: bool = False, plain_words: bool = False
+) -> NoReturn:
+    """Run one prompt through both engines, examine what they computed, show it, and exit.
+
+    Raises:
+        CrossvalError: bad input, an engine that is missing or crashed, a repro that cannot be written.
+    """
+    views.check_words(request)
+    check_text(text)
+    with progress() as report:
+        model = load_model(request, report)
+        with (
+            Session(model, request.candidate, request.reference, request.n_threads) as session,
+            unavailable_receipt(session, request, full=full, n_decode=n_decode),
+        ):
+            ours, theirs, prompt = open_prompt(session, request, text)
+            made = examine(session, request, (ours, theirs), prompt, report, n_decode=n_decode, full=full)
+    finish(made, request, plain_words=plain_words)
+
+
 def render_prompt(request: Request, text: str) -> str:
     """Return the prompt as it is tokenized: put into the chat template."""
     return get_template(request.template or "raw").render(text)
