@@ -20,6 +20,7 @@ enum { STATE_AVX = 0x6, STATE_AVX512 = 0xe6, STATE_AMX = 0x60000 }; /* XCR0 */
 typedef struct {
     uint32_t leaf1_ecx, leaf7_ebx, leaf7_ecx, leaf7_edx;
     uint64_t state;
+    int tiles_granted;
 } features;
 
 static features f;
@@ -27,7 +28,7 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 /* A process may use the tiles only after Linux has agreed to save them (Documentation/arch/x86/xstate.rst). It
  * refuses on old kernels, and where a thread has a signal stack that could not hold them. */
-static int tiles_granted(void) {
+static int ask_for_tiles(void) {
 #ifdef SYS_arch_prctl
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILE_DATA = 18 };
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA) == 0;
@@ -49,6 +50,7 @@ static void ask(void) {
         f.leaf7_ebx = b;
         f.leaf7_ecx = c;
         f.leaf7_edx = d;
+        f.tiles_granted = (d & AMX_TILE) && ask_for_tiles();
     }
 }
 
@@ -65,5 +67,5 @@ int bn_x86_has_avx512vnni(void) {
 
 int bn_x86_has_amx(void) {
     return bn_x86_has_avx512vnni() && (f.leaf7_edx & AMX_TILE) && (f.leaf7_edx & AMX_INT8) &&
-           (f.state & STATE_AMX) == STATE_AMX && tiles_granted();
+           (f.state & STATE_AMX) == STATE_AMX && f.tiles_granted;
 }

@@ -95,7 +95,8 @@ int bn_kernel_dots(const char *kernel, int simd_width, int shape, const uint16_t
     if (!kernels) return BN_ERR_UNAVAILABLE;
     if (!check(simd_width == 8 || simd_width == 16, "simd_width must be 8 or 16") ||
         !check(shape == 0 || (shape == 1 && n % simd_width == 0),
-               "shape must be 0, or 1 with n % simd_width == 0"))
+               "shape must be 0, or 1 with n % simd_width == 0") ||
+        !check(n > 0 && n_rows >= 0 && n_cols >= 0, "n must be positive, rows and columns not negative"))
         return BN_ERR_ARGUMENT;
     const int w = BN_WIDTH_INDEX(simd_width);
     (shape ? kernels->dots_tiled[w] : kernels->dots_f16[w])(a, lda, n_rows, b, ldb, n_cols, n, out, ldo);

@@ -1,6 +1,7 @@
-/* Dots of several binary16 rows with several columns, for any vector width. Included by a kernel file after it has
- * defined, for its width: vector, LANES, vector_zero(), vector_load(p), vector_load_half(p), vector_fma(a, b, c)
- * and vector_join(sums, n_sums), which adds the sums of one output down to 8 lanes in the reference's order.
+/* Dots of several binary16 rows with several columns, for any vector width. Included after kernels_avx2.h by a
+ * kernel file that has defined, for its width: vector, LANES, vector_zero(), vector_load(p), vector_load_half(p),
+ * vector_fma(a, b, c) and vector_join(sums, n_sums), which adds the sums of one output down to 8 lanes in the
+ * reference's order.
  *
  * A dot is `n_sums` vectors of sums, vector s over the elements LANES * s + [0, LANES) of every LANES * n_sums:
  * the reference's accumulators (4 of W lanes in the binary16 dot, 1 in the tiled dot, W = 8 or 16).
@@ -10,8 +11,8 @@
  * They are taken by turns over a stretch of the rows that stays in the first-level cache. */
 enum { STRETCH = 1024, SUMS_IN_REGISTERS = 8, MOST_SUMS = 8, MOST_ROWS = 4, MOST_COLS = 4 };
 
-/* Elements of a cache line, and how many elements of rows are computed before those asked for now: the rows of a
- * cache lie far apart, where the hardware does not look. */
+/* Elements of a cache line, and of rows between those computed and those asked for, two rows at least: the rows of
+ * a cache lie far apart, where the hardware does not look. */
 enum { LINE = 32, AHEAD = 4096 };
 
 typedef struct {
@@ -22,6 +23,7 @@ typedef struct {
     int64_t n;
     float *out;
     int64_t ldo;
+    int64_t ahead; /* rows between those computed and those asked for */
 } dots_args;
 
 /* Adds elements [begin, end) to the sums; the first stretch starts them. */
@@ -31,7 +33,6 @@ static inline __attribute__((always_inline)) void add_stretch(const dots_args *d
                                                               vector sums[MOST_ROWS][MOST_COLS][MOST_SUMS]) {
     const int is_stream = rows * cols == 1;
     const int asks_ahead = !is_stream && LANES * n_sums >= LINE; /* a tiled product's rows are in the caches */
-    const int64_t ahead = d->n < AHEAD / 2 ? AHEAD / d->n : 2;   /* rows */
     for (int s0 = 0; s0 < n_sums; s0 += at_once) {
         vector acc[MOST_ROWS][MOST_COLS][MOST_SUMS];
         for (int r = 0; r < rows; r++)
@@ -43,7 +44,7 @@ static inline __attribute__((always_inline)) void add_stretch(const dots_args *d
                     _mm_prefetch((const char *)(a + i + LANES * s) + BN_PREFETCH_HALF, _MM_HINT_T0);
                 for (int r = 0; asks_ahead && s0 + s == 0 && r < rows; r++)
                     for (int l = 0; l < LANES * n_sums; l += LINE)
-                        _mm_prefetch((const char *)(a + (ahead + r) * d->lda + i + l), _MM_HINT_T0);
+                        _mm_prefetch((const char *)(a + (d->ahead + r) * d->lda + i + l), _MM_HINT_T0);
                 vector v[MOST_ROWS];
                 for (int r = 0; r < rows; r++) v[r] = vector_load_half(a + r * d->lda + i + LANES * s);
                 for (int c = 0; c < cols; c++) {
@@ -112,6 +113,6 @@ static inline __attribute__((always_inline)) void dots(const dots_args *d, int64
 #define DEFINE_DOTS(name, n_sums, is_paired)                                                                      \
     void name(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb, int64_t n_cols,        \
               int64_t n, float *out, int64_t ldo) {                                                               \
-        const dots_args d = {a, lda, b, ldb, n, out, ldo};                                                        \
+        const dots_args d = {a, lda, b, ldb, n, out, ldo, n < AHEAD / 2 ? AHEAD / n : 2};                         \
         dots(&d, n_rows, n_cols, n_sums, is_paired);                                                              \
     }

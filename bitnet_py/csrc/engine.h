@@ -38,7 +38,7 @@ typedef struct {
     float *query;   /* [BN_HEADS_AT_ONCE][head_dim] */
     float *scores;  /* [BN_HEADS_AT_ONCE][n_kv padded] */
     uint16_t *half; /* [max(BN_HEADS_AT_ONCE * max(n_kv padded, head_dim), dim)] */
-    int32_t *acc;   /* [BN_TILE_ROWS][tile_cols of the kernels] */
+    int32_t *acc;   /* [tile_cols of the kernels][BN_TILE_ROWS] */
 } bn_private;
 
 enum { BN_TILE_ROWS = 64 };

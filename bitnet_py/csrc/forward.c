@@ -96,10 +96,11 @@ static void bitlinear(const run *r, const bn_matrix *m, int64_t n_tokens, float 
     int32_t *acc = e->members[r->member].acc;
     const int64_t tile_cols = e->kernels->tile_cols;
     /* weights of one tile stay in the cache while the columns pass by */
-    int64_t tile = e->kernels->tile_bytes / (m->cols / 4) / 4 * 4;
-    tile = tile < 4 ? 4 : tile > BN_TILE_ROWS ? BN_TILE_ROWS : tile;
+    const int64_t unit = e->kernels->tile_rows;
+    int64_t tile = e->kernels->tile_bytes / (m->cols / 4) / unit * unit;
+    tile = tile < unit ? unit : tile > BN_TILE_ROWS ? BN_TILE_ROWS : tile;
     int64_t lo, hi;
-    bn_share(m->rows, 4, r->member, r->n_members, &lo, &hi);
+    bn_share(m->rows, unit, r->member, r->n_members, &lo, &hi);
     for (int64_t row = lo; row < hi; row += tile) {
         const int n_rows = (int)(hi - row < tile ? hi - row : tile);
         for (int64_t t = 0; t < n_tokens; t += tile_cols) {
@@ -146,10 +147,10 @@ static void store_kv(const run *r, int32_t layer) {
     }
 }
 
-/* `n` heads of one token, the first of them `head`, that share keys and values: scores, softmax, weighted sum of
+/* `n_together` heads of one token from `head` on, that share keys and values: scores, softmax, weighted sum of
  * the values. bitnet.cpp llm_build_kqv; for the two forms of the last product see docs/numerics.md, "prompt and
  * single". */
-static void attend(const run *r, int32_t layer, int64_t head, int64_t n, int64_t t) {
+static void attend(const run *r, int32_t layer, int64_t head, int64_t n_together, int64_t t) {
     const bn_engine *e = r->engine;
     const bn_pass *p = r->pass;
     const bn_private *own = &e->members[r->member];
@@ -165,17 +166,17 @@ static void attend(const run *r, int32_t layer, int64_t head, int64_t n, int64_t
     const int64_t n_scores = kq_tap ? n_used : n_visible;
     if (e->model.n_heads == 1 && p->n_tokens > 1 && head_dim % e->simd_width == 0) {
         /* a single head leaves the permuted Q contiguous, and bitnet.cpp then takes its tiled product */
-        e->kernels->dots_tiled[e->width_index](keys, kv_dim, n_scores, q, head_dim, n, head_dim, own->scores,
-                                               n_kv);
+        e->kernels->dots_tiled[e->width_index](keys, kv_dim, n_scores, q, head_dim, n_together, head_dim,
+                                               own->scores, n_kv);
     } else {
-        e->kernels->to_f16(q, n * head_dim, own->half);
-        e->kernels->from_f16(own->half, n * head_dim, own->query);
-        e->kernels->dots_f16[e->width_index](keys, kv_dim, n_scores, own->query, head_dim, n, head_dim,
+        e->kernels->to_f16(q, n_together * head_dim, own->half);
+        e->kernels->from_f16(own->half, n_together * head_dim, own->query);
+        e->kernels->dots_f16[e->width_index](keys, kv_dim, n_scores, own->query, head_dim, n_together, head_dim,
                                              own->scores, n_kv);
     }
 
     const float scale = 1.0f / sqrtf((float)head_dim);
-    for (int64_t h = 0; h < n; h++) {
+    for (int64_t h = 0; h < n_together; h++) {
         float *scores = own->scores + h * n_kv;
         const int64_t tap_row = ((head + h) * p->n_tokens + t) * n_used;
         if (kq_tap) memcpy(kq_tap + tap_row, scores, (size_t)n_used * sizeof(float));
@@ -185,13 +186,13 @@ static void attend(const run *r, int32_t layer, int64_t head, int64_t n, int64_t
 
     float *out = e->buffers.kqv + (t * e->model.n_heads + head) * head_dim;
     if (p->n_tokens == 1) {
-        e->kernels->to_f16(own->scores, n * n_kv, own->half);
-        e->kernels->from_f16(own->half, n * n_kv, own->scores);
-        e->kernels->dots_f16[e->width_index](values, p->capacity, head_dim, own->scores, n_kv, n, n_kv, out,
-                                             head_dim);
+        e->kernels->to_f16(own->scores, n_together * n_kv, own->half);
+        e->kernels->from_f16(own->half, n_together * n_kv, own->scores);
+        e->kernels->dots_f16[e->width_index](values, p->capacity, head_dim, own->scores, n_kv, n_together, n_kv,
+                                             out, head_dim);
     } else {
         /* groups past the last visible cell would add exact zeros */
-        e->kernels->dots_tiled[e->width_index](values, p->capacity, head_dim, own->scores, n_kv, n,
+        e->kernels->dots_tiled[e->width_index](values, p->capacity, head_dim, own->scores, n_kv, n_together,
                                                bn_pad32(n_visible), out, head_dim);
     }
 }

@@ -24,9 +24,9 @@ typedef struct {
     const char *name;
     const char *description;
     int (*available)(void);
-    /* i2s_dot is called for about so many bytes of packed weights and at most so many columns: what suits the
-     * caches, and how often unpacked weights are used. */
-    int32_t tile_bytes, tile_cols;
+    /* i2s_dot is called for multiples of so many rows where there are enough, for about so many bytes of packed
+     * weights, and for at most so many columns: what suits the caches, and how often unpacked weights are used. */
+    int32_t tile_rows, tile_bytes, tile_cols;
     bn_i2s_dot_fn i2s_dot;
     void (*quantize)(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum);
     bn_dots_fn dots_f16[2];   /* bitnet.cpp ggml_vec_dot_f16: 4 accumulators of W lanes */

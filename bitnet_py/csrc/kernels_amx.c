@@ -52,11 +52,6 @@ static void set_shapes(int n_cols, int n_rows) {
     _tile_loadconfig(&s);
 }
 
-static inline __m512i two_rows(const uint8_t *low, const uint8_t *high) {
-    const __m256i l = _mm256_loadu_si256((const __m256i *)low), h = _mm256_loadu_si256((const __m256i *)high);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(l), h, 1);
-}
-
 /* In every group of four 32-bit values: v[i] becomes value i of v[0], v[1], v[2], v[3]. */
 static inline void turn_4x4(__m512i v[4]) {
     const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
@@ -75,8 +70,8 @@ static inline void unpack_block(const uint8_t *w, int64_t stride, int n_rows, ui
     for (int r = 0; r < SIDE; r++) row[r] = w + (r < n_rows ? r : n_rows - 1) * stride;
     __m512i first[4], second[4], turned[8];
     for (int i = 0; i < 4; i++) {
-        first[i] = two_rows(row[i], row[4 + i]);
-        second[i] = two_rows(row[8 + i], row[12 + i]);
+        first[i] = bn_load_2x256(row[i], row[4 + i]);
+        second[i] = bn_load_2x256(row[8 + i], row[12 + i]);
     }
     turn_4x4(first);
     turn_4x4(second);
@@ -148,6 +143,8 @@ static void multiply_rows(const uint8_t *w, int64_t k, int n_rows, const int8_t 
             if (more_rows)
                 unpack_block(block + SIDE * stride, stride, n_rows - SIDE, tiles[1] + 2 * b * TILE_BYTES);
         }
+        /* gcc 12 does not know that loading a tile reads memory, and might store what was unpacked after it */
+        __asm__ volatile("" : : : "memory");
         for (int c = 0; c < n_cols; c += 2 * SIDE) {
             const int cols = n_cols - c < 2 * SIDE ? n_cols - c : 2 * SIDE;
             if (cols != shaped) set_shapes(cols, n_rows);
@@ -174,6 +171,7 @@ const bn_kernels bn_kernels_amx = {
     .name = "amx",
     .description = "AMX-INT8 granted by the operating system, AVX-512 F, BW, VL and VNNI",
     .available = bn_x86_has_amx,
+    .tile_rows = SIDE,
     .tile_bytes = 64 << 10,
     .tile_cols = 512,
     .i2s_dot = i2s_dot,

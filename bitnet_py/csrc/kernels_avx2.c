@@ -51,17 +51,17 @@ static inline __attribute__((always_inline)) void dot_cols(const uint8_t *w, int
         __m256i acc_i16[4];
         for (int c = 0; c < cols; c++) acc_i16[c] = _mm256_setzero_si256();
         for (int64_t b = b0; b < b1; b++) {
-            const __m256i packed = _mm256_loadu_si256((const __m256i *)(w + b * 32));
+            const __m256i packed = bn_load_256(w + b * 32);
             const __m256i w0 = _mm256_and_si256(_mm256_srli_epi16(packed, 6), mask);
             const __m256i w1 = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
             const __m256i w2 = _mm256_and_si256(_mm256_srli_epi16(packed, 2), mask);
             const __m256i w3 = _mm256_and_si256(packed, mask);
             for (int c = 0; c < cols; c++) {
-                const __m256i *v = (const __m256i *)(x + c * ldx + b * 128);
-                const __m256i s01 = _mm256_add_epi16(_mm256_maddubs_epi16(w0, _mm256_loadu_si256(v)),
-                                                     _mm256_maddubs_epi16(w1, _mm256_loadu_si256(v + 1)));
-                const __m256i s23 = _mm256_add_epi16(_mm256_maddubs_epi16(w2, _mm256_loadu_si256(v + 2)),
-                                                     _mm256_maddubs_epi16(w3, _mm256_loadu_si256(v + 3)));
+                const int8_t *v = x + c * ldx + b * 128;
+                const __m256i s01 = _mm256_add_epi16(_mm256_maddubs_epi16(w0, bn_load_256(v)),
+                                                     _mm256_maddubs_epi16(w1, bn_load_256(v + 32)));
+                const __m256i s23 = _mm256_add_epi16(_mm256_maddubs_epi16(w2, bn_load_256(v + 64)),
+                                                     _mm256_maddubs_epi16(w3, bn_load_256(v + 96)));
                 acc_i16[c] = _mm256_add_epi16(acc_i16[c], _mm256_add_epi16(s01, s23));
             }
         }
@@ -192,6 +192,7 @@ const bn_kernels bn_kernels_avx2 = {
     .name = "avx2",
     .description = "AVX2, FMA and F16C, 256-bit",
     .available = bn_x86_has_avx2,
+    .tile_rows = 4,
     .tile_bytes = 16 << 10,
     .tile_cols = 16,
     .i2s_dot = i2s_dot,

@@ -11,9 +11,7 @@
 /* 64 packed bytes are two I2_S blocks. Shifting by 6, 4, 2, 0 gives elements [0,32), [32,64), [64,96), [96,128)
  * of the first block in the low half and of the second in the high half; x is paired up the same way. */
 static inline __m512i load_pair(const int8_t *x, int quarter) {
-    const __m256i low = _mm256_loadu_si256((const __m256i *)(x + 32 * quarter));
-    const __m256i high = _mm256_loadu_si256((const __m256i *)(x + 128 + 32 * quarter));
-    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    return bn_load_2x256(x + 32 * quarter, x + 128 + 32 * quarter);
 }
 
 static inline __m512i load_single(const int8_t *x, int quarter) {
@@ -49,13 +47,6 @@ static int32_t dot_row(const uint8_t *w, int64_t n_blocks, const int8_t *x) {
         _mm512_add_epi32(_mm512_add_epi32(acc_i32[0], acc_i32[1]), _mm512_add_epi32(acc_i32[2], acc_i32[3])));
 }
 
-/* The same 32 elements of two rows, one in each half. */
-static inline __m512i load_rows(const uint8_t *w, int64_t stride) {
-    const __m256i low = _mm256_loadu_si256((const __m256i *)w);
-    const __m256i high = _mm256_loadu_si256((const __m256i *)(w + stride));
-    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-}
-
 /* Pairs of rows times several columns, bound by arithmetic. The activations meet both rows of a pair by a
  * broadcast, which a load does by itself; with two pairs each serves four rows, with eight columns each unpacking
  * eight. */
@@ -67,7 +58,10 @@ static inline __attribute__((always_inline)) void dot_tile(const uint8_t *w, int
         for (int c = 0; c < cols; c++) acc_i32[p][c] = _mm512_setzero_si512();
     for (int64_t b = 0; b < n_blocks; b++) {
         __m512i packed[2];
-        for (int p = 0; p < pairs; p++) packed[p] = load_rows(w + 2 * p * stride + b * 32, stride);
+        for (int p = 0; p < pairs; p++) {
+            const uint8_t *at = w + 2 * p * stride + b * 32;
+            packed[p] = bn_load_2x256(at, at + stride); /* the same elements of both rows */
+        }
         for (int q = 0; q < 4; q++) {
             __m512i codes[2];
             for (int p = 0; p < pairs; p++) codes[p] = unpack(packed[p], q);
@@ -107,15 +101,13 @@ void bn_avx512_i2s_dot(const uint8_t *w, int64_t k, int n_rows, const int8_t *x,
 
 /* ---- float dots, 16 lanes ------------------------------------------------------------------------------- */
 
-static inline __m512 load_half_16(const uint16_t *a) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)a));
-}
-
 typedef __m512 vector;
 enum { LANES = 16 };
 static inline vector vector_zero(void) { return _mm512_setzero_ps(); }
 static inline vector vector_load(const float *x) { return _mm512_loadu_ps(x); }
-static inline vector vector_load_half(const uint16_t *x) { return load_half_16(x); }
+static inline vector vector_load_half(const uint16_t *x) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x));
+}
 static inline vector vector_fma(vector a, vector b, vector c) { return _mm512_fmadd_ps(a, b, c); }
 
 /* The first step of the halving tree over 16 lanes is taken here. */
@@ -134,6 +126,7 @@ const bn_kernels bn_kernels_avx512vnni = {
     .name = "avx512vnni",
     .description = "AVX-512 F, BW, VL and VNNI, 512-bit",
     .available = bn_x86_has_avx512vnni,
+    .tile_rows = 4,
     .tile_bytes = 16 << 10,
     .tile_cols = 16,
     .i2s_dot = bn_avx512_i2s_dot,

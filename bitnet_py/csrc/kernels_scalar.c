@@ -197,6 +197,7 @@ const bn_kernels bn_kernels_scalar = {
     .name = "scalar",
     .description = "portable C, the specification of the others",
     .available = always,
+    .tile_rows = 4,
     .tile_bytes = 16 << 10,
     .tile_cols = 16,
     .i2s_dot = i2s_dot,

@@ -9,6 +9,7 @@ typedef struct {
 static const shape SHAPES[] = {
     {2, 4, 2, 32, 384, 61, 1},  /* rows of one and of three blocks */
     {1, 1, 1, 128, 128, 37, 0}, /* a single head, whose scores are a tiled product; no sub-norms */
+    {1, 16, 2, 8, 128, 37, 1},  /* eight heads share one KV head: more than are attended together */
 };
 
 enum { ALL = -1 }; /* for n_outputs */
@@ -194,7 +195,75 @@ static void check_variant(const bn_model *m, const variant *v) {
         require(!bn_kernel_info(i, &name, &description, &available), "kernel_info");
         if (!available) continue;
         require(digest_run(m, v, name, 2, little) == expected, "two threads differ from scalar and one thread");
+        require(digest_run(m, v, name, 3, little) == expected, "three threads differ from scalar and one thread");
         require(digest_run(m, v, name, 3, decode_alone) == expected, "some of three threads differ from one");
+    }
+}
+
+/* The logits of a prompt of 5 tokens and of one more, [2][vocab_size]. */
+static float *two_logits(const bn_model *m, const char *kernel, int n_threads) {
+    enum { N_PROMPT = 5, CAPACITY = 32 };
+    float *logits = room(2 * m->vocab_size, sizeof *logits, 1);
+    const int keep = n_held;
+    const int64_t n_cells = (int64_t)m->n_layers * CAPACITY * m->n_kv_heads * m->head_dim;
+    uint16_t *keys = room(n_cells, sizeof *keys, 1), *values = room(n_cells, sizeof *values, 3);
+    memset(keys, 0, (size_t)n_cells * sizeof *keys);
+    memset(values, 0, (size_t)n_cells * sizeof *values);
+    bn_options options = {8, 0, n_threads, 1, kernel};
+    bn_engine *engine;
+    require(!bn_engine_create(m, &options, &engine), "create");
+    const int32_t tokens[N_PROMPT + 1] = {3, 30, 17, 9, 22, 5};
+    bn_pass pass = {.tokens = tokens,
+                    .n_tokens = N_PROMPT,
+                    .n_outputs = 1,
+                    .capacity = CAPACITY,
+                    .k_cache = keys,
+                    .v_cache = values,
+                    .logits = logits};
+    require(!bn_engine_forward(engine, &pass), "forward");
+    pass.tokens += N_PROMPT;
+    pass.start = N_PROMPT;
+    pass.n_tokens = 1;
+    pass.logits += m->vocab_size;
+    require(!bn_engine_forward(engine, &pass), "forward");
+    bn_engine_free(engine);
+    release(keep);
+    return logits;
+}
+
+/* The matrix with the rows of every KV head repeated for each query head that reads it. */
+static bn_matrix repeat_heads(const bn_matrix *m, int head_dim, int group) {
+    const int64_t of_head = head_dim * m->cols / 4, n_heads = m->rows / head_dim;
+    uint8_t *data = room(group * m->rows * m->cols / 4, 1, 5);
+    for (int64_t h = 0; h < n_heads * group; h++)
+        memcpy(data + h * of_head, m->data + h / group * of_head, (size_t)of_head);
+    return (bn_matrix){data, group * m->rows, m->cols, m->scale};
+}
+
+/* Heads that share keys and values against the same heads with copies of their own. */
+static void check_shared_heads(void) {
+    static const shape shapes[] = {
+        {1, 16, 2, 8, 128, 37, 1}, {1, 12, 4, 32, 128, 37, 0}, {1, 8, 1, 16, 128, 37, 0}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        const bn_model shared = random_model(&shapes[s]);
+        const int group = shared.n_heads / shared.n_kv_heads;
+        bn_layer layer = shared.layers[0];
+        layer.k = repeat_heads(&layer.k, shared.head_dim, group);
+        layer.v = repeat_heads(&layer.v, shared.head_dim, group);
+        bn_model alone = shared;
+        alone.n_kv_heads = shared.n_heads;
+        alone.layers = &layer;
+        const float *expected = two_logits(&alone, "scalar", 1);
+        for (int i = 0; i < bn_kernel_count(); i++) {
+            const char *name, *description;
+            int available;
+            require(!bn_kernel_info(i, &name, &description, &available), "kernel_info");
+            for (int n_threads = 1; available && n_threads <= 3; n_threads++)
+                require(!memcmp(two_logits(&shared, name, n_threads), expected,
+                                2 * (size_t)shared.vocab_size * sizeof *expected),
+                        "heads that share keys differ from heads with keys of their own");
+        }
+        release(0);
     }
 }
 
@@ -208,6 +277,7 @@ void check_engines(void) {
         for (size_t v = 0; v < sizeof variants / sizeof *variants; v++) check_variant(&model, &variants[v]);
         release(0);
     }
+    check_shared_heads();
 }
 
 /* What is refused must not leak or touch anything. */
@@ -232,5 +302,16 @@ void check_refusals(void) {
     require(!bn_engine_counters(engine, counters, 2, &count) && count > 2, "counters");
     bn_engine_free(engine);
     bn_engine_free(NULL);
+    const uint16_t half = 0;
+    const float one = 1.0f;
+    float dot;
+    for (int i = 0; i < bn_kernel_count(); i++) {
+        const char *name, *description;
+        int available;
+        require(!bn_kernel_info(i, &name, &description, &available), "kernel_info");
+        if (available)
+            require(bn_kernel_dots(name, 8, 0, &half, 0, 1, &one, 0, 1, 0, &dot, 1) == BN_ERR_ARGUMENT,
+                    "empty dots");
+    }
     release(0);
 }

@@ -4,7 +4,7 @@
 #include <string.h>
 
 static void check_i2s_dot(const char *kernel) {
-    static const int blocks[] = {1, 2, 3, 5, 16, 17, 20, 33}, rows[] = {1, 3, 4, 6, 7, 9, 19, 35};
+    static const int blocks[] = {1, 2, 3, 11, 16, 17, 20, 33}, rows[] = {1, 3, 4, 6, 7, 9, 19, 35};
     for (int i = 0; i < 8; i++) {
         for (int j = 0; j < 8; j++) {
             const int k = 128 * blocks[i], n_rows = rows[j], n_cols = between(1, blocks[i] < 16 ? 70 : 20);
@@ -31,13 +31,15 @@ static void check_dots(const char *kernel) {
                     const int ldb = n + between(0, 5);
                     const uint16_t *a = random_halves((int64_t)(n_rows - 1) * lda + n);
                     const float *b = random_floats((int64_t)(n_cols - 1) * ldb + n, 0.0f, 1.0f);
-                    const int64_t size = (int64_t)n_cols * n_rows;
+                    const int64_t ldo = n_rows + between(0, 3), size = n_cols * ldo;
                     float *got = room(size, sizeof *got, 1), *expected = room(size, sizeof *expected, 0);
-                    require(!bn_kernel_dots(kernel, width, shape, a, lda, n_rows, b, ldb, n_cols, n, got, n_rows),
+                    memset(got, 0, (size_t)size * sizeof *got);
+                    memset(expected, 0, (size_t)size * sizeof *expected);
+                    require(!bn_kernel_dots(kernel, width, shape, a, lda, n_rows, b, ldb, n_cols, n, got, ldo),
                             "dots");
-                    require(!bn_kernel_dots("scalar", width, shape, a, lda, n_rows, b, ldb, n_cols, n, expected,
-                                            n_rows),
-                            "dots");
+                    require(
+                        !bn_kernel_dots("scalar", width, shape, a, lda, n_rows, b, ldb, n_cols, n, expected, ldo),
+                        "dots");
                     require(!memcmp(got, expected, (size_t)size * sizeof *got), "dots differ from scalar");
                     release(0);
                 }

@@ -38,6 +38,11 @@ static inline emulated_tile *emulated_shaped(int number) {
     return t;
 }
 
+/* A kernel that leaves the unit in use makes every later switch of threads save it. */
+__attribute__((destructor)) static void emulated_unit_is_released(void) {
+    if (emulated_unit.is_configured) abort();
+}
+
 static inline void _tile_release(void) { memset(&emulated_unit, 0, sizeof emulated_unit); }
 
 static inline void _tile_loadconfig(const void *at) {

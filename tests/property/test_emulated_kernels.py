@@ -24,9 +24,9 @@ def emulating_library(tmp_path_factory):
     return folder / LIBRARY
 
 
-@pytest.mark.parametrize("family", [name for name in AVAILABLE if name.startswith(("avx512", "amx"))])
+@pytest.mark.parametrize("family", ["avx512vnni", "amx"])
 def test_emulated_kernels_equal_scalar_and_the_goldens(emulating_library, family):
-    if AVAILABLE[family]:
+    if AVAILABLE.get(family):
         pytest.skip(f"this CPU runs the {family} kernels: nothing to emulate")
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *TESTS, "-k", family]
     done = subprocess.run(

@@ -37,6 +37,22 @@ def test_scalar_is_always_available_and_last():
     assert families[-1].available
 
 
+CPU_FLAGS = {
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512vnni": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"},
+    "amx": {"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "amx_tile", "amx_int8"},
+}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="asks Linux what the processor has")
+def test_a_family_is_available_only_where_linux_offers_its_instructions():
+    with open("/proc/cpuinfo") as lines:
+        flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    for family in _native.kernel_families():
+        if family.available and family.name != "scalar":
+            assert CPU_FLAGS[family.name] <= flags, family.name
+
+
 def test_unknown_kernel_is_refused_with_the_known_names():
     with pytest.raises(NativeError, match=r"unknown kernel 'sse9'.*scalar"):
         _native.quantize(np.zeros(4, np.float32), kernel="sse9")
