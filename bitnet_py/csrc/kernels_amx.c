@@ -144,7 +144,7 @@ static void multiply_rows(const uint8_t *w, int64_t k, int n_rows, const int8_t 
                 unpack_block(block + SIDE * stride, stride, n_rows - SIDE, tiles[1] + 2 * b * TILE_BYTES);
         }
         /* gcc 12 does not know that loading a tile reads memory, and might store what was unpacked after it */
-        __asm__ volatile("" : : : "memory");
+        __asm__ volatile("" : : "r"(tiles) : "memory");
         for (int c = 0; c < n_cols; c += 2 * SIDE) {
             const int cols = n_cols - c < 2 * SIDE ? n_cols - c : 2 * SIDE;
             if (cols != shaped) set_shapes(cols, n_rows);
