@@ -143,6 +143,10 @@ def _row(row: AuditRow, world: _World) -> Iterator[str]:
         yield f"first_beyond is {row.first_beyond} of {n_passes} passes"
     if (row.ratio is not None and row.ratio > 1.0) != (row.n_beyond > 0) and row.ratio is not None:
         yield f"ratio {row.ratio:.6g} contradicts {row.n_beyond} elements beyond their bound"
+    if (row.within is None) != (row.n_within == 0):
+        yield f"{row.n_within} tokens within {row.within}"
+    if row.n_within and row.n_ops <= n_checked:
+        yield "only a segment can be within a distance"
     yield from _elements(row, world)
     whole = row.n_invalid == row.n_unchecked == 0
     if row.worst is None and row.ratio is not None and whole:
@@ -205,7 +209,10 @@ def _numbers(
 
 
 def _belongs(ratio: float | None, worst: WorstElement) -> bool:
-    """Return whether a ratio is the element's distance over its bound; of a segment it is of a whole token."""
+    """Return whether a ratio is the element's distance over its bound.
+
+    Segments judged before 0.2 state the relative L2 distance of a whole token: their ratio is not checked.
+    """
     gap = abs(worst.recorded - worst.expected)
     if worst.bound < 0.0 or (ratio is not None and ratio < 0.0):
         return False

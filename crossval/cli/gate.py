@@ -44,6 +44,12 @@ from crossval.gate import Check, Policy
     metavar="R",
     help="Least ratio of the speed of greedy decoding to the reference's (bench).",
 )
+@click.option(
+    "--accept-within",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="X",
+    help="Accept agreement shown only within this distance (relative L2), as from a coarse trace.",
+)
 @click.option("--min-tokens", type=click.IntRange(1), metavar="N", help="Least tokens or steps compared.")
 @click.option("--require-bitwise", is_flag=True, help="Every row must be bit-equal.")
 @click.option("--require-live", is_flag=True, help="The reference must have run live.")
