@@ -13,7 +13,7 @@ Errors come in three kinds. *Noise*: roundings of different elements are indepen
 add as squares; a bound is ``SIGMAS`` standard deviations. (A worst case carried through every dot product would
 grow by a factor of forty in each attention.) *Jumps*: a value that may lie on the other side of a binary16 tie
 moves by a whole step. Jumps of different values add as squares, too, but what one of them moves it moves
-together, so that they do not average out in a norm; ``JUMPS`` steps are allowed for each, because a few of them may
+together, so that they do not average out in a norm; ``JUMPS`` steps are allowed for each, because a few may
 all point one way. *Shared*: see above.
 
 Sums are bounded as they are likely to round, too: a sum of ``n`` terms passes through
