@@ -73,7 +73,8 @@ def command(receipts: tuple[Path, ...], policy_path: Path | None, as_json: bool,
 
     \b
     Example:
-      crossval gate receipts/*.json --require-live --min-exact-match 1
+      crossval gate receipts/*.json
+      crossval gate receipts/greedy-*.json --require-live --min-exact-match 1
     """
     policy = _policy(policy_path, demands)
     judged: list[dict[str, Any]] = []
