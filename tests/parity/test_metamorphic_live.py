@@ -203,6 +203,12 @@ def test_a_broken_library_violates_what_it_breaks(five_layers, broken_library, m
         assert [c["case"] for c in failed] == ["3 threads"]
 
 
+def test_a_mistake_that_is_never_reached_fails_its_test(broken_library):
+    command = [sys.executable, "-c", "from bitnet_py import _native; _native.library()"]
+    with pytest.raises(AssertionError, match="never reached"):
+        run(command, broken_library, MISTAKE="columns")
+
+
 def test_the_command_finds_a_broken_library(five_layers, broken_library, tmp_path):
     def command(mistake: str) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-m", "crossval", "metamorphic", "--model", five_layers, "--lengths", "1,2,18"]
