@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from numpy_engine import MODEL, NumpyRunner
 
-from bitnet_py import _native
 from crossval import taps
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.floors import Floor, FloorTable
@@ -23,6 +22,7 @@ from crossval.record import record_trace
 from crossval.runners.base import PassPlan, PassRecord, TapArray
 from crossval.runners.bitnet_py import BitnetPyRunner
 from crossval.runners.recorded import RecordedRunner
+from tests.families import FAMILIES
 
 LENGTHS = (2, 5)
 IDS = enough_tokens([], MODEL.vocab_size, 32)
@@ -476,18 +476,17 @@ def test_rounding_of_attention_weights_is_allowed_and_little_more(five_layers):
 
 
 def test_the_engine_holds_on_the_five_layers_with_every_kernel(five_layers):
-    families = [family.name for family in _native.kernel_families() if family.available]
     result = run_metamorphic(
         lambda **asked: BitnetPyRunner(five_layers, **asked),
         enough_tokens([], 1000, 64),
         n_layers=5,
-        options=Options(kernels=families),
+        options=Options(kernels=FAMILIES),
     )
     assert result.verdict == "holds", [c for c in result.checks if c.status != "ok"]
-    assert [c.case for c in result.checks if c.name == "kernels"] == families
+    assert [c.case for c in result.checks if c.name == "kernels"] == list(FAMILIES)
     assert {c.case for c in result.checks if c.name == "threads"} == {"1 thread", "2 threads", "3 threads"}
     assert len([c for c in result.checks if c.name == "prefix"]) == 7
-    assert len(families) > 1
+    assert len(FAMILIES) > 1
 
 
 def test_a_model_with_one_head_holds(make_model):
