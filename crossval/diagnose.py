@@ -65,6 +65,8 @@ class Diagnosis:
     """Distance of the specification from the recorded output."""
     candidates: tuple[Explanation, ...] = ()
     """All variants that fit and cannot be told apart on this input."""
+    segment_ops: tuple[str, ...] = ()
+    """Of a segment: full names of the operations inside it that are wrong."""
 
     @property
     def determined(self) -> bool:
@@ -108,7 +110,7 @@ def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosi
     contexts = _readings(context, arithmetic)
     wrong_shape = _wrong_shape(contexts[0])
     if wrong_shape is not None:
-        return Diagnosis(UNDETERMINED, None, wrong_shape, None, None, None, _finite(np.inf))
+        return Diagnosis(UNDETERMINED, None, wrong_shape, None, None, None, finite(np.inf))
     sample = _sample(contexts[0])
     seen = [c.sampled(sample) for c in contexts]
     search = _Search(seen, arithmetic)
@@ -148,7 +150,7 @@ def combine(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
             return worst
         why = "no one variant explains all passes: " + "; ".join(dict.fromkeys(d.explanation for d in diagnoses))
         return replace(worst, name=UNDETERMINED, family=None, explanation=why, candidates=())
-    name, family, sentence = _verdict(shared)
+    name, family, sentence = verdict(shared)
     return replace(worst, name=name, family=family, explanation=sentence, candidates=tuple(shared))
 
 
@@ -261,20 +263,20 @@ def _decide(context: Context, scores: list[_Score], specification: _Score) -> Di
     names = {_name(s) for s in same}
     others = [s for s in ranked if s.total >= level and _name(s) not in names]
     explained = list(dict.fromkeys(_explain(s) for s in same))
-    name, family, sentence = _verdict(explained)
+    name, family, sentence = verdict(explained)
     return Diagnosis(
         name=name,
         family=family,
         explanation=sentence,
         ratio=best.total,
         runner_up=_name(others[0]) if others else None,
-        runner_up_ratio=_finite(others[0].total) if others else None,
-        specification_ratio=_finite(specification.total),
+        runner_up_ratio=finite(others[0].total) if others else None,
+        specification_ratio=finite(specification.total),
         candidates=tuple(explained),
     )
 
 
-def _verdict(explained: Sequence[Explanation]) -> tuple[str, int | None, str]:
+def verdict(explained: Sequence[Explanation]) -> tuple[str, int | None, str]:
     """Return name, family and sentence for variants that all fit."""
     first = explained[0]
     if len(explained) == 1:
@@ -294,10 +296,10 @@ def _unexplained(context: Context, ranked: list[_Score], specification: _Score) 
         name=UNDETERMINED,
         family=None,
         explanation=sentence,
-        ratio=_finite(best.total) if best else None,
+        ratio=finite(best.total) if best else None,
         runner_up=_name(second) if second else None,
-        runner_up_ratio=_finite(second.total) if second else None,
-        specification_ratio=_finite(specification.total),
+        runner_up_ratio=finite(second.total) if second else None,
+        specification_ratio=finite(specification.total),
     )
 
 
@@ -316,6 +318,6 @@ def _has_more(score: _Score) -> bool:
     return score.candidate is not None and score.candidate.group in DEFERRED_GROUPS
 
 
-def _finite(x: float) -> float:
+def finite(x: float) -> float:
     """Return a number JSON can hold: infinitely far becomes the largest float32."""
     return x if np.isfinite(x) else float(np.finfo(np.float32).max)

@@ -78,8 +78,21 @@ def _diagnoses(receipt: Receipt) -> Iterator[str]:
             yield f"{where}: only one of runner-up and its ratio is given"
         if named and one["runner_up_ratio"] is not None and not one["runner_up_ratio"] > (ratio or 0.0):
             yield f"{where}: its runner-up fits as well"
+        yield from (f"{where}: {what}" for what in _segment_ops(one, first))
         if named and one["family"] is None and len({c["family"] for c in one["candidates"]}) == 1:
             yield f"{where}: it names no family"
+
+
+def _segment_ops(one: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[str]:
+    """Check which operations inside a segment a diagnosis blames."""
+    inside, named = one.get("segment_ops", []), one["name"] != UNDETERMINED
+    if inside and not (named and first["n_ops"] > 1):
+        yield f"it blames {inside[0]} inside a segment, but names nothing or there is no segment"
+    if named and first["n_ops"] > 1 and not inside:
+        yield "it names a mistake inside a segment, but no operation"
+    order = [summary.execution_index(name) for name in inside]
+    if order and (order != sorted(set(order)) or order[-1] > summary.execution_index(one["tap"])):
+        yield "the operations it blames are not in order of execution, up to the guilty one"
 
 
 def _world(receipt: Receipt, side: str) -> _World:
