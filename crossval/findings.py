@@ -23,6 +23,8 @@ from crossval.variants import FAMILIES, Context, Inapplicable, of_records
 
 MAX_PASSES = 4
 """Guilty passes that are diagnosed together: one cause has to explain all of them."""
+N_OPS_OF_A_LAYER = len(taps.LAYER_TAPS) - 2
+"""At least: a model may lack both sub-norms."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,10 @@ def _inside(
     arithmetic: Arithmetic,
 ) -> Diagnosis:
     """Look for the cause inside a segment."""
-    table, held = op_table(weights.config), HeldWeights(weights)
+    table = op_table(weights.config)
+    layers = {taps.parse(name).layer for record in records for name in record.taps} | {taps.parse(check.tap).layer}
+    own = {name for op in table if taps.parse(op.output).layer in layers for name in op.weights}
+    held = HeldWeights(weights, own)
     try:
         replays = [
             Replay(table, weights.config, held, records[: index + 1], check.tap, arithmetic) for index in passes
@@ -131,7 +136,7 @@ def _names(tap: str, config: SpecConfig, n_ops: int = 1) -> list[str]:
         return [tap]
     ends = list(taps.HEAD_TAPS) if layer is None else []
     layer = config.n_layers - 1 if layer is None else layer
-    first = max(0, layer - n_ops // len(taps.LAYER_TAPS))
+    first = max(0, layer - n_ops // N_OPS_OF_A_LAYER)
     before = "inp_embd" if first == 0 else f"blk.{first - 1}.l_out"
     inside = [name for i in range(first, layer + 1) for name in taps.layer_taps(i)]
     return [before, *inside, *ends]

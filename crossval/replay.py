@@ -8,19 +8,21 @@ mistake where a hypothesis says; only what a mistake changes is computed again.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from crossval.audit.bounds import BITLINEARS, Arithmetic, U, readings
 from crossval.geometry import token_axis
 from crossval.ops import FloatArray, Op, SpecConfig, Weight, WeightSource
-from crossval.runners.base import PassRecord, TapArray
+from crossval.runners.base import PassKind, PassRecord, TapArray
 from crossval.variants import Candidate, Context, Inapplicable
 from crossval.variants.context import Array, Held, Quantizer, widen
 from crossval.variants.distance import per_token
 
+BoolArray = npt.NDArray[np.bool_]
 Values = Mapping[str, TapArray]
 
 STATES = {"k_cache": "k_rope", "v_cache": "v"}
@@ -46,7 +48,7 @@ class Mistake:
 
     at: Mapping[str, Candidate]
     """By full name of the operation's output."""
-    kind: str | None = None
+    kind: PassKind | None = None
     """Passes in which it is made, ``prefill`` or ``decode``; None: all."""
 
     def made_in(self, record: PassRecord) -> bool:
@@ -60,17 +62,19 @@ class Baseline:
 
     values: list[MutableMapping[str, TapArray]]
     contexts: dict[tuple[int, str], Context] = field(default_factory=dict)
-    near_ties: dict[int, Array] = field(default_factory=dict)
 
 
 class HeldWeights:
-    """Weights decoded once: a replay reads the same ones hundreds of times."""
+    """Weights of which some are decoded once: a replay reads those of its own operations hundreds of times."""
 
-    def __init__(self, weights: WeightSource) -> None:
+    def __init__(self, weights: WeightSource, keep: Collection[str]) -> None:
         self._weights = weights
+        self._keep = frozenset(keep)
         self._held: dict[str, Weight] = {}
 
     def __getitem__(self, name: str, /) -> Weight:
+        if name not in self._keep:
+            return self._weights[name]
         if name not in self._held:
             self._held[name] = self._weights[name]
         return self._held[name]
@@ -91,8 +95,10 @@ class Replay:
         """Find what has to be computed for ``tap`` in the last of ``records``, and for the cache before it.
 
         Raises:
-            Inapplicable: something that was neither recorded nor can be computed is needed.
+            Inapplicable: ``tap`` itself was not recorded in it.
         """
+        if tap not in records[-1].taps:
+            raise Inapplicable
         self.table, self.config, self.weights = table, config, weights
         self.records, self.tap, self.arithmetic = records, tap, arithmetic
         self.ops = _needed(table, records, tap)
@@ -114,7 +120,7 @@ class Replay:
         """Compute the segment without a mistake.
 
         Raises:
-            Inapplicable: an input has too few rows.
+            Inapplicable: something was recorded for too few tokens to go on from.
         """
         if mode not in self._baselines:
             base = Baseline([dict(record.taps) for record in self.records])
@@ -133,16 +139,24 @@ class Replay:
         """Return an operation of the last pass on rightly computed inputs."""
         return self.baseline(mode).contexts[self._last, op.output]
 
-    def run(self, mistake: Mistake | None, mode: Mode, probe: Sequence[int] | None = None) -> TapArray | None:
+    def run(
+        self,
+        mistake: Mistake | None,
+        mode: Mode,
+        probe: Sequence[int] | None = None,
+        watch: Callable[[int, Context], None] | None = None,
+    ) -> TapArray | None:
         """Compute the segment's last tensor with a mistake; None where it cannot be made.
 
-        ``probe``: tokens of the last pass that are enough, where tokens no longer meet.
+        ``probe``: tokens of the last pass that are enough, where tokens no longer meet. ``watch`` is shown every
+        operation of every pass with the inputs it then has.
+
+        Raises:
+            Inapplicable: something was recorded for too few tokens to go on from.
         """
         base = self.baseline(mode)
         changed: list[MutableMapping[str, TapArray]] = [{} for _ in self.records]
-        values: list[MutableMapping[str, TapArray]] = [
-            ChainMap(new, old) for new, old in zip(changed, base.values, strict=True)
-        ]
+        values = [ChainMap(new, old) for new, old in zip(changed, base.values, strict=True)]
         meeting = max((i for i, op in enumerate(self.segment) if op.name == "kqv_out"), default=-1)
         made = False
         for i, record in enumerate(self.records):
@@ -150,26 +164,23 @@ class Replay:
                 wrong = mistake is not None and op.output in mistake.at and mistake.made_in(record)
                 stale = self._reads_changed(op, i, changed)
                 ends = i == self._last and op.output == self.tap
+                context = self._context(op, i, values, mode) if stale else base.contexts[i, op.output]
+                if watch is not None:
+                    watch(i, context)
                 if not (wrong or stale or ends):
                     continue
-                context = self._context(op, i, values, mode) if stale else base.contexts[i, op.output]
-                if wrong:
-                    assert mistake is not None
-                    output = mistake.at[op.output].compute(
-                        context if not stale else replace(context, recorded=self._like(op, i, base, context))
-                    )
-                    made = True
-                else:
-                    output = context.expected
-                if output is None:
-                    return None
-                tap = self._shaped(op, context, output, mode)
+                output: Array | None = None
+                if mistake is not None and wrong:
+                    if stale:
+                        context = replace(context, recorded=self._like(op, i, base, context))
+                    output, made = mistake.at[op.output].compute(context), True
+                    if output is None:
+                        return None
+                tap = self._shaped(op, context, context.expected if output is None else output, mode)
                 if probe is not None and i == self._last and number >= meeting and not ends:
                     tap = _rows(op.output, tap, probe, context.rows)
                 changed[i][op.output] = tap
-        if mistake is not None and not made:
-            return None
-        return changed[self._last][self.tap]
+        return changed[self._last][self.tap] if made or mistake is None else None
 
     def distance(self, computed: TapArray) -> FloatArray:
         """Return the relative L2 distance of each computed token from the recorded one."""
@@ -189,13 +200,24 @@ class Replay:
             if op.name in numbers
         )
 
-    def near_ties(self, mistake: Mistake | None, mode: Mode) -> Array:
+    def near_ties(self, mistake: Mistake | None, mode: Mode) -> BoolArray:
         """Return which tokens of the last pass an int8 value near a rounding tie may have changed.
 
         A tie in what keys and values are made of reaches every later token.
         """
-        seen = _Watch(self, mistake, mode)
-        return seen.tokens
+        tokens: BoolArray = np.zeros(len(self.records[self._last].plan.token_ids), np.bool_)
+
+        def watch(i: int, context: Context) -> None:
+            if context.op.name not in BITLINEARS:
+                return
+            near = np.asarray(context.rows)[_near_tie(context.inputs[0])]
+            if context.op.name in ("k", "v") and near.size:
+                tokens[near.min() if i == self._last else 0 :] = True
+            elif i == self._last:
+                tokens[near] = True
+
+        self.run(mistake, mode, watch=watch)
+        return tokens
 
     # --- one operation ----------------------------------------------------------------------------------------
 
@@ -275,39 +297,12 @@ class Replay:
         return False
 
 
-class _Watch:
-    """Which tokens have an activation near a tie, found on the way through a replay."""
-
-    def __init__(self, replay: Replay, mistake: Mistake | None, mode: Mode) -> None:
-        last = len(replay.records) - 1
-        n_tokens = len(replay.records[last].plan.token_ids)
-        self.tokens: Array = np.zeros(n_tokens, np.bool_)
-        values = [dict(taken) for taken in replay.baseline(mode).values]
-        for i, record in enumerate(replay.records):
-            for op in replay.ops[i]:
-                context = replay._context(op, i, values, mode)
-                wrong = mistake is not None and op.output in mistake.at and mistake.made_in(record)
-                if op.name in BITLINEARS:
-                    self._note(context, i == last)
-                output = None
-                if wrong and mistake is not None:
-                    like = replay._like(op, i, replay.baseline(mode), context)
-                    output = mistake.at[op.output].compute(replace(context, recorded=like))
-                output = context.expected if output is None else output
-                values[i][op.output] = replay._shaped(op, context, output, mode)
-
-    def _note(self, context: Context, own: bool) -> None:
-        x = context.inputs[0]
-        scaled = x * (127.0 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5))
-        with np.errstate(invalid="ignore"):
-            near = (np.abs(scaled - np.floor(scaled) - 0.5) <= TIE_REACH).any(axis=-1)
-        rows = np.asarray(context.rows)[near]
-        if rows.size == 0:
-            return
-        if context.op.name in ("k", "v"):
-            self.tokens[rows.min() if own else 0 :] = True
-        elif own:
-            self.tokens[rows] = True
+def _near_tie(x: Array) -> BoolArray:
+    """Return which rows have an activation that may be rounded to either of two codes."""
+    scaled = x * (127.0 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5))
+    with np.errstate(invalid="ignore"):
+        near: BoolArray = np.abs(scaled - np.floor(scaled) - 0.5) <= TIE_REACH
+    return np.asarray(near.any(axis=-1))
 
 
 def _made_of(name: str) -> str | None:

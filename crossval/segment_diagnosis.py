@@ -12,8 +12,9 @@ tokens that fit.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -24,9 +25,12 @@ from crossval.audit.bounds import BITLINEARS, NORMS, Arithmetic, readings
 from crossval.diagnose import UNDETERMINED, Diagnosis, Explanation, finite, verdict
 from crossval.ops import FloatArray, Op
 from crossval.replay import Mistake, Mode, Replay
+from crossval.runners.base import PassKind
 from crossval.variants import Candidate, Inapplicable, candidates
+from crossval.variants.cache import SCOPES
 from crossval.variants.context import Quantizer
 from crossval.variants.distance import LINEAR_FLOOR, TABLE_FLOOR
+from crossval.variants.weights import matrix_shape
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -42,6 +46,10 @@ ROUGH = 0.05
 """A mistake that is farther than this from the tokens looked at first is not looked at again."""
 N_PROBE = 4
 """Tokens looked at first."""
+MOST_WORK = 2 * 10**11
+"""Weights multiplied with in all trials, at most (minutes): one layer of a model of 2 billion weights."""
+N_RUNNERS_UP = 3
+"""Mistakes looked at again in any case: the best of them is the runner-up."""
 N_CLOSE = 40
 """Mistakes that are computed for every token and every way of rounding."""
 
@@ -83,9 +91,8 @@ class _Hypothesis:
     """A mistake in some operations, and what it is called."""
 
     mistake: Mistake
-    name: str
-    """As the variant says it, own layer and tensor left out."""
     group: str | None
+    """What operations that share their code are called together; None: it is one kind of operation."""
 
     @property
     def first(self) -> tuple[str, Candidate]:
@@ -142,8 +149,8 @@ class _Search:
         self._replays = replays
         self._first = replays[0]
         self._arithmetic = arithmetic
-        self._modes = _modes(self._first.segment, arithmetic)
-        self._specification = self._best(None)
+        self._wide, self._quick = _modes(self._first.segment, arithmetic)
+        self._specification = self._best(None, [self._first])
         self._ranked: list[_Fit] = []
 
     # --- what to try ------------------------------------------------------------------------------------------
@@ -161,7 +168,7 @@ class _Search:
                     continue
                 seen.add((name, frozenset(at)))
                 for kind in self._kinds():
-                    yield _Hypothesis(Mistake(at, kind), name, label)
+                    yield _Hypothesis(Mistake(at, kind), label)
 
     def _places(self, layers: Sequence[int | None]) -> Iterator[tuple[str | None, list[str]]]:
         """Yield sets of operations that may be wrong in the same way."""
@@ -179,50 +186,67 @@ class _Search:
                     yield label, shared
 
     def _named(self, op: Op, deferred: bool) -> dict[str, Candidate]:
-        """Return the known mistakes of an operation by name, own layer and tensor left out."""
-        context = self._first.context(op, self._modes[0])
+        """Return the known mistakes of an operation by name, own layer and tensor left out.
+
+        Several forms of one mistake are numbered. In a single pass the scopes of a mistake in the cache are one.
+        """
+        context = self._first.context(op, self._quick)
+        only_pass = len(self._first.records) == 1
         found: dict[str, Candidate] = {}
+        forms: Counter[str] = Counter()
         with np.errstate(all="ignore"):
             for one in candidates(context, deferred=deferred):
-                found.setdefault(_key(op, one), one)
+                name = _key(op, one)
+                if forms[name] and only_pass and _scope(one) is not None:
+                    continue
+                forms[name] += 1
+                found[name if forms[name] == 1 else f"{name} (form {forms[name]})"] = one
         return found
 
-    def _kinds(self) -> tuple[str | None, ...]:
+    def _kinds(self) -> tuple[PassKind | None, ...]:
         """Return the passes a mistake may be made in: all; behind other passes also those of one kind only."""
-        kind = self._first.records[-1].plan.kind
-        return (None, kind) if len(self._first.records) > 1 or len(self._replays) > 1 else (None,)
+        return (None, self._first.records[-1].plan.kind) if len(self._first.records) > 1 else (None,)
 
     # --- trying it --------------------------------------------------------------------------------------------
 
     def close(self, deferred: bool) -> list[_Fit]:
-        """Return the mistakes nearest to what was recorded, computed for all tokens, passes and roundings."""
+        """Return the mistakes nearest to what was recorded in the first pass, computed for all its tokens."""
         probe = _probe(self._first)
         rough: list[tuple[float, int, _Hypothesis]] = []
-        for number, one in enumerate(self._hypotheses(deferred)):
-            tokens = probe if len(one.mistake.at) == 1 else None
-            found = [self._residual(self._first, one, mode, tokens) for mode in self._quick_modes()]
-            scores = [_second_largest(r) for r in found if r is not None]
-            if scores and min(scores) <= ROUGH:
-                rough.append((min(scores), number, one))
+        tried = list(self._hypotheses(deferred))
+        if len(tried) * self._size() > MOST_WORK:
+            return []
+        for number, one in enumerate(tried):
+            found = self._residual(self._first, one, self._quick, probe if len(one.mistake.at) == 1 else None)
+            if found is not None:
+                rough.append((_second_largest(found), number, one))
         rough.sort(key=lambda item: item[:2])
-        self._ranked = [fit for *_, one in rough[:N_CLOSE] if (fit := self._best(one)) is not None]
-        return self._ranked
+        n_close = sum(distance <= ROUGH for distance, *_ in rough)
+        nearest = rough[: min(max(n_close, N_RUNNERS_UP), N_CLOSE)]
+        found_close = [fit for *_, one in nearest if (fit := self._best(one, [self._first])) is not None]
+        self._ranked += found_close
+        return found_close
 
-    def _quick_modes(self) -> Sequence[Mode]:
-        return self._modes[:1]
+    def _size(self) -> int:
+        """Return how many weights one trial multiplies with."""
+        config = self._first.config
+        matrices = [op.weights[0].split(".")[2] for op in self._first.segment if op.name in BITLINEARS]
+        heads = sum(config.vocab_size * config.dim for op in self._first.segment if op.name == "result_output")
+        return heads + sum(int(np.prod(matrix_shape(config, tensor))) for tensor in matrices)
 
-    def _best(self, one: _Hypothesis | None) -> _Fit | None:
+    def _best(self, one: _Hypothesis | None, replays: Sequence[Replay]) -> _Fit | None:
         """Score a hypothesis under every rounding; the one that most tokens fit counts."""
-        best: _Fit | None = None
-        for mode in self._modes:
-            parts = [self._residual(replay, one, mode, None) for replay in self._replays]
-            whole = [part for part in parts if part is not None]
-            if len(whole) < len(parts):
-                return None
-            fit = _Fit(one, mode, np.concatenate(whole), self._level(one))
-            if best is None or _order(fit) < _order(best):
-                best = fit
-        return best
+        found = [fit for mode in self._wide if (fit := self._fit(one, mode, replays)) is not None]
+        if not found:
+            return None
+        near = min(found, key=_order).mode
+        narrow = self._fit(one, replace(near, quantizer=self._quick.quantizer, narrow=True), replays)
+        return min(found if narrow is None else [narrow, *found], key=_order)
+
+    def _fit(self, one: _Hypothesis | None, mode: Mode, replays: Sequence[Replay]) -> _Fit | None:
+        parts = [self._residual(replay, one, mode, None) for replay in replays]
+        whole = [part for part in parts if part is not None]
+        return _Fit(one, mode, np.concatenate(whole), self._level(one)) if len(whole) == len(parts) else None
 
     def _residual(
         self, replay: Replay, one: _Hypothesis | None, mode: Mode, probe: Sequence[int] | None
@@ -245,38 +269,58 @@ class _Search:
     # --- deciding ---------------------------------------------------------------------------------------------
 
     def decide(self, close: Sequence[_Fit]) -> Diagnosis | None:
-        """Name the mistake that fits; None when none does."""
-        if self._specification is None:
+        """Name the mistake that fits in all passes; None when none does."""
+        specification = self._specification
+        best = self._nearest(close, [self._first])
+        if best is None or specification is None or not _apart(specification, best):
             return None
-        fitting = sorted((fit for fit in close if self._fits(fit)), key=_order)
-        if not fitting:
-            return None
-        best = fitting[0]
-        if not _apart(self._specification, best):
-            return None
+        others = [fit for fit in close if _apart(fit, best)]
         same = [fit for fit in close if not _apart(fit, best)]
-        others = sorted((fit for fit in close if _apart(fit, best)), key=lambda f: f.distance(best.fitting))
-        return self._diagnosis(best, _without_synonyms(same), others)
-
-    def _diagnosis(self, best: _Fit, same: Sequence[_Fit], others: Sequence[_Fit]) -> Diagnosis:
-        explained = list(dict.fromkeys(self._explain(fit) for fit in same))
-        name, family, sentence = verdict(explained)
-        places = {op for fit in same if fit.hypothesis is not None for op in fit.hypothesis.mistake.at}
+        there = best.fitting
+        runner_up = min(others, key=lambda fit: fit.distance(there), default=None)
+        ratio = None if runner_up is None else finite(runner_up.distance(there))
+        if len(self._replays) > 1:
+            same = [fit for one in same if (fit := self._in_all_passes(one)) is not None]
+            specification = self._best(None, self._replays)
+            best = self._nearest(same, self._replays)
+            if best is None or specification is None or not _apart(specification, best):
+                return None
+            same = [fit for fit in same if not _apart(fit, best)]
+        same = _without_synonyms(same)
+        name, family, sentence, explained = self._named_by(same)
         order = [op.output for op in self._first.segment]
-        names = {e.name for e in explained}
-        others = [f for f in others if f.hypothesis is not None and f.hypothesis.first[1].name not in names]
-        assert self._specification is not None
+        places = {op for fit in same if fit.hypothesis is not None for op in fit.hypothesis.mistake.at}
         return Diagnosis(
             name=name,
             family=family,
             explanation=sentence,
             ratio=best.distance(best.fitting),
-            runner_up=None if not others else self._explain(others[0]).name,
-            runner_up_ratio=None if not others else finite(others[0].distance(best.fitting)),
-            specification_ratio=finite(self._specification.distance(best.fitting)),
+            runner_up=None if runner_up is None else _called(runner_up),
+            runner_up_ratio=ratio,
+            specification_ratio=finite(specification.distance(best.fitting)),
             candidates=tuple(explained),
             segment_ops=() if name == UNDETERMINED else tuple(o for o in order if o in places),
         )
+
+    def _nearest(self, fits: Sequence[_Fit], replays: Sequence[Replay]) -> _Fit | None:
+        return min((fit for fit in fits if self._fits(fit, replays)), key=_order, default=None)
+
+    def _in_all_passes(self, fit: _Fit) -> _Fit | None:
+        """Score a mistake of the first pass in all of them, made in all or in its kind of pass only."""
+        one, kind = fit.hypothesis, self._first.records[-1].plan.kind
+        assert one is not None
+        tried = [one, replace(one, mistake=replace(one.mistake, kind=kind))]
+        found = [better for each in tried if (better := self._best(each, self._replays)) is not None]
+        return min(found, key=_order, default=None)
+
+    def _named_by(self, same: Sequence[_Fit]) -> tuple[str, int | None, str, list[Explanation]]:
+        """Return name, family, sentence and all explanations; one mistake in several places has one name."""
+        explained = list(dict.fromkeys(self._explain(fit) for fit in same))
+        first = explained[0]
+        if len({one.name for one in explained}) == 1 and len(explained) > 1:
+            places = [_place(fit.hypothesis, self._first) for fit in same if fit.hypothesis is not None]
+            return first.name, first.family, f"{first.sentence}; or {', or '.join(places[1:])}", explained
+        return (*verdict(explained), explained)
 
     def none(self) -> Diagnosis:
         """Say that nothing known explains the segment."""
@@ -295,20 +339,19 @@ class _Search:
                 f"{remedy(self._first.tap)}"
             ),
             ratio=finite(ranked[0].distance(everything)) if ranked else None,
-            runner_up=self._explain(ranked[1]).name if len(ranked) > 1 else None,
+            runner_up=_called(ranked[1]) if len(ranked) > 1 else None,
             runner_up_ratio=finite(ranked[1].distance(everything)) if len(ranked) > 1 else None,
             specification_ratio=finite(right),
         )
 
-    def _fits(self, fit: _Fit) -> bool:
+    def _fits(self, fit: _Fit, replays: Sequence[Replay]) -> bool:
         """Return whether all tokens are explained: by the mistake, and by flips where the segment has any."""
         if fit.fitting.all():
             return True
         if np.mean(fit.fitting) <= MOST or not (fit.residual[~fit.fitting] <= FLIPPED).all():
             return False
-        assert fit.hypothesis is not None
-        ties = [_ties(replay, fit) for replay in self._replays]
-        return bool(np.concatenate(ties)[~fit.fitting].all())
+        ties = np.concatenate([_ties(replay, fit) for replay in replays])
+        return bool(ties[~fit.fitting].all())
 
     def _explain(self, fit: _Fit) -> Explanation:
         assert fit.hypothesis is not None
@@ -340,15 +383,36 @@ def _apart(other: _Fit, best: _Fit) -> bool:
     return bool(np.count_nonzero(off) >= max(2.0, TELLING * fitting.size))
 
 
+def _called(fit: _Fit) -> str:
+    assert fit.hypothesis is not None
+    return fit.hypothesis.first[1].name
+
+
 def _without_synonyms(same: Sequence[_Fit]) -> list[_Fit]:
-    """Leave out what is another fitting mistake seen from the next operation."""
+    """Leave out what is another fitting mistake seen from the next operation, or the same in fewer passes."""
     there = {_seen_at(fit) for fit in same}
-    return [fit for fit in same if SAME.get(_seen_at(fit), _seen_at(fit)) not in there - {_seen_at(fit)}]
+    everywhere = {(_called(fit), *_at(fit)) for fit in same if _kind(fit) is None}
+    return [
+        fit
+        for fit in same
+        if SAME.get(_seen_at(fit), _seen_at(fit)) not in there - {_seen_at(fit)}
+        and (_kind(fit) is None or (_called(fit), *_at(fit)) not in everywhere)
+    ]
+
+
+def _kind(fit: _Fit) -> PassKind | None:
+    assert fit.hypothesis is not None
+    return fit.hypothesis.mistake.kind
+
+
+def _at(fit: _Fit) -> tuple[str, ...]:
+    assert fit.hypothesis is not None
+    return tuple(fit.hypothesis.mistake.at)
 
 
 def _seen_at(fit: _Fit) -> tuple[str, str]:
     assert fit.hypothesis is not None
-    return taps.parse(fit.hypothesis.first[0]).tap, fit.hypothesis.name
+    return taps.parse(fit.hypothesis.first[0]).tap, fit.hypothesis.first[1].name
 
 
 def _order(fit: _Fit) -> tuple[int, float]:
@@ -370,6 +434,13 @@ def _place(one: _Hypothesis, replay: Replay) -> str:
     return f"{what}{where}{when}, inside the segment that ends in {taps.parse(replay.tap).tap}"
 
 
+def _scope(one: Candidate) -> str | None:
+    """Return in which passes a mistake in the cache is made; None: it is none of the cache."""
+    last = one.arguments[-1] if one.arguments else None
+    scope = getattr(last, "scope", last)
+    return scope if isinstance(scope, str) and scope in SCOPES else None
+
+
 def _key(op: Op, one: Candidate) -> str:
     """Return a candidate's name with its own layer and tensor left out, so that other layers have the same one."""
     name, layer = one.name, taps.parse(op.output).layer
@@ -382,16 +453,16 @@ def _key(op: Op, one: Candidate) -> str:
     return name
 
 
-def _modes(segment: Sequence[Op], arithmetic: Arithmetic) -> list[Mode]:
-    """Return the ways of rounding to try: where binary16 comes in, and with how many digits results travel."""
+def _modes(segment: Sequence[Op], arithmetic: Arithmetic) -> tuple[list[Mode], Mode]:
+    """Return the places of binary16 to try, in float64, and how an engine in binary32 does the first of them."""
     choices = []
     for op in {op.name: op for op in segment}.values():
         allowed = readings(op, arithmetic, 2, 2)
         if len(allowed) > 1 or any(allowed[0].rounded):
             choices.append([(op.name, number) for number in range(len(allowed))])
     quantizer: Quantizer = "fused" if arithmetic.numerics.fused_quantizer else "float32"
-    chosen = [tuple(one) for one in product(*choices)]
-    return [*(Mode(one, quantizer, narrow=True) for one in chosen), *(Mode(one) for one in chosen)]
+    wide = [Mode(tuple(one)) for one in product(*choices)]
+    return wide, replace(wide[0], quantizer=quantizer, narrow=True)
 
 
 def _probe(replay: Replay) -> tuple[int, ...]:

@@ -160,6 +160,7 @@ class FaultyRunner:
     status = "live"
     plan = None
     available_taps = None
+    identity = EngineIdentity("third engine")
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class FaultyRunner:
         only: Collection[str] | None = None,
     ) -> None:
         self._make = lambda: FaultyEngine(EXAMPLE.File(model), fault, layers)
-        self.identity = EngineIdentity("third engine")
+
         self._only = only
         self.reset()
 
