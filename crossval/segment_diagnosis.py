@@ -82,8 +82,25 @@ SAME: dict[tuple[str, str], tuple[str, str]] = {
     ("kq", "k not rotated"): ("k_rope", "not rotated"),
     ("kqv_out", "RoPE applied to V"): ("v", "RoPE applied to V"),
     ("kq", "scaled here already"): ("kq_soft_max", "scale 1/head_dim"),
+    **{
+        (made, f"output rounded to {form}"): (read, f"{cache} rounded to {form}")
+        for made, read, cache in (("k_rope", "kq", "k_cache"), ("v", "kqv_out", "v_cache"))
+        for form in ("F16", "BF16", "truncated BF16")
+    },
 }
 """One mistake seen at two operations: the first is called what the second is, when both fit."""
+
+SWAPPED: tuple[tuple[str, dict[str, str]], ...] = (
+    (
+        "keys and values, each the other's",
+        {"k": "weights of this.attn_v.weight", "v": "weights of this.attn_k.weight"},
+    ),
+    (
+        "both norms of the stream, each the other's",
+        {"attn_norm": "norm weight of this.ffn_norm.weight", "ffn_norm": "norm weight of this.attn_norm.weight"},
+    ),
+)
+"""Two tensors taken for each other: two mistakes with one cause."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +186,12 @@ class _Search:
                 seen.add((name, frozenset(at)))
                 for kind in self._kinds():
                     yield _Hypothesis(Mistake(at, kind), label)
+
+        for label, names_of in SWAPPED:
+            for layer in layers:
+                pair = {f"blk.{layer}.{tap}": name for tap, name in names_of.items()}
+                if all(name in known.get(op, {}) for op, name in pair.items()):
+                    yield _Hypothesis(Mistake({op: known[op][name] for op, name in pair.items()}), label)
 
     def _places(self, layers: Sequence[int | None]) -> Iterator[tuple[str | None, list[str]]]:
         """Yield sets of operations that may be wrong in the same way."""
