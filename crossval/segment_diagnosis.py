@@ -175,7 +175,8 @@ class _Search:
     def _hypotheses(self, deferred: bool) -> Iterator[_Hypothesis]:
         """Yield every mistake of every operation inside, alone, where its code is shared, and in every layer."""
         known = {op.output: self._named(op, deferred) for op in self._first.segment}
-        layers = sorted({taps.parse(op.output).layer for op in self._first.segment} - {None}, key=str)
+        inside = {taps.parse(op.output).layer for op in self._first.segment}
+        layers = sorted(layer for layer in inside if layer is not None)
         seen: set[tuple[str, frozenset[str]]] = set()
         for label, ops in self._places(layers):
             names = dict.fromkeys(name for op in ops for name in known[op])
@@ -186,14 +187,13 @@ class _Search:
                 seen.add((name, frozenset(at)))
                 for kind in self._kinds():
                     yield _Hypothesis(Mistake(at, kind), label)
-
         for label, names_of in SWAPPED:
             for layer in layers:
                 pair = {f"blk.{layer}.{tap}": name for tap, name in names_of.items()}
                 if all(name in known.get(op, {}) for op, name in pair.items()):
                     yield _Hypothesis(Mistake({op: known[op][name] for op, name in pair.items()}), label)
 
-    def _places(self, layers: Sequence[int | None]) -> Iterator[tuple[str | None, list[str]]]:
+    def _places(self, layers: Sequence[int]) -> Iterator[tuple[str | None, list[str]]]:
         """Yield sets of operations that may be wrong in the same way."""
         inside = [op.output for op in self._first.segment]
         yield from ((None, [output]) for output in inside)
