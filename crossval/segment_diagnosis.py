@@ -38,7 +38,7 @@ GAP = 10.0
 """How much farther the specification and every other mistake must be."""
 FLIPPED = 0.05
 """Most that int8 values on the other side of a tie move a token, relative L2."""
-MOST = 0.5
+MOST = 2 / 3
 """Share of the tokens that have to be at rounding level."""
 TELLING = 0.25
 """Share of the fitting tokens that have to tell another explanation apart, where flips could do it too."""
@@ -341,7 +341,8 @@ class _Search:
         explained = list(dict.fromkeys(self._explain(fit) for fit in same))
         first = explained[0]
         if len({one.name for one in explained}) == 1 and len(explained) > 1:
-            places = [_place(fit.hypothesis, self._first) for fit in same if fit.hypothesis is not None]
+            seen = [_place(fit.hypothesis, self._first) for fit in same if fit.hypothesis is not None]
+            places = list(dict.fromkeys(seen))
             return first.name, first.family, f"{first.sentence}; or {', or '.join(places[1:])}", explained
         return (*verdict(explained), explained)
 
