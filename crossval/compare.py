@@ -17,7 +17,7 @@ from crossval import taps
 from crossval.geometry import check_rows, token_axis
 from crossval.metrics import Metrics, measure
 from crossval.runners.base import PassKind, PassPlan, TapArray
-from crossval.tolerance import Tolerance, violations
+from crossval.tolerance import PolicyName, Tolerance, violations
 
 RowStatus = Literal["equal", "within", "diverged", "invalid"]
 Verdict = Literal["parity", "divergence", "incomplete"]
@@ -130,7 +130,8 @@ class GreedyStep:
     """Candidate's largest minus second largest logit."""
     reference_margin: float | None
     near_tie: bool | None = None
-    """Where the tokens differ: True when the logits agree within their bounds, so that only the choice flipped."""
+    """Where the tokens differ: True when the logits agree within their bounds and both engines' arithmetic was audited
+    and is right, so that only the choice flipped; False: it was not shown."""
     explanation: str | None = None
 
 
@@ -163,9 +164,18 @@ class GreedyResult:
     exact_match_rate: float
     """Free-running matches over all required steps of all prompts."""
     verdict: Verdict
+    """Of the direct comparison; what the audits say of the arithmetic is not in it."""
     thresholds: Mapping[str, Any] = field(default_factory=dict)
     from_journal: int | None = None
     """How many of the prompts, the first ones, an earlier run left in a journal; None without a journal."""
+    audited: tuple[PassPlan, ...] = ()
+    """Passes of the first prompt in which both engines were audited."""
+
+    @property
+    def policy(self) -> PolicyName:
+        """The tolerance table that the logits are held to."""
+        name: PolicyName = self.thresholds["policy"]
+        return name
 
 
 def row_status(row: TapRow) -> RowStatus:
@@ -217,18 +227,27 @@ def decide(rows: Sequence[TapRow], coverage: Coverage) -> Verdict:
     return "parity" if complete else "incomplete"
 
 
-def decide_greedy(prompts: Sequence[GreedyPrompt]) -> Verdict:
-    """Return the verdict of a greedy comparison.
+def logits_agree(row: TapRow, policy: PolicyName) -> bool:
+    """Return whether the logits of a step are as equal as the engines' stated numerics make them.
 
-    A different token, or logits that are diverged or invalid, is a divergence (a near tie is explained, not
-    forgiven). Fewer steps than required, or no prompt at all, is incomplete.
+    Engines that state the same arithmetic (``same``) compute the same bits; others agree within bounds.
+    """
+    status = row_status(row)
+    return status == "equal" or (status == "within" and policy != "same")
+
+
+def decide_greedy(prompts: Sequence[GreedyPrompt], policy: PolicyName) -> Verdict:
+    """Return the verdict of the direct comparison of a greedy run.
+
+    A different token (a near tie is explained, not forgiven), or logits that do not agree (``logits_agree``), is a
+    divergence. Fewer steps than required, or no prompt at all, is incomplete.
     """
     for prompt in prompts:
         tokens_differ = any(step.candidate_token != step.reference_token for step in prompt.steps)
         own_differ = prompt.candidate_tokens[: len(prompt.steps)] != prompt.reference_tokens[: len(prompt.steps)]
         if tokens_differ or own_differ:
             return "divergence"
-        if any(row_status(step.logits) in ("diverged", "invalid") for step in prompt.steps):
+        if not all(logits_agree(step.logits, policy) for step in prompt.steps):
             return "divergence"
     complete = bool(prompts) and all(0 < p.steps_required == len(p.steps) for p in prompts)
     complete = complete and all(p.steps_required == len(p.reference_tokens) for p in prompts)

@@ -10,9 +10,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from crossval import causal_receipt, compare, evidence, floors_receipt, geometry, smoke_receipt, taps, trace
+from crossval import (
+    causal_receipt,
+    compare,
+    evidence,
+    floors_receipt,
+    geometry,
+    greedy_verdict,
+    smoke_receipt,
+    taps,
+    trace,
+)
 from crossval.audit import consistency as audit_consistency
-from crossval.audit.summary import audit_verdict
 from crossval.bench import results as bench_results
 from crossval.compare import GreedyPrompt, GreedyResult, GreedyStep, LayersResult, TapRow
 from crossval.evidence import Party
@@ -152,9 +161,8 @@ def recompute(receipt: Receipt) -> dict[str, Any]:
         expected = evidence.summarize_layers(result)
         expected["coverage"]["compared"] = len(result.rows)
     reference = Party.from_json(receipt["reference"])
-    audits = {side: audit_verdict((receipt["audit"] or {}).get(side)) for side in evidence.SIDES}
     agree = receipt["tokenizer"]["engines_agree"]
-    evidence.finish_summary(receipt["kind"], expected, reference, agree, audits)
+    evidence.finish_summary(receipt["kind"], expected, reference, agree, receipt["audit"])
     return expected
 
 
@@ -270,8 +278,9 @@ def _greedy_structure(receipt: Receipt, result: GreedyResult) -> list[str]:
         complaints.append(
             f"results.from_journal is {result.from_journal}, there are {len(result.prompts)} prompts"
         )
+    both_right = _both_right(receipt)
     for index, prompt in enumerate(result.prompts):
-        complaints += [f"prompt {index}: {what}" for what in _prompt_conflicts(prompt, vocab_size)]
+        complaints += [f"prompt {index}: {what}" for what in _prompt_conflicts(prompt, vocab_size, both_right)]
         if prompt.steps_required != receipt["settings"]["n_steps"]:
             complaints.append(
                 f"prompt {index}: steps_required is {prompt.steps_required}, "
@@ -280,7 +289,13 @@ def _greedy_structure(receipt: Receipt, result: GreedyResult) -> list[str]:
     return complaints
 
 
-def _prompt_conflicts(prompt: GreedyPrompt, vocab_size: int) -> Iterator[str]:
+def _both_right(receipt: Receipt) -> bool:
+    """Return whether both engines were audited and are right, without which no near tie is known."""
+    audits = receipt.get("audit") or {}
+    return all(greedy_verdict.standing(audits.get(side)) == "clean" for side in evidence.SIDES)
+
+
+def _prompt_conflicts(prompt: GreedyPrompt, vocab_size: int, both_right: bool) -> Iterator[str]:
     if not prompt.prompt_ids:
         yield "no prompt tokens"
     if [step.step for step in prompt.steps] != list(range(len(prompt.steps))):
@@ -289,7 +304,7 @@ def _prompt_conflicts(prompt: GreedyPrompt, vocab_size: int) -> Iterator[str]:
     if max(lengths) > prompt.steps_required:
         yield f"{max(lengths)} steps or tokens, {prompt.steps_required} required"
     for step in prompt.steps:
-        yield from (f"step {step.step}: {what}" for what in _step_conflicts(prompt, step, vocab_size))
+        yield from (f"step {step.step}: {what}" for what in _step_conflicts(prompt, step, vocab_size, both_right))
     differs = [step.step for step in prompt.steps if step.candidate_token != step.reference_token]
     if prompt.first_divergence != (differs[0] if differs else None):
         yield f"first_divergence is {_show(prompt.first_divergence)}, the steps say {differs[:1]}"
@@ -310,7 +325,7 @@ def _prompt_conflicts(prompt: GreedyPrompt, vocab_size: int) -> Iterator[str]:
         yield "forced is not set exactly on the steps after the first difference"
 
 
-def _step_conflicts(prompt: GreedyPrompt, step: GreedyStep, vocab_size: int) -> Iterator[str]:
+def _step_conflicts(prompt: GreedyPrompt, step: GreedyStep, vocab_size: int, both_right: bool) -> Iterator[str]:
     row, status = step.logits, compare.row_status(step.logits)
     if row.tap != evidence.LOGITS:
         yield f"compares {row.tap}, not the logits"
@@ -326,8 +341,43 @@ def _step_conflicts(prompt: GreedyPrompt, step: GreedyStep, vocab_size: int) -> 
     if row.bitwise_equal and not (same and step.candidate_margin == step.reference_margin):
         yield "equal logits, but tokens or margins differ"
     unusable = step.candidate_token is None or step.reference_token is None
-    if step.near_tie != (None if same or unusable else status in ("equal", "within")):
-        yield f"near_tie is {_show(step.near_tie)}, tokens and logits say otherwise"
+    near_tie = both_right and status in ("equal", "within")
+    if step.near_tie != (None if same or unusable else near_tie):
+        yield f"near_tie is {_show(step.near_tie)}, tokens, logits and audits say otherwise"
+
+
+def greedy_audits(receipt: Receipt) -> list[str]:
+    """Check the audits of a ``greedy`` receipt and the passes they are of; one without any has none of the fields.
+
+    An engine that could not be audited leaves its side null, which the verdict takes into account.
+    """
+    passes = receipt["results"].get("passes", [])
+    held = {side: (receipt["audit"] or {}).get(side) for side in evidence.SIDES}
+    if all(audit is None for audit in held.values()):
+        return ["passes or diagnoses without an audit"] if passes or receipt["diagnosis"] else []
+    result = evidence.greedy_from_json(receipt)
+    complaints = list(_audited_passes(result)) if result.prompts else ["audits without a prompt"]
+    if complaints:
+        return complaints
+    absent = {f"the {side} was not audited" for side, audit in held.items() if audit is None}
+    return [what for what in audit_consistency.complaints(receipt) if what not in absent]
+
+
+def _audited_passes(result: GreedyResult) -> Iterator[str]:
+    """Check that the first prompt was audited, whole, with one decoded token when there was one."""
+    prompt, plan = result.prompts[0], result.audited
+    start = 0
+    for index, one in enumerate(plan):
+        if one.start != start or not one.token_ids or one.kind != geometry.pass_kind(len(one.token_ids), start):
+            yield f"audited pass {index} does not follow the one before it"
+        start += len(one.token_ids)
+    fed = tuple(token for one in plan for token in one.token_ids)
+    n_prompt = len(prompt.prompt_ids)
+    chosen = {(), prompt.candidate_tokens[:1], prompt.reference_tokens[:1]}
+    if fed[:n_prompt] != prompt.prompt_ids or fed[n_prompt:] not in chosen:
+        yield "the audited passes hold other tokens than the first prompt and the token that follows it"
+    if len(prompt.steps) > 1 and len(fed) == n_prompt:
+        yield "no decoded token was audited"
 
 
 Checks = Mapping[str, Callable[[Receipt], list[str]]]
@@ -340,6 +390,7 @@ def checks_of(receipt: Receipt) -> Checks:
         asked = {name for name in evidence.VIEWS if name in receipt or receipt["settings"].get(name)}
         return {**AUDITED_CHECKS, **{name: check for name, check in VIEW_CHECKS.items() if name in asked}}
     other = {
+        "greedy": GREEDY_CHECKS,
         "smoke": SMOKE_CHECKS,
         "selftest": SELFTEST_CHECKS,
         "metamorphic": METAMORPHIC_CHECKS,
@@ -356,6 +407,7 @@ CHECKS: Checks = {
     "summary": summary,
 }
 AUDITED_CHECKS: Checks = {**CHECKS, "audits": audit_consistency.complaints}
+GREEDY_CHECKS: Checks = {**CHECKS, "audits": greedy_audits}
 VIEW_CHECKS: Checks = {
     "floors": lambda receipt: _view("floors", receipt, floors_receipt.complaints),
     "causal": lambda receipt: _view("causal", receipt, causal_receipt.complaints),

@@ -7,15 +7,14 @@ computes from the receipt's own rows.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from crossval import answers, compare, provenance, smoke_receipt
+from crossval import answers, compare, greedy_verdict, provenance, smoke_receipt
 from crossval.answers import Side, SmokeResult
 from crossval.arbitrate import COMPARISON as COMPARISON
 from crossval.arbitrate import arbitrate
-from crossval.audit.checks import AuditVerdict
 from crossval.audit.summary import audit_verdict
 from crossval.bench import results as bench_results
 from crossval.bench.figures import BenchFindings
@@ -26,6 +25,7 @@ from crossval.receipt import SCHEMA_VERSION, Receipt, number, seal
 from crossval.runners.base import EngineIdentity, Numerics, PassPlan
 from crossval.selftest import results as selftest_results
 from crossval.selftest.results import SelftestResult
+from crossval.tolerance import PolicyName
 
 Kind = Literal["layers", "greedy", "diff", "smoke", "selftest", "metamorphic", "bench"]
 Status = Literal["live", "recorded", "unavailable", "unused"]
@@ -97,7 +97,8 @@ VIEWS = ("floors", "causal")
 NO_NUMBERS: tuple[Kind, ...] = ("smoke", "selftest", "metamorphic", "bench")
 """Kinds of receipt that hold no numbers of one engine beside the other's; their verdicts are pass and fail."""
 AUDITED: tuple[Kind, ...] = ("layers", "diff")
-"""Kinds of receipt whose verdict rests on the audit of both engines."""
+"""Kinds of receipt whose verdict rests on the audit of both engines over all passes; that of ``greedy`` rests on
+the audit of a few, beside tokens and logits (``crossval.greedy_verdict``)."""
 SIDES: tuple[Side, ...] = ("candidate", "reference")
 
 Audits = Mapping[Side, Mapping[str, Any] | None]
@@ -116,7 +117,7 @@ def build(
 ) -> Receipt:
     """Return the sealed receipt of a comparison, of an engine by itself, or of the harness's own test.
 
-    ``audits`` and ``diagnosis`` belong to ``layers`` and ``diff``, which are incomplete without an audit.
+    ``audits`` and ``diagnosis`` belong to ``layers``, ``diff`` and ``greedy``, which are incomplete without an audit.
     ``views``: their ``floors`` and ``causal`` as a receipt holds them, what of it was made.
 
     Raises:
@@ -145,10 +146,9 @@ def build(
         result = replace(result, prompts=tuple(map(_prompt_as_written, result.prompts)))
         summary = summarize_greedy(result)
     held, found = dict(result.thresholds), results_to_json(result)
-    if kind in AUDITED:
-        summary["audit"] = {side: (audits or {}).get(side) for side in SIDES}
-        summary["diagnosis"] = list(diagnosis or ())
-        summary |= views or {}
+    summary["audit"] = {side: (audits or {}).get(side) for side in SIDES}
+    summary["diagnosis"] = list(diagnosis or ())
+    summary |= views or {}
     return _assemble(kind, context, notes, held, found, summary)
 
 
@@ -172,8 +172,8 @@ def _assemble(
     results: dict[str, Any],
     summary: dict[str, Any],
 ) -> Receipt:
-    audits = {side: audit_verdict((summary.get("audit") or {}).get(side)) for side in SIDES}
-    finish_summary(kind, summary, context.reference, context.tokenizer["engines_agree"], audits)
+    agree = context.tokenizer["engines_agree"]
+    finish_summary(kind, summary, context.reference, agree, summary.get("audit"))
     return seal(
         {
             "schema_version": SCHEMA_VERSION,
@@ -210,19 +210,24 @@ def finish_summary(
     summary: dict[str, Any],
     reference: Party,
     tokenizers_agree: bool | None,
-    audits: Mapping[Side, AuditVerdict],
+    audits: Audits | None,
 ) -> None:
     """Add to a summary of rows what follows from parties and audits.
 
     Two tokenizers that disagree are a divergence end to end. Not so in ``smoke``, where each engine reads the text
-    itself and is judged by what it answers. The verdict of a layer comparison is reached by arbitration.
+    itself and is judged by what it answers. The verdict of an audited comparison is reached by arbitration.
     """
     summary["parity"]["cpp_available"] = cpp_available(reference)
     if tokenizers_agree is False and kind not in ("smoke", "metamorphic"):
         summary["verdict"] = summary["parity"]["status"] = "divergence"
     if kind in AUDITED:
+        found = {side: audit_verdict((audits or {}).get(side)) for side in SIDES}
         comparison = COMPARISON[summary["parity"]["status"]]
-        summary["verdict"] = arbitrate(comparison, audits["candidate"], audits["reference"])
+        summary["verdict"] = arbitrate(comparison, found["candidate"], found["reference"])
+    if kind == "greedy":
+        held = None if audits is None else {side: greedy_verdict.standing(audits[side]) for side in SIDES}
+        comparison, exact = COMPARISON[summary["parity"]["status"]], greedy_verdict.is_exact(summary["parity"])
+        summary["verdict"] = greedy_verdict.decide(comparison, exact, held)
 
 
 def cpp_available(reference: Party) -> bool:
@@ -245,7 +250,8 @@ def summarize_layers(result: LayersResult) -> dict[str, Any]:
 def summarize_greedy(result: GreedyResult) -> dict[str, Any]:
     """Return the same summary of a greedy comparison, computed from its steps."""
     rows = [step.logits for prompt in result.prompts for step in prompt.steps]
-    verdict = compare.decide_greedy(result.prompts)
+    policy = result.policy
+    verdict = compare.decide_greedy(result.prompts, policy)
     rate = compare.exact_match_rate(result.prompts) if rows else None
     skipped = [
         {
@@ -258,9 +264,10 @@ def summarize_greedy(result: GreedyResult) -> dict[str, Any]:
     ]
     return {
         "first_divergence": _first_step(
-            result.prompts, lambda s: s.candidate_token != s.reference_token or _bad(s)
+            result,
+            lambda s: s.candidate_token != s.reference_token or not compare.logits_agree(s.logits, policy),
         ),
-        "first_inexact": _first_step(result.prompts, lambda s: compare.row_status(s.logits) != "equal"),
+        "first_inexact": _first_step(result, lambda s: compare.row_status(s.logits) != "equal"),
         "coverage": {
             "required": sum(prompt.steps_required for prompt in result.prompts),
             "compared": len(rows),
@@ -271,12 +278,17 @@ def summarize_greedy(result: GreedyResult) -> dict[str, Any]:
     }
 
 
-def _bad(step: GreedyStep) -> bool:
-    return compare.row_status(step.logits) in ("diverged", "invalid")
+SAME_ARITHMETIC = "the logits differ although both engines state the same arithmetic"
 
 
-def _first_step(prompts: Sequence[GreedyPrompt], matches: Any) -> dict[str, Any] | None:
-    for index, prompt in enumerate(prompts):
+def _why(step: GreedyStep, policy: PolicyName) -> str | None:
+    """Return what a step says of itself; of one where only bits differ, which engines of that kind must not."""
+    only_bits = step.candidate_token == step.reference_token and compare.row_status(step.logits) == "within"
+    return SAME_ARITHMETIC if only_bits and policy == "same" else step.explanation
+
+
+def _first_step(result: GreedyResult, matches: Callable[[GreedyStep], bool]) -> dict[str, Any] | None:
+    for index, prompt in enumerate(result.prompts):
         for step in prompt.steps:
             if matches(step):
                 return {
@@ -285,7 +297,7 @@ def _first_step(prompts: Sequence[GreedyPrompt], matches: Any) -> dict[str, Any]
                     "candidate_token": step.candidate_token,
                     "reference_token": step.reference_token,
                     "near_tie": step.near_tie,
-                    "explanation": step.explanation,
+                    "explanation": _why(step, result.policy),
                 }
     return None
 
@@ -340,13 +352,25 @@ def results_to_json(result: LayersResult | GreedyResult) -> dict[str, Any]:
     """Return the rows and what they belong to as the receipt's ``results``."""
     if isinstance(result, GreedyResult):
         found: dict[str, Any] = {"prompts": [prompt_to_json(prompt) for prompt in result.prompts]}
+        if result.audited:
+            found["passes"] = plan_to_json(result.audited)
         return found if result.from_journal is None else {**found, "from_journal": result.from_journal}
     return {
         "mode": result.mode,
         "n_layers": result.n_layers,
-        "passes": [{"kind": p.kind, "start": p.start, "token_ids": list(p.token_ids)} for p in result.plan],
+        "passes": plan_to_json(result.plan),
         "rows": [row_to_json(row) for row in result.rows],
     }
+
+
+def plan_to_json(plan: Sequence[PassPlan]) -> list[dict[str, Any]]:
+    """Return passes as a receipt holds them."""
+    return [{"kind": one.kind, "start": one.start, "token_ids": list(one.token_ids)} for one in plan]
+
+
+def plan_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[PassPlan, ...]:
+    """Return the passes of a receipt that is valid by the schema."""
+    return tuple(PassPlan(one["kind"], tuple(one["token_ids"]), one["start"]) for one in data)
 
 
 def prompt_to_json(prompt: GreedyPrompt) -> dict[str, Any]:
@@ -399,7 +423,7 @@ def layers_from_json(receipt: Receipt) -> LayersResult:
     rows = tuple(row_from_json(row) for row in results["rows"])
     skipped = tuple(Skip(**skip) for skip in receipt["coverage"]["skipped"])
     coverage = Coverage(receipt["coverage"]["required"], receipt["coverage"]["compared"], skipped)
-    plan = tuple(PassPlan(p["kind"], tuple(p["token_ids"]), p["start"]) for p in results["passes"])
+    plan = plan_from_json(results["passes"])
     return LayersResult(
         rows=rows,
         first_divergence=compare.first_divergence(rows),
@@ -417,13 +441,15 @@ def layers_from_json(receipt: Receipt) -> LayersResult:
 
 def greedy_from_json(receipt: Receipt) -> GreedyResult:
     """Return the result in a valid ``greedy`` receipt; its summary fields are recomputed, not read."""
-    prompts = tuple(prompt_from_json(prompt) for prompt in receipt["results"]["prompts"])
+    results, held = receipt["results"], receipt["thresholds"]
+    prompts = tuple(prompt_from_json(prompt) for prompt in results["prompts"])
     return GreedyResult(
         prompts=prompts,
         exact_match_rate=compare.exact_match_rate(prompts),
-        verdict=compare.decide_greedy(prompts),
-        thresholds=receipt["thresholds"],
-        from_journal=receipt["results"].get("from_journal"),
+        verdict=compare.decide_greedy(prompts, held["policy"]),
+        thresholds=held,
+        from_journal=results.get("from_journal"),
+        audited=plan_from_json(results.get("passes", ())),
     )
 
 

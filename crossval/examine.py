@@ -14,7 +14,7 @@ from crossval.audit.run import audit
 from crossval.compare import LayersResult
 from crossval.findings import Finding, find
 from crossval.localize import Progress, compare_layers
-from crossval.runners.base import Runner
+from crossval.runners.base import PassPlan, Runner
 from crossval.spec_weights import SpecWeights
 
 
@@ -52,12 +52,27 @@ def examine(
     result = compare_layers(
         candidate, reference, prompt_ids, n_layers=n_layers, n_decode=n_decode, full=full, progress=progress
     )
-    weights = SpecWeights(model_path)
-    ours, theirs = audit([candidate, reference], result.plan, weights, progress=progress)
+    audits, findings = audit_both(candidate, reference, result.plan, SpecWeights(model_path), progress=progress)
+    return Examination(result, audits, findings)
+
+
+def audit_both(
+    candidate: Runner,
+    reference: Runner,
+    plan: Sequence[PassPlan],
+    weights: SpecWeights,
+    *,
+    progress: Progress | None = None,
+) -> tuple[dict[Side, AuditResult], tuple[Finding, ...]]:
+    """Audit two entered runners over the same passes and diagnose what is guilty, the candidate's finding first.
+
+    Raises:
+        BadInputError: passes that do not continue each other, or a model the specification cannot run.
+        UnavailableError, EngineCrashError: from a runner.
+    """
+    ours, theirs = audit([candidate, reference], plan, weights, progress=progress)
     found = (
-        find("candidate", candidate, ours, result.plan, weights),
-        find("reference", reference, theirs, result.plan, weights),
+        find("candidate", candidate, ours, plan, weights),
+        find("reference", reference, theirs, plan, weights),
     )
-    return Examination(
-        result, {"candidate": ours, "reference": theirs}, tuple(one for one in found if one is not None)
-    )
+    return {"candidate": ours, "reference": theirs}, tuple(one for one in found if one is not None)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet_py.bench import spread
-from crossval import compare, consistency, evidence
+from crossval import compare, consistency, evidence, greedy_verdict
 from crossval.audit.summary import audit_verdict, within_of
 from crossval.bench import figures
 from crossval.bench import results as bench_results
@@ -23,6 +23,16 @@ from crossval.receipt import Receipt, digest, parse_json, validate_policy
 MAX_POLICY_BYTES = 1 << 20
 CLOCK_SKEW = datetime.timedelta(minutes=5)
 _MAX_COMPLAINTS = 5
+COUNTED: dict[str, str] = {
+    "greedy": "tokens",
+    "layers": "values",
+    "diff": "values",
+    "smoke": "texts",
+    "bench": "passes",
+    "metamorphic": "checks",
+    "selftest": "comparisons",
+}
+"""What ``parity.exact_match_rate`` is a share of, by kind of receipt."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,11 @@ class Policy:
     """What the gate demands beyond the receipt being true; fields as in ``schemas/policy.v1.schema.json``."""
 
     min_exact_match: float = 0.0
+    """Least ``parity.exact_match_rate``, whatever a receipt of its kind counts (``COUNTED``)."""
+    min_token_match: float | None = None
+    """Least share of equal tokens (``greedy``)."""
+    min_logit_match: float | None = None
+    """Least share of bit-equal logits (``greedy``, ``layers``, ``diff``)."""
     min_cosine: float | None = None
     require_bitwise: bool = False
     require_live: bool = False
@@ -152,6 +167,8 @@ def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     yield from _ratios(receipt, policy)
     if receipt["kind"] in evidence.AUDITED:
         yield from _audits(receipt, policy)
+    if receipt["kind"] == "greedy":
+        yield from _greedy_audits(receipt)
     yield from _reference(receipt, policy)
     yield _distinct(receipt)
     yield from _compute(receipt, policy)
@@ -248,6 +265,27 @@ def _audits(receipt: Receipt, policy: Policy) -> Iterator[Check]:
         yield Check(f"audit of the {side}", verdict == "clean" or (verdict == "within" and accepted), detail)
 
 
+def _greedy_audits(receipt: Receipt) -> Iterator[Check]:
+    """Check that the arithmetic behind tokens and logits is known to be right, of both engines.
+
+    A receipt from before greedy comparisons were audited shows equal bits, or nothing.
+    """
+    audits, exact = receipt["audit"], greedy_verdict.is_exact(receipt["parity"])
+    if audits is None:
+        shown = "all logits are bit-equal" if exact else "the arithmetic was not checked"
+        yield Check("audits", exact, f"none, made before greedy comparisons were audited; {shown}")
+        return
+    standings = {side: greedy_verdict.standing(audits[side]) for side in evidence.SIDES}
+    for side, verdict in standings.items():
+        audit = audits[side]
+        detail = f"{verdict}: there is none"
+        if audit is not None:
+            detail = f"{verdict}, {audit['n_covered']} of {audit['n_ops']} operations judged"
+        vouched = verdict != "clean" and greedy_verdict.vouched(side, standings, exact)
+        detail += "; its logits are bit-equal to those of the other engine, which is right" if vouched else ""
+        yield Check(f"audit of the {side}", verdict == "clean" or vouched, detail)
+
+
 def _reference(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     reference = receipt["reference"]
     name, status = reference["name"], reference["status"]
@@ -335,7 +373,9 @@ def _exactness(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     single = "unused" in parties or receipt["kind"] == "metamorphic"
     if policy.min_exact_match > 0 or not single:
         met = rate is not None and rate >= policy.min_exact_match
-        yield Check("exact match", met, f"{_number(rate)}, {policy.min_exact_match:g} required")
+        detail = f"{_number(rate)} of the {COUNTED[receipt['kind']]}, {policy.min_exact_match:g} required"
+        yield Check("exact match", met, detail)
+    yield from _matches(receipt, policy)
     if policy.min_cosine is not None:
         met = cosine is not None and cosine >= policy.min_cosine
         yield Check("cosine", met, f"{_number(cosine)}, {policy.min_cosine:g} required")
@@ -354,6 +394,29 @@ def _exactness(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     if policy.tolerance == "same":
         used = consistency.expected_thresholds(receipt)["policy"]
         yield Check("tolerance", used == "same", f"these engines are held to the {used!r} table")
+
+
+def _matches(receipt: Receipt, policy: Policy) -> Iterator[Check]:
+    """Check the shares of equal tokens and of bit-equal logits, of receipts that count them."""
+    kind, parity = receipt["kind"], receipt["parity"]
+    asked = (
+        ("token match", "tokens", policy.min_token_match, "exact_match_rate", ("greedy",)),
+        (
+            "logit match",
+            "logits",
+            policy.min_logit_match,
+            "logits_exact_match_rate",
+            ("greedy", *evidence.AUDITED),
+        ),
+    )
+    for name, unit, least, rate_name, kinds in asked:
+        if least is None:
+            continue
+        if kind not in kinds:
+            yield Check(name, False, f"a {kind} receipt counts no {unit}")
+            continue
+        rate = parity[rate_name]
+        yield Check(name, rate is not None and rate >= least, f"{_number(rate)} of the {unit}, {least:g} required")
 
 
 def _number(value: float | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from crossval.compare import (
     compare_tap,
     decide_greedy,
     exact_match_rate,
+    row_status,
 )
 from crossval.errors import BadInputError
 from crossval.feed import LOGITS, Feed, greedy_token, last_logits, make_feed
@@ -56,7 +57,7 @@ def compare_greedy(
     run = _Run(candidate, reference, feed, steps, n_layers, policy, progress or (lambda *_: None))
     rows, why = _forced(run)
     prompt = _free_running(run, rows, why, text)
-    return GreedyResult((prompt,), exact_match_rate([prompt]), decide_greedy([prompt]), describe(policy))
+    return GreedyResult((prompt,), exact_match_rate([prompt]), decide_greedy([prompt], policy), describe(policy))
 
 
 def merge_greedy(results: Sequence[GreedyResult]) -> GreedyResult:
@@ -70,7 +71,22 @@ def merge_greedy(results: Sequence[GreedyResult]) -> GreedyResult:
     if any(result.thresholds != results[0].thresholds for result in results):
         raise BadInputError("the prompts were held to different thresholds; compare them separately")
     prompts = tuple(prompt for result in results for prompt in result.prompts)
-    return GreedyResult(prompts, exact_match_rate(prompts), decide_greedy(prompts), results[0].thresholds)
+    verdict = decide_greedy(prompts, results[0].policy)
+    return GreedyResult(prompts, exact_match_rate(prompts), verdict, results[0].thresholds)
+
+
+def name_near_ties(result: GreedyResult) -> GreedyResult:
+    """Call differing tokens whose logits agree within their bounds near ties: both engines were audited as right."""
+    prompts = tuple(
+        replace(prompt, steps=tuple(_as_near_tie(step) for step in prompt.steps)) for prompt in result.prompts
+    )
+    return replace(result, prompts=prompts)
+
+
+def _as_near_tie(step: GreedyStep) -> GreedyStep:
+    if step.near_tie is not False or row_status(step.logits) not in ("equal", "within"):
+        return step
+    return replace(step, near_tie=True, explanation=f"{step.explanation}: a near tie")
 
 
 @dataclass
@@ -143,8 +159,8 @@ def _step(step: int, ours: PassRecord, theirs: PassRecord, row: TapRow, forced: 
     c_token, r_token = greedy_token(ours), greedy_token(theirs)
     near_tie, explanation = None, None
     if c is not None and r is not None and c.shape == r.shape and c_token != r_token:
-        near_tie = row.status in ("equal", "within")
-        explanation = _explain_choice(c, r, near_tie)
+        near_tie = False  # until both engines' arithmetic is known to be right
+        explanation = _explain_choice(c, r, row.status in ("equal", "within"))
     return GreedyStep(
         step=step,
         candidate_token=c_token,
@@ -158,14 +174,14 @@ def _step(step: int, ours: PassRecord, theirs: PassRecord, row: TapRow, forced: 
     )
 
 
-def _explain_choice(c: npt.NDArray[np.float32], r: npt.NDArray[np.float32], near_tie: bool) -> str:
+def _explain_choice(c: npt.NDArray[np.float32], r: npt.NDArray[np.float32], within: bool) -> str:
     """Say how close the choice was; the margin means something only beside the engines' own difference."""
     c_token, r_token = int(np.argmax(c)), int(np.argmax(r))
     margin = float(r[r_token]) - float(r[c_token])
     rms = math.sqrt(float(np.mean((c.astype(np.float64) - r.astype(np.float64)) ** 2)))
     scale = math.sqrt(float(np.mean(r.astype(np.float64) ** 2)))
     share = f" ({100 * rms / scale:.2g} % of their rms)" if scale else ""
-    cause = "within bounds: a near tie" if near_tie else "beyond their bounds: not a tie, a real difference"
+    cause = "within their bounds" if within else "beyond their bounds: not a tie, a real difference"
     return (
         f"the reference prefers {r_token} to {c_token} by {margin:.3g}; "
         f"the two engines' logits differ by {rms:.3g} rms{share}, {cause}"

@@ -17,29 +17,29 @@ from crossval import (
     render_bench,
     render_causal,
     render_floors,
+    render_greedy,
     render_metamorphic,
     render_selftest,
     render_smoke,
     taps,
     triage,
 )
-from crossval.compare import GreedyPrompt, GreedyResult, LayersResult, TapRow
+from crossval.arbitrate import ADVICE
+from crossval.compare import LayersResult, TapRow
 from crossval.console import VERDICT_STYLE, clip, new_table, percent
 from crossval.console import console as console
 from crossval.console import plain as plain
 from crossval.console import show_line as show_line
 from crossval.floors import FloorTable
 from crossval.floors_receipt import table_of
-from crossval.margins import multiples
 from crossval.receipt import Receipt
+from crossval.render_cells import STYLE, cell, number, times_floor
 
 if TYPE_CHECKING:
     from crossval.doctor import Check as Finding
     from crossval.gate import Check
 
 MAX_PASS_COLUMNS = 6
-MAX_PROMPT_LINES = 12
-_STYLE = {"equal": "green", "within": "yellow", "diverged": "bold red", "invalid": "bold red", "skipped": "red"}
 
 
 def show_receipt(out: Console, receipt: Receipt) -> None:
@@ -60,7 +60,7 @@ def show_receipt(out: Console, receipt: Receipt) -> None:
         render_bench.show_bench(out, receipt)
         return
     elif receipt["kind"] == "greedy":
-        _show_greedy(out, evidence.greedy_from_json(receipt))
+        render_greedy.show_greedy(out, receipt)
     else:
         layers, floors = evidence.layers_from_json(receipt), table_of(receipt)
         which = "floor" if floors is None else "measured floor"
@@ -137,7 +137,7 @@ def layers_table(result: LayersResult, floors: FloorTable | None = None) -> Tabl
     for title, _ in groups:
         table.add_column(title, no_wrap=True)
     for tap in taps.outline_taps(result.n_layers):
-        cells = [_cell([(index, tap) for index in indexes], found, skipped, floors) for _, indexes in groups]
+        cells = [cell([(index, tap) for index in indexes], found, skipped, floors) for _, indexes in groups]
         table.add_row(_tap_label(tap), *cells)
     return table
 
@@ -151,48 +151,6 @@ def _columns(result: LayersResult, n_passes: int) -> list[tuple[str, list[int]]]
     single = [index for index, plan in enumerate(result.plan) if plan.kind == "prefill"][:MAX_PASS_COLUMNS]
     rest = [index for index in range(n_passes) if index not in single]
     return [(titles[index], [index]) for index in single] + [(f"{len(rest)} more, worst", rest)]
-
-
-def _cell(
-    keys: Sequence[tuple[int, str]],
-    found: Mapping[tuple[int, str], TapRow],
-    skipped: set[tuple[int, str]],
-    floors: FloorTable | None = None,
-) -> Text:
-    rows = [found[key] for key in keys if key in found]
-    if any(key in skipped or key not in found for key in keys):
-        return Text("skipped", _STYLE["skipped"])
-    worst = max(rows, key=_badness)
-    status = compare.row_status(worst)
-    if status == "equal":
-        return Text("=", _STYLE[status])
-    if status == "invalid" or worst.nmse is None:
-        return Text("invalid", _STYLE["invalid"])
-    ulp = [row.max_ulp for row in rows if row.max_ulp is not None]
-    if len(ulp) == len(rows) and max(ulp) <= MOST_ULP:
-        return Text(f"{max(ulp)} ulp", _STYLE[status])
-    return Text(f"{worst.nmse:.1e} {_times_floor(worst, floors)}".rstrip(), _STYLE[status])
-
-
-MOST_ULP = 9999
-"""Farther apart than this, the number of float32 values between two numbers says nothing."""
-
-
-_RANK = {"equal": 0, "within": 1, "diverged": 2, "invalid": 3}
-
-
-def _badness(row: TapRow) -> tuple[int, float]:
-    return _RANK[compare.row_status(row)], row.nmse or 0.0
-
-
-def _times_floor(row: TapRow, floors: FloorTable | None = None) -> str:
-    if floors is not None:
-        times = multiples(row, floors).times
-        return "" if times is None else f"({times:.2g}x)"
-    if row.nmse is None or not row.floor:
-        return ""
-    # Floors are NMSE, a squared quantity; people think in relative error.
-    return f"({(row.nmse / row.floor) ** 0.5:.2g}x)"
 
 
 def _tap_label(tap: str) -> str:
@@ -217,102 +175,17 @@ def ops_table(rows: Sequence[TapRow], floors: FloorTable | None = None) -> Table
         state = "=" if status == "equal" else status
         table.add_row(
             taps.parse(row.tap).tap,
-            Text(state, _STYLE[status]),
+            Text(state, STYLE[status]),
             percent(row.exact_match_rate),
             _count(row.max_ulp),
-            _number(row.cosine, ".9f"),
-            _number(row.nmse, ".2e"),
-            _times_floor(row, floors).strip("()") or "-",
-            _number(row.worst_token_nmse, ".1e") + ("" if row.worst_token is None else f" @{row.worst_token}"),
-            _number(row.max_abs, ".2e"),
-            _number(row.norm_ratio, ".6f"),
+            number(row.cosine, ".9f"),
+            number(row.nmse, ".2e"),
+            times_floor(row, floors).strip("()") or "-",
+            number(row.worst_token_nmse, ".1e") + ("" if row.worst_token is None else f" @{row.worst_token}"),
+            number(row.max_abs, ".2e"),
+            number(row.norm_ratio, ".6f"),
         )
     return table
-
-
-def _show_greedy(out: Console, result: GreedyResult) -> None:
-    """Print a line per prompt (of many: per prompt that differs), and one per range of steps over all prompts."""
-    everything = list(enumerate(result.prompts))
-    listed = everything
-    if len(everything) > MAX_PROMPT_LINES:
-        listed = [(index, prompt) for index, prompt in everything if compare.decide_greedy([prompt]) != "parity"]
-    show_line(out, "\nToken by token; '=': all bits of the logits are equal.")
-    if listed:
-        out.print(greedy_table(listed[:MAX_PROMPT_LINES]))
-    if len(listed) > MAX_PROMPT_LINES:
-        show_line(out, f"{len(listed) - MAX_PROMPT_LINES} more prompts differ or are incomplete: see the receipt.")
-    if len(everything) > len(listed):
-        show_line(out, f"{len(everything) - len(listed)} of {len(everything)} prompts agree and are not listed.")
-    if any(prompt.steps for prompt in result.prompts):
-        show_line(out, "\nStep by step, over all prompts; both engines read the same tokens.")
-        out.print(steps_table(result.prompts))
-    if result.from_journal:
-        show_line(out, f"from the journal: {result.from_journal} of {len(everything)} prompts")
-
-
-def steps_table(prompts: Sequence[GreedyPrompt]) -> Table:
-    """Return exact-match rates over all prompts, one line per range of steps, each as long as all before it."""
-    table = new_table()
-    names = ("equal tokens", "share", "bit-equal logits", "share", "bit-equal values")
-    for name in ("", "compared", *names, "worst logits"):
-        left = name in ("", "worst logits")
-        table.add_column(name, no_wrap=True, justify="left" if left else "right")
-    length = max((len(prompt.steps) for prompt in prompts), default=0)
-    start, stop = 0, 1
-    while start < length:
-        steps = [step for prompt in prompts for step in prompt.steps[start:stop]]
-        rows = [step.logits for step in steps]
-        tokens = sum(
-            step.candidate_token is not None for step in steps if step.candidate_token == step.reference_token
-        )
-        logits = sum(compare.row_status(row) == "equal" for row in rows)
-        last = min(stop, length) - 1
-        table.add_row(
-            f"step {start}" if last == start else f"steps {start}-{last}",
-            str(len(steps)),
-            str(tokens),
-            percent(tokens / len(steps)),
-            str(logits),
-            percent(logits / len(steps)),
-            percent(evidence.share_equal(rows)),
-            _worst_cell(rows),
-        )
-        start, stop = stop, 2 * stop
-    return table
-
-
-def _worst_cell(rows: Sequence[TapRow]) -> Text:
-    return _cell([(i, "") for i in range(len(rows))], {(i, ""): row for i, row in enumerate(rows)}, set())
-
-
-def greedy_table(prompts: Sequence[tuple[int, GreedyPrompt]]) -> Table:
-    """Return one line per numbered prompt: tokens that match, first difference, how far the logits are apart."""
-    table = new_table()
-    for name in ("#", "prompt", "equal tokens", "forced", "first difference", "logits", "least margin"):
-        table.add_column(
-            name, no_wrap=True, justify="right" if name in ("#", "equal tokens", "forced") else "left"
-        )
-    for index, prompt in prompts:
-        rows = [step.logits for step in prompt.steps]
-        margins = [step.reference_margin for step in prompt.steps if step.reference_margin is not None]
-        table.add_row(
-            str(index),
-            clip(prompt.text or "", 28),
-            f"{prompt.free_running_matches}/{prompt.steps_required}",
-            percent(prompt.teacher_forced_agreement),
-            _first_difference(prompt),
-            _worst_cell(rows) if rows else Text("none", _STYLE["skipped"]),
-            _number(min(margins, default=None), ".3g"),
-        )
-    return table
-
-
-def _first_difference(prompt: GreedyPrompt) -> Text:
-    if prompt.first_divergence is None:
-        return Text("-")
-    step = prompt.steps[prompt.first_divergence]
-    kind = "near tie" if step.near_tie else "real"
-    return Text(f"step {step.step}: {step.candidate_token} for {step.reference_token}, {kind}", _STYLE["diverged"])
 
 
 def show_verdict(out: Console, receipt: Receipt) -> None:
@@ -331,7 +204,9 @@ def show_verdict(out: Console, receipt: Receipt) -> None:
         line.append(", all bits equal" if rate == 1.0 else f", {percent(rate)} of the values bit-equal")
     out.print(line, soft_wrap=True)
     if receipt["kind"] in evidence.AUDITED:
-        render_audit.show_advice(out, receipt)
+        render_audit.show_advice(out, ADVICE[receipt["verdict"]])
+    if receipt["kind"] == "greedy":
+        render_audit.show_advice(out, render_greedy.conclude(receipt))
     _show_place(out, "first divergence", receipt["first_divergence"])
     if receipt["first_inexact"] != receipt["first_divergence"]:
         _show_place(out, "first inexact bits", receipt["first_inexact"])
@@ -398,7 +273,3 @@ def _count(value: int | None) -> str:
     if value is None:
         return "-"
     return str(value) if value < 1_000_000 else f"{value:.1e}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from crossval.arbitrate import ADVICE
+from crossval.arbitrate import Advice
 from crossval.audit import summary
 from crossval.audit.consistency import UNDETERMINED
 from crossval.audit.summary import AuditRow
@@ -120,8 +120,7 @@ def cause(found: Mapping[str, Any]) -> str:
     return f"{found['name']}{family}: {found['explanation'].rstrip('.')}; {fit}"
 
 
-def show_advice(out: Console, receipt: Receipt) -> None:
+def show_advice(out: Console, advice: Advice) -> None:
     """Print what the verdict means and what to do next."""
-    advice = ADVICE[receipt["verdict"]]
     show_line(out, f"meaning    {advice.meaning}")
     show_line(out, f"next step  {advice.next_step}")

@@ -164,7 +164,7 @@ class Resume:
         self._count(where, entry["kernels"])
         found = evidence.prompt_from_json(data)
         policy = choose_policy(candidate.identity, reference.identity)
-        return GreedyResult((found,), exact_match_rate([found]), decide_greedy([found]), describe(policy))
+        return GreedyResult((found,), exact_match_rate([found]), decide_greedy([found], policy), describe(policy))
 
     def _complaints(self, data: Mapping[str, Any], prompt: Prompt) -> list[str]:
         """Hold the prompt to what the gate holds a receipt to."""

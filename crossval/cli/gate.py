@@ -18,7 +18,25 @@ from crossval.gate import Check, Policy
 @click.command("gate")
 @click.argument("receipts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECEIPT...")
 @click.option("--policy", "policy_path", type=click.Path(path_type=Path), metavar="FILE", help="Policy as JSON.")
-@click.option("--min-exact-match", type=click.FloatRange(0, 1), metavar="R", help="Least exact-match rate.")
+@click.option(
+    "--min-exact-match",
+    type=click.FloatRange(0, 1),
+    metavar="R",
+    help="Least share of what a receipt of its kind counts: equal tokens (greedy, the same as --min-token-match), "
+    "bit-equal values (layers, diff), equal texts (smoke), passes with equal logits (bench).",
+)
+@click.option(
+    "--min-token-match",
+    type=click.FloatRange(0, 1),
+    metavar="R",
+    help="Least share of equal tokens (greedy; other kinds fail).",
+)
+@click.option(
+    "--min-logit-match",
+    type=click.FloatRange(0, 1),
+    metavar="R",
+    help="Least share of bit-equal logits (greedy, layers, diff; other kinds fail).",
+)
 @click.option("--min-cosine", type=click.FloatRange(-1, 1), metavar="C", help="Least cosine similarity.")
 @click.option(
     "--min-correct",
@@ -103,7 +121,12 @@ def _policy(path: Path | None, demands: dict[str, Any]) -> Policy:
     """Return the file's policy with every option that was given in its place."""
     policy = Policy() if path is None else gate.read_policy(path)
     names = {"allow_compute": "allow_compute_paths", "reference_name": "reference_names"}
-    given = {names.get(name, name): value for name, value in demands.items() if value not in (None, False, ())}
+    # By identity: 0 is a value that was given, although it equals False.
+    given = {
+        names.get(name, name): value
+        for name, value in demands.items()
+        if value is not None and value is not False and value != ()
+    }
     for sha256 in given.get("model_sha256", ()):
         if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
             raise click.BadParameter("expected 64 lower-case hexadecimal digits", param_hint="--model-sha256")

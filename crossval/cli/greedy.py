@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
-from crossval import evidence
+from crossval import evidence, findings, greedy_verdict
 from crossval.cli import run
 from crossval.cli.options import compare_options
 from crossval.compare import GreedyResult
 from crossval.errors import BadInputError
-from crossval.greedy import compare_greedy, merge_greedy
-from crossval.receipt import parse_json
+from crossval.evidence import Context
+from crossval.greedy import compare_greedy, merge_greedy, name_near_ties
+from crossval.greedy_audit import GreedyAudit, audit_prompt
+from crossval.receipt import Receipt, parse_json
 from crossval.resume import Resume
+from crossval.runners.base import Runner
 from crossval.session import Prompt, Session
+from crossval.spec_weights import SpecWeights
 
 MAX_PROMPTS_BYTES = 16 << 20
 MAX_RECEIPT_STEPS = 50_000
@@ -47,12 +51,22 @@ MAX_RECEIPT_STEPS = 50_000
     metavar="FILE",
     help="Append every finished prompt to this file; prompts that are already there are not run again.",
 )
+@click.option(
+    "--no-audit",
+    "audited",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Do not check the arithmetic: saves a run of each engine and seconds to minutes of a large model, and leaves "
+    "the verdict incomplete (exit 3) where tokens agree.",
+)
 @compare_options
 def command(
     prompt: str | None,
     prompts_path: Path | None,
     steps: int,
     journal_path: Path | None,
+    audited: bool,
     model_path: Path | None,
     reference: str,
     candidate: str,
@@ -64,8 +78,10 @@ def command(
     """Generate greedily with two engines and compare token by token.
 
     Free-running (each engine follows its own choices) and teacher-forced (both read the reference's tokens);
-    where tokens differ, says whether the logits agree (a near tie) or not (a real difference). With --journal, a
-    run that was stopped goes on when the same command is given again.
+    where tokens differ, says whether the logits agree within their bounds. Equal tokens alone are no parity: engines
+    that state the same arithmetic must give the same logits bit for bit, and every operation of both engines is
+    recomputed from its own inputs in the first prompt's pass and one decoded token (each engine runs once more for
+    it). With --journal, a run that was stopped goes on when the same command is given again.
 
     \b
     Example:
@@ -85,25 +101,41 @@ def command(
         )
     with run.progress() as report:
         model = run.load_model(request, report)
+        weights = SpecWeights(model.path) if audited else None  # before the run: it may be a model without audit
         with (
             Session(model, candidate, reference, n_threads) as session,
             Resume(journal_path, session, template, steps) as resume,
         ):
             with run.unavailable_receipt(session, request, n_steps=steps), _told(resume, len(texts)):
-                result, encoded = _compare_all(session, request, texts, steps, resume, report)
-            facts = run.context(session, request, encoded, n_steps=steps)
-            made = evidence.build("greedy", result, replace(facts, compute=resume.compute(facts.compute)))
+                compared = _compare_all(session, request, texts, steps, resume, report)
+                result, found = compared.result, None
+                if weights is not None:
+                    found = audit_prompt(*compared.engines, result.prompts[0], weights, progress=report)
+                    result = _with_audit(result, found)
+            facts = run.context(session, request, compared.prompts, n_steps=steps)
+            facts = replace(facts, compute=resume.compute(facts.compute))
+            made = _receipt(request, result, facts, found)
     run.finish(made, request)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Every prompt's comparison; ``engines`` are the candidate and the reference of the first one."""
+
+    result: GreedyResult
+    prompts: list[Prompt]
+    engines: tuple[Runner, Runner]
 
 
 def _compare_all(
     session: Session, request: run.Request, texts: list[str], steps: int, resume: Resume, report: run.Report
-) -> tuple[GreedyResult, list[Prompt]]:
+) -> _Compared:
     """Compare every prompt, or take it from the journal."""
-    results, encoded = [], []
+    results, encoded, engines = [], [], []
     for index, text in enumerate(texts):
         ours, theirs, one = run.open_prompt(session, request, text)
         encoded.append(one)
+        engines.append((ours, theirs))
         found = resume.take(one, ours, theirs)
         if found is None:
             found = compare_greedy(
@@ -118,7 +150,27 @@ def _compare_all(
             resume.keep(found, ours, theirs)
         results.append(found)
     resume.finish()
-    return replace(merge_greedy(results), from_journal=None if resume.path is None else resume.n_taken), encoded
+    n_taken = None if resume.path is None else resume.n_taken
+    return _Compared(replace(merge_greedy(results), from_journal=n_taken), encoded, engines[0])
+
+
+def _with_audit(result: GreedyResult, found: GreedyAudit) -> GreedyResult:
+    """Return the result as the audits let it be read: only right engines have near ties."""
+    if all(greedy_verdict.standing(audit) == "clean" for audit in found.audits.values()):
+        result = name_near_ties(result)
+    if all(audit is None for audit in found.audits.values()):
+        return result
+    return replace(result, audited=found.passes)
+
+
+def _receipt(request: run.Request, result: GreedyResult, facts: Context, found: GreedyAudit | None) -> Receipt:
+    if found is None:
+        return evidence.build("greedy", result, facts)
+    n_decode = sum(one.kind == "decode" for one in found.passes)
+    command_line = request.command(result.prompts[0].text, n_decode, False)
+    diagnosis = [findings.to_json(one, command_line) for one in found.findings]
+    facts = replace(facts, notes=[*facts.notes, *found.notes])
+    return evidence.build("greedy", result, facts, found.audits, diagnosis)
 
 
 def _of_prompt(report: run.Report, index: int, n_prompts: int) -> run.Report:

@@ -28,7 +28,7 @@ def greedy(candidate: object, reference: object = None, steps: int = STEPS) -> t
     result = compare_greedy(
         candidate, reference or NumpyRunner(), PROMPT, steps, n_layers=MODEL.n_layers, text="p"
     )  # type: ignore[arg-type]
-    assert result.verdict == decide_greedy(result.prompts)
+    assert result.verdict == decide_greedy(result.prompts, result.policy)
     return result, result.prompts[0]
 
 

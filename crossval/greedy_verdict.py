@@ -1,0 +1,65 @@
+"""What a greedy comparison proves: tokens and logits of two engines, and the audit of either one's arithmetic.
+
+Equal tokens say little: an engine with float activations chooses the same ones for a long time. What they prove
+depends on the logits (engines that state the same arithmetic give the same bits) and on the audits of one prompt
+pass and one decoded token. Pure functions, shared by the receipt's builder, the gate and the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from crossval.answers import Side
+from crossval.arbitrate import Comparison, Verdict, arbitrate
+from crossval.audit import summary
+from crossval.audit.checks import AuditVerdict
+
+SIDES: tuple[Side, ...] = ("candidate", "reference")
+Audit = Mapping[str, Any] | None
+"""One engine's audit as ``crossval.audit.summary.to_json`` gives it; None: not audited."""
+
+
+def standing(audit: Audit) -> AuditVerdict:
+    """Return what an audit proves of an engine's arithmetic.
+
+    Operations that were judged as one, because what lies between was not recorded, are judged by a tolerance that a
+    wrong operation can hide in: they leave a clean audit ``incomplete``.
+    """
+    verdict = summary.audit_verdict(audit)
+    if verdict != "clean" or audit is None:
+        return verdict
+    rows = [summary.row_from_json(row) for row in audit["rows"]]
+    whole = all(row.n_ops == row.n_passes - row.n_unchecked for row in rows)
+    return "clean" if whole else "incomplete"
+
+
+def vouched(side: Side, audits: Mapping[Side, AuditVerdict], exact: bool) -> bool:
+    """Return whether an engine that was not judged completely stands for the other, which was and is right.
+
+    ``exact``: the logits of all steps have equal bits, so what reaches them is as right as the other engine's.
+    """
+    other: Side = "reference" if side == "candidate" else "candidate"
+    return exact and audits[other] == "clean" and audits[side] != "guilty"
+
+
+def decide(comparison: Comparison, exact: bool, audits: Mapping[Side, AuditVerdict] | None) -> Verdict:
+    """Return the verdict of a greedy comparison.
+
+    ``comparison``: tokens and logits (``crossval.compare.decide_greedy``). ``exact``: the logits of all steps have
+    equal bits. ``audits``: None in receipts made before greedy comparisons were audited; there equal bits count as
+    parity, as they did then.
+    """
+    if audits is None:
+        if comparison == "agree":
+            return "parity" if exact else "incomplete"
+        return "divergence" if comparison == "differ" else "incomplete"
+    if comparison == "agree" and any(vouched(side, audits, exact) for side in SIDES):
+        return "parity"
+    verdict = arbitrate(comparison, audits["candidate"], audits["reference"])
+    return "divergence" if comparison == "differ" and verdict == "incomplete" else verdict
+
+
+def is_exact(parity: Mapping[str, Any]) -> bool:
+    """Return whether a receipt's ``parity`` says that all logits have equal bits."""
+    return bool(parity["logits_exact_match_rate"] == 1.0)
