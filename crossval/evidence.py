@@ -225,9 +225,8 @@ def finish_summary(
         comparison = COMPARISON[summary["parity"]["status"]]
         summary["verdict"] = arbitrate(comparison, found["candidate"], found["reference"])
     if kind == "greedy":
-        held = None if audits is None else {side: greedy_verdict.standing(audits[side]) for side in SIDES}
         comparison, exact = COMPARISON[summary["parity"]["status"]], greedy_verdict.is_exact(summary["parity"])
-        summary["verdict"] = greedy_verdict.decide(comparison, exact, held)
+        summary["verdict"] = greedy_verdict.decide(comparison, exact, audits)
 
 
 def cpp_available(reference: Party) -> bool:

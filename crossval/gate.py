@@ -275,13 +275,12 @@ def _greedy_audits(receipt: Receipt) -> Iterator[Check]:
         shown = "all logits are bit-equal" if exact else "the arithmetic was not checked"
         yield Check("audits", exact, f"none, made before greedy comparisons were audited; {shown}")
         return
-    standings = {side: greedy_verdict.standing(audits[side]) for side in evidence.SIDES}
-    for side, verdict in standings.items():
-        audit = audits[side]
+    for side in evidence.SIDES:
+        audit, verdict = audits[side], greedy_verdict.standing(audits[side])
         detail = f"{verdict}: there is none"
         if audit is not None:
             detail = f"{verdict}, {audit['n_covered']} of {audit['n_ops']} operations judged"
-        vouched = verdict != "clean" and greedy_verdict.vouched(side, standings, exact)
+        vouched = verdict != "clean" and greedy_verdict.vouched(side, audits, exact)
         detail += "; its logits are bit-equal to those of the other engine, which is right" if vouched else ""
         yield Check(f"audit of the {side}", verdict == "clean" or vouched, detail)
 

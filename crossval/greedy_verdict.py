@@ -18,6 +18,7 @@ from crossval.audit.checks import AuditVerdict
 SIDES: tuple[Side, ...] = ("candidate", "reference")
 Audit = Mapping[str, Any] | None
 """One engine's audit as ``crossval.audit.summary.to_json`` gives it; None: not audited."""
+Audits = Mapping[Side, Audit]
 
 
 def standing(audit: Audit) -> AuditVerdict:
@@ -34,16 +35,18 @@ def standing(audit: Audit) -> AuditVerdict:
     return "clean" if whole else "incomplete"
 
 
-def vouched(side: Side, audits: Mapping[Side, AuditVerdict], exact: bool) -> bool:
-    """Return whether an engine that was not judged completely stands for the other, which was and is right.
+def vouched(side: Side, audits: Audits, exact: bool) -> bool:
+    """Return whether an engine that could be audited in part only has its numbers vouched for by the other engine.
 
-    ``exact``: the logits of all steps have equal bits, so what reaches them is as right as the other engine's.
+    ``exact``: the logits of all steps have equal bits; when the other engine was audited whole and is right, so is
+    what reaches the logits of this one.
     """
     other: Side = "reference" if side == "candidate" else "candidate"
-    return exact and audits[other] == "clean" and audits[side] != "guilty"
+    partly = audits[side] is not None and standing(audits[side]) != "guilty"
+    return exact and partly and standing(audits[other]) == "clean"
 
 
-def decide(comparison: Comparison, exact: bool, audits: Mapping[Side, AuditVerdict] | None) -> Verdict:
+def decide(comparison: Comparison, exact: bool, audits: Audits | None) -> Verdict:
     """Return the verdict of a greedy comparison.
 
     ``comparison``: tokens and logits (``crossval.compare.decide_greedy``). ``exact``: the logits of all steps have
@@ -56,7 +59,7 @@ def decide(comparison: Comparison, exact: bool, audits: Mapping[Side, AuditVerdi
         return "divergence" if comparison == "differ" else "incomplete"
     if comparison == "agree" and any(vouched(side, audits, exact) for side in SIDES):
         return "parity"
-    verdict = arbitrate(comparison, audits["candidate"], audits["reference"])
+    verdict = arbitrate(comparison, standing(audits["candidate"]), standing(audits["reference"]))
     return "divergence" if comparison == "differ" and verdict == "incomplete" else verdict
 
 

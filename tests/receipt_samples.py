@@ -74,6 +74,8 @@ KERNELS = (
     {"name": "f16_dot_avx2", "calls": 4, "bytes": 99},
 )
 PLAN = (PassPlan("prefill", (1, 17, 42), 0), PassPlan("decode", (7,), 3), PassPlan("decode", (9,), 4))
+GREEDY_PLAN = (PassPlan("prefill", (1, 17, 42), 0), PassPlan("decode", (50,), 3))
+"""What is audited of a greedy comparison: the first prompt, and the token both chose after it."""
 TRACE_MODEL = trace.TraceModel(sha256=MODEL["sha256"], **{k: SHAPE[k] for k in list(SHAPE)[:7]})
 _SEED = 20240
 
@@ -147,17 +149,28 @@ def layers_result(
 
 
 def greedy_result(
-    n_steps: int = 3, differs_at: int | None = None, n_prompts: int = 2, inexact_at: int | None = None
+    n_steps: int = 3,
+    differs_at: int | None = None,
+    n_prompts: int = 2,
+    inexact_at: int | None = None,
+    policy: tolerance.PolicyName = "same",
+    audited: tuple[PassPlan, ...] = GREEDY_PLAN,
 ) -> GreedyResult:
     """Compare ``n_prompts``; the first differs in one token, or has one step whose logits are not bit-equal."""
     wanted = [(differs_at, inexact_at), *[(None, None)] * (n_prompts - 1)]
-    prompts = tuple(_greedy_prompt(index, n_steps, *one) for index, one in enumerate(wanted))
+    prompts = tuple(_greedy_prompt(index, n_steps, *one, policy) for index, one in enumerate(wanted))
     return GreedyResult(
-        prompts, compare.exact_match_rate(prompts), compare.decide_greedy(prompts), tolerance.describe("same")
+        prompts,
+        compare.exact_match_rate(prompts),
+        compare.decide_greedy(prompts, policy),
+        tolerance.describe(policy),
+        audited=audited,
     )
 
 
-def _greedy_prompt(index: int, n_steps: int, differs_at: int | None, inexact_at: int | None) -> GreedyPrompt:
+def _greedy_prompt(
+    index: int, n_steps: int, differs_at: int | None, inexact_at: int | None, policy: tolerance.PolicyName
+) -> GreedyPrompt:
     reference = tuple(50 + index * 10 + step for step in range(n_steps))
     own = tuple(99 if step == differs_at else token for step, token in enumerate(reference))
     steps = tuple(
@@ -166,7 +179,7 @@ def _greedy_prompt(index: int, n_steps: int, differs_at: int | None, inexact_at:
             candidate_token=own[step],
             reference_token=reference[step],
             forced=differs_at is not None and step > differs_at,
-            logits=_logits(index, step, reference, 0.001 if step in (differs_at, inexact_at) else 0.0),
+            logits=_logits(step, reference, 0.001 if step in (differs_at, inexact_at) else 0.0, policy),
             candidate_margin=0.5,
             reference_margin=0.5,
             near_tie=True if step == differs_at else None,
@@ -187,10 +200,12 @@ def _greedy_prompt(index: int, n_steps: int, differs_at: int | None, inexact_at:
     )
 
 
-def _logits(index: int, step: int, reference: tuple[int, ...], relative_error: float) -> TapRow:
+def _logits(
+    step: int, reference: tuple[int, ...], relative_error: float, policy: tolerance.PolicyName
+) -> TapRow:
     """Compare the logits of one step: of the prompt's last token, then of each decoded one."""
     plan = PassPlan("decode", (reference[step - 1],), 2 + step) if step else PassPlan("prefill", (1, 17, 42), 0)
-    found = row("result_output", step, PassPlan("decode", (0,), 2 + step), relative_error)
+    found = row("result_output", step, PassPlan("decode", (0,), 2 + step), relative_error, policy)
     return dataclasses.replace(found, pass_kind=plan.kind)
 
 
@@ -346,11 +361,24 @@ def layers_receipt(
 
 
 def greedy_receipt(
-    differs_at: int | None = None, inexact_at: int | None = None, **changes: Any
+    differs_at: int | None = None,
+    inexact_at: int | None = None,
+    policy: tolerance.PolicyName = "same",
+    held: dict[Side, dict[str, Any] | None] | None = None,
+    **changes: Any,
 ) -> receipt.Receipt:
+    """A greedy receipt with both audits, ``held`` in their place: a missing side was not audited.
+
+    ``policy`` independent: the candidate does not say how it rounds.
+    """
     settings = {"n_threads": 2, "n_decode": None, "n_steps": 3, "full": None}
-    result = greedy_result(3, differs_at, inexact_at=inexact_at)
-    return evidence.build("greedy", result, context(settings=settings, **changes))
+    if policy == "independent":
+        changes = {"candidate": Party("live", dataclasses.replace(OURS, numerics=Numerics())), **changes}
+    held = {**audits(plan=GREEDY_PLAN)} if held is None else held
+    audited = GREEDY_PLAN if any(held.values()) else ()
+    result = greedy_result(3, differs_at, inexact_at=inexact_at, policy=policy, audited=audited)
+    found = [diagnosis_of(side, audit) for side, audit in held.items() if audit and audit["first_guilty"]]
+    return evidence.build("greedy", result, context(settings=settings, **changes), held, found)
 
 
 QUESTIONS = (

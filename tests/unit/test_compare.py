@@ -23,7 +23,7 @@ from crossval.compare import (
     row_status,
 )
 from crossval.runners.base import PassPlan, TapArray
-from crossval.tolerance import tolerance_for
+from crossval.tolerance import PolicyName, tolerance_for
 
 PREFILL = PassPlan("prefill", (5, 6, 7), 0)
 DECODE = PassPlan("decode", (8,), 3)
@@ -245,16 +245,25 @@ def prompt(candidate: str, reference: str, required: int = 3, logits: TapRow = E
     return GreedyPrompt((1,), required, steps, ours, theirs, same, None, None)
 
 
-def test_greedy_verdicts() -> None:
-    assert decide_greedy([prompt("abc", "abc")]) == "parity"
-    assert decide_greedy([prompt("abc", "abc"), prompt("abc", "abx")]) == "divergence"
-    assert decide_greedy([prompt("abc", "abc", logits=DIVERGED)]) == "divergence"
-    assert decide_greedy([prompt("ab", "ab")]) == "incomplete"
-    assert decide_greedy([prompt("abc", "abc"), prompt("", "")]) == "incomplete"
-    assert decide_greedy([]) == "incomplete"
-    assert decide_greedy([prompt("", "", required=0)]) == "incomplete"
+@pytest.mark.parametrize("policy", ["same", "independent"])
+def test_greedy_verdicts(policy: PolicyName) -> None:
+    assert decide_greedy([prompt("abc", "abc")], policy) == "parity"
+    assert decide_greedy([prompt("abc", "abc"), prompt("abc", "abx")], policy) == "divergence"
+    assert decide_greedy([prompt("abc", "abc", logits=DIVERGED)], policy) == "divergence"
+    assert decide_greedy([prompt("ab", "ab")], policy) == "incomplete"
+    assert decide_greedy([prompt("abc", "abc"), prompt("", "")], policy) == "incomplete"
+    assert decide_greedy([], policy) == "incomplete"
+    assert decide_greedy([prompt("", "", required=0)], policy) == "incomplete"
     lied = replace(prompt("abc", "abc"), candidate_tokens=(1, 2, 3))
-    assert decide_greedy([lied]) == "divergence"
+    assert decide_greedy([lied], policy) == "divergence"
+
+
+def test_engines_that_state_the_same_arithmetic_have_equal_bits() -> None:
+    assert decide_greedy([prompt("abc", "abc", logits=WITHIN)], "independent") == "parity"
+    assert decide_greedy([prompt("abc", "abc", logits=WITHIN)], "same") == "divergence"
+    signed_zeros = replace(WITHIN, max_abs=0.0, max_ulp=0)
+    assert row_status(signed_zeros) == "within"
+    assert decide_greedy([prompt("abc", "abc", logits=signed_zeros)], "same") == "divergence"
 
 
 def test_greedy_rate_counts_required_steps() -> None:

@@ -7,7 +7,7 @@ import io
 
 import receipt_samples as samples
 
-from crossval import compare, consistency, evidence, receipt, render, tolerance
+from crossval import compare, consistency, evidence, receipt, render, render_greedy, tolerance
 
 SCREEN = 45
 
@@ -20,7 +20,7 @@ def shown(n_prompts: int, n_differ: int, n_steps: int = 3, from_journal: int | N
     found = compare.GreedyResult(
         tuple(prompts),
         compare.exact_match_rate(prompts),
-        compare.decide_greedy(prompts),
+        compare.decide_greedy(prompts, "same"),
         tolerance.describe("same"),
         from_journal,
     )
@@ -41,8 +41,8 @@ def cells(text: str, label: str) -> list[str]:
 
 
 def test_few_prompts_are_all_listed() -> None:
-    text = shown(render.MAX_PROMPT_LINES, 0)
-    assert all(f" prompt {index} " in text for index in range(render.MAX_PROMPT_LINES))
+    text = shown(render_greedy.MAX_PROMPT_LINES, 0)
+    assert all(f" prompt {index} " in text for index in range(render_greedy.MAX_PROMPT_LINES))
     assert "not listed" not in text
 
 
@@ -57,7 +57,7 @@ def test_of_many_prompts_only_those_that_differ_are_listed() -> None:
 
 def test_many_prompts_that_differ_stay_one_screen() -> None:
     text = shown(60, 50, n_steps=40)
-    assert f"{50 - render.MAX_PROMPT_LINES} more prompts differ or are incomplete" in text
+    assert f"{50 - render_greedy.MAX_PROMPT_LINES} more prompts differ or are incomplete" in text
     assert "10 of 60 prompts agree" in text
     assert len(text.splitlines()) <= SCREEN
 

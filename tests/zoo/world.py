@@ -19,6 +19,7 @@ from tests.zoo.detect import audited
 from tests.zoo.engine import Select, faulty_library
 from tests.zoo.fault import Case, TraceFault, WeightFault
 from tests.zoo.faults.files import TOKENS
+from tests.zoo.faults.quiet import FAULTS as QUIET
 from tests.zoo.recording import Recording, record
 
 TEXT = "It's 12345 o'clock:\n\n  what'll we DO? a'The <|start_header_id|>"
@@ -43,7 +44,7 @@ class World:
     @cached_property
     def library(self) -> Path:
         """Path of the build with all C faults."""
-        return build.build(ENGINE_FAULTS)
+        return build.build((*ENGINE_FAULTS, *QUIET))
 
     def model(self, base: str) -> Path:
         """Return the path of a base model, written on first use."""

@@ -1,0 +1,29 @@
+"""C faults so small that the engine goes on choosing the same tokens; of the tests of ``greedy``, beside the zoo."""
+
+from __future__ import annotations
+
+from tests.zoo.fault import EngineFault
+from tests.zoo.faults.bitlinear import READS
+
+_QUANTIZED = "e->buffers.q8 + row * n, &e->buffers.q8_scale[row], &e->buffers.q8_sum[row]"
+
+FAULTS = (
+    EngineFault(
+        "quantiser-clamps-at-126", 5, "int8 activations are kept within -126 and 126", ("attn_o_out",), ops=READS,
+        edits={
+            "quantize_row": f"zoo_quantize(x, n, (float)(127.0 / (double)zoo_absmax(x, n)), rintf, {_QUANTIZED});"
+            " int32_t kept = 0; for (int64_t i = 0; i < n; i++) { int8_t *q = e->buffers.q8 + row * n + i;"
+            " *q = *q > 126 ? 126 : *q < -126 ? -126 : *q; kept += *q; }"
+            " e->buffers.q8_sum[row] = kept; return;"
+        },
+    ),
+    EngineFault(
+        "float-row-sum", 5, "the sum that is subtracted is that of the float activations", ("attn_o_out",),
+        ops={"attn_o_out": "attn_o_out"},
+        edits={
+            "rescale": "const float *x = zoo_rows[(t + c) % ZOO_MAX_ROWS]; const int32_t *d = acc + c * n_rows;"
+            " double whole = 0; for (int64_t i = 0; i < m->cols; i++) whole += (double)x[i] * s; (void)sum;"
+            " for (int i = 0; i < n_rows; i++) out[i] = ((float)d[i] - (float)whole) / s * m->scale;"
+        },
+    ),
+)  # fmt: skip
