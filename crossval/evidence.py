@@ -117,7 +117,7 @@ def build(
 ) -> Receipt:
     """Return the sealed receipt of a comparison, of an engine by itself, or of the harness's own test.
 
-    ``audits`` and ``diagnosis`` belong to ``layers``, ``diff`` and ``greedy``, which are incomplete without an audit.
+    ``audits`` and ``diagnosis`` belong to ``layers``, ``diff`` and ``greedy``, incomplete without an audit.
     ``views``: their ``floors`` and ``causal`` as a receipt holds them, what of it was made.
 
     Raises:

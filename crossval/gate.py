@@ -273,7 +273,7 @@ def _greedy_audits(receipt: Receipt) -> Iterator[Check]:
     audits, exact = receipt["audit"], greedy_verdict.is_exact(receipt["parity"])
     if audits is None:
         shown = "all logits are bit-equal" if exact else "the arithmetic was not checked"
-        yield Check("audits", exact, f"none, made before greedy comparisons were audited; {shown}")
+        yield Check("arithmetic", exact, f"none, made before greedy comparisons were audited; {shown}")
         return
     for side in evidence.SIDES:
         audit, verdict = audits[side], greedy_verdict.standing(audits[side])

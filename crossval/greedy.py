@@ -76,7 +76,7 @@ def merge_greedy(results: Sequence[GreedyResult]) -> GreedyResult:
 
 
 def name_near_ties(result: GreedyResult) -> GreedyResult:
-    """Call differing tokens whose logits agree within their bounds near ties: both engines were audited as right."""
+    """Call differing tokens near ties where the logits agree within bounds; both engines are known to be right."""
     prompts = tuple(
         replace(prompt, steps=tuple(_as_near_tie(step) for step in prompt.steps)) for prompt in result.prompts
     )

@@ -1,4 +1,4 @@
-"""The audit behind a greedy comparison: one prompt pass and one decoded token of its first prompt, both engines."""
+"""The audit behind a greedy comparison: both engines, in the first prompt's pass and one decoded token."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ Audits = Mapping[Side, Audit]
 def standing(audit: Audit) -> AuditVerdict:
     """Return what an audit proves of an engine's arithmetic.
 
-    Operations that were judged as one, because what lies between was not recorded, are judged by a tolerance that a
-    wrong operation can hide in: they leave a clean audit ``incomplete``.
+    Operations that were judged as one, because what lies between was not recorded, are judged by a tolerance that
+    a wrong operation can hide in: they leave a clean audit ``incomplete``.
     """
     verdict = summary.audit_verdict(audit)
     if verdict != "clean" or audit is None:

@@ -48,7 +48,7 @@ def _badness(row: TapRow) -> tuple[int, float]:
 
 
 def times_floor(row: TapRow, floors: FloorTable | None = None) -> str:
-    """Return how many floors a row is apart, relative error over relative error, as ``(2.5x)``; empty: no floor."""
+    """Return how many floors a row is apart, in relative error, as ``(2.5x)``; empty: no floor."""
     if floors is not None:
         times = multiples(row, floors).times
         return "" if times is None else f"({times:.2g}x)"

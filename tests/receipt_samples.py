@@ -200,9 +200,7 @@ def _greedy_prompt(
     )
 
 
-def _logits(
-    step: int, reference: tuple[int, ...], relative_error: float, policy: tolerance.PolicyName
-) -> TapRow:
+def _logits(step: int, reference: tuple[int, ...], relative_error: float, policy: tolerance.PolicyName) -> TapRow:
     """Compare the logits of one step: of the prompt's last token, then of each decoded one."""
     plan = PassPlan("decode", (reference[step - 1],), 2 + step) if step else PassPlan("prefill", (1, 17, 42), 0)
     found = row("result_output", step, PassPlan("decode", (0,), 2 + step), relative_error, policy)

@@ -57,8 +57,8 @@ MAX_RECEIPT_STEPS = 50_000
     is_flag=True,
     flag_value=False,
     default=True,
-    help="Do not check the arithmetic: saves a run of each engine and seconds to minutes of a large model, and leaves "
-    "the verdict incomplete (exit 3) where tokens agree.",
+    help="Do not check the arithmetic: saves a run of each engine, and seconds to minutes of a large model, but "
+    "leaves the verdict incomplete (exit 3) where tokens agree.",
 )
 @compare_options
 def command(
@@ -78,10 +78,10 @@ def command(
     """Generate greedily with two engines and compare token by token.
 
     Free-running (each engine follows its own choices) and teacher-forced (both read the reference's tokens);
-    where tokens differ, says whether the logits agree within their bounds. Equal tokens alone are no parity: engines
-    that state the same arithmetic must give the same logits bit for bit, and every operation of both engines is
-    recomputed from its own inputs in the first prompt's pass and one decoded token (each engine runs once more for
-    it). With --journal, a run that was stopped goes on when the same command is given again.
+    where tokens differ, says whether the logits agree within their bounds. Equal tokens alone are no parity:
+    engines that state the same arithmetic must give the same logits bit for bit, and in the first prompt's pass
+    and one decoded token every operation of both engines is recomputed from its own inputs, for which each engine
+    runs again. With --journal, a run that was stopped goes on when the same command is given again.
 
     \b
     Example:

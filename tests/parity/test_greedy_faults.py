@@ -1,4 +1,4 @@
-"""Engines with one mistake that choose the same tokens as the right one: ``greedy`` has to see it, and say where."""
+"""Engines with one mistake that choose the same tokens as the right one: ``greedy`` sees it, and says where."""
 
 from __future__ import annotations
 
@@ -81,11 +81,24 @@ def unstated(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the reference `live` be bitnet.cpp running now."""
-    monkeypatch.setattr("crossval.session.open_reference", lambda word, model, *_, **__: Stranger(model, n_threads=1))
+    monkeypatch.setattr(
+        "crossval.session.open_reference", lambda word, model, *_, **__: Stranger(model, n_threads=1)
+    )
 
 
 def greedy(model: Path, reference: Path | str, out: Path, *more: str | Path) -> tuple[int, str, receipt.Receipt]:
-    words = ("--prompt", PROMPT, "--steps", str(STEPS), "--model", model, "--reference", reference, "--receipt", out)
+    words = (
+        "--prompt",
+        PROMPT,
+        "--steps",
+        str(STEPS),
+        "--model",
+        model,
+        "--reference",
+        reference,
+        "--receipt",
+        out,
+    )
     result = run("greedy", *words, *more)
     assert "Traceback" not in result.output
     assert result.stderr == ""
@@ -224,7 +237,7 @@ def test_right_tokens_of_unstated_arithmetic_need_the_audit_of_both(world: World
 
 
 def test_bits_that_are_equal_in_all_but_one_step_are_not_vouched_for(world: World, tmp_path: Path) -> None:
-    """A mistake in decoding only, in an engine that recorded logits only: the other one's audit says nothing of it."""
+    """A mistake in decoding, in an engine that recorded logits only: the other's audit says nothing of it."""
     model, out = world.model("plain"), tmp_path / "r.json"
     with faulty_library(world.library) as select:
         select("quantiser-clamps-at-126:layer=2:op=attn_sub_norm:pass=decode")

@@ -24,6 +24,7 @@ from crossval.cli import app, cli, docs, greedy
 from crossval.cli.doctor import REFERENCES
 from crossval.doctor import Check
 from crossval.errors import EngineCrashError, UnavailableError
+from crossval.gate import Policy
 from crossval.runners import select
 from crossval.runners.bitnet_py import BitnetPyRunner
 
@@ -140,6 +141,24 @@ def test_greedy(model_path: Path, record: Callable[..., Path], tmp_path: Path) -
     assert (made["kind"], made["parity"]["exact_match_rate"]) == ("greedy", 1.0)
     assert run("gate", out, "--min-exact-match", "1", "--min-tokens", "6").exit_code == 0
     assert run("gate", out, "--min-tokens", "7").exit_code == 1
+
+
+def test_greedy_without_an_audit_is_no_parity(
+    model_path: Path, record: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "g.json"
+    words = ("--prompt", PROMPT, "--model", model_path, "--receipt", out, "--no-audit")
+    result = run("greedy", *words, "--reference", record(), "--steps", "3")
+    assert result.exit_code == 3
+    assert "INCOMPLETE" in result.stdout
+    assert "100 % of the tokens equal, 100 % of the logits bit-equal" in result.stdout
+    assert "logits bit-equal; arithmetic not audited." in result.stdout
+    assert "Run it again without --no-audit" in result.stdout
+    assert receipt.read(out)["audit"] == {"candidate": None, "reference": None}
+    assert run("gate", out, "--min-exact-match", "1").exit_code == 1
+    result = run("greedy", *words, "--reference", "spec", "--steps", "1")
+    assert result.exit_code == 3
+    assert "tokens agree; arithmetic not checked." in result.stdout
 
 
 @pytest.mark.usefixtures("no_bitnet_cpp")
@@ -590,6 +609,21 @@ def test_gate_as_json(good_receipt: Path, tmp_path: Path) -> None:
     assert {"name": "live reference", "passed": False, "detail": "reference is recorded"} in first["checks"]
     assert (second["passed"], second["checks"]) == (False, [])
     assert "not valid JSON" in second["error"]
+
+
+@pytest.mark.parametrize("name", ["min_exact_match", "min_token_match", "min_logit_match", "min_cosine"])
+def test_zero_is_a_value_and_overrides_the_policy_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Policy] = []
+    monkeypatch.setattr("crossval.gate.judge", lambda made, policy: held.append(policy) or [])
+    monkeypatch.setattr("crossval.receipt.read", lambda path: {})
+    policy, option = tmp_path / "policy.json", "--" + name.replace("_", "-")
+    policy.write_text(json.dumps({"schema_version": 1, name: 0.75}))
+    for more, expected in (((), 0.75), ((option, "0"), 0.0), ((option, "0.5"), 0.5)):
+        run("gate", "r.json", "--policy", policy, *more)
+        assert getattr(held[-1], name) == expected
+        assert held[-1].require_live is False
 
 
 def test_gate_options_override_the_policy_file(good_receipt: Path, tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ def test_a_recorded_candidate_passes_only_when_allowed() -> None:
     ("policy", "failed"),
     [
         (Policy(min_exact_match=0.99), "exact match"),
+        (Policy(min_token_match=0.0), "token match"),
         (Policy(min_cosine=1.0), "cosine"),
         (Policy(require_bitwise=True), "bitwise"),
         (Policy(model_sha256=("00" * 32,)), "model"),
@@ -337,6 +338,119 @@ def test_a_divergence_cannot_be_relabelled() -> None:
     made["parity"]["status"] = "parity"
     made["digest"] = receipt.digest(made)
     assert {"row status", "summary", "verdict"} <= set(failures(made))
+
+
+# Greedy receipts: tokens, logits, audits
+
+GREEDY_AUDITS = samples.audits(plan=samples.GREEDY_PLAN)
+COARSE = samples.summary.to_json(samples.audit_result(names=["result_output"], plan=samples.GREEDY_PLAN))
+GUILTY = samples.summary.to_json(samples.audit_result({(1, "blk.0.v"): 9.0}, plan=samples.GREEDY_PLAN))
+
+
+def detail(made: Receipt, name: str, policy: Policy | None = None) -> str:
+    (found,) = [check.detail for check in gate.judge(made, policy) if check.name == name]
+    return found
+
+
+def test_what_is_counted_is_named(exact: Receipt, inexact: Receipt, greedy: Receipt) -> None:
+    assert detail(greedy, "exact match") == "1 of the tokens, 0 required"
+    assert detail(exact, "exact match") == "1 of the values, 0 required"
+    assert detail(samples.smoke_receipt(), "exact match").endswith("of the texts, 0 required")
+    assert detail(samples.bench_receipt(), "exact match") == "1 of the passes, 0 required"
+    policy = Policy(min_token_match=1.0, min_logit_match=1.0)
+    assert failures(greedy, policy) == []
+    assert detail(greedy, "token match", policy) == "1 of the tokens, 1 required"
+    assert detail(greedy, "logit match", policy) == "1 of the logits, 1 required"
+    assert failures(inexact, Policy(min_logit_match=1.0)) == []
+    for made, name in ((samples.smoke_receipt(), "smoke"), (samples.bench_receipt(), "bench")):
+        assert failures(made, policy) == ["token match", "logit match"]
+        assert detail(made, "logit match", policy) == f"a {name} receipt counts no logits"
+
+
+def test_tokens_and_logits_are_demanded_apart() -> None:
+    made = samples.greedy_receipt(inexact_at=0, policy="independent")
+    assert failures(made) == failures(made, Policy(min_exact_match=1.0, min_token_match=1.0)) == []
+    assert failures(made, Policy(min_logit_match=1.0)) == ["logit match"]
+    assert failures(made, Policy(min_logit_match=0.5)) == []
+
+
+def test_equal_tokens_of_unequal_bits_where_the_same_arithmetic_is_stated_fail() -> None:
+    made = samples.greedy_receipt(inexact_at=1)
+    assert (made["verdict"], made["parity"]["exact_match_rate"]) == ("divergence", 1.0)
+    assert made["first_divergence"]["step"] == 1
+    assert failures(made, Policy(min_exact_match=1.0, require_live=True)) == ["verdict"]
+
+
+@pytest.mark.parametrize("policy", ["same", "independent"])
+@pytest.mark.parametrize("side", ["candidate", "reference"])
+def test_a_greedy_receipt_without_a_whole_audit(side: str, policy: Any) -> None:
+    inexact_at = 0 if policy == "independent" else None
+    for lacking, vouched in ((COARSE, policy == "same"), (None, False)):
+        made = samples.greedy_receipt(policy=policy, inexact_at=inexact_at, held={**GREEDY_AUDITS, side: lacking})
+        assert made["verdict"] == ("parity" if vouched else "incomplete")
+        assert failures(made) == ([] if vouched else ["verdict", f"audit of the {side}"])
+    made = samples.greedy_receipt(policy=policy, inexact_at=inexact_at, held={**GREEDY_AUDITS, side: GUILTY})
+    assert made["verdict"] == f"{side}_defect"
+    assert failures(made) == ["verdict", f"audit of the {side}"]
+    made = samples.greedy_receipt(
+        policy=policy, inexact_at=inexact_at, held={"candidate": None, "reference": None}
+    )
+    assert made["verdict"] == "incomplete"
+    assert failures(made) == ["verdict", "audit of the candidate", "audit of the reference"]
+
+
+def unaudited(made: Receipt, verdict: str) -> Receipt:
+    """Return the receipt as it was written before greedy comparisons were audited."""
+    results = {name: value for name, value in made["results"].items() if name != "passes"}
+    old = {**made, "audit": None, "diagnosis": None, "results": results, "verdict": verdict}
+    receipt.validate(old | {"digest": receipt.digest(old)})
+    return {**old, "digest": receipt.digest(old)}
+
+
+def test_a_greedy_receipt_from_before_the_audit_shows_equal_bits_or_nothing(greedy: Receipt) -> None:
+    old = unaudited(greedy, "parity")
+    assert failures(old, Policy(min_exact_match=1.0, require_live=True)) == []
+    assert "before greedy comparisons were audited; all logits are bit-equal" in detail(old, "arithmetic")
+    apart = unaudited(samples.greedy_receipt(inexact_at=0, policy="independent"), "parity")
+    assert failures(apart) == ["summary", "verdict", "arithmetic"]
+    assert failures(unaudited(samples.greedy_receipt(inexact_at=0), "parity")) == [
+        "summary",
+        "verdict",
+        "arithmetic",
+    ]
+
+
+def drop(audit: str) -> Any:
+    return lambda made: made["audit"].update({audit: None})
+
+
+AUDIT_FORGERIES: dict[str, Any] = {
+    "one audit left out": drop("reference"),
+    "both audits left out": lambda made: made.update(audit={"candidate": None, "reference": None}),
+    "other tokens": lambda made: made["results"]["passes"][0].update(token_ids=[1, 17, 43]),
+    "another decoded token": lambda made: made["results"]["passes"][1].update(token_ids=[51]),
+    "no decoded token": lambda made: made["results"]["passes"].pop(),
+    "a gap": lambda made: made["results"]["passes"][1].update(start=4),
+    "another kind of pass": lambda made: made["results"]["passes"][1].update(kind="prefill"),
+    "no passes": lambda made: made["results"].pop("passes"),
+    "a diagnosis of nothing": lambda made: made["diagnosis"].append(samples.diagnosis_of("candidate", GUILTY)),
+    "a row beyond its bound": lambda made: made["audit"]["candidate"]["rows"][3].update(ratio=2.0),
+    "passes without audits": lambda made: made.update(audit=None, diagnosis=None),
+}
+
+
+@pytest.mark.parametrize("name", AUDIT_FORGERIES)
+def test_a_forged_audit_of_a_greedy_receipt_is_seen(name: str, greedy: Receipt) -> None:
+    made = copy.deepcopy(greedy)
+    AUDIT_FORGERIES[name](made)
+    assert failures({**made, "digest": receipt.digest(made)})
+
+
+def test_near_ties_of_engines_that_are_not_known_to_be_right_are_no_near_ties() -> None:
+    assert failures(samples.greedy_receipt(differs_at=1)) == ["verdict"]
+    made = samples.greedy_receipt(differs_at=1, held={**GREEDY_AUDITS, "reference": COARSE})
+    assert failures(made) == ["structure", "verdict", "audit of the reference"]
+    assert "near_tie is True, tokens, logits and audits say otherwise" in detail(made, "structure")
 
 
 GREEDY_FORGERIES: dict[str, tuple[Any, ...]] = {

@@ -1,4 +1,4 @@
-"""C faults so small that the engine goes on choosing the same tokens; of the tests of ``greedy``, beside the zoo."""
+"""C faults so small that the engine goes on choosing the same tokens; for the tests of ``greedy``."""
 
 from __future__ import annotations
 
