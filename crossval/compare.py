@@ -130,8 +130,8 @@ class GreedyStep:
     """Candidate's largest minus second largest logit."""
     reference_margin: float | None
     near_tie: bool | None = None
-    """Where the tokens differ: True when the logits agree within their bounds and both engines were audited and are
-    right, so that only the choice flipped; False: it was not shown."""
+    """Where the tokens differ: True when the logits agree within their bounds and both engines were audited and
+    are right, so that only the choice flipped; False: it was not shown."""
     explanation: str | None = None
 
 

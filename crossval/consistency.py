@@ -16,14 +16,14 @@ from crossval import (
     evidence,
     floors_receipt,
     geometry,
-    greedy_verdict,
+    greedy_consistency,
     smoke_receipt,
     taps,
     trace,
 )
 from crossval.audit import consistency as audit_consistency
 from crossval.bench import results as bench_results
-from crossval.compare import GreedyPrompt, GreedyResult, GreedyStep, LayersResult, TapRow
+from crossval.compare import GreedyResult, LayersResult, TapRow
 from crossval.evidence import Party
 from crossval.localize import MODEL_DEPENDENT_TAPS
 from crossval.metamorphic import results as metamorphic_results
@@ -31,6 +31,7 @@ from crossval.receipt import Receipt
 from crossval.runners.base import PassPlan
 from crossval.selftest import results as selftest_results
 from crossval.tolerance import choose_policy, describe, tolerance_for
+from crossval.values import same, show
 
 _ROUNDING = 1e-9
 """Room for the last bits of float64 sums; edits that matter are far larger."""
@@ -50,7 +51,7 @@ def thresholds(receipt: Receipt) -> list[str]:
     """Check the table in force, and floor and bounds of every row against it."""
     expected, found = expected_thresholds(receipt), receipt["thresholds"]
     complaints = [
-        f"thresholds.{name} is {_show(found.get(name))}, this version holds these engines to {_show(value)}"
+        f"thresholds.{name} is {show(found.get(name))}, this version holds these engines to {show(value)}"
         for name, value in expected.items()
         if found.get(name) != value
     ]
@@ -65,7 +66,7 @@ def thresholds(receipt: Receipt) -> list[str]:
         if set(row.bound) != set(table.bound) or not all(_close(row.bound[k], v) for k, v in table.bound.items()):
             complaints.append(f"{where}: bounds are not those of the tolerance table")
         if not _close(row.floor, table.floor):
-            complaints.append(f"{where}: floor is {_show(row.floor)}, the tolerance table says {table.floor:.6g}")
+            complaints.append(f"{where}: floor is {show(row.floor)}, the tolerance table says {table.floor:.6g}")
     return complaints
 
 
@@ -89,14 +90,14 @@ def _metric_conflicts(row: TapRow) -> Iterator[str]:
     if rate is not None and not _whole(rate * row.n_elements):
         yield f"exact_match_rate {rate} of {row.n_elements} elements is not a whole number of elements"
     if row.bitwise_equal and rate != 1.0:
-        yield f"bitwise_equal but exact_match_rate is {_show(rate)}"
+        yield f"bitwise_equal but exact_match_rate is {show(rate)}"
     if row.max_abs is None:
         return
     if (row.max_abs == 0.0) != (row.max_ulp == 0):
-        yield f"max_abs {row.max_abs:g} contradicts max_ulp {_show(row.max_ulp)}"
+        yield f"max_abs {row.max_abs:g} contradicts max_ulp {show(row.max_ulp)}"
     same = row.max_abs == 0.0
     if same != (row.worst_token is None):
-        yield f"max_abs {row.max_abs:g} contradicts worst_token {_show(row.worst_token)}"
+        yield f"max_abs {row.max_abs:g} contradicts worst_token {show(row.worst_token)}"
     if same and not (nmse == 0.0 and row.worst_token_nmse == 0.0 and ratio == 1.0):
         yield "no value differs, but NMSE or norm ratio says otherwise"
     if same and not (_is_one(cosine) and _is_one(row.worst_token_cosine)):
@@ -170,8 +171,8 @@ def _differences(prefix: str, expected: Any, found: Any) -> Iterator[str]:
     if isinstance(expected, dict) and isinstance(found, dict):
         for name, value in expected.items():
             yield from _differences(f"{prefix}.{name}".lstrip("."), value, found.get(name))
-    elif not _same(expected, found):
-        yield f"{prefix} is {_show(found)}, the rows say {_show(expected)}"
+    elif not same(expected, found):
+        yield f"{prefix} is {show(found)}, the rows say {show(expected)}"
 
 
 def structure(receipt: Receipt) -> list[str]:
@@ -179,7 +180,7 @@ def structure(receipt: Receipt) -> list[str]:
     shape = receipt["model"]["shape"]
     complaints = _bad_tokens(receipt, shape["vocab_size"])
     if receipt["kind"] == "greedy":
-        return complaints + _greedy_structure(receipt, evidence.greedy_from_json(receipt))
+        return complaints + greedy_consistency.structure(receipt, evidence.greedy_from_json(receipt))
     return complaints + _layers_structure(receipt, evidence.layers_from_json(receipt))
 
 
@@ -267,119 +268,6 @@ def _element_range(model: Mapping[str, Any], one: PassPlan, row: TapRow) -> tupl
 _SHAPE = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
 
 
-def _greedy_structure(receipt: Receipt, result: GreedyResult) -> list[str]:
-    complaints = []
-    vocab_size = receipt["model"]["shape"]["vocab_size"]
-    if result.prompts and list(result.prompts[0].prompt_ids) != receipt["prompt"]["token_ids"]:
-        complaints.append("prompt.token_ids are not those of the first prompt")
-    if result.prompts and result.prompts[0].text != receipt["prompt"]["text"]:
-        complaints.append("prompt.text is not that of the first prompt")
-    if (result.from_journal or 0) > len(result.prompts):
-        complaints.append(
-            f"results.from_journal is {result.from_journal}, there are {len(result.prompts)} prompts"
-        )
-    both_right = _both_right(receipt)
-    for index, prompt in enumerate(result.prompts):
-        complaints += [f"prompt {index}: {what}" for what in _prompt_conflicts(prompt, vocab_size, both_right)]
-        if prompt.steps_required != receipt["settings"]["n_steps"]:
-            complaints.append(
-                f"prompt {index}: steps_required is {prompt.steps_required}, "
-                f"settings.n_steps is {_show(receipt['settings']['n_steps'])}"
-            )
-    return complaints
-
-
-def _both_right(receipt: Receipt) -> bool:
-    """Return whether both engines were audited and are right, without which no near tie is known."""
-    audits = receipt.get("audit") or {}
-    return all(greedy_verdict.standing(audits.get(side)) == "clean" for side in evidence.SIDES)
-
-
-def _prompt_conflicts(prompt: GreedyPrompt, vocab_size: int, both_right: bool) -> Iterator[str]:
-    if not prompt.prompt_ids:
-        yield "no prompt tokens"
-    if [step.step for step in prompt.steps] != list(range(len(prompt.steps))):
-        yield "steps are missing, repeated or out of order"
-    lengths = (len(prompt.steps), len(prompt.candidate_tokens), len(prompt.reference_tokens))
-    if max(lengths) > prompt.steps_required:
-        yield f"{max(lengths)} steps or tokens, {prompt.steps_required} required"
-    for step in prompt.steps:
-        yield from (f"step {step.step}: {what}" for what in _step_conflicts(prompt, step, vocab_size, both_right))
-    differs = [step.step for step in prompt.steps if step.candidate_token != step.reference_token]
-    if prompt.first_divergence != (differs[0] if differs else None):
-        yield f"first_divergence is {_show(prompt.first_divergence)}, the steps say {differs[:1]}"
-    # Up to the first difference both engines run freely in the same context; after it, one is led by the other.
-    together = prompt.steps[: differs[0] + 1] if differs else prompt.steps
-    for side in ("candidate", "reference"):
-        chosen = [getattr(step, f"{side}_token") for step in together]
-        chosen = chosen[: chosen.index(None)] if None in chosen else chosen
-        if chosen != list(getattr(prompt, f"{side}_tokens")[: len(chosen)]):
-            yield f"{side}_tokens are not what the steps chose"
-    agreement = (len(prompt.steps) - len(differs)) / len(prompt.steps) if prompt.steps else None
-    if not _same(agreement, prompt.teacher_forced_agreement):
-        yield f"teacher_forced_agreement is {_show(prompt.teacher_forced_agreement)}, the steps say {agreement}"
-    matches = sum(a == b for a, b in zip(prompt.candidate_tokens, prompt.reference_tokens, strict=False))
-    if prompt.free_running_matches != matches:
-        yield f"free_running_matches is {prompt.free_running_matches}, the sequences say {matches}"
-    if any(step.forced != bool(differs and step.step > differs[0]) for step in prompt.steps):
-        yield "forced is not set exactly on the steps after the first difference"
-
-
-def _step_conflicts(prompt: GreedyPrompt, step: GreedyStep, vocab_size: int, both_right: bool) -> Iterator[str]:
-    row, status = step.logits, compare.row_status(step.logits)
-    if row.tap != evidence.LOGITS:
-        yield f"compares {row.tap}, not the logits"
-    elif status != "invalid" and (row.rows_compared, row.n_elements) != (1, vocab_size):
-        yield f"{row.rows_compared} x {row.n_elements} logits, expected 1 x {vocab_size}"
-    if row.pass_index != prompt.steps[0].logits.pass_index + step.step or (
-        step.step and row.pass_kind != geometry.pass_kind(1, len(prompt.prompt_ids))
-    ):
-        yield f"its logits come from {row.pass_kind} pass {row.pass_index}"
-    if row.worst_token not in (None, len(prompt.prompt_ids) - 1 + step.step):
-        yield f"its logits are of the token at position {row.worst_token}"
-    same = step.candidate_token == step.reference_token
-    if row.bitwise_equal and not (same and step.candidate_margin == step.reference_margin):
-        yield "equal logits, but tokens or margins differ"
-    unusable = step.candidate_token is None or step.reference_token is None
-    near_tie = both_right and status in ("equal", "within")
-    if step.near_tie != (None if same or unusable else near_tie):
-        yield f"near_tie is {_show(step.near_tie)}, tokens, logits and audits say otherwise"
-
-
-def greedy_audits(receipt: Receipt) -> list[str]:
-    """Check the audits of a ``greedy`` receipt and the passes they are of; one without any has none of the fields.
-
-    An engine that could not be audited leaves its side null, which the verdict takes into account.
-    """
-    passes = receipt["results"].get("passes", [])
-    held = {side: (receipt["audit"] or {}).get(side) for side in evidence.SIDES}
-    if all(audit is None for audit in held.values()):
-        return ["passes or diagnoses without an audit"] if passes or receipt["diagnosis"] else []
-    result = evidence.greedy_from_json(receipt)
-    complaints = list(_audited_passes(result)) if result.prompts else ["audits without a prompt"]
-    if complaints:
-        return complaints
-    absent = {f"the {side} was not audited" for side, audit in held.items() if audit is None}
-    return [what for what in audit_consistency.complaints(receipt) if what not in absent]
-
-
-def _audited_passes(result: GreedyResult) -> Iterator[str]:
-    """Check that the first prompt was audited, whole, with one decoded token when there was one."""
-    prompt, plan = result.prompts[0], result.audited
-    start = 0
-    for index, one in enumerate(plan):
-        if one.start != start or not one.token_ids or one.kind != geometry.pass_kind(len(one.token_ids), start):
-            yield f"audited pass {index} does not follow the one before it"
-        start += len(one.token_ids)
-    fed = tuple(token for one in plan for token in one.token_ids)
-    n_prompt = len(prompt.prompt_ids)
-    chosen = {(), prompt.candidate_tokens[:1], prompt.reference_tokens[:1]}
-    if fed[:n_prompt] != prompt.prompt_ids or fed[n_prompt:] not in chosen:
-        yield "the audited passes hold other tokens than the first prompt and the token that follows it"
-    if len(prompt.steps) > 1 and len(fed) == n_prompt:
-        yield "no decoded token was audited"
-
-
 Checks = Mapping[str, Callable[[Receipt], list[str]]]
 """Name of a check -> function; in the order a reader wants to hear about them."""
 
@@ -407,7 +295,7 @@ CHECKS: Checks = {
     "summary": summary,
 }
 AUDITED_CHECKS: Checks = {**CHECKS, "audits": audit_consistency.complaints}
-GREEDY_CHECKS: Checks = {**CHECKS, "audits": greedy_audits}
+GREEDY_CHECKS: Checks = {**CHECKS, "audits": greedy_consistency.audits}
 VIEW_CHECKS: Checks = {
     "floors": lambda receipt: _view("floors", receipt, floors_receipt.complaints),
     "causal": lambda receipt: _view("causal", receipt, causal_receipt.complaints),
@@ -444,14 +332,3 @@ def _close(a: float | None, b: float | None) -> bool:
     if a is None or b is None:
         return a is b
     return math.isclose(a, b, rel_tol=_ROUNDING, abs_tol=1e-300)
-
-
-def _same(expected: Any, found: Any) -> bool:
-    if isinstance(expected, float) and isinstance(found, int) and not isinstance(found, bool):
-        return expected == found  # JSON does not tell 1 from 1.0
-    return type(expected) is type(found) and bool(expected == found)
-
-
-def _show(value: Any) -> str:
-    text = "null" if value is None else str(value)
-    return text if len(text) <= 80 else text[:79] + "…"
