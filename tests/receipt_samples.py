@@ -379,6 +379,15 @@ def greedy_receipt(
     return evidence.build("greedy", result, context(settings=settings, **changes), held, found)
 
 
+def unaudited(made: receipt.Receipt, verdict: str) -> receipt.Receipt:
+    """Return the receipt as it was written before greedy comparisons were audited."""
+    results = {name: value for name, value in made["results"].items() if name != "passes"}
+    old = {**made, "audit": None, "diagnosis": None, "results": results, "verdict": verdict}
+    old["digest"] = receipt.digest(old)
+    receipt.validate(old)
+    return old
+
+
 QUESTIONS = (
     SmokePrompt("sum-1", "sum", True, "What is 2+2?", answer="4."),
     SmokePrompt("sum-2", "sum", False, "What is 5+6?", answer="11."),

@@ -69,6 +69,7 @@ RECEIPTS = {
         },
     ),
     "greedy": samples.greedy_receipt(reference=Party("recorded", samples.THEIRS, trace_digest="e" * 64)),
+    "greedy of old": samples.unaudited(samples.greedy_receipt(), "parity"),
     "greedy apart": samples.greedy_receipt(inexact_at=0, policy="independent"),
     "smoke": samples.smoke_receipt(
         samples.smoke_answer(3, text=" warm.", token_ids=(81, 61, samples.EOS)),

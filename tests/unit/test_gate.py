@@ -399,21 +399,13 @@ def test_a_greedy_receipt_without_a_whole_audit(side: str, policy: Any) -> None:
     assert failures(made) == ["verdict", "audit of the candidate", "audit of the reference"]
 
 
-def unaudited(made: Receipt, verdict: str) -> Receipt:
-    """Return the receipt as it was written before greedy comparisons were audited."""
-    results = {name: value for name, value in made["results"].items() if name != "passes"}
-    old = {**made, "audit": None, "diagnosis": None, "results": results, "verdict": verdict}
-    receipt.validate(old | {"digest": receipt.digest(old)})
-    return {**old, "digest": receipt.digest(old)}
-
-
 def test_a_greedy_receipt_from_before_the_audit_shows_equal_bits_or_nothing(greedy: Receipt) -> None:
-    old = unaudited(greedy, "parity")
+    old = samples.unaudited(greedy, "parity")
     assert failures(old, Policy(min_exact_match=1.0, require_live=True)) == []
     assert "before greedy comparisons were audited; all logits are bit-equal" in detail(old, "arithmetic")
-    apart = unaudited(samples.greedy_receipt(inexact_at=0, policy="independent"), "parity")
+    apart = samples.unaudited(samples.greedy_receipt(inexact_at=0, policy="independent"), "parity")
     assert failures(apart) == ["summary", "verdict", "arithmetic"]
-    assert failures(unaudited(samples.greedy_receipt(inexact_at=0), "parity")) == [
+    assert failures(samples.unaudited(samples.greedy_receipt(inexact_at=0), "parity")) == [
         "summary",
         "verdict",
         "arithmetic",
