@@ -125,10 +125,13 @@ def conclude(receipt: Receipt) -> Advice:
     head = f"{_tokens(receipt)}; {_logits(receipt)}"
     if "guilty" in audits.values():
         guilty = [side for side in SIDES if audits[side] == "guilty"]
-        known = ADVICE[verdict] if verdict not in ("incomplete", "divergence") else None
-        meaning = known.meaning if known else f"The {guilty[0]}'s arithmetic is wrong; the other's is not known."
-        step = known.next_step if known else f"Fix the operation named above; {_what_to_record(receipt, audits)}"
-        return Advice(f"{head}. {meaning}", step)
+        if verdict not in ("incomplete", "divergence"):
+            return Advice(f"{head}. {ADVICE[verdict].meaning}", ADVICE[verdict].next_step)
+        whose = "Both engines' arithmetic is wrong."
+        if len(guilty) == 1:
+            whose = f"The {guilty[0]}'s arithmetic is wrong; the other's is not known."
+        more = "" if len(guilty) > 1 else f"; {_what_to_record(receipt, audits)}"
+        return Advice(f"{head}. {whose}", f"Fix the operation named above{more}.")
     if verdict == "parity":
         return Advice(f"{head}; {_proof(receipt, audits)}.", ADVICE[verdict].next_step)
     if receipt["parity"]["status"] == "divergence":
@@ -176,7 +179,7 @@ def _what_to_record(receipt: Receipt, audits: Mapping[Side, AuditVerdict]) -> st
     """Return what would let the audit be made, or be complete."""
     if all((receipt["audit"] or {}).get(side) is None for side in SIDES):
         return "run it again without --no-audit to check the arithmetic of both"
-    missing = [side for side in SIDES if audits[side] != "clean"]
+    missing = [side for side in SIDES if audits[side] not in ("clean", "guilty")]
     names = " and of the ".join(missing)
     lacking = ", ".join(dict.fromkeys(name for side in missing for name in _lacking(receipt, side)))
     which = f" ({lacking})" if lacking else ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from typing import Any
 
+import pytest
 import receipt_samples as samples
 
 from crossval import compare, consistency, evidence, receipt, render, render_greedy, tolerance
@@ -68,3 +70,61 @@ def test_rates_are_given_step_by_step() -> None:
     assert cells(text, "steps 4-6")[:2] == ["60", "60"]
     assert cells(text, "step 1")[:8] == ["20", "15", "75.00", "%", "15", "75.00", "%", "87.50"]
     assert "96.43 % of the tokens equal, 98.21 % of the logits bit-equal" in text
+
+
+CLEAN = samples.summary.to_json(samples.audit_result(plan=samples.GREEDY_PLAN))
+GUILTY = samples.summary.to_json(samples.audit_result({(0, "blk.0.q"): 40.0}, plan=samples.GREEDY_PLAN))
+COARSE = samples.summary.to_json(samples.audit_result(names=["result_output"], plan=samples.GREEDY_PLAN))
+TOKENS = "100 % of the tokens equal"
+BITS = f"{TOKENS}; all logits are bit-equal"
+DIFFER = f"{TOKENS}; {evidence.SAME_ARITHMETIC}"
+WITHIN = f"{TOKENS}; the logits agree within their bounds"
+APART = {"policy": "independent", "inexact_at": 0}
+SAME = {"inexact_at": 0}
+CONCLUSIONS = (
+    (CLEAN, CLEAN, {}, f"{BITS}; every operation of both engines is right", "If the text"),
+    (CLEAN, COARSE, {}, f"{BITS}; every operation of the candidate is", "If the text"),
+    (
+        COARSE,
+        COARSE,
+        {},
+        "logits bit-equal; arithmetic not audited.",
+        "Record every tap of the candidate and of the",
+    ),
+    (None, None, {}, "logits bit-equal; arithmetic not audited.", "Run it again without --no-audit"),
+    (CLEAN, CLEAN, APART, f"{WITHIN}; every operation of both", "If the text"),
+    (
+        COARSE,
+        CLEAN,
+        APART,
+        "tokens agree; arithmetic not checked.",
+        "Record every tap of the candidate (inp_embd, ",
+    ),
+    (CLEAN, CLEAN, SAME, f"{DIFFER}; every operation of both", "One of them does not round"),
+    (None, None, SAME, f"{DIFFER}; arithmetic not checked.", "Run it again without"),
+    (GUILTY, CLEAN, SAME, f"{DIFFER}. The candidate is wrong:", "Fix the operation named"),
+    (CLEAN, GUILTY, APART, f"{WITHIN}. The reference is wrong", "Do not change"),
+    (GUILTY, GUILTY, SAME, f"{DIFFER}. Both engines differ from the", "Check first what"),
+    (
+        GUILTY,
+        COARSE,
+        SAME,
+        f"{DIFFER}. The candidate's arithmetic is wrong; the other's",
+        "Fix the operation named above; record every tap of the reference (",
+    ),
+)
+
+
+@pytest.mark.parametrize(("candidate", "reference", "changes", "meaning", "next_step"), CONCLUSIONS)
+def test_what_is_proven_is_said_in_a_sentence(
+    candidate: Any, reference: Any, changes: dict[str, Any], meaning: str, next_step: str
+) -> None:
+    held: Any = {"candidate": candidate, "reference": reference}
+    made = samples.greedy_receipt(held=held, **changes)
+    found = render_greedy.conclude(made)
+    assert found.meaning.startswith(meaning)
+    assert found.next_step.startswith(next_step)
+    assert found.next_step.endswith(".")
+    out = io.StringIO()
+    render.show_receipt(render.console(out), made)
+    assert f"meaning    {found.meaning}\nnext step  {found.next_step}\n" in out.getvalue()
