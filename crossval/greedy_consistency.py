@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from crossval import compare, evidence, geometry, greedy_verdict
+from crossval import compare, evidence, geometry
 from crossval.audit import consistency as audit_consistency
+from crossval.audit.summary import audit_verdict
 from crossval.compare import GreedyPrompt, GreedyResult, GreedyStep
 from crossval.receipt import Receipt
 from crossval.values import same, show
@@ -40,7 +41,7 @@ def structure(receipt: Receipt, result: GreedyResult) -> list[str]:
 def _both_right(receipt: Receipt) -> bool:
     """Return whether both engines were audited and are right, without which no near tie is known."""
     audits = receipt.get("audit") or {}
-    return all(greedy_verdict.standing(audits.get(side)) == "clean" for side in evidence.SIDES)
+    return all(audit_verdict(audits.get(side)) == "clean" for side in evidence.SIDES)
 
 
 def _prompt_conflicts(prompt: GreedyPrompt, vocab_size: int, both_right: bool) -> Iterator[str]:

@@ -12,27 +12,12 @@ from typing import Any
 
 from crossval.answers import Side
 from crossval.arbitrate import Comparison, Verdict, arbitrate
-from crossval.audit import summary
-from crossval.audit.checks import AuditVerdict
+from crossval.audit.summary import audit_verdict
 
 SIDES: tuple[Side, ...] = ("candidate", "reference")
 Audit = Mapping[str, Any] | None
 """One engine's audit as ``crossval.audit.summary.to_json`` gives it; None: not audited."""
 Audits = Mapping[Side, Audit]
-
-
-def standing(audit: Audit) -> AuditVerdict:
-    """Return what an audit proves of an engine's arithmetic.
-
-    Operations that were judged as one, because what lies between was not recorded, are judged by a tolerance that
-    a wrong operation can hide in: they leave a clean audit ``incomplete``.
-    """
-    verdict = summary.audit_verdict(audit)
-    if verdict != "clean" or audit is None:
-        return verdict
-    rows = [summary.row_from_json(row) for row in audit["rows"]]
-    whole = all(row.n_ops == row.n_passes - row.n_unchecked for row in rows)
-    return "clean" if whole else "incomplete"
 
 
 def vouched(side: Side, audits: Audits, exact: bool) -> bool:
@@ -42,8 +27,8 @@ def vouched(side: Side, audits: Audits, exact: bool) -> bool:
     what reaches the logits of this one.
     """
     other: Side = "reference" if side == "candidate" else "candidate"
-    partly = audits[side] is not None and standing(audits[side]) != "guilty"
-    return exact and partly and standing(audits[other]) == "clean"
+    partly = audits[side] is not None and audit_verdict(audits[side]) != "guilty"
+    return exact and partly and audit_verdict(audits[other]) == "clean"
 
 
 def decide(comparison: Comparison, exact: bool, audits: Audits | None) -> Verdict:
@@ -59,7 +44,7 @@ def decide(comparison: Comparison, exact: bool, audits: Audits | None) -> Verdic
         return "divergence" if comparison == "differ" else "incomplete"
     if comparison == "agree" and any(vouched(side, audits, exact) for side in SIDES):
         return "parity"
-    verdict = arbitrate(comparison, standing(audits["candidate"]), standing(audits["reference"]))
+    verdict = arbitrate(comparison, audit_verdict(audits["candidate"]), audit_verdict(audits["reference"]))
     return "divergence" if comparison == "differ" and verdict == "incomplete" else verdict
 
 

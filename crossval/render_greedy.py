@@ -13,9 +13,10 @@ from crossval import compare, evidence, render_audit, taps
 from crossval.answers import Side
 from crossval.arbitrate import ADVICE, Advice, Verdict
 from crossval.audit.checks import AuditVerdict
+from crossval.audit.summary import audit_verdict, within_of
 from crossval.compare import GreedyPrompt, TapRow
 from crossval.console import clip, new_table, percent, show_line
-from crossval.greedy_verdict import SIDES, is_exact, standing
+from crossval.greedy_verdict import SIDES, is_exact
 from crossval.localize import MODEL_DEPENDENT_TAPS
 from crossval.receipt import Receipt
 from crossval.render_cells import STYLE, cell, number
@@ -121,7 +122,7 @@ def conclude(receipt: Receipt) -> Advice:
     verdict: Verdict = receipt["verdict"]
     if receipt["parity"]["exact_match_rate"] is None:
         return ADVICE[verdict]
-    audits = {side: standing((receipt["audit"] or {}).get(side)) for side in SIDES}
+    audits = {side: audit_verdict((receipt["audit"] or {}).get(side)) for side in SIDES}
     head = f"{_tokens(receipt)}; {_logits(receipt)}"
     if "guilty" in audits.values():
         guilty = [side for side in SIDES if audits[side] == "guilty"]
@@ -138,6 +139,10 @@ def conclude(receipt: Receipt) -> Advice:
         return Advice(f"{head}; {_proof(receipt, audits)}.", _why_differ(receipt, audits))
     if receipt["parity"]["status"] == "incomplete":
         return Advice(f"{head}; not all steps were compared.", ADVICE["incomplete"].next_step)
+    if verdict == "agrees_within":
+        found = max(within_of(receipt["audit"][side]) for side in SIDES)
+        below = f"the arithmetic agrees with the model's definition within {found:.2g}; not checked below that"
+        return Advice(f"{head}; {below}.", _sentence(_what_to_record(receipt, audits)))
     agree = "logits bit-equal" if is_exact(receipt["parity"]) else "tokens agree"
     checked = "not audited" if is_exact(receipt["parity"]) else "not checked"
     return Advice(f"{agree}; arithmetic {checked}.", _sentence(_what_to_record(receipt, audits)))

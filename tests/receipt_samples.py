@@ -379,6 +379,13 @@ def greedy_receipt(
     return evidence.build("greedy", result, context(settings=settings, **changes), held, found)
 
 
+def coarse_audit(within: float = 0.125) -> dict[str, Any]:
+    """An audit of the logits alone: one segment, in which flips may explain what differs."""
+    found = summary.to_json(audit_result(names=["result_output"], plan=GREEDY_PLAN))
+    (only,) = found["rows"]
+    return {**found, "rows": [{**only, "within": within, "n_within": 1, "status": "within"}], "verdict": "within"}
+
+
 def unaudited(made: receipt.Receipt, verdict: str) -> receipt.Receipt:
     """Return the receipt as it was written before greedy comparisons were audited."""
     results = {name: value for name, value in made["results"].items() if name != "passes"}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from crossval import evidence, findings, greedy_verdict
+from crossval import evidence, findings
+from crossval.audit.summary import audit_verdict
 from crossval.cli import run
 from crossval.cli.options import compare_options
 from crossval.compare import GreedyResult
@@ -156,7 +157,7 @@ def _compare_all(
 
 def _with_audit(result: GreedyResult, found: GreedyAudit) -> GreedyResult:
     """Return the result as the audits let it be read: only right engines have near ties."""
-    if all(greedy_verdict.standing(audit) == "clean" for audit in found.audits.values()):
+    if all(audit_verdict(audit) == "clean" for audit in found.audits.values()):
         result = name_near_ties(result)
     if all(audit is None for audit in found.audits.values()):
         return result

@@ -216,8 +216,8 @@ def test_equal_bits_of_two_engines_nobody_looked_into_are_no_parity(world: World
     golden = record(Stranger, model, tmp_path / "golden", LOGITS_ONLY)
     mine = record(Mine, model, tmp_path / "mine", LOGITS_ONLY)
     code, text, made = greedy(model, golden, out, "--candidate", mine)
-    assert (code, made["verdict"], made["parity"]["status"]) == (3, "incomplete", "parity")
-    assert "logits bit-equal; arithmetic not audited." in text
+    assert (code, made["verdict"], made["parity"]["status"]) == (3, "agrees_within", "parity")
+    assert "all logits are bit-equal; the arithmetic agrees with the model's definition within" in text
     assert "Record every tap of the candidate and of the reference (inp_embd, attn_norm, q, k, …)" in text
     assert run("gate", out, "--allow-compute", "recorded").exit_code == 1
 
@@ -230,8 +230,9 @@ def test_right_tokens_of_unstated_arithmetic_need_the_audit_of_both(world: World
     assert "100 % of the tokens equal; the logits agree within their bounds; every operation of both" in text
     logits = record(Mine, model, tmp_path / "logits", LOGITS_ONLY)
     code, text, made = greedy(model, "spec", out, "--candidate", logits)
-    assert (code, made["verdict"]) == (3, "incomplete")
-    assert "tokens agree; arithmetic not checked." in text
+    assert (code, made["verdict"]) == (3, "agrees_within")
+    assert "the logits agree within their bounds; the arithmetic agrees with the model's definition within" in text
+    assert "not checked below that." in text
     assert "Record every tap of the candidate (inp_embd" in text
     assert run("gate", out, "--allow-compute", "recorded", "--reference-name", "specification").exit_code == 1
 

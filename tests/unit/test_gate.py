@@ -343,7 +343,7 @@ def test_a_divergence_cannot_be_relabelled() -> None:
 # Greedy receipts: tokens, logits, audits
 
 GREEDY_AUDITS = samples.audits(plan=samples.GREEDY_PLAN)
-COARSE = samples.summary.to_json(samples.audit_result(names=["result_output"], plan=samples.GREEDY_PLAN))
+COARSE = samples.coarse_audit()
 GUILTY = samples.summary.to_json(samples.audit_result({(1, "blk.0.v"): 9.0}, plan=samples.GREEDY_PLAN))
 
 
@@ -385,10 +385,12 @@ def test_equal_tokens_of_unequal_bits_where_the_same_arithmetic_is_stated_fail()
 @pytest.mark.parametrize("side", ["candidate", "reference"])
 def test_a_greedy_receipt_without_a_whole_audit(side: str, policy: Any) -> None:
     inexact_at = 0 if policy == "independent" else None
-    for lacking, vouched in ((COARSE, policy == "same"), (None, False)):
+    for lacking, vouched, otherwise in ((COARSE, policy == "same", "agrees_within"), (None, False, "incomplete")):
         made = samples.greedy_receipt(policy=policy, inexact_at=inexact_at, held={**GREEDY_AUDITS, side: lacking})
-        assert made["verdict"] == ("parity" if vouched else "incomplete")
+        assert made["verdict"] == ("parity" if vouched else otherwise)
         assert failures(made) == ([] if vouched else ["verdict", f"audit of the {side}"])
+        assert failures(made, Policy(accept_within=0.1)) == failures(made)
+        assert failures(made, Policy(accept_within=0.125)) == ([] if lacking else failures(made))
     made = samples.greedy_receipt(policy=policy, inexact_at=inexact_at, held={**GREEDY_AUDITS, side: GUILTY})
     assert made["verdict"] == f"{side}_defect"
     assert failures(made) == ["verdict", f"audit of the {side}"]

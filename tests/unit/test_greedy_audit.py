@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from strangers import PROMPT, Fault, Stranger, run
 
-from crossval import greedy_verdict, receipt
+from crossval import receipt
+from crossval.audit.summary import audit_verdict
 from crossval.compare import GreedyPrompt
 from crossval.errors import BadInputError
 from crossval.greedy import compare_greedy
@@ -47,7 +48,7 @@ def test_the_prompt_and_one_decoded_token_are_audited(model_path: Path, steps: i
         found = audit_prompt(ours, theirs, prompt, SpecWeights(model_path))
     kinds = [(one.kind, one.start, one.token_ids) for one in found.passes]
     assert kinds == [("prefill", 0, IDS), ("decode", 5, prompt.reference_tokens[:1])][: min(steps, 2)]
-    assert [greedy_verdict.standing(audit) for audit in found.audits.values()] == ["clean", "clean"]
+    assert [audit_verdict(audit) for audit in found.audits.values()] == ["clean", "clean"]
     assert all(audit is not None and audit["n_ops"] == 43 * len(kinds) for audit in found.audits.values())
     assert (found.findings, found.notes) == ((), ())
 
@@ -71,7 +72,7 @@ def test_an_engine_that_changes_when_it_is_watched_is_not_audited(
         assert all(step.logits.bitwise_equal for step in prompt.steps)
         found = audit_prompt(ours, theirs, prompt, SpecWeights(model_path))
     assert found.audits["candidate"] is None
-    assert greedy_verdict.standing(found.audits["reference"]) == "clean"
+    assert audit_verdict(found.audits["reference"]) == "clean"
     assert found.findings == ()
     assert found.notes == ("the candidate was not audited: its logits change when its tensors are captured",)
     monkeypatch.setattr("crossval.session.open_candidate", lambda word, model, **_: Shy(model, n_threads=1))

@@ -8,30 +8,34 @@ from typing import Any
 import pytest
 import receipt_samples as samples
 
-from crossval import taps
 from crossval.arbitrate import Comparison, arbitrate
 from crossval.audit import summary
-from crossval.greedy_verdict import SIDES, decide, standing, vouched
+from crossval.audit.summary import audit_verdict
+from crossval.greedy_verdict import SIDES, decide, vouched
 
 CLEAN = summary.to_json(samples.audit_result(plan=samples.GREEDY_PLAN))
 GUILTY = summary.to_json(samples.audit_result({(0, "blk.0.q"): 40.0}, plan=samples.GREEDY_PLAN))
-COARSE = summary.to_json(samples.audit_result(names=taps.outline_taps(2), plan=samples.GREEDY_PLAN))
-LOGITS = summary.to_json(samples.audit_result(names=["result_output"], plan=samples.GREEDY_PLAN))
+LOGITS = samples.coarse_audit()
 NOTHING: dict[str, Any] = {**CLEAN, "rows": [], "n_covered": 0}
-AUDITS = {"clean": CLEAN, "guilty": GUILTY, "coarse": COARSE, "logits": LOGITS, "nothing": NOTHING, "none": None}
+AUDITS = {"clean": CLEAN, "guilty": GUILTY, "logits": LOGITS, "nothing": NOTHING, "none": None}
 COMPARISONS: tuple[Comparison, ...] = ("agree", "differ", "not_compared")
-OPEN = ("coarse", "logits", "nothing", "none")
+OPEN = ("nothing", "none")
 
 
 def verdict(comparison: Comparison, exact: bool, candidate: str, reference: str) -> str:
     return decide(comparison, exact, {"candidate": AUDITS[candidate], "reference": AUDITS[reference]})
 
 
-def test_an_audit_is_whole_when_every_operation_was_judged_alone() -> None:
-    assert standing(CLEAN) == "clean"
-    assert standing(GUILTY) == "guilty"
-    assert summary.audit_verdict(LOGITS) == "clean"  # one segment, of everything
-    assert {standing(AUDITS[name]) for name in OPEN} == {"incomplete"}
+def test_the_samples_are_what_they_are_called() -> None:
+    assert [audit_verdict(AUDITS[name]) for name in ("clean", "guilty", "logits")] == ["clean", "guilty", "within"]
+    assert {audit_verdict(AUDITS[name]) for name in OPEN} == {"incomplete"}
+
+
+def test_what_was_judged_in_part_agrees_within_a_distance() -> None:
+    for candidate, reference in (("logits", "clean"), ("clean", "logits"), ("logits", "logits")):
+        assert verdict("agree", False, candidate, reference) == "agrees_within"
+    assert verdict("agree", True, "logits", "logits") == "agrees_within"
+    assert verdict("agree", True, "logits", "clean") == "parity"
 
 
 @pytest.mark.parametrize(("candidate", "reference"), list(itertools.product(AUDITS, AUDITS)))
@@ -41,7 +45,7 @@ def test_parity_needs_audits(candidate: str, reference: str) -> None:
             continue
         found = verdict(comparison, exact, candidate, reference)
         both = candidate == reference == "clean"
-        one = "clean" in (candidate, reference) and {candidate, reference} & {"coarse", "logits", "nothing"}
+        one = "clean" in (candidate, reference) and {candidate, reference} & {"logits", "nothing"}
         assert (found == "parity") == (comparison == "agree" and (both or bool(exact and one)))
         if comparison == "differ":
             assert found not in ("parity", "incomplete")
@@ -53,7 +57,7 @@ def test_parity_needs_audits(candidate: str, reference: str) -> None:
 def test_whole_audits_are_arbitrated(comparison: Comparison) -> None:
     for candidate, reference in itertools.product(("clean", "guilty"), repeat=2):
         assert verdict(comparison, False, candidate, reference) == arbitrate(
-            comparison, standing(AUDITS[candidate]), standing(AUDITS[reference])
+            comparison, audit_verdict(AUDITS[candidate]), audit_verdict(AUDITS[reference])
         )
 
 

@@ -74,7 +74,7 @@ def test_rates_are_given_step_by_step() -> None:
 
 CLEAN = samples.summary.to_json(samples.audit_result(plan=samples.GREEDY_PLAN))
 GUILTY = samples.summary.to_json(samples.audit_result({(0, "blk.0.q"): 40.0}, plan=samples.GREEDY_PLAN))
-COARSE = samples.summary.to_json(samples.audit_result(names=["result_output"], plan=samples.GREEDY_PLAN))
+COARSE = samples.coarse_audit()
 TOKENS = "100 % of the tokens equal"
 BITS = f"{TOKENS}; all logits are bit-equal"
 DIFFER = f"{TOKENS}; {evidence.SAME_ARITHMETIC}"
@@ -88,7 +88,7 @@ CONCLUSIONS = (
         COARSE,
         COARSE,
         {},
-        "logits bit-equal; arithmetic not audited.",
+        f"{BITS}; the arithmetic agrees with the model's definition within 0.12; not",
         "Record every tap of the candidate and of the",
     ),
     (None, None, {}, "logits bit-equal; arithmetic not audited.", "Run it again without --no-audit"),
@@ -97,7 +97,7 @@ CONCLUSIONS = (
         COARSE,
         CLEAN,
         APART,
-        "tokens agree; arithmetic not checked.",
+        f"{WITHIN}; the arithmetic agrees with the model's definition within 0.12; not",
         "Record every tap of the candidate (inp_embd, ",
     ),
     (CLEAN, CLEAN, SAME, f"{DIFFER}; every operation of both", "One of them does not round"),
@@ -105,12 +105,13 @@ CONCLUSIONS = (
     (GUILTY, CLEAN, SAME, f"{DIFFER}. The candidate is wrong:", "Fix the operation named"),
     (CLEAN, GUILTY, APART, f"{WITHIN}. The reference is wrong", "Do not change"),
     (GUILTY, GUILTY, SAME, f"{DIFFER}. Both engines differ from the", "Check first what"),
+    (GUILTY, COARSE, SAME, f"{DIFFER}. The candidate is wrong:", "Fix the operation named"),
     (
         GUILTY,
-        COARSE,
+        None,
         SAME,
-        f"{DIFFER}. The candidate's arithmetic is wrong; the other's",
-        "Fix the operation named above; record every tap of the reference (",
+        f"{DIFFER}. The candidate's arithmetic is wrong; the other's is not known.",
+        "Fix the operation named above; record every tap of the reference in",
     ),
 )
 
