@@ -314,7 +314,6 @@ def test_every_object_of_the_schema_is_closed(name: str) -> None:
                 "/$defs/greedy_results": ["from_journal", "passes"],
                 "/$defs/metamorphic_results/properties/summary": ["candidate", "reference"],
                 "/$defs/metamorphic_criterion": ["taps"],
-                "/$defs/audit_row": ["n_within", "within"],
                 "/$defs/guilty_op": ["n_within", "within"],
                 "/$defs/diagnosis": ["segment_ops"],
                 "": ["floors", "causal"],
