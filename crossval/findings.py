@@ -12,7 +12,7 @@ from crossval import taps
 from crossval.answers import Side
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck
-from crossval.diagnose import UNDETERMINED, Diagnosis, combine, diagnose
+from crossval.diagnose import UNDETERMINED, Diagnosis, diagnose_passes
 from crossval.errors import BadInputError
 from crossval.ops import SpecConfig, op_table
 from crossval.runners.base import PassPlan, PassRecord, Runner
@@ -65,7 +65,7 @@ def find(
             if index == check.pass_index:
                 return Finding(side, check, arithmetic, _undetermined(str(error)), None)
     with threadpool_limits(1, user_api="blas"):
-        found = combine([diagnose(context, arithmetic) for context in contexts])
+        found = diagnose_passes(contexts, arithmetic)
     return Finding(side, check, arithmetic, found, contexts[0])
 
 
