@@ -35,8 +35,6 @@ WHOLE_BELOW = 512
 N_WORST, N_SPREAD = 64, 128
 """Otherwise: features that deviate most, and features spread evenly."""
 DEFERRED_GROUPS = frozenset(variant.group or variant.name for variant in VARIANTS if variant.deferred)
-N_CONFIRMED = 8
-"""Variants that are computed on all features after they fitted the sample."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ class Explanation:
     """A variant that fits."""
 
     name: str
-    group: str
+    group: str = field(compare=False)
+    """May state what is seen in one pass."""
     family: int
     sentence: str
 
@@ -198,7 +197,8 @@ def _explains(one: Candidate, context: Context, diagnosis: Diagnosis, arithmetic
 
 def _is_right(one: Candidate, context: Context, arithmetic: Arithmetic) -> bool:
     """Return whether a candidate changes nothing in a pass that is right."""
-    return any(score.fits for score in _Search(_readings(context, arithmetic), arithmetic).run([one]))
+    scores = _Search(_readings(context, arithmetic), arithmetic).run([one])
+    return all(score.fits for score in scores)
 
 
 # --- one pass -------------------------------------------------------------------------------------------------
@@ -222,15 +222,16 @@ def _whole(context: Context, arithmetic: Arithmetic) -> Diagnosis:
         scores += search.run(candidates(seen[0], deferred=True))
     if not _accepted(scores, search.specification):
         scores += search.run(fitted(seen[0]))
-    specification = search.specification
-    if sample is not None:
-        whole = _Search(contexts, arithmetic)
-        close = sorted((s for s in scores if s.fits), key=lambda s: s.total)[:N_CONFIRMED]
-        confirmed = whole.run(s.candidate for s in close if s.candidate is not None) if close else []
-        seen_whole = {id(s.candidate) for s in confirmed}
-        scores = confirmed + [s for s in scores if id(s.candidate) not in seen_whole]
-        specification = whole.specification if close else specification
-    return _decide(contexts[0], scores, specification)
+    if sample is None:
+        return _decide(contexts[0], scores, search.specification)
+    close = _accepted(scores, search.specification)
+    if not close:
+        return _decide(contexts[0], scores, search.specification)
+    whole = _Search(contexts, arithmetic)
+    confirmed = whole.run(s.candidate for s in close if s.candidate is not None)
+    seen_whole = {id(s.candidate) for s in confirmed}
+    others = [s for s in scores if id(s.candidate) not in seen_whole]
+    return _decide(contexts[0], confirmed, whole.specification, others)
 
 
 def _in_parts(context: Context, arithmetic: Arithmetic, found: Diagnosis) -> Diagnosis:
@@ -340,7 +341,7 @@ def _sample(context: Context) -> IntArray | None:
     spread = have[np.linspace(0, have.size - 1, N_SPREAD).astype(np.int64)]
     coarse = context.sampled(have[:: max(1, have.size // 2048)])
     assert coarse.features is not None
-    off = np.nan_to_num(np.abs(coarse.target - coarse.expected)).max(axis=0)
+    off = np.nan_to_num(np.abs(coarse.target - coarse.expected), nan=np.inf).max(axis=0)
     worst = coarse.features[np.argsort(off)[-N_WORST:]]
     return np.unique(np.concatenate([spread, worst]))
 
@@ -352,14 +353,17 @@ def _accepted(scores: Iterable[_Score], specification: _Score) -> list[_Score]:
     return [s for s in scores if s.fits and GAP * max(s.total, U / 2) <= specification.total]
 
 
-def _decide(context: Context, scores: list[_Score], specification: _Score) -> Diagnosis:
-    ranked = sorted(scores, key=lambda s: s.total)
+def _decide(
+    context: Context, scores: list[_Score], specification: _Score, seen_in_part: Sequence[_Score] = ()
+) -> Diagnosis:
+    """Name what fits. ``seen_in_part``: did not fit the features looked at; may only be the runner-up."""
+    ranked = sorted([*scores, *seen_in_part], key=lambda s: s.total)
     accepted = sorted(_accepted(scores, specification), key=lambda s: s.total)
     if not accepted:
         return _unexplained(context, ranked, specification)
     best = accepted[0]
     level = GAP * max(best.total, U)
-    same = [s for s in ranked if s.total < level]
+    same = [s for s in sorted(scores, key=lambda s: s.total) if s.total < level]
     names = {_name(s) for s in same}
     others = [s for s in ranked if s.total >= level and _name(s) not in names]
     explained = list(dict.fromkeys(_explanation(s.candidate) for s in same if s.candidate is not None))

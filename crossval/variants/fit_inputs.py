@@ -24,8 +24,10 @@ How = Literal["sum", "weights", "input"]
 HOW: tuple[How, ...] = ("sum", "weights", "input")
 BLOCK = 32
 MOST_EQUATIONS = 4096
-COUNTS, LOST = 0.75, 0.25
-"""Fitted weights of a block of inputs above the one, or below the other, are taken for 1 and 0."""
+N_SUMS = 64
+"""Recorded sums that a stretch of inputs has to explain to be looked at."""
+MIX = 1 << 16
+"""They are mixed with random factors below this, so that one number stands for all."""
 
 
 @dataclass(frozen=True)
@@ -71,42 +73,69 @@ def without(context: Context, lost: Lost) -> Array:
 
 
 def _lost(context: Context) -> Iterator[Array]:
-    """Fit how much each block of inputs counts, then each input of the blocks that count in part."""
+    """Find a stretch of inputs that does not count, or is all that counts; else blocks that do not."""
+    found = _stretch(context)
+    if found is None:
+        found = _blocks_lost(context)
+    if found is not None and found.any() and not found.all():
+        yield found
+
+
+def _stretch(context: Context) -> Array | None:
+    """Look up the recorded sums among the differences of sums over the first inputs: exact, whole numbers.
+
+    With P_j the sum over the inputs before j, inputs a to b are missing where P_b - P_a is what is missing.
+    """
+    codes, scale = context.quantized
+    features = probe(context, max(N_SUMS // context.n_rows, 8))
+    wanted = recorded_sums(context.sampled(features), scale)
+    rows = context.matrix.signs[features]
+    token, feature = (at.reshape(-1)[:N_SUMS] for at in np.indices(wanted.shape))
+    terms = codes[token] * rows[feature]
+    mixed = np.random.default_rng(0).integers(1, MIX, token.size).astype(np.float64)
+    before = np.concatenate([[0.0], np.cumsum(mixed @ terms)])
+    total, sums = before[-1], float(mixed @ np.rint(wanted[token, feature]))
+    order = np.argsort(before, kind="stable")
+    best: tuple[int, int, int, bool] | None = None
+    for missing, value in ((True, total - sums), (False, sums)):
+        wanted_ends = before + value
+        first = np.searchsorted(before[order], wanted_ends)
+        last = np.searchsorted(before[order], wanted_ends, side="right")
+        for start in np.flatnonzero(last > first).tolist():
+            for stop in order[first[start] : last[start]].tolist():
+                if stop > start:
+                    found = (_roundness(start) + _roundness(stop), start, stop, missing)
+                    best = found if best is None else max(best, found)
+    if best is None:
+        return None
+    _, start, stop, missing = best
+    at = np.arange(codes.shape[-1])
+    inside: Array = (at >= start) & (at < stop)
+    return inside if missing else ~inside
+
+
+def _roundness(n: int) -> int:
+    """Return how often two divides a boundary: of several that no value tells apart, the roundest is said."""
+    return (n & -n).bit_length() if n else 32
+
+
+def _blocks_lost(context: Context) -> Array | None:
+    """Fit how much each block of inputs counts."""
     codes, scale = context.quantized
     n_blocks = codes.shape[-1] // BLOCK
     n_features = min(max(4 * n_blocks // context.n_rows, 64), MOST_EQUATIONS)
-    features = probe(context.sampled(None), n_features)
+    features = probe(context, n_features)
     wanted = recorded_sums(context.sampled(features), scale)
     rows = context.matrix.signs[features]
     if wanted.size < 2 * n_blocks:
-        raise Inapplicable
+        return None
     terms = np.empty((context.n_rows, features.size, n_blocks))
     for b in range(n_blocks):
         at = slice(b * BLOCK, (b + 1) * BLOCK)
         terms[..., b] = codes[:, at] @ rows[:, at].T
-    share = _solve(terms.reshape(-1, n_blocks), wanted.reshape(-1))
-    weight = np.repeat(share, BLOCK)
-    partly = np.flatnonzero((share > LOST) & (share < COUNTS))
-    near = np.zeros(n_blocks, np.bool_)
-    for b in partly.tolist():
-        near[max(0, b - 1) : b + 2] = True
-    single_inputs = np.flatnonzero(np.repeat(near, BLOCK))
-    weight = (weight >= (LOST + COUNTS) / 2).astype(np.float64)
-    if single_inputs.size:
-        if single_inputs.size > min(512, wanted.size // 2):
-            raise Inapplicable
-        rest = weight.copy()
-        rest[single_inputs] = 0.0
-        left = wanted - (codes * rest.astype(np.float32)) @ rows.T
-        single = (
-            (codes[:, None, single_inputs] * rows[None, :, single_inputs])
-            .reshape(-1, single_inputs.size)
-            .astype(np.float64)
-        )
-        weight[single_inputs] = np.rint(np.clip(_solve(single, left.reshape(-1)), 0, 1))
-    flags = weight == 0
-    if flags.any() and not flags.all() and distance(wanted, (codes * ~flags) @ rows.T) < CLOSE:
-        yield flags
+    share = np.repeat(_solve(terms.reshape(-1, n_blocks), wanted.reshape(-1)), BLOCK)
+    flags: Array = share < 0.5
+    return flags if distance(wanted, (codes * ~flags) @ rows.T) < CLOSE else None
 
 
 def _solve(terms: Array, wanted: Array) -> Array:

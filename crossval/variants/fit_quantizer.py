@@ -22,6 +22,8 @@ N_PROBED = 48
 CHUNK = 64
 """Settings tried at a time."""
 LEVELS = np.arange(2, 601) / 2.0
+NEAR = 4e-3
+"""Relative distance, on one token, below which a setting is checked: some codes may be at a rounding tie."""
 INT8 = (-128.0, 127.0)
 UNLIMITED = (-np.inf, np.inf)
 
@@ -42,6 +44,9 @@ class _Setting:
     limits: tuple[float, float] = INT8
     back: float | None = None
     """Levels by which the sums are divided; None: the same."""
+
+
+RIGHT = (_Setting(), _Setting(limits=UNLIMITED), _Setting(limits=UNLIMITED, back=127.0))
 
 
 def _apply(context: Context, setting: _Setting) -> Array:
@@ -90,7 +95,7 @@ def _levels(context: Context) -> Iterator[Fit]:
                 if limits is UNLIMITED and levels[-1] <= INT8[1]:
                     continue
                 off, factor = at.best(np.clip(plain, *limits))
-                for i in np.flatnonzero(off < CLOSE):
+                for i in np.flatnonzero(off < NEAR):
                     back = factor[i] * levels[i] / at.largest  # 1: what was multiplied is divided by
                     for other in (None, 127.0, 128.0):
                         ratio = 1.0 if other is None else levels[i] / other
@@ -101,7 +106,8 @@ def _levels(context: Context) -> Iterator[Fit]:
                             break
     found.sort(key=lambda one: one[0])
     for setting in list(dict.fromkeys(setting for _, setting in found))[:MOST]:
-        yield _said(setting)
+        if setting not in RIGHT:
+            yield _said(setting)
 
 
 def _said(setting: _Setting) -> Fit:
@@ -138,7 +144,7 @@ def _limits(context: Context) -> Iterator[Fit]:
     found: list[tuple[float, _Setting]] = []
     for low, high in ((-limit, limit), (-open_ended, limit - 1), (-limit, open_ended - 1)):
         off, factor = at.best(np.clip(plain[None], low[:, None], high[:, None]))
-        good = (off < CLOSE) & (np.abs(factor * 127.0 / at.largest - 1) < CLOSE)
+        good = (off < NEAR) & (np.abs(factor * 127.0 / at.largest - 1) < CLOSE)
         found += [(float(off[i]), _Setting(limits=(float(low[i]), float(high[i])))) for i in np.flatnonzero(good)]
     found.sort(key=lambda one: one[0])
     for _, setting in found[:MOST]:

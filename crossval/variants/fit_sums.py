@@ -14,10 +14,12 @@ from crossval.variants.linear import linear
 from crossval.variants.variant import Variant
 
 WIDTHS = (16, 15, 14, 13, 12, 11, 10, 9, 8)
-TOLERANCE = 1e-5
-"""Relative to the larger of the sum and the power of two: how far float32 may be from a whole multiple."""
+TOLERANCE = 1e-6
+"""Relative to the sum: how far float32 may be from a whole number."""
 FEW = 0.05
-"""A recorded sum is a whole number within this, or it proves nothing."""
+"""The same, absolutely."""
+SHARP = 0.02
+"""Share of the power of two within which a sum has to be known to prove anything."""
 
 
 def _off(context: Context, modulus: float) -> tuple[Array, Array]:
@@ -27,7 +29,8 @@ def _off(context: Context, modulus: float) -> tuple[Array, Array]:
     right = linear(context, codes=codes, scale=scale, unscale=1.0, weight_scale=1.0)
     times = np.rint((wanted - right) / modulus)
     off = np.abs(wanted - right - times * modulus)
-    return times, off > TOLERANCE * np.maximum(np.abs(right) + np.abs(wanted), 1.0) + FEW
+    allowed = TOLERANCE * (np.abs(right) + np.abs(wanted)) + FEW
+    return times, ~(off <= allowed) | (allowed > SHARP * modulus)
 
 
 def _widths(context: Context) -> Iterator[Fit]:

@@ -12,7 +12,7 @@ from crossval import taps
 from crossval.audit.bounds import BITLINEARS
 from crossval.geometry import token_axis
 from crossval.variants.context import Array, Context, Inapplicable, widen
-from crossval.variants.places import GROUPS, Flags, Rule, described, period_of, rules, runs
+from crossval.variants.places import GROUPS, Flags, Rule, described, periods, rules, runs
 from crossval.variants.variant import Variant
 
 EVERY_OP = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS})
@@ -236,7 +236,7 @@ def _slices(flags: Flags) -> Iterator[Flags]:
     longest += [run for run in found[-1:] if run.stop == flags.size and run not in longest]
     at = np.arange(flags.size)
     yield from ((at >= run.start) & (at < run.stop) for run in longest)
-    if period_of(flags) is not None:
+    if periods(flags):
         yield flags
 
 

@@ -132,7 +132,7 @@ def aparts(context: Context) -> Iterator[Apart]:
         yield Apart(none_of_tokens, columns, "zero")
     off = np.abs(target - context.expected)
     size = np.sqrt(np.mean(context.expected**2, axis=-1, keepdims=True))
-    wrong = off > LINEAR_FLOOR * np.maximum(size, np.finfo(np.float64).tiny)
+    wrong = ~(off <= LINEAR_FLOOR * size)
     rows, columns = ~_any(wrong, -1), ~_any(wrong, 0)
     if rows.any() and not rows.all():
         yield Apart(rows, none, "right")
@@ -164,34 +164,35 @@ def _zeros(target: Array) -> Flags:
 
 def together(apart: Apart, bases: Sequence[Candidate | None]) -> Iterator[Candidate]:
     """Yield every mistake of the rest (None: it is right) with every way to say what was set aside."""
+    one = len(bases) == 1
     for base in bases:
         for part in apart.parts():
             if part.content == "right":
                 if base is not None:
-                    yield _only_there(base, part)
+                    yield _only_there(base, part, one)
             else:
-                yield _both(base, part)
+                yield _both(base, part, one)
 
 
-def _both(base: Candidate | None, part: Part) -> Candidate:
+def _both(base: Candidate | None, part: Part, alone: bool) -> Candidate:
     group = f"{part.symptom} {WHAT[part.content]}"
     if base is None:
         return _candidate(part.name, part.sentence, group, 15, lambda c: part.set_aside(c, c.expected))
     return _candidate(
         f"{base.name}; {part.name}",
         f"{base.explanation}; {part.sentence}",
-        f"{base.group}; {group}",
+        f"{base.name if alone else base.group}; {group}",
         base.variant.family,
         lambda c: part.set_aside(c, _made(base, c)),
     )
 
 
-def _only_there(base: Candidate, part: Part) -> Candidate:
+def _only_there(base: Candidate, part: Part, alone: bool) -> Candidate:
     """A mistake that is made for some tokens or features; the values of the others are right."""
     return _candidate(
         f"{base.name}, only in {part.words}",
         f"{base.explanation}; only {part.words} are wrong",
-        f"{base.group}, only in {part.symptom}",
+        f"{base.name if alone else base.group}, only in {part.symptom}",
         base.variant.family,
         lambda c: part.set_aside(c, _made(base, c)),
     )

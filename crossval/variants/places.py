@@ -35,20 +35,27 @@ def described(flags: Flags, noun: str) -> str:
     if len(found) == 1:
         one = found[0]
         return f"{noun} {one.start}" if len(one) == 1 else f"{noun}s {one.start} to {one.stop} (exclusive)"
-    period = period_of(flags)
-    if period is not None:
-        return f"{noun}s {_remainder(period, noun[0])}"
+    repeated = periods(flags)
+    if len(repeated) == 1:
+        return f"{noun}s {_remainder(repeated[0], noun[0])}"
     return f"{noun}s {listed([f'{r.start}-{r.stop - 1}' if len(r) > 1 else str(r.start) for r in found], 4)}"
 
 
-def period_of(flags: Flags) -> Flags | None:
-    """Return the shortest pattern, neither all true nor all false, that flags repeat, seen more than once."""
+def periods(flags: Flags) -> list[Flags]:
+    """Return the patterns, neither all true nor all false, that flags repeat; no multiple of a shorter one.
+
+    Periods other than powers of two have to be seen twice in full; one token or feature by itself is no pattern.
+    """
+    found: list[Flags] = []
+    if min(np.count_nonzero(flags), np.count_nonzero(~flags)) < 2:
+        return found
     for period in PERIODS:
-        if period < flags.size:
-            part = flags[:period]
-            if part.any() and not part.all() and np.array_equal(np.resize(part, flags.size), flags):
-                return part
-    return None
+        part, least = flags[:period], period + 1 if period in GROUPS else 2 * period
+        if flags.size < least or any(period % one.size == 0 for one in found):
+            continue
+        if part.any() and not part.all() and np.array_equal(np.resize(part, flags.size), flags):
+            found.append(part)
+    return found
 
 
 def _remainder(part: Flags, letter: str) -> str:
@@ -62,12 +69,11 @@ def _remainder(part: Flags, letter: str) -> str:
 class Rule:
     """Tokens of a pass of any length."""
 
-    kind: Literal["remainder", "limit", "rest", "slice"]
+    kind: Literal["remainder", "limit", "rest", "these"]
     part: tuple[bool, ...] = ()
-    """Of ``remainder``: the pattern that is repeated."""
+    """Of ``remainder``: the pattern that is repeated; of ``these``: every token."""
     first: int = 0
-    """Of ``limit`` and ``slice``."""
-    stop: int = 0
+    """Of ``limit``."""
     group: int = 0
     """Of ``rest``: the tokens left over after groups of so many."""
 
@@ -80,7 +86,7 @@ class Rule:
             return f"tokens from {self.first} on"
         if self.kind == "rest":
             return f"last n mod {self.group} tokens"
-        return f"token {self.first}" if self.stop == self.first + 1 else f"tokens {self.first} to {self.stop - 1}"
+        return described(np.asarray(self.part), "token")
 
     def hits(self, n_tokens: int) -> Flags:
         """Return the tokens of a pass."""
@@ -92,23 +98,23 @@ class Rule:
         if self.kind == "rest":
             whole = n_tokens - n_tokens % self.group
             return (at >= whole) & (whole > 0)
-        return (at >= self.first) & (at < self.stop)
+        hit = np.zeros(n_tokens, np.bool_)
+        hit[: len(self.part)] = self.part[:n_tokens]
+        return hit
 
 
 def rules(flags: Flags) -> Iterator[Rule]:
     """Yield every rule by which exactly these tokens of a pass are hit; several are told apart by other passes."""
     if not flags.any() or flags.all():
         return
-    part, found = period_of(flags), runs(flags)
-    if part is not None:
+    repeated, found = periods(flags), runs(flags)
+    for part in repeated:
         yield Rule("remainder", part=tuple(bool(one) for one in part))
-    if len(found) > 1:
-        return
-    (one,) = found
-    if one.stop == flags.size:
+    one = found[-1]
+    if len(found) == 1 and one.stop == flags.size:
         yield Rule("limit", first=one.start)
         for group in GROUPS:
             if group <= flags.size and flags.size % group == len(one):
                 yield Rule("rest", group=group)
-    elif part is None:
-        yield Rule("slice", first=one.start, stop=one.stop)
+    elif not repeated:
+        yield Rule("these", part=tuple(bool(flag) for flag in flags))
