@@ -144,9 +144,22 @@ def diagnose_passes(
             )
         ]
         joint = _joined(joint, fitting)
-    if len(joint.candidates) > 1 and right:
-        joint = _joined(joint, [one for one in joint.replays if all(_is_right(one, c, arithmetic) for c in right)])
+    for context in right:
+        if len(joint.candidates) > 1:
+            joint = narrowed(joint, context, arithmetic)
     return joint
+
+
+def narrowed(found: Diagnosis, context: Context, arithmetic: Arithmetic) -> Diagnosis:
+    """Return a diagnosis without the causes that another pass of the same operation excludes.
+
+    A pass that is right excludes what would show there; a pass that is wrong, what does not explain it. When that
+    would leave nothing, the pass has a story of its own and nothing is excluded.
+    """
+    search = _Search(_readings(context, arithmetic), arithmetic)
+    if search.specification.fits:
+        return _joined(found, [one for one in found.replays if _is_right(one, context, arithmetic)])
+    return _joined(found, [one for one in found.replays if _accepted(search.run([one]), search.specification)])
 
 
 def combine(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
