@@ -247,9 +247,12 @@ def _whole(context: Context, arithmetic: Arithmetic) -> Diagnosis:
     return _decide(contexts[0], confirmed, whole.specification, others)
 
 
-def _in_parts(context: Context, arithmetic: Arithmetic, found: Diagnosis) -> Diagnosis:
-    """Set aside what is visibly not a result, or right, and explain the rest; ``found`` when that fails."""
-    for apart in aparts(context):
+def _in_parts(context: Context, arithmetic: Arithmetic, found: Diagnosis, depth: int = 2) -> Diagnosis:
+    """Set aside what is visibly not a result, or right, and explain the rest; ``found`` when that fails.
+
+    ``depth``: how often something may be set aside: tokens, then features of the others.
+    """
+    for apart in aparts(context) if depth else ():
         rest = apart.rest(context)
         search = _Search(_readings(rest, arithmetic), arithmetic)
         if search.specification.fits:
@@ -257,6 +260,8 @@ def _in_parts(context: Context, arithmetic: Arithmetic, found: Diagnosis) -> Dia
             ratio = search.specification.total
         else:
             inner = _whole(rest, arithmetic)
+            if not inner.candidates and apart.content != "right":
+                inner = _in_parts(rest, arithmetic, inner, depth - 1)
             bases, ratio = inner.replays, inner.ratio or 0.0
             if not bases and apart.content != "right":
                 said = f"{found.explanation}; of the rest: {inner.explanation.removeprefix(UNEXPLAINED)}"

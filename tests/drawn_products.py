@@ -256,7 +256,7 @@ def draw_bytes(rng, given):
 
 def draw_wrap(rng, given):
     """Partial sums over drawn stretches of inputs, kept in a drawn number of bits."""
-    bits, width = int(rng.choice([8, 10, 12])), int(rng.choice([32, 64, 256]))
+    bits, width = int(rng.choice([9, 10, 12])), int(rng.choice([32, 64, 256]))
     codes, scale = quantised(given.x)
     k, total = given.signs.shape[1], 0.0
     for first in range(0, k, width):
@@ -307,6 +307,30 @@ def draw_layout_and_lost_rows(rng, given):
     b = int(rng.integers(a + 5, n))
     output[:, a:b] = 0.0
     return output, f"{name}; features {a} to {b} (exclusive) zero"
+
+
+def draw_layout_and_lost_columns(rng, given):
+    layout, times = str(rng.choice(LAYOUTS[1:])), int(rng.choice([0, 1, 2]))
+    weights, k = read(given, layout) - times, given.signs.shape[1]
+    a = int(rng.integers(0, k // 64)) * 32
+    b = int(rng.integers(a // 32 + 2, k // 32)) * 32
+    weights[:, a:b] = 0
+    said = "" if times == 1 else "; " + named_table(tuple(float(v - times) for v in range(3)))
+    return product(given, weights), f"{layout}{said}; inputs {a} to {b} (exclusive) count as zero"
+
+
+def draw_four_at_once(rng, given):
+    """Layout, table, unwritten tokens, and rows that are lost."""
+    made = draw_three_at_once(rng, given)
+    if made is None:
+        return None
+    output, name = made
+    n = given.signs.shape[0]
+    a = int(rng.integers(1, n - 16))
+    good = np.abs(np.nan_to_num(output, nan=1e30)).max(axis=1) < 1e15
+    output[np.ix_(good, np.arange(a, a + 12))] = 0.0
+    what, _, _ = name.partition("; in passes")
+    return output, f"{what}; features {a} to {a + 12} (exclusive) zero; tokens"
 
 
 def draw_layout_in_some_tokens(rng, given):

@@ -13,7 +13,7 @@ from crossval.variants.context import Array, Context, Inapplicable
 
 CLOSE = 1e-3
 """Relative distance on a few values below which a fit is worth checking on all of them."""
-MOST = 4
+MOST = 8
 """Fits of one kind that are checked on all tokens."""
 
 

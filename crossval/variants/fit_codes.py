@@ -23,6 +23,8 @@ from crossval.variants.variant import Variant
 from crossval.variants.weights import read_through
 
 N_PROBED = 96
+LEAST = 16
+"""Values that three unknowns have to explain at least."""
 TERNARY = (-1.0, 0.0, 1.0)
 LIKE_SIGNS = 1e-5
 """A table this near to a multiple of -1, 0, +1 is a scale, not a table."""
@@ -98,7 +100,7 @@ def _fitted(x: Array, low: Array, high: Array, sums: FloatArray) -> FloatArray |
     first, last = ((x @ mask.T.astype(x.dtype)).astype(np.float64) for mask in (low, high))
     middle = x.astype(np.float64).sum(axis=-1, keepdims=True) - first - last
     size = np.sqrt(np.mean(sums**2, axis=-1, keepdims=True))
-    if not size.all():
+    if not size.all() or sums.size < LEAST:
         return None
     terms = np.stack([(one / size).reshape(-1) for one in (first, middle, last)], axis=-1)
     wanted = (sums / size).reshape(-1)
@@ -127,7 +129,7 @@ def _named(layout: layouts.Layout, values: FloatArray, mode: Quantised, scale: f
     words = [layout.name] if layout.name else []
     said = [layout.sentence] if layout.name else []
     if table != TERNARY:
-        name, sentence = _table_words(table)
+        name, sentence = table_words(table)
         words.append(name)
         said.append(sentence)
     for name, sentence in ((scaled, scaled), (mode.name, mode.sentence)):
@@ -151,7 +153,8 @@ def _blind(layout: layouts.Layout, table: tuple[float, ...], mode: Quantised) ->
     )
 
 
-def _table_words(table: tuple[float, ...]) -> tuple[str, str]:
+def table_words(table: tuple[float, ...]) -> tuple[str, str]:
+    """Return the name and the sentence of a table of codes."""
     said = ", ".join(f"{v:g}" if v <= 0 else f"+{v:g}" for v in table)
     offset = table[1]
     name, sentence = f"code table {said}", f"the 2-bit codes 0, 1, 2 stand for {said} instead of -1, 0, +1"

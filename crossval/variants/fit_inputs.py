@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from crossval.audit.bounds import BITLINEARS
 from crossval.ops import IntArray, TernaryMatrix
+from crossval.variants import layouts
 from crossval.variants.context import Array, Context, Inapplicable
 from crossval.variants.fit import CLOSE, Fit, distance, probe, recorded_sums
+from crossval.variants.fit_codes import table_words
 from crossval.variants.layouts import packed
 from crossval.variants.linear import input_scale, linear
 from crossval.variants.places import described
 from crossval.variants.variant import Variant
+from crossval.variants.weights import read_through
 
 # --- inputs that count as zero --------------------------------------------------------------------------------
 
@@ -24,6 +27,8 @@ How = Literal["sum", "weights", "input"]
 HOW: tuple[How, ...] = ("sum", "weights", "input")
 BLOCK = 32
 MOST_EQUATIONS = 4096
+OFFSETS = (1, 2, 0)
+"""The activation sum is subtracted so often."""
 N_SUMS = 64
 """Recorded sums that a stretch of inputs has to explain to be looked at."""
 MIX = 1 << 16
@@ -36,6 +41,22 @@ class Lost:
 
     flags: Array
     how: How
+    read: layouts.Layout = layouts.RIGHT
+    offset: int = 1
+    """What is subtracted from the codes 0, 1, 2."""
+
+    @property
+    def before(self) -> str:
+        """What else is wrong."""
+        parts = [self.read.name] if self.read.name else []
+        if self.offset != 1:
+            parts.append(table_words((-self.offset, 1 - self.offset, 2 - self.offset))[0])
+        return "".join(f"{part}; " for part in parts)
+
+    @property
+    def group(self) -> str:
+        """The symptom."""
+        return f"{self.before}{self.words} count as zero"
 
     @property
     def words(self) -> str:
@@ -45,51 +66,66 @@ class Lost:
     @property
     def name(self) -> str:
         """One mechanism of several that may give the same values."""
-        return {
-            "sum": f"{self.words} left out of the sums",
-            "weights": f"weights of {self.words} read as zeros",
-            "input": f"{self.words} not read",
-        }[self.how]
+        return (
+            self.before
+            + {
+                "sum": f"{self.words} left out of the sums",
+                "weights": f"weights of {self.words} read as zeros",
+                "input": f"{self.words} not read",
+            }[self.how]
+        )
 
     @property
     def sentence(self) -> str:
         """The same at length."""
-        return {
-            "sum": f"the sums leave out {self.words}; the quantiser sees all",
-            "weights": f"the weights of {self.words} (columns of the matrix) are read as zeros",
-            "input": f"{self.words} are not read, neither to quantise nor to sum",
-        }[self.how]
+        return (
+            self.before
+            + {
+                "sum": f"the sums leave out {self.words}; the quantiser sees all",
+                "weights": f"the weights of {self.words} (columns of the matrix) are read as zeros",
+                "input": f"{self.words} are not read, neither to quantise nor to sum",
+            }[self.how]
+        )
 
 
 def without(context: Context, lost: Lost) -> Array:
     """Compute the output without some inputs."""
     if lost.flags.size != context.inputs[0].shape[-1]:
         raise Inapplicable
+    rows_of = read_through(lost.read.codes_of, tuple(code - lost.offset for code in range(4)))
     if lost.how == "input":
         x = np.where(lost.flags, 0.0, context.inputs[0])
-        return linear(context, x=x, scale=input_scale(context, x))
+        return linear(context, x=x, scale=input_scale(context, x), rows_of=rows_of)
     codes, scale = context.quantized
-    return linear(context, codes=np.where(lost.flags, np.float32(0), codes), scale=scale)
+    codes = np.where(lost.flags, np.float32(0), codes)
+    return linear(context, codes=codes, scale=scale, rows_of=rows_of)
 
 
-def _lost(context: Context) -> Iterator[Array]:
+def _lost(context: Context) -> Iterator[Lost]:
     """Find a stretch of inputs that does not count, or is all that counts; else blocks that do not."""
-    found = _stretch(context)
-    if found is None:
-        found = _blocks_lost(context)
-    if found is not None and found.any() and not found.all():
-        yield found
+    codes, scale = context.quantized
+    features = probe(context, max(N_SUMS // context.n_rows, 8))
+    wanted = recorded_sums(context.sampled(features), scale)
+    for layout in layouts.layouts(codes.shape[-1]):
+        try:
+            rows = layout.codes_of(context.matrix, features).astype(np.float32)
+        except ValueError:
+            continue
+        for offset in OFFSETS:
+            flags = _stretch(codes, rows - np.float32(offset), wanted)
+            if flags is not None and flags.any() and not flags.all():
+                yield Lost(flags, "sum", layout, offset)
+                return
+    flags = _blocks_lost(context)
+    if flags is not None and flags.any() and not flags.all():
+        yield Lost(flags, "sum")
 
 
-def _stretch(context: Context) -> Array | None:
+def _stretch(codes: Array, rows: Array, wanted: Array) -> Array | None:
     """Look up the recorded sums among the differences of sums over the first inputs: exact, whole numbers.
 
     With P_j the sum over the inputs before j, inputs a to b are missing where P_b - P_a is what is missing.
     """
-    codes, scale = context.quantized
-    features = probe(context, max(N_SUMS // context.n_rows, 8))
-    wanted = recorded_sums(context.sampled(features), scale)
-    rows = context.matrix.signs[features]
     token, feature = (at.reshape(-1)[:N_SUMS] for at in np.indices(wanted.shape))
     terms = codes[token] * rows[feature]
     mixed = np.random.default_rng(0).integers(1, MIX, token.size).astype(np.float64)
@@ -152,7 +188,7 @@ def _solve(terms: Array, wanted: Array) -> Array:
 
 
 def _each_how(context: Context) -> Iterator[Lost]:
-    return (Lost(flags, how) for flags in _lost(context) for how in HOW)
+    return (replace(lost, how=how) for lost in _lost(context) for how in HOW)
 
 
 # --- weights of another place ---------------------------------------------------------------------------------
@@ -321,7 +357,7 @@ FITTED = (
         "{0.sentence}",
         without,
         _each_how,
-        group="{0.words} count as zero",
+        group="{0.group}",
         shown="inputs *a* to *b* left out of the sums; their weights read as zeros; inputs not read",
         shown_sentence="some inputs count as zero: how much each block counts is fitted by least squares",
     ),

@@ -55,7 +55,8 @@ class Apart:
         """Return the operation without them."""
         if self.tokens.any():
             return context.of_tokens(~self.tokens)
-        return context.sampled(np.flatnonzero(~self.features))
+        have = np.arange(self.features.size) if context.features is None else context.features
+        return context.sampled(have[~self.features[have]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +116,13 @@ def aparts(context: Context) -> Iterator[Apart]:
     """Yield what can be set aside, what is most visible first; the rest is never empty."""
     target = context.target
     bad = _impossible(context, target)
-    none_of_tokens, none = np.zeros(target.shape[0], np.bool_), np.zeros(target.shape[1], np.bool_)
+    none_of_tokens, none = np.zeros(target.shape[0], np.bool_), _numbered(context, np.zeros(0, np.int64))
     columns, rows = _any(bad, 0), _any(bad, -1)
     if rows.any():
         if bad[:, columns].all() and np.count_nonzero(columns) < columns.size // 2:
             if np.count_nonzero(bad) < CHANCE_RUN:
                 return
-            yield Apart(none_of_tokens, columns, "anything")
+            yield Apart(none_of_tokens, _numbered(context, columns), "anything")
         elif not rows.all():
             yield Apart(rows, none, "anything")
         return
@@ -129,7 +130,7 @@ def aparts(context: Context) -> Iterator[Apart]:
     if rows.any() and not rows.all():
         yield Apart(rows, none, "zero")
     if columns.any() and not columns.all():
-        yield Apart(none_of_tokens, columns, "zero")
+        yield Apart(none_of_tokens, _numbered(context, columns), "zero")
     off = np.abs(target - context.expected)
     size = np.sqrt(np.mean(context.expected**2, axis=-1, keepdims=True))
     wrong = ~(off <= LINEAR_FLOOR * size)
@@ -137,7 +138,14 @@ def aparts(context: Context) -> Iterator[Apart]:
     if rows.any() and not rows.all():
         yield Apart(rows, none, "right")
     if columns.any() and not columns.all():
-        yield Apart(none_of_tokens, columns, "right")
+        yield Apart(none_of_tokens, _numbered(context, columns), "right")
+
+
+def _numbered(context: Context, flags: Flags) -> Flags:
+    """Return flags of the features looked at as flags of all features."""
+    found = np.zeros(context.recorded[0].size, np.bool_)
+    found[np.flatnonzero(flags) if context.features is None else context.features[np.flatnonzero(flags)]] = True
+    return found
 
 
 def _any(array: Array, axis: int) -> Flags:
