@@ -8,7 +8,7 @@ output on this input are reported together, never picked from.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,12 +16,14 @@ import numpy as np
 from crossval.audit.bounds import Arithmetic, U, readings
 from crossval.ops import FloatArray, IntArray
 from crossval.runners.base import Numerics
-from crossval.variants import VARIANTS, Candidate, Context, candidates
+from crossval.variants import VARIANTS, Candidate, Context, candidates, fitted
 from crossval.variants.context import Array, Quantizer
 from crossval.variants.distance import LARGEST_FLOOR, floor, near_ties, per_token
+from crossval.variants.partly import aparts, together
 from crossval.variants.pattern import describe
 
 UNDETERMINED = "undetermined"
+UNEXPLAINED = "no known mistake explains it; "
 GAP = 10.0
 """How much farther the specification and every other variant must be."""
 FLIPPED = 0.02
@@ -33,8 +35,6 @@ WHOLE_BELOW = 512
 N_WORST, N_SPREAD = 64, 128
 """Otherwise: features that deviate most, and features spread evenly."""
 DEFERRED_GROUPS = frozenset(variant.group or variant.name for variant in VARIANTS if variant.deferred)
-N_CONFIRMED = 8
-"""Variants that are computed on all features after they fitted the sample."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Explanation:
     """A variant that fits."""
 
     name: str
-    group: str
+    group: str = field(compare=False)
+    """May state what is seen in one pass."""
     family: int
     sentence: str
 
@@ -65,6 +66,8 @@ class Diagnosis:
     """Distance of the specification from the recorded output."""
     candidates: tuple[Explanation, ...] = ()
     """All variants that fit and cannot be told apart on this input."""
+    replays: tuple[Candidate, ...] = field(default=(), compare=False, repr=False)
+    """The same as formulas, to be tried on other passes."""
     segment_ops: tuple[str, ...] = ()
     """Of a segment: full names of the operations inside it that are wrong."""
 
@@ -107,32 +110,58 @@ def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosi
     ``arithmetic``: how the engine says it rounds; unknown unless given, then every allowed rounding is tried.
     """
     arithmetic = arithmetic or Arithmetic(Numerics(), context.config.n_heads)
-    contexts = _readings(context, arithmetic)
-    wrong_shape = _wrong_shape(contexts[0])
+    wrong_shape = _wrong_shape(context)
     if wrong_shape is not None:
         return Diagnosis(UNDETERMINED, None, wrong_shape, None, None, None, finite(np.inf))
-    sample = _sample(contexts[0])
-    seen = [c.sampled(sample) for c in contexts]
-    search = _Search(seen, arithmetic)
-    far: list[_Score] = []
-    tried = list(candidates(seen[0]))
-    if len(seen) > 1:
-        rough = _Search(seen[:1], arithmetic).run(tried)
-        far = [s for s in rough if np.median(s.residual) > ROUGH]
-        settled = {id(s.candidate) for s in far}
-        tried = [c for c in tried if id(c) not in settled]
-    scores = far + search.run(tried)
-    if not _accepted(scores, search.specification) or any(_has_more(s) for s in scores if s.fits):
-        scores += search.run(candidates(seen[0], deferred=True))
-    specification = search.specification
-    if sample is not None:
-        whole = _Search([c.sampled(None) for c in contexts], arithmetic)
-        close = sorted((s for s in scores if s.fits), key=lambda s: s.total)[:N_CONFIRMED]
-        confirmed = whole.run(s.candidate for s in close if s.candidate is not None) if close else []
-        seen_whole = {id(s.candidate) for s in confirmed}
-        scores = confirmed + [s for s in scores if id(s.candidate) not in seen_whole]
-        specification = whole.specification if close else specification
-    return _decide(contexts[0], scores, specification)
+    found = _whole(context, arithmetic)
+    if found.candidates or not context.is_linear:
+        return found
+    return _in_parts(context, arithmetic, found)
+
+
+def diagnose_passes(
+    contexts: Sequence[Context], arithmetic: Arithmetic | None = None, *, right: Sequence[Context] = ()
+) -> Diagnosis:
+    """Find one cause for the same guilty operation in several passes.
+
+    What explains one pass is replayed on the others: a mistake in some tokens need not show in every pass.
+    ``right``: passes in which the operation is right; of causes that explain the guilty ones equally, those that
+    would show there are dropped.
+
+    Raises:
+        ValueError: there are no passes.
+    """
+    found = [diagnose(context, arithmetic) for context in contexts]
+    joint = combine(found)
+    arithmetic = arithmetic or Arithmetic(Numerics(), contexts[0].config.n_heads)
+    if len(found) > 1 and not joint.candidates:
+        fitting = [
+            one
+            for i, diagnosis in enumerate(found)
+            for one in diagnosis.replays
+            if all(
+                _explains(one, c, d, arithmetic)
+                for j, (c, d) in enumerate(zip(contexts, found, strict=True))
+                if i != j
+            )
+        ]
+        joint = _joined(joint, fitting)
+    for context in right:
+        if len(joint.candidates) > 1:
+            joint = narrowed(joint, context, arithmetic)
+    return joint
+
+
+def narrowed(found: Diagnosis, context: Context, arithmetic: Arithmetic) -> Diagnosis:
+    """Return a diagnosis without the causes that another pass of the same operation excludes.
+
+    A pass that is right excludes what would show there; a pass that is wrong, what does not explain it. When that
+    would leave nothing, the pass has a story of its own and nothing is excluded.
+    """
+    search = _Search(_readings(context, arithmetic), arithmetic)
+    if search.specification.fits:
+        return _joined(found, [one for one in found.replays if _is_right(one, context, arithmetic)])
+    return _joined(found, [one for one in found.replays if _accepted(search.run([one]), search.specification)])
 
 
 def combine(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
@@ -149,9 +178,101 @@ def combine(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
         if len(diagnoses) == 1 or all(d.name == diagnoses[0].name for d in diagnoses):
             return worst
         why = "no one variant explains all passes: " + "; ".join(dict.fromkeys(d.explanation for d in diagnoses))
-        return replace(worst, name=UNDETERMINED, family=None, explanation=why, candidates=())
+        return replace(worst, name=UNDETERMINED, family=None, explanation=why, candidates=(), replays=())
     name, family, sentence = verdict(shared)
-    return replace(worst, name=name, family=family, explanation=sentence, candidates=tuple(shared))
+    replays = tuple(one for one in diagnoses[0].replays if _explanation(one) in shared)
+    return replace(
+        worst, name=name, family=family, explanation=sentence, candidates=tuple(shared), replays=replays
+    )
+
+
+def _joined(joint: Diagnosis, fitting: Sequence[Candidate]) -> Diagnosis:
+    """Return a diagnosis with other candidates; as it is, when there are none."""
+    explained = list(dict.fromkeys(map(_explanation, fitting)))
+    if not explained:
+        return joint
+    name, family, sentence = verdict(explained)
+    return replace(
+        joint,
+        name=name,
+        family=family,
+        explanation=sentence,
+        candidates=tuple(explained),
+        replays=tuple(fitting),
+    )
+
+
+def _explains(one: Candidate, context: Context, diagnosis: Diagnosis, arithmetic: Arithmetic) -> bool:
+    """Return whether a candidate explains another pass as well as the best there."""
+    search = _Search(_readings(context, arithmetic), arithmetic)
+    best = diagnosis.ratio if diagnosis.candidates and diagnosis.ratio is not None else 0.0
+    scores = _accepted(search.run([one]), search.specification)
+    return any(score.total < GAP * max(best, U) or not diagnosis.candidates for score in scores)
+
+
+def _is_right(one: Candidate, context: Context, arithmetic: Arithmetic) -> bool:
+    """Return whether a candidate changes nothing in a pass that is right."""
+    scores = _Search(_readings(context, arithmetic), arithmetic).run([one])
+    return all(score.fits for score in scores)
+
+
+# --- one pass -------------------------------------------------------------------------------------------------
+
+
+def _whole(context: Context, arithmetic: Arithmetic) -> Diagnosis:
+    """Explain all tokens and features of a pass by one variant, or by one whose parameters are fitted."""
+    contexts = _readings(context, arithmetic)
+    sample = _sample(context)
+    seen = [c.sampled(sample) for c in contexts] if sample is not None else contexts
+    search = _Search(seen, arithmetic)
+    far: list[_Score] = []
+    tried = list(candidates(seen[0]))
+    if len(seen) > 1:
+        rough = _Search(seen[:1], arithmetic).run(tried)
+        far = [s for s in rough if np.median(s.residual) > ROUGH]
+        settled = {id(s.candidate) for s in far}
+        tried = [c for c in tried if id(c) not in settled]
+    scores = far + search.run(tried)
+    if not _accepted(scores, search.specification) or any(_has_more(s) for s in scores if s.fits):
+        scores += search.run(candidates(seen[0], deferred=True))
+    if not _accepted(scores, search.specification):
+        scores += search.run(fitted(seen[0]))
+    if sample is None:
+        return _decide(contexts[0], scores, search.specification)
+    close = _accepted(scores, search.specification)
+    if not close:
+        return _decide(contexts[0], scores, search.specification)
+    whole = _Search(contexts, arithmetic)
+    confirmed = whole.run(s.candidate for s in close if s.candidate is not None)
+    seen_whole = {id(s.candidate) for s in confirmed}
+    others = [s for s in scores if id(s.candidate) not in seen_whole]
+    return _decide(contexts[0], confirmed, whole.specification, others)
+
+
+def _in_parts(context: Context, arithmetic: Arithmetic, found: Diagnosis, depth: int = 2) -> Diagnosis:
+    """Set aside what is visibly not a result, or right, and explain the rest; ``found`` when that fails.
+
+    ``depth``: how often something may be set aside: tokens, then features of the others.
+    """
+    for apart in aparts(context) if depth else ():
+        rest = apart.rest(context)
+        search = _Search(_readings(rest, arithmetic), arithmetic)
+        if search.specification.fits:
+            bases: Sequence[Candidate | None] = (None,)
+            ratio = search.specification.total
+        else:
+            inner = _whole(rest, arithmetic)
+            if not inner.candidates and apart.content != "right":
+                inner = _in_parts(rest, arithmetic, inner, depth - 1)
+            bases, ratio = inner.replays, inner.ratio or 0.0
+            if not bases and apart.content != "right":
+                said = f"{found.explanation}; of the rest: {inner.explanation.removeprefix(UNEXPLAINED)}"
+                found = replace(found, explanation=said)
+        with np.errstate(over="ignore", invalid="ignore"):
+            both = [one for one in together(apart, bases) if one.compute(context) is not None]
+        if both:
+            return replace(_joined(found, both), ratio=ratio, runner_up=None, runner_up_ratio=None)
+    return found
 
 
 # --- searching ------------------------------------------------------------------------------------------------
@@ -234,13 +355,13 @@ def _wrong_shape(context: Context) -> str | None:
 
 def _sample(context: Context) -> IntArray | None:
     """Choose output features to look at first: the worst and some spread evenly; None: all."""
-    n_features = context.recorded[0].size
-    if not context.is_flat or n_features <= WHOLE_BELOW:
+    have = np.arange(context.recorded[0].size) if context.features is None else context.features
+    if not context.is_flat or have.size <= WHOLE_BELOW:
         return None
-    spread = np.linspace(0, n_features - 1, N_SPREAD).astype(np.int64)
-    coarse = context.sampled(np.arange(0, n_features, max(1, n_features // 2048)))
+    spread = have[np.linspace(0, have.size - 1, N_SPREAD).astype(np.int64)]
+    coarse = context.sampled(have[:: max(1, have.size // 2048)])
     assert coarse.features is not None
-    off = np.nan_to_num(np.abs(coarse.target - coarse.expected)).max(axis=0)
+    off = np.nan_to_num(np.abs(coarse.target - coarse.expected), nan=np.inf).max(axis=0)
     worst = coarse.features[np.argsort(off)[-N_WORST:]]
     return np.unique(np.concatenate([spread, worst]))
 
@@ -252,17 +373,20 @@ def _accepted(scores: Iterable[_Score], specification: _Score) -> list[_Score]:
     return [s for s in scores if s.fits and GAP * max(s.total, U / 2) <= specification.total]
 
 
-def _decide(context: Context, scores: list[_Score], specification: _Score) -> Diagnosis:
-    ranked = sorted(scores, key=lambda s: s.total)
+def _decide(
+    context: Context, scores: list[_Score], specification: _Score, seen_in_part: Sequence[_Score] = ()
+) -> Diagnosis:
+    """Name what fits. ``seen_in_part``: did not fit the features looked at; may only be the runner-up."""
+    ranked = sorted([*scores, *seen_in_part], key=lambda s: s.total)
     accepted = sorted(_accepted(scores, specification), key=lambda s: s.total)
     if not accepted:
         return _unexplained(context, ranked, specification)
     best = accepted[0]
     level = GAP * max(best.total, U)
-    same = [s for s in ranked if s.total < level]
+    same = [s for s in sorted(scores, key=lambda s: s.total) if s.total < level]
     names = {_name(s) for s in same}
     others = [s for s in ranked if s.total >= level and _name(s) not in names]
-    explained = list(dict.fromkeys(_explain(s) for s in same))
+    explained = list(dict.fromkeys(_explanation(s.candidate) for s in same if s.candidate is not None))
     name, family, sentence = verdict(explained)
     return Diagnosis(
         name=name,
@@ -273,6 +397,7 @@ def _decide(context: Context, scores: list[_Score], specification: _Score) -> Di
         runner_up_ratio=finite(others[0].total) if others else None,
         specification_ratio=finite(specification.total),
         candidates=tuple(explained),
+        replays=tuple(s.candidate for s in same if s.candidate is not None),
     )
 
 
@@ -289,7 +414,7 @@ def verdict(explained: Sequence[Explanation]) -> tuple[str, int | None, str]:
 
 
 def _unexplained(context: Context, ranked: list[_Score], specification: _Score) -> Diagnosis:
-    sentence = f"no known mistake explains it; {describe(context.sampled(None))}"
+    sentence = f"{UNEXPLAINED}{describe(context)}"
     best = ranked[0] if ranked else None
     second = ranked[1] if len(ranked) > 1 else None
     return Diagnosis(
@@ -303,9 +428,7 @@ def _unexplained(context: Context, ranked: list[_Score], specification: _Score) 
     )
 
 
-def _explain(score: _Score) -> Explanation:
-    assert score.candidate is not None
-    one = score.candidate
+def _explanation(one: Candidate) -> Explanation:
     return Explanation(one.name, one.group, one.variant.family, one.explanation)
 
 

@@ -12,9 +12,10 @@ from crossval import taps
 from crossval.answers import Side
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck
-from crossval.diagnose import UNDETERMINED, Diagnosis, combine, diagnose
+from crossval.diagnose import UNDETERMINED, Diagnosis, diagnose_passes
 from crossval.errors import BadInputError
 from crossval.ops import SpecConfig, op_table
+from crossval.probing import tell_apart
 from crossval.replay import HeldWeights, Replay
 from crossval.runners.base import PassPlan, PassRecord, Runner
 from crossval.segment_diagnosis import diagnose_segment, remedy
@@ -76,8 +77,13 @@ def find(
         ) as error:  # not recorded there: what is not finite is guilty whatever it was made from
             if index == check.pass_index:
                 return Finding(side, check, arithmetic, _undetermined(str(error)), None)
+    right = [
+        of_records(op, records, weights.config, weights, index=index) for index in _right(result, check, passes)
+    ]
     with threadpool_limits(1, user_api="blas"):
-        found = combine([diagnose(context, arithmetic) for context in contexts])
+        found = diagnose_passes(contexts, arithmetic, right=right)
+        tokens, names = plans[0].token_ids, _names(check.tap, weights.config)
+        found = tell_apart(found, runner, op, names, tokens, weights.config, weights, arithmetic)
     return Finding(side, check, arithmetic, found, contexts[0])
 
 
@@ -124,6 +130,19 @@ def _passes(result: AuditResult, first: OpCheck) -> list[int]:
     others = [check for check in alike[1:] if check.pass_kind != first.pass_kind][:1]
     rest = [check for check in alike[1:] if check not in others]
     return [check.pass_index for check in [first, *others, *rest][:MAX_PASSES]]
+
+
+def _right(result: AuditResult, first: OpCheck, passes: Sequence[int]) -> list[int]:
+    """Return passes of the same kind, of those that are captured, in which the operation is right."""
+    return [
+        check.pass_index
+        for check in result.checks
+        if check.tap == first.tap
+        and check.status == "ok"
+        and check.n_ops == 1
+        and check.pass_kind == first.pass_kind
+        and check.pass_index < max(passes)
+    ][:MAX_PASSES]
 
 
 def _names(tap: str, config: SpecConfig, n_ops: int = 1) -> list[str]:

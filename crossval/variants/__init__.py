@@ -15,6 +15,11 @@ from crossval.variants import (
     cache,
     embedding,
     ffn,
+    fit_codes,
+    fit_inputs,
+    fit_quantizer,
+    fit_rows,
+    fit_sums,
     kernels,
     norms,
     precision,
@@ -40,7 +45,16 @@ VARIANTS: tuple[Variant, ...] = (
     *precision.VARIANTS,
     *residual.VARIANTS,
     *kernels.VARIANTS,
+    fit_codes.ROW_SUMS,
 )
+FITTED: tuple[Variant, ...] = (
+    *fit_inputs.FITTED,
+    *fit_codes.FITTED,
+    *fit_quantizer.FITTED,
+    *fit_rows.FITTED,
+    *fit_sums.FITTED,
+)
+"""Their parameters are estimated from what was recorded; tried when nothing in ``VARIANTS`` explains it."""
 
 
 def candidates(context: Context, *, deferred: bool = False) -> Iterator[Candidate]:
@@ -50,4 +64,21 @@ def candidates(context: Context, *, deferred: bool = False) -> Iterator[Candidat
             yield from variant.candidates(context)
 
 
-__all__ = ["FAMILIES", "VARIANTS", "Candidate", "Context", "Inapplicable", "Variant", "candidates", "of_records"]
+def fitted(context: Context) -> Iterator[Candidate]:
+    """Yield the mistakes whose parameters, estimated from what was recorded, come close to it."""
+    for variant in FITTED:
+        yield from variant.candidates(context)
+
+
+__all__ = [
+    "FAMILIES",
+    "FITTED",
+    "VARIANTS",
+    "Candidate",
+    "Context",
+    "Inapplicable",
+    "Variant",
+    "candidates",
+    "fitted",
+    "of_records",
+]

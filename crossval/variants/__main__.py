@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 from crossval import taps
-from crossval.variants import FAMILIES, VARIANTS, Variant
+from crossval.variants import FAMILIES, FITTED, VARIANTS, Variant
 
 HEADER = """# Known mistakes
 
@@ -25,7 +26,7 @@ def variants_markdown() -> str:
     """Return the page: one table for each family."""
     sections = [HEADER]
     for family, title in FAMILIES.items():
-        rows = dict.fromkeys(_row(variant) for variant in VARIANTS if variant.family == family)
+        rows = dict.fromkeys(_row(variant) for variant in (*VARIANTS, *FITTED) if variant.family == family)
         if rows:
             sections.append(f"## {family}. {title}\n\n| name | operations | what the engine does |\n|---|---|---|")
             sections[-1] += "".join(f"\n{row}" for row in rows) + "\n"
@@ -39,13 +40,12 @@ def _row(variant: Variant) -> str:
         names = "all"
     elif len(EVERY_OP - variant.ops) < len(variant.ops):
         names = "all but " + ", ".join(f"`{name}`" for name in order if name not in variant.ops)
-    return f"| {_cell(variant.name)} | {names} | {_cell(variant.explanation)} |"
+    said = variant.shown_sentence or variant.explanation
+    return f"| {_cell(variant.shown or variant.name)} | {names} | {_cell(said)} |"
 
 
 def _cell(text: str) -> str:
-    for wordy in ("{0.start}", "{0.stop}", "{0.features.start}", "{0.features.stop}", "{:g}", "{:+d}"):
-        text = text.replace(wordy, "{}")
-    return text.replace("|", "\\|")
+    return re.sub(r"{[^}]*}", "{}", text).replace("|", "\\|")
 
 
 if __name__ == "__main__":

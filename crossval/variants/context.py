@@ -272,6 +272,12 @@ class Context:
         """Return the same operation seen at some of its output features."""
         return replace(self, features=features)
 
+    def of_tokens(self, kept: Array) -> Context:
+        """Return the same matrix product for some of its tokens (flags, or indices into ``rows``)."""
+        at = np.arange(self.n_rows)[kept]
+        rows = tuple(self.rows[i] for i in at)
+        return replace(self, rows=rows, raw=(self.raw[0][at], *self.raw[1:]), recorded=self.recorded[at])
+
 
 def widen(array: Array) -> Array:
     """Return floating-point arrays as float64; token ids and positions as they are."""

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from crossval import taps
 from crossval.audit.bounds import BITLINEARS
 from crossval.geometry import token_axis
 from crossval.variants.context import Array, Context, Inapplicable, widen
+from crossval.variants.places import GROUPS, Flags, Rule, described, periods, rules, runs
 from crossval.variants.variant import Variant
 
 EVERY_OP = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS})
+PRODUCTS = BITLINEARS | {"result_output"}
 
 # --- tokens ---------------------------------------------------------------------------------------------------
 
@@ -29,35 +30,60 @@ def _back(context: Context, by_token: Array) -> Array:
     return np.moveaxis(by_token, 0, context.token_axis)
 
 
-def _tail(context: Context) -> int:
-    """Return how many tokens are left over after groups of four."""
-    n = context.n_tokens % 4
-    if n == 0 or context.n_tokens < 4 or not context.whole_pass:
+class _Tokens(NamedTuple):
+    """Tokens of the pass that share a fate: the rule, and how the symptom is described."""
+
+    rule: Rule
+    symptom: str
+
+    @property
+    def verb(self) -> str:
+        return "holds" if self.symptom.startswith("token ") else "hold"
+
+    def flags(self, context: Context) -> Flags:
+        if not context.whole_pass:
+            raise Inapplicable
+        flags = self.rule.hits(context.n_tokens)
+        if not flags.any() or flags.all():
+            raise Inapplicable
+        return flags
+
+
+def _ruled(flags: Flags) -> Iterator[_Tokens]:
+    for rule in rules(flags):
+        yield _Tokens(rule, described(flags, "token"))
+
+
+def _tails(context: Context) -> Iterator[_Tokens]:
+    """Yield the tokens left over after groups of any size."""
+    if not context.whole_pass:
+        return
+    n = context.n_tokens
+    for rest in sorted({n % group for group in GROUPS if group <= n} - {0}):
+        yield from _ruled(np.arange(n) >= n - rest)
+
+
+def _tail_before(context: Context, tokens: _Tokens) -> Array:
+    flags, out = tokens.flags(context), _by_token(context)
+    out[flags] = out[np.argmax(flags) - 1]
+    return _back(context, out)
+
+
+def _tail_first(context: Context, tokens: _Tokens) -> Array:
+    flags, out = tokens.flags(context), _by_token(context)
+    n = np.count_nonzero(flags)
+    if 2 * n > flags.size:
         raise Inapplicable
-    return n
-
-
-def _tail_zero(context: Context) -> Array:
-    n, out = _tail(context), _by_token(context)
-    out[-n:] = 0.0
+    out[flags] = out[:n].copy()
     return _back(context, out)
 
 
-def _tail_before(context: Context) -> Array:
-    n, out = _tail(context), _by_token(context)
-    out[-n:] = out[-n - 1]
-    return _back(context, out)
-
-
-def _tail_first(context: Context) -> Array:
-    n, out = _tail(context), _by_token(context)
-    out[-n:] = out[:n].copy()
-    return _back(context, out)
-
-
-def _tail_shifted(context: Context) -> Array:
-    n, out = _tail(context), _by_token(context)
-    out[-n:] = out[-2 * n : -n].copy() if 2 * n <= out.shape[0] else out[0]
+def _tail_shifted(context: Context, tokens: _Tokens) -> Array:
+    flags, out = tokens.flags(context), _by_token(context)
+    n = np.count_nonzero(flags)
+    if n == 1:
+        raise Inapplicable  # the one before
+    out[flags] = out[-2 * n : -n].copy() if 2 * n <= out.shape[0] else out[0]
     return _back(context, out)
 
 
@@ -70,50 +96,81 @@ def _reordered(order: Callable[[int], Array]) -> Callable[[Context], Array]:
     return function
 
 
-def _zero_tokens(context: Context) -> Iterator[range]:
-    """Find a run of tokens that were never written; read from what was recorded."""
-    if not context.whole_pass:
-        return
-    found = np.moveaxis(widen(context.recorded), token_axis(context.op.output), 0)
-    yield from _runs(~found.reshape(found.shape[0], -1).any(axis=-1))
+def _zero_tokens(context: Context) -> Iterator[_Tokens]:
+    """Find the tokens that hold zeros; read from what was recorded."""
+    if context.whole_pass:
+        found = np.moveaxis(widen(context.recorded), token_axis(context.op.output), 0)
+        yield from _ruled(np.asarray(~found.reshape(found.shape[0], -1).any(axis=-1)))
 
 
-def _tokens_zeroed(context: Context, tokens: range) -> Array:
-    if context.n_tokens >= 4 and tokens == range(context.n_tokens - context.n_tokens % 4, context.n_tokens):
-        raise Inapplicable  # has a name of its own
+def _tokens_zeroed(context: Context, tokens: _Tokens) -> Array:
     out = _by_token(context)
-    out[tokens.start : tokens.stop] = 0.0
+    out[tokens.flags(context)] = 0.0
     return _back(context, out)
+
+
+def _zero_embeddings(context: Context) -> Iterator[_Tokens]:
+    """Find the tokens that hold zeros where no other token has their ids."""
+    ids = np.asarray(context.plan.token_ids)
+    for tokens in _zero_tokens(context):
+        flags = tokens.flags(context)
+        if not np.isin(ids[flags], ids[~flags]).any():
+            yield tokens
 
 
 _TOKENS = (
     Variant(
-        "last n mod 4 tokens zero",
+        "{0.rule.words} zero",
         11,
         EVERY_OP,
-        "the tokens left over after groups of four were not written",
-        _tail_zero,
+        "{0.rule.words} were never written, or overwritten with zeros",
+        _tokens_zeroed,
+        _zero_tokens,
+        group="{0.symptom} zero",
+        shown="tokens from *a* on, last n mod *m* tokens, or tokens t mod *m* = *r*, zero",
+        shown_sentence="the tokens left over, beyond a limit, or of one remainder were never written: zeros",
     ),
     Variant(
-        "last n mod 4 tokens hold the one before",
+        "embedding rows of {0.rule.words} read as zeros",
+        10,
+        frozenset(taps.INPUT_TAPS),
+        "the embedding rows of the ids of {0.rule.words}, which no other token has, are read as zeros",
+        _tokens_zeroed,
+        _zero_embeddings,
+        group="{0.symptom} zero",
+    ),
+    Variant(
+        "{0.rule.words} {0.verb} the one before",
         11,
         EVERY_OP,
-        "the tokens left over after groups of four hold the result of the token before them",
+        "{0.rule.words} hold the result of the token before them",
         _tail_before,
+        _tails,
+        group="{0.symptom} {0.verb} the one before",
+        shown="tokens from *a* on, or last n mod *m* tokens, hold the one before",
+        shown_sentence="the tokens left over, or beyond a limit, hold the result of the token before them",
     ),
     Variant(
-        "last n mod 4 tokens hold the first ones",
+        "{0.rule.words} {0.verb} the first ones",
         11,
         EVERY_OP,
-        "the tokens left over after groups of four hold the results of the first tokens",
+        "{0.rule.words} hold the results of the first tokens",
         _tail_first,
+        _tails,
+        group="{0.symptom} {0.verb} the first ones",
+        shown="tokens from *a* on, or last n mod *m* tokens, hold the first ones",
+        shown_sentence="the tokens left over, or beyond a limit, hold the results of the first tokens",
     ),
     Variant(
-        "last n mod 4 tokens hold those before",
+        "{0.rule.words} hold those before",
         11,
         EVERY_OP,
-        "the tokens left over after groups of four hold the results of as many tokens before them",
+        "{0.rule.words} hold the results of as many tokens before them",
         _tail_shifted,
+        _tails,
+        group="{0.symptom} hold those before",
+        shown="tokens from *a* on, or last n mod *m* tokens, hold those before",
+        shown_sentence="the tokens left over, or beyond a limit, hold the results of as many tokens before them",
     ),
     Variant(
         "every token holds the one before",
@@ -150,15 +207,6 @@ _TOKENS = (
         "results are stored in reverse order of the tokens",
         _reordered(lambda n: np.arange(n)[::-1]),
     ),
-    Variant(
-        "tokens {0.start} to {0.stop} (exclusive) zero",
-        15,
-        EVERY_OP,
-        "the results of tokens {0.start} to {0.stop} (exclusive) were never written",
-        _tokens_zeroed,
-        _zero_tokens,
-        group="tokens never written",
-    ),
 )
 
 # --- features -------------------------------------------------------------------------------------------------
@@ -167,15 +215,29 @@ _TOKENS = (
 MOST_RUNS = 3
 
 
-def _runs(flags: npt.ArrayLike) -> Iterator[range]:
-    """Yield the longest runs of true flags and the one at the end, unless all are true (zeros occur by chance)."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], np.asarray(flags, np.bool_), [False]])))
-    runs = [range(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-    if len(runs) == 1 and len(runs[0]) == np.size(flags):
+class _Features(NamedTuple):
+    """Features that share a fate, by number."""
+
+    flags: Flags
+    end: str = ""
+    """For values of the pass before: which of its tokens."""
+
+    @property
+    def words(self) -> str:
+        return described(self.flags, "feature")
+
+
+def _slices(flags: Flags) -> Iterator[Flags]:
+    """Yield the longest runs of flags, the one at the end, and flags that repeat: zeros occur by chance."""
+    if flags.all() or not flags.any():
         return
-    longest = sorted(runs, key=len, reverse=True)[:MOST_RUNS]
-    yield from longest
-    yield from (run for run in runs[-1:] if run.stop == np.size(flags) and run not in longest)
+    found = runs(flags)
+    longest = sorted(found, key=len, reverse=True)[:MOST_RUNS]
+    longest += [run for run in found[-1:] if run.stop == flags.size and run not in longest]
+    at = np.arange(flags.size)
+    yield from ((at >= run.start) & (at < run.stop) for run in longest)
+    if periods(flags):
+        yield flags
 
 
 def _features_of(context: Context, array: Array) -> Array:
@@ -185,26 +247,20 @@ def _features_of(context: Context, array: Array) -> Array:
     return array.reshape(array.shape[0], -1)
 
 
-def _zero_features(context: Context) -> Iterator[range]:
-    """Find the slice of features that is zero in every token; read from what was recorded."""
+def _zero_features(context: Context) -> Iterator[_Features]:
+    """Find the features that are zero in every token; read from what was recorded."""
     found = _features_of(context, widen(context.recorded))
-    yield from _runs(~found.any(axis=tuple(range(found.ndim - 1))))
+    for flags in _slices(np.asarray(~found.any(axis=tuple(range(found.ndim - 1))))):
+        yield _Features(flags)
 
 
-class _Stale(NamedTuple):
-    """A slice of features that holds the pass before: which slice, and which of its tokens."""
-
-    features: range
-    end: str
-
-
-def _stale_features(context: Context) -> Iterator[_Stale]:
+def _stale_features(context: Context) -> Iterator[_Features]:
     """Find the slices of features that still hold values of the pass before."""
     found = _features_of(context, widen(context.recorded))
     for end in ENDS:
         same = found == _features_of(context, _stale(context, end))
-        for features in _runs(same.all(axis=tuple(range(found.ndim - 1)))):
-            yield _Stale(features, end)
+        for flags in _slices(same.all(axis=tuple(range(found.ndim - 1)))):
+            yield _Features(flags, end)
 
 
 ENDS = ("first", "last")
@@ -226,20 +282,19 @@ def _stale(context: Context, end: str) -> Array:
     return taken
 
 
-def _sliced(context: Context, features: range, content: Array | float) -> Array:
-    wanted = slice(features.start, features.stop)
+def _sliced(context: Context, features: _Features, content: Array | float) -> Array:
+    flags = features.flags
     if context.op.name in ("kq", "kq_soft_max"):
         out = context.expected.copy()
-        out[wanted] = content if isinstance(content, float) else content[wanted]
+        out[flags] = content if isinstance(content, float) else content[flags]
         return out
     if context.is_flat:
-        at = np.arange(context.recorded[0].size) if context.features is None else context.features
-        hit = (at >= features.start) & (at < features.stop)
+        hit = flags if context.features is None else flags[context.features]
         new = content if isinstance(content, float) else context.flat(content)
         return np.where(hit, new, context.expected)
     out = context.expected.copy()
     flat = out.reshape(out.shape[0], -1)
-    flat[:, wanted] = content if isinstance(content, float) else content.reshape(flat.shape)[:, wanted]
+    flat[:, flags] = content if isinstance(content, float) else content.reshape(flat.shape)[:, flags]
     return flat.reshape(out.shape)
 
 
@@ -247,27 +302,49 @@ def _all_stale(context: Context, end: str) -> Array:
     return context.flat(_stale(context, end)).copy()
 
 
-_SLICE = "{0.start} to {0.stop} (exclusive)"
-_STALE_SLICE = "{0.features.start} to {0.features.stop} (exclusive)"
-
 _FEATURES = (
     Variant(
-        f"features {_SLICE} zero",
+        "{0.words} zero",
         15,
-        EVERY_OP,
-        f"features {_SLICE} were never written: one thread's slice, or leftover rows, lost (for scores: heads)",
+        EVERY_OP - PRODUCTS,
+        "{0.words} were never written: one thread's slice, or leftover rows, lost (for scores: heads)",
         lambda c, features: _sliced(c, features, 0.0),
         _zero_features,
-        group="features never written",
+        shown="features *a* to *b* zero",
+        shown_sentence="features were never written: a thread's slice, or leftover rows, lost (for scores: heads)",
     ),
     Variant(
-        f"features {_STALE_SLICE} stale",
+        "{0.words} never written",
+        15,
+        PRODUCTS,
+        "{0.words} were never written: one thread's slice, or leftover rows, lost",
+        lambda c, features: _sliced(c, features, 0.0),
+        _zero_features,
+        group="{0.words} zero",
+        shown="features *a* to *b* never written",
+        shown_sentence="features were never written: one thread's slice, or leftover rows, lost",
+    ),
+    Variant(
+        "weight rows of {0.words} read as zeros",
+        15,
+        PRODUCTS,
+        "the rows of the weight that give {0.words} are read as zeros",
+        lambda c, features: _sliced(c, features, 0.0),
+        _zero_features,
+        group="{0.words} zero",
+        shown="weight rows of features *a* to *b* read as zeros",
+        shown_sentence="the rows of the weight that give these features are read as zeros",
+    ),
+    Variant(
+        "{0.words} stale",
         15,
         EVERY_OP,
-        f"features {_STALE_SLICE} still hold the values of the pass before (for scores: heads)",
-        lambda c, stale: _sliced(c, stale.features, _stale(c, stale.end)),
+        "{0.words} still hold the values of the pass before (for scores: heads)",
+        lambda c, stale: _sliced(c, stale, _stale(c, stale.end)),
         _stale_features,
         group="features stale",
+        shown="features *a* to *b* stale",
+        shown_sentence="features still hold the values of the pass before (for scores: heads)",
     ),
 )
 

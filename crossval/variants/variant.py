@@ -47,9 +47,13 @@ class Variant:
     """Takes a ``Context``; returns an array shaped as ``Context.target``; raises ``Inapplicable``."""
     parameters: Callable[[Context], Iterable[Any]] | None = None
     group: str | None = None
-    """What candidates that cannot be told apart are called when they all belong to this group."""
+    """What candidates that cannot be told apart are called when they all belong to this group; may hold ``{}``."""
     deferred: bool = False
     """Costly: tried when nothing else explains the output, or when a cheaper member of its group does."""
+    shown: str | None = None
+    """The name in the documentation, where ``name`` is made by a fit."""
+    shown_sentence: str | None = None
+    """The same of ``explanation``."""
 
     def candidates(self, context: Context) -> Iterator[Candidate]:
         """Yield the concrete mistakes for one operation."""
@@ -77,7 +81,7 @@ class Candidate:
     @property
     def group(self) -> str:
         """Name shared with candidates that differ only in a detail."""
-        return self.variant.group or self.name
+        return (self.variant.group or "").format(*self.arguments) or self.name
 
     def compute(self, context: Context) -> Array | None:
         """Return the wrong output; None where the mistake cannot be made.

@@ -9,97 +9,51 @@ import numpy as np
 
 from crossval.audit.bounds import BITLINEARS
 from crossval.ops import IntArray, SpecConfig, TernaryMatrix
+from crossval.variants import layouts
 from crossval.variants.context import Array, Context, Inapplicable
-from crossval.variants.linear import linear
+from crossval.variants.linear import RowsOf, linear
 from crossval.variants.variant import Variant, on
 
 LINEAR = BITLINEARS
 TENSORS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-SHIFTS = (6, 4, 2, 0)
 
 
 # --- reading the bytes differently ----------------------------------------------------------------------------
 
 
-def packed(signs: Array) -> Array:
-    """Return the bytes of I2_S rows, uint8 ``(rows, cols / 4)``: byte p of a block holds p, 32+p, 64+p, 96+p."""
-    codes = (signs + 1).astype(np.uint8).reshape(signs.shape[0], -1, 4, 32)
-    data = np.zeros((*codes.shape[:2], 32), np.uint8)
-    for quarter, shift in enumerate(SHIFTS):
-        data |= codes[:, :, quarter] << np.uint8(shift)
-    return data.reshape(signs.shape[0], -1)
+def read_through(codes_of: layouts.CodesOf, table: tuple[float, ...] = (-1, 0, 1, 2)) -> RowsOf:
+    """Return rows of a matrix as an engine sees them that gets codes in a certain way and gives them values."""
+    values = np.asarray(table, np.float32 if all(float(v).is_integer() for v in table) else np.float64)
+    return lambda matrix, features: values[codes_of(matrix, features)]
 
 
-def strided(data: Array, block: int, shifts: tuple[int, ...]) -> Array:
-    """Decode bytes in blocks of ``block`` weights whose quarters are side by side: codes ``(rows, cols)``."""
-    blocks = data.reshape(data.shape[0], -1, block // 4)
-    return np.stack([(blocks >> np.uint8(s)) & 3 for s in shifts], axis=2).reshape(data.shape[0], -1)
-
-
-def sequential(data: Array, shifts: tuple[int, ...]) -> Array:
-    """Decode four consecutive weights per byte: codes ``(rows, cols)``."""
-    return np.stack([(data >> np.uint8(s)) & 3 for s in shifts], axis=-1).reshape(data.shape[0], -1)
-
-
-def _misread(decode: Callable[[Array], Array], table: tuple[float, ...] = (-1, 0, 1, 2)) -> Callable[..., Array]:
-    """Return a variant that decodes the stored bytes in another way, through another table of codes."""
-    values = np.asarray(table, np.float32)
-    exact = all(float(v).is_integer() for v in table)
-
-    def rows_of(matrix: TernaryMatrix, features: IntArray) -> Array:
-        rows = values[decode(packed(matrix.signs[features]))]
-        return rows if exact else rows.astype(np.float64)
-
+def _misread(layout: layouts.Layout, table: tuple[float, ...] = (-1, 0, 1, 2)) -> Callable[[Context], Array]:
+    rows_of = read_through(layout.codes_of, table)
     return lambda c: linear(c, rows_of=rows_of)
 
 
-def _right(data: Array) -> Array:
-    return strided(data, 128, SHIFTS)
+def _layout(layout: layouts.Layout) -> Variant:
+    return Variant(layout.name, 1, LINEAR, layout.sentence, _misread(layout))
+
+
+def _with_table(layout: layouts.Layout, table: tuple[int, ...]) -> Variant:
+    said = ", ".join(map(str, table))
+    sentence = layout.sentence.removesuffix(", not as blocks of 128 in four strides")
+    sentence = f"{sentence}; the codes stand for {said}"
+    return Variant(f"{layout.name}, table [{said}]", 1, LINEAR, sentence, _misread(layout, table))
 
 
 _LAYOUT = (
-    Variant(
-        "codes read four in a row",
-        1,
-        LINEAR,
-        "I2_S read as four consecutive weights per byte, highest bits first, not as blocks of 128 in four strides",
-        _misread(lambda d: sequential(d, SHIFTS)),
-    ),
-    Variant(
-        "codes read four in a row, low bits first",
-        1,
-        LINEAR,
-        "I2_S read as four consecutive weights per byte, lowest bits first, not as blocks of 128 in four strides",
-        _misread(lambda d: sequential(d, SHIFTS[::-1])),
-    ),
-    Variant(
-        "strides of a block in reverse",
-        1,
-        LINEAR,
-        "the four strides of an I2_S block are read lowest bits first instead of highest first",
-        _misread(lambda d: strided(d, 128, SHIFTS[::-1])),
-    ),
-    Variant(
-        "codes read four in a row, table [-2, -1, 1, 2]",
-        1,
-        LINEAR,
-        "I2_S read as four consecutive weights per byte, highest bits first; the codes stand for -2, -1, 1, 2",
-        _misread(lambda d: sequential(d, SHIFTS), (-2, -1, 1, 2)),
-    ),
-    Variant(
-        "codes read four in a row, low bits first, table [-2, -1, 1, 2]",
-        1,
-        LINEAR,
-        "I2_S read as four consecutive weights per byte, lowest bits first; the codes stand for -2, -1, 1, 2",
-        _misread(lambda d: sequential(d, SHIFTS[::-1]), (-2, -1, 1, 2)),
-    ),
+    *map(_layout, (layouts.FOUR_IN_A_ROW, layouts.FOUR_IN_A_ROW_LOW, layouts.REVERSED)),
+    _with_table(layouts.FOUR_IN_A_ROW, (-2, -1, 1, 2)),
+    _with_table(layouts.FOUR_IN_A_ROW_LOW, (-2, -1, 1, 2)),
     Variant(
         "block of {}",
         3,
         LINEAR,
         "I2_S unpacked in blocks of {} weights instead of 128",
-        lambda c, block: _misread(lambda d: strided(d, block, SHIFTS))(c),
-        lambda c: [b for b in (32, 64, 256, 512) if c.inputs[0].shape[-1] % b == 0],
+        lambda c, block: _misread(layouts.blocks_of(block))(c),
+        lambda c: [b for b in layouts.BLOCKS if c.inputs[0].shape[-1] % b == 0],
         group="block of another size than 128",
     ),
 )
@@ -107,7 +61,7 @@ _LAYOUT = (
 
 def _table(name: str, table: tuple[float, ...]) -> Variant:
     sentence = f"the 2-bit codes 0, 1, 2 stand for {name} instead of -1, 0, +1"
-    return Variant(f"code table {name}", 2, LINEAR, sentence, _misread(_right, table))
+    return Variant(f"code table {name}", 2, LINEAR, sentence, _misread(layouts.RIGHT, table))
 
 
 _TABLES = (
@@ -265,13 +219,6 @@ def _input_before_norm(context: Context) -> Array:
     return linear(context, x=context.tap(source))
 
 
-def _inputs_lost(context: Context, n: int) -> Array:
-    """Sum over the first ``n`` inputs only; the quantiser sees all."""
-    codes, scale = context.quantized
-    kept = np.where(np.arange(codes.shape[-1]) < n, codes, np.float32(0))
-    return linear(context, codes=kept, scale=scale)
-
-
 _MATRICES = (
     Variant(
         "weights of {}",
@@ -335,17 +282,6 @@ _MATRICES = (
         LINEAR,
         "multiplies the tensor before the norm, not the normed one",
         _input_before_norm,
-    ),
-    Variant(
-        "only the first {} inputs summed",
-        15,
-        LINEAR,
-        "the sum stops after the first {} inputs",
-        _inputs_lost,
-        lambda c: sorted(
-            {n for k in [c.inputs[0].shape[-1]] for n in (k // 2, k - 128, k // 256 * 256) if 0 < n < k}
-        ),
-        group="not all inputs summed",
     ),
 )
 

@@ -209,6 +209,9 @@ class TestHealthyAndUnknown:
         else:
             wrong = right + rng.normal(size=right.shape) * np.abs(right).std() * (1.0 if kind == "noise" else 1e-3)
         found = diagnose(recorded_as(context, wrong), KNOWN)
+        if (op, kind) == ("q", "features swapped"):  # rows of a matrix are looked up among each other
+            assert found.name == "3 output rows exchanged"
+            return
         assert found.name == UNDETERMINED
         assert found.family is None
         assert found.explanation.startswith("no known mistake explains it")

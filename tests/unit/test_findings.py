@@ -13,6 +13,7 @@ from crossval import findings, taps
 from crossval.audit.run import audit
 from crossval.diagnose import UNDETERMINED
 from crossval.findings import Finding
+from crossval.probing import LENGTHS
 from crossval.runners.base import PassPlan, PassRecord, TapArray
 from crossval.spec_weights import SpecWeights
 
@@ -92,6 +93,51 @@ def test_one_cause_has_to_explain_both_kinds_of_pass(engine: Watched, make_model
     assert found is not None
     assert [index for index, _ in engine.asked] == [0, 1, 2, 3]
     assert (found.check.pass_index, found.check.tap) == (0, "blk.0.ffn_out")
+
+
+def zeroed(limit: Callable[[int], int]) -> Callable[[int, str, TapArray], TapArray | None]:
+    """Return a change that zeroes the tokens of layer 0's q from a limit on, which may depend on their number."""
+
+    def change(index: int, name: str, tap: TapArray) -> TapArray | None:
+        array, n = tap.array.copy(), tap.array.shape[0]
+        if name != "blk.0.q" or n == 1:
+            return None
+        array[limit(n) :] = 0
+        return TapArray(array, tap.rows)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("limit", "name"),
+    [(lambda n: 4, "tokens from 4 on zero"), (lambda n: n // 4 * 4, "last n mod 4 tokens zero")],
+)
+def test_more_prompts_of_a_live_engine_tell_causes_apart(
+    engine: Watched, make_model: Callable[..., Path], limit: Callable[[int], int], name: str
+) -> None:
+    """Of five tokens the fifth is zero: beyond a limit of four, or left over after a group of four."""
+    engine.change = zeroed(limit)
+    found = find(engine, make_model)
+    assert found is not None
+    assert (found.check.tap, found.diagnosis.name) == ("blk.0.q", name)
+
+
+def test_lengths_of_the_prompts_differ_in_what_is_left_over() -> None:
+    left = {group: tuple(n % group if n >= group else 0 for n in LENGTHS) for group in (2, 4, 8, 16, 32)}
+    assert len(set(left.values())) == len(left)
+
+
+def test_a_recording_cannot_be_asked_for_more(engine: Watched, make_model: Callable[..., Path]) -> None:
+    engine.change = zeroed(lambda n: 4)
+    engine.status = "recorded"  # type: ignore[assignment]
+    found = find(engine, make_model)
+    assert found is not None
+    assert found.diagnosis.name == "token 4 zero"
+    assert [one.name for one in found.diagnosis.candidates] == [
+        "tokens from 4 on zero",
+        "last n mod 2 tokens zero",
+        "last n mod 4 tokens zero",
+    ]
 
 
 def test_values_that_are_not_finite_are_diagnosed_too(engine: Watched, make_model: Callable[..., Path]) -> None:

@@ -16,11 +16,11 @@ from crossval.spec_weights import SpecWeights
 from crossval.variants import FAMILIES, VARIANTS, Context, Inapplicable, candidates, of_records
 from crossval.variants.__main__ import EVERY_OP, variants_markdown
 from crossval.variants.ffn import gelu, gelu_tanh, silu
+from crossval.variants.layouts import SHIFTS, packed, sequential, strided
 from crossval.variants.linear import linear
 from crossval.variants.precision import f16_read_as_bf16, to_bf16, to_q8_0, truncate_bf16
 from crossval.variants.quantizer import half_away
 from crossval.variants.rope import rotate
-from crossval.variants.weights import SHIFTS, packed, sequential, strided
 
 PASSES = ((5, 90, 17, 299, 4, 63, 120), (8,), (33, 201, 0, 7, 250, 33))
 VISIBLE = sorted(set(FAMILIES) - {14})
@@ -158,9 +158,10 @@ class TestTable:
             "F16 rounding of {} added",
             "F16 rounding missing",
             "weights of {}",  # of layers farther than the next ones
-            "features {0.features.start} to {0.features.stop} (exclusive) stale",
-            "tokens {0.start} to {0.stop} (exclusive) zero",
-            *({"features {0.start} to {0.stop} (exclusive) zero"} & dead),
+            "{0.words} stale",
+            "{0.rule.words} zero",
+            "embedding rows of {0.rule.words} read as zeros",
+            *({"{0.words} zero", "{0.words} never written", "weight rows of {0.words} read as zeros"} & dead),
         }
 
     def test_documentation_is_current(self):

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult
 from crossval.audit.run import audit
-from crossval.diagnose import Diagnosis, combine, diagnose
+from crossval.diagnose import Diagnosis, diagnose_passes
 from crossval.ops import op_table
 from crossval.runners.base import EngineIdentity, PassPlan, PassRecord, TapArray
 from crossval.spec_weights import SpecWeights
@@ -64,10 +64,11 @@ def named(recording: Recording, result: AuditResult, weights: SpecWeights) -> Di
         return None
     (op,) = (op for op in op_table(weights.config) if op.output == first.tap)
     arithmetic = Arithmetic(recording.identity.numerics, weights.config.n_heads)
-    return combine(
+    return diagnose_passes(
         [
-            diagnose(of_records(op, recording.passes, weights.config, weights, index=check.pass_index), arithmetic)
+            of_records(op, recording.passes, weights.config, weights, index=check.pass_index)
             for check in result.checks
             if check.tap == first.tap and check.status in ("guilty", "invalid")
-        ]
+        ],
+        arithmetic,
     )

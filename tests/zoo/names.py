@@ -14,7 +14,9 @@ from tests.zoo.fault import Case
 from tests.zoo.models import SHAPE
 
 _NEXT_MATRIX = "weights of blk.{next}.{tensor}.weight"
-_ZERO_FEATURES = "features * zero"
+_ZERO_FEATURES = "feature* zero"
+_LEFT_OVER_ZERO = "tokens 4 to 7 (exclusive) zero"
+"""Of one batch of seven tokens nothing more can be said: the four before may be a group or a limit."""
 _EPS = ("eps 1e-06", "wrong eps")
 
 RIGHT: dict[str, str | tuple[str, ...]] = {
@@ -115,9 +117,10 @@ RIGHT: dict[str, str | tuple[str, ...]] = {
     "cache-v-of-previous-token": ("own cells hold the token before", "every cell holds the token before"),
     # one decoded token in cell 0 is a cache that starts again at cell 0
     "cache-v-overwrites-first": ("cell 0 overwritten by the newest", "cache restarts at cell 0"),
-    "batch-remainder-zero": "last n mod 4 tokens zero",
-    "batch-remainder-repeated": "last n mod 4 tokens hold the one before",
-    "trace-batch-remainder-zero": "last n mod 4 tokens zero",
+    "batch-remainder-zero": _LEFT_OVER_ZERO,
+    "batch-remainder-repeated": "tokens 4 to 7 (exclusive) hold the one before",
+    "trace-batch-remainder-zero": _LEFT_OVER_ZERO,
+    "trace-stale-row": "token 6 holds the one before",
     "trace-stale-pass": "output stale",
     # precision
     "k-not-rounded": "F16 rounding of k_cache missing",
@@ -145,6 +148,9 @@ RIGHT: dict[str, str | tuple[str, ...]] = {
     "input-shifted-left": ("row of the token after", "every token holds the one after"),
     "trace-token-ids-shifted": "row of token id -1",
     # kernels
+    "empty-kernel": "-1 times the activation sum",
+    "rows-swapped": "tokens 1, 2 hold the results of tokens 2, 1",
+    "trace-rows-swapped": "tokens 1, 2 hold the results of tokens 2, 1",
     "accumulator-16-bit": "16-bit sum wraps",
     "thread-slice-lost": _ZERO_FEATURES,
     "trace-thread-slice-lost": _ZERO_FEATURES,
