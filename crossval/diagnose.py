@@ -35,6 +35,8 @@ WHOLE_BELOW = 512
 N_WORST, N_SPREAD = 64, 128
 """Otherwise: features that deviate most, and features spread evenly."""
 DEFERRED_GROUPS = frozenset(variant.group or variant.name for variant in VARIANTS if variant.deferred)
+EXACT = 1e-5
+"""A variant that fits no better than this may only resemble one with another parameter."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,8 @@ def _whole(context: Context, arithmetic: Arithmetic) -> Diagnosis:
     scores = far + search.run(tried)
     if not _accepted(scores, search.specification) or any(_has_more(s) for s in scores if s.fits):
         scores += search.run(candidates(seen[0], deferred=True))
-    if not _accepted(scores, search.specification):
+    best = min((s.total for s in _accepted(scores, search.specification)), default=np.inf)
+    if best > (LARGEST_FLOOR if context.is_linear else EXACT):
         scores += search.run(fitted(seen[0]))
     if sample is None:
         return _decide(contexts[0], scores, search.specification)

@@ -1,7 +1,7 @@
 """Which diagnosis is the right one for each fault: names as ``crossval.diagnose`` says them, with wildcards.
 
 Faults that are not listed have no name anywhere: for them every name is a wrong one. ``{layer}`` and ``{next}``
-stand for the layer of the case and the one after it, ``{tensor}`` for the tensor of its operation.
+stand for the layer of the case and the one after it, ``{tap}`` and ``{tensor}`` for its operation's.
 """
 
 from __future__ import annotations
@@ -159,6 +159,11 @@ RIGHT: dict[str, str | tuple[str, ...]] = {
     "head-rows-mod-4-unwritten": _ZERO_FEATURES,
     "head-thread-slice-lost": _ZERO_FEATURES,
     "trace-logits-shifted": "logits shifted by +1",
+    "rows-swapped": "results of tokens (2, 1) in place of (1, 2)",
+    "trace-rows-swapped": "results of tokens (2, 1) in place of (1, 2)",
+    "trace-stale-row": "results of tokens (5) in place of (6)",
+    "trace-one-in-ten-thousand": "output times 1.0001",
+    "trace-of-another-layer": "holds the values of blk.{next}.{tap}",
 }
 
 OPEN = frozenset({"rope-position-restarts"})
@@ -170,7 +175,7 @@ def patterns(case: Case) -> tuple[str, ...]:
     right = RIGHT.get(case.fault.name, ())
     layer = case.layer or 0
     tap = taps.parse(case.tap).tap
-    place = {"layer": layer, "next": (layer + 1) % SHAPE.n_layers, "tensor": TENSORS.get(tap, tap)}
+    place = {"layer": layer, "next": (layer + 1) % SHAPE.n_layers, "tensor": TENSORS.get(tap, tap), "tap": tap}
     return tuple(one.format(**place) for one in ((right,) if isinstance(right, str) else right))
 
 
