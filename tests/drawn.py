@@ -214,6 +214,39 @@ def chunks(rng: Rng, scene: Scene) -> Drawn | None:
     return Drawn(_softmax(scene, lambda s: s, sees), "attention in chunks of ", (size,))
 
 
+def _with_cells(scene: Scene, cells: Array) -> Array:
+    repeat = scene.config.n_heads // scene.config.n_kv_heads
+    heads = range(scene.config.n_heads)
+    if scene.op == "kq":
+        q = scene.tap("q_rope")
+        return np.stack([q[:, h] @ cells[:, h // repeat].T for h in heads])
+    weights = scene.tap("kq_soft_max")
+    return np.concatenate([weights[h] @ cells[:, h // repeat] for h in heads], axis=-1)
+
+
+def cell_moved(rng: Rng, scene: Scene) -> Drawn | None:
+    cells = scene.cells("k_rope" if scene.op == "kq" else "v").copy()
+    a, b = (int(i) for i in rng.choice(len(cells), 2, replace=False))
+    cells[a] = cells[b]
+    also = (f"cell {a} holds the key or value of position {b}", "own cells hold the token before")
+    also += ("one wrong KV cell", "cell 0 overwritten by the newest", "own cells stored one too early")
+    return Drawn(_with_cells(scene, cells), f"KV cells ({a}) hold those of positions (", (b,), also)
+
+
+def cells_swapped(rng: Rng, scene: Scene) -> Drawn | None:
+    cells = scene.cells("k_rope" if scene.op == "kq" else "v").copy()
+    a, b = sorted(int(i) for i in rng.choice(len(cells), 2, replace=False))
+    cells[[a, b]] = cells[[b, a]]
+    return Drawn(_with_cells(scene, cells), f"KV cells ({a}, {b}) hold those of positions (", (b, a))
+
+
+def cells_of_layer(rng: Rng, scene: Scene) -> Drawn:
+    tap = "k_rope" if scene.op == "kq" else "v"
+    other = (scene.layer + 1) % scene.config.n_layers
+    cells = np.concatenate([scene.tap(tap, other, i) for i in range(scene.index + 1)])
+    return Drawn(_with_cells(scene, cells), "KV cells all hold those of layer ", (other,))
+
+
 # --- RoPE -----------------------------------------------------------------------------------------------------
 
 
@@ -489,6 +522,7 @@ MISTAKES: dict[Mistake, tuple[str, ...]] = {
     head_map: ("kq", "kqv_out"),
     query_order: ("kq", "kqv_out"),
     output_heads: ("q_rope", "kq", "kq_soft_max", "kqv_out"),
+    **dict.fromkeys((cell_moved, cells_swapped, cells_of_layer), ("kq", "kqv_out")),
     **dict.fromkeys((score_scale, soft_cap, sink, sinks, mask_offset, window, chunks), ("kq_soft_max",)),
     **dict.fromkeys((rope_base, rope_offset, rope_scale, rope_limit, rope_part, rope_pairs), ("q_rope", "k_rope")),
     **dict.fromkeys((norm_eps, norm_offset, norm_power, norm_groups, norm_root, norm_part), NORMS),

@@ -20,6 +20,7 @@ from crossval.variants import (
     fit_quantizer,
     fit_rows,
     fit_sums,
+    fit_cells,
     fit_embedding,
     fit_factor,
     fit_ffn,
@@ -71,6 +72,7 @@ FITTED: tuple[Variant, ...] = (
     *fit_softmax.FITTED,
     *fit_ffn.FITTED,
     *fit_factor.FITTED,
+    *fit_cells.FITTED,
     *fit_tokens.FITTED,
     *fit_taps.FITTED,
 )

@@ -157,7 +157,7 @@ def _sink_windows(context: Context) -> Iterator[Estimate]:
         return
     starts = {int(np.flatnonzero(hidden[row])[0]) for row in rows}
     widths = {int(context.positions[row] - np.flatnonzero(hidden[row])[-1]) for row in rows}
-    if len(starts) == len(widths) == 1 and min(starts) > 0:
+    if len(starts) == len(widths) == 1 and min(starts) > 0 and min(widths) > 0:
         kept, width = starts.pop(), widths.pop()
         yield Estimate(f"{width} keys and the first {kept}", (kept, width))
 

@@ -13,8 +13,10 @@ from crossval.variants.context import Array, Context, Inapplicable, widen
 from crossval.variants.estimate import Estimate, is_off
 from crossval.variants.variant import Variant, on
 
-MINE = frozenset({*taps.LAYER_TAPS, *taps.HEAD_TAPS}) - BITLINEARS
-READERS = MINE - on("kq", "kqv_out", "kq_soft_max")
+EVERY = frozenset({*taps.LAYER_TAPS, *taps.HEAD_TAPS})
+READERS = EVERY - BITLINEARS - on("kq", "kqv_out", "kq_soft_max")
+OTHER = "another tensor"
+"""What is said where the tensor held and the tensors read instead give the same values."""
 SCREENED = 4
 """Tokens on which another tensor is tried before the whole pass is computed."""
 
@@ -84,15 +86,22 @@ def _head_reading(context: Context, fit: Estimate) -> Array:
 
 def _held(context: Context) -> Iterator[Estimate]:
     """Find recorded tensors whose values the output has."""
-    target = context.target
-    for name, array in _others(context, target.shape, {context.op.output, *context.op.inputs}):
-        mine, other = context.by_token(target), context.by_token(array)
-        if np.array_equal(mine, other) and mine.any():
+    if not context.recorded.any():
+        return
+    for name, tap in context.values.items():
+        array = tap.array
+        if name in (context.op.output, *context.op.inputs) or array.shape != context.recorded.shape:
+            continue
+        same = array == context.recorded
+        if (same if context.visible is None else same | ~context.visible).all():
             yield Estimate(name, name)
 
 
-def _holding(context: Context, fit: Estimate) -> Array:
-    return context.tap(fit.value).copy()
+def _holding(context: Context, name: Estimate) -> Array:
+    found = context.values.get(name.value)
+    if found is None or found.array.shape != context.recorded.shape:
+        raise Inapplicable
+    return context.flat(widen(found.array)).copy()
 
 
 # --- inputs of the pass before --------------------------------------------------------------------------------
@@ -142,7 +151,7 @@ FITTED = (
         "the operation reads {}",
         _reading,
         _inputs,
-        group="reads another tensor",
+        group=OTHER,
     ),
     Variant(
         "reads {}",
@@ -151,16 +160,16 @@ FITTED = (
         "the operation reads {}",
         _head_reading,
         _head_inputs,
-        group="reads another tensor",
+        group=OTHER,
     ),
     Variant(
         "holds the values of {}",
         10,
-        MINE,
+        EVERY,
         "the tap holds the values of {}",
         _holding,
         _held,
-        group="holds another tensor",
+        group=OTHER,
     ),
     Variant(
         "reads {}",

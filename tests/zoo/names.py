@@ -163,7 +163,7 @@ RIGHT: dict[str, str | tuple[str, ...]] = {
     "trace-rows-swapped": "results of tokens (2, 1) in place of (1, 2)",
     "trace-stale-row": "results of tokens (5) in place of (6)",
     "trace-one-in-ten-thousand": "output times 1.0001",
-    "trace-of-another-layer": "holds the values of blk.{next}.{tap}",
+    "trace-of-another-layer": ("holds the values of blk.{next}.{tap}", "another tensor"),
 }
 
 OPEN = frozenset({"rope-position-restarts"})
