@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ class Drawn:
     """Other names that say the same."""
 
     def is_named(self, name: str) -> bool:
-        if name in self.also:
+        if any(fnmatchcase(name, other) for other in self.also):
             return True
         if not name.startswith(self.words):
             return False
@@ -230,21 +231,21 @@ def cell_moved(rng: Rng, scene: Scene) -> Drawn | None:
     cells[a] = cells[b]
     also = (f"cell {a} holds the key or value of position {b}", "own cells hold the token before")
     also += ("one wrong KV cell", "cell 0 overwritten by the newest", "own cells stored one too early")
-    return Drawn(_with_cells(scene, cells), f"KV cells ({a}) hold those of positions (", (b,), also)
+    return Drawn(_with_cells(scene, cells), f"KV positions {a} read as ", (b,), also)
 
 
 def cells_swapped(rng: Rng, scene: Scene) -> Drawn | None:
     cells = scene.cells("k_rope" if scene.op == "kq" else "v").copy()
     a, b = sorted(int(i) for i in rng.choice(len(cells), 2, replace=False))
     cells[[a, b]] = cells[[b, a]]
-    return Drawn(_with_cells(scene, cells), f"KV cells ({a}, {b}) hold those of positions (", (b, a))
+    return Drawn(_with_cells(scene, cells), f"KV positions {a}, {b} read as ", (b, a))
 
 
 def cells_of_layer(rng: Rng, scene: Scene) -> Drawn:
     tap = "k_rope" if scene.op == "kq" else "v"
     other = (scene.layer + 1) % scene.config.n_layers
     cells = np.concatenate([scene.tap(tap, other, i) for i in range(scene.index + 1)])
-    return Drawn(_with_cells(scene, cells), "KV cells all hold those of layer ", (other,))
+    return Drawn(_with_cells(scene, cells), "KV positions all read as those of layer ", (other,))
 
 
 # --- RoPE -----------------------------------------------------------------------------------------------------
@@ -455,7 +456,7 @@ def id_offset(rng: Rng, scene: Scene) -> Drawn | None:
     if (ids + offset).min() < 0 or (ids + offset).max() >= scene.config.vocab_size:
         return None
     also = ("rows of other token ids",) if ids.size == 1 else ()
-    return Drawn(_table(scene)[ids + offset], "row of token id id ", (offset,), also)
+    return Drawn(_table(scene)[ids + offset], "row of token id ", (offset,), also)
 
 
 def id_modulus(rng: Rng, scene: Scene) -> Drawn | None:
@@ -464,7 +465,7 @@ def id_modulus(rng: Rng, scene: Scene) -> Drawn | None:
     if (ids < n).all():
         return None
     also = ("rows of other token ids",)
-    return Drawn(_table(scene)[ids % n], "row of token id id mod ", (n,), also)
+    return Drawn(_table(scene)[ids % n], "row of token id mod ", (n,), also)
 
 
 def id_limit(rng: Rng, scene: Scene) -> Drawn | None:
@@ -473,7 +474,7 @@ def id_limit(rng: Rng, scene: Scene) -> Drawn | None:
     if (ids <= top).all():
         return None
     also = ("rows of other token ids",)
-    return Drawn(_table(scene)[np.minimum(ids, top)], "row of token id min(id, ", (top,), also)
+    return Drawn(_table(scene)[np.minimum(ids, top)], "row of min(token id, ", (top,), also)
 
 
 def missing_shard(rng: Rng, scene: Scene) -> Drawn | None:
@@ -483,7 +484,7 @@ def missing_shard(rng: Rng, scene: Scene) -> Drawn | None:
     if not gone.any() or gone.all():
         return None
     out = np.where(gone[:, None], 0.0, _table(scene)[ids])
-    return Drawn(out, "rows of token ids from ", (float(ids[gone].min()),), ("rows of zeros",))
+    return Drawn(out, "rows of token ids from ", (float(ids[gone].min()),), ("token* zero",))
 
 
 # --- any operation --------------------------------------------------------------------------------------------
@@ -504,14 +505,14 @@ def token_order(rng: Rng, scene: Scene) -> Drawn | None:
     a, b = sorted(rng.choice(n, 2, replace=False))
     order = np.arange(n)
     order[[a, b]] = [b, a]
-    return Drawn(np.take(scene.output, order, axis=axis), f"results of tokens ({b}, {a}) in place of ({a}, {b})")
+    return Drawn(np.take(scene.output, order, axis=axis), f"tokens {a}, {b} hold the results of tokens {b}, {a}")
 
 
 def another_layer(rng: Rng, scene: Scene) -> Drawn | None:
     if scene.layer is None:
         return None
     other = f"blk.{(scene.layer + 1) % scene.config.n_layers}.{scene.op}"
-    return Drawn(scene.tap(other), f"holds the values of {other}")
+    return Drawn(scene.tap(other), f"holds the values of {other}", also=("another tensor",))
 
 
 NORMS = ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm", "result_norm")

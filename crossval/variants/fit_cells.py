@@ -10,7 +10,8 @@ import numpy as np
 
 from crossval.runners.base import TapArray
 from crossval.variants.context import Array, Context, Inapplicable, widen
-from crossval.variants.estimate import Estimate, is_off, listed, sources
+from crossval.variants.estimate import Estimate, is_off, sources
+from crossval.variants.places import listed
 from crossval.variants.variant import Variant, on
 
 READS_CACHE = on("kq", "kqv_out")
@@ -179,16 +180,12 @@ def _held(context: Context) -> Iterator[Estimate]:
     elif same_place and len(layers) == 1:
         what = f"those of layer {layers.pop()}"
     else:
-        what = f"those of positions {_some([int(pool.positions[i]) if i >= 0 else -1 for i in content])}"
+        what = listed([int(pool.positions[i]) if i >= 0 else "zeros" for i in content], MOST_LISTED)
         if layers != {context.layer}:
-            what += f" of layers {_some(sorted(layers))}"
+            what += f" of layers {listed(sorted(layers), MOST_LISTED)}"
     everywhere = same_place and cells.size == context.inputs[1].shape[0]
-    where = "all" if everywhere else _some(cells.tolist())
-    yield Estimate(f"cells {where} hold {what}", {int(c): int(i) for c, i in zip(cells, content, strict=True)})
-
-
-def _some(values: Sequence[int]) -> str:
-    return listed(values) if len(values) <= MOST_LISTED else f"{listed(values[:MOST_LISTED])[:-1]}, …)"
+    where = "all" if everywhere else listed(cells, MOST_LISTED)
+    yield Estimate(f"{where} read as {what}", {int(c): int(i) for c, i in zip(cells, content, strict=True)})
 
 
 def _with_cells(context: Context, held: Estimate) -> Array:
@@ -201,4 +198,15 @@ def _with_cells(context: Context, held: Estimate) -> Array:
     return context.op.function(context.inputs[0], cells)
 
 
-FITTED = (Variant("KV {}", 11, READS_CACHE, "KV {}", _with_cells, _held),)
+FITTED = (
+    Variant(
+        "KV positions {}",
+        11,
+        READS_CACHE,
+        "KV positions {}: their cells hold others, or scores and weights lie in other columns",
+        _with_cells,
+        _held,
+        shown="KV positions *a* read as *b*",
+        shown_sentence="cells hold others, zeros or another layer's, or scores and weights lie in other columns",
+    ),
+)

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from crossval.variants.context import Array, Context, Inapplicable
 from crossval.variants.embedding import EMBED
 from crossval.variants.estimate import Estimate
+from crossval.variants.places import described
 from crossval.variants.variant import Variant
 
 PROBED = 4
@@ -41,31 +43,32 @@ def _found_ids(context: Context) -> Array:
 
 
 def _maps(context: Context) -> Iterator[Estimate]:
-    """Find the rule that leads from each token's id to the id whose row it holds."""
+    """Find the rules that lead from each token's id to the id whose row it holds."""
     ids, found = context.inputs[0], context.once("ids found", _found_ids)
+    rules = list(_rules(ids, found))
+    yield from rules
+    for size in () if rules else BLOCKS:
+        order = _order(ids, found, size)
+        if order:
+            yield Estimate(
+                f"token ids in another order within blocks of {size}", ("block", size, tuple(order.items()))
+            )
+            return
+
+
+def _rules(ids: Array, found: Array) -> Iterator[Estimate]:
+    """Yield rules that hold for all ids: an offset, a remainder, a limit, one row for all beyond a limit."""
     wrong = found != ids
     offsets = np.unique(found - ids)
     if offsets.size == 1:
-        yield Estimate(f"id {offsets[0]:+d}", ("offset", int(offsets[0])))
+        yield Estimate(f"token id {offsets[0]:+d}", ("offset", int(offsets[0])))
     yield from _moduli(ids, found)
-    if np.array_equal(np.minimum(ids, found.max()), found):
-        yield Estimate(f"min(id, {found.max()})", ("limit", int(found.max())))
-    rows = np.unique(found[wrong])
-    if (
-        rows.size == 1
-        and wrong.sum() > 1
-        and ids[wrong].min() > ids[~wrong].max(initial=-1)
-        and rows[0] < ids[wrong].min()
-    ):
-        yield Estimate(
-            f"{rows[0]} for ids above {ids[~wrong].max(initial=-1)}",
-            ("instead", int(rows[0]), int(ids[wrong].min())),
-        )
-    for size in BLOCKS:
-        order = _order(ids, found, size)
-        if order:
-            yield Estimate(f"in another order within blocks of {size}", ("block", size, tuple(order.items())))
-            break
+    top, least = int(found.max()), int(ids[wrong].min())
+    if np.array_equal(np.minimum(ids, top), found):
+        yield Estimate(f"min(token id, {top})", ("limit", top))
+    row, below = int(found[wrong][0]), int(ids[~wrong].max(initial=-1))
+    if wrong.sum() > 1 and (found[wrong] == row).all() and least > max(row, below):
+        yield Estimate(f"token id {row} for ids above {below}", ("instead", row, least))
 
 
 def _moduli(ids: Array, found: Array) -> Iterator[Estimate]:
@@ -80,7 +83,7 @@ def _moduli(ids: Array, found: Array) -> Iterator[Estimate]:
     ]
     powers = [n for n in sizes if n & (n - 1) == 0]
     for size in powers if len(powers) == 1 else sizes:
-        yield Estimate(f"id mod {size}", ("mod", size))
+        yield Estimate(f"token id mod {size}", ("mod", size))
 
 
 def _order(ids: Array, found: Array, size: int) -> dict[int, int]:
@@ -132,24 +135,34 @@ def _ids_by_content(context: Context) -> tuple[set[int], set[int]]:
     return zero, other
 
 
-def _missing_ids(context: Context) -> Iterator[Estimate]:
+class _Missing(NamedTuple):
+    """A range of token ids, in words; and the tokens of this pass that hold zeros, as the kernels say it."""
+
+    words: str
+    first: int
+    stop: int
+    symptom: str
+
+
+def _missing_ids(context: Context) -> Iterator[_Missing]:
     """Find a range of token ids whose rows are zero."""
     zero, other = _ids_by_content(context)
     if not zero or not other or zero & other:
         return
     low, high = min(zero), max(zero)
+    symptom = described(np.asarray(~context.recorded.any(axis=-1)), "token")
     if low > max(other):
-        yield Estimate(f"from {low} on, or from a lower one above {max(other)},", (low, context.config.vocab_size))
+        words = f"from {low} on (or from a lower one above {max(other)})"
+        yield _Missing(words, low, context.config.vocab_size, symptom)
     elif high < min(other):
-        yield Estimate(f"up to {high}, or to a higher one below {min(other)},", (0, high + 1))
+        yield _Missing(f"up to {high} (or to a higher one below {min(other)})", 0, high + 1, symptom)
     elif len(zero) > 1 and not any(low < token < high for token in other):
-        yield Estimate(f"{low} to {high}", (low, high + 1))
+        yield _Missing(f"{low} to {high}", low, high + 1, symptom)
 
 
-def _without_ids(context: Context, missing: Estimate) -> Array:
-    first, stop = missing.value
+def _without_ids(context: Context, missing: _Missing) -> Array:
     ids = context.inputs[0]
-    gone = (ids >= first) & (ids < stop)
+    gone = (ids >= missing.first) & (ids < missing.stop)
     if not gone.any():
         raise Inapplicable
     return np.where(gone[:, None], 0.0, context.expected)
@@ -157,23 +170,25 @@ def _without_ids(context: Context, missing: Estimate) -> Array:
 
 VARIANTS = (
     Variant(
-        "rows of token ids {} zero",
+        "rows of token ids {0.words} zero",
         10,
         EMBED,
-        "the table's rows of token ids {} are read as zeros: a part of the table is missing",
+        "the table's rows of token ids {0.words} are read as zeros: a part of the table is missing",
         _without_ids,
         _missing_ids,
-        group="rows of zeros",
+        group="{0.symptom} zero",
+        shown="rows of token ids from *n* on zero",
+        shown_sentence="the table's rows of a range of ids are read as zeros: a part of the table is missing",
     ),
 )
 """Beside what a kernel did not write: both have to be seen."""
 
 FITTED = (
     Variant(
-        "row of token id {}",
+        "row of {}",
         10,
         EMBED,
-        "the row that is taken is that of token id {}",
+        "the row that is taken is that of {}",
         _mapped,
         _maps,
         group="rows of other token ids",

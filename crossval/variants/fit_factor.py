@@ -10,6 +10,7 @@ import numpy as np
 from crossval.audit.bounds import NORMS
 from crossval.variants.context import Array, Context, Inapplicable
 from crossval.variants.estimate import Estimate, close, factor, number, require
+from crossval.variants.fit_norms import token_factors
 from crossval.variants.residual import ADD
 from crossval.variants.variant import Variant, on
 
@@ -34,8 +35,11 @@ def _fitted(context: Context) -> float:
 
 def _factors(context: Context) -> Iterator[Estimate]:
     c = _fitted(context)
-    alone = context.op.name in NORMS and context.n_rows == 1  # any eps explains the factor of one row
-    if not alone and abs(c) > 1e-12 and not close(c, (0.0, 1.0), LEAST):
+    if context.op.name in NORMS and context.n_rows == 1:  # any eps explains the factor of one token
+        factors, squares, _ = token_factors(context)
+        if np.ptp(factors * np.sqrt(squares + context.config.rms_eps)) > 1e-5 * c:
+            return
+    if abs(c) > 1e-12 and not close(c, (0.0, 1.0), LEAST):
         yield Estimate(number(c), c)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from crossval import taps
 from crossval.audit.bounds import BITLINEARS
 from crossval.variants.context import Array, Context, Inapplicable, widen
-from crossval.variants.estimate import STRICT, Estimate, is_off, listed, sources
+from crossval.variants.estimate import STRICT, Estimate, is_off, sources
+from crossval.variants.places import listed
 from crossval.variants.variant import Variant, on
 
 MINE = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS}) - BITLINEARS
@@ -28,17 +29,15 @@ def _back(context: Context, by_token: Array) -> Array:
     return np.moveaxis(by_token.reshape(shape), 0, context.token_axis)
 
 
-def label(found: Array) -> str:
+def label(found: Array, verb: str) -> str:
     """Return a map of tokens in words."""
-    n = found.size
-    own = np.arange(n)
+    own = np.arange(found.size)
     wrong = np.flatnonzero(found != own)
-    if wrong.size <= MOST_LISTED:
-        return f"{listed(found[wrong])} in place of {listed(wrong)}"
     shifts = np.unique((found - own)[wrong])
-    if shifts.size == 1:
-        return f"{wrong[0]} to {wrong[-1]} {shifts[0]:+d} in place of their own"
-    return f"{listed(found[wrong[:MOST_LISTED]])}, … in place of {listed(wrong[:MOST_LISTED])}, …"
+    if shifts.size == 1 and wrong.size > 1:
+        how = "before" if shifts[0] < 0 else "after"
+        return f"tokens {listed(wrong, MOST_LISTED)} {verb} of the token {abs(shifts[0])} {how}"
+    return f"tokens {listed(wrong, MOST_LISTED)} {verb} of tokens {listed(found[wrong], MOST_LISTED)}"
 
 
 # --- results of other tokens ----------------------------------------------------------------------------------
@@ -57,7 +56,7 @@ def _orders(context: Context) -> Iterator[Estimate]:
     found = np.where(off, _sources(context, off, target, right, limit), np.arange(n))
     if (found < 0).any():
         return
-    yield Estimate(label(found), found)
+    yield Estimate(label(found, "hold the results"), found)
 
 
 def _sources(context: Context, off: Array, target: Array, right: Array, limit: float) -> Array:
@@ -110,7 +109,8 @@ def _input_orders(context: Context) -> Iterator[Estimate]:
             fits = off & ~is_off(target, computed) & (found == np.arange(n))
             found = np.where(fits, rows, found)
         if not off[found == np.arange(n)].any():
-            yield Estimate(f"{context.op.inputs[index].split('.')[-1]} of tokens {label(found)}", (index, found))
+            tap = context.op.inputs[index].split(".")[-1]
+            yield Estimate(label(found, f"read the {tap}"), (index, found))
 
 
 def _read(context: Context, fit: Estimate) -> Array:
@@ -166,30 +166,36 @@ def _held(context: Context, fit: Estimate) -> Array:
 
 FITTED = (
     Variant(
-        "results of tokens {}",
-        11,
+        "{}",
+        15,
         MINE,
-        "tokens hold the results of others: {}",
+        "{}",
         _reordered,
         _orders,
-        group="results of other tokens",
+        group="tokens hold another's result",
+        shown="tokens *a* hold the results of tokens *b*",
+        shown_sentence="tokens hold the results of others, found by looking each up among the right ones",
     ),
     Variant(
         "{}",
         11,
         PAIRED,
-        "tokens were computed with the {}",
+        "{}",
         _read,
         _input_orders,
-        group="inputs of other tokens",
+        group="tokens read another's input",
+        shown="tokens *a* read the *input* of tokens *b*",
+        shown_sentence="one input was that of other tokens, found by trying each",
     ),
     Variant(
-        "stale: {}",
+        "{}",
         11,
         MINE,
-        "tokens still hold the values of {}",
+        "{}",
         _held,
         _stale,
         group="results of earlier passes",
+        shown="tokens *a* still hold the results of positions *b*",
+        shown_sentence="the tap was not written: it holds what it held for tokens of earlier passes",
     ),
 )

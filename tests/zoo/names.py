@@ -159,9 +159,6 @@ RIGHT: dict[str, str | tuple[str, ...]] = {
     "head-rows-mod-4-unwritten": _ZERO_FEATURES,
     "head-thread-slice-lost": _ZERO_FEATURES,
     "trace-logits-shifted": "logits shifted by +1",
-    "rows-swapped": "results of tokens (2, 1) in place of (1, 2)",
-    "trace-rows-swapped": "results of tokens (2, 1) in place of (1, 2)",
-    "trace-stale-row": "results of tokens (5) in place of (6)",
     "trace-one-in-ten-thousand": "output times 1.0001",
     "trace-of-another-layer": ("holds the values of blk.{next}.{tap}", "another tensor"),
 }
