@@ -14,12 +14,14 @@ from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck
 from crossval.diagnose import UNDETERMINED, Diagnosis, diagnose_passes
 from crossval.errors import BadInputError
-from crossval.ops import SpecConfig, op_table
+from crossval.ops import Op, SpecConfig, op_table
 from crossval.probing import tell_apart
 from crossval.runners.base import PassPlan, PassRecord, Runner
 from crossval.spec_weights import SpecWeights
 from crossval.variants import FAMILIES, Context, of_records
 
+MAX_BYTES = 256 << 20
+"""Most memory that the same tensors of other layers may take."""
 MAX_PASSES = 4
 """Guilty passes that are diagnosed together: one cause has to explain all of them."""
 
@@ -54,8 +56,10 @@ def find(
     if why is not None:
         return Finding(side, check, arithmetic, _undetermined(why), None)
     passes = _passes(result, check)
-    records = _capture(runner, plans[: max(passes) + 1], _names(check.tap, weights.config))
     op = next(op for op in op_table(weights.config) if op.output == check.tap)
+    plans = plans[: max(passes) + 1]
+    names = [*_names(check.tap, weights.config), *_elsewhere(op, weights.config, plans)]
+    records = _capture(runner, plans, list(dict.fromkeys(names)))
     contexts = []
     for index in passes:
         try:
@@ -121,6 +125,20 @@ def _names(tap: str, config: SpecConfig) -> list[str]:
     layer = config.n_layers - 1 if layer is None else layer
     before = "inp_embd" if layer == 0 else f"blk.{layer - 1}.l_out"
     return [before, *taps.layer_taps(layer), *ends]
+
+
+def _elsewhere(op: Op, config: SpecConfig, plans: Sequence[PassPlan]) -> list[str]:
+    """Return what other layers compute and read in the place of an operation, where memory allows to hold it all."""
+    layer = taps.parse(op.output).layer
+    if layer is None:
+        return []
+    n_tokens = sum(len(plan.token_ids) for plan in plans)
+    widest = max(config.hidden_dim, config.n_heads * n_tokens if "kq" in op.name else 0)
+    wanted = {op.name, "k_rope", "v", *(name.split(".")[-1] for name in op.inputs)}
+    kinds = [tap for tap in taps.LAYER_TAPS if tap in wanted]
+    if len(kinds) * config.n_layers * n_tokens * widest * 4 > MAX_BYTES:
+        return []
+    return [f"blk.{other}.{kind}" for other in range(config.n_layers) for kind in kinds]
 
 
 def _capture(runner: Runner, plans: Sequence[PassPlan], names: Collection[str]) -> list[PassRecord]:

@@ -19,7 +19,7 @@ MOST_GROUPS = 64
 
 
 def _evidence(context: Context) -> tuple[Array, Array]:
-    """Return inputs and outputs of the tokens that speak: those of the pass, or of all passes of a single token."""
+    """Return inputs and outputs of the tokens that tell: of this pass, or of all passes of a single token."""
     if context.n_rows > 1:
         return context.inputs[0], context.target
     pairs = []
@@ -147,13 +147,15 @@ def _parts(context: Context) -> Iterator[Estimate]:
     """Find how many values at the front of each row the mean square is taken over."""
     factors, _, x = token_factors(context)
     n = x.shape[-1]
+    if factors.size < 3:  # there are as many lengths to choose from as values
+        return
     sums = np.cumsum(x * x, axis=-1)
     wanted = 1.0 / factors**2 - context.config.rms_eps
     counts = np.arange(1, n)
     for whose, divisor in (("their number", counts), ("the whole length", np.full(n - 1, n))):
         off = np.abs(sums[:, :-1] / divisor / wanted[:, None] - 1.0).max(axis=0)
         best = int(off.argmin())
-        if off[best] < 1e-5:
+        if off[best] < 2e-6:
             yield Estimate(f"first {best + 1} of {n} values, divided by {whose}", (best + 1, int(divisor[best])))
 
 
