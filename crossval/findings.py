@@ -58,8 +58,8 @@ def find(
     passes = _passes(result, check)
     op = next(op for op in op_table(weights.config) if op.output == check.tap)
     plans = plans[: max(passes) + 1]
-    names = [*_names(check.tap, weights.config), *_elsewhere(op, weights.config, plans)]
-    records = _capture(runner, plans, list(dict.fromkeys(names)))
+    names = dict.fromkeys([*_names(check.tap, weights.config), *_elsewhere(op, weights.config, plans)])
+    records = _capture(runner, plans, names)
     contexts = []
     for index in passes:
         try:
@@ -74,8 +74,8 @@ def find(
     ]
     with threadpool_limits(1, user_api="blas"):
         found = diagnose_passes(contexts, arithmetic, right=right)
-        tokens, names = plans[0].token_ids, _names(check.tap, weights.config)
-        found = tell_apart(found, runner, op, names, tokens, weights.config, weights, arithmetic)
+        tokens = plans[0].token_ids
+        found = tell_apart(found, runner, op, list(names), tokens, weights.config, weights, arithmetic)
     return Finding(side, check, arithmetic, found, contexts[0])
 
 
@@ -128,7 +128,7 @@ def _names(tap: str, config: SpecConfig) -> list[str]:
 
 
 def _elsewhere(op: Op, config: SpecConfig, plans: Sequence[PassPlan]) -> list[str]:
-    """Return what other layers compute and read in the place of an operation, where memory allows to hold it all."""
+    """Return what an operation computes and reads in other layers, where memory allows to hold all of it."""
     layer = taps.parse(op.output).layer
     if layer is None:
         return []
