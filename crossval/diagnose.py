@@ -236,8 +236,10 @@ def _whole(context: Context, arithmetic: Arithmetic) -> Diagnosis:
     if not _accepted(scores, search.specification) or any(_has_more(s) for s in scores if s.fits):
         scores += search.run(candidates(seen[0], deferred=True))
     best = min((s.total for s in _accepted(scores, search.specification)), default=np.inf)
-    if best > (LARGEST_FLOOR if context.is_linear else EXACT):
+    if context.is_linear and best > LARGEST_FLOOR:
         scores += search.run(fitted(seen[0]))
+    elif not context.is_linear and best > EXACT:  # parameters are fitted to each reading by itself
+        scores += [score for one in seen for score in _Search([one], arithmetic).run(fitted(one))]
     if sample is None:
         return _decide(contexts[0], scores, search.specification)
     close = _accepted(scores, search.specification)

@@ -276,6 +276,18 @@ def rope_base(rng: Rng, scene: Scene) -> Drawn | None:
     return Drawn(_rope(scene, scene.positions, base), "RoPE base ", (base,))
 
 
+def rope_slowed(rng: Rng, scene: Scene) -> Drawn | None:
+    """As llama 3.1 stretches its context: the slower pairs turn more slowly still."""
+    if len(scene.positions) < 4:
+        return None
+    x = scene.tap(scene.op[0])
+    half = x.shape[-1] // 2
+    first, slower = int(rng.integers(1, half // 2)), float(rng.uniform(0.1, 0.5))
+    frequency = scene.config.rope_base ** (-np.arange(half) / half) * np.where(np.arange(half) < first, 1, slower)
+    out = _turned(x, np.outer(scene.positions, frequency), [(i, i + half) for i in range(half)])
+    return Drawn(out, f"RoPE frequencies: pairs {first}")
+
+
 def rope_offset(rng: Rng, scene: Scene) -> Drawn:
     offset = int(rng.choice([-9, -7, -5, -4, -3, 3, 4, 5, 7, 11, 16]))
     also = _ANY if len(scene.positions) == 1 else ()
@@ -487,6 +499,33 @@ def missing_shard(rng: Rng, scene: Scene) -> Drawn | None:
     return Drawn(out, "rows of token ids from ", (float(ids[gone].min()),), ("token* zero",))
 
 
+def _head(scene: Scene, order: Array) -> Array:
+    name = "token_embd.weight" if scene.config.tied_head else "output.weight"
+    return scene.tap("result_norm") @ np.asarray(scene.weights[name], np.float64)[order].T
+
+
+def logits_shifted(rng: Rng, scene: Scene) -> Drawn:
+    n, d = scene.config.vocab_size, int(rng.choice([-16, -3, -2, 2, 3, 4, 64]))
+    return Drawn(_head(scene, (np.arange(n) - d) % n), "logits shifted by ", (d,))
+
+
+def logits_in_groups(rng: Rng, scene: Scene) -> Drawn:
+    n, size = scene.config.vocab_size, int(rng.choice([4, 8, 16]))
+    order, inside = np.arange(n), rng.permutation(size)
+    while np.array_equal(inside, np.arange(size)):
+        inside = rng.permutation(size)
+    for first in range(0, n // size * size, size):
+        order[first : first + size] = first + inside
+    also = ("logits in groups of [248] in another order*",)  # the smallest groups that say it
+    return Drawn(_head(scene, order), "logits in groups of ", (size,), also)
+
+
+def capped(rng: Rng, scene: Scene) -> Drawn:
+    x = scene.output
+    cap = float(np.abs(x).max() * np.exp(rng.uniform(-1, 1)))
+    return Drawn(cap * np.tanh(x / cap), "capped at ", (cap,))
+
+
 # --- any operation --------------------------------------------------------------------------------------------
 
 
@@ -525,7 +564,9 @@ MISTAKES: dict[Mistake, tuple[str, ...]] = {
     output_heads: ("q_rope", "kq", "kq_soft_max", "kqv_out"),
     **dict.fromkeys((cell_moved, cells_swapped, cells_of_layer), ("kq", "kqv_out")),
     **dict.fromkeys((score_scale, soft_cap, sink, sinks, mask_offset, window, chunks), ("kq_soft_max",)),
-    **dict.fromkeys((rope_base, rope_offset, rope_scale, rope_limit, rope_part, rope_pairs), ("q_rope", "k_rope")),
+    **dict.fromkeys(
+        (rope_base, rope_slowed, rope_offset, rope_scale, rope_limit, rope_part, rope_pairs), ("q_rope", "k_rope")
+    ),
     **dict.fromkeys((norm_eps, norm_offset, norm_power, norm_groups, norm_root, norm_part), NORMS),
     **dict.fromkeys(
         (act_power, act_leaky, act_leaky_square, act_limit, act_line, act_threshold, act_swish), ("ffn_act",)
@@ -533,6 +574,8 @@ MISTAKES: dict[Mistake, tuple[str, ...]] = {
     product_limit: ("ffn_out",),
     **dict.fromkeys((residual_weights, other_branch), ("ffn_inp", "l_out")),
     **dict.fromkeys((id_offset, id_modulus, id_limit, missing_shard), ("inp_embd",)),
+    **dict.fromkeys((logits_shifted, logits_in_groups), ("result_output",)),
+    capped: ("kq", "result_output"),
     output_factor: EVERY,
     token_order: EVERY,
     another_layer: EVERY,

@@ -44,8 +44,7 @@ def _factors(context: Context) -> Iterator[Estimate]:
 
 
 def _times(context: Context, c: Estimate) -> Array:
-    refined = _fitted(context) if any(context.rounded) else c.value  # fitted before it was known what is rounded
-    output = context.expected * (refined if close(refined, (c.value,), 1e-2) else c.value)
+    output = context.expected * c.value
     return require(context, output) if context.op.name in FAMILY[6] else output
 
 

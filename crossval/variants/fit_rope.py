@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from crossval.variants.context import Array, Context, Inapplicable
-from crossval.variants.estimate import Estimate, listed, number
+from crossval.variants.estimate import Estimate, number
+from crossval.variants.places import listed
 from crossval.variants.rope import ROPE, rotate
 from crossval.variants.variant import Variant
 
@@ -78,6 +79,39 @@ def _bases(context: Context) -> Iterator[Estimate]:
 
 def _with_base(context: Context, base: Estimate) -> Array:
     return rotate(context.inputs[0], context.positions[:, None, None] * _frequencies(context, base.value))
+
+
+def _own_frequencies(context: Context) -> Iterator[Estimate]:
+    """Fit a frequency for each pair, from three tokens in a row or more."""
+    turn, weight = _turns(context)
+    position = context.positions
+    if position.size < 3 or (np.diff(position) != 1).any():
+        return
+    steps = (turn[1:] * np.conj(turn[:-1]) * np.minimum(weight[1:], weight[:-1])).sum(axis=0)
+    frequency = np.angle(steps)
+    for _ in range(REFINEMENTS):
+        rest = np.angle(turn * np.exp(-1j * position[:, None] * frequency))
+        frequency = frequency + (weight * position[:, None] * rest).sum(axis=0) / (
+            weight * position[:, None] ** 2
+        ).sum(axis=0)
+    right = _frequencies(context)
+    off = np.flatnonzero(np.abs(frequency - right) * position.max() > NEAR)
+    if not off.size or (np.abs(frequency[off]) * position.max() <= NEAR).all():
+        return
+    if (frequency > 0).all():  # of some base, or of scaled positions
+        line = np.polynomial.Polynomial.fit(np.arange(right.size), np.log(frequency), 1, w=frequency)
+        if (np.abs(np.exp(line(np.arange(right.size))) - frequency) * position.max() <= NEAR).all():
+            return
+    ratio = frequency[off] / right[off]
+    if off.size > 1 and np.ptp(ratio) <= 1e-2 * np.abs(ratio).max():
+        words = f"pairs {listed(off)} times {number(float(np.median(ratio)), 2)}"
+    else:
+        words = f"pairs {listed(off)} times {', '.join(number(float(r), 2) for r in ratio[:MOST_LISTED])}"
+    yield Estimate(words, frequency)
+
+
+def _with_frequencies(context: Context, fitted: Estimate) -> Array:
+    return rotate(context.inputs[0], context.positions[:, None, None] * fitted.value)
 
 
 # --- positions ------------------------------------------------------------------------------------------------
@@ -177,7 +211,7 @@ def _others(context: Context) -> Iterator[Estimate]:
         return
     if moved.sum() <= MOST_LISTED:
         pairs = zip(position[moved].tolist(), found[moved].tolist(), strict=True)
-        words = f"{listed(found[moved])} instead of {listed(position[moved])}"
+        words = f"{listed(found[moved].astype(int))} instead of {listed(position[moved])}"
         yield Estimate(words, ("list", *(number for pair in pairs for number in pair)))
 
 
@@ -274,6 +308,15 @@ FITTED = (
         _with_base,
         _bases,
         group="wrong RoPE base",
+    ),
+    Variant(
+        "RoPE frequencies: {}",
+        8,
+        ROPE,
+        "the frequencies are not base^(-2i/head_dim): {}",
+        _with_frequencies,
+        _own_frequencies,
+        group="other RoPE frequencies",
     ),
     Variant("position {}", 8, ROPE, "positions are off by {}", _ruled, _moved, group=OTHER),
     Variant("positions {}", 8, ROPE, "the positions are taken {}", _ruled, _lines, group=OTHER),

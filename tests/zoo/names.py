@@ -173,7 +173,8 @@ def patterns(case: Case) -> tuple[str, ...]:
     right = RIGHT.get(case.fault.name, ())
     layer = case.layer or 0
     tap = taps.parse(case.tap).tap
-    place = {"layer": layer, "previous": layer - 1, "next": (layer + 1) % SHAPE.n_layers, "tensor": TENSORS.get(tap, tap), "tap": tap}
+    near = {"previous": layer - 1, "layer": layer, "next": (layer + 1) % SHAPE.n_layers}
+    place = {**near, "tensor": TENSORS.get(tap, tap), "tap": tap}
     return tuple(one.format(**place) for one in ((right,) if isinstance(right, str) else right))
 
 
