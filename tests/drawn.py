@@ -576,7 +576,7 @@ MISTAKES: dict[Mistake, tuple[str, ...]] = {
     **dict.fromkeys((id_offset, id_modulus, id_limit, missing_shard), ("inp_embd",)),
     **dict.fromkeys((logits_shifted, logits_in_groups), ("result_output",)),
     capped: ("kq", "result_output"),
-    output_factor: EVERY,
+    output_factor: (*EVERY, "q", "v", "attn_o_out", "ffn_up", "ffn_down"),
     token_order: EVERY,
     another_layer: EVERY,
 }

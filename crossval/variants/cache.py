@@ -140,11 +140,14 @@ def _cells(context: Context) -> Iterator[_Cell]:
 
 def _suspects(context: Context) -> Sequence[int]:
     """Return the cells any one of which could explain by itself what deviates: all, when nothing does."""
-    off = np.nan_to_num(context.target - context.expected)
     n = context.raw[1].shape[0]
-    if context.op.name == "kq":
-        assert context.visible is not None
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = context.target - context.expected
+    if context.visible is not None:
         off = np.where(context.visible, off, 0.0)
+    if not np.abs(off).max() < np.sqrt(np.finfo(np.float64).max):
+        return ()
+    if context.op.name == "kq":
         columns = (np.abs(off) > ROUGHLY * np.abs(context.expected).max()).any(axis=(0, 1))
         return range(n) if not columns.any() else np.flatnonzero(columns).tolist() if columns.sum() == 1 else ()
     rest = unexplained(context, off)

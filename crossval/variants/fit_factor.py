@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crossval.audit.bounds import NORMS
+from crossval.audit.bounds import BITLINEARS, NORMS
 from crossval.variants.context import Array, Context, Inapplicable
 from crossval.variants.estimate import Estimate, close, factor, number, require
 from crossval.variants.fit_norms import token_factors
@@ -15,6 +15,7 @@ from crossval.variants.residual import ADD
 from crossval.variants.variant import Variant, on
 
 FAMILY = {
+    4: BITLINEARS,
     6: on("ffn_act", "ffn_out"),
     7: NORMS,
     8: on("q_rope", "k_rope"),
@@ -26,11 +27,23 @@ LEAST = 2e-6
 """Factors this near to 1 are rounding."""
 
 
+WORTH = 0.1
+"""A factor must take away all but this part of what deviates to be worth trying on every token."""
+
+
 def _fitted(context: Context) -> float:
+    """Return the factor between the right output and the recorded one.
+
+    Raises:
+        Inapplicable: there is none that comes near.
+    """
     target, right = context.target, context.expected
     if context.visible is not None:
         target, right = (np.where(context.visible, array, 0.0) for array in (target, right))
-    return factor(target, right)
+    c = factor(target, right)
+    if np.linalg.norm(target - c * right) > WORTH * np.linalg.norm(target - right):
+        raise Inapplicable
+    return c
 
 
 def _factors(context: Context) -> Iterator[Estimate]:
