@@ -27,6 +27,8 @@ LEAST = 2e-6
 """Factors this near to 1 are rounding."""
 
 
+LEAST_VALUES = 16
+"""Of fewer values, the wrong one of a single feature say, a factor says nothing."""
 WORTH = 0.1
 """A factor must take away all but this part of what deviates to be worth trying on every token."""
 
@@ -41,6 +43,8 @@ def _fitted(context: Context) -> float:
     if context.visible is not None:
         target, right = (np.where(context.visible, array, 0.0) for array in (target, right))
     c = factor(target, right)
+    if np.count_nonzero(right) < LEAST_VALUES:
+        raise Inapplicable
     if np.linalg.norm(target - c * right) > WORTH * np.linalg.norm(target - right):
         raise Inapplicable
     return c

@@ -39,6 +39,8 @@ RIGHT: dict[str, str | tuple[str, ...]] = {
     "file-scale-twice": "weight scale applied twice",
     "weight-scale-inverted": "weight scale inverted",
     "file-scale-inverted": "weight scale inverted",
+    "file-scale-doubled": "output times 2",
+    "file-scale-halved": "output times 0.5",
     "file-scale-of-k": "scale of blk.{layer}.attn_[kv].weight",
     # activation quantisation
     "input-scale-one-at-rescale": "input scale not undone",
