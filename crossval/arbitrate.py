@@ -12,7 +12,14 @@ from typing import Literal
 from crossval.audit.checks import AuditVerdict
 
 Verdict = Literal[
-    "parity", "shared_deviation", "reference_defect", "candidate_defect", "both_differ", "divergence", "incomplete"
+    "parity",
+    "agrees_within",
+    "shared_deviation",
+    "reference_defect",
+    "candidate_defect",
+    "both_differ",
+    "divergence",
+    "incomplete",
 ]
 Comparison = Literal["agree", "differ", "not_compared"]
 COMPARISON: dict[str, Comparison] = {"parity": "agree", "divergence": "differ", "incomplete": "not_compared"}
@@ -31,6 +38,11 @@ ADVICE: dict[Verdict, Advice] = {
     "parity": Advice(
         "Both engines agree with each other and with the specification.",
         "If the text is still bad, the model, its conversion, the prompt template or the sampling is the cause.",
+    ),
+    "agrees_within": Advice(
+        "Both engines agree with each other and with the specification within the distance stated; a mistake "
+        "smaller than that was not looked for, because too little was recorded.",
+        "Record the tensors named above and compare again, or accept the distance: crossval gate --accept-within.",
     ),
     "shared_deviation": Advice(
         "Both engines agree with each other, and both differ from the specification in the same place.",
@@ -63,12 +75,13 @@ def arbitrate(comparison: Comparison, candidate: AuditVerdict, reference: AuditV
     """Return the verdict of three parties.
 
     ``comparison``: candidate against reference, end to end. An engine whose audit is ``clean`` agrees with the
-    specification. Anything not compared leaves the verdict ``incomplete``, unless a defect is already proven on
-    the one side while the other side is proven right.
+    specification; one that is ``within`` agrees as far as its recording can show. Anything not compared leaves the
+    verdict ``incomplete``, unless a defect is already proven on the one side while the other side agrees.
     """
-    if candidate == "guilty" and reference == "clean":
+    agreeing = ("clean", "within")
+    if candidate == "guilty" and reference in agreeing:
         return "candidate_defect"
-    if reference == "guilty" and candidate == "clean":
+    if reference == "guilty" and candidate in agreeing:
         return "reference_defect"
     if candidate == reference == "guilty":
         if comparison == "not_compared":
@@ -76,4 +89,6 @@ def arbitrate(comparison: Comparison, candidate: AuditVerdict, reference: AuditV
         return "shared_deviation" if comparison == "agree" else "both_differ"
     if "incomplete" in (candidate, reference) or comparison == "not_compared":
         return "incomplete"
-    return "parity" if comparison == "agree" else "divergence"
+    if comparison == "differ":
+        return "divergence"
+    return "agrees_within" if "within" in (candidate, reference) else "parity"

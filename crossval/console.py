@@ -19,6 +19,7 @@ VERDICT_STYLE = {
     "divergence": "bold red",
     "fail": "bold red",
     "incomplete": "bold yellow",
+    "agrees_within": "bold yellow",
 }
 
 

@@ -70,6 +70,8 @@ class Diagnosis:
     """All variants that fit and cannot be told apart on this input."""
     replays: tuple[Candidate, ...] = field(default=(), compare=False, repr=False)
     """The same as formulas, to be tried on other passes."""
+    segment_ops: tuple[str, ...] = ()
+    """Of a segment: full names of the operations inside it that are wrong."""
 
     @property
     def determined(self) -> bool:
@@ -112,7 +114,7 @@ def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosi
     arithmetic = arithmetic or Arithmetic(Numerics(), context.config.n_heads)
     wrong_shape = _wrong_shape(context)
     if wrong_shape is not None:
-        return Diagnosis(UNDETERMINED, None, wrong_shape, None, None, None, _finite(np.inf))
+        return Diagnosis(UNDETERMINED, None, wrong_shape, None, None, None, finite(np.inf))
     found = _whole(context, arithmetic)
     if found.candidates or not context.is_linear:
         return found
@@ -179,7 +181,7 @@ def combine(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
             return worst
         why = "no one variant explains all passes: " + "; ".join(dict.fromkeys(d.explanation for d in diagnoses))
         return replace(worst, name=UNDETERMINED, family=None, explanation=why, candidates=(), replays=())
-    name, family, sentence = _verdict(shared)
+    name, family, sentence = verdict(shared)
     replays = tuple(one for one in diagnoses[0].replays if _explanation(one) in shared)
     return replace(
         worst, name=name, family=family, explanation=sentence, candidates=tuple(shared), replays=replays
@@ -191,7 +193,7 @@ def _joined(joint: Diagnosis, fitting: Sequence[Candidate]) -> Diagnosis:
     explained = list(dict.fromkeys(map(_explanation, fitting)))
     if not explained:
         return joint
-    name, family, sentence = _verdict(explained)
+    name, family, sentence = verdict(explained)
     return replace(
         joint,
         name=name,
@@ -390,21 +392,21 @@ def _decide(
     names = {_name(s) for s in same}
     others = [s for s in ranked if s.total >= level and _name(s) not in names]
     explained = list(dict.fromkeys(_explanation(s.candidate) for s in same if s.candidate is not None))
-    name, family, sentence = _verdict(explained)
+    name, family, sentence = verdict(explained)
     return Diagnosis(
         name=name,
         family=family,
         explanation=sentence,
         ratio=best.total,
         runner_up=_name(others[0]) if others else None,
-        runner_up_ratio=_finite(others[0].total) if others else None,
-        specification_ratio=_finite(specification.total),
+        runner_up_ratio=finite(others[0].total) if others else None,
+        specification_ratio=finite(specification.total),
         candidates=tuple(explained),
         replays=tuple(s.candidate for s in same if s.candidate is not None),
     )
 
 
-def _verdict(explained: Sequence[Explanation]) -> tuple[str, int | None, str]:
+def verdict(explained: Sequence[Explanation]) -> tuple[str, int | None, str]:
     """Return name, family and sentence for variants that all fit."""
     first = explained[0]
     if len(explained) == 1:
@@ -424,10 +426,10 @@ def _unexplained(context: Context, ranked: list[_Score], specification: _Score) 
         name=UNDETERMINED,
         family=None,
         explanation=sentence,
-        ratio=_finite(best.total) if best else None,
+        ratio=finite(best.total) if best else None,
         runner_up=_name(second) if second else None,
-        runner_up_ratio=_finite(second.total) if second else None,
-        specification_ratio=_finite(specification.total),
+        runner_up_ratio=finite(second.total) if second else None,
+        specification_ratio=finite(specification.total),
     )
 
 
@@ -444,6 +446,6 @@ def _has_more(score: _Score) -> bool:
     return score.candidate is not None and score.candidate.group in DEFERRED_GROUPS
 
 
-def _finite(x: float) -> float:
+def finite(x: float) -> float:
     """Return a number JSON can hold: infinitely far becomes the largest float32."""
     return x if np.isfinite(x) else float(np.finfo(np.float32).max)

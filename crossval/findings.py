@@ -16,14 +16,18 @@ from crossval.diagnose import UNDETERMINED, Diagnosis, diagnose_passes
 from crossval.errors import BadInputError
 from crossval.ops import Op, SpecConfig, op_table
 from crossval.probing import tell_apart
+from crossval.replay import HeldWeights, Replay
 from crossval.runners.base import PassPlan, PassRecord, Runner
+from crossval.segment_diagnosis import diagnose_segment, remedy
 from crossval.spec_weights import SpecWeights
-from crossval.variants import FAMILIES, Context, of_records
+from crossval.variants import FAMILIES, Context, Inapplicable, of_records
 
 MAX_BYTES = 256 << 20
 """Most memory that the same tensors of other layers may take."""
 MAX_PASSES = 4
 """Guilty passes that are diagnosed together: one cause has to explain all of them."""
+N_OPS_OF_A_LAYER = len(taps.LAYER_TAPS) - 2
+"""At least: a model may lack both sub-norms."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,11 @@ class Finding:
     diagnosis: Diagnosis
     context: Context | None
     """The operation as the engine recorded it in the pass of ``check``; None when its inputs were not recorded."""
+
+    @property
+    def in_segment(self) -> bool:
+        """Whether it is about several operations judged as one."""
+        return self.check.n_ops > 1
 
 
 def find(
@@ -58,7 +67,11 @@ def find(
     passes = _passes(result, check)
     op = next(op for op in op_table(weights.config) if op.output == check.tap)
     plans = plans[: max(passes) + 1]
-    names = dict.fromkeys([*_names(check.tap, weights.config), *_elsewhere(op, weights.config, plans)])
+    names = _names(check.tap, weights.config, check.n_ops)
+    if check.n_ops > 1:
+        records = _capture(runner, plans, names)
+        return Finding(side, check, arithmetic, _inside(check, records, passes, weights, arithmetic), None)
+    names = list(dict.fromkeys([*names, *_elsewhere(op, weights.config, plans)]))
     records = _capture(runner, plans, names)
     contexts = []
     for index in passes:
@@ -75,16 +88,34 @@ def find(
     with threadpool_limits(1, user_api="blas"):
         found = diagnose_passes(contexts, arithmetic, right=right)
         tokens = plans[0].token_ids
-        found = tell_apart(found, runner, op, list(names), tokens, weights.config, weights, arithmetic)
+        found = tell_apart(found, runner, op, names, tokens, weights.config, weights, arithmetic)
     return Finding(side, check, arithmetic, found, contexts[0])
 
 
+def _inside(
+    check: OpCheck,
+    records: Sequence[PassRecord],
+    passes: Sequence[int],
+    weights: SpecWeights,
+    arithmetic: Arithmetic,
+) -> Diagnosis:
+    """Look for the cause inside a segment."""
+    table = op_table(weights.config)
+    layers = {taps.parse(name).layer for record in records for name in record.taps} | {taps.parse(check.tap).layer}
+    own = {name for op in table if taps.parse(op.output).layer in layers for name in op.weights}
+    held = HeldWeights(weights, own)
+    try:
+        replays = [
+            Replay(table, weights.config, held, records[: index + 1], check.tap, arithmetic) for index in passes
+        ]
+        with threadpool_limits(1, user_api="blas"):
+            return diagnose_segment(replays, arithmetic)
+    except Inapplicable:
+        return _undetermined(f"it is the last of {check.n_ops} operations judged as one; {remedy(check.tap)}")
+
+
 def _why_not(check: OpCheck) -> str | None:
-    """Return why an operation cannot be looked at by itself."""
-    if check.n_ops > 1:
-        layer = taps.parse(check.tap).layer
-        more = "every tap" if layer is None else f"every tap of layer {layer}"
-        return f"it is the last of {check.n_ops} operations judged as one; record {more} to find the cause"
+    """Return why an operation cannot be looked at."""
     if check.status == "invalid" and "finite" not in (check.note or ""):
         return check.note or "the recorded array cannot be used"
     return None
@@ -95,7 +126,10 @@ def _passes(result: AuditResult, first: OpCheck) -> list[int]:
     alike = [
         check
         for check in result.checks
-        if check.tap == first.tap and check.status in ("guilty", "invalid") and _why_not(check) is None
+        if check.tap == first.tap
+        and (check.n_ops > 1) == (first.n_ops > 1)
+        and check.status in ("guilty", "invalid")
+        and _why_not(check) is None
     ]
     alike.sort(key=lambda check: (check is not first, check.pass_kind == first.pass_kind, check.pass_index))
     others = [check for check in alike[1:] if check.pass_kind != first.pass_kind][:1]
@@ -116,15 +150,20 @@ def _right(result: AuditResult, first: OpCheck, passes: Sequence[int]) -> list[i
     ][:MAX_PASSES]
 
 
-def _names(tap: str, config: SpecConfig) -> list[str]:
-    """Return what is captured: the operation's layer and what the layer reads; of the head, the last layer."""
+def _names(tap: str, config: SpecConfig, n_ops: int = 1) -> list[str]:
+    """Return what is captured: the operation's layer and what the layer reads; of the head, the last layer.
+
+    Of a segment of ``n_ops`` operations also the layers it may begin in.
+    """
     layer = taps.parse(tap).layer
     if tap in taps.INPUT_TAPS:
         return [tap]
     ends = list(taps.HEAD_TAPS) if layer is None else []
     layer = config.n_layers - 1 if layer is None else layer
-    before = "inp_embd" if layer == 0 else f"blk.{layer - 1}.l_out"
-    return [before, *taps.layer_taps(layer), *ends]
+    first = max(0, layer - n_ops // N_OPS_OF_A_LAYER)
+    before = "inp_embd" if first == 0 else f"blk.{first - 1}.l_out"
+    inside = [name for i in range(first, layer + 1) for name in taps.layer_taps(i)]
+    return [before, *inside, *ends]
 
 
 def _elsewhere(op: Op, config: SpecConfig, plans: Sequence[PassPlan]) -> list[str]:
@@ -158,6 +197,7 @@ def to_json(finding: Finding, command: str) -> dict[str, Any]:
     """Return a finding as an item of the receipt's ``diagnosis``; ``command`` writes its reproducer."""
     check, found = finding.check, finding.diagnosis
     name = taps.parse(check.tap)
+    looked_at = finding.context is not None or found.specification_ratio > 0.0
     return {
         "party": finding.side,
         "tap": check.tap,
@@ -171,10 +211,11 @@ def to_json(finding: Finding, command: str) -> dict[str, Any]:
         "ratio": found.ratio,
         "runner_up": found.runner_up,
         "runner_up_ratio": found.runner_up_ratio,
-        "specification_ratio": None if finding.context is None else found.specification_ratio,
+        "specification_ratio": found.specification_ratio if looked_at else None,
         "candidates": [
             {"name": one.name, "family": FAMILIES[one.family], "explanation": one.sentence}
             for one in found.candidates
         ],
         "command": command,
+        **({"segment_ops": list(found.segment_ops)} if finding.in_segment else {}),
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from bitnet_py.bench import spread
 from crossval import compare, consistency, evidence
-from crossval.audit.summary import audit_verdict
+from crossval.audit.summary import audit_verdict, within_of
 from crossval.bench import figures
 from crossval.bench import results as bench_results
 from crossval.errors import BadInputError
@@ -49,6 +49,8 @@ class Policy:
     """The same of decoding."""
     min_greedy_ratio: float | None = None
     """The same of greedy decoding."""
+    accept_within: float | None = None
+    """Relative L2 distance up to which agreement counts where too little was recorded to show more."""
 
     @property
     def min_ratios(self) -> dict[str, float]:
@@ -141,7 +143,7 @@ def _age(receipt: Receipt, policy: Policy, now: datetime.datetime) -> Check:
 
 
 def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
-    yield _verdict(receipt)
+    yield _verdict(receipt, policy)
     yield _compared(receipt, policy)
     if receipt["kind"] == "smoke":
         yield from _answers(receipt, policy)
@@ -149,7 +151,7 @@ def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
         yield from _relations(receipt)
     yield from _ratios(receipt, policy)
     if receipt["kind"] in evidence.AUDITED:
-        yield from _audits(receipt)
+        yield from _audits(receipt, policy)
     yield from _reference(receipt, policy)
     yield _distinct(receipt)
     yield from _compute(receipt, policy)
@@ -157,10 +159,17 @@ def _policy_checks(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     yield from _exactness(receipt, policy)
 
 
-def _verdict(receipt: Receipt) -> Check:
+def _verdict(receipt: Receipt, policy: Policy) -> Check:
     verdict = consistency.recompute(receipt)["verdict"]
-    good = "pass" if receipt["kind"] in evidence.NO_NUMBERS else "parity"
-    return Check("verdict", verdict == good == receipt["verdict"], f"{verdict} (recomputed)")
+    good = ["pass"] if receipt["kind"] in evidence.NO_NUMBERS else ["parity"]
+    detail = f"{verdict} (recomputed)"
+    if verdict == "agrees_within":
+        found = max(within_of((receipt["audit"] or {}).get(side)) for side in evidence.SIDES)
+        asked = "no distance" if policy.accept_within is None else f"{policy.accept_within:g}"
+        detail = f"agrees within {found:.3g} (recomputed), {asked} accepted"
+        if policy.accept_within is not None and found <= policy.accept_within:
+            good.append(verdict)
+    return Check("verdict", verdict in good and verdict == receipt["verdict"], detail)
 
 
 def _compared(receipt: Receipt, policy: Policy) -> Check:
@@ -227,7 +236,7 @@ def _ratios(receipt: Receipt, policy: Policy) -> Iterator[Check]:
         )
 
 
-def _audits(receipt: Receipt) -> Iterator[Check]:
+def _audits(receipt: Receipt, policy: Policy) -> Iterator[Check]:
     """Check that every operation of both engines was judged and is within its bound."""
     for side in evidence.SIDES:
         audit = receipt["audit"][side]
@@ -235,7 +244,8 @@ def _audits(receipt: Receipt) -> Iterator[Check]:
         detail = f"{verdict}: there is none"
         if audit is not None:
             detail = f"{verdict}, {audit['n_covered']} of {audit['n_ops']} operations judged"
-        yield Check(f"audit of the {side}", verdict == "clean", detail)
+        accepted = policy.accept_within is not None and within_of(audit) <= policy.accept_within
+        yield Check(f"audit of the {side}", verdict == "clean" or (verdict == "within" and accepted), detail)
 
 
 def _reference(receipt: Receipt, policy: Policy) -> Iterator[Check]:

@@ -70,6 +70,22 @@ class WeightSource(Protocol):
     def __getitem__(self, name: str, /) -> Weight: ...
 
 
+CONTEXT_INPUTS = ("token_ids", "positions")
+"""What operations read that is part of the pass and no tensor."""
+_STATE_SOURCES = {"k_cache": "k_rope", "v_cache": "v"}
+
+
+def is_state(name: str) -> bool:
+    """Return whether an input is KV state, which has cells and not tokens."""
+    return name.rpartition(".")[2] in _STATE_SOURCES
+
+
+def state_source(name: str) -> str:
+    """Return the tap whose rows of all passes so far make up a KV state."""
+    layer, _, state = name.rpartition(".")
+    return f"{layer}.{_STATE_SOURCES[state]}"
+
+
 # --- the operations -------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from crossval.console import plain, show_line
 from crossval.receipt import Receipt
 
 SIDES = ("candidate", "reference")
-_STYLE = {"clean": "green", "guilty": "bold red", "incomplete": "bold yellow"}
+_STYLE = {"clean": "green", "within": "bold yellow", "guilty": "bold red", "incomplete": "bold yellow"}
 
 
 def show_audits(out: Console, receipt: Receipt) -> None:
@@ -30,7 +30,7 @@ def show_audits(out: Console, receipt: Receipt) -> None:
     for side in SIDES:
         audit = receipt["audit"][side]
         verdict = summary.audit_verdict(audit)
-        text = "not audited" if audit is None else audit_line(audit)
+        text = "not audited" if audit is None else audit_line(audit, receipt["model"]["shape"]["n_layers"])
         head = f"{side:10} {plain(receipt[side]['name']):{width}}  "
         out.print(Text.assemble(head, (plain(text), _STYLE[verdict])), soft_wrap=True)
     for found in receipt["diagnosis"] or ():
@@ -38,13 +38,20 @@ def show_audits(out: Console, receipt: Receipt) -> None:
         show_line(out, f"reproduce  {found['command']}")
 
 
-def audit_line(audit: Mapping[str, Any]) -> str:
+def audit_line(audit: Mapping[str, Any], n_layers: int) -> str:
     """Return one engine's audit in a line: all is within its bound, or what is guilty, or what is missing."""
     rows = [summary.row_from_json(row) for row in audit["rows"]]
     if audit["first_guilty"] is not None:
         n_guilty = sum(summary.status_of(row) in ("guilty", "invalid") for row in rows)
         more = f"; {n_guilty - 1} more tensors are beyond their bounds" if n_guilty > 1 else ""
         return f"GUILTY  {guilty_line(audit['first_guilty'])}{more}"
+    within = summary.within_of(audit)
+    if summary.audit_verdict(audit) == "within":
+        n_within = sum(row.n_within for row in rows)
+        return (
+            f"agrees within {within:.2g} (relative L2): {n_within} tokens of segments were not explained; "
+            f"not checked below that; record {summary.unsettled(rows, n_layers)}"
+        )
     n_checks = sum(row.n_passes - row.n_unchecked for row in rows)
     pieces = f", in {n_checks} pieces" if n_checks < audit["n_covered"] else ""
     counts = f"{audit['n_covered']} of {audit['n_ops']} operations within their bounds{pieces}"
@@ -99,8 +106,7 @@ def _axes(found: Mapping[str, Any]) -> tuple[str, ...]:
 def _times(found: Mapping[str, Any]) -> str:
     if found["ratio"] is None:
         return "which has to be exact"
-    what = "tolerance of its token" if found["n_ops"] > 1 else "bound"
-    return f"{found['ratio']:.3g} times the {what}"
+    return f"{found['ratio']:.3g} times the bound"
 
 
 def cause(found: Mapping[str, Any]) -> str:

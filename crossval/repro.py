@@ -25,6 +25,7 @@ from crossval.files import write_atomically
 from crossval.findings import Finding
 from crossval.geometry import token_axis
 from crossval.ops import FloatArray, TernaryMatrix
+from crossval.segment_diagnosis import remedy
 from crossval.variants import Context
 
 SCRIPT, INPUTS = "repro.py", "inputs.npz"
@@ -57,6 +58,8 @@ class _Case:
 
 def why_not(finding: Finding) -> str | None:
     """Return why there can be no reproducer, None when there can."""
+    if finding.in_segment:
+        return f"the inputs of {finding.check.tap} were not recorded; {remedy(finding.check.tap)}"
     return finding.diagnosis.explanation if finding.context is None else None
 
 

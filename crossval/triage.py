@@ -24,6 +24,7 @@ _WHOSE = {
     "both_differ": "of both, or of what both are given: {candidate} and {reference} are wrong in different ways",
     "divergence": "not in any operation: each of {candidate} and {reference} is right given its own inputs, "
     "but they differ",
+    "agrees_within": "none as far as was recorded: {candidate} and {reference} agree within a distance",
     "incomplete": "not known: something that had to be compared was not",
 }
 
@@ -97,6 +98,8 @@ def _steps(receipt: Receipt, names: Mapping[str, str]) -> Iterator[str]:
         yield "Check what both are given: tokenizer and template, header values, the layout of the packed weights."
         yield from _configuration(receipt)
         yield from _reproduce(receipt)
+    elif verdict == "agrees_within":
+        yield "Record the quantised tensors of the layers named in the audit, then run this again."
     elif verdict == "divergence":
         yield "Look at what comes before the first operation or lives between passes: tokens, positions, KV cache."
         yield from _configuration(receipt)

@@ -4,7 +4,7 @@ It shares no code with ``bitnet_py`` or ``crossval``, nor bitnet.cpp's order of 
 makes them, no rounding to binary16): what anybody's engine in any language is to the harness. ``--mistake`` breaks
 one layer on purpose, to see what the harness says of it.
 
-    python examples/third_engine.py models/bitnet-qa.gguf --tokens 1019,273,271,220,17,10,17,30 --out trace
+    python examples/third_engine.py models/bitnet-qa.gguf --tokens 1019,277,271,220,17,10,17,30 --out trace
     crossval layers --prompt "What is 2+2?" --candidate trace
 """
 

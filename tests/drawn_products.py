@@ -187,6 +187,18 @@ def draw_row_scale(rng, given):
     )
 
 
+def draw_row_scale_back(rng, given):
+    n, group = given.x.shape[0], int(rng.choice([2, 4, 8]))
+    if n <= group:
+        return None
+    codes, scale = quantised(given.x)
+    last = np.minimum(np.arange(n) // group * group + group, n) - 1
+    return product(given, codes=codes, scale=scale[last]), (
+        f"sums rescaled by the input scale of the last of {group} tokens",
+        "sums rescaled by another row's input scale",
+    )
+
+
 # --- places ---------------------------------------------------------------------------------------------------
 
 

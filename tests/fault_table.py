@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sysconfig
@@ -17,7 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.broken_engine import ROOT, TEXT_MISTAKES, TextMistake, build
+from tests.broken_engine import ROOT, TEXT_MISTAKES, TextMistake, build, run
+from tests.native_build import LIBRARY
 
 PAGE = ROOT / "docs" / "smoke.md"
 MARKS = ("<!-- faults -->\n", "<!-- /faults -->\n")
@@ -41,16 +41,11 @@ class Outcome:
 
 def ask(library: Path | None, model: Path | None = None) -> Outcome:
     """Ask a model (the shipped one) the long suite, through another build of the engine if one is given."""
-    environment = dict(os.environ)
-    if library is not None:
-        environment["BITNET_LIBRARY"] = str(library)
-    done = subprocess.run(
-        [CROSSVAL, "smoke", "--suite", "long", "--json", *(("--model", model) if model else ())],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    words = [CROSSVAL, "smoke", "--suite", "long", "--json", *(("--model", model) if model else ())]
+    if library is None:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    else:
+        done = run(words, library)
     assert done.returncode in (0, 1), done.stderr
     counts = json.loads(done.stdout)["results"]["summary"]["engines"][0]["all"]
     return Outcome(done.returncode, **counts)
@@ -61,7 +56,7 @@ def outcomes(model: Path | None) -> Iterator[tuple[TextMistake | None, Outcome]]
     yield None, ask(None, model)
     for mistake in TEXT_MISTAKES:
         with tempfile.TemporaryDirectory() as folder:
-            yield mistake, ask(build(mistake, Path(folder)), model)
+            yield mistake, ask(build([mistake], Path(folder) / LIBRARY), model)
 
 
 def table(model: Path | None = None) -> str:

@@ -259,6 +259,7 @@ def diagnosis_of(side: Side, audit: dict[str, Any], **changes: Any) -> dict[str,
         **numbers,
         "candidates": [cause],
         "command": "crossval layers --prompt 'What is 2+2?' --repro repro",
+        **({"segment_ops": [found["tap"]]} if found["n_ops"] > 1 else {}),
         **changes,
     }
 

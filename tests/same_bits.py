@@ -17,13 +17,13 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_py._native import kernel_families
 from bitnet_py.synth_random import Stream
 from crossval import taps
 from crossval.cpp.library import find_library
 from crossval.metrics import ulp_distance
 from crossval.runners.bitnet_cpp import BitnetCppRunner
 from crossval.runners.bitnet_py import BitnetPyRunner
+from tests.families import FAMILIES
 from tests.healthy import write_models
 
 LONGEST = 128
@@ -110,10 +110,9 @@ def main(n_prompts: int, library: Path | None) -> None:
     if path is None:
         raise click.UsageError("expected a built bitnet.cpp (make fetch-cpp, or --library), found none")
     start_s, same = time.perf_counter(), True
-    kernels = [family.name for family in kernel_families() if family.available]
     with tempfile.TemporaryDirectory() as folder:
         for name, (model, _, vocab_size) in write_models(Path(folder)).items():
-            for kernel in kernels:
+            for kernel in FAMILIES:
                 score = compare(model, vocab_size, n_prompts, kernel, path)
                 same = same and not score.different
                 click.echo(f"{name}, {kernel}: {score}")

@@ -10,6 +10,7 @@ dequantised weights, so that its sums are binary32 sums: near the integer, not o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,7 @@ def check(
 
     ``x``: float32 ``(n_tokens, cols)``, as the engine had it.
     """
-    codes, scale, scaled = _codes(x, arithmetic)
+    codes, scale, scaled = quantize(x, arithmetic)
     sums = accumulate(codes, weight).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         found = recorded.astype(np.float64) * scale / weight.scale
@@ -64,8 +65,8 @@ def check(
     return BitLinearCheck(expected, bound, flips, flipped_tokens)
 
 
-def _codes(
-    x: npt.NDArray[np.float32], arithmetic: Arithmetic
+def quantize(
+    x: npt.NDArray[np.floating[Any]], arithmetic: Arithmetic
 ) -> tuple[npt.NDArray[np.int8], FloatArray, FloatArray]:
     """Return codes, scale per token (last axis 1) and the scaled values before rounding.
 

@@ -9,9 +9,10 @@ from typing import Literal
 from crossval import taps
 from crossval.runners.base import PassKind
 
-CheckStatus = Literal["ok", "guilty", "invalid", "unchecked"]
-"""``invalid``: NaN, infinity or a wrong shape; ``unchecked``: an input or the output was not recorded."""
-AuditVerdict = Literal["clean", "guilty", "incomplete"]
+CheckStatus = Literal["ok", "within", "guilty", "invalid", "unchecked"]
+"""``within``: a segment that agrees up to a distance at which int8 flips and small mistakes look alike;
+``invalid``: NaN, infinity or a wrong shape; ``unchecked``: an input or the output was not recorded."""
+AuditVerdict = Literal["clean", "within", "guilty", "incomplete"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class OpCheck:
     """Largest ``|recorded - expected| / bound``; at most 1 is ``ok``. None when nothing could be computed."""
     n_elements: int
     n_beyond: int
-    """Elements beyond their bound."""
+    """Elements (of a segment: tokens) beyond their bound."""
     n_ops: int = 1
     """Operations between the recorded inputs and the output: 1, or more for a coarse trace's segment."""
     flips: int = 0
@@ -50,6 +51,10 @@ class OpCheck:
     reading: str | None = None
     """Which of the allowed places of rounding to F16 fits best, where an engine did not say."""
     note: str | None = None
+    within: float | None = None
+    """Of a segment that is ``within``: largest relative L2 distance of a token that could not be explained."""
+    n_within: int = 0
+    """How many tokens that are."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,16 @@ class AuditResult:
 
 
 def decide(checks: Sequence[OpCheck], n_ops: int, n_covered: int) -> AuditVerdict:
-    """Return the verdict that follows from the checks: a guilty one convicts, a missing one leaves it open."""
+    """Return the verdict that follows from the checks.
+
+    A guilty one convicts, a missing one leaves it open, one that agrees only within a distance is no proof.
+    """
     if any(check.status in ("guilty", "invalid") for check in checks):
         return "guilty"
-    all_ok = bool(checks) and all(check.status == "ok" and check.n_elements > 0 for check in checks)
-    return "clean" if all_ok and n_covered == n_ops > 0 else "incomplete"
+    judged = bool(checks) and all(check.status in ("ok", "within") and check.n_elements > 0 for check in checks)
+    if not judged or n_covered != n_ops or n_ops <= 0:
+        return "incomplete"
+    return "within" if any(check.status == "within" for check in checks) else "clean"
 
 
 def first_guilty(checks: Iterable[OpCheck], n_layers: int) -> OpCheck | None:

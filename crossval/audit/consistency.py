@@ -78,8 +78,21 @@ def _diagnoses(receipt: Receipt) -> Iterator[str]:
             yield f"{where}: only one of runner-up and its ratio is given"
         if named and one["runner_up_ratio"] is not None and not one["runner_up_ratio"] > (ratio or 0.0):
             yield f"{where}: its runner-up fits as well"
+        yield from (f"{where}: {what}" for what in _segment_ops(one, first))
         if named and one["family"] is None and len({c["family"] for c in one["candidates"]}) == 1:
             yield f"{where}: it names no family"
+
+
+def _segment_ops(one: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[str]:
+    """Check which operations inside a segment a diagnosis blames."""
+    inside, named = one.get("segment_ops", []), one["name"] != UNDETERMINED
+    if inside and not (named and first["n_ops"] > 1):
+        yield f"it blames {inside[0]} inside a segment, but names nothing or there is no segment"
+    if named and first["n_ops"] > 1 and not inside:
+        yield "it names a mistake inside a segment, but no operation"
+    order = [summary.execution_index(name) for name in inside]
+    if order and (order != sorted(set(order)) or order[-1] > summary.execution_index(one["tap"])):
+        yield "the operations it blames are not in order of execution, up to the guilty one"
 
 
 def _world(receipt: Receipt, side: str) -> _World:
@@ -143,6 +156,10 @@ def _row(row: AuditRow, world: _World) -> Iterator[str]:
         yield f"first_beyond is {row.first_beyond} of {n_passes} passes"
     if (row.ratio is not None and row.ratio > 1.0) != (row.n_beyond > 0) and row.ratio is not None:
         yield f"ratio {row.ratio:.6g} contradicts {row.n_beyond} elements beyond their bound"
+    if (row.within is None) != (row.n_within == 0):
+        yield f"{row.n_within} tokens within {row.within}"
+    if row.n_within and row.n_ops <= n_checked:
+        yield "only a segment can be within a distance"
     yield from _elements(row, world)
     whole = row.n_invalid == row.n_unchecked == 0
     if row.worst is None and row.ratio is not None and whole:
@@ -205,7 +222,10 @@ def _numbers(
 
 
 def _belongs(ratio: float | None, worst: WorstElement) -> bool:
-    """Return whether a ratio is the element's distance over its bound; of a segment it is of a whole token."""
+    """Return whether a ratio is the element's distance over its bound.
+
+    Segments judged before 0.2 state the relative L2 distance of a whole token: their ratio is not checked.
+    """
     gap = abs(worst.recorded - worst.expected)
     if worst.bound < 0.0 or (ratio is not None and ratio < 0.0):
         return False

@@ -1,41 +1,63 @@
 """One operation of one pass: gather what it read, recompute it, judge what was recorded.
 
-A tensor that an engine did not record is computed from what it did record; the next recorded one is then judged
-as the output of a *segment* of several operations, with a tolerance for int8 flips instead of a derived bound.
+A tensor that an engine did not record is *pending*: the next recorded one that depends on it is judged as the
+output of a segment of several operations (``segments``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crossval import taps
-from crossval.audit import bitlinear, bounds
-from crossval.audit.bounds import Arithmetic
+from crossval.audit import bitlinear, bounds, propagation
+from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.checks import OpCheck, Worst
+from crossval.audit.propagation import Approx
+from crossval.audit.segments import Cells, Outcome, Part, Segment, join
 from crossval.geometry import token_axis
-from crossval.ops import FloatArray, Op, TernaryMatrix, Weight, WeightSource
+from crossval.ops import (
+    CONTEXT_INPUTS,
+    FloatArray,
+    Op,
+    TernaryMatrix,
+    Weight,
+    WeightSource,
+    is_state,
+    state_source,
+)
 from crossval.runners.base import PassPlan, TapArray
-from crossval.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, tap_class
 
 Covered = frozenset[tuple[int, str]]
 """Operations, as (pass index, output tap), whose results were computed here and not recorded."""
-CONTEXT_INPUTS = ("token_ids", "positions")
 
 
 @dataclass(frozen=True)
 class Value:
-    """An array an operation reads: recorded by the engine, or computed here because it was not."""
+    """An array an operation reads, as the engine recorded it."""
 
     array: npt.NDArray[Any]
     rows: tuple[int, ...]
     """Token indices within the pass; for KV state, cells."""
-    computed: Covered = frozenset()
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A tensor that was not recorded: what computes it."""
+
+    op: Op
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A tensor that was not recorded, computed as part of a segment that has been judged since."""
+
+    part: Part
+    covered: Covered
 
 
 @dataclass
@@ -44,7 +66,9 @@ class PassState:
 
     index: int
     plan: PassPlan
-    values: dict[str, Value] = field(default_factory=dict)
+    values: dict[str, Value | Pending | Computed] = field(default_factory=dict)
+    flips: dict[tuple[str, int], frozenset[int]] = field(default_factory=dict)
+    """Int8 flips that were found in segments: (quantised tap, row) to features."""
 
     @property
     def n_tokens(self) -> int:
@@ -56,8 +80,8 @@ class PassState:
         """Every token index of the pass."""
         return tuple(range(self.n_tokens))
 
-    def value(self, name: str) -> Value | None:
-        """Return what an op reads under this name; None when it is neither recorded nor computable."""
+    def value(self, name: str) -> Value | Pending | Computed | None:
+        """Return what an op reads under this name; None when nothing is known of it."""
         if name == "token_ids":
             return Value(np.asarray(self.plan.token_ids, np.int64), self.all_rows)
         if name == "positions":
@@ -65,14 +89,9 @@ class PassState:
         return self.values.get(name)
 
 
-def recorded_value(name: str, tap: TapArray, n_tokens: int) -> Value:
+def recorded_value(tap: TapArray, n_tokens: int) -> Value:
     """Wrap a recorded tap."""
     return Value(tap.array, tuple(range(n_tokens)) if tap.rows is None else tap.rows)
-
-
-def is_state(name: str) -> bool:
-    """Return whether an input is KV state, which has cells and not tokens."""
-    return name.endswith(("k_cache", "v_cache"))
 
 
 def _take(name: str, value: Value, rows: Sequence[int]) -> npt.NDArray[Any] | None:
@@ -87,61 +106,36 @@ def _take(name: str, value: Value, rows: Sequence[int]) -> npt.NDArray[Any] | No
     return taken
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """An op's inputs, cut to the rows of its output."""
-
-    arrays: tuple[npt.NDArray[Any], ...]
-    computed: Covered
-
-
-def gather(op: Op, state: PassState, rows: Sequence[int]) -> Gathered | str:
-    """Collect an op's inputs; a string says which one is missing."""
+def gather(op: Op, state: PassState, rows: Sequence[int]) -> tuple[npt.NDArray[Any], ...] | str:
+    """Collect an op's inputs, all recorded, cut to the rows of its output; a string says which one lacks rows."""
     arrays: list[npt.NDArray[Any]] = []
-    computed: set[tuple[int, str]] = set()
     for name in op.inputs:
         value = state.value(name)
-        array = None if value is None else _take(name, value, rows)
-        if value is None or array is None:
-            return f"its input {name} was not recorded and cannot be computed"
+        array = _take(name, value, rows) if isinstance(value, Value) else None
+        if array is None:
+            return f"its input {name} was not recorded for all of its tokens"
         arrays.append(array)
-        computed |= value.computed
-    return Gathered(tuple(arrays), frozenset(computed))
-
-
-def compute(op: Op, state: PassState, weights: WeightSource) -> Value | None:
-    """Compute an output that was not recorded, for as many rows as its inputs have; None when they lack."""
-    token_inputs = [state.value(name) for name in op.inputs if not is_state(name) and name not in CONTEXT_INPUTS]
-    rows = state.all_rows
-    for value in token_inputs:
-        if value is None:
-            return None
-        rows = tuple(row for row in rows if row in value.rows)
-    if op.last_row_only:
-        rows = rows[-1:]
-    inputs = gather(op, state, rows)
-    if not rows or isinstance(inputs, str):
-        return None
-    output = op.function(*map(_widen, inputs.arrays), *(weights[name] for name in op.weights))
-    return Value(output, rows, inputs.computed | {(state.index, op.output)})
+    return tuple(arrays)
 
 
 def check(
-    op: Op, state: PassState, tap: TapArray, inputs: Gathered, weights: WeightSource, arithmetic: Arithmetic
+    op: Op,
+    state: PassState,
+    tap: TapArray,
+    inputs: Sequence[npt.NDArray[Any]],
+    weights: WeightSource,
+    arithmetic: Arithmetic,
 ) -> OpCheck:
-    """Judge one recorded output against the specification of its inputs."""
-    invalid = _invalid(op, state, tap)
-    if invalid is not None:
-        return _check(op, state, "invalid", tap, note=invalid)
+    """Judge one recorded output against the specification of its recorded inputs."""
+    unusable = invalid(op, state, tap)
+    if unusable is not None:
+        return unusable
     loaded = [weights[name] for name in op.weights]
-    if inputs.computed:
-        expected = op.function(*map(_widen, inputs.arrays), *loaded)
-        return judge_segment(op, state, tap, expected, inputs.computed)
     if op.name in bounds.BITLINEARS:
-        return _check_bitlinear(op, state, tap, inputs.arrays[0], _ternary(loaded[0]), arithmetic)
+        return _check_bitlinear(op, state, tap, inputs[0], _ternary(loaded[0]), arithmetic)
     found = []
     for reading in bounds.readings(op, arithmetic, state.n_tokens, tap.array.shape[0]):
-        arrays = round_inputs(inputs.arrays, reading)
+        arrays = round_inputs(inputs, reading)
         expected = op.function(*arrays, *loaded)
         allowed = bounds.bound(op, arrays, expected, loaded, arithmetic)
         found.append(judge(op, state, tap, expected, allowed, reading=reading.name or None))
@@ -159,17 +153,14 @@ def check_head(
     tap: TapArray,
     x: FloatArray,
     expected: FloatArray,
-    computed: Covered,
     norms: FloatArray,
     arithmetic: Arithmetic,
     reading: bounds.Reading,
 ) -> OpCheck:
     """Judge recorded logits whose expected values were computed together with others'."""
-    invalid = _invalid(op, state, tap)
-    if invalid is not None:
-        return _check(op, state, "invalid", tap, note=invalid)
-    if computed:
-        return judge_segment(op, state, tap, expected, computed)
+    unusable = invalid(op, state, tap)
+    if unusable is not None:
+        return unusable
     allowed = bounds.head_bound(x, norms, arithmetic)
     return judge(op, state, tap, expected, allowed, reading=reading.name or None)
 
@@ -240,46 +231,183 @@ def judge(
     )
 
 
-def judge_segment(op: Op, state: PassState, tap: TapArray, expected: FloatArray, computed: Covered) -> OpCheck:
-    """Compare token by token in relative L2, with the tolerance of independent arithmetic over the segment."""
-    if expected.shape != tap.array.shape:
-        return _wrong_shape(op, state, tap, expected)
-    visible = _visible(op, state, tap)
-    recorded = np.where(visible, tap.array.astype(np.float64), 0.0)
-    wanted = np.where(visible, expected, 0.0)
-    axes = tuple(i for i in range(recorded.ndim) if i != token_axis(op.output))
-    difference = np.sqrt(np.sum((recorded - wanted) ** 2, axis=axes))
-    size = np.sqrt(np.sum(wanted**2, axis=axes))
-    n_layers = len({taps.parse(name).layer for _, name in computed} | {taps.parse(op.output).layer})
-    allowed = segment_tolerance(op.output, n_layers) * size
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(difference == 0, 0.0, difference / allowed)
-    token = int(np.argmax(ratio))
-    worst = float(ratio[token])
-    elementwise = np.abs(recorded - wanted)
-    at = np.unravel_index(int(np.argmax(elementwise)), elementwise.shape)
+# --- segments -------------------------------------------------------------------------------------------------
+
+
+def segment(
+    op: Op,
+    states: Sequence[PassState],
+    state: PassState,
+    tap: TapArray,
+    weights: WeightSource,
+    arithmetic: Arithmetic,
+    preferred: Mapping[str, Reading],
+) -> tuple[Segment, dict[str, Covered]]:
+    """Return the operations between recorded tensors and ``op``, with what they read.
+
+    ``states``: of all passes, in order; those before this one hold the KV cache. Also returns, for every tensor of
+    the segment, the unrecorded ones it was computed from, itself included.
+
+    Raises:
+        ValueError: a tensor is needed and was recorded for other tokens only.
+    """
+    ops = _closure(op, state)
+    made = {one.output for one in ops}
+    inputs: dict[str, Part] = {}
+    cells: dict[str, Cells] = {}
+    covers: dict[str, Covered] = {}
+    for one in ops:
+        covers[one.output] = frozenset({(state.index, one.output)})
+        for name in one.inputs:
+            if is_state(name):
+                if name not in cells:
+                    found = _cells(name, states, state, weights, arithmetic, preferred)
+                    cells[name], covers[name] = found
+                covers[one.output] |= covers[name]
+                name = state_source(name)
+            if name not in made and name not in inputs:
+                inputs[name], covers[name] = _part(name, state, arithmetic)
+            covers[one.output] |= covers[name]
+    positions = np.asarray(state.plan.positions, np.int64)
+    inputs.setdefault("positions", Part(propagation.exact(positions), state.all_rows))
+    return Segment(ops, inputs, cells, state.n_tokens, weights, arithmetic, tap, preferred, state.flips), covers
+
+
+def _part(name: str, state: PassState, arithmetic: Arithmetic) -> tuple[Part, Covered]:
+    """Return what a segment reads, and what was computed for it."""
+    value = state.value(name)
+    if isinstance(value, Computed):
+        return value.part, value.covered
+    if isinstance(value, Value):
+        return Part(propagation.recorded(value.array, arithmetic), value.rows), frozenset()
+    raise ValueError(f"{name} was not recorded and cannot be computed")
+
+
+def _closure(op: Op, state: PassState) -> tuple[Op, ...]:
+    """Return the operation and the pending ones it depends on within the pass, in execution order."""
+    found: dict[str, Op] = {}
+
+    def visit(one: Op) -> None:
+        for name in one.inputs:
+            value = state.value(state_source(name) if is_state(name) else name)
+            if isinstance(value, Pending) and value.op.output not in found:
+                visit(value.op)
+        found[one.output] = one
+
+    visit(op)
+    return tuple(found.values())
+
+
+def _cells(
+    name: str,
+    states: Sequence[PassState],
+    state: PassState,
+    weights: WeightSource,
+    arithmetic: Arithmetic,
+    preferred: Mapping[str, Reading],
+) -> tuple[Cells, Covered]:
+    """Return the rows of a KV cache that the passes before this one left, and what was computed for them."""
+    source = state_source(name)
+    parts: list[Approx] = []
+    covered: Covered = frozenset()
+    n_open = 0.0
+    rows: tuple[int, ...]
+    for earlier in states[: state.index]:
+        value = earlier.values.get(source)
+        if isinstance(value, Pending):  # nothing recorded in that pass depended on it
+            value = _resolve(value.op, states, earlier, weights, arithmetic, preferred)
+        if isinstance(value, Computed):
+            parts.append(value.part.approx)
+            rows, covered = value.part.rows, covered | value.covered
+            n_open += value.part.open_up_to(earlier.n_tokens, alone=False)
+        elif isinstance(value, Value):
+            parts.append(propagation.recorded(value.array, arithmetic))
+            rows = value.rows
+        else:
+            rows = ()
+        if rows != earlier.all_rows:
+            raise ValueError(f"{source} of pass {earlier.index} was not recorded for all of its tokens")
+    return Cells(join(parts), n_open), covered
+
+
+def _resolve(
+    op: Op,
+    states: Sequence[PassState],
+    state: PassState,
+    weights: WeightSource,
+    arithmetic: Arithmetic,
+    preferred: Mapping[str, Reading],
+) -> Computed:
+    """Compute a pending tensor without judging anything; its ties stay open."""
+    nothing = TapArray(np.zeros(0, np.float32))
+    found, covers = segment(op, states, state, nothing, weights, arithmetic, preferred)
+    found.compute()
+    done = Computed(found.part_of(op.output), covers[op.output])
+    state.values[op.output] = done
+    return done
+
+
+def keep(state: PassState, outcome: Outcome, covers: Mapping[str, Covered]) -> None:
+    """Make what a segment computed readable for what comes after it."""
+    found = outcome.segment
+    for op in found.ops[:-1]:
+        state.values[op.output] = Computed(outcome.part_of(op.output), covers[op.output])
+
+
+def judge_segment(op: Op, state: PassState, tap: TapArray, outcome: Outcome, covered: Covered) -> OpCheck:
+    """Return the check of a settled segment: its rows beyond their bound, else those that fit.
+
+    It spans ``op`` and what it ``covered``, in this pass and, for what the KV cache holds, in those before.
+    """
+    ratio, expected, allowed = outcome.segment.ratio(outcome.segment.parts)
+    axis = token_axis(op.output)
+    rows = outcome.segment.rows
+    counted = [row for row in rows if row in outcome.beyond] or [row for row in rows if row not in outcome.excused]
+    at: tuple[np.intp, ...] | None = None
+    worst: float | None = None
+    if counted:
+        shown = np.zeros(len(rows), np.bool_)
+        shown[[rows.index(row) for row in counted]] = True
+        masked = np.where(shown if axis == 0 and ratio.ndim == 1 else _along(shown, axis, ratio.ndim), ratio, -1.0)
+        at = np.unravel_index(int(np.argmax(masked)), ratio.shape)
+        worst = float(ratio[at])
+    status = "guilty" if outcome.beyond else "within" if outcome.excused else "ok"
     return _check(
         op,
         state,
-        "ok" if worst <= 1 else "guilty",
+        status,
         tap,
-        ratio=worst if math.isfinite(worst) else None,
-        n_beyond=int(np.count_nonzero(~(ratio <= 1))),
-        n_ops=1 + len(computed),
-        worst=_worst(op, state, tap, at, float(wanted[at]), float(allowed[token])),
-        note="segment: relative L2 per token",
+        ratio=worst if worst is not None and math.isfinite(worst) else None,
+        n_beyond=len(outcome.beyond),
+        n_ops=1 + len(covered),
+        worst=None if at is None else _worst(op, state, tap, at, float(expected[at]), float(allowed[at])),
+        flips=outcome.n_flips,
+        within=outcome.within if status == "within" else None,
+        n_within=len(outcome.excused) if status == "within" else 0,
+        note=_segment_note(outcome, 1 + len(covered)),
     )
 
 
-def segment_tolerance(name: str, n_layers: int) -> float:
-    """Return the relative L2 distance allowed for one token behind a segment that spans ``n_layers`` layers.
+def _along(flags: npt.NDArray[np.bool_], axis: int, ndim: int) -> npt.NDArray[np.bool_]:
+    shape = [1] * ndim
+    shape[axis] = flags.size
+    return flags.reshape(shape)
 
-    Int8 flips inside a segment cannot be told from errors one by one; the figures are those of the end-to-end
-    comparison of two right engines with independent arithmetic (``crossval.tolerance``).
-    """
-    kind = tap_class(name)
-    factor = 1.0 if kind == "exact" else CLASSES[kind].error_factor
-    return FLOOR_PER_SQRT_LAYER["independent"] * math.sqrt(n_layers) * factor * SAFETY * WORST_TOKEN
+
+def _segment_note(outcome: Outcome, n_ops: int) -> str:
+    found = outcome.segment
+    parts = [f"segment of {n_ops} operations"]
+    if str(found.choice):
+        parts.append(str(found.choice))
+    if outcome.n_flips:
+        parts.append(f"{outcome.n_flips} int8 flips at rounding ties explained")
+    return "; ".join(parts)
+
+
+def invalid(op: Op, state: PassState, tap: TapArray) -> OpCheck | None:
+    """Return the check of a recorded tensor that cannot be judged as it is; None: it can."""
+    why = _invalid(op, state, tap)
+    return None if why is None else _check(op, state, "invalid", tap, note=why)
 
 
 def unchecked(op: Op, state: PassState, tap: TapArray, why: str) -> OpCheck:
@@ -333,23 +461,21 @@ def _widen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array.astype(np.float64, copy=False) if array.dtype.kind == "f" else array
 
 
-def stack_state(values: Iterable[Value | None]) -> Value | None:
-    """Concatenate the rows of one tap over all passes so far: the KV state. None when a pass lacks some."""
-    parts: list[Value] = []
-    for value in values:
-        if value is None:
+def stack_state(passes: Sequence[PassState], source: str) -> Value | None:
+    """Concatenate one tap over all passes so far: the KV state. None unless each pass recorded all of its rows."""
+    arrays = []
+    for state in passes:
+        value = state.values.get(source)
+        if not isinstance(value, Value) or value.rows != state.all_rows:
             return None
-        parts.append(value)
-    array = np.concatenate([part.array for part in parts]) if parts else None
-    if array is None:
-        return None
-    computed: Covered = frozenset().union(*(part.computed for part in parts))
-    return Value(array, tuple(range(array.shape[0])), computed)
+        arrays.append(value.array)
+    array = np.concatenate(arrays)
+    return Value(array, tuple(range(array.shape[0])))
 
 
 def take_recorded(state: PassState, recorded: Mapping[str, TapArray], op: Op) -> TapArray | None:
     """Return the recorded output of an op and make it what later operations read."""
     tap = recorded.get(op.output)
     if tap is not None:
-        state.values[op.output] = recorded_value(op.output, tap, state.n_tokens)
+        state.values[op.output] = recorded_value(tap, state.n_tokens)
     return tap

@@ -6,16 +6,18 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from crossval.audit import bounds
 from crossval.audit import evaluate as ev
-from crossval.audit.bounds import Arithmetic
+from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.checks import AuditResult, OpCheck, decide, first_guilty
 from crossval.errors import BadInputError
-from crossval.ops import Op, SpecConfig, Weight, op_table
+from crossval.ops import Op, SpecConfig, Weight, is_state, op_table, state_source
 from crossval.runners.base import PassPlan, Runner, TapArray
 from crossval.spec_weights import SpecWeights
 
@@ -36,6 +38,10 @@ class _Party:
     checks: list[OpCheck] = field(default_factory=list)
     covered: set[tuple[int, str]] = field(default_factory=set)
     recorded: list[Mapping[str, TapArray]] = field(default_factory=list)
+    preferred: dict[bool, dict[str, Reading]] = field(default_factory=lambda: {True: {}, False: {}})
+    """Readings that fitted segments of passes of one token, and of several: tried first in the next."""
+    failed_trials: int = 0
+    """Choices of int8 flips tried in vain in all segments."""
 
     def capture(self, names: Collection[str]) -> None:
         """Run all passes (or read them) and hold these taps."""
@@ -171,56 +177,83 @@ def _audit_stage(party: _Party, stage: Sequence[Op], weights: _LayerWeights) -> 
 
 def _audit_op(party: _Party, op: Op, state: ev.PassState, weights: _LayerWeights) -> None:
     for name in op.inputs:
-        if ev.is_state(name):
+        if is_state(name):
             _fill_state(party, name, state)
     tap = ev.take_recorded(state, party.recorded[state.index], op)
     if tap is None:
-        value = ev.compute(op, state, weights)
-        if value is not None:
-            state.values[op.output] = value
+        state.values[op.output] = ev.Pending(op)
         return
-    rows = state.all_rows if tap.rows is None else tap.rows
-    inputs = ev.gather(op, state, rows)
-    if isinstance(inputs, str):
-        party.note(op, state, ev.unchecked(op, state, tap, inputs), frozenset())
-        return
-    check = ev.check(op, state, tap, inputs, weights, party.arithmetic)
-    party.note(op, state, check, inputs.computed)
+    check = _judge(party, op, state, tap, weights)
     if check.status == "invalid":
         # what follows is judged as if this tensor had not been recorded, not blamed for it
-        value = ev.compute(op, state, weights)
-        if value is not None:
-            state.values[op.output] = value
+        state.values[op.output] = ev.Pending(op)
+
+
+def _judge(party: _Party, op: Op, state: ev.PassState, tap: TapArray, weights: _LayerWeights) -> OpCheck:
+    """Judge one recorded output, alone or as the end of a segment."""
+    rows = state.all_rows if tap.rows is None else tap.rows
+    covered: ev.Covered = frozenset()
+    if all(isinstance(state.value(name), ev.Value) for name in op.inputs):
+        inputs = ev.gather(op, state, rows)
+        if isinstance(inputs, str):
+            check = ev.unchecked(op, state, tap, inputs)
+        else:
+            check = ev.check(op, state, tap, inputs, weights, party.arithmetic)
+    else:
+        check, covered = _judge_segment(party, op, state, tap, weights)
+    party.note(op, state, check, covered)
+    return check
+
+
+def _judge_segment(
+    party: _Party, op: Op, state: ev.PassState, tap: TapArray, weights: _LayerWeights
+) -> tuple[OpCheck, ev.Covered]:
+    invalid = ev.invalid(op, state, tap)
+    preferred = party.preferred[state.n_tokens == 1]
+    try:
+        found, covers = ev.segment(op, party.states, state, tap, weights, party.arithmetic, preferred)
+        covered = covers[op.output] - {(state.index, op.output)}
+        if invalid is not None:
+            return invalid, covered
+        found.failed_trials = party.failed_trials
+        outcome = found.settle()
+        party.failed_trials = found.failed_trials
+    except ValueError as error:
+        return ev.unchecked(op, state, tap, str(error)), frozenset()
+    if not outcome.beyond and not outcome.excused:
+        preferred.update(found.choice.readings)
+    ev.keep(state, outcome, covers)
+    return ev.judge_segment(op, state, tap, outcome, covered), covered
 
 
 def _fill_state(party: _Party, name: str, state: ev.PassState) -> None:
-    """Give an op its KV state: all rows of the appended tap in the passes up to this one."""
-    source = name.replace("k_cache", "k_rope").replace("v_cache", "v")
-    rows = []
-    for earlier in party.states[: state.index + 1]:
-        value = earlier.values.get(source)
-        whole = value is not None and value.rows == earlier.all_rows
-        rows.append(value if whole else None)
-    stacked = ev.stack_state(rows)
+    """Give an op its KV state where all of it was recorded: every row of the tap in the passes up to this one."""
+    stacked = ev.stack_state(party.states[: state.index + 1], state_source(name))
     if stacked is not None:
         state.values[name] = stacked
 
 
 def _forget(party: _Party, stage: Sequence[Op]) -> None:
-    """Drop a layer's arrays but for what the next one reads."""
-    keep = stage[-1].output
-    for state in party.states:
-        kept = state.values.get(keep)
-        state.values = {} if kept is None else {keep: kept}
+    """Drop a layer's arrays but for what the next one reads, once no pass needs more to compute that."""
+    last = stage[-1].output
+    kept = [state.values.get(last) for state in party.states]
+    if not all(isinstance(value, ev.Value) for value in kept):
+        return
+    for state, value in zip(party.states, kept, strict=True):
+        assert value is not None
+        state.values = {last: value}
 
 
 def _audit_heads(parties: Sequence[_Party], op: Op, weights: _LayerWeights) -> None:
     """Audit the logits of all engines and passes in one product: the head's table is large and read once."""
-    jobs: list[tuple[_Party, ev.PassState, TapArray, ev.Gathered, bounds.Reading]] = []
+    jobs: list[tuple[_Party, ev.PassState, TapArray, npt.NDArray[Any], Reading]] = []
     for party in parties:
         for state in party.states:
             tap = party.recorded[state.index].get(op.output)
             if tap is None:
+                continue
+            if not isinstance(state.value(op.inputs[0]), ev.Value):
+                _judge(party, op, state, tap, weights)
                 continue
             rows = state.all_rows if tap.rows is None else tap.rows
             inputs = ev.gather(op, state, rows)
@@ -228,26 +261,24 @@ def _audit_heads(parties: Sequence[_Party], op: Op, weights: _LayerWeights) -> N
                 party.note(op, state, ev.unchecked(op, state, tap, inputs), frozenset())
                 continue
             readings = bounds.readings(op, party.arithmetic, state.n_tokens, len(rows))
-            if inputs.computed:
-                readings = (bounds.Reading("", (False,)),)
-            jobs += [(party, state, tap, inputs, reading) for reading in readings]
+            jobs += [(party, state, tap, inputs[0], reading) for reading in readings]
     if not jobs:
         return
-    stacked = [ev.round_inputs(inputs.arrays, reading)[0] for _, _, _, inputs, reading in jobs]
+    stacked = [ev.round_inputs([x], reading)[0] for _, _, _, x, reading in jobs]
     table = weights[op.weights[0]]
     logits = op.function(np.concatenate(stacked), table)
     norms = bounds.row_norms(table)  # type: ignore[arg-type]  # the head is a table
     found: dict[tuple[int, int], list[OpCheck]] = {}
     at = 0
-    for (party, state, tap, inputs, reading), x in zip(jobs, stacked, strict=True):
+    for (party, state, tap, _, reading), x in zip(jobs, stacked, strict=True):
         expected = logits[at : at + len(x)]
         at += len(x)
-        check = ev.check_head(op, state, tap, x, expected, inputs.computed, norms, party.arithmetic, reading)
+        check = ev.check_head(op, state, tap, x, expected, norms, party.arithmetic, reading)
         found.setdefault((parties.index(party), state.index), []).append(check)
-    for party, state, _, inputs, _ in jobs:
+    for party, state, *_ in jobs:
         checks = found.pop((parties.index(party), state.index), None)
         if checks is not None:
-            party.note(op, state, ev.best(checks), inputs.computed)
+            party.note(op, state, ev.best(checks), frozenset())
 
 
 def _result(party: _Party, n_ops: int, n_layers: int, ops: Sequence[Op]) -> AuditResult:

@@ -15,7 +15,7 @@ from crossval import taps
 from crossval.audit.checks import AuditResult, AuditVerdict, CheckStatus, OpCheck
 from crossval.runners.base import PassKind
 
-_SEVERITY: dict[CheckStatus, int] = {"ok": 0, "unchecked": 1, "invalid": 2, "guilty": 3}
+_SEVERITY: dict[CheckStatus, int] = {"ok": 0, "within": 0, "unchecked": 1, "invalid": 2, "guilty": 3}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class WorstElement:
     recorded: float
     expected: float
     bound: float
-    """Largest difference that correct arithmetic allows; of a segment, of all of the token's values (L2)."""
+    """Largest difference that correct arithmetic allows."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,10 @@ class AuditRow:
     reading: str | None
     """Where the engine rounds to binary16, in the worst pass, for operations that leave a choice."""
     note: str | None
+    within: float | None = None
+    """Of segments: largest relative L2 distance of a token that int8 flips may explain but were not shown to."""
+    n_within: int = 0
+    """How many tokens that are, over all passes."""
 
 
 def status_of(row: AuditRow) -> CheckStatus:
@@ -71,9 +75,11 @@ def status_of(row: AuditRow) -> CheckStatus:
         return "guilty"
     if row.n_invalid > 0:
         return "invalid"
-    if row.n_unchecked > 0 or row.n_passes <= 0 or row.n_elements <= 0 or row.ratio is None:
+    if row.n_unchecked > 0 or row.n_passes <= 0 or row.n_elements <= 0:
         return "unchecked"
-    return "ok"
+    if row.within is not None or row.n_within > 0:
+        return "within"
+    return "unchecked" if row.ratio is None else "ok"
 
 
 def verdict_of(rows: Sequence[AuditRow], n_ops: int, n_covered: int) -> AuditVerdict:
@@ -81,8 +87,49 @@ def verdict_of(rows: Sequence[AuditRow], n_ops: int, n_covered: int) -> AuditVer
     states = [status_of(row) for row in rows]
     if any(state in ("guilty", "invalid") for state in states):
         return "guilty"
-    complete = bool(rows) and n_covered == n_ops > 0 and all(state == "ok" for state in states)
-    return "clean" if complete else "incomplete"
+    judged = bool(rows) and n_covered == n_ops > 0 and all(state in ("ok", "within") for state in states)
+    if not judged:
+        return "incomplete"
+    return "within" if "within" in states else "clean"
+
+
+def within_of(audit: Mapping[str, Any] | None) -> float:
+    """Return the largest distance below which an engine's audit in a receipt shows nothing; 0.0: there is none."""
+    rows = [] if audit is None else [row_from_json(row) for row in audit["rows"]]
+    return max((row.within for row in rows if row.within is not None), default=0.0)
+
+
+def unsettled(rows: Sequence[AuditRow], n_layers: int) -> str | None:
+    """Say which tensors would have to be recorded to judge the segments that are ``within``; None: there are none.
+
+    What an engine quantises settles where its int8 activations lie.
+    """
+    recorded = {row.tap for row in rows}
+    layers: set[int] = set()
+    for row in rows:
+        if status_of(row) != "within":
+            continue
+        last = taps.parse(row.tap).layer
+        last = n_layers - 1 if last is None else last
+        first = last
+        while first > 0 and f"blk.{first - 1}.l_out" not in recorded:
+            first -= 1
+        layers.update(range(first, last + 1))
+    if not layers:
+        return None
+    return f"attn_norm, attn_sub_norm, ffn_norm and ffn_sub_norm (the quantised tensors) of {spans(layers)}"
+
+
+def spans(layers: Iterable[int]) -> str:
+    """Return ``layer 3`` or ``layers 0 to 2, 5``."""
+    parts: list[list[int]] = []
+    for layer in sorted(layers):
+        if parts and layer == parts[-1][1] + 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    words = [str(a) if a == b else f"{a} to {b}" for a, b in parts]
+    return f"layer{'s' if len(parts) > 1 or parts[0][0] != parts[0][1] else ''} {', '.join(words)}"
 
 
 def first_place(rows: Iterable[AuditRow]) -> tuple[int, str] | None:
@@ -125,6 +172,8 @@ def _row(tap: str, checks: Sequence[OpCheck]) -> AuditRow:
         worst=worst_of(worst),
         reading=worst.reading,
         note=worst.note,
+        within=max((check.within for check in checks if check.within is not None), default=None),
+        n_within=sum(check.n_within for check in checks),
     )
     return replace(row, status=status_of(row))
 

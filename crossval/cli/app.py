@@ -1,8 +1,8 @@
 """The command group: what every command shares, above all how a failure becomes one line and an exit code.
 
 Exit codes, the same in table and JSON mode: 0 parity or pass; 1 divergence or gate failure; 2 usage; 3 reference
-unavailable or coverage incomplete; 4 bad input; 5 an engine crashed or timed out, or a defect of crossval itself;
-130 interrupted; 141 the reader of the output went away.
+unavailable, coverage incomplete, or agreement shown only within a distance; 4 bad input; 5 an engine crashed or
+timed out, or a defect of crossval itself; 130 interrupted; 141 the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ EXIT_OF_VERDICT = {
     "both_differ": 1,
     "fail": 1,
     "incomplete": 3,
+    "agrees_within": 3,
 }
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141

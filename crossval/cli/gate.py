@@ -44,6 +44,12 @@ from crossval.gate import Check, Policy
     metavar="R",
     help="Least ratio of the speed of greedy decoding to the reference's (bench).",
 )
+@click.option(
+    "--accept-within",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="X",
+    help="Accept agreement shown only within this distance (relative L2), as from a coarse trace.",
+)
 @click.option("--min-tokens", type=click.IntRange(1), metavar="N", help="Least tokens or steps compared.")
 @click.option("--require-bitwise", is_flag=True, help="Every row must be bit-equal.")
 @click.option("--require-live", is_flag=True, help="The reference must have run live.")
@@ -67,7 +73,8 @@ def command(receipts: tuple[Path, ...], policy_path: Path | None, as_json: bool,
 
     \b
     Example:
-      crossval gate receipts/*.json --require-live --min-exact-match 1
+      crossval gate receipts/*.json
+      crossval gate receipts/greedy-*.json --require-live --min-exact-match 1
     """
     policy = _policy(policy_path, demands)
     judged: list[dict[str, Any]] = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, get_args
 
 Relation = Literal["one_by_one", "prefix", "split", "reset", "capture", "threads", "kernels"]
@@ -44,6 +46,14 @@ Sizes = tuple[int, ...]
 """Tokens of each pass of a run."""
 Part = Literal["all", "beginnings", "logits", "exact", "attention", "rest"]
 """Which of the recorded taps a check compares (``crossval.metamorphic.recorded``)."""
+
+
+def place(tap: str, token: int | None, one: Sizes, other: Sizes) -> str:
+    """Return a tap, a token's position, and the pass that holds it: of both runs where these differ."""
+    if token is None:
+        return tap
+    first, second = (bisect_right(list(accumulate(sizes)), token) for sizes in (one, other))
+    return f"{tap}, token {token}, " + (f"pass {first}" if first == second else f"passes {first} and {second}")
 
 
 @dataclass(frozen=True)

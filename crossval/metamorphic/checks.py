@@ -7,8 +7,10 @@ pure functions of the numbers in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -19,11 +21,15 @@ from crossval.compare import Skip, TapRow, row_status
 from crossval.floors import FloorTable, measured_tolerance
 from crossval.localize import MODEL_DEPENDENT_TAPS
 from crossval.margins import usage
-from crossval.metamorphic.cases import ALL_LAYERS, ATTENTION, UP_TO_ATTENTION, Expectation, Relation
-from crossval.metamorphic.recorded import KQV, may_be_gathered, recorded_taps, up_to_attention
-from crossval.rerun import Chunks, Element, assemble, compare_runs, run, worst_element
-from crossval.runners.base import Numerics, PassRecord, Runner
+from crossval.metamorphic.cases import ALL_LAYERS, ATTENTION, UP_TO_ATTENTION, Expectation, Relation, place
+from crossval.metamorphic.digests import TapDifference, TapDigests
+from crossval.metamorphic.recorded import KQV, may_be_gathered, measured_taps, up_to_attention
+from crossval.metamorphic.runs import Names, Recorded, compare_taps
+from crossval.rerun import Element, assemble, compare_runs, worst_element
+from crossval.runners.base import Numerics
 from crossval.tolerance import Tolerance, tolerance_for
+
+NOT_AGAIN = "the bits differ, and not when both runs are repeated: the engine is not deterministic"
 
 CheckStatus = Literal["ok", "failed", "unchecked"]
 MetamorphicVerdict = Literal["holds", "violated", "incomplete"]
@@ -43,14 +49,14 @@ class MetamorphicCheck:
     n_compared: int
     """Elements compared."""
     n_different: int
-    """Elements whose bits differ."""
+    """Elements whose bits differ; at least one of every token that was seen to differ."""
     n_invalid: int = 0
     """Taps that hold NaN or infinity, or whose shapes do not fit."""
     worst: float | None = None
     """``bits``: largest relative L2 difference of a tap. ``floor``: largest share of what is allowed; at most 1
     passes. None where undefined."""
     where: str | None = None
-    """Tap and token (position) of the first difference, or of the largest share."""
+    """Tap, token (position) and pass of the first difference, or of the largest share."""
     missing: tuple[str, ...] = ()
     """Taps that had to be compared and could not be."""
     note: str | None = None
@@ -91,30 +97,30 @@ def decide(checks: Sequence[MetamorphicCheck], n_required: int) -> MetamorphicVe
     return "holds" if complete else "incomplete"
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """A run of an engine and what it recorded; can be run again for other taps."""
+def first_difference(made: Sequence[TapDifference], sizes: Sequence[int]) -> tuple[str, int | None] | None:
+    """Return tap and token where bits first differ or are not finite, None when nowhere.
 
-    runner: Runner
-    chunks: Chunks
-    records: tuple[PassRecord, ...]
-    before: Chunks = ()
-    """Another sequence that the engine ran just before, if that matters."""
+    The order is that of passes of ``sizes`` tokens, then of ``made``. The token is None where shapes do not fit.
+    """
+    ends = list(accumulate(sizes))
+    places = [
+        (0 if token is None else bisect_right(ends, token), index, token)
+        for index, tap in enumerate(made)
+        for token in (tap.tokens or ((None,) if tap.invalid else ()))
+    ]
+    if not places:
+        return None
+    _, index, token = min(places, key=lambda found: (*found[:2], -1 if found[2] is None else found[2]))
+    return made[index].tap, token
 
-    @classmethod
-    def make(cls, runner: Runner, chunks: Chunks, select: Collection[str], before: Chunks = ()) -> Recorded:
-        """Run the engine on ``before``, if given, then from an empty cache on ``chunks``."""
-        if before:
-            run(runner, before, ())
-        return cls(runner, chunks, run(runner, chunks, select), before)
 
-    def again(self, select: Collection[str]) -> Recorded:
-        """Run the same once more for other taps."""
-        return Recorded.make(self.runner, self.chunks, select, self.before)
+@dataclass
+class _Measured:
+    """A second run of both, of taps whose digests differ: values that differ, relative L2, the worst element."""
 
-    def beginning(self, n_passes: int) -> Recorded:
-        """Return the first passes alone."""
-        return Recorded(self.runner, self.chunks[:n_passes], self.records[:n_passes])
+    n_different: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, float | None] = field(default_factory=dict)
+    element: Element | None = None
 
 
 @dataclass
@@ -124,6 +130,8 @@ class Notebook:
     party: str
     numerics: Numerics
     n_layers: int
+    names: Names
+    """Every tap."""
     floors: FloorTable | None = None
     checks: list[MetamorphicCheck] = field(default_factory=list)
     n_required: int = 0
@@ -134,9 +142,9 @@ class Notebook:
         return self.numerics.simd_width is not None and self.numerics.fused_quantizer is not None
 
     @property
-    def names(self) -> list[str]:
-        """Taps to record."""
-        return recorded_taps(self.n_layers)
+    def measured(self) -> list[str]:
+        """Taps whose values are needed where two runs need not have equal bits."""
+        return measured_taps(self.n_layers)
 
     def may_be_gathered(self, name: str) -> bool:
         """Tell whether engines need give this tap for the last token of a pass only."""
@@ -144,27 +152,57 @@ class Notebook:
 
     def has_single_head(self, recorded: Recorded) -> bool:
         """Tell whether attention has one head: bitnet.cpp then keeps Q in binary32 in longer passes."""
-        scores = recorded.records[0].taps.get("blk.0.kq")
-        return scores is not None and scores.array.shape[0] == 1
+        scores = recorded.digests.get("blk.0.kq")
+        return isinstance(scores, TapDigests) and scores.shape == (1,)
 
     # --- checks -----------------------------------------------------------------------------------------------
 
     def bits(
         self, relation: Relation, case: str, one: Recorded, other: Recorded, names: Sequence[str] | None = None
     ) -> None:
-        """Check for equal bits; where a layer differs, run both again to name its operation."""
-        sides = (one, other)
-        rows = self._compare(self.names if names is None else names, *sides)
-        first = next((row for row in rows if isinstance(row, TapRow) and not row.bitwise_equal), None)
-        if first is not None and taps.parse(first.tap).layer:  # layer 0 is already recorded whole
-            ops = taps.layer_taps(taps.parse(first.tap).layer or 0)
-            again = (one.again(ops), other.again(ops))
-            closer = [
-                row for row in self._compare(ops, *again) if isinstance(row, TapRow) and not row.bitwise_equal
-            ]
-            if closer:
-                first, sides = closer[0], again
-        self._note(relation, case, "bits", rows, sides, first)
+        """Check for equal bits by digest; where they differ, run both again to count, measure and show."""
+        found = list(compare_taps(self.names.all if names is None else names, one, other))
+        made = [tap for tap in found if isinstance(tap, TapDifference)]
+        skips = [tap for tap in found if isinstance(tap, Skip)]
+        first = first_difference(made, one.sizes)
+        again = self._measure(made, one, other, first)
+        notes = {tap.note for tap in made if tap.note} | {skip.why for skip in skips}
+        if any(again.n_different.get(tap.tap) == 0 for tap in made if tap.different):
+            notes.add(NOT_AGAIN)
+        check = MetamorphicCheck(
+            relation,
+            case,
+            self.party,
+            "bits",
+            "unchecked",
+            n_compared=sum(tap.n_elements for tap in made),
+            # At least one of every token whose digests differ, whatever a second run of the engine gives.
+            n_different=sum(max(len(tap.different), again.n_different.get(tap.tap, 0)) for tap in made),
+            n_invalid=sum(tap.invalid for tap in made),
+            worst=_largest([None if tap.invalid else again.sizes.get(tap.tap, 0.0) for tap in made]),
+            where=None if first is None else place(*first, one.sizes, other.sizes),
+            missing=tuple(skip.tap for skip in skips),
+            note="; ".join(sorted(notes)) or None,
+            element=again.element,
+        )
+        self._append(check)
+
+    def _measure(
+        self, made: Sequence[TapDifference], one: Recorded, other: Recorded, first: tuple[str, int | None] | None
+    ) -> _Measured:
+        """Run both again for the values of the taps that differ, as many at a time as memory allows."""
+        found = _Measured()
+        names = [tap.tap for tap in made if tap.tokens]
+        for group in self.names.groups(names, one.chunks, other.chunks):
+            sides = (one.values(group), other.values(group))
+            for name in group:
+                row = compare_runs(name, *sides, self._tolerance(name))
+                if isinstance(row, TapRow):
+                    found.n_different[name] = _n_different(row)
+                    found.sizes[name] = None if row.nmse is None else math.sqrt(row.nmse)
+            if first is not None and first[0] in group:
+                found.element = worst_element(first[0], *sides, first[1])
+        return found
 
     def same_form(
         self, relation: Relation, case: str, one: Recorded, other: Recorded, names: Sequence[str] | None = None
@@ -173,8 +211,8 @@ class Notebook:
         if self.stated:
             self.bits(relation, case, one, other, names)
         else:
-            rows = self._compare(self.names if names is None else names, one, other)
-            self._note(relation, case, "floor", rows, (one, other))
+            wanted = [name for name in self.measured if names is None or name in names]
+            self._floor(relation, case, one, other, wanted)
 
     def two_forms(self, relation: Relation, case: str, batch: Recorded, single: Recorded) -> None:
         """Check a run against one with passes of a single token: another arithmetic from layer 0's KQV on."""
@@ -182,43 +220,29 @@ class Notebook:
         if self.stated:
             single_head = self.has_single_head(batch)
             done = up_to_attention(single_head=single_head)
-            rows = self._compare(done, batch, single)
-            self._note(relation, f"{case}, {UP_TO_ATTENTION}", "bits", rows, (batch, single))
+            self.bits(relation, f"{case}, {UP_TO_ATTENTION}", batch, single, done)
             if not single_head:
-                self._append(self._kqv(relation, f"{case}, {ATTENTION}", batch.records, single.records))
+                self._append(self._kqv(relation, f"{case}, {ATTENTION}", batch, single))
                 done.append(KQV)
-        rest = [name for name in self.names if name not in done]
-        rows = self._compare(rest, batch, single)
-        self._note(relation, f"{case}, {ALL_LAYERS}", "floor", rows, (batch, single))
+        rest = [name for name in self.measured if name not in done]
+        self._floor(relation, f"{case}, {ALL_LAYERS}", batch, single, rest)
 
     def unchecked(self, relation: Relation, case: str, why: str) -> None:
         """Note a check that was asked for and could not be made."""
         self._append(MetamorphicCheck(relation, case, self.party, "bits", "unchecked", 0, 0, note=why))
 
-    # --- comparing --------------------------------------------------------------------------------------------
-
-    def _compare(self, names: Sequence[str], one: Recorded, other: Recorded) -> list[TapRow | Skip]:
-        """Compare taps of two runs; those of tensors that the model does not have are left out."""
-        rows = []
-        for name in names:
-            optional = taps.parse(name).tap in MODEL_DEPENDENT_TAPS
-            if optional and not any(name in record.taps for record in (*one.records, *other.records)):
-                continue
-            rows.append(compare_runs(name, one.records, other.records, self._tolerance(name)))
-        return rows
+    # --- measuring --------------------------------------------------------------------------------------------
 
     def _tolerance(self, name: str) -> Tolerance:
         measured = None if self.floors is None else measured_tolerance(name, self.floors)
         return measured or tolerance_for(name, self.n_layers, "independent")
 
-    def _kqv(
-        self, relation: Relation, case: str, batch: Sequence[PassRecord], single: Sequence[PassRecord]
-    ) -> MetamorphicCheck:
+    def _kqv(self, relation: Relation, case: str, batch: Recorded, single: Recorded) -> MetamorphicCheck:
         """Hold layer 0's KQV to the rounding of attention weights to binary16 and the order of summation."""
         empty = MetamorphicCheck(relation, case, self.party, "floor", "unchecked", 0, 0)
         try:
-            p, v = assemble(batch, "blk.0.kq_soft_max"), assemble(batch, "blk.0.v")
-            one, other = assemble(batch, KQV), assemble(single, KQV)
+            p, v = (assemble(batch.records, f"blk.0.{tap}") for tap in ("kq_soft_max", "v"))
+            one, other = (assemble(side.records, KQV) for side in (batch, single))
         except ValueError as error:
             return replace(empty, n_invalid=1, note=str(error))
         if p is None or v is None or one is None or other is None:
@@ -251,51 +275,42 @@ class Notebook:
             n_compared=difference.size,
             n_different=n_different,
             worst=worst if math.isfinite(worst) else None,
-            where=f"{KQV}, token {position}",
+            where=place(KQV, position, batch.sizes, single.sizes),
             element=None if worst <= 1.0 else Element(position, (feature,), values),
         )
 
-    # --- noting -----------------------------------------------------------------------------------------------
-
-    def _note(
-        self,
-        relation: Relation,
-        case: str,
-        expectation: Expectation,
-        rows: Sequence[TapRow | Skip],
-        sides: tuple[Recorded, Recorded],
-        first: TapRow | None = None,
-    ) -> None:
-        """Keep a check made of several taps; ``first``: where in ``sides`` a difference of bits begins."""
+    def _floor(self, relation: Relation, case: str, one: Recorded, other: Recorded, names: Sequence[str]) -> None:
+        """Hold the values of taps to what rounding allows; those of tensors that the model lacks are left out."""
+        rows: list[TapRow | Skip] = []
+        for name in names:
+            optional = taps.parse(name).tap in MODEL_DEPENDENT_TAPS
+            if not optional or any(name in record.taps for record in (*one.records, *other.records)):
+                rows.append(compare_runs(name, one.records, other.records, self._tolerance(name)))
         made = [row for row in rows if isinstance(row, TapRow)]
         skips = [row for row in rows if isinstance(row, Skip)]
         invalid = [row for row in made if row_status(row) == "invalid"]
-        if expectation == "bits":
-            sizes = [None if row.nmse is None else math.sqrt(row.nmse) for row in made]
-            place = first or next((row for row in made if not row.bitwise_equal), None)
-        else:
-            sizes = [usage(row) for row in made]
-            place = max(made, key=lambda row: _or_infinite(usage(row)), default=None)
-        place = invalid[0] if invalid else place
+        worst = invalid[0] if invalid else max(made, key=lambda row: _or_infinite(usage(row)), default=None)
         notes = sorted({row.note for row in invalid if row.note} | {skip.why for skip in skips})
+        token = None if worst is None else worst.worst_token
         check = MetamorphicCheck(
             relation,
             case,
             self.party,
-            expectation,
+            "floor",
             "unchecked",
             n_compared=sum(row.n_elements for row in made),
             n_different=sum(_n_different(row) for row in made),
             n_invalid=len(invalid),
-            worst=_largest(sizes),
-            where=None if place is None else _place(place),
+            worst=_largest([usage(row) for row in made]),
+            where=None if worst is None else place(worst.tap, token, one.sizes, other.sizes),
             missing=tuple(skip.tap for skip in skips),
             note="; ".join(notes) or None,
         )
-        if place is not None and check_status(check) == "failed":
-            found = worst_element(place.tap, sides[0].records, sides[1].records, place.worst_token)
-            where = check.where if found is None else f"{place.tap}, token {found.position}"
-            check = replace(check, where=where, element=found)
+        if worst is not None and check_status(check) == "failed":
+            found = worst_element(worst.tap, one.records, other.records, token)
+            if found is not None:
+                where = place(worst.tap, found.position, one.sizes, other.sizes)
+                check = replace(check, where=where, element=found)
         self._append(check)
 
     def _append(self, check: MetamorphicCheck) -> None:
@@ -315,7 +330,3 @@ def _largest(values: Sequence[float | None]) -> float | None:
 
 def _or_infinite(value: float | None) -> float:
     return math.inf if value is None else value
-
-
-def _place(row: TapRow) -> str:
-    return row.tap if row.worst_token is None else f"{row.tap}, token {row.worst_token}"

@@ -1,4 +1,4 @@
-"""Which taps the checks record and compare, and over how many values."""
+"""Which taps the checks compare, and over how many values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from crossval import taps
 from crossval.localize import MODEL_DEPENDENT_TAPS
-from crossval.metamorphic.cases import Case, Part, Sizes
+from crossval.metamorphic.cases import Case, Sizes
 from crossval.rerun import SCORES
 from crossval.runners.base import PassPlan
 from crossval.trace import TraceModel, expected_shape
@@ -23,8 +23,13 @@ Gathered = Literal["logits", "head", "last layer"]
 GATHERED: tuple[Gathered, ...] = get_args(Gathered)
 
 
-def recorded_taps(n_layers: int) -> list[str]:
-    """Return the taps to record: layer 0 whole, of the others the output, and what shows the last K and V."""
+Scope = Literal["all", "outline"]
+"""In which taps bits have to be equal: every one, or (receipts of before) those that are measured."""
+
+
+def measured_taps(n_layers: int) -> list[str]:
+    """Return the taps whose values are measured: layer 0 whole, of the others the output, and what shows the last
+    K and V."""
     last = f"blk.{n_layers - 1}.attn_o_out"
     names = {*taps.outline_taps(n_layers), *taps.layer_taps(0), last}
     return sorted(names, key=lambda name: taps.execution_index(name, n_layers))
@@ -45,9 +50,11 @@ def up_to_attention(*, single_head: bool) -> list[str]:
     return ["inp_embd", *(f"blk.0.{tap}" for tap in alike)]
 
 
-def compared_taps(part: Part, n_layers: int, *, single_head: bool) -> list[str]:
-    """Return the taps that a check compares."""
-    names, exact = recorded_taps(n_layers), up_to_attention(single_head=single_head)
+def compared_taps(case: Case, n_layers: int, *, single_head: bool, scope: Scope = "all") -> list[str]:
+    """Return the taps that a check compares: for equal bits all in ``scope``, else those that are measured."""
+    part, exact = case.part, up_to_attention(single_head=single_head)
+    every = case.expectation == "bits" and scope == "all"
+    names = taps.all_taps(n_layers) if every else measured_taps(n_layers)
     if part == "rest":
         done = exact if single_head else [*exact, KQV]
         return [name for name in names if name not in done]
@@ -56,12 +63,12 @@ def compared_taps(part: Part, n_layers: int, *, single_head: bool) -> list[str]:
     return {"all": names, "logits": [LOGITS], "exact": exact, "attention": [KQV]}[part]
 
 
-def n_elements(case: Case, model: TraceModel, gathered: Gathered, *, sub_norms: bool) -> int:
+def n_elements(case: Case, model: TraceModel, gathered: Gathered, *, sub_norms: bool, scope: Scope = "all") -> int:
     """Return how many values a check compares; ``sub_norms``: the model has them."""
     n_tokens, width = (pick(sum(case.one), sum(case.other)) for pick in (min, max))
     ends = sorted(_ends(case.one) & _ends(case.other))
     total = 0
-    for name in compared_taps(case.part, model.n_layers, single_head=model.n_heads == 1):
+    for name in compared_taps(case, model.n_layers, single_head=model.n_heads == 1, scope=scope):
         tap = taps.parse(name).tap
         if tap in MODEL_DEPENDENT_TAPS and not sub_norms:
             continue

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from crossval import taps
 from crossval.geometry import token_axis
-from crossval.metamorphic.cases import RELATIONS, Case, Options, Relation, required
+from crossval.metamorphic.cases import RELATIONS, Case, Options, Relation, place, required
 from crossval.metamorphic.checks import (
     MetamorphicCheck,
     MetamorphicResult,
@@ -23,7 +23,7 @@ from crossval.metamorphic.checks import (
     check_status,
     decide,
 )
-from crossval.metamorphic.recorded import GATHERED, compared_taps, n_elements
+from crossval.metamorphic.recorded import GATHERED, Scope, compared_taps, n_elements
 from crossval.receipt import Receipt, number
 from crossval.rerun import Element
 from crossval.runners.base import PassPlan
@@ -35,7 +35,8 @@ ReceiptVerdict = Literal["pass", "fail", "incomplete"]
 MAX_LAYERS = 10_000
 """Of any model; what a receipt says beyond that is no reason to list as many taps."""
 _SHAPE = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
-_WHERE = re.compile(r"(?P<tap>(?:blk\.(?:0|[1-9][0-9]{0,5})\.)?[a-z_]{1,20})(?:, token (?P<token>[0-9]{1,9}))?")
+_WHERE = re.compile(r"(?P<tap>(?:blk\.(?:0|[1-9][0-9]{0,5})\.)?[a-z_]{1,20})(?:, token (?P<token>[0-9]{1,9})"
+                    r"(?P<passes>, pass(?:es)? [0-9]{1,9}(?: and [0-9]{1,9})?)?)?")  # fmt: skip
 STATES = ("ok", "failed", "unchecked")
 
 
@@ -62,6 +63,7 @@ def criterion(findings: MetamorphicFindings) -> dict[str, Any]:
         "thread_counts": list(options.thread_counts),
         "kernels": list(options.kernels),
         "n_decode": options.n_decode,
+        "taps": "all",
     }
 
 
@@ -219,6 +221,7 @@ def rows(receipt: Receipt) -> list[str]:
 def values(receipt: Receipt) -> list[str]:
     """Check that every value was compared that the model's shape and the passes give, and places and elements."""
     findings, model = from_json(receipt), _model(receipt)
+    scope: Scope = receipt["thresholds"].get("taps", "outline")  # receipts of before do not say
     if not 0 < model.n_layers <= MAX_LAYERS:
         return [f"a model of {model.n_layers} layers"]
     complaints = []
@@ -227,10 +230,13 @@ def values(receipt: Receipt) -> list[str]:
         pairs = list(zip(result.checks, cases, strict=False))
         for check, case in pairs:
             where = f"{result.party}, {check.name}, {check.case}"
-            complaints += [f"{where}: {what}" for what in _place_conflicts(check, case, model)]
+            complaints += [f"{where}: {what}" for what in _place_conflicts(check, case, model, scope)]
         whole = [(check, case) for check, case in pairs if _is_whole(check)]
         if not any(
-            all(check.n_compared == n_elements(case, model, gathered, sub_norms=sub) for check, case in whole)
+            all(
+                check.n_compared == n_elements(case, model, gathered, sub_norms=sub, scope=scope)
+                for check, case in whole
+            )
             for gathered, sub in product(GATHERED, (True, False))
         ):
             complaints.append(f"{result.party}: n_compared is not what the model's shape and the passes give")
@@ -251,9 +257,9 @@ def _is_whole(check: MetamorphicCheck) -> bool:
     return check_status(check) != "unchecked" and not check.missing and check.n_invalid == 0
 
 
-def _place_conflicts(check: MetamorphicCheck, case: Case, model: TraceModel) -> Iterator[str]:
-    """Check what is named; a failed check may name an operation that was recorded in a second run."""
-    names = compared_taps(case.part, model.n_layers, single_head=model.n_heads == 1)
+def _place_conflicts(check: MetamorphicCheck, case: Case, model: TraceModel, scope: Scope) -> Iterator[str]:
+    """Check what is named; with a narrow scope a failed check may name an operation recorded in a second run."""
+    names = compared_taps(case, model.n_layers, single_head=model.n_heads == 1, scope=scope)
     if not set(check.missing) <= set(names):
         yield "a tap is missing that is not compared"
     if check.where is None:
@@ -270,6 +276,8 @@ def _place_conflicts(check: MetamorphicCheck, case: Case, model: TraceModel) -> 
     token = None if found["token"] is None else int(found["token"])
     if token is not None and token >= min(sum(case.one), sum(case.other)):
         yield f"token {token} is not in both runs"
+    elif found["passes"] and check.where != place(str(known), token, case.one, case.other):
+        yield f"{check.where!r} is not the pass of token {token}"
     if check.element is not None:
         yield from _element_conflicts(check, check.element, str(known), token, case, model)
 

@@ -19,6 +19,8 @@ element by element), and from then on by the int8 codes that it flips: as ``cros
 independent engines, or twice a measured floor. Passes of two or more tokens are one arithmetic whatever their
 length. An engine that does not state this arithmetic is held to the floor alone where passes differ in length.
 
+Where bits must agree they must in every tap of every layer; of these a digest per token is kept, not the values.
+
 Faults that every way of running shares show in none of these relations, and those of single-token passes beyond
 layer 0 only when they exceed the floor: the op-local audit (``crossval.audit``) finds them.
 """
@@ -47,7 +49,8 @@ from crossval.metamorphic.cases import (
     threads_case,
     tokens_case,
 )
-from crossval.metamorphic.checks import MetamorphicResult, Notebook, Recorded, decide
+from crossval.metamorphic.checks import MetamorphicResult, Notebook, decide
+from crossval.metamorphic.runs import Names, Recorded
 from crossval.rerun import Chunks, OpenRunner, one_by_one, one_pass, require_live, split
 from crossval.runners.base import Runner
 
@@ -92,7 +95,8 @@ def run_metamorphic(
         )
     with open_runner() as runner:
         require_live(runner)
-        book = Notebook(party, runner.identity.numerics, n_layers, floors)
+        names = Names.of(runner, n_layers, int(ids[0]))
+        book = Notebook(party, runner.identity.numerics, n_layers, names, floors)
         work = _Work(runner, open_runner, tuple(map(int, ids)), options, book)
         steps = (work.one_by_one, work.prefix, work.split, work.reset, work.capture, work.threads, work.kernels)
         for index, step in enumerate(steps):
@@ -120,19 +124,24 @@ class _Work:
     def longest(self) -> int:
         return max(self.options.lengths)
 
-    def _record(self, chunks: Chunks, runner: Runner | None = None) -> Recorded:
-        return Recorded.make(runner or self.runner, chunks, self.book.names)
-
-    def _usual(self, runner: Runner | None = None) -> Recorded:
-        """Record the longest prompt at once, then single tokens."""
+    @property
+    def usual(self) -> Chunks:
+        """The longest prompt at once, then single tokens."""
         end = self.longest + self.options.n_decode
-        return self._record(one_pass(self.ids[: self.longest]) + one_by_one(self.ids[self.longest : end]), runner)
+        return one_pass(self.ids[: self.longest]) + one_by_one(self.ids[self.longest : end])
+
+    def _record(self, chunks: Chunks, runner: Runner | None = None, before: Chunks = ()) -> Recorded:
+        return Recorded.make(runner or self.runner, chunks, self.book.names, before=before)
+
+    def _with_values(self, chunks: Chunks) -> Recorded:
+        """Record for a check that may have to measure."""
+        return Recorded.make(self.runner, chunks, self.book.names, self.book.measured)
 
     def one_by_one(self) -> None:
-        single = self._record(one_by_one(self.ids[: self.longest]))
+        single = self._with_values(one_by_one(self.ids[: self.longest]))
         for length in sorted(set(self.options.lengths)):
             # The beginning of the long run is the run of the beginning: a later pass cannot change an earlier one.
-            at_once, beginning = self._record(one_pass(self.ids[:length])), single.beginning(length)
+            at_once, beginning = self._with_values(one_pass(self.ids[:length])), single.beginning(length)
             if length == 1:
                 self.book.bits("one_by_one", tokens_case(1), at_once, beginning)
             else:
@@ -142,14 +151,15 @@ class _Work:
         lengths = [n for n in sorted(set(self.options.lengths)) if n > 1]
         if not lengths:
             return
-        long = self._record(one_pass(self.ids[: self.options.n_prefix]))
+        record = self._record if self.book.stated else self._with_values
+        long = record(one_pass(self.ids[: self.options.n_prefix]))
         # The last layer need not give its output for tokens in the middle.
-        names = [name for name in self.book.names if not self.book.may_be_gathered(name)]
+        names = [name for name in self.book.names.all if not self.book.may_be_gathered(name)]
         for length in lengths:
             self.book.same_form(
                 "prefix",
                 prefix_case(length, self.options.n_prefix),
-                self._record(one_pass(self.ids[:length])),
+                record(one_pass(self.ids[:length])),
                 long,
                 names,
             )
@@ -159,26 +169,23 @@ class _Work:
         points = split_points(n)
         if not points:
             return
-        whole = self._usual()
+        whole = self._with_values(self.usual)
         for point in points:
             case = split_case(n, point)
-            parts = self._record(split(self.ids[:n], point) + whole.chunks[1:])
+            parts = self._with_values(split(self.ids[:n], point) + self.usual[1:])
             if splits_into_one_form(n, point, single_head=self.book.has_single_head(whole)):
                 self.book.same_form("split", case, whole, parts)
             else:
                 self.book.two_forms("split", case, whole, parts)
 
     def reset(self) -> None:
-        chunks = self._usual().chunks
-        same, other = (
-            Recorded.make(self.runner, chunks, self.book.names, before)
-            for before in (chunks, one_pass(self.ids[::-1]))
-        )
+        befores = (self.usual, one_pass(self.ids[::-1]))
+        same, other = (self._record(self.usual, before=before) for before in befores)
         self.book.bits("reset", RESET_CASE, other, same)
 
     def capture(self) -> None:
-        captured = self._usual()
-        plain = Recorded.make(self.runner, captured.chunks, [LOGITS])
+        captured = self._record(self.usual)
+        plain = Recorded.make(self.runner, self.usual, Names((LOGITS,)))
         self.book.bits("capture", CAPTURE_CASE, captured, plain, [LOGITS])
 
     def threads(self) -> None:
@@ -201,4 +208,4 @@ class _Work:
             if says != value:
                 self.book.unchecked(relation, case, f"the engine was asked for it, and says {option} = {says}")
                 return
-            self.book.bits(relation, case, self._usual(runner), self._usual())
+            self.book.bits(relation, case, self._record(self.usual, runner), self._record(self.usual))

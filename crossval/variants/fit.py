@@ -10,6 +10,7 @@ import numpy as np
 
 from crossval.ops import FloatArray, IntArray
 from crossval.variants.context import Array, Context, Inapplicable
+from crossval.variants.distance import near_ties
 
 CLOSE = 1e-3
 """Relative distance on a few values below which a fit is worth checking on all of them."""
@@ -37,6 +38,12 @@ def recorded_sums(context: Context, scale: Array | float) -> FloatArray:
     if not np.isfinite(target).all() or not target.any():
         raise Inapplicable
     return target * scale / context.matrix.scale
+
+
+def settled(context: Context) -> Context:
+    """Return a product without the tokens whose codes depend on how an engine rounds, if others are left."""
+    near = near_ties(context)
+    return context.of_tokens(~near) if near.any() and not near.all() else context
 
 
 def probe(context: Context, n_features: int) -> IntArray:

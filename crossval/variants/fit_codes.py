@@ -16,7 +16,7 @@ from crossval.audit.bounds import BITLINEARS
 from crossval.ops import FloatArray
 from crossval.variants import layouts
 from crossval.variants.context import Array, Context, Inapplicable
-from crossval.variants.fit import CLOSE, Fit, distance, probe, recorded_sums, snapped
+from crossval.variants.fit import CLOSE, Fit, distance, probe, recorded_sums, settled, snapped
 from crossval.variants.linear import input_scale, linear, quantize
 from crossval.variants.quantizer import half_away
 from crossval.variants.variant import Variant
@@ -73,7 +73,7 @@ class _Read:
 def _fits(context: Context) -> Iterator[Fit]:
     """Fit the table under every layout and way to quantise; yield those that reproduce the sums looked at."""
     features = probe(context, N_PROBED)
-    seen = context.sampled(features)
+    seen = settled(context.sampled(features))
     matrix, options = context.matrix, _distinct(seen)
     wanted = [recorded_sums(seen, scale) for _, _, scale in options]
     for layout in layouts.layouts(matrix.signs.shape[1]):

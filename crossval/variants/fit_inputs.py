@@ -13,7 +13,7 @@ from crossval.audit.bounds import BITLINEARS
 from crossval.ops import IntArray, TernaryMatrix
 from crossval.variants import layouts
 from crossval.variants.context import Array, Context, Inapplicable
-from crossval.variants.fit import CLOSE, Fit, distance, probe, recorded_sums
+from crossval.variants.fit import CLOSE, Fit, distance, probe, recorded_sums, settled
 from crossval.variants.fit_codes import table_words
 from crossval.variants.layouts import packed
 from crossval.variants.linear import input_scale, linear
@@ -103,6 +103,7 @@ def without(context: Context, lost: Lost) -> Array:
 
 def _lost(context: Context) -> Iterator[Lost]:
     """Find a stretch of inputs that does not count, or is all that counts; else blocks that do not."""
+    context = settled(context)
     codes, scale = context.quantized
     features = probe(context, max(N_SUMS // context.n_rows, 8))
     wanted = recorded_sums(context.sampled(features), scale)
@@ -213,6 +214,7 @@ _ENDS = (
 
 def _places(context: Context) -> Iterator[Fit]:
     """Find a constant distance between where weights are and where they are read."""
+    context = settled(context)
     features = probe(context, N_PROBED)
     codes, scale = context.quantized
     wanted = recorded_sums(context.sampled(features), scale)
@@ -260,6 +262,7 @@ def _places(context: Context) -> Iterator[Fit]:
 def _blocks(context: Context) -> Iterator[Fit]:
     """Find one block of inputs that is multiplied with the weights of another."""
     cols = context.inputs[0].shape[-1]
+    context = settled(context)
     features = probe(context, N_PROBED)
     codes, scale = context.quantized
     wanted = recorded_sums(context.sampled(features), scale)
@@ -319,6 +322,7 @@ class _Bytes:
 
 def _bytes_used(context: Context) -> Iterator[Fit]:
     """Fit packed bytes used as int8 weights of the first quarter of the inputs, up to an offset."""
+    context = settled(context)
     features = probe(context, N_PROBED)
     codes, scale = context.quantized
     wanted = recorded_sums(context.sampled(features), scale)

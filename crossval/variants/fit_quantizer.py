@@ -181,6 +181,27 @@ def _rows_scales(context: Context) -> Iterator[Fit]:
             yield Fit(f"input scale of {name}", f"tokens are quantised with the input scale of {words}", order, "")
 
 
+def _rows_back(context: Context) -> Iterator[Fit]:
+    """Find for each token the row by whose scale its sums were divided."""
+    n = context.n_rows
+    if n < 3 or not context.whole_pass:
+        raise Inapplicable
+    target, expected = context.target, context.expected
+    if not np.isfinite(target).all():
+        raise Inapplicable
+    square = np.maximum(np.einsum("ij,ij->i", expected, expected), 1e-300)
+    factor = np.einsum("ij,ij->i", target, expected) / square
+    if (
+        np.linalg.norm(target - factor[:, None] * expected, axis=-1) > CLOSE * np.linalg.norm(target, axis=-1)
+    ).any():
+        raise Inapplicable
+    largest = np.maximum(peak(context.inputs[0])[:, 0], 1e-5)
+    for name, words, order in _orders(n, largest):
+        if (order != np.arange(n)).any() and np.allclose(largest[order] / largest, factor, rtol=1e-4):
+            said = f"tokens are quantised rightly, but their sums are divided by the input scale of {words}"
+            yield Fit(f"sums rescaled by the input scale of {name}", said, order)
+
+
 def _orders(n: int, largest: Array) -> Iterator[tuple[str, str, Array]]:
     at = np.arange(n)
     yield (
@@ -204,6 +225,12 @@ def _rescaled(context: Context, fit: Fit) -> Array:
     if fit.data.size != context.n_rows or not context.whole_pass:
         raise Inapplicable
     return linear(context, scale=input_scale(context, context.inputs[0])[fit.data])
+
+
+def _rescaled_back(context: Context, fit: Fit) -> Array:
+    if fit.data.size != context.n_rows or not context.whole_pass:
+        raise Inapplicable
+    return linear(context, unscale=input_scale(context, context.inputs[0])[fit.data])
 
 
 FITTED = (
@@ -239,6 +266,17 @@ FITTED = (
         group="input scale of another row",
         shown="input scale of *another row*",
         shown_sentence="each token's scale is made from another row: of a group of tokens, or the largest so far",
+    ),
+    Variant(
+        "{0.name}",
+        5,
+        BITLINEARS,
+        "{0.sentence}",
+        _rescaled_back,
+        _rows_back,
+        group="sums rescaled by another row's input scale",
+        shown="sums rescaled by the input scale of *another row*",
+        shown_sentence="each token's sums are divided by another row's scale: of a group, or the largest so far",
     ),
 )
 """Tried when nothing simpler explains a matrix product."""

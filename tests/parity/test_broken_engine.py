@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -11,19 +10,22 @@ from pathlib import Path
 import pytest
 
 from crossval.goldens import FULL_PROMPTS
-from tests.broken_engine import MISTAKES, build
+from tests.broken_engine import MISTAKES, Mistake, build, run
+from tests.families import each_family
+from tests.native_build import LIBRARY
 
 CROSSVAL = Path(sysconfig.get_path("scripts")) / "crossval"
 
 
-def layers(golden: Path, library: Path, receipt: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [CROSSVAL, "layers", "--prompt", FULL_PROMPTS[0], "--reference", golden, "--receipt", receipt],
-        env={**os.environ, "BITNET_LIBRARY": str(library)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+@pytest.fixture(scope="module", params=MISTAKES, ids=lambda mistake: mistake.name)
+def broken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Mistake, Path]:
+    mistake: Mistake = request.param
+    return mistake, build([mistake], tmp_path_factory.mktemp("broken") / LIBRARY)
+
+
+def layers(golden: Path, library: Path, kernel: str, receipt: Path) -> subprocess.CompletedProcess[str]:
+    words = [CROSSVAL, "layers", "--prompt", FULL_PROMPTS[0], "--reference", golden, "--receipt", receipt]
+    return run(words, library, kernel=kernel)
 
 
 NAMES = {
@@ -35,12 +37,14 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: m.name)
-def test_broken_engine_is_caught_with_layer_and_op(mistake, tmp_path, shipped_model):
+@each_family
+def test_broken_engine_is_caught_with_layer_and_op(broken, kernel, tmp_path, shipped_model):
+    mistake, library = broken
     golden = shipped_model.with_suffix(".goldens") / "what-is-2-2"
-    done = layers(golden, build(mistake, tmp_path), tmp_path / "receipt.json")
+    done = layers(golden, library, kernel, tmp_path / "receipt.json")
     assert done.returncode == 1, done.stdout + done.stderr
     receipt = json.loads((tmp_path / "receipt.json").read_text())
+    assert receipt["candidate"]["settings"]["kernel"] == kernel
     assert (receipt["verdict"], receipt["parity"]["status"]) == ("candidate_defect", "divergence")
     assert receipt["audit"]["reference"]["verdict"] == "clean"
     guilty = receipt["audit"]["candidate"]["first_guilty"]

@@ -12,6 +12,7 @@ from bitnet_py.synth import PRESETS, write_model
 from crossval import taps
 from crossval.runners.bitnet_cpp import BitnetCppRunner
 from crossval.runners.bitnet_py import BitnetPyRunner
+from tests.families import each_family
 
 pytestmark = pytest.mark.live
 
@@ -25,12 +26,18 @@ SHAPES = {
 }
 
 
-def assert_equal_bits(model: Path, library: Path, lengths=LENGTHS, n_decode=N_DECODE) -> None:
+def assert_equal_bits(
+    model: Path, library: Path, kernel: str | None = None, lengths=LENGTHS, n_decode=N_DECODE
+) -> None:
     rng = np.random.default_rng(7)
     with BitnetCppRunner(model, library=library) as reference:
         numerics = reference.identity.numerics
         with BitnetPyRunner(
-            model, n_threads=2, simd_width=numerics.simd_width, fused_quantizer=numerics.fused_quantizer
+            model,
+            n_threads=2,
+            kernel=kernel,
+            simd_width=numerics.simd_width,
+            fused_quantizer=numerics.fused_quantizer,
         ) as engine:
             config = engine.model.config
             names = taps.all_taps(config.n_layers)
@@ -49,19 +56,22 @@ def assert_equal_bits(model: Path, library: Path, lengths=LENGTHS, n_decode=N_DE
                     ids = [int(ours.taps["result_output"].array[-1].argmax())]
 
 
-def test_shipped_model(shipped_model, bitnet_cpp_library):
-    assert_equal_bits(shipped_model, bitnet_cpp_library)
+@each_family
+def test_shipped_model(shipped_model, bitnet_cpp_library, kernel):
+    assert_equal_bits(shipped_model, bitnet_cpp_library, kernel)
 
 
-def test_odd_shape(tmp_path, bitnet_cpp_library):
+@each_family
+def test_odd_shape(tmp_path, bitnet_cpp_library, kernel):
     model = tmp_path / "odd.gguf"
     write_model(model, PRESETS["odd"])
-    assert_equal_bits(model, bitnet_cpp_library)
+    assert_equal_bits(model, bitnet_cpp_library, kernel)
 
 
+@each_family
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_other_shapes(make_model, shape, bitnet_cpp_library):
-    assert_equal_bits(make_model(**shape), bitnet_cpp_library, (1, 2, 33), 2)
+def test_other_shapes(make_model, shape, bitnet_cpp_library, kernel):
+    assert_equal_bits(make_model(**shape), bitnet_cpp_library, kernel, (1, 2, 33), 2)
 
 
 def test_2b_4t_shape(tmp_path, bitnet_cpp_library):
@@ -70,4 +80,4 @@ def test_2b_4t_shape(tmp_path, bitnet_cpp_library):
         pytest.skip("the 2B-4T shape takes 1.2 GB of disk and a minute or two: set BITNET_TEST_2B=1 to test it")
     model = tmp_path / "2b.gguf"
     write_model(model, PRESETS["2b-4t"])
-    assert_equal_bits(model, bitnet_cpp_library, (1, 5, 13), 1)
+    assert_equal_bits(model, bitnet_cpp_library, None, (1, 5, 13), 1)

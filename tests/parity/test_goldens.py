@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bitnet_py._native import kernel_families
 from bitnet_py.resources import default_model_path
 from crossval import taps
 from crossval.goldens import FULL_PROMPTS, N_DECODE, OUTLINE_PROMPTS
@@ -13,8 +12,8 @@ from crossval.provenance import file_sha256
 from crossval.runners.bitnet_py import BitnetPyRunner
 from crossval.runners.recorded import RecordedRunner, find_golden, goldens_dir, list_goldens
 from crossval.trace import Trace
+from tests.families import FAMILIES
 
-KERNELS = [f.name for f in kernel_families() if f.available]
 PROMPTS = (*FULL_PROMPTS, *OUTLINE_PROMPTS)
 
 
@@ -48,7 +47,7 @@ def test_goldens_stay_under_ten_megabytes():
 
 @pytest.mark.parametrize(
     ("prompt", "kernel"),
-    [(p, k) for p in PROMPTS for k in KERNELS if k == KERNELS[0] or p in FULL_PROMPTS],
+    [(p, k) for p in PROMPTS for k in FAMILIES if k == FAMILIES[0] or p in FULL_PROMPTS],
 )
 def test_engine_equals_bitnet_cpp_bit_for_bit(prompt, kernel):
     golden = golden_of(prompt)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -13,14 +12,16 @@ import pytest
 
 from bitnet_py.gguf import GGUFFile
 from crossval.suite import load_suite
-from tests.broken_engine import ROOT, TEXT_MISTAKES, TextMistake, build
+from tests.broken_engine import ROOT, TEXT_MISTAKES, TextMistake, build, run
+from tests.families import each_family
 from tests.fault_table import ask
+from tests.native_build import LIBRARY
 
 
 @pytest.fixture(params=TEXT_MISTAKES, ids=lambda mistake: mistake.name, scope="module")
 def broken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TextMistake, Path]:
     mistake: TextMistake = request.param
-    return mistake, build(mistake, tmp_path_factory.mktemp("broken"))
+    return mistake, build([mistake], tmp_path_factory.mktemp("broken") / LIBRARY)
 
 
 TAPS_SCRIPT = """
@@ -34,19 +35,26 @@ np.savez(sys.argv[2], **taps)
 """
 
 
-def taps_of(model: Path, out: Path, library: Path | None = None) -> dict[str, np.ndarray]:
-    environment = dict(os.environ) if library is None else {**os.environ, "BITNET_LIBRARY": str(library)}
+def taps_of(
+    model: Path, out: Path, library: Path | None = None, kernel: str | None = None
+) -> dict[str, np.ndarray]:
     command = [sys.executable, "-c", TAPS_SCRIPT, model, out]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    if library is None:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    else:
+        done = run(command, library, kernel=kernel)
     assert done.returncode == 0, done.stderr
     with np.load(out) as found:
         return dict(found)
 
 
-def test_a_mistake_changes_the_logits_and_nothing_before_it(broken, shipped_model: Path, tmp_path: Path) -> None:
+@each_family
+def test_a_mistake_changes_the_logits_and_nothing_before_it(
+    broken, kernel: str, shipped_model: Path, tmp_path: Path
+) -> None:
     mistake, library = broken
     right = taps_of(shipped_model, tmp_path / "right.npz")
-    wrong = taps_of(shipped_model, tmp_path / "wrong.npz", library)
+    wrong = taps_of(shipped_model, tmp_path / "wrong.npz", library, kernel)
     assert np.array_equal(right["inp_embd"], wrong["inp_embd"])
     assert np.array_equal(right["blk.0.attn_norm"], wrong["blk.0.attn_norm"])
     if mistake.name == "sequential I2_S decode":

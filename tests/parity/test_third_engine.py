@@ -73,7 +73,7 @@ def test_a_right_engine_that_records_little_is_incomplete(third_engine, shipped_
 
 
 @pytest.mark.parametrize("layer", [0, N_LAYERS // 2, N_LAYERS - 1])
-@pytest.mark.parametrize("mistake", [name for name in OPERATION if name != "truncating-quantiser"])
+@pytest.mark.parametrize("mistake", OPERATION)
 def test_l_out_and_logits_give_the_layer(third_engine, shipped_model, golden, tmp_path, mistake, layer):
     arguments = ("--taps", "few", "--mistake", mistake, "--layer", str(layer))
     receipt = receipt_of(third_engine, shipped_model, golden, tmp_path, *arguments)
@@ -92,11 +92,3 @@ def test_every_tap_gives_operation_and_cause(third_engine, shipped_model, golden
     assert receipt["audit"]["candidate"]["first_guilty"]["tap"] == f"blk.{layer}.{operation}"
     if cause is not None:
         assert receipt["diagnosis"][0]["name"] == cause
-
-
-def test_what_little_recording_cannot_show(third_engine, shipped_model, golden, tmp_path):
-    """A truncating quantiser is within what flipped int8 codes do to a layer: docs/audit.md says so."""
-    arguments = ("--taps", "few", "--mistake", "truncating-quantiser", "--layer", str(N_LAYERS - 1))
-    receipt = receipt_of(third_engine, shipped_model, golden, tmp_path, *arguments)
-    assert receipt["verdict"] == "incomplete"
-    assert receipt["audit"]["candidate"]["first_guilty"] is None

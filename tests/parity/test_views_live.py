@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -14,15 +13,18 @@ from click.testing import CliRunner, Result
 from crossval import receipt
 from crossval.cli import cli
 from crossval.goldens import FULL_PROMPTS
-from tests.broken_engine import MISTAKES, build
+from tests import broken_engine
+from tests.broken_engine import MISTAKES
+from tests.native_build import LIBRARY
 
 CROSSVAL = Path(sysconfig.get_path("scripts")) / "crossval"
 
 
 def crossval(*arguments: str | Path, library: Path | None = None) -> subprocess.CompletedProcess[str]:
-    extra = {} if library is None else {"BITNET_LIBRARY": str(library)}
     command = [CROSSVAL, *map(str, arguments)]
-    return subprocess.run(command, env={**os.environ, **extra}, capture_output=True, text=True, timeout=240)
+    if library is not None:
+        return broken_engine.run(command, library)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def run(*arguments: str | Path) -> Result:
@@ -32,7 +34,7 @@ def run(*arguments: str | Path) -> Result:
 @pytest.fixture(scope="module")
 def broken_in_layer_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (mistake,) = [mistake for mistake in MISTAKES if mistake.layer == 2]
-    return build(mistake, tmp_path_factory.mktemp("broken"))
+    return broken_engine.build([mistake], tmp_path_factory.mktemp("broken") / LIBRARY)
 
 
 def test_the_causal_view_points_at_the_layer_that_is_broken(

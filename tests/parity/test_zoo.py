@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.families import each_family
 from tests.zoo import models
 from tests.zoo.build import ROOT
 from tests.zoo.catalogue import CASES, FAULTS
@@ -54,6 +55,21 @@ def test_faulty_build_with_no_fault_selected_gives_the_real_bits(world):
     with world.engine_faults():
         for base in models.BASES:
             assert first_difference(world.healthy(base), record(world.model(base))) is None, base
+
+
+@each_family
+def test_a_fault_is_reached_with_every_kernel_family_and_gives_the_same_bits(world, kernel):
+    """What the audit says of one family's numbers then holds for all of them."""
+    cases = [case for case in CASES if case.fault.how == "c" and case.id in NAMED]
+    assert {case.fault.name for case in cases} == {fault.name for fault in FAULTS if fault.how == "c"}
+    with world.engine_faults():
+        for case in cases:
+            faulty = world.faulty(case, kernel)
+            assert faulty.identity.settings["kernel"] == kernel
+            shown = first_difference(world.healthy(case.fault.base), faulty)
+            assert shown is not None, f"{case.id} is never reached"
+            assert (shown.tap, shown.pass_kind) == (case.tap, case.pass_kind), case.id
+            assert first_difference(world.faulty(case), faulty) is None, case.id
 
 
 @pytest.mark.parametrize("base", models.BASES)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from bitnet_py import _native
 from bitnet_py.logits import largest
 from bitnet_py.screen import MAX_TOP, Screen
+from tests.families import FAMILIES
 
-FAMILIES = [f.name for f in _native.kernel_families() if f.available]
 VECTOR = [name for name in FAMILIES if name != "scalar"]
 SEEDS = st.integers(0, 2**32 - 1)
 WIDTHS = st.sampled_from([8, 16])

@@ -194,6 +194,29 @@ def test_a_diagnosis_belongs_to_its_finding(name: str, guilty: Receipt) -> None:
     assert expected in complaints(forged(guilty, edit))
 
 
+FORGED_SEGMENTS: dict[str, tuple[Any, str]] = {
+    "no operation": ([], "it names a mistake inside a segment, but no operation"),
+    "behind the segment": (["blk.1.attn_norm"], "not in order of execution, up to the guilty one"),
+    "twice": (["blk.0.q", "blk.0.q"], "not in order of execution, up to the guilty one"),
+    "backwards": (["blk.0.k", "blk.0.q"], "not in order of execution, up to the guilty one"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED_SEGMENTS)
+def test_a_diagnosis_of_a_segment_says_which_operation_inside(name: str) -> None:
+    coarse = samples.audit_result({(0, "blk.0.l_out"): 8.0}, names=taps.outline_taps(2))
+    made = samples.layers_receipt(held=samples.audits(coarse))
+    assert complaints(made) == ""
+    assert complaints(forged(made, (*WHY, "segment_ops", ["blk.0.q_rope", "blk.0.k_rope"]))) == ""
+    inside, expected = FORGED_SEGMENTS[name]
+    assert expected in complaints(forged(made, (*WHY, "segment_ops", inside)))
+
+
+def test_an_operation_by_itself_has_none_inside(guilty: Receipt) -> None:
+    found = complaints(forged(guilty, (*WHY, "segment_ops", ["blk.0.q"])))
+    assert "it blames blk.0.q inside a segment" in found
+
+
 def test_an_undetermined_diagnosis_claims_nothing(guilty: Receipt) -> None:
     nothing = {"name": "undetermined", "family": None, "ratio": None, "candidates": []}
     edits = [(*WHY, field, value) for field, value in nothing.items()]

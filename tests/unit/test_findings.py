@@ -181,15 +181,12 @@ def test_operations_judged_as_one_say_what_to_record(engine: Watched, make_model
     found = find(engine, make_model)
     assert found is not None
     data = findings.to_json(found, "command")
-    assert (data["tap"], data["name"], data["ratio"], data["specification_ratio"]) == (
-        "blk.1.l_out",
-        UNDETERMINED,
-        None,
-        None,
-    )
+    assert (data["tap"], data["name"], data["segment_ops"]) == ("blk.1.l_out", UNDETERMINED, [])
     assert data["explanation"] == (
-        "it is the last of 20 operations judged as one; record every tap of layer 1 to find the cause"
+        "no one known mistake in the 20 operations judged as one explains it; "
+        "record every tap of layer 1 to find the cause"
     )
+    assert data["specification_ratio"] > 0.1
 
 
 def test_a_finding_as_json(engine: Watched, make_model: Callable[..., Path]) -> None:

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from numpy_engine import MODEL, NumpyRunner
 
-from bitnet_py import _native
 from crossval import taps
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.floors import Floor, FloorTable
 from crossval.metamorphic.cases import Options
-from crossval.metamorphic.checks import MetamorphicCheck, MetamorphicResult, check_status, decide
+from crossval.metamorphic.checks import MetamorphicCheck, MetamorphicResult, Notebook, check_status, decide
 from crossval.metamorphic.run import enough_tokens, run_metamorphic
+from crossval.metamorphic.runs import Names, Recorded
 from crossval.record import record_trace
 from crossval.runners.base import PassPlan, PassRecord, TapArray
 from crossval.runners.bitnet_py import BitnetPyRunner
 from crossval.runners.recorded import RecordedRunner
+from tests.families import FAMILIES
 
 LENGTHS = (2, 5)
 IDS = enough_tokens([], MODEL.vocab_size, 32)
@@ -193,12 +194,113 @@ def test_bits_that_depend_on_threads_or_kernel_are_seen_and_located(option, valu
 
     broken = failed(check(dependent))
     assert [c.case for c in broken] == ["3 threads" if option == "n_threads" else "b"]
-    assert broken[0].where == "blk.2.ffn_gate, token 3"
+    assert broken[0].where == "blk.2.ffn_gate, token 3, pass 0"
     # Recorded in a second run, of the layer that differs: the element, with that option and as usual.
     element = broken[0].element
     assert (element.position, element.index) == (3, (MODEL.hidden_dim - 1,))
     ours, usual = map(np.float32, element.values)
     assert ours == np.nextafter(usual, np.float32(np.inf))
+
+
+def _one_bit(name: str, position: int | None = None) -> Callable[..., dict[str, TapArray]]:
+    """Change one bit of what an engine with three threads hands out; nothing after it changes."""
+
+    def change(runner, taken, select):
+        if runner.options.get("n_threads") == 3 and name in taken and position in (None, runner.whole.start):
+            array = taken[name].array.copy()
+            array.reshape(-1).view(np.uint32)[0] ^= 1
+            taken[name] = replace(taken[name], array=array)
+        return taken
+
+    return change
+
+
+@pytest.mark.parametrize("name", taps.all_taps(MODEL.n_layers))
+def test_one_bit_of_any_tap_of_any_layer_is_seen_and_located(name):
+    kind = type("Kind", (Tampered,), {"tamper": staticmethod(_one_bit(name, 0))})
+    usual, other = RowRunner(), kind(n_threads=3)
+    book = Notebook("candidate", usual.identity.numerics, 3, Names.of(usual, 3, IDS[0]))
+    chunks = (tuple(IDS[:2]), tuple(IDS[2:3]))
+    book.bits("threads", "3 threads", *(Recorded.make(runner, chunks, book.names) for runner in (other, usual)))
+    (broken,) = book.checks
+    assert (broken.status, broken.n_different) == ("failed", 1)
+    last = name == "result_output"  # of the last token only
+    assert broken.where == f"{name}, token {int(last)}, pass 0"
+    assert broken.element is not None
+
+
+def test_a_bit_that_changes_in_decoding_only_is_seen_with_its_pass():
+    result = tampered(_one_bit("blk.2.ffn_norm", 3), Options(lengths=(2,), thread_counts=(3,), n_decode=3))
+    (broken,) = failed(result)
+    assert broken.where == "blk.2.ffn_norm, token 3, pass 2"
+
+
+def test_what_an_earlier_pass_computes_comes_first():
+    def both(runner, taken, select):
+        later = _one_bit("blk.0.q", 2)(runner, taken, select)
+        return _one_bit("blk.2.ffn_up", 0)(runner, later, select)
+
+    (broken,) = failed(tampered(both, Options(lengths=(2,), thread_counts=(3,), n_decode=1)))
+    assert broken.where == "blk.2.ffn_up, token 0, pass 0"
+    assert broken.n_different == 2
+
+
+def test_a_difference_that_does_not_come_again_is_a_failure_and_said():
+    def once(runner, taken, select):
+        if runner.options.get("n_threads") == 3 and "blk.1.ffn_act" in taken and not hasattr(runner, "done"):
+            runner.done = True
+            return _one_bit("blk.1.ffn_act")(runner, taken, select)
+        return taken
+
+    (broken,) = failed(tampered(once, Options(lengths=(2,), thread_counts=(3,), n_decode=1)))
+    assert (broken.where, broken.n_different) == ("blk.1.ffn_act, token 0, pass 0", 1)
+    assert "not deterministic" in broken.note
+    assert broken.element is None
+
+
+def test_taps_are_recorded_in_as_many_runs_as_memory_asks_for(monkeypatch):
+    options = Options(lengths=(2,), thread_counts=(3,), n_decode=1)
+    at_once = tampered(_one_bit("blk.2.ffn_gate"), options)
+    runs = []
+    monkeypatch.setattr("crossval.metamorphic.runs.GROUP_BYTES", 3000)
+
+    def counted(runner, taken, select):
+        if runner.whole.start == 0:
+            runs.append(sum(tap.array.nbytes for tap in taken.values()))
+        return _one_bit("blk.2.ffn_gate")(runner, taken, select)
+
+    result = tampered(counted, options)
+    assert result.checks == at_once.checks
+    assert failed(result)[0].where == "blk.2.ffn_gate, token 0, pass 0"
+    logits = 4 * MODEL.vocab_size  # in every run, to see whether one gives what another gave
+    largest = 4 * MODEL.n_heads * 32**2  # scores of the longest prompt: one tap that does not fit
+    assert max(runs) <= max(3000, largest) + logits
+    assert len(runs) > 3 * len(at_once.checks)
+
+
+def test_an_engine_whose_runs_differ_is_never_held_to_agree(monkeypatch):
+    monkeypatch.setattr("crossval.metamorphic.runs.GROUP_BYTES", 3000)
+
+    def drifting(runner, taken, select):
+        runner.count = getattr(runner, "count", 0) + 1
+        if "result_output" in taken:
+            logits = taken["result_output"].array + np.float32(runner.count)
+            taken["result_output"] = replace(taken["result_output"], array=logits)
+        return taken
+
+    result = tampered(drifting, Options(lengths=(5,), thread_counts=()))
+    assert result.verdict != "holds"
+    assert all("result_output" in c.missing for c in result.checks if c.name in ("reset", "capture"))
+    assert any("not deterministic, or recording changes it" in (c.note or "") for c in result.checks)
+
+
+def test_a_tap_that_some_passes_lack_is_missing():
+    def sometimes(runner, taken, select):
+        return {n: a for n, a in taken.items() if n != "blk.1.attn_sub_norm" or runner.whole.kind == "prefill"}
+
+    result = tampered(sometimes)
+    assert result.verdict == "incomplete"
+    assert {c.name for c in result.checks if "blk.1.attn_sub_norm" in c.missing} == {"split", "reset", "threads"}
 
 
 def test_an_element_is_shown_of_checks_that_fail_only():
@@ -211,7 +313,7 @@ def test_an_element_is_shown_of_checks_that_fail_only():
     result = check(ulp)
     assert {c.status for c in result.checks if c.element is not None} == {"failed"}
     first = failed(result)[0]
-    assert first.where == "blk.0.kq, token 1"
+    assert first.where == "blk.0.kq, token 1, passes 0 and 1"
     assert first.element.index == (1, 0)
     at_once, single = map(np.float32, first.element.values)
     assert single == np.nextafter(at_once, np.float32(np.inf))
@@ -317,7 +419,7 @@ def test_equal_bits_that_are_not_numbers_are_a_failure(value):
     assert {"reset", "threads", "prefix", "one_by_one"} <= relations(failed(result))
     assert any("NaN" in (c.note or "") for c in failed(result))
     (reset,) = [c for c in failed(result) if c.name == "reset"]
-    assert (reset.where, reset.element.index) == ("blk.1.l_out, token 0", (0,))
+    assert (reset.where, reset.element.index) == ("blk.1.l_out, token 0, pass 0", (0,))
     assert not np.isfinite(reset.element.values).any()
 
 
@@ -374,18 +476,17 @@ def test_rounding_of_attention_weights_is_allowed_and_little_more(five_layers):
 
 
 def test_the_engine_holds_on_the_five_layers_with_every_kernel(five_layers):
-    families = [family.name for family in _native.kernel_families() if family.available]
     result = run_metamorphic(
         lambda **asked: BitnetPyRunner(five_layers, **asked),
         enough_tokens([], 1000, 64),
         n_layers=5,
-        options=Options(kernels=families),
+        options=Options(kernels=FAMILIES),
     )
     assert result.verdict == "holds", [c for c in result.checks if c.status != "ok"]
-    assert [c.case for c in result.checks if c.name == "kernels"] == families
+    assert [c.case for c in result.checks if c.name == "kernels"] == list(FAMILIES)
     assert {c.case for c in result.checks if c.name == "threads"} == {"1 thread", "2 threads", "3 threads"}
     assert len([c for c in result.checks if c.name == "prefix"]) == 7
-    assert len(families) > 1
+    assert len(FAMILIES) > 1
 
 
 def test_a_model_with_one_head_holds(make_model):

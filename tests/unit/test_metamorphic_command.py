@@ -147,7 +147,7 @@ def test_the_first_element_that_differs_is_shown_in_both_runs(model_path, tmp_pa
     ours, usual = row["element"]["values"]
     assert ours - usual == pytest.approx(100, abs=1e-4)
     assert row["element"]["index"] == [0, 7]
-    place = f"blk.0.v, token {row['element']['token']}"
+    place = f"blk.0.v, token {row['element']['token']}, pass 0"
     assert row["where"] == place
     assert f"{place}, element 0, 7: {ours:.9g} so, {usual:.9g} as usual" in result.output
     assert failures(made) == ["verdict"]
@@ -344,12 +344,26 @@ def _later_token(made: Receipt) -> None:
     )
 
 
+def _another_pass(made: Receipt) -> None:
+    row = next(row for row in made["results"]["rows"] if row["case"] == "2 tokens, all layers")
+    assert row["where"].endswith((", token 0, pass 0", ", token 1, passes 0 and 1"))
+    row["where"] = row["where"].partition(", pass")[0] + ", passes 0 and 2"
+
+
+def _outline(made: Receipt) -> None:
+    made["thresholds"]["taps"] = "outline"
+
+
+def _unsaid(made: Receipt) -> None:
+    del made["thresholds"]["taps"]
+
+
 def _element(made: Receipt) -> None:
     made["results"]["rows"][0]["element"] = {"token": 0, "index": [0], "values": [1.0, 2.0]}
 
 
 def _missing(made: Receipt) -> None:
-    made["results"]["rows"][0]["missing"] = ["blk.1.q"]
+    made["results"]["rows"][1]["missing"] = ["blk.1.q"]  # of a check of layer 0
 
 
 def _note(made: Receipt) -> None:
@@ -368,6 +382,9 @@ def _note(made: Receipt) -> None:
         (_nowhere, "values"),
         (_not_compared, "values"),
         (_later_token, "values"),
+        (_another_pass, "values"),
+        (_outline, "values"),
+        (_unsaid, "values"),
         (_element, "row status"),
         (_missing, "values"),
         (_note, "row status"),

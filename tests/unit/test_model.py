@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from bitnet_py import Model
-from bitnet_py._native import kernel_families
 from bitnet_py.errors import InputError, ModelError, NativeError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.taps import LAYER_TAPS, MODEL_TAPS
+from tests.families import FAMILIES
 
-KERNELS = [f.name for f in kernel_families() if f.available]
 PROMPT = [1, 17, 42, 250, 3, 99, 8, 120, 64, 5, 31, 77, 200]
 
 
@@ -54,7 +53,7 @@ def test_little_work_uses_fewer_threads_and_the_same_bits(make_model):
     assert same_bits(np.concatenate(rows), np.concatenate(alone))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", FAMILIES)
 @pytest.mark.parametrize("simd_width", [8, 16])
 def test_kernel_does_not_change_bits(make_model, kernel, simd_width):
     path = make_model(dim=384, n_heads=3, n_kv_heads=1, hidden_dim=640)
@@ -242,7 +241,7 @@ def test_closed_model_says_so(make_model):
 class TestLargest:
     """The largest logits with the compact copy of the head are those of the whole head."""
 
-    @pytest.mark.parametrize("kernel", KERNELS)
+    @pytest.mark.parametrize("kernel", FAMILIES)
     @pytest.mark.parametrize("simd_width", [8, 16])
     @pytest.mark.parametrize("n_threads", [1, 2, 3])
     def test_same_tokens_and_bits(self, make_model, kernel, simd_width, n_threads):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn_products import DRAWN, draw_sum_twice, inputs, product, read, recorded
+from drawn_products import DRAWN, draw_sum_twice, inputs, product, quantised, read, recorded
 
 from crossval.audit.bounds import Arithmetic
 from crossval.diagnose import UNDETERMINED, diagnose, diagnose_passes
@@ -58,6 +58,53 @@ class TestDrawn:
         noise = recorded(given, right + rng.normal(size=right.shape) * right.std())
         assert list(fitted(noise)) == []
         assert diagnose(noise).name == UNDETERMINED
+
+
+def _flipped(rng, given):
+    weights, hit = given.signs.copy(), rng.random(given.signs.shape) < rng.choice([0.001, 0.05, 0.5])
+    weights[hit] = rng.integers(-1, 2, np.count_nonzero(hit))
+    return product(given, weights)
+
+
+def _stochastic(rng, given):
+    codes, scale = quantised(given.x, rounding=lambda p: np.floor(p + rng.random(p.shape)))
+    return product(given, codes=codes, scale=scale)
+
+
+def _one_code_wrapped(rng, given):
+    codes, _ = quantised(given.x)
+    codes[:, rng.integers(codes.shape[1])] -= 256
+    return product(given, codes=codes)
+
+
+def _half_a_token_lost(rng, given):
+    output = product(given)
+    output[rng.integers(len(output)), : output.shape[1] // 2] = np.nan
+    return output
+
+
+UNKNOWN = {
+    "weights flipped at random": _flipped,
+    "stochastic rounding": _stochastic,
+    "one code wrapped": _one_code_wrapped,
+    "half a token lost": _half_a_token_lost,
+    "a factor for each row": lambda rng, given: product(given) * rng.uniform(0.5, 2, given.signs.shape[0]),
+    "a factor for each token": lambda rng, given: product(given) * rng.uniform(0.5, 2, (len(given.x), 1)),
+    "a bias": lambda rng, given: product(given) + rng.normal(size=given.signs.shape[0]),
+    "columns in any order": lambda rng, given: product(given, rng.permuted(given.signs, axis=1)),
+    "saturated": lambda rng, given: np.clip(product(given), -0.3, 0.3),
+}
+
+
+class TestUnknown:
+    @pytest.mark.parametrize("what", UNKNOWN)
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_what_belongs_to_no_family_has_no_name(self, what, seed):
+        rng = np.random.default_rng([seed, *what.encode()])
+        given = inputs(rng)
+        found = diagnose(recorded(given, UNKNOWN[what](rng, given)))
+        assert found.name == UNDETERMINED
+        assert found.candidates == ()
 
 
 class TestEqualExplanations:

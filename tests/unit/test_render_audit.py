@@ -82,7 +82,7 @@ def test_an_engine_that_was_not_audited_is_called_so() -> None:
 
 def test_a_coarse_trace_says_in_how_many_pieces() -> None:
     outline = samples.audit_result(names=taps.outline_taps(2))
-    assert audit_line(summary.to_json(outline)).startswith(
+    assert audit_line(summary.to_json(outline), 2).startswith(
         "129 of 129 operations within their bounds, in 15 pieces, worst 0.5 of its bound (blk.0.l_out)"
     )
 
@@ -96,7 +96,7 @@ def test_other_guilty_operations() -> None:
     segment = first(samples.audit_check("blk.1.l_out", 0, plan, 3.0, 20))
     assert guilty_line(segment) == (
         "layer 1, op l_out (pass 0, prefill), the last of 20 operations judged as one; position 2, feature 127: "
-        "recorded 1.50000286, expected 1.5, 3 times the tolerance of its token; 2 tokens are beyond it"
+        "recorded 1.50000286, expected 1.5, 3 times the bound; 2 tokens are beyond it"
     )
     exact = first(samples.audit_check("inp_embd", 0, plan, None))
     assert "op inp_embd (pass 0, prefill); position 2, feature 127: recorded 2.5, expected 1.5, which has" in (
@@ -122,7 +122,7 @@ def test_what_could_not_be_judged_is_said() -> None:
     checks = list(samples.audit_result().checks)
     checks[3] = dataclasses.replace(checks[3], status="unchecked", ratio=None, worst=None, note="no input")
     result = dataclasses.replace(samples.audit_result(), checks=tuple(checks), n_covered=128)
-    text = audit_line(summary.to_json(result))
+    text = audit_line(summary.to_json(result), 2)
     assert text.startswith("128 of 129 operations within their bounds, worst")
     assert text.endswith("; not judged: blk.0.k: no input")
 

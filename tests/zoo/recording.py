@@ -45,9 +45,9 @@ class Recording:
         return Recording(self.identity, passes)
 
 
-def record(model: Path) -> Recording:
-    """Run the engine that is loaded over ``PLANS`` with all taps; one thread."""
-    with BitnetPyRunner(model, n_threads=1) as runner:
+def record(model: Path, kernel: str | None = None) -> Recording:
+    """Run the engine that is loaded over ``PLANS`` with all taps; one thread; ``kernel``: not the usual family."""
+    with BitnetPyRunner(model, n_threads=1, kernel=kernel) as runner:
         names = runner.available_taps
         assert names is not None
         passes = [runner.eval(plan.token_ids, names) for plan in PLANS]

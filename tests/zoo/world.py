@@ -83,11 +83,11 @@ class World:
             finally:
                 self._select = None
 
-    def faulty(self, case: Case) -> Recording:
+    def faulty(self, case: Case, kernel: str | None = None) -> Recording:
         """Return what an engine with this fault computes; C faults only inside ``engine_faults``."""
         fault = case.fault
         if isinstance(fault, WeightFault):
-            return record(self.damaged(case))
+            return record(self.damaged(case), kernel)
         if isinstance(fault, TraceFault):
             recording = self.healthy(fault.base).copy()
             fault.change(recording, recording.first_pass(case.pass_kind), case.tap)
@@ -95,7 +95,7 @@ class World:
         assert self._select is not None, "C faults need the faulty library"
         self._select(case.selection)
         try:
-            return record(self.model(fault.base))
+            return record(self.model(fault.base), kernel)
         finally:
             self._select("")
 

@@ -1,0 +1,449 @@
+"""Segments: several operations between recorded tensors, judged by rounding and not by an allowance for flips.
+
+The specification computes the segment from what was recorded before it, with the bound of ``propagation``. A token
+beyond its bound is *explained* when the engine may have rounded some int8 activations of the segment to the other
+side of a tie: every choice of activations near a tie is tried, nearest first, until the token's values come out
+within their bound. What no choice explains is guilty where all of them could be tried; where there are too many,
+or the token attends to one that is open itself, the check says ``within`` and how far the token is off: such a
+segment agrees, but a mistake smaller than that would not be seen.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval import taps
+from crossval.audit import bounds, propagation
+from crossval.audit.bounds import Arithmetic, Reading
+from crossval.audit.propagation import Approx, Flips, Tie
+from crossval.geometry import token_axis
+from crossval.ops import CONTEXT_INPUTS, FloatArray, Op, TernaryMatrix, WeightSource, state_source
+from crossval.runners.base import TapArray
+from crossval.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, tap_class
+
+TRIAL_WEIGHTS = 2e10
+"""Weights that may be multiplied while one token is searched for flips: bounds the time."""
+MOST_TRIALS, FEWEST_TRIALS = 100, 8
+"""Choices of flips tried for one token."""
+FAILED_TRIALS = 300
+"""Choices tried in vain for one engine, after which only the fewest are tried for a token: bounds its time."""
+RESOLVES = 2e-3
+"""Largest bound of a token, relative L2, that counts as rounding level (docs/audit.md: mistakes lie above it)."""
+NEARNESS_COST = 4.0
+"""How much later a tie just within reach is tried than one that is hit exactly, in flips."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a segment is read: where the engine rounds to binary16, by operation."""
+
+    readings: tuple[tuple[str, Reading], ...]
+
+    def of(self, name: str) -> tuple[bool, ...] | None:
+        """Return which inputs of an operation are rounded; None: it leaves no choice."""
+        return next((reading.rounded for op, reading in self.readings if op == name), None)
+
+    def __str__(self) -> str:
+        return "; ".join(reading.name for _, reading in self.readings if reading.name)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A result of an operation, or what one reads, for some rows of the pass."""
+
+    approx: Approx
+    rows: tuple[int, ...]
+    n_open: FloatArray | None = None
+    """Per row, ties among what it was computed from that nothing has decided; None: it was recorded."""
+
+    def open_up_to(self, row: int, *, alone: bool) -> float:
+        """Return the undecided ties of a row, or of all rows up to it."""
+        if self.n_open is None:
+            return 0.0
+        rows = np.asarray(self.rows)
+        return float(self.n_open[(rows == row) if alone else (rows <= row)].sum())
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Rows of a KV cache that earlier passes left."""
+
+    approx: Approx | None
+    """None: this is the first pass."""
+    n_open: float
+    """Undecided ties among what they were computed from; infinite: not explained at all."""
+
+
+@dataclass
+class Segment:
+    """The operations that lead to one recorded tensor of one pass."""
+
+    ops: tuple[Op, ...]
+    """In execution order; the last one's output was recorded."""
+    inputs: Mapping[str, Part]
+    """What they read and do not compute, token ids and positions included."""
+    cells: Mapping[str, Cells]
+    """KV state, by the name that operations read it under."""
+    n_tokens: int
+    weights: WeightSource
+    arithmetic: Arithmetic
+    tap: TapArray
+    preferred: Mapping[str, Reading]
+    """Reading of an operation that fitted this engine's other segments: tried first."""
+    flips: dict[tuple[str, int], frozenset[int]]
+    """Already known: shared with the other segments of the pass."""
+    choice: Choice = field(default_factory=lambda: Choice(()))
+    parts: dict[str, Part] = field(default_factory=dict)
+    """Results for all rows as they are now explained."""
+    ties: list[Tie] = field(default_factory=list)
+    failed_trials: int = 0
+    """Choices tried in vain, in this engine's segments before this one included."""
+
+    @property
+    def op(self) -> Op:
+        """The operation whose output was recorded."""
+        return self.ops[-1]
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of the pass that were recorded."""
+        return tuple(range(self.n_tokens)) if self.tap.rows is None else self.tap.rows
+
+    # --- computing --------------------------------------------------------------------------------------------
+
+    def evaluate(self, rows: Sequence[int], flips: Flips, choice: Choice) -> tuple[dict[str, Part], list[Tie]]:
+        """Compute the segment for some rows, all that earlier rows left in the cache being as in ``parts``.
+
+        Raises:
+            ValueError: an input was not recorded for these rows.
+        """
+        made: dict[str, Part] = {}
+        ties: list[Tie] = []
+        for op in self.ops:
+            have = self._rows(op, rows, made)
+            arrays = [self._input(op, name, have, made) for name in op.inputs]
+            rounded = choice.of(op.name)
+            if rounded is not None:
+                arrays = [propagation.round_f16(a) if r else a for a, r in zip(arrays, rounded, strict=True)]
+            weights = [self.weights[name] for name in op.weights]
+            if weights and isinstance(weights[0], TernaryMatrix):
+                result, near = propagation.propagate_bitlinear(
+                    op, arrays[0], have, weights, self.arithmetic, flips
+                )
+                ties += near
+            else:
+                result = propagation.propagate(op, arrays, weights, self.arithmetic)
+            made[op.output] = Part(result, have)
+        return made, ties
+
+    def _rows(self, op: Op, rows: Sequence[int], made: Mapping[str, Part]) -> tuple[int, ...]:
+        """Return the rows an operation can be computed for; of the recorded output, those that were recorded."""
+        wanted = self.rows if op is self.op else tuple(range(self.n_tokens))
+        found = [row for row in rows if row in wanted]
+        for name in op.inputs:
+            part = made.get(name) or self.inputs.get(name)
+            if part is not None:
+                found = [row for row in found if row in part.rows]
+        if not found:
+            raise ValueError(f"{op.output}: no row of its inputs was recorded")
+        return tuple(found)
+
+    def _input(self, op: Op, name: str, rows: tuple[int, ...], made: Mapping[str, Part]) -> Approx:
+        if name in self.cells:
+            return self._cache(name, made)
+        part = made.get(name) or self.inputs[name]
+        if part.rows == rows:
+            return part.approx
+        where = {row: i for i, row in enumerate(part.rows)}
+        axis = 0 if name in CONTEXT_INPUTS else token_axis(name)
+        return part.approx.rows([where[row] for row in rows], axis)
+
+    def _cache(self, name: str, made: Mapping[str, Part]) -> Approx:
+        """Return the KV state up to this pass's last row, with the rows computed now put in their places."""
+        source = state_source(name)
+        new = made.get(source)
+        whole = self.parts.get(source) or self.inputs.get(source) or new
+        assert whole is not None
+        current = whole.approx
+        if new is not None and new is not whole:
+            current = _replaced(whole, new)
+        earlier = self.cells[name].approx
+        return current if earlier is None else _joined(earlier, current)
+
+    # --- judging ----------------------------------------------------------------------------------------------
+
+    def ratio(self, made: Mapping[str, Part]) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return ``|recorded - expected| / bound``, expected and bound of the recorded rows that were computed.
+
+        Raises:
+            ValueError: the recorded array has another shape.
+        """
+        part = made[self.op.output]
+        axis = token_axis(self.op.output)
+        where = {row: i for i, row in enumerate(self.rows)}
+        target = np.take(self.tap.array, [where[row] for row in part.rows], axis=axis).astype(np.float64)
+        expected, bound = part.approx.value, part.approx.total
+        if target.shape != expected.shape:
+            raise ValueError(f"expected shape {expected.shape}, recorded {target.shape}")
+        bound = bound * bounds.SECOND_ORDER
+        if not self.arithmetic.known:
+            bound = bound + bounds.U * np.abs(target)  # it was rounded once more to be recorded
+        off = np.abs(target - expected)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(off == 0, 0.0, off / bound)
+        visible = self._visible(part.rows, ratio.shape)
+        return np.where(visible, ratio, 0.0), expected, bound
+
+    def _visible(self, rows: Sequence[int], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        if self.op.name != "kq":
+            return np.ones(shape, np.bool_)
+        positions = self.inputs["positions"].approx.value[list(rows)]
+        return np.broadcast_to(np.arange(shape[-1]) <= positions[:, None], shape)
+
+    def worst_by_row(self, made: Mapping[str, Part]) -> dict[int, float]:
+        """Return the largest ratio of each row that was computed."""
+        ratio, _, _ = self.ratio(made)
+        axes = tuple(i for i in range(ratio.ndim) if i != token_axis(self.op.output))
+        return dict(zip(made[self.op.output].rows, map(float, ratio.max(axis=axes)), strict=True))
+
+    def compute(self) -> None:
+        """Compute all rows, as they are known to be flipped, without judging them."""
+        self.choice = next(self._choices())
+        self.parts, self.ties = self.evaluate(range(self.n_tokens), self.flips, self.choice)
+
+    def part_of(self, name: str) -> Part:
+        """Return a computed tensor, all of its ties undecided."""
+        part = self.parts[name]
+        return replace(part, n_open=np.asarray([float(self.n_open(row)) for row in part.rows]))
+
+    def settle(self) -> Outcome:
+        """Judge every recorded row; explain what can be explained by flips, and keep what that changes."""
+        every = tuple(range(self.n_tokens))
+        self._read(every)
+        by_row = self.worst_by_row(self.parts)
+        beyond: set[int] = set()
+        excused: dict[int, float] = {}
+        tainted = False
+        for row in self.rows:
+            if _fits(by_row[row]):
+                continue
+            found, complete = (None, False) if tainted else self._explain(row)
+            if found is not None:
+                self.flips.update(found)
+                self.parts, self.ties = self.evaluate(every, self.flips, self.choice)
+                by_row = self.worst_by_row(self.parts)
+            elif complete or self.distance(row) > self.tolerance:
+                beyond.add(row)
+            else:
+                excused[row] = self.distance(row)
+            tainted = tainted or (found is None and self._attends)
+        if not beyond:
+            excused.update(self._unresolved(excused))
+        return Outcome(self, frozenset(beyond), excused)
+
+    def _unresolved(self, excused: Mapping[int, float]) -> dict[int, float]:
+        """Return the rows whose bound is too wide to show anything, and how wide it is."""
+        wide = {row: width for row, width in self._widths(self.parts).items() if width > RESOLVES}
+        return {row: max(width, excused.get(row, 0.0)) for row, width in wide.items()}
+
+    def _widths(self, parts: Mapping[str, Part]) -> dict[int, float]:
+        """Return the bound of each row that was computed, in relative L2; at most 1."""
+        part = parts[self.op.output]
+        _, expected, bound = self.ratio(parts)
+        axes = tuple(i for i in range(expected.ndim) if i != token_axis(self.op.output))
+        visible = self._visible(part.rows, expected.shape)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            size = np.sqrt(np.sum(np.where(visible, expected, 0.0) ** 2, axis=axes))
+            width = np.sqrt(np.sum(np.where(visible, bound, 0.0) ** 2, axis=axes)) / size
+        return dict(zip(part.rows, map(float, np.nan_to_num(width, nan=1.0, posinf=1.0).clip(0, 1)), strict=True))
+
+    @property
+    def _attends(self) -> bool:
+        """Whether later rows of the pass read what this segment computes of earlier ones."""
+        made = {op.output for op in self.ops}
+        return any(state_source(name) in made for name in self.cells)
+
+    def _read(self, rows: tuple[int, ...]) -> None:
+        """Choose the reading that most rows fit, and of those that all fit one whose bound shows something."""
+        best: tuple[int, float] | None = None
+        for choice in self._choices():
+            parts, ties = self.evaluate(rows, self.flips, choice)
+            worst = list(self.worst_by_row(parts).values())
+            off = sum(not _fits(ratio) for ratio in worst)
+            width = max(self._widths(parts).values())
+            rank = (off, float(np.median(np.nan_to_num(worst, nan=math.inf))) if off else width)
+            if best is None or rank < best:
+                best, self.choice, self.parts, self.ties = rank, choice, parts, ties
+            if off == 0 and width <= RESOLVES:
+                return
+
+    def _choices(self) -> Iterator[Choice]:
+        """Yield the allowed readings of the segment's operations, all operations of a name being read alike."""
+        n_rows = len(self.rows)
+        allowed = {op.name: bounds.readings(op, self.arithmetic, self.n_tokens, n_rows) for op in self.ops}
+        allowed = {name: found for name, found in allowed.items() if any(any(r.rounded) for r in found)}
+        ranked = [_first(self.preferred.get(name), found) for name, found in allowed.items()]
+        for combination in itertools.product(*ranked):
+            yield Choice(tuple(zip(allowed, combination, strict=True)))
+
+    # --- flips ------------------------------------------------------------------------------------------------
+
+    def _explain(self, row: int) -> tuple[dict[tuple[str, int], frozenset[int]] | None, bool]:
+        """Search the flips that make a row fit; None: none do. Also whether every choice was tried."""
+        hidden = [r for r in range(row) if r not in self.rows]
+        complete = self._undecided(row) == 0
+        most = self._most_trials()
+        order = {op.inputs[0]: i for i, op in enumerate(self.ops) if op.name in bounds.BITLINEARS}
+        start = [t for t in self.ties if t.row == row or (self._attends and t.row in hidden)]
+        queue: list[tuple[float, int, tuple[Tie, ...]]] = []
+        counter = itertools.count()
+
+        def extend(cost: float, taken: tuple[Tie, ...], ties: Sequence[Tie]) -> None:
+            last = _place(taken[-1], order) if taken else (-1, -1, -1)
+            for tie in ties:
+                if _place(tie, order) > last and tie not in taken:
+                    more = cost + 1.0 + NEARNESS_COST * tie.nearness
+                    heapq.heappush(queue, (more, next(counter), (*taken, tie)))
+
+        extend(0.0, (), _unique(start))
+        for trial in range(most):
+            if not queue:
+                self.failed_trials += trial
+                return None, complete
+            cost, _, taken = heapq.heappop(queue)
+            flips = _with(self.flips, taken)
+            first = min(tie.row for tie in taken)
+            rows = (row,) if first == row else tuple(range(first, row + 1))
+            parts, ties = self.evaluate(rows, flips, self.choice)
+            if _fits(self.worst_by_row(parts)[row]):
+                return {key: flips[key] for key in {(t.tap, t.row) for t in taken}}, True
+            extend(cost, taken, _unique([t for t in ties if t.row == row or t.row in hidden]))
+        self.failed_trials += most
+        return None, complete and not queue
+
+    def _undecided(self, row: int) -> float:
+        """Return the ties that a row depends on, outside of this segment, that nothing has decided."""
+        sources = {state_source(name) for name in self.cells}
+        found = sum(cells.n_open for cells in self.cells.values())
+        for name, part in self.inputs.items():
+            found += part.open_up_to(row, alone=name not in sources)
+        return found
+
+    def _most_trials(self) -> int:
+        if self.failed_trials >= FAILED_TRIALS:
+            return FEWEST_TRIALS
+        n_weights = 1.0
+        for op in self.ops:
+            for name in op.weights:
+                weight = self.weights[name]
+                n_weights += weight.signs.size if isinstance(weight, TernaryMatrix) else weight.size
+        return int(min(MOST_TRIALS, max(FEWEST_TRIALS, TRIAL_WEIGHTS / n_weights)))
+
+    def distance(self, row: int) -> float:
+        """Return the relative L2 distance of a recorded row from what is expected of it."""
+        part, axis = self.parts[self.op.output], token_axis(self.op.output)
+        target = np.take(self.tap.array, self.rows.index(row), axis=axis).astype(np.float64)
+        expected = np.take(part.approx.value, part.rows.index(row), axis=axis)
+        visible = np.take(self._visible(part.rows, part.approx.value.shape), part.rows.index(row), axis=axis)
+        size = float(np.linalg.norm(np.where(visible, expected, 0.0)))
+        off = float(np.linalg.norm(np.where(visible, target - expected, 0.0)))
+        return off / size if size else math.inf
+
+    @property
+    def tolerance(self) -> float:
+        """Relative L2 distance that flips may explain at most: two correct engines end to end, over its layers."""
+        n_layers = len({taps.parse(op.output).layer for op in self.ops})
+        kind = tap_class(self.op.output)
+        factor = 1.0 if kind == "exact" else CLASSES[kind].error_factor
+        return FLOOR_PER_SQRT_LAYER["independent"] * math.sqrt(n_layers) * factor * SAFETY * WORST_TOKEN
+
+    def n_open(self, row: int) -> float:
+        """Return how many ties a row depends on that nothing outside decides."""
+        return sum(tie.row == row for tie in _unique(self.ties)) + self._undecided(row)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found out about a segment."""
+
+    segment: Segment
+    beyond: frozenset[int]
+    """Rows that no choice of flips explains."""
+    excused: Mapping[int, float]
+    """Rows that could not be explained, with their relative L2 distance."""
+
+    @property
+    def n_flips(self) -> int:
+        """Activations that were found on the other side of a tie."""
+        taps_read = {op.inputs[0] for op in self.segment.ops if op.name in bounds.BITLINEARS}
+        return sum(len(found) for (tap, _), found in self.segment.flips.items() if tap in taps_read)
+
+    @property
+    def within(self) -> float | None:
+        """Largest distance of an excused row; None: there is none."""
+        return max(self.excused.values(), default=None)
+
+    def part_of(self, name: str) -> Part:
+        """Return what the segment computed, with what the judgement decided about its rows."""
+        part, judged = self.segment.parts[name], set(self.segment.rows)
+        failed = self.beyond | set(self.excused)
+        n_open = [math.inf if r in failed else 0.0 if r in judged else self.segment.n_open(r) for r in part.rows]
+        return replace(part, n_open=np.asarray(n_open))
+
+
+def _first(preferred: Reading | None, found: tuple[Reading, ...]) -> tuple[Reading, ...]:
+    return found if preferred not in found else (preferred, *(one for one in found if one != preferred))
+
+
+def _fits(ratio: float) -> bool:
+    return ratio <= 1.0
+
+
+def _unique(ties: Sequence[Tie]) -> list[Tie]:
+    """Drop what two BitLinears that read the same tap say twice."""
+    seen = {(tie.tap, tie.row, tie.feature): tie for tie in reversed(ties)}
+    return list(seen.values())
+
+
+def _place(tie: Tie, order: Mapping[str, int]) -> tuple[int, int, int]:
+    return order[tie.tap], tie.row, tie.feature
+
+
+def _with(flips: Flips, taken: Sequence[Tie]) -> dict[tuple[str, int], frozenset[int]]:
+    """Return flips with more of them; one that is already there is taken back."""
+    found = dict(flips)
+    for tie in taken:
+        key = (tie.tap, tie.row)
+        found[key] = found.get(key, frozenset()) ^ {tie.feature}
+    return found
+
+
+def _replaced(whole: Part, new: Part) -> Approx:
+    """Return the rows of ``whole`` with those of ``new`` in their places."""
+    where = [whole.rows.index(row) for row in new.rows]
+    arrays = []
+    for name in ("value", "noise", "jump", "shared"):
+        array = getattr(whole.approx, name).copy()
+        array[where] = getattr(new.approx, name)
+        arrays.append(array)
+    return Approx(*arrays)
+
+
+def _joined(first: Approx, second: Approx) -> Approx:
+    names = ("value", "noise", "jump", "shared")
+    return Approx(*(np.concatenate([getattr(first, name), getattr(second, name)]) for name in names))
+
+
+def join(parts: Sequence[Approx]) -> Approx | None:
+    """Concatenate the rows that earlier passes left in a cache; None when there are none."""
+    found: Approx | None = None
+    for part in parts:
+        found = part if found is None else _joined(found, part)
+    return found

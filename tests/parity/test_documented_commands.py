@@ -1,0 +1,95 @@
+"""The commands that documentation and docstrings print are run as they stand there, so that none goes stale."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+import bitnet_py.cli
+import crossval.cli
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sysconfig.get_path("scripts")
+SOURCES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "models/README.md", "train/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(path for folder in ("examples", "bench") for path in (ROOT / folder).glob("*.py")),
+]
+COMMAND = re.compile(r"^ *(?:\$ )?((?:[A-Z_]+=\S+ )*(?:crossval|bitnet|python3?) [^`|]+?)(?: +#.*)?$", re.M)
+NOT_RUN = {
+    r"[\w-]*(?:model|m|big)\.gguf|2b-4t": "a model of the reader's",
+    r"my-[\w-]+|bitnet-cpp-trace": "a trace of the reader's",
+    r"prompts\.txt|mine\.jsonl|greedy\.json": "the reader's file",
+    r"bitnet\.cpp|--engine both|crossval (?:bench|record)": "live bitnet.cpp",
+    r"train\.|\[|\bbench\b": "a usage line, or training and measuring, which take long",
+    r"selftest|smoke|doctor": "has tests of its own, or an exit code that depends on the machine",
+}
+"""Commands that need more than a checkout; their words are looked up all the same."""
+
+
+def documented(path: Path) -> Iterator[str]:
+    """Yield the commands in the fenced and indented blocks of a page, or in the docstring of a script."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        text = text.split('"""')[1]
+        blocks = [text]
+    else:
+        blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+        blocks += re.findall(r"^ {4}\S.*$", text, re.M)
+    for block in blocks:
+        yield from COMMAND.findall(block)
+
+
+COMMANDS = [(path, command) for path in SOURCES for command in documented(path)]
+
+
+def runs(command: str) -> bool:
+    return not any(re.search(pattern, command) for pattern in NOT_RUN)
+
+
+RUN = {path: [command for source, command in COMMANDS if source == path and runs(command)] for path in SOURCES}
+
+
+def names(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if RUN[path]], ids=names)
+def test_a_documented_command_works_as_it_is_printed(path: Path, tmp_path: Path) -> None:
+    for name in ("examples", "models", "receipts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    environment = {**os.environ, "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
+    for command in dict.fromkeys(RUN[path]):
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_commands_are_found_where_they_are_printed() -> None:
+    assert len(RUN[ROOT / "examples" / "third_engine.py"]) == 2
+    assert {"README.md", "docs/metamorphic.md", "docs/trace-format.md"} <= {names(path) for path, _ in COMMANDS}
+
+
+@pytest.mark.parametrize("path", list(dict.fromkeys(path for path, _ in COMMANDS)), ids=names)
+def test_the_words_of_a_documented_command_exist(path: Path) -> None:
+    commands = [command for source, command in COMMANDS if source == path and "[" not in command]
+    for part in [part for command in commands for part in command.split(" && ")]:
+        words = [word for word in part.split() if not re.match(r"[A-Z_]+=", word)]
+        if words[0].startswith("python"):
+            target = words[2] if words[1] == "-m" else words[1]
+            file = ROOT / (target.replace(".", "/") if words[1] == "-m" else target)
+            assert file.is_dir() or file.exists() or file.with_suffix(".py").exists(), part
+            continue
+        group = {"crossval": crossval.cli.cli, "bitnet": bitnet_py.cli.main}[words[0]]
+        assert isinstance(group, click.Group)
+        assert words[1] in group.commands, part
+        known = {option for param in group.commands[words[1]].params for option in param.opts}
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, part
