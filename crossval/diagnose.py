@@ -35,6 +35,8 @@ WHOLE_BELOW = 512
 N_WORST, N_SPREAD = 64, 128
 """Otherwise: features that deviate most, and features spread evenly."""
 DEFERRED_GROUPS = frozenset(variant.group or variant.name for variant in VARIANTS if variant.deferred)
+EXACT = 1e-5
+"""A variant that fits no better than this may only resemble one with another parameter."""
 
 
 @dataclass(frozen=True)
@@ -235,8 +237,11 @@ def _whole(context: Context, arithmetic: Arithmetic) -> Diagnosis:
     scores = far + search.run(tried)
     if not _accepted(scores, search.specification) or any(_has_more(s) for s in scores if s.fits):
         scores += search.run(candidates(seen[0], deferred=True))
-    if not _accepted(scores, search.specification):
+    best = min((s.total for s in _accepted(scores, search.specification)), default=np.inf)
+    if context.is_linear and best > LARGEST_FLOOR:
         scores += search.run(fitted(seen[0]))
+    elif not context.is_linear and best > EXACT:  # parameters are fitted to each reading by itself
+        scores += [score for one in seen for score in _Search([one], arithmetic).run(fitted(one))]
     if sample is None:
         return _decide(contexts[0], scores, search.specification)
     close = _accepted(scores, search.specification)

@@ -14,7 +14,7 @@ from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck
 from crossval.diagnose import UNDETERMINED, Diagnosis, diagnose_passes
 from crossval.errors import BadInputError
-from crossval.ops import SpecConfig, op_table
+from crossval.ops import Op, SpecConfig, op_table
 from crossval.probing import tell_apart
 from crossval.replay import HeldWeights, Replay
 from crossval.runners.base import PassPlan, PassRecord, Runner
@@ -22,6 +22,8 @@ from crossval.segment_diagnosis import diagnose_segment, remedy
 from crossval.spec_weights import SpecWeights
 from crossval.variants import FAMILIES, Context, Inapplicable, of_records
 
+MAX_BYTES = 256 << 20
+"""Most memory that the same tensors of other layers may take."""
 MAX_PASSES = 4
 """Guilty passes that are diagnosed together: one cause has to explain all of them."""
 N_OPS_OF_A_LAYER = len(taps.LAYER_TAPS) - 2
@@ -63,11 +65,14 @@ def find(
     if why is not None:
         return Finding(side, check, arithmetic, _undetermined(why), None)
     passes = _passes(result, check)
-    names = _names(check.tap, weights.config, check.n_ops)
-    records = _capture(runner, plans[: max(passes) + 1], names)
-    if check.n_ops > 1:
-        return Finding(side, check, arithmetic, _inside(check, records, passes, weights, arithmetic), None)
     op = next(op for op in op_table(weights.config) if op.output == check.tap)
+    plans = plans[: max(passes) + 1]
+    names = _names(check.tap, weights.config, check.n_ops)
+    if check.n_ops > 1:
+        records = _capture(runner, plans, names)
+        return Finding(side, check, arithmetic, _inside(check, records, passes, weights, arithmetic), None)
+    names = list(dict.fromkeys([*names, *_elsewhere(op, weights.config, plans)]))
+    records = _capture(runner, plans, names)
     contexts = []
     for index in passes:
         try:
@@ -82,7 +87,7 @@ def find(
     ]
     with threadpool_limits(1, user_api="blas"):
         found = diagnose_passes(contexts, arithmetic, right=right)
-        tokens, names = plans[0].token_ids, _names(check.tap, weights.config)
+        tokens = plans[0].token_ids
         found = tell_apart(found, runner, op, names, tokens, weights.config, weights, arithmetic)
     return Finding(side, check, arithmetic, found, contexts[0])
 
@@ -159,6 +164,20 @@ def _names(tap: str, config: SpecConfig, n_ops: int = 1) -> list[str]:
     before = "inp_embd" if first == 0 else f"blk.{first - 1}.l_out"
     inside = [name for i in range(first, layer + 1) for name in taps.layer_taps(i)]
     return [before, *inside, *ends]
+
+
+def _elsewhere(op: Op, config: SpecConfig, plans: Sequence[PassPlan]) -> list[str]:
+    """Return what an operation computes and reads in other layers, where memory allows to hold all of it."""
+    layer = taps.parse(op.output).layer
+    if layer is None:
+        return []
+    n_tokens = sum(len(plan.token_ids) for plan in plans)
+    widest = max(config.hidden_dim, config.n_heads * n_tokens if "kq" in op.name else 0)
+    wanted = {op.name, "k_rope", "v", *(name.split(".")[-1] for name in op.inputs)}
+    kinds = [tap for tap in taps.LAYER_TAPS if tap in wanted]
+    if len(kinds) * config.n_layers * n_tokens * widest * 4 > MAX_BYTES:
+        return []
+    return [f"blk.{other}.{kind}" for other in range(config.n_layers) for kind in kinds]
 
 
 def _capture(runner: Runner, plans: Sequence[PassPlan], names: Collection[str]) -> list[PassRecord]:

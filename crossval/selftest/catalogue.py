@@ -161,8 +161,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("output-row-missing", "one token's row is missing", "kq_soft_max", "first", change=alter.lose_row),
     Fault("output-sign-flipped", "the largest value of the last token has the other sign", "v", "middle",
           change=alter.flip_sign),
-    Fault("output-one-in-ten-thousand", "every value 0.01 % too large", "ffn_inp", "last", pass_kind="decode",
-          change=alter.one_in_ten_thousand),
+    Fault("output-one-in-ten-thousand", "every value 0.01 % too large", "ffn_inp", "last",
+          ("output times 1.0001",), "decode", change=alter.one_in_ten_thousand),
 )  # fmt: skip
 
 

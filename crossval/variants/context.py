@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -64,6 +64,9 @@ class Context:
     features: IntArray | None = None
     """Output features looked at (matrix products only); None: all."""
     held: Held = field(default_factory=Held)
+    passes: Sequence[PassRecord] = ()
+    """All recorded passes, this one and later ones too."""
+    _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     # --- the pass ---------------------------------------------------------------------------------------------
 
@@ -266,6 +269,12 @@ class Context:
         self.held.scales[name] = weight.scale
         return weight
 
+    def once(self, key: str, compute: Callable[[Context], Any]) -> Any:
+        """Return what ``compute`` returned the first time it was asked for under this key."""
+        if key not in self._known:
+            self._known[key] = compute(self)
+        return self._known[key]
+
     # --- changes ----------------------------------------------------------------------------------------------
 
     def sampled(self, features: IntArray | None) -> Context:
@@ -306,7 +315,7 @@ def of_records(
         raise BadInputError(
             f"pass {index} lacks an input of {op.output} ({', '.join(op.inputs)}); record it to have it diagnosed"
         ) from None
-    return replace(context, raw=raw)
+    return replace(context, raw=raw, passes=tuple(records))
 
 
 def _input(context: Context, name: str) -> Array:

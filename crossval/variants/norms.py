@@ -19,7 +19,8 @@ def _x(context: Context) -> Array:
     return context.inputs[0]
 
 
-def _mean_square(x: Array) -> Array:
+def mean_square(x: Array) -> Array:
+    """Return the mean of the squares of each row, last axis 1."""
     mean: Array = np.mean(x * x, axis=-1, keepdims=True)
     return mean
 
@@ -41,7 +42,7 @@ def _other_eps(context: Context) -> Iterator[float]:
 
 def _layer_norm(context: Context) -> Array:
     centred = _x(context) - _x(context).mean(axis=-1, keepdims=True)
-    return centred / np.sqrt(_mean_square(centred) + context.config.rms_eps) * context.vector
+    return centred / np.sqrt(mean_square(centred) + context.config.rms_eps) * context.vector
 
 
 def _unbiased(context: Context) -> Array:
@@ -60,7 +61,7 @@ def _per_head(context: Context) -> Array:
     if context.config.n_heads == 1:
         raise Inapplicable
     heads = _x(context).reshape(context.n_rows, context.config.n_heads, -1)
-    unit = heads / np.sqrt(_mean_square(heads) + context.config.rms_eps)
+    unit = heads / np.sqrt(mean_square(heads) + context.config.rms_eps)
     return unit.reshape(_x(context).shape) * context.vector
 
 
@@ -127,7 +128,7 @@ VARIANTS = (
         7,
         NORMS,
         "eps is added to the root mean square instead of to the mean square",
-        lambda c: _x(c) / (np.sqrt(_mean_square(_x(c))) + c.config.rms_eps) * c.vector,
+        lambda c: _x(c) / (np.sqrt(mean_square(_x(c))) + c.config.rms_eps) * c.vector,
         group="wrong eps",
     ),
     Variant(
@@ -135,7 +136,7 @@ VARIANTS = (
         7,
         NORMS,
         "eps limits the mean square from below instead of being added to it",
-        lambda c: _x(c) / np.sqrt(np.maximum(_mean_square(_x(c)), c.config.rms_eps)) * c.vector,
+        lambda c: _x(c) / np.sqrt(np.maximum(mean_square(_x(c)), c.config.rms_eps)) * c.vector,
         group="wrong eps",
     ),
     Variant(
@@ -154,7 +155,7 @@ VARIANTS = (
         "the mean is subtracted, but the divisor is the root mean square of the uncentred row",
         lambda c: (
             _norm(c)
-            - _x(c).mean(axis=-1, keepdims=True) / np.sqrt(_mean_square(_x(c)) + c.config.rms_eps) * c.vector
+            - _x(c).mean(axis=-1, keepdims=True) / np.sqrt(mean_square(_x(c)) + c.config.rms_eps) * c.vector
         ),
     ),
     Variant(
@@ -207,7 +208,7 @@ VARIANTS = (
         7,
         NORMS,
         "divided by the mean square instead of its root",
-        lambda c: _x(c) / (_mean_square(_x(c)) + c.config.rms_eps) * c.vector,
+        lambda c: _x(c) / (mean_square(_x(c)) + c.config.rms_eps) * c.vector,
     ),
     Variant("per-tensor norm", 7, NORMS, "one root mean square for all tokens of the pass", _per_tensor),
     Variant("per-head norm", 7, on("attn_sub_norm"), "every head is normed by itself", _per_head),

@@ -13,11 +13,12 @@ from crossval.variants.variant import Variant, on
 SOFTMAX = on("kq_soft_max")
 
 
-def _scale(context: Context) -> float:
+def right_scale(context: Context) -> float:
+    """Return what scores are multiplied by."""
     return float(1.0 / np.sqrt(context.config.head_dim))
 
 
-def _own_mask(context: Context, offset: int = 0) -> Array:
+def own_mask(context: Context, offset: int = 0) -> Array:
     """Return which keys each token sees, ``(n_rows, n_kv)``; ``offset`` 1 lets it see one of the future."""
     visible: Array = np.arange(context.target.shape[-1]) <= context.positions[:, None] + offset
     return visible
@@ -34,9 +35,9 @@ def softmax(scores: Array, visible: Array, *, scale: float, axis: int = -1) -> A
 
 def _scaled_by(factor: Callable[[Context], float]) -> Callable[[Context], Array]:
     def function(c: Context) -> Array:
-        if factor(c) == _scale(c):
+        if factor(c) == right_scale(c):
             raise Inapplicable
-        return softmax(c.inputs[0], _own_mask(c), scale=factor(c))
+        return softmax(c.inputs[0], own_mask(c), scale=factor(c))
 
     return function
 
@@ -47,8 +48,8 @@ def _over_axis(axis: int) -> Callable[[Context], Array]:
     def function(c: Context) -> Array:
         if c.inputs[0].shape[axis] == 1:
             raise Inapplicable
-        visible = np.broadcast_to(_own_mask(c), c.inputs[0].shape)
-        weights = softmax(c.inputs[0], visible, scale=_scale(c), axis=axis)
+        visible = np.broadcast_to(own_mask(c), c.inputs[0].shape)
+        weights = softmax(c.inputs[0], visible, scale=right_scale(c), axis=axis)
         return np.where(visible, np.nan_to_num(weights), 0.0)
 
     return function
@@ -57,9 +58,9 @@ def _over_axis(axis: int) -> Callable[[Context], Array]:
 def _masked(visible: Callable[[Context], Array]) -> Callable[[Context], Array]:
     def function(c: Context) -> Array:
         seen = visible(c)
-        if np.array_equal(seen, _own_mask(c)):
+        if np.array_equal(seen, own_mask(c)):
             raise Inapplicable
-        return softmax(c.inputs[0], seen, scale=_scale(c))
+        return softmax(c.inputs[0], seen, scale=right_scale(c))
 
     return function
 
@@ -68,8 +69,8 @@ def _blind(fill: Callable[[Context, Array], Array]) -> Callable[[Context], Array
     """A token does not see itself; ``fill`` says what the first one, which then sees nothing, gets."""
 
     def function(c: Context) -> Array:
-        seen = _own_mask(c, -1)
-        weights = softmax(c.inputs[0], seen, scale=_scale(c))
+        seen = own_mask(c, -1)
+        weights = softmax(c.inputs[0], seen, scale=right_scale(c))
         if seen.any(axis=-1).all():
             return weights
         return np.where(seen.any(axis=-1, keepdims=True), weights, fill(c, seen))
@@ -78,20 +79,20 @@ def _blind(fill: Callable[[Context, Array], Array]) -> Callable[[Context], Array
 
 
 def _late_mask(context: Context) -> Array:
-    everything = np.ones_like(_own_mask(context))
-    if np.array_equal(everything, _own_mask(context)):
+    everything = np.ones_like(own_mask(context))
+    if np.array_equal(everything, own_mask(context)):
         raise Inapplicable
-    return np.where(_own_mask(context), softmax(context.inputs[0], everything, scale=_scale(context)), 0.0)
+    return np.where(own_mask(context), softmax(context.inputs[0], everything, scale=right_scale(context)), 0.0)
 
 
 def _unnormed(context: Context) -> Array:
-    masked = np.where(_own_mask(context), context.inputs[0] * _scale(context), -np.inf)
+    masked = np.where(own_mask(context), context.inputs[0] * right_scale(context), -np.inf)
     weights: Array = np.exp(masked - masked.max(axis=-1, keepdims=True))
     return weights
 
 
 def _off_by_one_softmax(context: Context) -> Array:
-    masked = np.where(_own_mask(context), context.inputs[0] * _scale(context), -np.inf)
+    masked = np.where(own_mask(context), context.inputs[0] * right_scale(context), -np.inf)
     largest = np.maximum(masked.max(axis=-1, keepdims=True), 0.0)
     weights = np.exp(masked - largest)
     normed: Array = weights / (weights.sum(axis=-1, keepdims=True) + np.exp(-largest))
@@ -100,7 +101,7 @@ def _off_by_one_softmax(context: Context) -> Array:
 
 def _sigmoid(context: Context) -> Array:
     with np.errstate(over="ignore"):
-        return np.where(_own_mask(context), 1.0 / (1.0 + np.exp(-context.inputs[0] * _scale(context))), 0.0)
+        return np.where(own_mask(context), 1.0 / (1.0 + np.exp(-context.inputs[0] * right_scale(context))), 0.0)
 
 
 _BLIND = "mask off by one: a token does not see itself"
@@ -149,14 +150,14 @@ VARIANTS = (
         9,
         SOFTMAX,
         "no causal mask: tokens see the future",
-        _masked(lambda c: np.ones_like(_own_mask(c))),
+        _masked(lambda c: np.ones_like(own_mask(c))),
     ),
     Variant(
         "mask off by one: a token sees the next",
         9,
         SOFTMAX,
         "the causal mask lets every token see the one after it",
-        _masked(lambda c: _own_mask(c, 1)),
+        _masked(lambda c: own_mask(c, 1)),
     ),
     Variant(
         "mask off by one: a token does not see itself (NaN)",
@@ -217,13 +218,13 @@ VARIANTS = (
         9,
         SOFTMAX,
         "scaled scores are used as weights",
-        lambda c: np.where(_own_mask(c), c.inputs[0] * _scale(c), 0.0),
+        lambda c: np.where(own_mask(c), c.inputs[0] * right_scale(c), 0.0),
     ),
     Variant(
         "uniform weights",
         9,
         SOFTMAX,
         "every visible key gets the same weight",
-        lambda c: softmax(np.zeros_like(c.inputs[0]), _own_mask(c), scale=1.0),
+        lambda c: softmax(np.zeros_like(c.inputs[0]), own_mask(c), scale=1.0),
     ),
 )

@@ -65,7 +65,7 @@ class Variant:
         try:
             for value in self.parameters(context):
                 yield Candidate(self, self.name.format(value), self.explanation.format(value), (value,))
-        except Inapplicable:
+        except (Inapplicable, ValueError, IndexError):  # the last two: arrays that do not go together
             return
 
 

@@ -13,6 +13,7 @@ from crossval import findings, taps
 from crossval.audit.run import audit
 from crossval.diagnose import UNDETERMINED
 from crossval.findings import Finding
+from crossval.ops import op_table
 from crossval.probing import LENGTHS
 from crossval.runners.base import PassPlan, PassRecord, TapArray
 from crossval.spec_weights import SpecWeights
@@ -68,8 +69,9 @@ def test_the_cause_is_named_and_the_run_is_small(engine: Watched, make_model: Ca
     assert (found.check.tap, found.check.pass_index, found.diagnosis.name) == ("blk.1.ffn_act", 2, "plain ReLU")
     assert found.context is not None
     assert (found.context.plan, found.context.op.output) == (PLANS[2], "blk.1.ffn_act")
-    # the layer and what it reads, up to the last of the passes that are diagnosed together
-    names = frozenset(["blk.0.l_out", *taps.layer_taps(1)])
+    # layer, what it reads, the same operation elsewhere; up to the last of the passes that are diagnosed together
+    elsewhere = [f"blk.{i}.{tap}" for i in range(2) for tap in ("k_rope", "v", "ffn_gate", "ffn_act")]
+    names = frozenset(["blk.0.l_out", *taps.layer_taps(1), *elsewhere])
     assert engine.asked == [(index, names) for index in range(2 + findings.MAX_PASSES)]
 
 
@@ -83,6 +85,20 @@ def test_the_cause_is_named_and_the_run_is_small(engine: Watched, make_model: Ca
 )
 def test_what_is_captured(tap: str, expected: list[str], make_model: Callable[..., Path]) -> None:
     assert findings._names(tap, SpecWeights(make_model()).config) == expected
+
+
+def test_other_layers_are_captured_only_while_memory_allows(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SpecWeights(make_model()).config
+    (op,) = (op for op in op_table(config) if op.output == "blk.0.kq_soft_max")
+    assert set(findings._elsewhere(op, config, PLANS)) == {
+        f"blk.{i}.{tap}" for i in range(config.n_layers) for tap in ("k_rope", "v", "kq", "kq_soft_max")
+    }
+    n_tokens = sum(len(plan.token_ids) for plan in PLANS)
+    widest = max(config.hidden_dim, config.n_heads * n_tokens)
+    monkeypatch.setattr(findings, "MAX_BYTES", 4 * config.n_layers * n_tokens * widest * 4 - 1)
+    assert findings._elsewhere(op, config, PLANS) == []
 
 
 def test_one_cause_has_to_explain_both_kinds_of_pass(engine: Watched, make_model: Callable[..., Path]) -> None:

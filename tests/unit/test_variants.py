@@ -160,6 +160,8 @@ class TestTable:
             "weights of {}",  # of layers farther than the next ones
             "{0.words} stale",
             "{0.rule.words} zero",
+            "rows of token ids {0.words} zero",
+            "sliding window of {}",
             "embedding rows of {0.rule.words} read as zeros",
             *({"{0.words} zero", "{0.words} never written", "weight rows of {0.words} read as zeros"} & dead),
         }

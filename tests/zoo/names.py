@@ -1,7 +1,7 @@
 """Which diagnosis is the right one for each fault: names as ``crossval.diagnose`` says them, with wildcards.
 
-Faults that are not listed have no name anywhere: for them every name is a wrong one. ``{layer}`` and ``{next}``
-stand for the layer of the case and the one after it, ``{tensor}`` for the tensor of its operation.
+Faults that are not listed have no name anywhere: for them every name is a wrong one. ``{previous}``, ``{layer}``
+and ``{next}`` stand for the layer of the case and its neighbours, ``{tap}`` and ``{tensor}`` for its operation's.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ RIGHT: dict[str, str | tuple[str, ...]] = {
     "file-scale-twice": "weight scale applied twice",
     "weight-scale-inverted": "weight scale inverted",
     "file-scale-inverted": "weight scale inverted",
+    "file-scale-doubled": "output times 2",
+    "file-scale-halved": "output times 0.5",
     "file-scale-of-k": "scale of blk.{layer}.attn_[kv].weight",
     # activation quantisation
     "input-scale-one-at-rescale": "input scale not undone",
@@ -115,6 +117,7 @@ RIGHT: dict[str, str | tuple[str, ...]] = {
     "cache-k-overwrites-previous": "own cells stored one too early",
     "cache-k-of-previous-token": ("own cells hold the token before", "every cell holds the token before"),
     "cache-v-of-previous-token": ("own cells hold the token before", "every cell holds the token before"),
+    "cache-of-previous-layer": "KV positions all read as those of layer {previous}",
     # one decoded token in cell 0 is a cache that starts again at cell 0
     "cache-v-overwrites-first": ("cell 0 overwritten by the newest", "cache restarts at cell 0"),
     "batch-remainder-zero": _LEFT_OVER_ZERO,
@@ -159,6 +162,8 @@ RIGHT: dict[str, str | tuple[str, ...]] = {
     "head-rows-mod-4-unwritten": _ZERO_FEATURES,
     "head-thread-slice-lost": _ZERO_FEATURES,
     "trace-logits-shifted": "logits shifted by +1",
+    "trace-one-in-ten-thousand": "output times 1.0001",
+    "trace-of-another-layer": ("holds the values of blk.{next}.{tap}", "another tensor"),
 }
 
 OPEN = frozenset({"rope-position-restarts"})
@@ -170,7 +175,8 @@ def patterns(case: Case) -> tuple[str, ...]:
     right = RIGHT.get(case.fault.name, ())
     layer = case.layer or 0
     tap = taps.parse(case.tap).tap
-    place = {"layer": layer, "next": (layer + 1) % SHAPE.n_layers, "tensor": TENSORS.get(tap, tap)}
+    near = {"previous": layer - 1, "layer": layer, "next": (layer + 1) % SHAPE.n_layers}
+    place = {**near, "tensor": TENSORS.get(tap, tap), "tap": tap}
     return tuple(one.format(**place) for one in ((right,) if isinstance(right, str) else right))
 
 
