@@ -10,6 +10,7 @@ from typing import Any
 from crossval.answers import Side
 from crossval.audit import summary
 from crossval.audit.checks import AuditResult
+from crossval.audit.recording import settle
 from crossval.audit.run import audit
 from crossval.compare import LayersResult
 from crossval.findings import Finding, find
@@ -42,8 +43,11 @@ def examine(
     n_decode: int | None = None,
     full: bool = False,
     progress: Progress | None = None,
+    question_recording: bool = True,
 ) -> Examination:
     """Compare two entered runners tap by tap, audit both over the same passes, and diagnose what is guilty.
+
+    ``question_recording``: find out whether what is guilty was recorded wrongly (``crossval.audit.recording``).
 
     Raises:
         BadInputError: empty prompt, a trace recorded with other tokens, or a model the specification cannot run.
@@ -54,6 +58,11 @@ def examine(
     )
     weights = SpecWeights(model_path)
     ours, theirs = audit([candidate, reference], result.plan, weights, progress=progress)
+    if question_recording:
+        settled = settle(candidate, ours, result.plan, weights, progress=progress)
+        candidate, ours = settled.runner, settled.result
+        settled = settle(reference, theirs, result.plan, weights, progress=progress)
+        reference, theirs = settled.runner, settled.result
     found = (
         find("candidate", candidate, ours, result.plan, weights),
         find("reference", reference, theirs, result.plan, weights),
