@@ -260,19 +260,36 @@ def test_a_mistake_behind_a_wrong_recording_is_still_found(
 def test_a_right_tensor_between_two_wrongly_recorded_ones_is_not_named(
     make_model: Callable[..., Path], record: Record, tmp_path: Path
 ) -> None:
-    """Only layer outputs are recorded: those of layers 0 and 2 are wrong, what lies between fits neither."""
+    """Only layer outputs are recorded: those of layers 0 and 2 hold the next one's, what lies between is right."""
 
     def change(passes: Passes) -> None:
         for given in passes:
             for layer in (0, 2):
-                given[f"blk.{layer}.l_out"].array[...] = np.roll(given[f"blk.{layer}.l_out"].array, 1, axis=-1)
+                given[f"blk.{layer}.l_out"] = given[f"blk.{layer + 1}.l_out"]
 
-    model = make_model(n_layers=4)
-    outline = taps.outline_taps(4)
-    source, other = record("other", model=model, taps=outline), record(model=model)
-    _, made, text = judged(model, source, other, tmp_path, change)
+    model = make_model(n_layers=5)
+    source, other = record("other", model=model, taps=taps.outline_taps(5)), record(model=model)
+    code, made, text = judged(model, source, other, tmp_path, change)
+    assert (code, made["verdict"]) == (3, "incomplete"), text
     found = [one["taps"] for one in made["audit"]["candidate"].get("misrecorded", [])]
     assert found == [["blk.0.l_out", "blk.2.l_out"]], text
+
+
+def test_what_fits_only_within_a_distance_acquits_nobody(
+    make_model: Callable[..., Path], record: Record, tmp_path: Path
+) -> None:
+    """Behind a layer output that is no other tensor's lie two layers that flips blur: that is not enough."""
+
+    def change(passes: Passes) -> None:
+        for given in passes:
+            given["blk.0.l_out"].array[...] = moved(given["blk.0.l_out"].array)
+
+    model = make_model(n_layers=4, dim=512, hidden_dim=1024, n_heads=8)
+    source, other = record("other", model=model, taps=taps.outline_taps(4)), record(model=model)
+    _, made, text = judged(model, source, other, tmp_path, change)
+    audit = made["audit"]["candidate"]
+    assert audit["first_guilty"]["tap"] == "blk.0.l_out"
+    assert ("misrecorded" in audit, made["verdict"]) == (False, "candidate_defect"), text
 
 
 # Other tokens, another order, other shapes
