@@ -62,11 +62,12 @@ def _rows_of(receipt: Receipt, side: str) -> Sequence[Mapping[str, Any]]:
 
 def _version(receipt: Receipt) -> Iterator[str]:
     """Check that what older versions did not state is stated everywhere or nowhere."""
-    stated = ["n_segments" in row for side in SIDES for row in _rows_of(receipt, side)]
+    rows = [row for side in SIDES for row in _rows_of(receipt, side)]
     places = [place for name in ("first_divergence", "first_inexact") if (place := receipt[name]) is not None]
+    stated = [name in row for row in rows for name in ("n_segments", "within", "n_within")]
     stated += ["after" in place for place in places]
     if any(stated) and not all(stated):
-        yield "some rows say how many segments they have, or where a difference entered, and others do not"
+        yield "some rows say how they were judged, or where a difference entered, and others do not"
 
 
 def _diagnoses(receipt: Receipt) -> Iterator[str]:

@@ -54,7 +54,7 @@ def words(index: int, found: Sequence[int], given: Sequence[int]) -> str:
 
 
 def embedded(runner: Runner, plans: Sequence[PassPlan], weights: WeightSource) -> dict[int, list[int]]:
-    """Return for each pass, by index, the token ids whose embeddings it holds; passes with other rows lack.
+    """Return for each pass, by index, the token ids whose embeddings it holds; without passes of other rows.
 
     Raises:
         UnavailableError, EngineCrashError: from the runner.
