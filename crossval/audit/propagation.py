@@ -11,10 +11,11 @@ quantiser) is carried apart, because the next norm or quantiser divides it out a
 
 Errors come in three kinds. *Noise*: roundings of different elements are independent and point either way, so in
 sums they add as squares; a bound is ``SIGMAS`` standard deviations. (A worst case carried through every dot
-product would grow by a factor of forty in each attention.) The few roundings of one element may all point one
-way: they are added up. *Jumps*: a value that may lie on the other side of a binary16 tie moves by a whole step. Jumps of
-different values add as squares, too, but what one of them moves it moves together, so that they do not average
-out in a norm; ``JUMPS`` steps are allowed for each, because a few may all point one way. *Shared*: see above.
+product would grow by a factor of forty in each attention.)
+The few roundings of one element may all point one way: they are added up. *Jumps*: a value that may lie on the
+other side of a binary16 tie moves by a whole step. Jumps of different values add as squares, too, but what one of
+them moves it moves together, so that they do not average out in a norm; ``JUMPS`` steps are allowed for each,
+because a few may all point one way. *Shared*: see above.
 
 Sums are bounded as they are likely to round, too: a sum of ``n`` terms passes through
 partial sums of about ``norm(terms) * sqrt(k / n)``, each rounded by at most ``U`` of itself with errors of either
