@@ -108,7 +108,9 @@ def _inside(
         with threadpool_limits(1, user_api="blas"):
             return diagnose_segment(replays, arithmetic)
     except Inapplicable:
-        return _undetermined(f"it is the last of {check.n_ops} operations judged as one; {remedy(check.tap)}")
+        return _undetermined(
+            f"it is the last of {check.n_ops} operations judged as one; {remedy([*check.spans, check.tap])}"
+        )
 
 
 def _why_not(check: OpCheck) -> str | None:
