@@ -88,6 +88,8 @@ class Location:
     tap: str
     row: int | None
     note: str | None = None
+    after: str | None = None
+    """The last tap before it that was compared in this pass: what is seen here entered behind that."""
 
     @property
     def layer(self) -> int | None:
@@ -208,10 +210,13 @@ def first_inexact(rows: Iterable[TapRow]) -> Location | None:
 
 
 def _first(rows: Iterable[TapRow], states: tuple[RowStatus, ...]) -> Location | None:
-    found = min((row for row in rows if row_status(row) in states), key=execution_key, default=None)
-    if found is None:
+    ordered = sorted(rows, key=execution_key)
+    at = next((i for i, row in enumerate(ordered) if row_status(row) in states), None)
+    if at is None:
         return None
-    return Location(found.pass_index, found.pass_kind, found.tap, found.worst_token, found.note)
+    found, before = ordered[at], ordered[at - 1] if at else None
+    after = before.tap if before is not None and before.pass_index == found.pass_index else None
+    return Location(found.pass_index, found.pass_kind, found.tap, found.worst_token, found.note, after)
 
 
 def decide(rows: Sequence[TapRow], coverage: Coverage) -> Verdict:

@@ -140,7 +140,12 @@ def statuses(receipt: Receipt) -> list[str]:
 
 def summary(receipt: Receipt) -> list[str]:
     """Check verdict, coverage, parity, first divergence and first inexact row against the rows."""
-    return list(_differences("", recompute(receipt), receipt))
+    expected = recompute(receipt)
+    for name in ("first_divergence", "first_inexact"):
+        stated = receipt[name]
+        if stated is not None and "after" not in stated and expected[name] is not None:
+            expected[name].pop("after", None)  # a receipt of an older version does not say
+    return list(_differences("", expected, receipt))
 
 
 def recompute(receipt: Receipt) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from crossval.answers import Side
 from crossval.audit import summary
 from crossval.audit.checks import AuditResult
+from crossval.audit.recording import settle
 from crossval.audit.run import audit
 from crossval.compare import LayersResult
 from crossval.findings import Finding, find
@@ -42,8 +43,11 @@ def examine(
     n_decode: int | None = None,
     full: bool = False,
     progress: Progress | None = None,
+    question_recording: bool = True,
 ) -> Examination:
     """Compare two entered runners tap by tap, audit both over the same passes, and diagnose what is guilty.
+
+    ``question_recording``: find out whether what is guilty was recorded wrongly (``crossval.audit.recording``).
 
     Raises:
         BadInputError: empty prompt, a trace recorded with other tokens, or a model the specification cannot run.
@@ -52,7 +56,14 @@ def examine(
     result = compare_layers(
         candidate, reference, prompt_ids, n_layers=n_layers, n_decode=n_decode, full=full, progress=progress
     )
-    audits, findings = audit_both(candidate, reference, result.plan, SpecWeights(model_path), progress=progress)
+    audits, findings = audit_both(
+        candidate,
+        reference,
+        result.plan,
+        SpecWeights(model_path),
+        question_recording=question_recording,
+        progress=progress,
+    )
     return Examination(result, audits, findings)
 
 
@@ -62,15 +73,23 @@ def audit_both(
     plan: Sequence[PassPlan],
     weights: SpecWeights,
     *,
+    question_recording: bool = True,
     progress: Progress | None = None,
 ) -> tuple[dict[Side, AuditResult], tuple[Finding, ...]]:
     """Audit two entered runners over the same passes and diagnose what is guilty, the candidate's finding first.
+
+    ``question_recording``: ask of a guilty tensor whether only its recording is wrong.
 
     Raises:
         BadInputError: passes that do not continue each other, or a model the specification cannot run.
         UnavailableError, EngineCrashError: from a runner.
     """
     ours, theirs = audit([candidate, reference], plan, weights, progress=progress)
+    if question_recording:
+        settled = settle(candidate, ours, plan, weights, progress=progress)
+        candidate, ours = settled.runner, settled.result
+        settled = settle(reference, theirs, plan, weights, progress=progress)
+        reference, theirs = settled.runner, settled.result
     found = (
         find("candidate", candidate, ours, plan, weights),
         find("reference", reference, theirs, plan, weights),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from crossval import taps
 from crossval.answers import Side
+from crossval.audit import extent, feeding
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck
 from crossval.diagnose import UNDETERMINED, Diagnosis, diagnose_passes
@@ -89,6 +90,13 @@ def find(
         found = diagnose_passes(contexts, arithmetic, right=right)
         tokens = plans[0].token_ids
         found = tell_apart(found, runner, op, names, tokens, weights.config, weights, arithmetic)
+    if check.tap == feeding.EMBEDDING and not found.determined:
+        told = [
+            feeding.words(index, ids, plans[index].token_ids)
+            for index, ids in feeding.embedded(runner, plans[: max(passes) + 1], weights).items()
+            if index in passes and ids != list(plans[index].token_ids)
+        ]
+        found = replace(found, explanation="; ".join([found.explanation, *told]))
     return Finding(side, check, arithmetic, found, contexts[0])
 
 
@@ -111,7 +119,9 @@ def _inside(
         with threadpool_limits(1, user_api="blas"):
             return diagnose_segment(replays, arithmetic)
     except Inapplicable:
-        return _undetermined(f"it is the last of {check.n_ops} operations judged as one; {remedy(check.tap)}")
+        return _undetermined(
+            f"it is the last of {check.n_ops} operations judged as one; {remedy([*check.spans, check.tap])}"
+        )
 
 
 def _why_not(check: OpCheck) -> str | None:
@@ -196,7 +206,7 @@ def _undetermined(why: str) -> Diagnosis:
 def to_json(finding: Finding, command: str) -> dict[str, Any]:
     """Return a finding as an item of the receipt's ``diagnosis``; ``command`` writes its reproducer."""
     check, found = finding.check, finding.diagnosis
-    name = taps.parse(check.tap)
+    name, segment = taps.parse(check.tap), extent.of_check(check)
     looked_at = finding.context is not None or found.specification_ratio > 0.0
     return {
         "party": finding.side,
@@ -212,6 +222,7 @@ def to_json(finding: Finding, command: str) -> dict[str, Any]:
         "runner_up": found.runner_up,
         "runner_up_ratio": found.runner_up_ratio,
         "specification_ratio": found.specification_ratio if looked_at else None,
+        **({} if segment is None else {"segment": segment}),
         "candidates": [
             {"name": one.name, "family": FAMILIES[one.family], "explanation": one.sentence}
             for one in found.candidates

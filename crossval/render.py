@@ -24,7 +24,6 @@ from crossval import (
     taps,
     triage,
 )
-from crossval.arbitrate import ADVICE
 from crossval.compare import LayersResult, TapRow
 from crossval.console import VERDICT_STYLE, clip, new_table, percent
 from crossval.console import console as console
@@ -204,12 +203,12 @@ def show_verdict(out: Console, receipt: Receipt) -> None:
         line.append(", all bits equal" if rate == 1.0 else f", {percent(rate)} of the values bit-equal")
     out.print(line, soft_wrap=True)
     if receipt["kind"] in evidence.AUDITED:
-        render_audit.show_advice(out, ADVICE[receipt["verdict"]])
+        render_audit.show_advice(out, render_audit.advice_of(receipt))
     if receipt["kind"] == "greedy":
         render_audit.show_advice(out, render_greedy.conclude(receipt))
-    _show_place(out, "first divergence", receipt["first_divergence"])
+    _show_place(out, receipt, "first_divergence")
     if receipt["first_inexact"] != receipt["first_divergence"]:
-        _show_place(out, "first inexact bits", receipt["first_inexact"])
+        _show_place(out, receipt, "first_inexact")
     for skip in coverage["skipped"][:5]:
         where = f"pass {skip['pass_index']} {skip['tap']}" if "tap" in skip else f"prompt {skip['prompt_index']}"
         show_line(out, f"not compared: {where}: {skip['why']}")
@@ -219,13 +218,17 @@ def show_verdict(out: Console, receipt: Receipt) -> None:
         show_line(out, f"note: {note}")
 
 
-def _show_place(out: Console, what: str, place: Mapping[str, Any] | None) -> None:
+def _show_place(out: Console, receipt: Receipt, name: str) -> None:
+    place, what = (
+        receipt[name],
+        {"first_divergence": "first divergence", "first_inexact": "first inexact bits"}[name],
+    )
     if place is None:
         return
     if "tap" in place:
-        layer = "" if place["layer"] is None else f"layer {place['layer']}, "
         row = "" if place["row"] is None else f", worst at position {place['row']}"
-        text = f"{layer}op {taps.parse(place['tap']).tap} (pass {place['pass_index']}, {place['pass_kind']}{row})"
+        at = render_audit.seen_at(receipt, place)
+        text = f"{at} (pass {place['pass_index']}, {place['pass_kind']}{row})"
         more = place["note"]
     else:
         ours, theirs = place["candidate_token"], place["reference_token"]

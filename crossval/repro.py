@@ -59,7 +59,8 @@ class _Case:
 def why_not(finding: Finding) -> str | None:
     """Return why there can be no reproducer, None when there can."""
     if finding.in_segment:
-        return f"the inputs of {finding.check.tap} were not recorded; {remedy(finding.check.tap)}"
+        check = finding.check
+        return f"the inputs of {check.tap} were not recorded; {remedy([*check.spans, check.tap])}"
     return finding.diagnosis.explanation if finding.context is None else None
 
 

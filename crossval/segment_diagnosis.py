@@ -13,7 +13,7 @@ tokens that fit.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval import taps
+from crossval.audit import extent
 from crossval.audit.bounds import BITLINEARS, NORMS, Arithmetic, readings
 from crossval.diagnose import UNDETERMINED, Diagnosis, Explanation, finite, verdict
 from crossval.ops import FloatArray, Op
@@ -153,10 +154,11 @@ def diagnose_segment(replays: Sequence[Replay], arithmetic: Arithmetic) -> Diagn
     )
 
 
-def remedy(tap: str) -> str:
-    """Say what to record, so that the operation itself is judged."""
-    layer = taps.parse(tap).layer
-    return f"record every tap{'' if layer is None else f' of layer {layer}'} to find the cause"
+def remedy(names: Iterable[str]) -> str:
+    """Say what to record so that each operation of a segment is judged by itself; ``names``: their taps."""
+    layers = sorted({layer for name in names if (layer := taps.parse(name).layer) is not None})
+    of_layers = f" of {extent.numbers('layer', layers)}" if layers else ""
+    return f"record every tap{of_layers} to find the cause"
 
 
 class _Search:
@@ -360,7 +362,7 @@ class _Search:
             family=None,
             explanation=(
                 f"no one known mistake in the {n_ops} operations judged as one explains it; "
-                f"{remedy(self._first.tap)}"
+                f"{remedy(op.output for op in self._first.segment)}"
             ),
             ratio=finite(ranked[0].distance(everything)) if ranked else None,
             runner_up=_called(ranked[1]) if len(ranked) > 1 else None,

@@ -8,6 +8,7 @@ pass file is hashed and checked when the first of its taps is asked for. What is
 from __future__ import annotations
 
 import hashlib
+import itertools
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from crossval import taps
 from crossval.errors import BadInputError
 from crossval.geometry import check_rows, pass_kind
+from crossval.misshapen import hint
 from crossval.receipt import parse_json, validator
 from crossval.runners.base import EngineIdentity, Numerics, PassPlan, TapArray
 
@@ -244,8 +246,10 @@ def _info(value: dict[str, Any]) -> TraceInfo:
     prompt_ids = tuple(map(int, value["prompt"]["token_ids"]))
     passes: list[TracePass] = []
     start = 0
+    ends = itertools.accumulate(len(item["token_ids"]) for item in value["passes"])
+    keys_of = dict(enumerate(ends))
     for index, item in enumerate(value["passes"]):
-        passes.append(_pass(item, index, start, model))
+        passes.append(_pass(item, index, start, model, keys_of))
         start += len(passes[-1].plan.token_ids)
     fed = tuple(token for p in passes for token in p.plan.token_ids)
     if fed[: len(prompt_ids)] != prompt_ids[: len(fed)]:
@@ -288,7 +292,9 @@ def _engine(value: dict[str, Any]) -> EngineIdentity:
     )
 
 
-def _pass(item: dict[str, Any], index: int, start: int, model: TraceModel) -> TracePass:
+def _pass(
+    item: dict[str, Any], index: int, start: int, model: TraceModel, keys_of: Mapping[int, int]
+) -> TracePass:
     where = f"passes.{index}"
     ids = tuple(map(int, item["token_ids"]))
     if int(item["start"]) != start:
@@ -311,7 +317,9 @@ def _pass(item: dict[str, Any], index: int, start: int, model: TraceModel) -> Tr
         check_rows(f"{where}: {name}", rows, len(ids))
         expected = expected_shape(name, model, plan, rows)
         if shape != expected:
-            raise ValueError(f"{where}: {name} has shape {list(shape)}, the model and rows give {list(expected)}")
+            why = hint(name, shape, expected, keys_of)
+            given = f"{where}: {name} has shape {list(shape)}, the model and rows give {list(expected)}"
+            raise ValueError(f"{given}: {why}" if why else given)
         if name in recorded:
             raise ValueError(f"{where}: {name} is listed twice")
         recorded[name] = TraceTap(name, shape, rows)

@@ -17,6 +17,7 @@ from crossval import taps
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
 from crossval.geometry import check_rows, pass_kind
+from crossval.misshapen import hint
 from crossval.runners.base import EngineIdentity, PassRecord, TapArray
 from crossval.trace import (
     FORMAT,
@@ -113,7 +114,9 @@ class TraceWriter:
         check_rows(name, tap.rows, len(record.plan.token_ids))
         expected = expected_shape(name, self._model, record.plan, tap.rows)
         if tap.array.dtype != np.float32 or tap.array.shape != expected:
-            raise ValueError(f"{name} is {tap.array.dtype} {tap.array.shape}, expected float32 {expected}")
+            why = hint(name, tap.array.shape, expected)
+            given = f"{name} is {tap.array.dtype} {tap.array.shape}, expected float32 {expected}"
+            raise ValueError(f"{given}: {why}" if why else given)
 
     def finish(
         self,

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from crossval import render_causal, render_floors
 from crossval.receipt import Receipt
-from crossval.render_audit import SIDES, cause, guilty_line, place
+from crossval.render_audit import (
+    SIDES,
+    advice_of,
+    before,
+    cause,
+    guilty_line,
+    misrecorded,
+    place,
+    recording_line,
+    seen_at,
+    segmented,
+    what_recorded,
+)
 
 Lines = Iterator[tuple[str, str]]
 """Label and text."""
@@ -32,7 +43,17 @@ _WHOSE = {
 def explain(receipt: Receipt) -> Lines:
     """Yield the findings of a ``layers`` or ``diff`` receipt as labelled sentences."""
     names = {side: receipt[side]["name"] for side in SIDES}
-    yield "whose fault", _WHOSE[receipt["verdict"]].format(**names)
+    recorded = misrecorded(receipt)
+    if receipt["verdict"] == "divergence" and segmented(receipt):
+        whose = "not in any operation or segment, as far as they were judged: {candidate} and {reference} differ"
+        yield "whose fault", whose.format(**names)
+    elif receipt["verdict"] == "parity" and segmented(receipt):
+        yield "whose fault", "nobody's that was seen: {candidate} and {reference} compute the same".format(**names)
+        yield "looked at", advice_of(receipt).meaning
+    elif receipt["verdict"] == "incomplete" and recorded:
+        yield "whose fault", "the recording's: nothing is proven against either engine"
+    else:
+        yield "whose fault", _WHOSE[receipt["verdict"]].format(**names)
     if receipt["reference"]["status"] == "unavailable":
         yield "what to do", receipt["reference"]["note"] or "get a reference"
         return
@@ -42,6 +63,8 @@ def explain(receipt: Receipt) -> Lines:
         first = (receipt["audit"][side] or {}).get("first_guilty")
         if first is not None:
             yield "first wrong", f"{side} {names[side]}: {guilty_line(first)}"
+    for side, one in recorded:
+        yield "recorded", f"{side} {names[side]}: {recording_line(one)}"
     for found in receipt["diagnosis"]:
         yield "why", f"{found['party']}: {cause(found)}"
     yield from render_floors.lines(receipt)
@@ -64,13 +87,9 @@ def _output(receipt: Receipt) -> str:
         return "the same from both: " + ("equal in every bit" if share == 1.0 else "equal within rounding")
     first = receipt["first_divergence"]
     if first is not None:
-        return f"differs, beyond rounding from {_where(first)} on"
+        where = f"{seen_at(receipt, first)} (pass {first['pass_index']}, {first['pass_kind']})"
+        return f"differs, beyond rounding from {where} on"
     return "differs in the tokens it is made from" if status == "divergence" else "not compared completely"
-
-
-def _where(first: Mapping[str, Any]) -> str:
-    layer = "" if first["layer"] is None else f"layer {first['layer']}, "
-    return f"{layer}op {first['tap'].rpartition('.')[2]} (pass {first['pass_index']}, {first['pass_kind']})"
 
 
 def _steps(receipt: Receipt, names: Mapping[str, str]) -> Iterator[str]:
@@ -82,7 +101,7 @@ def _steps(receipt: Receipt, names: Mapping[str, str]) -> Iterator[str]:
         yield from _configuration(receipt)
         yield "Check the conversion of the weights, the end-of-text token and the sampling settings."
     elif verdict == "candidate_defect":
-        yield f"Fix {places['candidate']} in {names['candidate']}; everything before it is right."
+        yield f"Fix {places['candidate']} in {names['candidate']}; {before(receipt['audit']['candidate'])}."
         yield from _reproduce(receipt)
         yield "Then run this again: another mistake may lie behind it."
     elif verdict == "reference_defect":
@@ -101,9 +120,15 @@ def _steps(receipt: Receipt, names: Mapping[str, str]) -> Iterator[str]:
     elif verdict == "agrees_within":
         yield "Record the quantised tensors of the layers named in the audit, then run this again."
     elif verdict == "divergence":
-        yield "Look at what comes before the first operation or lives between passes: tokens, positions, KV cache."
+        inside = ", or inside a segment: record every tap" if segmented(receipt) else ""
+        yield (
+            "Look at what comes before the first operation or lives between passes: tokens, positions, KV cache"
+            f"{inside}."
+        )
         yield from _configuration(receipt)
         yield "crossval layers --full compares every operation of every layer directly."
+    elif misrecorded(receipt):
+        yield from (f"Record {what_recorded(one)} anew: {one['remedy']}." for _, one in misrecorded(receipt))
     else:
         yield "Record what is missing, or run both engines live."
         yield from (f"Not compared: {skip['why']}." for skip in receipt["coverage"]["skipped"][:1])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from click.testing import CliRunner, Result
 
+import bitnet_py
 from crossval.audit.bounds import to_f16
 from crossval.cli import cli
 from crossval.runners.base import EngineIdentity, Numerics, PassRecord, TapArray
 from crossval.runners.bitnet_py import BitnetPyRunner
+from crossval.selftest import damage
 from crossval.spec_weights import SpecWeights
 
 PROMPT = "Hello there"
@@ -36,7 +39,7 @@ class Fault:
     """What a stranger gets wrong; nothing by default."""
 
     rolled_from: str | None = None
-    """``1/ffn_sub_norm``: this and what follows in the layer has its features moved by one."""
+    """``1/ffn_sub_norm``: the features of this layer's ffn_sub_norm are moved by one, and it goes on with them."""
     scaled: tuple[tuple[str, float], ...] = ()
     """``("blk.0.ffn_act", 1.01)``: the largest element of this tap in every pass, times the factor."""
     invalid: str | None = None
@@ -52,6 +55,8 @@ class Stranger(BitnetPyRunner):
     fault = Fault()
     anonymous = False
     """Does not say how it rounds."""
+    _rolled: int | None = None
+    """Layer whose ffn_down multiplies moved features."""
 
     @property
     def identity(self) -> EngineIdentity:
@@ -59,6 +64,7 @@ class Stranger(BitnetPyRunner):
         return dataclasses.replace(super().identity, name=self.name, library_digest="f" * 64, numerics=numerics)
 
     def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
+        self._use_rolled()
         wanted = [*select, "result_norm"] if self.fault.ignores_output else select
         record = super().eval(token_ids, wanted)
         given = dict(record.taps)
@@ -75,10 +81,23 @@ class Stranger(BitnetPyRunner):
             given["result_output"] = TapArray(logits.astype(np.float32), given["result_output"].rows)
         return PassRecord(record.plan, {name: given[name] for name in given if name in select})
 
+    def _use_rolled(self) -> None:
+        """Load the model with the columns of ffn_down moved: on unmoved features it gives what moved ones give."""
+        layer = int(self.fault.rolled_from.partition("/")[0]) if self.fault.rolled_from else None
+        if layer == self._rolled:
+            return
+        assert layer is not None
+        self._rolled = layer
+        with tempfile.TemporaryDirectory() as folder:
+            damaged = damage.damaged_copy(self.model_path, Path(folder) / "rolled.gguf")
+            packed = damaged.packed(f"blk.{layer}.ffn_down.weight")
+            packed[:] = damage.pack(np.roll(damage.codes(packed), -1, axis=-1))
+            assert self._model is not None
+            self._model.close()
+            self._model = bitnet_py.Model.from_gguf(damaged.path, n_threads=1, simd_width=8, fused_quantizer=False)
+        self._cache = self._model.new_cache()
+
     def _roll(self, given: dict[str, TapArray]) -> None:
-        layer, _, tap = (self.fault.rolled_from or "").partition("/")
-        names = ("ffn_sub_norm", "ffn_down", "l_out")
-        for name in names[names.index(tap) :] if tap else ():
-            found = given.get(f"blk.{layer}.{name}")
-            if found is not None:
-                found.array[...] = np.roll(found.array, 1, axis=-1)
+        found = given.get(f"blk.{self._rolled}.ffn_sub_norm")
+        if found is not None:
+            found.array[...] = np.roll(found.array, 1, axis=-1)

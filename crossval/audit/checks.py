@@ -55,6 +55,22 @@ class OpCheck:
     """Of a segment that is ``within``: largest relative L2 distance of a token that could not be explained."""
     n_within: int = 0
     """How many tokens that are."""
+    spans: tuple[str, ...] = ()
+    """Of a segment: full names of the taps that were computed because they were not recorded."""
+
+
+@dataclass(frozen=True)
+class Misrecorded:
+    """What was written down wrongly: everything else is right when it is treated as missing."""
+
+    kind: Literal["tap", "tokens", "order"]
+    """An array; the arrays of other tokens than stated; passes in another order."""
+    taps: tuple[str, ...]
+    """Full names, in execution order."""
+    passes: tuple[int, ...]
+    explanation: str
+    """How that is known, and what was recorded instead where that can be told."""
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,8 @@ class AuditResult:
     """Of these, how many lie between recorded tensors and so were judged, alone or within a segment."""
     first_guilty: OpCheck | None
     verdict: AuditVerdict
+    misrecorded: tuple[Misrecorded, ...] = ()
+    """What the recording, not the engine, is to blame for; it is not among the checks."""
 
 
 def decide(checks: Sequence[OpCheck], n_ops: int, n_covered: int) -> AuditVerdict:
@@ -82,6 +100,11 @@ def decide(checks: Sequence[OpCheck], n_ops: int, n_covered: int) -> AuditVerdic
     if not judged or n_covered != n_ops or n_ops <= 0:
         return "incomplete"
     return "within" if any(check.status == "within" for check in checks) else "clean"
+
+
+def unless_misrecorded(verdict: AuditVerdict, n_misrecorded: int) -> AuditVerdict:
+    """Return the verdict of an audit part of whose recording is wrong: what was to be judged there was not."""
+    return "incomplete" if n_misrecorded and verdict != "guilty" else verdict
 
 
 def first_guilty(checks: Iterable[OpCheck], n_layers: int) -> OpCheck | None:

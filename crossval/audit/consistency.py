@@ -52,7 +52,22 @@ def complaints(receipt: Receipt) -> list[str]:
             found.append(f"the {side} was not audited")
             continue
         found += [f"audit of the {side}: {what}" for what in _audit(audit, _world(receipt, side))]
-    return found + list(_diagnoses(receipt))
+    return [*found, *_diagnoses(receipt), *_version(receipt)]
+
+
+def _rows_of(receipt: Receipt, side: str) -> Sequence[Mapping[str, Any]]:
+    audit = (receipt["audit"] or {}).get(side)
+    return [] if audit is None else list(audit["rows"])
+
+
+def _version(receipt: Receipt) -> Iterator[str]:
+    """Check that what older versions did not state is stated everywhere or nowhere."""
+    rows = [row for side in SIDES for row in _rows_of(receipt, side)]
+    places = [place for name in ("first_divergence", "first_inexact") if (place := receipt[name]) is not None]
+    stated = [name in row for row in rows for name in ("n_segments", "within", "n_within")]
+    stated += ["after" in place for place in places if "tap" in place]
+    if any(stated) and not all(stated):
+        yield "some rows say how they were judged, or where a difference entered, and others do not"
 
 
 def _diagnoses(receipt: Receipt) -> Iterator[str]:
@@ -66,6 +81,8 @@ def _diagnoses(receipt: Receipt) -> Iterator[str]:
         return
     for one in found:
         where, first = f"diagnosis of the {one['party']}", firsts[one["party"]]
+        if one.get("segment") != first.get("segment"):
+            yield f"{where}: its segment is not that of the first guilty operation"
         for name in _PLACE:
             if one[name] != first[name]:
                 yield f"{where}: {name} is {one[name]}, the first guilty operation's is {first[name]}"
@@ -114,9 +131,24 @@ def _audit(audit: Mapping[str, Any], world: _World) -> Iterator[str]:
         yield from (f"{row.tap}: {what}" for what in _row(row, world))
     yield from _totals(audit, rows, world)
     yield from _first(audit["first_guilty"], rows, world)
-    verdict = summary.verdict_of(rows, audit["n_ops"], audit["n_covered"])
+    yield from _misrecorded(audit.get("misrecorded", ()), rows, world)
+    verdict = summary.audit_verdict(audit)
     if audit["verdict"] != verdict:
         yield f"verdict is {audit['verdict']}, the rows say {verdict}"
+
+
+def _misrecorded(found: Sequence[Mapping[str, Any]], rows: Sequence[AuditRow], world: _World) -> Iterator[str]:
+    """Check that what was recorded wrongly exists and was not judged all the same."""
+    n_passes = {row.tap: row.n_passes for row in rows}
+    for one in found:
+        if max(one["passes"], default=-1) >= len(world.plan) or len(set(one["passes"])) != len(one["passes"]):
+            yield f"misrecorded: passes {one['passes']} are not passes of this comparison"
+            return
+        for tap in one["taps"]:
+            if not _known(tap, world):
+                yield f"misrecorded: the model has no tap {tap}"
+            elif one["kind"] == "tap" and n_passes.get(tap, 0) > len(world.plan) - 1:
+                yield f"misrecorded: {tap} was judged in all passes"
 
 
 def _known(tap: str, world: _World) -> bool:
@@ -148,6 +180,8 @@ def _row(row: AuditRow, world: _World) -> Iterator[str]:
         yield f"{row.n_passes} passes, {row.n_unchecked} unchecked and {row.n_invalid} invalid, of {n_passes}"
     if row.n_ops < n_checked:
         yield f"{row.n_ops} operations in {n_checked} checks"
+    if row.n_segments is not None and not _segments_fit(row, n_checked):
+        yield f"{row.n_segments} segments in {n_checked} checks of {row.n_ops} operations"
     if row.n_beyond > row.n_elements:
         yield f"{row.n_beyond} of {row.n_elements} elements beyond their bound"
     if (row.first_beyond is not None) != (row.n_beyond > 0 or row.n_invalid > 0):
@@ -187,6 +221,32 @@ def _element_range(tap: str, one: PassPlan, world: _World) -> tuple[int, int]:
         math.prod(trace.expected_shape(tap, world.shape, one, (0,))),
         math.prod(trace.expected_shape(tap, world.shape, one, None)),
     )
+
+
+def _segments_fit(row: AuditRow, n_checked: int) -> bool:
+    """Return whether so many segments make so many operations: each has two at least."""
+    n_segments = row.n_segments or 0
+    exact = row.n_ops == n_checked if n_segments == 0 else row.n_ops >= n_checked + n_segments
+    return 0 <= n_segments <= n_checked and exact
+
+
+def _segment(found: Mapping[str, Any], world: _World) -> Iterator[str]:
+    """Check that a guilty segment's range ends where it is judged and holds the taps it asks for."""
+    segment = found.get("segment")
+    if segment is None:
+        return
+    names = [segment["first_op"], *segment["record"]]
+    if any(not _known(name, world) for name in names):
+        yield "its segment names taps the model has not"
+        return
+    order = [summary.execution_index(name) for name in (*names, found["tap"])]
+    layers = [n for name in (*names, found["tap"]) if (n := taps.parse(name).layer) is not None]
+    ends = (min(layers), max(layers)) if layers else (None, None)
+    first = segment["first_layer"], segment["last_layer"]
+    if found["n_ops"] < 2 or min(order) != order[0] or max(order) != order[-1] or len(set(order)) < 2:
+        yield "its segment does not end at it"
+    elif first != ends and taps.parse(found["tap"]).layer is not None:
+        yield f"its segment spans layers {first}, its taps {ends}"
 
 
 def _numbers(
@@ -273,6 +333,7 @@ def _first(found: Mapping[str, Any] | None, rows: Sequence[AuditRow], world: _Wo
     if status != "invalid" and (not 0 < low <= found["n_elements"] <= high or found["n_elements"] % low):
         yield f"{where}: {found['n_elements']} elements, the model's shape gives {high}"
     worst = summary.row_from_json({**vars(row), "worst": found["worst"]}).worst
+    yield from (f"{where}: {what}" for what in _segment(found, world))
     if worst is not None and (worst.pass_index, worst.n_ops) != (found["pass_index"], found["n_ops"]):
         yield f"{where}: its worst element is of another check"
     if row.worst is not None and row.worst.pass_index == found["pass_index"]:

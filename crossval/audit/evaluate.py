@@ -20,6 +20,7 @@ from crossval.audit.checks import OpCheck, Worst
 from crossval.audit.propagation import Approx
 from crossval.audit.segments import Cells, Outcome, Part, Segment, join
 from crossval.geometry import token_axis
+from crossval.misshapen import hint
 from crossval.ops import (
     CONTEXT_INPUTS,
     FloatArray,
@@ -194,7 +195,9 @@ def _ternary(weight: Weight) -> TernaryMatrix:
 
 
 def _wrong_shape(op: Op, state: PassState, tap: TapArray, expected: FloatArray) -> OpCheck:
-    return _check(op, state, "invalid", tap, note=f"expected shape {expected.shape}, recorded {tap.array.shape}")
+    note = f"expected shape {expected.shape}, recorded {tap.array.shape}"
+    why = hint(op.output, tap.array.shape, expected.shape)
+    return _check(op, state, "invalid", tap, note=f"{note}: {why}" if why else note)
 
 
 def judge(

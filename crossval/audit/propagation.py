@@ -9,12 +9,13 @@ to binary16 *reset* the error: the codes are equal unless a value lies so near a
 And an error that all values of a token share as one factor (the reciprocal root of a norm, the step size of a
 quantiser) is carried apart, because the next norm or quantiser divides it out again.
 
-Errors come in three kinds. *Noise*: roundings of different elements are independent and point either way, so they
-add as squares; a bound is ``SIGMAS`` standard deviations. (A worst case carried through every dot product would
-grow by a factor of forty in each attention.) *Jumps*: a value that may lie on the other side of a binary16 tie
-moves by a whole step. Jumps of different values add as squares, too, but what one of them moves it moves
-together, so that they do not average out in a norm; ``JUMPS`` steps are allowed for each, because a few may
-all point one way. *Shared*: see above.
+Errors come in three kinds. *Noise*: roundings of different elements are independent and point either way, so in
+sums they add as squares; a bound is ``SIGMAS`` standard deviations. (A worst case carried through every dot
+product would grow by a factor of forty in each attention.)
+The few roundings of one element may all point one way: they are added up. *Jumps*: a value that may lie on the
+other side of a binary16 tie moves by a whole step. Jumps of different values add as squares, too, but what one of
+them moves it moves together, so that they do not average out in a norm; ``JUMPS`` steps are allowed for each,
+because a few may all point one way. *Shared*: see above.
 
 Sums are bounded as they are likely to round, too: a sum of ``n`` terms passes through
 partial sums of about ``norm(terms) * sqrt(k / n)``, each rounded by at most ``U`` of itself with errors of either
@@ -208,7 +209,7 @@ def _norm(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmeti
     rounding = (4.0 + (0.0 if a.known else ONE_SIGN / 2 * math.sqrt(n))) * U
     shared = x.shared * eps / square + of_square / square + rounding
     gain = np.abs(weight) / np.sqrt(square)[..., None]
-    return Approx(value, np.hypot(x.noise * gain, 3 * U * value) + TINY, x.jump * gain, shared)
+    return Approx(value, x.noise * gain + 3 * U * np.abs(value) + TINY, x.jump * gain, shared)
 
 
 def _rope(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmetic) -> Approx:
@@ -219,10 +220,10 @@ def _rope(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmeti
     angle = positions.value[:, None, None] * base ** (-np.arange(half) / half)
     cos, sin = np.abs(np.cos(angle)), np.abs(np.sin(angle))
     (n1, n2), (j1, j2) = ((e[..., :half], e[..., half:]) for e in (x.noise, x.jump))
-    noise = np.concatenate([np.hypot(n1 * cos, n2 * sin), np.hypot(n1 * sin, n2 * cos)], axis=-1)
+    noise = np.concatenate([n1 * cos + n2 * sin, n1 * sin + n2 * cos], axis=-1)
     jump = np.concatenate([j1 * cos + j2 * sin, j1 * sin + j2 * cos], axis=-1)
     own = bounds.bound(op, [x.value, positions.value], value, (), a)
-    return Approx(value, np.hypot(noise, own), jump, x.shared)
+    return Approx(value, noise + own, jump, x.shared)
 
 
 def _scores(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmetic) -> Approx:
@@ -270,21 +271,21 @@ def _act(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmetic
     x = inputs[0]
     value = op.function(x.value)
     noise, jump = ((2 * np.maximum(x.value, 0.0) + e) * e for e in (x.noise, x.jump))
-    return Approx(value, np.hypot(noise, _own(value, a)), jump, 2 * x.shared)
+    return Approx(value, noise + _own(value, a), jump, 2 * x.shared)
 
 
 def _multiply(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmetic) -> Approx:
     x, y = inputs
     value = op.function(x.value, y.value)
-    noise = np.sqrt((x.value * y.noise) ** 2 + (y.value * x.noise) ** 2 + (x.noise * y.noise) ** 2)
+    noise = np.abs(x.value) * y.noise + np.abs(y.value) * x.noise + x.noise * y.noise
     jump = np.abs(x.value) * y.jump + np.abs(y.value) * x.jump + x.jump * y.jump
-    return Approx(value, np.hypot(noise, _own(value, a)), jump, x.shared + y.shared)
+    return Approx(value, noise + _own(value, a), jump, x.shared + y.shared)
 
 
 def _add(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmetic) -> Approx:
     x, y = inputs
     value = op.function(x.value, y.value)
-    noise = np.sqrt(x.noise**2 + y.noise**2 + _own(value, a) ** 2)
+    noise = x.noise + y.noise + _own(value, a)
     return Approx(value, noise, x.jump + x.common + y.jump + y.common, np.zeros(value.shape[:1]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from crossval.spec_weights import SpecWeights
 GROUP_BYTES = 128 << 20
 """Recorded arrays of one engine held at a time; a live engine runs once per group of layers."""
 
+Place = tuple[int, str]
+"""Index of a pass and full name of a tap."""
 Progress = Callable[[str, int, int], None]
 """Called with (what is going on, steps done, steps in total)."""
 
@@ -42,6 +44,7 @@ class _Party:
     """Readings that fitted segments of passes of one token, and of several: tried first in the next."""
     failed_trials: int = 0
     """Choices of int8 flips tried in vain in all segments."""
+    distrusted: frozenset[Place] = frozenset()
 
     def capture(self, names: Collection[str]) -> None:
         """Run all passes (or read them) and hold these taps."""
@@ -53,7 +56,8 @@ class _Party:
 
     def note(self, op: Op, state: ev.PassState, check: OpCheck, computed: ev.Covered) -> None:
         """Keep a check and what it covers."""
-        self.checks.append(check)
+        spans = tuple(dict.fromkeys(name for _, name in sorted(computed)))
+        self.checks.append(replace(check, spans=spans))
         if check.status != "unchecked":
             self.covered |= {(state.index, op.output), *computed}
 
@@ -82,11 +86,13 @@ def audit(
     weights: SpecWeights,
     *,
     progress: Progress | None = None,
+    distrusted: Collection[Place] = (),
 ) -> list[AuditResult]:
     """Audit entered runners over the same passes; one result per runner, in their order.
 
     Every operation of every pass is recomputed from the inputs the engine itself recorded. Taps that an engine
-    does not give are bridged by segments of several operations.
+    does not give are bridged by segments of several operations. ``distrusted``: these are judged, but what reads
+    them is judged as if they had not been recorded.
 
     Raises:
         BadInputError: no passes, or passes that do not continue each other.
@@ -99,6 +105,7 @@ def audit(
             runner,
             Arithmetic(runner.identity.numerics, config.n_heads),
             [ev.PassState(index, plan) for index, plan in enumerate(plans)],
+            distrusted=frozenset(distrusted),
         )
         for runner in runners
     ]
@@ -184,7 +191,7 @@ def _audit_op(party: _Party, op: Op, state: ev.PassState, weights: _LayerWeights
         state.values[op.output] = ev.Pending(op)
         return
     check = _judge(party, op, state, tap, weights)
-    if check.status == "invalid":
+    if check.status == "invalid" or (state.index, op.output) in party.distrusted:
         # what follows is judged as if this tensor had not been recorded, not blamed for it
         state.values[op.output] = ev.Pending(op)
 

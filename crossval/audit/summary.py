@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from crossval import taps
-from crossval.audit.checks import AuditResult, AuditVerdict, CheckStatus, OpCheck
+from crossval.audit import extent
+from crossval.audit.checks import AuditResult, AuditVerdict, CheckStatus, Misrecorded, OpCheck, unless_misrecorded
 from crossval.runners.base import PassKind
 
 _SEVERITY: dict[CheckStatus, int] = {"ok": 0, "within": 0, "unchecked": 1, "invalid": 2, "guilty": 3}
@@ -67,6 +68,36 @@ class AuditRow:
     """Of segments: largest relative L2 distance of a token that int8 flips may explain but were not shown to."""
     n_within: int = 0
     """How many tokens that are, over all passes."""
+    n_segments: int | None = None
+    """Of its checks, how many span several operations; None in receipts of older versions, which do not say."""
+
+    @property
+    def segments(self) -> int:
+        """How many checks span several operations, at most."""
+        n_checked = self.n_passes - self.n_unchecked
+        if self.n_segments is not None:
+            return self.n_segments
+        return n_checked if self.n_ops > n_checked else 0
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How finely an engine was judged."""
+
+    n_single: int
+    """Operations judged one by one."""
+    n_segments: int
+    """Segments of several operations, each judged by its end."""
+    n_inside: int
+    """Operations inside them."""
+
+
+def depth(audit: Mapping[str, Any]) -> Depth:
+    """Return how many operations of an audit were judged one by one, and how many inside segments."""
+    rows = [row_from_json(row) for row in audit["rows"]]
+    n_segments = sum(row.segments for row in rows)
+    n_single = sum(row.n_passes - row.n_unchecked for row in rows) - n_segments
+    return Depth(n_single, n_segments, max(0, audit["n_covered"] - n_single) if n_segments else 0)
 
 
 def status_of(row: AuditRow) -> CheckStatus:
@@ -174,6 +205,7 @@ def _row(tap: str, checks: Sequence[OpCheck]) -> AuditRow:
         note=worst.note,
         within=max((check.within for check in checks if check.within is not None), default=None),
         n_within=sum(check.n_within for check in checks),
+        n_segments=sum(check.n_ops > 1 for check in checked),
     )
     return replace(row, status=status_of(row))
 
@@ -198,18 +230,29 @@ def worst_of(check: OpCheck) -> WorstElement | None:
 def to_json(result: AuditResult) -> dict[str, Any]:
     """Return an audit as the receipt's ``audit.candidate`` or ``audit.reference``."""
     rows = rows_of(result)
-    return {
+    verdict = verdict_of(rows, result.n_ops, result.n_covered)
+    data = {
         "n_ops": result.n_ops,
         "n_covered": result.n_covered,
-        "verdict": verdict_of(rows, result.n_ops, result.n_covered),
+        "verdict": unless_misrecorded(verdict, len(result.misrecorded)),
         "first_guilty": None if result.first_guilty is None else check_to_json(result.first_guilty),
         "rows": [row_to_json(row) for row in rows],
     }
+    found = [misrecorded_to_json(one) for one in result.misrecorded]
+    return {**data, "misrecorded": found} if found else data
+
+
+def misrecorded_to_json(found: Misrecorded) -> dict[str, Any]:
+    """Return it as an item of the audit's ``misrecorded``."""
+    return {**asdict(found), "taps": list(found.taps), "passes": list(found.passes)}
 
 
 def row_to_json(row: AuditRow) -> dict[str, Any]:
     """Return a row as JSON; its status is judged anew."""
-    return {**asdict(row), "worst": _worst_to_json(row.worst), "status": status_of(row)}
+    data = {**asdict(row), "worst": _worst_to_json(row.worst), "status": status_of(row)}
+    if row.n_segments is None:
+        del data["n_segments"]
+    return data
 
 
 def _worst_to_json(worst: WorstElement | None) -> dict[str, Any] | None:
@@ -225,14 +268,16 @@ def row_from_json(data: Mapping[str, Any]) -> AuditRow:
 
 
 CHECK_FIELDS = tuple(
-    field.name for field in fields(OpCheck) if field.name not in ("worst", "pass_index", "pass_kind", "tap")
+    field.name
+    for field in fields(OpCheck)
+    if field.name not in ("worst", "pass_index", "pass_kind", "tap", "spans")
 )
 """Fields of a check that a receipt states as they are."""
 
 
 def check_to_json(check: OpCheck) -> dict[str, Any]:
     """Return one guilty check as JSON, with its layer and operation spelt out."""
-    name = taps.parse(check.tap)
+    name, segment = taps.parse(check.tap), extent.of_check(check)
     return {
         "tap": check.tap,
         "layer": name.layer,
@@ -241,6 +286,7 @@ def check_to_json(check: OpCheck) -> dict[str, Any]:
         "pass_kind": check.pass_kind,
         **{name: getattr(check, name) for name in CHECK_FIELDS},
         "worst": _worst_to_json(worst_of(check)),
+        **({} if segment is None else {"segment": segment}),
     }
 
 
@@ -248,4 +294,5 @@ def audit_verdict(audit: Mapping[str, Any] | None) -> AuditVerdict:
     """Return the verdict of an engine's audit in a receipt, from its rows; a missing one is incomplete."""
     if audit is None:
         return "incomplete"
-    return verdict_of([row_from_json(row) for row in audit["rows"]], audit["n_ops"], audit["n_covered"])
+    verdict = verdict_of([row_from_json(row) for row in audit["rows"]], audit["n_ops"], audit["n_covered"])
+    return unless_misrecorded(verdict, len(audit.get("misrecorded", ())))

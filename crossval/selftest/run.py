@@ -102,6 +102,8 @@ def _found(bench: Bench, case: Case) -> Found:
                 bench.model.path,
                 n_layers=bench.model.config.n_layers,
                 n_decode=case.n_decode,
+                # an altered output stands for one computed wrongly, although nothing reads it
+                question_recording=False,
             )
         )
 

@@ -90,6 +90,7 @@ def test_family_is_found_on_the_right_side_in_the_right_op(world, family):
     assert without(results, lambda outcome: outcome.right_side) == []
     assert without(results, lambda outcome: outcome.right_op) == []
     assert without(results, lambda outcome: outcome.naming != "wrong") == []
+    assert without(results, lambda outcome: not outcome.acquitted) == []
     to_name = [o for o in results if o.case.id in NAMED and patterns(o.case) and o.case.fault.name not in OPEN]
     assert without(to_name, lambda outcome: outcome.naming == "right") == []
 

@@ -231,7 +231,7 @@ class TestHealthyAndUnknown:
         wrong = context.expected.copy()
         wrong[3, 10:20] *= 1.7
         wrong[3, 15] *= -3
-        assert "only token 3 and features 10-19 deviate" in diagnose(recorded_as(context, wrong)).explanation
+        assert "only position 3, features 10-19 deviate" in diagnose(recorded_as(context, wrong)).explanation
 
     def test_nan_is_described(self, spec):
         context = spec.context("blk.1.ffn_act")

@@ -187,6 +187,8 @@ def test_operations_judged_as_one_say_what_to_record(engine: Watched, make_model
         "record every tap of layer 1 to find the cause"
     )
     assert data["specification_ratio"] > 0.1
+    segment = {"first_layer": 1, "last_layer": 1, "first_op": "blk.1.attn_norm"}
+    assert data["segment"] == {**segment, "record": taps.layer_taps(1)[:-1]}
 
 
 def test_a_finding_as_json(engine: Watched, make_model: Callable[..., Path]) -> None:

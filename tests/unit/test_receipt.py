@@ -310,12 +310,14 @@ def test_every_object_of_the_schema_is_closed(name: str) -> None:
         )
         if name == "receipt.v1" and not path.endswith(("bound", "settings")):
             optional = {
-                "/$defs/audit_row": ["n_within", "within"],
                 "/$defs/greedy_results": ["from_journal", "passes"],
                 "/$defs/metamorphic_results/properties/summary": ["candidate", "reference"],
                 "/$defs/metamorphic_criterion": ["taps"],
-                "/$defs/guilty_op": ["n_within", "within"],
-                "/$defs/diagnosis": ["segment_ops"],
+                "/$defs/engine_audit": ["misrecorded"],
+                "/$defs/audit_row": ["n_segments", "within", "n_within"],
+                "/$defs/guilty_op": ["segment", "within", "n_within"],
+                "/$defs/diagnosis": ["segment", "segment_ops"],
+                "/$defs/tap_location": ["after"],
                 "": ["floors", "causal"],
             }.get(path, [])
             assert sorted([*schema["required"], *optional]) == sorted(schema["properties"]), path

@@ -42,9 +42,8 @@ def test_what_differs_shows_its_size_and_its_floors() -> None:
     text = shown(made)
     assert cells(text, "layer 1")[1] == f"{row['nmse']:.1e} ({(row['nmse'] / row['floor']) ** 0.5:.2g}x)"
     assert "95.27 % of the values bit-equal" in text
-    assert (
-        f"first inexact bits: layer 1, op l_out (pass 0, prefill, worst at position {row['worst_token']})" in text
-    )
+    place = f"layer 1, ops attn_norm to l_out (pass 0, prefill, worst at position {row['worst_token']})"
+    assert f"first inexact bits: {place}" in text
     assert "first divergence" not in text
 
 
@@ -61,7 +60,10 @@ def test_a_divergence_shows_the_layers_operations() -> None:
     assert text.count("Operations of layer 0 in pass 1 (decode).") == 1
     assert cells(text, "ffn_down")[1] == "diverged"
     assert "DIVERGENCE" in text
-    assert "first divergence: layer 0, op ffn_down (pass 1, decode, worst at position 3): cosine" in text
+    assert (
+        "first divergence: layer 0, ops attn_norm to ffn_down (pass 1, decode, worst at position 3): cosine"
+        in text
+    )
 
 
 def test_nothing_that_was_not_compared_looks_compared() -> None:

@@ -57,7 +57,7 @@ def test_same_output_from_both_points_at_model_and_configuration() -> None:
 def test_reference_right_and_candidate_wrong_is_the_candidates_bug() -> None:
     said = words({(1, "blk.1.l_out"): 0.9}, GUILTY)
     assert said["whose fault"].startswith("the candidate's: bitnet_py is wrong")
-    assert said["output"] == "differs, beyond rounding from layer 1, op l_out (pass 1, decode) on"
+    assert said["output"] == "differs, beyond rounding from layer 1, ops attn_norm to l_out (pass 1, decode) on"
     assert said["first wrong"].startswith("candidate bitnet_py: layer 1, op ffn_act (pass 1, decode); position 3")
     assert said["why"].startswith("candidate: skipped (norms): The norm is skipped")
     steps = said["what to do"].splitlines()
@@ -220,7 +220,7 @@ def test_a_coarse_trace_says_what_to_record(model_path: Path, record: Record, tm
     args = ("--prompt", PROMPT, "--model", model_path, "--reference", outline, "--repro", tmp_path / "repro")
     result = run("layers", *args)
     assert result.exit_code == 1
-    assert result.stderr.startswith("no reproducer of the reference: it is the last of 20 operations")
+    assert result.stderr.startswith("no reproducer of the reference: the inputs of blk.1.l_out were not recorded")
     assert not (tmp_path / "repro").exists()
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from rewritten import Passes, rewritten
 from strangers import PROMPT, Fault, run
 
 from crossval import receipt, taps
@@ -65,19 +67,33 @@ def test_each_verdict(
 def test_a_defect_the_direct_comparison_tolerates_is_a_defect(
     model_path: Path, record: Record, tmp_path: Path
 ) -> None:
-    fault = Fault(scaled=(("blk.1.ffn_act", 1.0005),))
+    fault = Fault(scaled=(("result_output", 1.0005),))
     code, made = diff(model_path, record("other", fault), record(), tmp_path)
     assert (code, made["verdict"], made["parity"]["status"]) == (1, "candidate_defect", "parity")
     assert made["first_divergence"] is None
     found = made["audit"]["candidate"]["first_guilty"]
-    assert (found["tap"], found["pass_index"], found["n_beyond"]) == ("blk.1.ffn_act", 0, 1)
+    assert (found["tap"], found["pass_index"], found["n_beyond"]) == ("result_output", 0, 1)
     states = {row["tap"]: row["status"] for row in made["audit"]["candidate"]["rows"]}
-    # the recording was changed, not the engine: the operation that reads it did not see the change
-    assert {tap for tap, state in states.items() if state != "ok"} == {"blk.1.ffn_act", "blk.1.ffn_out"}
+    assert {tap for tap, state in states.items() if state != "ok"} == {"result_output"}
+
+
+def test_one_value_that_nothing_read_is_the_recordings(model_path: Path, record: Record, tmp_path: Path) -> None:
+    fault = Fault(scaled=(("blk.1.ffn_act", 1.0005),))
+    code, made = diff(model_path, record("other", fault), record(), tmp_path)
+    assert (code, made["verdict"], made["parity"]["status"]) == (3, "incomplete", "parity")
+    (found,) = made["audit"]["candidate"]["misrecorded"]
+    assert (found["taps"], found["passes"]) == (["blk.1.ffn_act"], [0, 1, 2])
 
 
 def test_values_that_are_not_finite_convict(model_path: Path, record: Record, tmp_path: Path) -> None:
-    code, made = diff(model_path, record("other"), record(fault=Fault(invalid="blk.0.kqv_out")), tmp_path)
+    def change(passes: Passes) -> None:
+        for given in passes:
+            for name, tap in given.items():
+                if taps.execution_index(name, 2) >= taps.execution_index("blk.0.kqv_out", 2):
+                    tap.array[...] = np.nan
+
+    wrong = rewritten(record(), tmp_path / "nan", change)
+    code, made = diff(model_path, record("other"), wrong, tmp_path)
     assert (code, made["verdict"]) == (1, "reference_defect")
     found = made["audit"]["reference"]["first_guilty"]
     assert (found["tap"], found["status"], found["ratio"]) == ("blk.0.kqv_out", "invalid", None)
@@ -168,5 +184,5 @@ def test_a_diagnosis_says_how_to_reproduce_it_without_paths(
     assert str(golden.parent) not in out.read_text()
     _, made = diff(model_path, record("other"), golden, tmp_path)
     assert made["diagnosis"][0]["command"] == (
-        f"crossval diff {record('other').name} {golden.name} --model {model_path.name} --decode 2 --repro repro"
+        f"crossval diff {record('other').name} {golden.name} --model {model_path.name} --decode 1 --repro repro"
     )

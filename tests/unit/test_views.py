@@ -158,7 +158,7 @@ def test_nan_is_reported_and_does_not_take_the_comparison_along(
 ) -> None:
     nan = record(name="mine", fault=Fault(invalid="blk.1.l_out"))
     result = run("diff", nan, golden, "--model", model_path, "--causal", "--receipt", tmp_path / "r.json")
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == 3, result.output
     assert "note: no causal view: candidate: blk.1.l_out holds NaN" in result.stdout
     assert "no tolerance would do" in result.stdout
 

@@ -8,10 +8,11 @@ from typing import Literal
 
 from crossval.arbitrate import Verdict, arbitrate
 from crossval.audit.checks import AuditResult, OpCheck
+from crossval.audit.recording import settle
 from crossval.diagnose import Diagnosis
 from tests.zoo.catalogue import CASES
-from tests.zoo.detect import audited, named
-from tests.zoo.fault import Case
+from tests.zoo.detect import Replay, audited, named
+from tests.zoo.fault import Case, TraceFault
 from tests.zoo.names import is_right, patterns
 from tests.zoo.recording import Difference, first_difference
 from tests.zoo.world import World, is_about_tokens
@@ -34,6 +35,8 @@ class Outcome:
     """Verdicts with the faulty engine on either side and the healthy one on the other."""
     diagnosis: Diagnosis | None = None
     """None where the case was not diagnosed."""
+    acquitted: bool = False
+    """Whether the recording is blamed, although the engine is wrong; asked where the case was diagnosed."""
 
     @property
     def in_place(self) -> bool:
@@ -93,9 +96,14 @@ def _outcome(world: World, case: Case, diagnosed: bool) -> Outcome:
     faulty, healthy = world.faulty(case), world.healthy(base)
     wrong, right = audited(faulty, world.weights(base)), world.healthy_audit(base)
     diagnosis = named(faulty, wrong, world.weights(base)) if diagnosed else None
-    return Outcome(
-        case, first_difference(healthy, faulty), wrong.first_guilty, *_verdicts(wrong, right), diagnosis
-    )
+    acquitted = False
+    if diagnosed and not isinstance(
+        case.fault, TraceFault
+    ):  # which changes what an engine recorded, and only that
+        runner = Replay(faulty)
+        acquitted = bool(settle(runner, wrong, runner.plan, world.weights(base)).result.misrecorded)
+    shown = first_difference(healthy, faulty)
+    return Outcome(case, shown, wrong.first_guilty, *_verdicts(wrong, right), diagnosis, acquitted)
 
 
 def _verdicts(wrong: AuditResult, right: AuditResult) -> tuple[Verdict, Verdict]:

@@ -1,0 +1,216 @@
+"""What a wrongly recorded array holds: another tensor, or its own of another pass, scaled, in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval import taps
+from crossval.errors import BadInputError
+from crossval.geometry import token_axis
+from crossval.ops import Op, op_table
+from crossval.runners.base import PassPlan, PassRecord, Runner, TapArray
+from crossval.spec_weights import SpecWeights
+from crossval.variants.context import Context, Inapplicable, of_records, widen
+
+NEAR = 1e-3
+"""Relative L2 of half of the tokens at least: what rounding to binary16 before the operation leaves."""
+FLIPPED = 0.02
+"""Of every token: what int8 values at rounding ties leave."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Instead:
+    """What was recorded, as far as it can be told, and what to change."""
+
+    what: str
+    remedy: str
+    exact: bool = False
+    """It holds another recorded array to the last bit."""
+
+
+_IN_PLACE = {
+    ("q", "q_rope"): "copy the tensor before RoPE turns it in place",
+    ("k", "k_rope"): "copy the tensor before RoPE turns it in place",
+    ("kq", "kq_soft_max"): "copy the scores before softmax is taken in place",
+    ("ffn_gate", "ffn_act"): "copy the tensor before the activation is applied in place",
+    ("l_out", "result_norm"): "record the sum before the final norm: the last hidden state that is handed out is "
+    "normed already",
+}
+"""Recorded instead of what -> what to do about it."""
+_COPY = "copy the tensor as soon as it has been computed"
+
+
+def find(runner: Runner, plans: Sequence[PassPlan], place: tuple[int, str], weights: SpecWeights) -> Instead:
+    """Say what is in an array that was recorded wrongly; runs the passes again.
+
+    Raises:
+        UnavailableError, EngineCrashError: from the runner.
+    """
+    index, tap = place
+    records = _capture(runner, plans, place, weights.config.n_layers)
+    taken = records[index].taps[tap]
+    n_bad = int(np.count_nonzero(~np.isfinite(taken.array)))
+    if n_bad and taps.parse(tap).tap != "kq":
+        return Instead(f"{n_bad} of {taken.array.size} values are not finite, and nothing read them", _COPY)
+    found = _of_same_bits(records, place) or _of_another_pass(records, place)
+    if found is not None:
+        return found
+    (op,) = (op for op in op_table(weights.config) if op.output == tap)
+    return _near(op, records, index, weights) or Instead("what it holds is none of the tensors around it", _COPY)
+
+
+def bits(runner: Runner, plans: Sequence[PassPlan], place: tuple[int, str], weights: SpecWeights) -> bool:
+    """Return whether an array holds another recorded one to the last bit."""
+    return find(runner, plans, place, weights).exact
+
+
+def _capture(runner: Runner, plans: Sequence[PassPlan], place: tuple[int, str], n_layers: int) -> list[PassRecord]:
+    """Run all passes; what lies around the array up to its own, the array alone in those behind it."""
+    index, tap = place
+    layer = taps.parse(tap).layer
+    near = [n_layers - 1] if layer is None else [layer, *([layer + 1] if layer + 1 < n_layers else [])]
+    residual = [f"blk.{i}.{name}" for i in range(n_layers) for name in ("ffn_inp", "l_out")]
+    around = dict.fromkeys(
+        [*taps.INPUT_TAPS, *residual, *(n for i in near for n in taps.layer_taps(i)), "result_norm"]
+    )
+    runner.reset()
+    records = []
+    for at, plan in enumerate(plans):
+        names = [*around, *([] if tap in around else [tap])] if at <= index else [tap]
+        given = runner.eval(plan.token_ids, names).taps
+        records.append(PassRecord(plan, {name: given[name] for name in names if name in given}))
+    return records
+
+
+# --- another recorded array -----------------------------------------------------------------------------------
+
+
+def _of_same_bits(records: Sequence[PassRecord], place: tuple[int, str]) -> Instead | None:
+    """Return the tensor of the same pass whose bits it holds: the nearest later one, else the nearest earlier."""
+    index, tap = place
+    taken, own = records[index].taps[tap], taps.execution_index(tap, 1 << 20)
+    same = [
+        name
+        for name, other in records[index].taps.items()
+        if name != tap and _same(taken, other, token_axis(tap) == 0)
+    ]
+    if not same:
+        return None
+    at = {name: taps.execution_index(name, 1 << 20) for name in same}
+    later = [name for name in same if at[name] > own]
+    # several hold one buffer's last contents when every copy was taken at the end: the last one is what it is
+    name = max(later, key=at.__getitem__) if later else max(same, key=at.__getitem__)
+    held = f"in pass {index} it holds {name} to the last bit"
+    pair = taps.parse(tap).tap, taps.parse(name).tap
+    if pair in _IN_PLACE:
+        return Instead(held, _IN_PLACE[pair], exact=True)
+    if later:
+        return Instead(held, f"{_COPY}: its buffer is used again for {name}", exact=True)
+    return Instead(
+        held, f"record it under its own name, after its operation has run: {name} comes before it", exact=True
+    )
+
+
+def _same(a: TapArray, b: TapArray, by_row: bool) -> bool:
+    if a.array.size != b.array.size or (by_row and a.rows != b.rows):
+        return False
+    return bool(a.array.any()) and a.array.tobytes() == b.array.tobytes()
+
+
+def _of_another_pass(records: Sequence[PassRecord], place: tuple[int, str]) -> Instead | None:
+    index, tap = place
+    taken = records[index].taps[tap]
+    for other, record in enumerate(records):
+        found = record.taps.get(tap)
+        if other != index and found is not None and _same(replace(found, rows=taken.rows), taken, by_row=True):
+            what = f"in pass {index} it holds its own values of pass {other} to the last bit"
+            return Instead(what, "copy the tensor in every pass: its buffer is used again", exact=True)
+    return None
+
+
+# --- computed from what is recorded ---------------------------------------------------------------------------
+
+
+def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeights) -> Instead | None:
+    """Compare with what the specification computes from the tensor's own inputs, and with what is made of that."""
+    try:
+        context = of_records(op, records, weights.config, weights, index=index)
+    except BadInputError:
+        return None
+    expected = context.expected.reshape(context.recorded.shape)
+    recorded = widen(context.recorded)
+    axis = token_axis(op.output)
+    for name, made in _permuted(op, expected, weights.config.n_heads):
+        if _fits(recorded, made, axis):
+            return Instead(
+                f"in pass {index} it holds its own values with the axes in the order {name}",
+                "write the array in the order of docs/trace-format.md, the last axis running fastest",
+            )
+    factor = _factor(context, recorded, expected)
+    if factor is not None:
+        return Instead(
+            f"in pass {index} it holds {factor:.4g} times its values",
+            "record the tensor as docs/trace-format.md defines it, before it is scaled or after",
+        )
+    for reader in op_table(weights.config):
+        if reader.inputs and reader.inputs[0] == op.output and reader.output not in records[index].taps:
+            try:
+                others = [_input(name, context) for name in reader.inputs[1:]]
+                loaded = [weights[name] for name in reader.weights]
+                made = reader.function(expected, *others, *loaded)
+            except (Inapplicable, ValueError):
+                continue
+            if made.size == recorded.size and _fits(recorded, made.reshape(recorded.shape), axis):
+                pair = op.name, reader.name
+                remedy = _IN_PLACE.get(pair, f"{_COPY}: its buffer is used again for {reader.output}")
+                return Instead(f"in pass {index} it holds what {reader.output} has to be", remedy)
+    return None
+
+
+def _factor(context: Context, recorded: Array, expected: Array) -> float | None:
+    """Return by how much all values are multiplied; of scores, those that the mask shows."""
+    if context.visible is not None:
+        recorded, expected = (np.where(context.visible, a, 0.0) for a in (recorded, expected))
+    square = float(np.sum(expected * expected))
+    factor = float(np.sum(recorded * expected)) / square if square else 0.0
+    return factor if factor and _fits(recorded, factor * expected, context.token_axis) else None
+
+
+def _input(name: str, context: Context) -> Array:
+    return np.asarray(context.positions) if name == "positions" else np.asarray(context.tap(name))
+
+
+def _permuted(op: Op, expected: Array, n_heads: int) -> Iterator[tuple[str, Array]]:
+    """Yield the array as it comes out when its axes are written in another order."""
+    shape = expected.shape
+    views: list[tuple[Array, tuple[str, ...]]]
+    if len(shape) == 3:
+        by_head = op.name in ("kq", "kq_soft_max")
+        views = [(expected, ("head", "token", "key") if by_head else ("token", "head", "feature"))]
+    else:
+        views = [(expected, ("token", "feature"))]
+        if op.name in ("kqv_out", "attn_sub_norm"):
+            views.append((expected.reshape(shape[0], n_heads, -1), ("token", "head", "feature")))
+    for view, names in views:
+        for order in permutations(range(view.ndim)):
+            if order != tuple(range(view.ndim)):
+                made = view.transpose(order).reshape(shape)
+                if not np.array_equal(made, expected):
+                    yield ", ".join(names[i] for i in order), made
+
+
+def _fits(recorded: Array, made: Array, axis: int) -> bool:
+    others = tuple(i for i in range(recorded.ndim) if i != axis)
+    off = np.sqrt(np.sum((recorded - made) ** 2, axis=others))
+    size = np.sqrt(np.sum(made * made, axis=others))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.where(off == 0, 0.0, off / size)
+    return bool(np.median(distance) <= NEAR and np.max(distance) <= FLIPPED)

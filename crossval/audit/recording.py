@@ -1,0 +1,255 @@
+"""Recorded wrongly: is it the engine that is wrong, or what was written down of it?
+
+An operation that computes wrongly passes its wrong output on, and what reads it fits that output. A tensor that
+was recorded wrongly (its buffer overwritten by a later operation, a query copied after RoPE turned it in place)
+was read by nothing: the operation that makes it and those that read it are beyond their bounds, and all of them
+are right once the tensor is treated as if it had not been recorded. Only then is the recording to blame. The audit
+goes on as if the tensor were missing, so nothing is proven about it, and the engine cannot get a clean audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from crossval import taps
+from crossval.audit import feeding, held_instead
+from crossval.audit.checks import (
+    AuditResult,
+    CheckStatus,
+    Misrecorded,
+    OpCheck,
+    decide,
+    first_guilty,
+    unless_misrecorded,
+)
+from crossval.audit.held_instead import Instead
+from crossval.audit.run import Place, Progress, audit
+from crossval.ops import Op, op_table
+from crossval.runners.altered import Hidden
+from crossval.runners.base import PassPlan, Runner
+from crossval.spec_weights import SpecWeights
+
+MOST_GROUPS = 8
+"""Operations (each in all layers) whose outputs are suspected; more than this is no slip of the recording."""
+SWALLOWED = ("ffn_gate", "kq")
+"""What reads these may turn NaN or infinity into an ordinary number: fitting outputs prove nothing about them."""
+
+_WRONG = ("guilty", "invalid")
+
+
+@dataclass(frozen=True)
+class Settled:
+    """An audit after the recording was questioned, and the runner that gives what can be relied on."""
+
+    result: AuditResult
+    runner: Runner
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Who reads what, over all passes of one audit."""
+
+    readers: Mapping[str, tuple[Op, ...]]
+    by_output: Mapping[str, Op]
+    n_passes: int
+
+    @classmethod
+    def of(cls, ops: Sequence[Op], n_passes: int) -> Graph:
+        """Build it from the table of operations."""
+        readers: dict[str, list[Op]] = {}
+        for op in ops:
+            for name in op.inputs:
+                readers.setdefault(name, []).append(op)
+        return cls({name: tuple(read) for name, read in readers.items()}, {op.output: op for op in ops}, n_passes)
+
+    def direct(self, place: Place) -> list[Place]:
+        """Return the outputs of the operations that read a tensor; a cache is read in all later passes too."""
+        index, tap = place
+        found = [(index, op.output) for op in self.readers.get(tap, ())]
+        state = self.by_output[tap].appends_to
+        if state is not None:
+            later = range(index, self.n_passes)
+            found += [(at, op.output) for at in later for op in self.readers.get(state, ())]
+        return found
+
+    def frontier(self, place: Place, recorded: Collection[Place]) -> set[Place]:
+        """Return the recorded tensors that a tensor reaches without passing another recorded one."""
+        found: set[Place] = set()
+        seen: set[Place] = set()
+        pending = self.direct(place)
+        while pending:
+            at = pending.pop()
+            if at in seen:
+                continue
+            seen.add(at)
+            if at in recorded:
+                found.add(at)
+            else:
+                pending += self.direct(at)
+        return found
+
+
+def settle(
+    runner: Runner,
+    result: AuditResult,
+    plans: Sequence[PassPlan],
+    weights: SpecWeights,
+    *,
+    progress: Progress | None = None,
+) -> Settled:
+    """Find out whether a guilty audit is the recording's fault; return what is left when it is treated as missing.
+
+    ``result.misrecorded`` then says which tensors they are. The runner is the one given when nothing was found.
+
+    Raises:
+        UnavailableError, EngineCrashError: from the runner.
+    """
+    told: list[Misrecorded] = []
+    for reading in (feeding.other_order, feeding.other_tokens):
+        other = reading(runner, plans, weights) if _reads_positions(result) else None
+        if other is not None:
+            (tried,) = audit([other.runner], other.plans, weights, progress=progress)
+            if not _reads_positions(tried) and len(_guilty(tried)) < len(_guilty(result)):
+                runner, plans, result = other.runner, other.plans, tried
+                told.append(other.misrecorded)
+    if result.verdict != "guilty":
+        return Settled(_without(result, (), told, weights.config.n_layers), runner)
+    search = _Search(
+        checks=_by_place(result.checks),
+        graph=Graph.of(op_table(weights.config), len(plans)),
+        again=lambda places: audit([runner], plans, weights, progress=progress, distrusted=places)[0],
+        exact=lambda place: held_instead.bits(runner, plans, place, weights),
+    )
+    found, final = search.run()
+    if final is None:
+        return Settled(_without(result, (), told, weights.config.n_layers), runner)
+    told += [
+        _describe(members, held_instead.find(runner, plans, min(members, key=_order), weights))
+        for members in _groups(found)
+    ]
+    return Settled(_without(final, found, told, weights.config.n_layers), Hidden(runner, found))
+
+
+def _guilty(result: AuditResult) -> set[Place]:
+    return {(check.pass_index, check.tap) for check in result.checks if check.status in _WRONG}
+
+
+def _reads_positions(result: AuditResult) -> bool:
+    """Return whether an operation is guilty that reads token ids or positions, or a segment from them on."""
+    first = {"inp_embd", "blk.0.l_out", "blk.0.q_rope", "blk.0.k_rope"}
+    return any(check.status in _WRONG and check.tap in first for check in result.checks)
+
+
+def _without(
+    final: AuditResult, found: Collection[Place], told: Sequence[Misrecorded], n_layers: int
+) -> AuditResult:
+    """Take what was recorded wrongly out of an audit that did not rely on it."""
+    checks = tuple(check for check in final.checks if (check.pass_index, check.tap) not in found)
+    verdict = unless_misrecorded(decide(checks, final.n_ops, final.n_covered), len(told))
+    first = first_guilty(checks, n_layers)
+    return replace(final, checks=checks, first_guilty=first, verdict=verdict, misrecorded=tuple(told))
+
+
+# --- searching ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One guilty audit, and how to do it again without relying on some of the tensors."""
+
+    checks: Mapping[Place, OpCheck]
+    graph: Graph
+    again: Callable[[Collection[Place]], AuditResult]
+    exact: Callable[[Place], bool]
+    """Whether a tensor holds another recorded one to the last bit."""
+
+    def run(self) -> tuple[set[Place], AuditResult | None]:
+        """Return the tensors that were recorded wrongly and the audit that does not rely on them, or nothing."""
+        guilty = {place for place, check in self.checks.items() if check.status in _WRONG}
+        groups = _groups(self._suspects(guilty))
+        if not groups or len(groups) > MOST_GROUPS:
+            return set(), None
+        suspects = set().union(*groups)
+        last = self.again(suspects)
+        found = self._confirmed(suspects, suspects, last)
+        for members in (
+            groups if len(groups) > 1 else ()
+        ):  # an engine's mistake among them spoils what is behind it
+            rest = members - found
+            if rest:
+                found |= self._confirmed(rest, found | rest, self.again(found | rest))
+        if not found:
+            return set(), None
+        final = last if found == suspects else self.again(found)
+        left = {place for place, check in _by_place(final.checks).items() if check.status in _WRONG}
+        held = self._confirmed(found, found, final) == found
+        return (found, final) if held and left <= guilty else (set(), None)
+
+    def _suspects(self, guilty: Collection[Place]) -> set[Place]:
+        """Return guilty tensors that what reads them does not fit; of values not finite, what reads them fits."""
+        found = set()
+        for place in guilty:
+            check, states = self.checks[place], self._states(place, (), self.checks)
+            unread = check.status == "invalid" and "finite" in (check.note or "") and set(states) == {"ok"}
+            if unread and taps.parse(place[1]).tap not in SWALLOWED:
+                found.add(place)
+            if check.status == "guilty" and "guilty" in states:
+                found.add(place)
+        return found
+
+    def _states(
+        self, place: Place, distrusted: Collection[Place], checks: Mapping[Place, OpCheck]
+    ) -> list[CheckStatus]:
+        """Return how the first recorded tensors behind one were judged."""
+        recorded = {at for at, check in self.checks.items() if at not in distrusted and check.status != "invalid"}
+        return [checks[at].status for at in self.graph.frontier(place, recorded)]
+
+    def _confirmed(
+        self, members: Collection[Place], distrusted: Collection[Place], tried: AuditResult
+    ) -> set[Place]:
+        """Return those of the distrusted tensors that are wrong themselves and behind which everything fits.
+
+        Within a tolerance is not enough, unless the tensor holds another one's values to the last bit.
+        """
+        checks = _by_place(tried.checks)
+        found = set()
+        for place in members:
+            states = set(self._states(place, distrusted, checks))
+            fit = states == {"ok"} or (states in ({"within"}, {"ok", "within"}) and self.exact(place))
+            if fit and checks[place].status in _WRONG:
+                found.add(place)
+        return found
+
+
+def _by_place(checks: Iterable[OpCheck]) -> dict[Place, OpCheck]:
+    return {(check.pass_index, check.tap): check for check in checks}
+
+
+# --- saying it ------------------------------------------------------------------------------------------------
+
+
+def _order(place: Place) -> tuple[int, int]:
+    return place[0], taps.execution_index(place[1], 1 << 20)
+
+
+def _groups(places: Iterable[Place]) -> list[set[Place]]:
+    """Put the same operation of all layers and passes together, in execution order."""
+
+    def name(place: Place) -> str:
+        return taps.parse(place[1]).tap
+
+    together = [set(group) for _, group in groupby(sorted(places, key=name), key=name)]
+    return sorted(together, key=lambda group: min(map(_order, group)))
+
+
+def _describe(members: Collection[Place], instead: Instead) -> Misrecorded:
+    names = sorted({tap for _, tap in members}, key=lambda tap: taps.execution_index(tap, 1 << 20))
+    return Misrecorded(
+        kind="tap",
+        taps=tuple(names),
+        passes=tuple(sorted({index for index, _ in members})),
+        explanation=instead.what,
+        remedy=instead.remedy,
+    )
