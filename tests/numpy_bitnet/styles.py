@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.floating[Any]]
+LANES_HELD = 1 << 18
+"""Accumulators held at a time."""
 Dot = Callable[[Array, Array], Array]
 """``a (..., n)`` and ``b (..., m, n)`` -> ``(..., m)``: every row of ``a`` with every row of ``b``."""
 
@@ -29,7 +31,10 @@ def lanes(width: int) -> Dot:
     """Return a sum in ``width`` accumulators, one step after the other, then a halving tree."""
 
     def dot(a: Array, b: Array) -> Array:
-        n = a.shape[-1]
+        n, step = a.shape[-1], max(1, LANES_HELD // (b.size // b.shape[-1] * width))
+        if a.shape[-2] > step:
+            parts = [dot(a[..., at : at + step, :], b) for at in range(0, a.shape[-2], step)]
+            return np.concatenate(parts, axis=-2)
         pad = -n % width
         if pad:
             a, b = (np.concatenate([x, np.zeros((*x.shape[:-1], pad), x.dtype)], -1) for x in (a, b))
