@@ -1,6 +1,6 @@
 """False alarms: healthy engines in many situations, each of which has to be parity (``python -m tests.healthy``).
 
-With ``--recordings``: engines of many arithmetics, of which less and less was recorded (``tests.healthy_recordings``).
+With ``--recordings``: engines of many arithmetics, and less and less recorded (``tests.healthy_recordings``).
 
 Every run draws a model, a prompt, threads and a kernel from its own number, so that run 137 is the same
 today and tomorrow. The reference is live bitnet.cpp where it is built, and otherwise our engine in another

@@ -1,4 +1,4 @@
-"""What the product says of a recording: the verdict, the exit code and the first finding, as a receipt has them."""
+"""What the product says of a recording: verdict, exit code and first finding, as a receipt has them."""
 
 from __future__ import annotations
 
