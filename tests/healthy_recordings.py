@@ -1,8 +1,8 @@
 """False alarms on what people record: every healthy arithmetic, every choice of taps.
 
-``python -m tests.healthy --recordings`` runs it. The engine is ``tests/numpy_bitnet`` in one of its styles, or ours
-with one of its kernel families; the reference is our engine, recorded over the same passes. Right engines are never a
-defect and never a divergence: they are parity, or (exit code 3) what was recorded does not show that they are.
+``python -m tests.healthy --recordings`` runs it. The engine is ``tests/numpy_bitnet`` in one of its styles, or
+ours with one of its kernel families; the reference is our engine, recorded over the same passes. Right engines are
+never a defect and never a divergence: they are parity, or (exit code 3) what was recorded does not show it.
 """
 
 from __future__ import annotations

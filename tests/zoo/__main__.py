@@ -2,6 +2,7 @@
 
 ``python -m tests.zoo > docs/zoo.md``: every fault in every place, all taps recorded.
 ``python -m tests.zoo --recordings > docs/recordings.md``: every fault, less and less recorded.
+``python -m tests.zoo --drawn 400 --seed 1``: faults whose family, parameter and place are drawn at random.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from tests.zoo import coarse, coarse_table
+from tests.zoo import coarse, coarse_table, drawn
 from tests.zoo.catalogue import CASES, FAULTS
 from tests.zoo.fault import FAMILIES, Fault
 from tests.zoo.outcome import Outcome, outcomes
@@ -46,8 +47,24 @@ def main() -> int:
     parser.add_argument(
         "--everywhere", action="store_true", help="with --recordings: every place, not one a fault"
     )
+    parser.add_argument("--drawn", type=int, metavar="N", help="draw N faults at random")
+    parser.add_argument("--seed", type=int, default=1, help="of the drawing (default 1)")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first drawn fault")
     asked = parser.parse_args()
+    if asked.drawn is not None:
+        return _drawn(asked.drawn, asked.seed, asked.first)
     return _recordings(asked.everywhere) if asked.recordings else _all_taps()
+
+
+def _drawn(n: int, seed: int, first: int) -> int:
+    """Print what became of faults drawn at random; 1 when one was missed, misplaced or misnamed."""
+    results: list[drawn.DrawnOutcome] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for one in drawn.outcomes(n, seed, Path(folder), first=first):
+            results.append(one)
+            _progress(len(results), n)
+    print("\n".join(drawn.report(results)))
+    return 0 if all(one.detected and one.side and one.op and one.naming != "wrong" for one in results) else 1
 
 
 def _recordings(everywhere: bool) -> int:

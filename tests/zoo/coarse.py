@@ -26,8 +26,8 @@ from tests.zoo.recording import PROMPT, Recording
 from tests.zoo.world import World, is_about_tokens
 
 Place = Literal["found", "elsewhere", "other side", "differs", "open", "parity", "not recorded"]
-"""``differs``: the engines differ, where is not said; ``open``: exit code 3; ``not recorded``: what was changed is not
-in this recording, and what is left of it is right."""
+"""``differs``: the engines differ, where is not said; ``open``: exit code 3; ``not recorded``: what was changed is
+not in this recording, and what is left of it is right."""
 WRONG: tuple[Place, ...] = ("parity", "elsewhere", "other side")
 """What must not happen."""
 GREEDY = "greedy"
