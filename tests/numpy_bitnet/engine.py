@@ -218,7 +218,9 @@ class Engine:
                 return dot(codes / scale, signs * ws)
             case _:
                 if self.style.residual == "fused":
-                    self.memory["unrounded"] = blas_integers(codes, signs).astype(np.float64) / scale * m.scale
+                    exact = blas_integers(codes, signs).astype(np.float64) / scale * m.scale
+                    self.memory["unrounded"] = exact
+                    return exact.astype(codes.dtype)
                 return blas_integers(codes, signs) / scale * ws
 
     def rope(self, x: Array, positions: np.ndarray, **rounded: Callable[[Array], Array]) -> Array:

@@ -1,11 +1,12 @@
-"""Healthy engines raise no alarm; ``python -m tests.healthy`` makes 500 runs."""
+"""Healthy engines raise no alarm; ``python -m tests.healthy [--recordings]`` makes 500 runs."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests import healthy
+from tests import healthy, healthy_recordings
 from tests.families import FAMILIES
+from tests.recordings import RECORDINGS
 
 N_RUNS = 12
 
@@ -26,3 +27,18 @@ def test_no_false_alarm_against_the_engine_in_another_configuration() -> None:
 @pytest.mark.live
 def test_no_false_alarm_against_bitnet_cpp(bitnet_cpp_library) -> None:
     check(live=True)
+
+
+def test_no_false_alarm_on_what_people_record(tmp_path) -> None:
+    n_runs, first = 10, 4 * len(healthy_recordings.ENGINES)
+    seen = list(healthy_recordings.run(n_runs, tmp_path, first=first))
+    assert len(seen) == n_runs * len(RECORDINGS)
+    assert [one for one in seen if one[2].exit_code not in (0, 3)] == []
+    assert {judged.exit_code for _, kept, judged in seen if kept == "all taps"} == {0}
+
+
+def test_every_engine_takes_its_turn() -> None:
+    drawn = [healthy_recordings.Situation.draw(number) for number in range(len(healthy_recordings.ENGINES))]
+    assert [one.engine for one in drawn] == list(healthy_recordings.ENGINES)
+    assert len(drawn) > 12
+    assert drawn == [healthy_recordings.Situation.draw(number) for number in range(len(drawn))]

@@ -1,7 +1,7 @@
 """Faults drawn at random: a family, its parameter, a place, an engine and a model, all from one seed and number.
 
-They are mistakes of ``tests/numpy_bitnet``, so that everything behind the first wrong tensor is computed from it, as
-in a real engine. No code and no list of values is shared with ``crossval.variants``.
+They are mistakes of ``tests/numpy_bitnet``, so that everything behind the first wrong tensor is computed from it,
+as in a real engine. No code and no list of values is shared with ``crossval.variants``.
 """
 
 from __future__ import annotations
@@ -72,14 +72,15 @@ class Drawn:
     @property
     def id(self) -> str:
         """What repeats it, and what it is."""
-        return f"{self.seed}:{self.number} {self.family} ({self.what}), {self.tap}, {self.pass_kind}, {self.style.name}"
+        place = f"{self.tap}, {self.pass_kind}, {self.style.name}"
+        return f"{self.seed}:{self.number} {self.family} ({self.what}), {place}"
 
 
 Draw = Callable[[Random, "families.Site"], families.Planned]
 
 
 def draw(seed: int, number: int, attempt: int = 0) -> Drawn:
-    """Return fault ``number``: families in turn, all else drawn; ``attempt``: another drawing of the same number."""
+    """Return fault ``number``: families in turn, all else drawn; ``attempt``: draws the same number again."""
     rng = Random(f"{seed}/{number}/{attempt}")
     name, plan = families.FAMILIES[number % len(families.FAMILIES)]
     shape = rng.choice(list(SHAPES))

@@ -73,9 +73,9 @@ def placed(seed: int, number: int, models: dict[str, Model]) -> tuple[Drawn, Rec
         decoded = [one.plan.token_ids[0] for one in faulty.passes[1:]]
         healthy = record(model, fault.prompt, fault.n_decode, fault.style, forced=decoded)
         shown = first_difference(healthy, faulty)
-        if shown is not None and (shown.tap, shown.pass_kind) == (fault.tap, fault.pass_kind):
-            if _distance(healthy, faulty, shown.pass_index, shown.tap) > VISIBLE:
-                return fault, faulty
+        in_place = shown is not None and (shown.tap, shown.pass_kind) == (fault.tap, fault.pass_kind)
+        if in_place and _distance(healthy, faulty, shown.pass_index, shown.tap) > VISIBLE:
+            return fault, faulty
     raise AssertionError(f"no attempt at drawn fault {seed}:{number} shows where it was put")
 
 

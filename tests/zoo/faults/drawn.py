@@ -1,4 +1,4 @@
-"""Families of faults with parameters, as mistakes of the NumPy engine: what is drawn, and what becomes of the op."""
+"""Families of faults with parameters, as mistakes of the NumPy engine: what is drawn, what the op becomes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from tests.numpy_bitnet.styles import Array
 
 BITLINEARS = tuple(TENSORS)
 NORMS = ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")
-PLAIN = ("attn_norm", *BITLINEARS, "q_rope", "k_rope", "kqv_out", "attn_sub_norm", "ffn_inp", "ffn_norm", "ffn_act",
-         "ffn_out", "ffn_sub_norm", "l_out")  # fmt: skip
+PLAIN = (
+    "attn_norm", *BITLINEARS, "q_rope", "k_rope", "kqv_out", "attn_sub_norm", "ffn_inp", "ffn_norm", "ffn_act",
+    "ffn_out", "ffn_sub_norm", "l_out",
+)  # fmt: skip
 """Operations whose output has tokens first."""
 BOTH = (None, None, "prefill", "decode")
 PROMPT = ("prefill",)
