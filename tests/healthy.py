@@ -133,10 +133,13 @@ def main(n_runs: int, first: int, recordings: bool) -> None:
 
 def _recordings(n_runs: int, first: int) -> int:
     """Print every false alarm with the number that repeats it, and what became of each engine's runs."""
+    library = find_library()
     counts: Counter[tuple[str, str, int]] = Counter()
     start_s, alarms = time.perf_counter(), 0
     with tempfile.TemporaryDirectory() as folder:
-        for situation, kept, judged in healthy_recordings.run(n_runs, Path(folder), first=first):
+        for situation, kept, judged in healthy_recordings.run(
+            n_runs, Path(folder), first=first, library=library.path if library else None
+        ):
             counts[situation.engine, kept, judged.exit_code] += 1
             if judged.exit_code not in (0, 3):
                 alarms += 1
@@ -144,7 +147,8 @@ def _recordings(n_runs: int, first: int) -> int:
     click.echo("\n".join(healthy_recordings.table(counts)))
     by_code = {code: sum(n for (_, _, one), n in counts.items() if one == code) for code in (0, 3)}
     click.echo(
-        f"{n_runs} runs, {counts.total()} recordings: {by_code[0]} parity, {by_code[3]} not shown (exit code 3), "
+        f"{n_runs} runs against {'live bitnet.cpp' if library else 'our engine'}, {counts.total()} recordings: "
+        f"{by_code[0]} parity, {by_code[3]} not shown (exit code 3), "
         f"{alarms} false alarms, in {time.perf_counter() - start_s:.0f} s"
     )
     return 1 if alarms else 0

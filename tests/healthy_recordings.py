@@ -1,8 +1,9 @@
 """False alarms on what people record: every healthy arithmetic, every choice of taps.
 
 ``python -m tests.healthy --recordings`` runs it. The engine is ``tests/numpy_bitnet`` in one of its styles, or
-ours with one of its kernel families; the reference is our engine, recorded over the same passes. Right engines are
-never a defect and never a divergence: they are parity, or (exit code 3) what was recorded does not show it.
+ours with one of its kernel families, live or recorded; the reference is bitnet.cpp where it is built and otherwise
+our engine, recorded over the same passes. Right engines are never a defect and never a divergence: they are
+parity, or (exit code 3) what was recorded does not show it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from bitnet_py._native import kernel_families
 from bitnet_py.resources import default_model_path
 from bitnet_py.synth import SynthConfig, write_model
 from bitnet_py.synth_random import Stream
+from crossval import taps
 from crossval.geometry import pass_kind
-from crossval.runners.base import PassPlan
+from crossval.runners.base import PassPlan, Runner
+from crossval.runners.bitnet_cpp import BitnetCppRunner
 from crossval.runners.bitnet_py import BitnetPyRunner
 from tests.judged import Judged, judge
 from tests.numpy_bitnet.model import Model
 from tests.numpy_bitnet.recorded import only, record
-from tests.numpy_bitnet.styles import STYLES
+from tests.numpy_bitnet.runner import NumpyBitnetRunner
+from tests.numpy_bitnet.styles import STYLES, Style
 from tests.recordings import RECORDINGS
 from tests.zoo.detect import Replay
 from tests.zoo.recording import Recording
@@ -55,6 +59,16 @@ class Situation:
     model: str
     n_tokens: int
     n_decode: int
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the engine runs under the harness; otherwise it was recorded. A prompt in pieces is recorded."""
+        return self.number // len(ENGINES) % 2 == 1 and self.style is not None and self.style.split is None
+
+    @property
+    def style(self) -> Style | None:
+        """The arithmetic; None: one of our own engine's kernels."""
+        return next((one for one in STYLES if one.name == self.engine), None)
 
     @classmethod
     def draw(cls, number: int) -> Situation:
@@ -93,9 +107,8 @@ def engine_recording(situation: Situation, model: Model) -> Recording:
     """Return what the situation's engine computes, with every tap."""
     stream = Stream(situation.number, "healthy prompt")
     prompt = [stream.below(len(model.embedding)) for _ in range(situation.n_tokens)]
-    style = next((one for one in STYLES if one.name == situation.engine), None)
-    if style is not None:
-        return record(model, prompt, situation.n_decode, style)
+    if situation.style is not None:
+        return record(model, prompt, situation.n_decode, situation.style)
     with BitnetPyRunner(model.path, n_threads=2, kernel=situation.engine.split(", ")[1]) as runner:
         return ours(runner, _greedy_plans(runner, prompt, situation.n_decode))
 
@@ -111,33 +124,42 @@ def _greedy_plans(runner: BitnetPyRunner, prompt: list[int], n_decode: int) -> l
     return plans
 
 
-def ours(runner: BitnetPyRunner, plans: list[PassPlan]) -> Recording:
-    """Return what our engine computes over passes, with every tap."""
-    names = runner.available_taps
-    assert names is not None
+def ours(runner: Runner, plans: list[PassPlan], n_layers: int | None = None) -> Recording:
+    """Return what an engine computes over passes, with every tap."""
+    names = runner.available_taps or taps.all_taps(n_layers or 0)
     return Recording(runner.identity, [runner.eval(plan.token_ids, names) for plan in plans])
 
 
-def run(n_runs: int, folder: Path, *, first: int = 0) -> Iterator[tuple[Situation, str, Judged]]:
-    """Yield every situation with every recording, and what the product says."""
+def run(
+    n_runs: int, folder: Path, *, first: int = 0, library: Path | None = None
+) -> Iterator[tuple[Situation, str, Judged]]:
+    """Yield every situation with every recording, and what the product says; ``library``: of bitnet.cpp, which is
+    then the reference instead of our engine."""
     models = Models(folder)
     with ExitStack() as stack:
-        references: dict[str, BitnetPyRunner] = {}
+        references: dict[str, Runner] = {}
         for number in range(first, first + n_runs):
             situation = Situation.draw(number)
             model = models[situation.model]
             if situation.model not in references:
-                references[situation.model] = stack.enter_context(BitnetPyRunner(model.path, n_threads=1))
+                references[situation.model] = stack.enter_context(
+                    BitnetPyRunner(model.path, n_threads=1) if library is None
+                    else BitnetCppRunner(model.path, library=library, n_threads=1)
+                )  # fmt: skip
             made = engine_recording(situation, model)
             plans = [one.plan for one in made.passes]
             runner = references[situation.model]
             runner.reset()
-            reference = ours(runner, plans)
+            reference = ours(runner, plans, model.n_layers)
             n_prompt = len(plans) - situation.n_decode
             prompt = [token for plan in plans[:n_prompt] for token in plan.token_ids]
             for kept in RECORDINGS:
+                engine: Runner = Replay(only(made, kept.keeps))
+                if situation.is_live:
+                    assert situation.style is not None
+                    engine = NumpyBitnetRunner(model, situation.style, keeps=kept.keeps)
                 found = judge(
-                    Replay(only(made, kept.keeps)), Replay(reference), prompt, model.path,
+                    engine, Replay(reference), prompt, model.path,
                     n_layers=model.n_layers, n_decode=situation.n_decode,
                 )  # fmt: skip
                 yield situation, kept.name, found

@@ -109,11 +109,11 @@ TRUE_TAP = {"k_cache": "kq", "v_cache": "kqv_out"}
 """What is stored wrongly shows first in the operation that reads it."""
 
 
-def first_place(mistake: Mistake) -> str:
-    """Return the full name of the first tap that a mistake makes wrong."""
-    ops = mistake.ops
+def first_place(mistake: Mistake, op: str | None = None) -> str:
+    """Return the full name of the first tap that a mistake makes wrong; of one of its operations, if given."""
+    op = op or mistake.ops[0]
     layer = 0 if mistake.layers is None else min(mistake.layers)
-    return f"blk.{layer}.{TRUE_TAP.get(ops[0], ops[0])}"
+    return f"blk.{layer}.{TRUE_TAP.get(op, op)}"
 
 
 def in_layers(mistake: Mistake, layers: Sequence[int]) -> Mistake:

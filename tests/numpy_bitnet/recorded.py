@@ -35,15 +35,16 @@ def record(
     engine = Engine(model, style, mistakes)
     size = style.split or len(prompt)
     pieces = [tuple(prompt[at : at + size]) for at in range(0, len(prompt), size)]
-    passes = [_pass(engine, piece) for piece in pieces]
+    passes = [one_pass(engine, piece) for piece in pieces]
     for i in range(n_decode):
         logits = passes[-1].taps["result_output"].array[-1]
         token = int(np.nan_to_num(logits).argmax()) if forced is None else forced[i]
-        passes.append(_pass(engine, (token,)))
+        passes.append(one_pass(engine, (token,)))
     return Recording(EngineIdentity("numpy", numerics=numerics or Numerics()), passes)
 
 
-def _pass(engine: Engine, tokens: tuple[int, ...]) -> PassRecord:
+def one_pass(engine: Engine, tokens: tuple[int, ...]) -> PassRecord:
+    """Run the next pass with every tap."""
     start = engine.start
     kind: PassKind = "decode" if start and len(tokens) == 1 else "prefill"
     taps = {

@@ -11,7 +11,7 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from tests.zoo import coarse, coarse_table, drawn
 from tests.zoo.catalogue import CASES, FAULTS
 from tests.zoo.fault import FAMILIES, Fault
 from tests.zoo.outcome import Outcome, outcomes
+from tests.zoo.unstated import unstated_cells
 from tests.zoo.world import World, is_about_tokens
 
 HOW = {"c": "engine", "weights": "file", "trace": "trace"}
@@ -71,18 +72,20 @@ def _recordings(everywhere: bool) -> int:
     """Print the table of recordings; 1 when a broken engine got parity or the place is wrong."""
     cases = CASES if everywhere else coarse.first_places()
     with tempfile.TemporaryDirectory() as folder:
-        cells: list[coarse.Cell] = []
-        for cell in coarse.cells(World(Path(folder)), cases):
-            cells.append(cell)
-            if cell.place in ("parity", "elsewhere", "other side"):
-                print(
-                    f"\r{cell.place}: {cell.case.id}, {cell.recording}: {cell.verdict} {cell.said}",
-                    file=sys.stderr,
-                )
-            print(f"\r{len(cells)} of {len(cases) * len(coarse.COLUMNS)}", end="", file=sys.stderr)
-    print(file=sys.stderr)
-    print(coarse_table.document(cells))
-    return 1 if any(cell.place in coarse.WRONG for cell in cells) else 0
+        cells = list(_told(coarse.cells(World(Path(folder)), cases)))
+    unstated = list(_told(unstated_cells()))
+    print(coarse_table.document(cells, unstated))
+    return 1 if any(cell.place in coarse.WRONG for cell in [*cells, *unstated]) else 0
+
+
+def _told(cells: Iterable[coarse.Cell]) -> Iterator[coarse.Cell]:
+    """Say on stderr what is wrong, and how many there are."""
+    for number, cell in enumerate(cells, 1):
+        if cell.place in coarse.WRONG:
+            print(f"{cell.place}: {cell.id}, {cell.recording}: {cell.verdict} {cell.said}", file=sys.stderr)
+        if number % 100 == 0:
+            print(f"{number} cells", file=sys.stderr)
+        yield cell
 
 
 def _progress(done: int, total: int) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 from crossval.audit.checks import OpCheck
 from crossval.greedy import compare_greedy
 from crossval.ops import SpecConfig, op_table
-from crossval.runners.base import PassPlan, PassRecord
+from crossval.runners.base import PassPlan, PassRecord, Runner
 from crossval.runners.bitnet_py import BitnetPyRunner
 from crossval.runners.spec import SpecRunner
 from tests.judged import Judged, judge
@@ -43,7 +43,9 @@ EVERYWHERE = {"file-eps-1e-6": NORMS | {"result_norm"}, "file-rope-base-10000": 
 class Cell:
     """One fault at one place, as one recording shows it."""
 
-    case: Case
+    fault: str
+    id: str
+    """The fault in its place."""
     recording: str
     place: Place
     verdict: str
@@ -104,14 +106,14 @@ def _cells(world: World, references: References, case: Case, recordings: Collect
         if kept.name not in recordings:
             continue
         if isinstance(case.fault, TraceFault) and not kept.keeps(case.tap):
-            yield Cell(case, kept.name, "not recorded", "")
+            yield Cell(case.fault.name, case.id, kept.name, "not recorded", "")
             continue
         found = judge(
             Replay(only(faulty, kept.keeps)), Replay(references.over(base, plans)), plans[0].token_ids,
             world.model(base), n_layers=SHAPE.n_layers, n_decode=len(plans) - 1,
         )  # fmt: skip
         place = placed(found, true_places(case, config), case.pass_kind, kept.keeps, config)
-        yield Cell(case, kept.name, place, found.verdict, _said(found.guilty))
+        yield Cell(case.fault.name, case.id, kept.name, place, found.verdict, said(found.guilty))
     if GREEDY in recordings:
         yield _greedy(world, case)
 
@@ -137,7 +139,8 @@ def placed(
     return "found" if later and right else "elsewhere"
 
 
-def _said(check: OpCheck | None) -> str:
+def said(check: OpCheck | None) -> str:
+    """Return where a finding is."""
     return "" if check is None else f"{check.tap}, {check.pass_kind}"
 
 
@@ -160,7 +163,7 @@ def _greedy(world: World, case: Case) -> Cell:
     """Compare tokens with the right engine, which states the same arithmetic."""
     fault = case.fault
     if isinstance(fault, TraceFault):
-        return Cell(case, GREEDY, "not recorded", "")
+        return Cell(fault.name, case.id, GREEDY, "not recorded", "")
     right = world.model(fault.base)
     if fault.how == "c":
         make = partial(_Faulty, right, switch=world.select, selection=case.selection)
@@ -169,6 +172,12 @@ def _greedy(world: World, case: Case) -> Cell:
     with ExitStack() as stack:
         candidate = stack.enter_context(make())
         reference = stack.enter_context(BitnetPyRunner(right, n_threads=1))
-        found = compare_greedy(candidate, reference, PROMPT, GREEDY_STEPS, n_layers=SHAPE.n_layers)
-    place: Place = {"parity": "parity", "divergence": "differs"}.get(found.verdict, "open")  # type: ignore[assignment]
-    return Cell(case, GREEDY, place, found.verdict)
+        verdict, place = judged_greedy(candidate, reference, PROMPT, SHAPE.n_layers)
+    return Cell(fault.name, case.id, GREEDY, place, verdict)
+
+
+def judged_greedy(candidate: Runner, reference: Runner, prompt: Sequence[int], n_layers: int) -> tuple[str, Place]:
+    """Return what ``crossval greedy`` says of two entered engines, and what that is about a broken candidate."""
+    found = compare_greedy(candidate, reference, prompt, GREEDY_STEPS, n_layers=n_layers)
+    places: dict[str, Place] = {"parity": "parity", "divergence": "differs"}
+    return found.verdict, places.get(found.verdict, "open")

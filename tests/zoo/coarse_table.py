@@ -10,6 +10,7 @@ from tests.recordings import RECORDINGS
 from tests.zoo.catalogue import FAULTS
 from tests.zoo.coarse import COLUMNS, GREEDY, GREEDY_STEPS, Cell, Place
 from tests.zoo.fault import FAMILIES
+from tests.zoo.unstated import LAYER
 
 HEAD = f"""# What less recording costs
 
@@ -44,17 +45,27 @@ HOLDS = {
 }
 
 
-def document(cells: Sequence[Cell]) -> str:
-    """Return the page."""
+UNSTATED = """## An engine that does not say how it rounds
+
+The same for `tests/numpy_bitnet`, an engine in NumPy that shares no formula with the harness and states no
+numerics, so that every allowed reading has to be tried; on the shipped model, beside our engine. In all layers, and
+in layer {} alone.
+"""
+
+
+def document(cells: Sequence[Cell], unstated: Sequence[Cell]) -> str:
+    """Return the page: the faults of the zoo, and those of an engine that states no numerics."""
     lines = [HEAD + "\n".join(f"| {k.name} | {k.why} | {HOLDS[k.name]} |" for k in RECORDINGS) + "\n"]
-    lines += [*summary(cells), *_families(cells)]
+    lines += ["## Result\n", *summary(cells), *_families(cells)]
+    mistakes = [*dict.fromkeys(cell.fault for cell in unstated)]
+    lines += [UNSTATED.format(LAYER), *summary(unstated), *rows_of(mistakes, unstated)]
     return "\n".join(lines)
 
 
 def summary(cells: Sequence[Cell]) -> list[str]:
     """Return how often each outcome happened."""
     counts = Counter((cell.place, cell.recording) for cell in cells)
-    lines = ["## Result\n", f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for place, meaning in MEANING.items():
         row = [str(counts[place, column]) for column in COLUMNS]
         lines.append(f"| {place}: {meaning} | {' | '.join(row)} |")
@@ -62,22 +73,26 @@ def summary(cells: Sequence[Cell]) -> list[str]:
 
 
 def _families(cells: Sequence[Cell]) -> list[str]:
-    by_fault: dict[tuple[str, str], Counter[Place]] = {}
-    for cell in cells:
-        by_fault.setdefault((cell.case.fault.name, cell.recording), Counter())[cell.place] += 1
     lines = []
     for family, faults in groupby(sorted(FAULTS, key=lambda f: f.family), key=lambda f: f.family):
-        rows = [
-            f"| `{fault.name}` | "
-            + " | ".join(_cell(by_fault.get((fault.name, column), Counter())) for column in COLUMNS)
-            + " |"
-            for fault in faults
-            if any((fault.name, column) in by_fault for column in COLUMNS)
-        ]
+        rows = rows_of([fault.name for fault in faults], cells)
         if rows:
-            lines += [f"## {family}. {FAMILIES[family - 1]}\n", f"| fault | {' | '.join(COLUMNS)} |",
-                      "|---" * (len(COLUMNS) + 1) + "|", *rows, ""]  # fmt: skip
+            lines += [f"## {family}. {FAMILIES[family - 1]}\n", *rows]
     return lines
+
+
+def rows_of(names: Sequence[str], cells: Sequence[Cell]) -> list[str]:
+    """Return the table of some faults; nothing when there is nothing about them."""
+    found: dict[tuple[str, str], Counter[Place]] = {}
+    for cell in cells:
+        found.setdefault((cell.fault, cell.recording), Counter())[cell.place] += 1
+    rows = [
+        f"| `{name}` | {' | '.join(_cell(found.get((name, column), Counter())) for column in COLUMNS)} |"
+        for name in names
+        if any((name, column) in found for column in COLUMNS)
+    ]
+    head = [f"| fault | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    return [*head, *rows, ""] if rows else []
 
 
 def _cell(counts: Counter[Place]) -> str:
