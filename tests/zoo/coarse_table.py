@@ -48,8 +48,8 @@ HOLDS = {
 UNSTATED = """## An engine that does not say how it rounds
 
 The same for `tests/numpy_bitnet`, an engine in NumPy that shares no formula with the harness and states no
-numerics, so that every allowed reading has to be tried; on the shipped model, beside our engine. In all layers, and
-in layer {} alone.
+numerics, so that every allowed reading has to be tried; on the shipped model, beside our engine. In all layers,
+and in layer {} alone.
 """
 
 
