@@ -65,7 +65,7 @@ def test_a_drawn_fault_is_the_same_every_time():
     ],
 )
 def test_a_name_is_right_with_its_words_and_numbers(said, fits):
-    assert Right(("code table",), (-2, -1, 0)).fits(said) == fits
+    assert Right(("code table",), ((-2, -1, 0),)).fits(said) == fits
 
 
 def test_a_mistake_can_show_at_what_reads_it(world):

@@ -30,17 +30,18 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?(?:/\d+)?
 
 @dataclass(frozen=True)
 class Right:
-    """What a right diagnosis says: one of these words, and every one of these numbers."""
+    """What a right diagnosis says: one of these words, and all numbers of one of these choices."""
 
     words: tuple[str, ...]
-    numbers: tuple[float, ...] = ()
+    choices: tuple[tuple[float, ...], ...] = ((),)
 
     def fits(self, said: str) -> bool:
         """Return whether a diagnosis (name and sentence) is right."""
         lower = said.lower()
         found = [_value(text) for text in _NUMBER.findall(lower)]
-        return any(word.lower() in lower for word in self.words) and all(
-            any(abs(one - number) <= 2e-3 * max(abs(number), 1e-12) for one in found) for number in self.numbers
+        return any(word.lower() in lower for word in self.words) and any(
+            all(any(abs(one - number) <= 2e-3 * max(abs(number), 1e-12) for one in found) for number in numbers)
+            for numbers in self.choices
         )
 
 
@@ -97,7 +98,7 @@ def draw(seed: int, number: int, attempt: int = 0) -> Drawn:
         Mistake(name, made.ops or (made.op,), made.code, layers, kind),
         made.op if outside else f"blk.{layer}.{made.op}",
         kind or "prefill",
-        Right(made.words, made.numbers),
+        Right(made.words, (made.numbers, *made.or_numbers)),
         shape,
         rng.choice(ENGINES),
         tuple(rng.randrange(VOCAB_SIZE) for _ in range(n_tokens)),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 
@@ -18,12 +19,15 @@ from tests.numpy_bitnet.model import Model
 from tests.numpy_bitnet.recorded import record
 from tests.zoo.detect import Replay
 from tests.zoo.draw import SHAPES, VOCAB_SIZE, Drawn, draw
-from tests.zoo.outcome import Naming
 from tests.zoo.recording import Recording, first_difference
 
 VISIBLE = 1e-3
 """Least relative L2 distance, of the worst token, that a fault must make: more than any rounding."""
 ATTEMPTS = 20
+
+
+Naming = Literal["right", "listed", "undetermined", "wrong"]
+"""``listed``: undetermined, and the truth is among the explanations that are given as equal."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +99,20 @@ def _judged(fault: Drawn, faulty: Recording, model: Model, reference: BitnetPyRu
     )
     guilty = found.guilty
     diagnosis = found.finding.diagnosis if found.finding else None
-    said = "nothing" if diagnosis is None else f"{diagnosis.name}: {diagnosis.explanation}"
-    naming: Naming = "undetermined"
-    if diagnosis is not None and diagnosis.determined:
-        naming = "right" if fault.right.fits(said) else "wrong"
+    said, naming = "nothing", "undetermined"
+    if diagnosis is not None:
+        said = "; ".join(
+            [f"{diagnosis.name}: {diagnosis.explanation}", *(one.name for one in diagnosis.candidates)]
+        )
+        fits = fault.right.fits(said)
+        naming = ("right" if fits else "wrong") if diagnosis.determined else "listed" if fits else "undetermined"
     return DrawnOutcome(
         fault,
         found.verdict,
         side=found.verdict == "candidate_defect",
         layer=guilty is not None and guilty.tap.rpartition(".")[0] == fault.tap.rpartition(".")[0],
         op=guilty is not None and (guilty.tap, guilty.pass_kind) == (fault.tap, fault.pass_kind),
-        naming=naming,
+        naming=cast(Naming, naming),
         said=said,
     )
 
@@ -114,15 +121,15 @@ def report(results: Sequence[DrawnOutcome]) -> list[str]:
     """Return the counts, by family, and every fault that was not named right."""
     names = ("detected", "side", "layer", "op")
     lines = [
-        f"| family | faults | {' | '.join(names)} | named right | undetermined | wrong name |",
-        "|---" * (len(names) + 5) + "|",
+        f"| family | faults | {' | '.join(names)} | named right | among equals | undetermined | wrong name |",
+        "|---" * (len(names) + 6) + "|",
     ]
     families = [*dict.fromkeys(one.fault.family for one in results), None]
     for family in families:
         mine = [one for one in results if family in (None, one.fault.family)]
         naming = Counter(one.naming for one in mine)
         counts = [sum(getattr(one, name) for one in mine) for name in names]
-        cells = [len(mine), *counts, naming["right"], naming["undetermined"], naming["wrong"]]
+        cells = [len(mine), *counts, *(naming[one] for one in ("right", "listed", "undetermined", "wrong"))]
         lines.append(f"| {family or 'all'} | {' | '.join(map(str, cells))} |")
     lines.append("")
     named = {one.fault.family: one for one in results if one.naming == "right"}

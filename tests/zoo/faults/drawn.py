@@ -55,11 +55,13 @@ class Planned:
     what: str
     code: Callable[[Call], Array]
     words: tuple[str, ...]
+    """One of them is in a right name, and these numbers (or those of ``or_numbers``)."""
     numbers: tuple[float, ...] = ()
     kinds: tuple[str | None, ...] = BOTH
     ops: tuple[str, ...] = ()
     """All operations that the code replaces, where there are more."""
     layer: int | None = None
+    or_numbers: tuple[tuple[float, ...], ...] = ()
 
 
 def _flat(call: Call, change: Callable[[Array], Array]) -> Array:
@@ -132,7 +134,7 @@ def weight_scale(rng: Random, site: Site) -> Planned:
     def code(call: Call) -> Array:
         return call.right(*call.inputs) * call.inputs[0].dtype.type(factor)
 
-    return Planned(rng.choice(BITLINEARS), f"scale x {factor}", code, ("scale", "factor", "times"), (factor,))
+    return Planned(rng.choice(BITLINEARS), f"scale x {factor}", code, ("scale", "times"))
 
 
 def row_groups(rng: Random, site: Site) -> Planned:
@@ -167,7 +169,9 @@ def rows_zero(rng: Random, site: Site) -> Planned:
         weights[first : last + 1] = 0
         return _with(call, weights)
 
-    return Planned(op, f"weight rows {first} to {last} are zero", code, ("zero", "missing", "row"))
+    return Planned(
+        op, f"weight rows {first} to {last} are zero", code, ("weight row", "rows of the weight", "matrix row")
+    )
 
 
 def columns_zero(rng: Random, site: Site) -> Planned:
@@ -256,7 +260,14 @@ def score_scale(rng: Random, site: Site) -> Planned:
     def code(call: Call) -> Array:
         return call.right(*call.inputs, scale=factor / np.sqrt(call.engine.model.head_dim))
 
-    return Planned("kq_soft_max", f"score scale x {factor}", code, ("scale", "factor", "times"))
+    return Planned(
+        "kq_soft_max",
+        f"score scale x {factor}",
+        code,
+        ("scale",),
+        (factor,),
+        or_numbers=((factor / site.head_dim**0.5,),),
+    )
 
 
 def head_count(rng: Random, site: Site) -> Planned:
@@ -272,7 +283,9 @@ def head_count(rng: Random, site: Site) -> Planned:
         x, positions = call.inputs
         return call.right(x.reshape(len(x), -1, other), positions).reshape(x.shape)
 
-    return Planned(op, f"heads of {other} features", code, ("head", "scale", "pairs"))
+    return Planned(
+        op, f"heads of {other} features", code, ("head", "scale"), (other,), or_numbers=((other**-0.5,),)
+    )
 
 
 def rope_base(rng: Random, site: Site) -> Planned:
@@ -378,7 +391,7 @@ def token_residue(rng: Random, site: Site) -> Planned:
         return _flat(call, change)
 
     what = f"tokens with t mod {m} in {left} hold {value:g}"
-    return Planned(rng.choice(BITLINEARS), what, code, ("mod", "token"), (m,), PROMPT)
+    return Planned(rng.choice(BITLINEARS), what, code, ("mod", "tokens"), (), PROMPT)
 
 
 def token_limit(rng: Random, site: Site) -> Planned:
@@ -391,7 +404,9 @@ def token_limit(rng: Random, site: Site) -> Planned:
 
         return _flat(call, change)
 
-    return Planned(rng.choice(PLAIN), f"tokens from {limit} on are zero", code, ("token",), (), PROMPT)
+    return Planned(
+        rng.choice(PLAIN), f"tokens from {limit} on are zero", code, ("tokens from", "limit"), (limit,), PROMPT
+    )
 
 
 def another_row(rng: Random, site: Site) -> Planned:
@@ -468,7 +483,7 @@ def embedding_shard(rng: Random, site: Site) -> Planned:
         right[np.asarray(call.tokens) >= limit] = 0
         return right
 
-    return Planned("inp_embd", f"rows of token ids from {limit} on are zero", code, ("id", "row"))
+    return Planned("inp_embd", f"rows of token ids from {limit} on are zero", code, ("ids", "embedding row"))
 
 
 def factor_of_the_ends(rng: Random, site: Site) -> Planned:
