@@ -75,3 +75,12 @@ def test_a_mistake_can_show_at_what_reads_it(world):
     assert answers(config, "blk.1.v", BY_NAME["every third `l_out`"].keeps) == {"blk.2.l_out"}
     assert answers(config, "blk.1.v", BY_NAME["all taps"].keeps) == {"blk.1.v"}
     assert answers(config, "blk.3.kq", BY_NAME["every third `l_out`"].keeps) == {"result_norm"}
+
+
+def test_a_scale_that_the_sub_norm_takes_away_leaves_no_trace(world):
+    """The recording of every l_out is the right engine's; another mistake of that matrix is not."""
+    healthy = world.healthy("plain")
+    for name, hidden in (("file-scale-one", True), ("file-read-sequentially", False)):
+        faulty = world.faulty(next(case for case in coarse.first_places() if case.fault.name == name))
+        assert coarse.leaves_no_trace(healthy, faulty, BY_NAME["every `l_out`"].keeps) == hidden
+        assert not coarse.leaves_no_trace(healthy, faulty, BY_NAME["all taps"].keeps)

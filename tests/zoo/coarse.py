@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from crossval.audit.checks import OpCheck
+from crossval.geometry import token_axis
 from crossval.greedy import compare_greedy
 from crossval.ops import SpecConfig, op_table
 from crossval.runners.base import PassPlan, PassRecord, Runner
@@ -25,9 +30,13 @@ from tests.zoo.models import SHAPE
 from tests.zoo.recording import PROMPT, Recording
 from tests.zoo.world import World, is_about_tokens
 
-Place = Literal["found", "elsewhere", "other side", "differs", "open", "parity", "not recorded"]
-"""``differs``: the engines differ, where is not said; ``open``: exit code 3; ``not recorded``: what was changed is
-not in this recording, and what is left of it is right."""
+Place = Literal["found", "elsewhere", "other side", "differs", "open", "parity", "no trace", "not recorded"]
+"""``differs``: the engines differ, where is not said; ``open``: exit code 3; ``no trace``: parity, and all that is
+recorded is as the right engine computes it, up to rounding; ``not recorded``: what was changed in a trace is not
+in this recording, and what is left of it is right."""
+Array = npt.NDArray[Any]
+ROUNDING = 32 * 2.0**-24
+"""Relative L2 distance of a token that right arithmetics have from each other: 2e-6."""
 WRONG: tuple[Place, ...] = ("parity", "elsewhere", "other side")
 """What must not happen."""
 GREEDY = "greedy"
@@ -113,6 +122,8 @@ def _cells(world: World, references: References, case: Case, recordings: Collect
             world.model(base), n_layers=SHAPE.n_layers, n_decode=len(plans) - 1,
         )  # fmt: skip
         place = placed(found, true_places(case, config), case.pass_kind, kept.keeps, config)
+        if place == "parity" and leaves_no_trace(world.healthy(base), faulty, kept.keeps):
+            place = "no trace"
         yield Cell(case.fault.name, case.id, kept.name, place, found.verdict, said(found.guilty))
     if GREEDY in recordings:
         yield _greedy(world, case)
@@ -137,6 +148,26 @@ def placed(
     later = pass_kind == "prefill" or found.guilty.pass_kind == "decode"
     right = any(found.guilty.tap in answers(config, tap, keeps) for tap in places)
     return "found" if later and right else "elsewhere"
+
+
+def leaves_no_trace(healthy: Recording, faulty: Recording, keeps: Callable[[str], bool]) -> bool:
+    """Return whether all that was recorded of a broken engine is what the right one computes, up to rounding."""
+    return [one.plan for one in healthy.passes] == [one.plan for one in faulty.passes] and all(
+        _distance(right.taps[name].array, tap.array, token_axis(name)) <= ROUNDING
+        for right, wrong in zip(healthy.passes, faulty.passes, strict=True)
+        for name, tap in wrong.taps.items()
+        if keeps(name)
+    )
+
+
+def _distance(right: Array, wrong: Array, axis: int) -> float:
+    """Return the relative L2 distance of the worst token."""
+    if right.shape != wrong.shape:
+        return math.inf
+    a, b = (np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64) for x in (right, wrong))
+    size = np.maximum(np.linalg.norm(a, axis=-1), np.finfo(np.float32).tiny)
+    worst = float(np.max(np.linalg.norm(a - b, axis=-1) / size))
+    return worst if math.isfinite(worst) else math.inf
 
 
 def said(check: OpCheck | None) -> str:

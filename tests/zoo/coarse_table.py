@@ -31,6 +31,7 @@ MEANING: dict[Place, str] = {
     "elsewhere": "the right side, the wrong place",
     "other side": "the wrong side",
     "parity": "PARITY, on a broken engine",
+    "no trace": "PARITY, and rightly: what was recorded is as the right engine computes it, up to rounding (2e-6)",
     "not recorded": "the fault is in the trace, and this recording does not contain it",
 }
 MARK: dict[Place, str] = {"parity": "**PARITY**", "elsewhere": "**elsewhere**", "other side": "**other side**",

@@ -17,7 +17,7 @@ from tests.numpy_bitnet.model import Model
 from tests.numpy_bitnet.recorded import only, record
 from tests.numpy_bitnet.runner import NumpyBitnetRunner
 from tests.recordings import RECORDINGS
-from tests.zoo.coarse import GREEDY, Cell, judged_greedy, placed, said
+from tests.zoo.coarse import GREEDY, Cell, judged_greedy, leaves_no_trace, placed, said
 from tests.zoo.detect import Replay
 
 PROMPT = (1019, 273, 271, 220, 17, 10, 17, 30)
@@ -42,6 +42,8 @@ def unstated_cells(names: Sequence[str] = tuple(MISTAKES)) -> Iterator[Cell]:
 
 def _cells(model: Model, config: SpecConfig, reference: BitnetPyRunner, mistake: Mistake) -> Iterator[Cell]:
     faulty = record(model, PROMPT, N_DECODE, mistakes=[mistake])
+    decoded = [one.plan.token_ids[0] for one in faulty.passes[1:]]
+    healthy = record(model, PROMPT, N_DECODE, forced=decoded)
     reference.reset()
     right = ours(reference, [one.plan for one in faulty.passes])
     layers = range(model.n_layers) if mistake.layers is None else sorted(mistake.layers)
@@ -53,6 +55,8 @@ def _cells(model: Model, config: SpecConfig, reference: BitnetPyRunner, mistake:
             n_layers=model.n_layers, n_decode=N_DECODE,
         )  # fmt: skip
         place = placed(found, places, "prefill", kept.keeps, config)
+        if place == "parity" and leaves_no_trace(healthy, faulty, kept.keeps):
+            place = "no trace"
         yield Cell(mistake.name, f"{mistake.name}, {where}", kept.name, place, found.verdict, said(found.guilty))
     candidate = NumpyBitnetRunner(model, mistakes=[mistake])
     verdict, place = judged_greedy(candidate, reference, PROMPT, model.n_layers)
