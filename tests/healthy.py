@@ -138,7 +138,7 @@ def _recordings(n_runs: int, first: int) -> int:
     start_s, alarms = time.perf_counter(), 0
     with tempfile.TemporaryDirectory() as folder:
         for situation, kept, judged in healthy_recordings.run(
-            n_runs, Path(folder), first=first, library=library.path if library else None
+            range(first, first + n_runs), Path(folder), library=library.path if library else None
         ):
             counts[situation.engine, kept, judged.exit_code] += 1
             if judged.exit_code not in (0, 3):

@@ -9,7 +9,7 @@ parity, or (exit code 3) what was recorded does not show it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from tests.numpy_bitnet.model import Model
 from tests.numpy_bitnet.recorded import only, record
 from tests.numpy_bitnet.runner import NumpyBitnetRunner
 from tests.numpy_bitnet.styles import STYLES, Style
-from tests.recordings import RECORDINGS
+from tests.recordings import RECORDINGS, Kept
 from tests.zoo.detect import Replay
 from tests.zoo.recording import Recording
 
@@ -131,14 +131,16 @@ def ours(runner: Runner, plans: list[PassPlan], n_layers: int | None = None) -> 
 
 
 def run(
-    n_runs: int, folder: Path, *, first: int = 0, library: Path | None = None
+    numbers: Iterable[int], folder: Path, *, recordings: Sequence[Kept] = RECORDINGS, library: Path | None = None
 ) -> Iterator[tuple[Situation, str, Judged]]:
-    """Yield every situation with every recording, and what the product says; ``library``: of bitnet.cpp, which is
-    then the reference instead of our engine."""
+    """Yield the situations of these numbers with every recording, and what the product says.
+
+    ``library``: of bitnet.cpp, which is then the reference instead of our engine.
+    """
     models = Models(folder)
     with ExitStack() as stack:
         references: dict[str, Runner] = {}
-        for number in range(first, first + n_runs):
+        for number in numbers:
             situation = Situation.draw(number)
             model = models[situation.model]
             if situation.model not in references:
@@ -153,7 +155,7 @@ def run(
             reference = ours(runner, plans, model.n_layers)
             n_prompt = len(plans) - situation.n_decode
             prompt = [token for plan in plans[:n_prompt] for token in plan.token_ids]
-            for kept in RECORDINGS:
+            for kept in recordings:
                 engine: Runner = Replay(only(made, kept.keeps))
                 if situation.is_live:
                     assert situation.style is not None
