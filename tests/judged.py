@@ -9,7 +9,6 @@ from pathlib import Path
 from crossval import evidence
 from crossval.arbitrate import Verdict
 from crossval.audit.checks import OpCheck
-from crossval.audit.summary import audit_verdict
 from crossval.cli.app import EXIT_OF_VERDICT
 from crossval.evidence import Party
 from crossval.examine import Examination, examine
@@ -51,8 +50,6 @@ def verdict_of(found: Examination, reference: Runner) -> Verdict:
     """Return the verdict that a receipt of this examination holds."""
     summary = evidence.summarize_layers(found.result)
     audits = found.audits_json()
-    summary["audit"] = audits
-    verdicts = {side: audit_verdict(audits[side]) for side in evidence.SIDES}
-    evidence.finish_summary("layers", summary, Party(reference.status, reference.identity), None, verdicts)
+    evidence.finish_summary("layers", summary, Party(reference.status, reference.identity), None, audits)
     verdict: Verdict = summary["verdict"]
     return verdict

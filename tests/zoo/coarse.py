@@ -12,13 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from crossval import evidence
 from crossval.audit.checks import OpCheck
+from crossval.cli.app import EXIT_OF_VERDICT
+from crossval.evidence import Party
 from crossval.geometry import token_axis
 from crossval.greedy import compare_greedy
+from crossval.greedy_audit import audit_prompt
 from crossval.ops import SpecConfig, op_table
 from crossval.runners.base import PassPlan, PassRecord, Runner
 from crossval.runners.bitnet_py import BitnetPyRunner
 from crossval.runners.spec import SpecRunner
+from crossval.spec_weights import SpecWeights
 from tests.judged import Judged, judge
 from tests.numpy_bitnet.recorded import only
 from tests.recordings import NORMS, RECORDINGS, answers
@@ -203,12 +208,28 @@ def _greedy(world: World, case: Case) -> Cell:
     with ExitStack() as stack:
         candidate = stack.enter_context(make())
         reference = stack.enter_context(BitnetPyRunner(right, n_threads=1))
-        verdict, place = judged_greedy(candidate, reference, PROMPT, SHAPE.n_layers)
-    return Cell(fault.name, case.id, GREEDY, place, verdict)
+        weights = world.weights(fault.base)
+        verdict, place, where = judged_greedy(
+            candidate, reference, PROMPT, weights, true_places(case, weights.config)
+        )
+    return Cell(fault.name, case.id, GREEDY, place, verdict, where)
 
 
-def judged_greedy(candidate: Runner, reference: Runner, prompt: Sequence[int], n_layers: int) -> tuple[str, Place]:
-    """Return what ``crossval greedy`` says of two entered engines, and what that is about a broken candidate."""
-    found = compare_greedy(candidate, reference, prompt, GREEDY_STEPS, n_layers=n_layers)
-    places: dict[str, Place] = {"parity": "parity", "divergence": "differs"}
-    return found.verdict, places.get(found.verdict, "open")
+def judged_greedy(
+    candidate: Runner, reference: Runner, prompt: Sequence[int], weights: SpecWeights, places: Sequence[str]
+) -> tuple[str, Place, str]:
+    """Return what ``crossval greedy`` says of two entered engines: verdict, how right it is, and where."""
+    result = compare_greedy(candidate, reference, prompt, GREEDY_STEPS, n_layers=weights.config.n_layers)
+    audited = audit_prompt(candidate, reference, result.prompts[0], weights)
+    summary = evidence.summarize_greedy(result)
+    evidence.finish_summary("greedy", summary, Party(reference.status, reference.identity), None, audited.audits)
+    verdict = summary["verdict"]
+    check = next((one.check for one in audited.findings if one.side == "candidate"), None)
+    if verdict != "candidate_defect" or check is None:
+        kinds: dict[int, Place] = {0: "parity", 3: "open"}
+        return (
+            verdict,
+            kinds.get(EXIT_OF_VERDICT[verdict], "differs" if verdict == "divergence" else "other side"),
+            "",
+        )
+    return verdict, "found" if check.tap in places else "elsewhere", said(check)

@@ -101,10 +101,9 @@ def _judged(fault: Drawn, faulty: Recording, model: Model, reference: BitnetPyRu
     diagnosis = found.finding.diagnosis if found.finding else None
     said, naming = "nothing", "undetermined"
     if diagnosis is not None:
-        said = "; ".join(
-            [f"{diagnosis.name}: {diagnosis.explanation}", *(one.name for one in diagnosis.candidates)]
-        )
-        fits = fault.right.fits(said)
+        listed = "; ".join(f"{one.name}: {one.sentence}" for one in diagnosis.candidates)
+        said = f"{diagnosis.name}: {diagnosis.explanation}; {listed}"
+        fits = fault.right.fits(said if diagnosis.determined else listed)
         naming = ("right" if fits else "wrong") if diagnosis.determined else "listed" if fits else "undetermined"
     return DrawnOutcome(
         fault,

@@ -59,5 +59,5 @@ def _cells(model: Model, config: SpecConfig, reference: BitnetPyRunner, mistake:
             place = "no trace"
         yield Cell(mistake.name, f"{mistake.name}, {where}", kept.name, place, found.verdict, said(found.guilty))
     candidate = NumpyBitnetRunner(model, mistakes=[mistake])
-    verdict, place = judged_greedy(candidate, reference, PROMPT, model.n_layers)
-    yield Cell(mistake.name, f"{mistake.name}, {where}", GREEDY, place, verdict)
+    verdict, place, at = judged_greedy(candidate, reference, PROMPT, SpecWeights(model.path), places)
+    yield Cell(mistake.name, f"{mistake.name}, {where}", GREEDY, place, verdict, at)
