@@ -1,5 +1,7 @@
 """False alarms: healthy engines in many situations, each of which has to be parity (``python -m tests.healthy``).
 
+With ``--recordings``: engines of many arithmetics, and less and less recorded (``tests.healthy_recordings``).
+
 Every run draws a model, a prompt, threads and a kernel from its own number, so that run 137 is the same
 today and tomorrow. The reference is live bitnet.cpp where it is built, and otherwise our engine in another
 configuration. What is checked is what ``crossval layers`` checks: the comparison, both audits and the verdict.
@@ -10,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ from crossval.examine import Examination, examine
 from crossval.runners.base import Runner
 from crossval.runners.bitnet_cpp import BitnetCppRunner
 from crossval.runners.bitnet_py import BitnetPyRunner
+from tests import healthy_recordings
 
 SHAPES: dict[str, dict[str, int]] = {
     "two heads share one": {"n_layers": 3, "dim": 256, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 640},
@@ -121,8 +125,36 @@ def run(n_runs: int, *, first: int = 0, live: bool | None = None) -> Iterator[tu
 @click.command(help=__doc__)
 @click.option("--runs", "n_runs", type=click.IntRange(1), default=500, show_default=True)
 @click.option("--first", type=click.IntRange(0), default=0, show_default=True, help="Number of the first run.")
-def main(n_runs: int, first: int) -> None:
+@click.option("--recordings", is_flag=True, help="Many arithmetics, and fewer taps recorded.")
+def main(n_runs: int, first: int, recordings: bool) -> None:
     """Print every run that is not parity, and how many were."""
+    sys.exit(_recordings(n_runs, first) if recordings else _live(n_runs, first))
+
+
+def _recordings(n_runs: int, first: int) -> int:
+    """Print every false alarm with the number that repeats it, and what became of each engine's runs."""
+    library = find_library()
+    counts: Counter[tuple[str, str, int]] = Counter()
+    start_s, alarms = time.perf_counter(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        for situation, kept, judged in healthy_recordings.run(
+            range(first, first + n_runs), Path(folder), library=library.path if library else None
+        ):
+            counts[situation.engine, kept, judged.exit_code] += 1
+            if judged.exit_code not in (0, 3):
+                alarms += 1
+                click.echo(f"{judged.verdict}: {kept}, {situation}, {judged.guilty}")
+    click.echo("\n".join(healthy_recordings.table(counts)))
+    by_code = {code: sum(n for (_, _, one), n in counts.items() if one == code) for code in (0, 3)}
+    click.echo(
+        f"{n_runs} runs against {'live bitnet.cpp' if library else 'our engine'}, {counts.total()} recordings: "
+        f"{by_code[0]} parity, {by_code[3]} not shown (exit code 3), "
+        f"{alarms} false alarms, in {time.perf_counter() - start_s:.0f} s"
+    )
+    return 1 if alarms else 0
+
+
+def _live(n_runs: int, first: int) -> int:
     against = "live bitnet.cpp" if find_library() else "our engine in another configuration"
     start_s, alarms = time.perf_counter(), 0
     for situation, verdict in run(n_runs, first=first):
@@ -131,7 +163,7 @@ def main(n_runs: int, first: int) -> None:
             click.echo(f"{verdict}: {situation}")
     elapsed_s = time.perf_counter() - start_s
     click.echo(f"{n_runs - alarms} of {n_runs} runs parity, against {against}, in {elapsed_s:.0f} s")
-    sys.exit(1 if alarms else 0)
+    return 1 if alarms else 0
 
 
 if __name__ == "__main__":

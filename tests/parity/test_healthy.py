@@ -1,11 +1,12 @@
-"""Healthy engines raise no alarm; ``python -m tests.healthy`` makes 500 runs."""
+"""Healthy engines raise no alarm; ``python -m tests.healthy [--recordings]`` makes 500 runs."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests import healthy
+from tests import healthy, healthy_recordings
 from tests.families import FAMILIES
+from tests.recordings import RECORDINGS
 
 N_RUNS = 12
 
@@ -26,3 +27,21 @@ def test_no_false_alarm_against_the_engine_in_another_configuration() -> None:
 @pytest.mark.live
 def test_no_false_alarm_against_bitnet_cpp(bitnet_cpp_library) -> None:
     check(live=True)
+
+
+def test_no_false_alarm_on_what_people_record(tmp_path) -> None:
+    few, cheap = 8, RECORDINGS[:4]
+    short = [n for n in range(200, 300) if healthy_recordings.Situation.draw(n).n_tokens <= 17][:few]
+    seen = list(healthy_recordings.run(short, tmp_path, recordings=cheap))
+    assert len(seen) == few * len(cheap)
+    assert [one for one in seen if one[2].exit_code not in (0, 3)] == []
+    assert {judged.exit_code for _, kept, judged in seen if kept == "all taps"} == {0}
+    rest = list(healthy_recordings.run(short[:1], tmp_path, recordings=RECORDINGS[4:]))
+    assert {judged.exit_code for _, _, judged in rest} <= {0, 3}
+
+
+def test_every_engine_takes_its_turn() -> None:
+    drawn = [healthy_recordings.Situation.draw(number) for number in range(len(healthy_recordings.ENGINES))]
+    assert [one.engine for one in drawn] == list(healthy_recordings.ENGINES)
+    assert len(drawn) > 12
+    assert drawn == [healthy_recordings.Situation.draw(number) for number in range(len(drawn))]

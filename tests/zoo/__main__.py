@@ -1,17 +1,25 @@
-"""Print the detection table for the documentation: ``python -m tests.zoo > docs/zoo.md``; progress on stderr."""
+"""Print the zoo's tables for the documentation; progress on stderr.
+
+``python -m tests.zoo > docs/zoo.md``: every fault in every place, all taps recorded.
+``python -m tests.zoo --recordings > docs/recordings.md``: every fault, less and less recorded.
+``python -m tests.zoo --drawn 400 --seed 1``: faults whose family, parameter and place are drawn at random.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from tests.zoo import coarse, coarse_table, drawn
 from tests.zoo.catalogue import CASES, FAULTS
 from tests.zoo.fault import FAMILIES, Fault
 from tests.zoo.outcome import Outcome, outcomes
+from tests.zoo.unstated import unstated_cells
 from tests.zoo.world import World, is_about_tokens
 
 HOW = {"c": "engine", "weights": "file", "trace": "trace"}
@@ -32,13 +40,67 @@ The faults share no code with the variants from which the harness takes its name
 
 
 def main() -> int:
-    """Run every case and print the document; 1 when a fault was missed, misplaced or misnamed."""
+    """Run what is asked for; 1 when a fault was missed, misplaced or misnamed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.zoo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recordings", action="store_true", help="faults by what was recorded")
+    parser.add_argument(
+        "--everywhere", action="store_true", help="with --recordings: every place, not one a fault"
+    )
+    parser.add_argument("--drawn", type=int, metavar="N", help="draw N faults at random")
+    parser.add_argument("--seed", type=int, default=1, help="of the drawing (default 1)")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first drawn fault")
+    asked = parser.parse_args()
+    if asked.drawn is not None:
+        return _drawn(asked.drawn, asked.seed, asked.first)
+    return _recordings(asked.everywhere) if asked.recordings else _all_taps()
+
+
+def _drawn(n: int, seed: int, first: int) -> int:
+    """Print what became of faults drawn at random; 1 when one was missed, misplaced or misnamed."""
+    results: list[drawn.DrawnOutcome] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for one in drawn.outcomes(n, seed, Path(folder), first=first):
+            results.append(one)
+            _progress(len(results), n)
+    print("\n".join(drawn.report(results)))
+    return 0 if all(one.detected and one.side and one.op and one.naming != "wrong" for one in results) else 1
+
+
+def _recordings(everywhere: bool) -> int:
+    """Print the table of recordings; 1 when a broken engine got parity or the place is wrong."""
+    cases = CASES if everywhere else coarse.first_places()
+    with tempfile.TemporaryDirectory() as folder:
+        cells = list(_told(coarse.cells(World(Path(folder)), cases)))
+    unstated = list(_told(unstated_cells()))
+    print(coarse_table.document(cells, unstated))
+    return 1 if any(cell.place in coarse.WRONG for cell in [*cells, *unstated]) else 0
+
+
+def _told(cells: Iterable[coarse.Cell]) -> Iterator[coarse.Cell]:
+    """Say on stderr what is wrong, and how many there are."""
+    for number, cell in enumerate(cells, 1):
+        if cell.place in coarse.WRONG:
+            print(f"{cell.place}: {cell.id}, {cell.recording}: {cell.verdict} {cell.said}", file=sys.stderr)
+        if number % 100 == 0:
+            print(f"{number} cells", file=sys.stderr)
+        yield cell
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty() or done % 100 == 0 or done == total:
+        print(f"{done} of {total}", end="\r" if sys.stderr.isatty() and done < total else "\n", file=sys.stderr)
+
+
+def _all_taps() -> int:
+    """Run every case with all taps and print the document."""
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
         results: list[Outcome] = []
         for result in outcomes(world, range(1, len(FAMILIES) + 1)):
             results.append(result)
-            print(f"\r{len(results)} of {len(CASES)}", end="", file=sys.stderr)
+            _progress(len(results), len(CASES))
     print(file=sys.stderr)
     print("\n".join([HEAD, *_summary(results), *_families(results), *_confusions(results)]))
     good = (

@@ -84,6 +84,12 @@ class World:
             finally:
                 self._select = None
 
+    @property
+    def select(self) -> Select:
+        """Switch a C fault on; only inside ``engine_faults``."""
+        assert self._select is not None, "C faults need the faulty library"
+        return self._select
+
     def faulty(self, case: Case, kernel: str | None = None) -> Recording:
         """Return what an engine with this fault computes; C faults only inside ``engine_faults``."""
         fault = case.fault
@@ -93,12 +99,11 @@ class World:
             recording = self.healthy(fault.base).copy()
             fault.change(recording, recording.first_pass(case.pass_kind), case.tap)
             return recording
-        assert self._select is not None, "C faults need the faulty library"
-        self._select(case.selection)
+        self.select(case.selection)
         try:
             return record(self.model(fault.base), kernel)
         finally:
-            self._select("")
+            self.select("")
 
     def damaged(self, case: Case) -> Path:
         """Return a damaged copy of the model file, valid until the next call."""

@@ -1,0 +1,63 @@
+"""Mistakes of an engine that does not say how it rounds, on every choice of taps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+from bitnet_py.resources import default_model_path
+from crossval.ops import SpecConfig
+from crossval.runners.bitnet_py import BitnetPyRunner
+from crossval.spec_weights import SpecWeights
+from tests.healthy_recordings import ours
+from tests.judged import judge
+from tests.numpy_bitnet.engine import Mistake
+from tests.numpy_bitnet.mistakes import MISTAKES, first_place, in_layers
+from tests.numpy_bitnet.model import Model
+from tests.numpy_bitnet.recorded import only, record
+from tests.numpy_bitnet.runner import NumpyBitnetRunner
+from tests.recordings import RECORDINGS
+from tests.zoo.coarse import GREEDY, Cell, judged_greedy, leaves_no_trace, placed, said
+from tests.zoo.detect import Replay
+
+PROMPT = (1019, 273, 271, 220, 17, 10, 17, 30)
+"""What is 2+2?"""
+N_DECODE = 3
+LAYER = 2
+INVISIBLE = frozenset({"eps x 10"})
+"""Mistakes that are smaller than a rounding in the middle of the model: not tried there."""
+
+
+def unstated_cells(names: Sequence[str] = tuple(MISTAKES)) -> Iterator[Cell]:
+    """Yield every mistake, in all layers and in one, with every recording."""
+    path = default_model_path()
+    model, config = Model(path), SpecWeights(path).config
+    with ExitStack() as stack:
+        reference = stack.enter_context(BitnetPyRunner(path, n_threads=1))
+        for name in names:
+            for mistake in (MISTAKES[name], in_layers(MISTAKES[name], [LAYER])):
+                if mistake.layers is None or name not in INVISIBLE:
+                    yield from _cells(model, config, reference, mistake)
+
+
+def _cells(model: Model, config: SpecConfig, reference: BitnetPyRunner, mistake: Mistake) -> Iterator[Cell]:
+    faulty = record(model, PROMPT, N_DECODE, mistakes=[mistake])
+    decoded = [one.plan.token_ids[0] for one in faulty.passes[1:]]
+    healthy = record(model, PROMPT, N_DECODE, forced=decoded)
+    reference.reset()
+    right = ours(reference, [one.plan for one in faulty.passes])
+    layers = range(model.n_layers) if mistake.layers is None else sorted(mistake.layers)
+    places = [first_place(in_layers(mistake, [layer]), op) for layer in layers for op in mistake.ops]
+    where = "all layers" if mistake.layers is None else f"layer {LAYER}"
+    for kept in RECORDINGS:
+        found = judge(
+            Replay(only(faulty, kept.keeps)), Replay(right), PROMPT, model.path,
+            n_layers=model.n_layers, n_decode=N_DECODE,
+        )  # fmt: skip
+        place = placed(found, places, "prefill", kept.keeps, config)
+        if place == "parity" and leaves_no_trace(healthy, faulty, kept.keeps):
+            place = "no trace"
+        yield Cell(mistake.name, f"{mistake.name}, {where}", kept.name, place, found.verdict, said(found.guilty))
+    candidate = NumpyBitnetRunner(model, mistakes=[mistake])
+    verdict, place, at = judged_greedy(candidate, reference, PROMPT, SpecWeights(model.path), places)
+    yield Cell(mistake.name, f"{mistake.name}, {where}", GREEDY, place, verdict, at)
