@@ -12,6 +12,7 @@ from typing import Any
 
 from crossval import causal_receipt, compare, evidence, floors_receipt, geometry, smoke_receipt, taps, trace
 from crossval.audit import consistency as audit_consistency
+from crossval.audit.precision import compute_dtype
 from crossval.audit.summary import audit_verdict
 from crossval.bench import results as bench_results
 from crossval.compare import GreedyPrompt, GreedyResult, GreedyStep, LayersResult, TapRow
@@ -33,8 +34,10 @@ def expected_thresholds(receipt: Receipt) -> dict[str, Any]:
 
 
 def _policy(receipt: Receipt) -> Any:
-    parties = (Party.from_json(receipt[side]).identity for side in ("candidate", "reference"))
-    return choose_policy(*parties)
+    ours, theirs = (Party.from_json(receipt[side]).identity for side in evidence.SIDES)
+    audits = receipt.get("audit") or {}
+    computed = {compute_dtype(receipt[side]["numerics"], audits.get(side)) for side in evidence.SIDES}
+    return choose_policy(ours, theirs, computed)
 
 
 def thresholds(receipt: Receipt) -> list[str]:

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from crossval.audit.bounds import Arithmetic, U, readings
+from crossval.audit.bounds import Arithmetic, readings
 from crossval.ops import FloatArray, IntArray
 from crossval.runners.base import Numerics
 from crossval.variants import VARIANTS, Candidate, Context, candidates
@@ -122,7 +122,7 @@ def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosi
         settled = {id(s.candidate) for s in far}
         tried = [c for c in tried if id(c) not in settled]
     scores = far + search.run(tried)
-    if not _accepted(scores, search.specification) or any(_has_more(s) for s in scores if s.fits):
+    if not _accepted(scores, search.specification, search.unit) or any(_has_more(s) for s in scores if s.fits):
         scores += search.run(candidates(seen[0], deferred=True))
     specification = search.specification
     if sample is not None:
@@ -132,7 +132,7 @@ def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosi
         seen_whole = {id(s.candidate) for s in confirmed}
         scores = confirmed + [s for s in scores if id(s.candidate) not in seen_whole]
         specification = whole.specification if close else specification
-    return _decide(contexts[0], scores, specification)
+    return _decide(contexts[0], scores, specification, search.unit)
 
 
 def combine(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
@@ -169,6 +169,7 @@ class _Search:
             best = self._score(None, context, context.expected).better(best)
         assert best is not None
         self.specification = best
+        self.unit = arithmetic.format.unit_roundoff
 
     def run(self, tried: Iterable[Candidate]) -> list[_Score]:
         """Return a score for every candidate that applies."""
@@ -248,17 +249,17 @@ def _sample(context: Context) -> IntArray | None:
 # --- deciding -------------------------------------------------------------------------------------------------
 
 
-def _accepted(scores: Iterable[_Score], specification: _Score) -> list[_Score]:
-    return [s for s in scores if s.fits and GAP * max(s.total, U / 2) <= specification.total]
+def _accepted(scores: Iterable[_Score], specification: _Score, unit: float) -> list[_Score]:
+    return [s for s in scores if s.fits and GAP * max(s.total, unit / 2) <= specification.total]
 
 
-def _decide(context: Context, scores: list[_Score], specification: _Score) -> Diagnosis:
+def _decide(context: Context, scores: list[_Score], specification: _Score, unit: float) -> Diagnosis:
     ranked = sorted(scores, key=lambda s: s.total)
-    accepted = sorted(_accepted(scores, specification), key=lambda s: s.total)
+    accepted = sorted(_accepted(scores, specification, unit), key=lambda s: s.total)
     if not accepted:
         return _unexplained(context, ranked, specification)
     best = accepted[0]
-    level = GAP * max(best.total, U)
+    level = GAP * max(best.total, unit)
     same = [s for s in ranked if s.total < level]
     names = {_name(s) for s in same}
     others = [s for s in ranked if s.total >= level and _name(s) not in names]

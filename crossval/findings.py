@@ -12,6 +12,7 @@ from crossval import taps
 from crossval.answers import Side
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck
+from crossval.audit.precision import arithmetic_of
 from crossval.diagnose import UNDETERMINED, Diagnosis, combine, diagnose
 from crossval.errors import BadInputError
 from crossval.ops import SpecConfig, op_table
@@ -57,7 +58,7 @@ def find(
     check = result.first_guilty
     if check is None:
         return None
-    arithmetic = Arithmetic(runner.identity.numerics, weights.config.n_heads)
+    arithmetic = arithmetic_of(runner.identity.numerics, weights.config.n_heads, result.precision)
     why = _why_not(check)
     if why is not None:
         return Finding(side, check, arithmetic, _undetermined(why), None)

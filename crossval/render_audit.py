@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from crossval.arbitrate import ADVICE
-from crossval.audit import summary
+from crossval.audit import precision, summary
 from crossval.audit.consistency import UNDETERMINED
 from crossval.audit.summary import AuditRow
 from crossval.console import plain, show_line
@@ -33,6 +33,8 @@ def show_audits(out: Console, receipt: Receipt) -> None:
         text = "not audited" if audit is None else audit_line(audit, receipt["model"]["shape"]["n_layers"])
         head = f"{side:10} {plain(receipt[side]['name']):{width}}  "
         out.print(Text.assemble(head, (plain(text), _STYLE[verdict])), soft_wrap=True)
+        if audit is not None and "precision" in audit:
+            show_line(out, f"precision  {side}: {precision.sentence(audit['precision'])}")
     for found in receipt["diagnosis"] or ():
         show_line(out, f"diagnosis  {found['party']}: {cause(found)}")
         show_line(out, f"reproduce  {found['command']}")
@@ -93,6 +95,8 @@ def guilty_line(found: Mapping[str, Any]) -> str:
         parts.append(f"{found['flips']} int8 flips explained")
     if found["status"] == "invalid":
         parts.append(found["note"] or "invalid")
+    elif "overflow" in (found["note"] or ""):
+        parts.append(found["note"])
     return "; ".join(parts)
 
 
@@ -122,6 +126,7 @@ def cause(found: Mapping[str, Any]) -> str:
 
 def show_advice(out: Console, receipt: Receipt) -> None:
     """Print what the verdict means and what to do next."""
-    advice = ADVICE[receipt["verdict"]]
-    show_line(out, f"meaning    {advice.meaning}")
+    advice, within = ADVICE[receipt["verdict"]], precision.within(receipt)
+    limit = f" This is seen at the precision of {within} only." if within else ""
+    show_line(out, f"meaning    {advice.meaning}{limit}")
     show_line(out, f"next step  {advice.next_step}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from crossval import render_causal, render_floors
+from crossval.audit import precision
 from crossval.receipt import Receipt
 from crossval.render_audit import SIDES, cause, guilty_line, place
 
@@ -42,6 +43,10 @@ def explain(receipt: Receipt) -> Lines:
         first = (receipt["audit"][side] or {}).get("first_guilty")
         if first is not None:
             yield "first wrong", f"{side} {names[side]}: {guilty_line(first)}"
+    for side in SIDES:
+        found = (receipt["audit"][side] or {}).get("precision")
+        if found is not None:
+            yield "precision", f"{side} {names[side]}: {precision.sentence(found)}"
     for found in receipt["diagnosis"]:
         yield "why", f"{found['party']}: {cause(found)}"
     yield from render_floors.lines(receipt)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crossval import taps
+from crossval.audit.precision import Precision
 from crossval.runners.base import PassKind
 
 CheckStatus = Literal["ok", "within", "guilty", "invalid", "unchecked"]
@@ -69,6 +70,8 @@ class AuditResult:
     """Of these, how many lie between recorded tensors and so were judged, alone or within a segment."""
     first_guilty: OpCheck | None
     verdict: AuditVerdict
+    precision: Precision | None = None
+    """The 16-bit format the engine computes in, or some of its tensors are in."""
 
 
 def decide(checks: Sequence[OpCheck], n_ops: int, n_covered: int) -> AuditVerdict:

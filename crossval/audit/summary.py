@@ -204,6 +204,7 @@ def to_json(result: AuditResult) -> dict[str, Any]:
         "verdict": verdict_of(rows, result.n_ops, result.n_covered),
         "first_guilty": None if result.first_guilty is None else check_to_json(result.first_guilty),
         "rows": [row_to_json(row) for row in rows],
+        **({} if result.precision is None else {"precision": result.precision.to_json()}),
     }
 
 
