@@ -195,6 +195,31 @@ def test_a_statement_that_the_record_contradicts_is_not_confirmed(shipped_model)
     assert (found.dtype, found.declared) == ("f16", False)
 
 
+# --- coarse traces --------------------------------------------------------------------------------------------
+
+
+class Coarse(Stating):
+    """An engine that records the smallest useful trace."""
+
+    def eval(self, token_ids, select) -> PassRecord:
+        kept = [n for n in select if n.endswith(("inp_embd", "l_out", "result_norm", "result_output"))]
+        return super().eval(token_ids, kept)
+
+
+@pytest.mark.parametrize("compute", ["bf16", "f16"])
+@pytest.mark.parametrize("name", [None, "SiLU", "ffn_sub_norm skipped", "kq scale", "128 levels"])
+def test_a_coarse_trace_is_never_parity_and_a_healthy_one_no_defect(shipped_model, compute, name):
+    engine = NarrowEngine(shipped_model, Style(compute), Mistake(name) if name else None)
+    (result,) = audit([Coarse(engine, Numerics())], PLANS, SpecWeights(shipped_model))
+    assert result.precision is not None
+    assert (result.precision.dtype, result.precision.scope) == (compute, "all")
+    if name in ("SiLU", "ffn_sub_norm skipped"):
+        assert result.first_guilty is not None
+        assert result.first_guilty.tap == "blk.2.l_out"
+    else:
+        assert result.verdict == "within"
+
+
 # --- recorded in fewer digits than computed ---------------------------------------------------------------------
 
 
