@@ -22,6 +22,7 @@ from crossval import (
     trace,
 )
 from crossval.audit import consistency as audit_consistency
+from crossval.audit.precision import compute_dtype
 from crossval.bench import results as bench_results
 from crossval.compare import GreedyResult, LayersResult, TapRow
 from crossval.evidence import Party
@@ -43,8 +44,10 @@ def expected_thresholds(receipt: Receipt) -> dict[str, Any]:
 
 
 def _policy(receipt: Receipt) -> Any:
-    parties = (Party.from_json(receipt[side]).identity for side in ("candidate", "reference"))
-    return choose_policy(*parties)
+    ours, theirs = (Party.from_json(receipt[side]).identity for side in evidence.SIDES)
+    audits = receipt.get("audit") or {}
+    computed = {compute_dtype(receipt[side]["numerics"], audits.get(side)) for side in evidence.SIDES}
+    return choose_policy(ours, theirs, computed)
 
 
 def thresholds(receipt: Receipt) -> list[str]:

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from crossval.audit.bounds import Arithmetic, U, readings
+from crossval.audit.bounds import Arithmetic, readings
 from crossval.ops import FloatArray, IntArray
 from crossval.runners.base import Numerics
 from crossval.variants import VARIANTS, Candidate, Context, candidates, fitted
@@ -87,6 +87,8 @@ class _Score:
     residual: FloatArray
     """Relative L2 per token."""
     floor: FloatArray
+    unit: float
+    """Unit roundoff of the engine."""
 
     @cached_property
     def total(self) -> float:
@@ -103,7 +105,7 @@ class _Score:
             return self
         closer = self.residual <= other.residual
         residual = np.where(closer, self.residual, other.residual)
-        return _Score(self.candidate, residual, np.where(closer, self.floor, other.floor))
+        return _Score(self.candidate, residual, np.where(closer, self.floor, other.floor), self.unit)
 
 
 def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosis:
@@ -209,7 +211,7 @@ def _explains(one: Candidate, context: Context, diagnosis: Diagnosis, arithmetic
     search = _Search(_readings(context, arithmetic), arithmetic)
     best = diagnosis.ratio if diagnosis.candidates and diagnosis.ratio is not None else 0.0
     scores = _accepted(search.run([one]), search.specification)
-    return any(score.total < GAP * max(best, U) or not diagnosis.candidates for score in scores)
+    return any(score.total < GAP * max(best, score.unit) or not diagnosis.candidates for score in scores)
 
 
 def _is_right(one: Candidate, context: Context, arithmetic: Arithmetic) -> bool:
@@ -316,8 +318,10 @@ class _Search:
         if candidate is not None and self._forgiving is not None:
             residual = np.where(self._forgiving & (residual <= FLIPPED), 0.0, residual)
         if context.is_linear or residual.max() <= LARGEST_FLOOR:
-            return _Score(candidate, residual, floor(context, output, family, self._arithmetic))
-        return _Score(candidate, residual, np.zeros_like(residual))
+            allowed = floor(context, output, family, self._arithmetic)
+        else:
+            allowed = np.zeros_like(residual)
+        return _Score(candidate, residual, allowed, self._arithmetic.format.unit_roundoff)
 
 
 def _forgiving(context: Context, arithmetic: Arithmetic) -> Array | None:
@@ -375,7 +379,7 @@ def _sample(context: Context) -> IntArray | None:
 
 
 def _accepted(scores: Iterable[_Score], specification: _Score) -> list[_Score]:
-    return [s for s in scores if s.fits and GAP * max(s.total, U / 2) <= specification.total]
+    return [s for s in scores if s.fits and GAP * max(s.total, specification.unit / 2) <= specification.total]
 
 
 def _decide(
@@ -387,7 +391,7 @@ def _decide(
     if not accepted:
         return _unexplained(context, ranked, specification)
     best = accepted[0]
-    level = GAP * max(best.total, U)
+    level = GAP * max(best.total, specification.unit)
     same = [s for s in sorted(scores, key=lambda s: s.total) if s.total < level]
     names = {_name(s) for s in same}
     others = [s for s in ranked if s.total >= level and _name(s) not in names]

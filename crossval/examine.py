@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 from crossval.answers import Side
 from crossval.audit import summary
 from crossval.audit.checks import AuditResult
+from crossval.audit.precision import differs
 from crossval.audit.recording import settle
 from crossval.audit.run import audit
 from crossval.compare import LayersResult
 from crossval.findings import Finding, find
+from crossval.formats import Dtype
 from crossval.localize import Progress, compare_layers
 from crossval.runners.base import PassPlan, Runner
 from crossval.spec_weights import SpecWeights
@@ -53,9 +55,14 @@ def examine(
         BadInputError: empty prompt, a trace recorded with other tokens, or a model the specification cannot run.
         UnavailableError, EngineCrashError: from a runner.
     """
-    result = compare_layers(
-        candidate, reference, prompt_ids, n_layers=n_layers, n_decode=n_decode, full=full, progress=progress
-    )
+
+    def compare(computed: Collection[Dtype] = ()) -> LayersResult:
+        return compare_layers(
+            candidate, reference, prompt_ids, n_layers=n_layers, n_decode=n_decode, full=full, computed=computed,
+            progress=progress,
+        )  # fmt: skip
+
+    result = compare()
     audits, findings = audit_both(
         candidate,
         reference,
@@ -64,6 +71,9 @@ def examine(
         question_recording=question_recording,
         progress=progress,
     )
+    computed = {one.precision.dtype for one in audits.values() if one.precision and differs(one.precision)}
+    if computed:  # agreement, too, is within the precision that the audits found
+        result = compare(computed)
     return Examination(result, audits, findings)
 
 

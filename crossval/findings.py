@@ -13,6 +13,7 @@ from crossval.answers import Side
 from crossval.audit import extent, feeding
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck
+from crossval.audit.precision import arithmetic_of
 from crossval.diagnose import UNDETERMINED, Diagnosis, diagnose_passes
 from crossval.errors import BadInputError
 from crossval.ops import Op, SpecConfig, op_table
@@ -61,7 +62,7 @@ def find(
     check = result.first_guilty
     if check is None:
         return None
-    arithmetic = Arithmetic(runner.identity.numerics, weights.config.n_heads)
+    arithmetic = arithmetic_of(runner.identity.numerics, weights.config.n_heads, result.precision)
     why = _why_not(check)
     if why is not None:
         return Finding(side, check, arithmetic, _undetermined(why), None)

@@ -56,6 +56,8 @@ class Policy:
     model_sha256: tuple[str, ...] | None = None
     min_tokens: int = 1
     tolerance: str = "independent"
+    allow_precision: tuple[str, ...] = ()
+    """16-bit formats accepted of engines that do not state them (``layers``, ``diff``)."""
     min_correct: float = 0.7
     """Least share of correct answers of every engine (``smoke``), whatever the command itself was asked for."""
     min_prefill_ratio: float | None = None
@@ -273,6 +275,18 @@ def _audits(receipt: Receipt, policy: Policy) -> Iterator[Check]:
         detail += "; its logits are bit-equal to those of the other engine, which is right" if vouched else ""
         fine = verdict == "clean" or vouched or (verdict == "within" and accepted)
         yield Check(f"audit of the {side}", fine, detail)
+        yield from _precision(side, (audit or {}).get("precision"), policy)
+
+
+def _precision(side: str, found: dict[str, Any] | None, policy: Policy) -> Iterator[Check]:
+    """Check that a 16-bit format is stated by the engine or allowed: parity within it is less than parity."""
+    if found is None or found["scope"] == "some":
+        return
+    dtype, declared = found["dtype"], found["declared"]
+    detail = f"{dtype}, {'as the engine states' if declared else 'which the engine does not state'}"
+    if not declared:
+        detail += f"; accepted: {', '.join(policy.allow_precision) or 'none'}"
+    yield Check(f"precision of the {side}", declared or dtype in policy.allow_precision, detail)
 
 
 def _reference(receipt: Receipt, policy: Policy) -> Iterator[Check]:

@@ -26,6 +26,7 @@ from crossval.compare import (
 )
 from crossval.errors import BadInputError
 from crossval.feed import Feed, greedy_token, make_feed
+from crossval.formats import Dtype
 from crossval.runners.base import PassPlan, PassRecord, Runner
 from crossval.tolerance import PolicyName, choose_policy, describe, tolerance_for
 
@@ -48,12 +49,14 @@ def compare_layers(
     n_decode: int | None = None,
     full: bool = False,
     policy: PolicyName | None = None,
+    computed: Collection[Dtype] = (),
     progress: Progress | None = None,
 ) -> LayersResult:
     """Compare two entered runners over a prompt and ``n_decode`` tokens decoded greedily by the reference.
 
     A recorded party fixes the tokens. ``n_decode`` None means 4, or what the trace holds when that is less.
-    ``policy`` None: chosen from what both engines say about their arithmetic.
+    ``policy`` None: chosen from what both engines say about their arithmetic and from ``computed``, the 16-bit
+    formats that their audits found.
 
     Raises:
         BadInputError: empty prompt, no layers, or a trace recorded with other tokens.
@@ -62,7 +65,7 @@ def compare_layers(
     if n_layers < 1:
         raise BadInputError(f"the model must have at least one layer, got {n_layers}")
     feed = make_feed(candidate, reference, prompt_ids, n_decode, DEFAULT_N_DECODE)
-    policy = policy or choose_policy(candidate.identity, reference.identity)
+    policy = policy or choose_policy(candidate.identity, reference.identity, computed)
     work = _Work(candidate, reference, n_layers, policy, progress or (lambda *_: None))
     outline = taps.outline_taps(n_layers)
     _run_outline(work, feed, outline)

@@ -24,6 +24,7 @@ from crossval import (
     taps,
     triage,
 )
+from crossval.audit import precision
 from crossval.compare import LayersResult, TapRow
 from crossval.console import VERDICT_STYLE, clip, new_table, percent
 from crossval.console import console as console
@@ -195,6 +196,9 @@ def show_verdict(out: Console, receipt: Receipt) -> None:
     )
     counts = f"{coverage['compared']} of {coverage['required']} comparisons"
     line = Text.assemble((verdict.upper(), VERDICT_STYLE.get(verdict, "bold red")), f"  {plain(who)}: {counts}")
+    within = precision.within(receipt) if verdict == "parity" else None
+    if within is not None:
+        line.append(f", within {within}")
     rate = parity["exact_match_rate"]
     if rate is not None and receipt["kind"] == "greedy":
         line.append(f", {percent(rate)} of the tokens equal, ")

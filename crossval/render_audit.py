@@ -11,7 +11,7 @@ from rich.text import Text
 
 from crossval import taps
 from crossval.arbitrate import ADVICE, Advice
-from crossval.audit import extent, summary
+from crossval.audit import extent, precision, summary
 from crossval.audit.consistency import UNDETERMINED
 from crossval.audit.summary import AuditRow
 from crossval.console import plain, show_line
@@ -36,6 +36,8 @@ def show_audits(out: Console, receipt: Receipt) -> None:
         text = "not audited" if audit is None else audit_line(audit, receipt["model"]["shape"]["n_layers"])
         head = f"{side:10} {plain(receipt[side]['name']):{width}}  "
         out.print(Text.assemble(head, (plain(text), _STYLE[verdict])), soft_wrap=True)
+        if audit is not None and "precision" in audit:
+            show_line(out, f"precision  {side}: {precision.sentence(audit['precision'])}")
     for side, found in misrecorded(receipt):
         show_line(out, f"recording  {side}: {recording_line(found)}")
     for found in receipt["diagnosis"] or ():
@@ -142,6 +144,8 @@ def guilty_line(found: Mapping[str, Any]) -> str:
         parts.append(f"{found['flips']} int8 flips explained")
     if found["status"] == "invalid":
         parts.append(found["note"] or "invalid")
+    elif "overflow" in (found["note"] or ""):
+        parts.append(found["note"])
     return "; ".join(parts)
 
 
@@ -197,10 +201,25 @@ def before(audit: Mapping[str, Any]) -> str:
 
 def advice_of(receipt: Receipt) -> Advice:
     """Return what the verdict means and what to do next, no more than the audits show."""
-    verdict = receipt["verdict"]
-    if verdict == "incomplete" and misrecorded(receipt):
+    if receipt["verdict"] == "incomplete" and misrecorded(receipt):
         return _RECORD_ANEW
-    advice, audits = ADVICE[verdict], receipt["audit"] or {}
+    advice, limits = _advice(receipt), []
+    precise = precision.within(receipt)
+    if precise:
+        limits.append(f" This is seen at the precision of {precise} only.")
+    other = _ACQUITTED.get(receipt["verdict"])
+    if other and summary.audit_verdict((receipt["audit"] or {}).get(other)) == "within":
+        limits.append(f" Of the {other} this is shown only within the distance stated.")
+    return replace(advice, meaning=advice.meaning + "".join(limits))
+
+
+_ACQUITTED = {"candidate_defect": "reference", "reference_defect": "candidate"}
+"""Verdict -> the side it says is right."""
+
+
+def _advice(receipt: Receipt) -> Advice:
+    verdict, audits = receipt["verdict"], receipt["audit"] or {}
+    advice = ADVICE[verdict]
     if verdict == "parity" and segmented(receipt):
         counts = [f"{side}: {_counts(audits[side])} within their bounds" for side in SIDES]
         agree = "Both engines agree with each other, and with the specification as far as was looked"

@@ -179,7 +179,7 @@ def _plain(
     if op.name == "kq":  # keys behind the token's own position are masked: nobody's business
         n_visible = context.start + context.rows[row] + 1
         taken[1], recorded = taken[1][:n_visible], recorded[..., :n_visible]
-    arrays = [bounds.to_f16(a) if r else _widen(a) for a, r in zip(taken, reading.rounded, strict=True)]
+    arrays = [reading.apply(index, array) for index, array in enumerate(taken)]
     weights = [context.weights[name] for name in op.weights]
     expected = op.function(*arrays, *weights)
     allowed = bounds.bound(op, arrays, expected, weights, arithmetic)
@@ -189,7 +189,7 @@ def _plain(
     if "position" in inputs:
         constants["position"] = int(inputs.pop("position")[0])
     for name, rounded in zip(names, reading.rounded, strict=False):
-        constants[f"{name}_in_f16"] = rounded
+        constants[f"{name}_in"] = rounded
     return _Case({k: np.asarray(v) for k, v in inputs.items()}, recorded, expected, allowed, constants), None
 
 
@@ -205,6 +205,8 @@ def _bitlinear(context: Context, x: Array, recorded: Array, arithmetic: Arithmet
         "product_in_f32": known and not arithmetic.numerics.fused_quantizer,
     }
     inputs = {"x": x.reshape(1, -1), "signs": matrix.signs[features].astype(np.int8)}
+    if whole.multiplied is not None and whole.scale is not None:
+        inputs["multiplied"], constants["scale"] = whole.multiplied, float(whole.scale[0, 0])
     case = _Case(inputs, flat[:, features], whole.expected[:, features], whole.bound[:, features], constants)
     return case, features
 
@@ -213,12 +215,12 @@ def _head(
     context: Context, x: Array, recorded: Array, arithmetic: Arithmetic, reading: bounds.Reading
 ) -> tuple[_Case, Array | None]:
     table = np.asarray(context.vector)
-    wide = bounds.to_f16(x) if reading.rounded[0] else _widen(x)
+    wide = reading.apply(0, x)
     expected = context.op.function(wide, table)
-    allowed = bounds.head_bound(wide, bounds.row_norms(table), arithmetic)
+    allowed = bounds.head_bound(wide, bounds.row_norms(table), arithmetic, expected)
     features = _farthest(recorded, expected, allowed)
     inputs = {"x": x, "table_rows": table[features]}
-    constants = {"x_in_f16": reading.rounded[0]}
+    constants = {"x_in": reading.rounded[0]}
     return _Case(inputs, recorded[:, features], expected[:, features], allowed[:, features], constants), features
 
 

@@ -65,7 +65,7 @@ def render(facts: Facts) -> str:
         kept=kept,
         cause=_plain(facts.cause),
         shape=facts.shape,
-        head=_HELPERS if "f16(" in body else "",
+        head=next((text for name, text in _HELPERS.items() if f"{name}(" in body), ""),
         body=body,
         pick='feature = int(given["features"][at[-1]])\n    ' if facts.sampled else "",
         where="feature" if facts.sampled else "at",
@@ -127,17 +127,29 @@ if __name__ == "__main__":
     sys.exit(main())
 '''
 
-_HELPERS = '''
+_HELPERS = {
+    "bf16": '''
+def bf16(x):
+    """Round to bfloat16, as this engine does before it multiplies."""
+    bits = x.astype(np.float32).view(np.uint32)
+    bits = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return bits.view(np.float32).astype(np.float64)
+
+''',
+    "f16": '''
 def f16(x):
     """Round to binary16, as this engine does before it multiplies."""
     return x.astype(np.float32).astype(np.float16).astype(np.float64)
 
-'''
+''',
+}
+"""What a script needs to round as the engine does; longer names first."""
 
 
 def _read(constants: Mapping[str, Any], name: str) -> str:
-    """Return the expression that reads an input in float64, rounded to binary16 first where the engine does."""
-    return f'f16(given["{name}"])' if constants.get(f"{name}_in_f16") else f'given["{name}"].astype(np.float64)'
+    """Return the expression that reads an input in float64, rounded to 16 bits first where the engine does."""
+    dtype = constants.get(f"{name}_in")
+    return f'{dtype}(given["{name}"])' if dtype else f'given["{name}"].astype(np.float64)'
 
 
 def _embedding(_: Mapping[str, Any]) -> str:
@@ -156,6 +168,13 @@ return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
 def _bitlinear(c: Mapping[str, Any]) -> str:
+    if "scale" in c:
+        return f"""
+# BitLinear: what this engine's 16-bit format makes of the activations ("multiplied": int8 codes, or activations
+# brought back from them, in their units) times ternary weights; one scale each.
+multiplied, signs = given["multiplied"], given["signs"].astype(np.float64)
+return multiplied @ signs.T / {c["scale"]!r} * {c["weight_scale"]!r}
+"""
     scale = "127.0 / max(np.abs(x).max(), 1e-5)"
     if c["scale_in_f32"]:
         scale = f"np.float64(np.float32({scale}))  # this engine keeps it in binary32"

@@ -287,7 +287,7 @@ def _engine(value: dict[str, Any]) -> EngineIdentity:
     width = numerics.get("simd_width")
     return EngineIdentity(
         **{key: item for key, item in value.items() if key not in ("numerics", "settings")},
-        numerics=Numerics(None if width is None else int(width), numerics.get("fused_quantizer")),
+        numerics=Numerics(**{**numerics, "simd_width": None if width is None else int(width)}),
         settings=dict(value.get("settings", {})),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from crossval import render_causal, render_floors
+from crossval.audit import precision
 from crossval.receipt import Receipt
 from crossval.render_audit import (
     SIDES,
@@ -65,6 +66,10 @@ def explain(receipt: Receipt) -> Lines:
             yield "first wrong", f"{side} {names[side]}: {guilty_line(first)}"
     for side, one in recorded:
         yield "recorded", f"{side} {names[side]}: {recording_line(one)}"
+    for side in SIDES:
+        found = (receipt["audit"][side] or {}).get("precision")
+        if found is not None:
+            yield "precision", f"{side} {names[side]}: {precision.sentence(found)}"
     for found in receipt["diagnosis"]:
         yield "why", f"{found['party']}: {cause(found)}"
     yield from render_floors.lines(receipt)

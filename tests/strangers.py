@@ -11,8 +11,8 @@ import numpy as np
 from click.testing import CliRunner, Result
 
 import bitnet_py
-from crossval.audit.bounds import to_f16
 from crossval.cli import cli
+from crossval.formats import to_f16
 from crossval.runners.base import EngineIdentity, Numerics, PassRecord, TapArray
 from crossval.runners.bitnet_py import BitnetPyRunner
 from crossval.selftest import damage

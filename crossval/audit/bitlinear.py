@@ -5,17 +5,25 @@ output is divided by its scales and must land on those integers. An engine that 
 differently may put a value that lies within a few roundings of a tie on the other side; such flips are accepted
 only when they explain every integer of the token exactly. An engine of unknown arithmetic may have multiplied with
 dequantised weights, so that its sums are binary32 sums: near the integer, not on it, but nearer than to any other.
+
+An engine that computes in a 16-bit format had exactly the input it recorded, but rounds its output, so integers
+can no longer be read from it; and it may round its scale, its scaled values or its dequantised activations to that
+format, too. Each of these *recipes* gives definite codes, hence a definite output, which is held to the few
+roundings behind the sum: the format costs tightness of the output, not knowledge of the codes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from crossval.audit.bounds import SECOND_ORDER, TINY, Arithmetic, U
+from crossval.formats import Format, to_f32
 from crossval.ops import FloatArray, TernaryMatrix, accumulate, quantize_activations
 
 TIE_DISTANCE = 127 * 4 * U
@@ -36,6 +44,10 @@ class BitLinearCheck:
     bound: FloatArray
     flips: int
     flipped_tokens: int
+    multiplied: FloatArray | None = None
+    """Of a 16-bit engine: what the signs are multiplied with, ``(n_tokens, cols)``, without the flips."""
+    scale: FloatArray | None = None
+    """And what that is divided by, ``(n_tokens, 1)``."""
 
 
 def check(
@@ -45,6 +57,8 @@ def check(
 
     ``x``: float32 ``(n_tokens, cols)``, as the engine had it.
     """
+    if arithmetic.low:
+        return _check_low(x, recorded, weight, arithmetic)
     codes, scale, scaled = quantize(x, arithmetic)
     sums = accumulate(codes, weight).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -100,3 +114,155 @@ def _explain(off: FloatArray, codes: npt.NDArray[np.int8], scaled: FloatArray, w
     if ((moved == 0) | (moved == 1)).all() and np.array_equal(columns @ moved, off):
         return int(moved.sum())
     return 0
+
+
+# --- 16-bit formats -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """One way from a recorded activation to what is multiplied with the signs."""
+
+    codes: FloatArray
+    """``(n_tokens, cols)``, integers."""
+    scale: FloatArray
+    scaled: FloatArray
+    """Before rounding to integers."""
+    dequantised: Format | None
+    """Activations are brought back to their size in this format before they are multiplied; None: they are not."""
+    exact_ties: bool
+    """Whether ``scaled`` is what the engine had to the last bit, so that nothing can fall the other way."""
+
+    @property
+    def steps(self) -> float:
+        """Roundings to the format behind the sum."""
+        return RESCALES if self.exact_ties or self.dequantised is not None else FUSED_RESCALES
+
+    def values(self, token: slice | int, codes: FloatArray) -> FloatArray:
+        """Return what is multiplied, in units of the codes."""
+        scale = self.scale[token]
+        return codes if self.dequantised is None else self.dequantised.round(codes / scale) * scale
+
+
+RESCALES = 4.0
+"""Roundings behind the sum where nothing is in binary32: the sum, the weight's scale, two products."""
+FUSED_RESCALES = 2.0
+"""The same where the scale is in binary32: at most the sum, if that leaves the kernel, and the result."""
+MOST_ENUMERATED = 8
+"""Activations near a tie in one token whose combinations are all tried; of more, only the nearest to a tie."""
+
+
+def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
+    """Yield every recipe of this format, the one without its roundings first.
+
+    The scale is ``127 / max|x|`` or its reciprocal, which is divided by; it and the scaled values are rounded to
+    the format or kept in binary32 (or with more digits: where values of few digits meet a tie exactly, the two
+    differ); halves go to even or away from zero; then integers are multiplied, or activations dequantised into the
+    format first.
+    """
+    absmax = np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
+    plain, step = 127.0 / absmax, form.round(absmax / 127.0)
+    factor = form.round(plain)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        single = to_f32(plain)
+        ways = (
+            (single, to_f32(x * single), False),
+            (plain, x * plain, False),
+            (factor, x * factor, True),
+            (factor, form.round(x * factor), True),
+            (1.0 / step, x / step, True),
+            (1.0 / step, form.round(x / step), True),
+        )
+        for dequantised, (scale, scaled, exact), away in product((None, form), ways, (False, True)):
+            even = np.clip(np.rint(scaled), -128, 127)
+            codes = np.clip(np.trunc(scaled + np.copysign(0.5, scaled)), -128, 127) if away else even
+            if not away or not np.array_equal(codes, even, equal_nan=True):
+                yield _Recipe(codes, scale, scaled, dequantised, exact)
+
+
+def _check_low(
+    x: npt.NDArray[np.float32], recorded: npt.NDArray[np.float32], weight: TernaryMatrix, arithmetic: Arithmetic
+) -> BitLinearCheck:
+    """Try the recipes of the engine's format; return the first that fits, else the plainest one."""
+    first: BitLinearCheck | None = None
+    for recipe in _recipes(x.astype(np.float64), arithmetic.format):
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            found = _by_recipe(recipe, recorded.astype(np.float64), weight, arithmetic.format)
+            fits = (np.abs(recorded - found.expected) <= found.bound).all()
+        if fits:
+            return found
+        first = first or found
+    assert first is not None
+    return first
+
+
+def _by_recipe(recipe: _Recipe, recorded: FloatArray, weight: TernaryMatrix, form: Format) -> BitLinearCheck:
+    everything = recipe.values(slice(None), recipe.codes)
+    sums = everything @ weight.signs.T.astype(np.float64)
+    unit = weight.scale / recipe.scale  # of the output, for one of a sum
+    # the sum in binary32 of what is no integer, or of dequantised weights; then what is subnormal on the way
+    fixed = np.minimum(everything.shape[-1] * U * np.abs(everything).sum(axis=-1, keepdims=True), HALF_UNIT) * unit
+    fixed = fixed + form.tiny * (1 + weight.scale + unit)
+    relative = (recipe.steps * form.unit_roundoff + RESCALE_STEPS * U) * SECOND_ORDER
+    flips = flipped_tokens = 0
+    if not recipe.exact_ties:
+        beyond = np.abs(recorded - sums * unit) > relative * np.abs(sums * unit) + fixed
+        for token in np.flatnonzero(beyond.any(axis=-1)):
+            allowed = fixed[token] / unit[token]
+            moved = _explain_rounded(recorded[token] / unit[token], int(token), recipe, weight, relative, allowed)
+            if moved is not None:
+                flips, flipped_tokens, sums[token] = flips + moved[0], flipped_tokens + 1, moved[1]
+    expected = sums * unit
+    bound = relative * np.abs(expected) + fixed
+    return BitLinearCheck(expected, bound, flips, flipped_tokens, everything, recipe.scale)
+
+
+def _explain_rounded(
+    found: FloatArray, token: int, recipe: _Recipe, weight: TernaryMatrix, relative: float, fixed: FloatArray
+) -> tuple[int, FloatArray] | None:
+    """Return how many activations near a tie, moved to its other side, bring all sums of a token within bounds.
+
+    ``found``: the recorded output in units of the sums, which are returned as they then are; None: no choice does.
+    """
+    scaled, codes = recipe.scaled[token], recipe.codes[token]
+    distance = np.abs(scaled - np.floor(scaled) - 0.5)
+    near = np.argsort(distance, kind="stable")[:MOST_ENUMERATED]
+    near = near[distance[near] <= TIE_DISTANCE]
+    if near.size == 0:
+        return None
+    signs = weight.signs.astype(np.float64)
+    other = codes.copy()
+    other[near] += np.where(codes[near] > scaled[near], -1.0, 1.0)
+    values, others = recipe.values(token, codes), recipe.values(token, other)
+    columns = signs[:, near] * (others - values)[near]
+    choices = np.array(list(product((0.0, 1.0), repeat=near.size)))[1:]
+    sums = signs @ values + choices @ columns.T  # (choices, rows)
+    fits = (np.abs(found - sums) <= relative * np.abs(sums) + fixed).all(axis=-1)
+    if not fits.any():
+        return None
+    best = np.flatnonzero(fits)[np.argmin(choices[fits].sum(axis=-1))]
+    return int(choices[best].sum()), sums[best]
+
+
+# --- recorded with fewer digits than computed -----------------------------------------------------------------
+
+
+def check_recorded(
+    x: npt.NDArray[np.float32], weight: TernaryMatrix, arithmetic: Arithmetic, form: Format
+) -> BitLinearCheck:
+    """Return expected output and bound where the input is known to ``form`` only: codes near a tie may be others.
+
+    An input off by ``u``, over a largest value off by ``u``, is scaled to within ``2u`` of it; as far as that
+    reaches over ties, a code may be off by as many, all in the worst direction.
+    """
+    codes, scale, scaled = quantize(x, arithmetic)
+    u = form.unit_roundoff
+    with np.errstate(invalid="ignore"):
+        reach = (2 * u * np.abs(scaled) + form.tiny * scale) * SECOND_ORDER + TIE_DISTANCE
+        moves = np.maximum(np.rint(scaled + reach) - np.rint(scaled), np.rint(scaled) - np.rint(scaled - reach))
+    expected = accumulate(codes, weight) / scale * weight.scale
+    worst = moves @ np.abs(weight.signs.T).astype(np.float64) / scale * weight.scale
+    bound = worst + (2 * u + RESCALE_STEPS * U) * SECOND_ORDER * np.abs(expected) + form.tiny
+    sums = np.abs(codes.astype(np.float64)).sum(axis=-1, keepdims=True)
+    bound = bound + np.minimum(codes.shape[-1] * U * sums, HALF_UNIT) / scale * weight.scale
+    return BitLinearCheck(expected, bound, 0, 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crossval import taps
+from crossval.audit.precision import Precision
 from crossval.runners.base import PassKind
 
 CheckStatus = Literal["ok", "within", "guilty", "invalid", "unchecked"]
@@ -87,6 +88,8 @@ class AuditResult:
     verdict: AuditVerdict
     misrecorded: tuple[Misrecorded, ...] = ()
     """What the recording, not the engine, is to blame for; it is not among the checks."""
+    precision: Precision | None = None
+    """The 16-bit format the engine computes in, or some of its tensors are in."""
 
 
 def decide(checks: Sequence[OpCheck], n_ops: int, n_covered: int) -> AuditVerdict:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from crossval import taps, trace
-from crossval.audit import bounds, summary
+from crossval.audit import bounds, precision, summary
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import CheckStatus
 from crossval.audit.summary import AuditRow, WorstElement
+from crossval.formats import FORMATS
 from crossval.geometry import token_axis
 from crossval.ops import Op, add
 from crossval.receipt import Receipt
@@ -39,6 +40,8 @@ class _World:
     shape: trace.TraceModel
     plan: tuple[PassPlan, ...]
     arithmetic: Arithmetic
+    """What its operations were held to."""
+    stated: Numerics
 
 
 def complaints(receipt: Receipt) -> list[str]:
@@ -117,7 +120,9 @@ def _world(receipt: Receipt, side: str) -> _World:
     names = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
     model = trace.TraceModel(sha256=receipt["model"]["sha256"], **{name: shape[name] for name in names})
     plan = tuple(PassPlan(p["kind"], tuple(p["token_ids"]), p["start"]) for p in receipt["results"]["passes"])
-    return _World(model, plan, Arithmetic(Numerics(**receipt[side]["numerics"]), shape["n_heads"]))
+    numerics = Numerics(**receipt[side]["numerics"])
+    found = precision.of_json(receipt["audit"][side].get("precision"))
+    return _World(model, plan, precision.arithmetic_of(numerics, shape["n_heads"], found), numerics)
 
 
 def _audit(audit: Mapping[str, Any], world: _World) -> Iterator[str]:
@@ -130,6 +135,7 @@ def _audit(audit: Mapping[str, Any], world: _World) -> Iterator[str]:
     for row in known:
         yield from (f"{row.tap}: {what}" for what in _row(row, world))
     yield from _totals(audit, rows, world)
+    yield from _precision(audit.get("precision"), world)
     yield from _first(audit["first_guilty"], rows, world)
     yield from _misrecorded(audit.get("misrecorded", ()), rows, world)
     verdict = summary.audit_verdict(audit)
@@ -168,6 +174,29 @@ def _totals(audit: Mapping[str, Any], rows: Sequence[AuditRow], world: _World) -
     most = min(n_ops, sum(row.n_ops for row in rows))
     if not least <= n_covered <= most:
         yield f"{n_covered} operations judged, the rows say {least} to {most}"
+
+
+def _precision(found: Mapping[str, Any] | None, world: _World) -> Iterator[str]:
+    """Check what is said of a 16-bit format: whether it can follow from the counts, and what was held to it."""
+    stated = world.stated.compute_dtype or "f32"
+    if found is None:
+        if stated != "f32":
+            yield f"the engine states that it computes in {stated}, its precision was not looked at"
+        return
+    n_taps, n_held = found["n_taps"], found["n_in_format"]
+    whole, every = found["scope"] != "some", n_held == n_taps
+    if n_held > n_taps or (n_held > 0) != (found["n_values"] > 0):
+        yield f"precision: {n_held} of {n_taps} tensors, {found['n_values']} values"
+    enough = n_taps >= precision.MIN_TAPS and found["n_values"] >= precision.MIN_VALUES
+    if found["declared"] != (found["scope"] == "all" and every and stated == found["dtype"]):
+        yield f"precision: declared is {found['declared']}, the engine states {stated}"
+    if whole and stated != found["dtype"] and not (every and enough):
+        yield f"precision: {n_held} of {n_taps} tensors do not show that everything is in {found['dtype']}"
+    if whole == bool(found["ops"]) or (not whole and every):
+        yield f"precision: {found['scope']} with {n_held} of {n_taps} tensors, {len(found['ops'])} operations"
+    u = FORMATS[found["dtype"]].unit_roundoff if whole else bounds.U
+    if found["unit_roundoff"] != u:
+        yield f"precision: unit_roundoff is {found['unit_roundoff']:.6g}, that of the bounds is {u:.6g}"
 
 
 def _row(row: AuditRow, world: _World) -> Iterator[str]:
@@ -276,6 +305,11 @@ def _numbers(
     if not _belongs(ratio, worst):
         gap = abs(worst.recorded - worst.expected)
         yield f"ratio {ratio} is not {gap:.6g} over the bound {worst.bound:.6g}"
+    if worst.n_ops == 1 and name in precision.ONE_ROUNDING and world.arithmetic.low:
+        steps, fixed = bounds.one_rounding(world.arithmetic)
+        wanted = steps * abs(worst.expected) + fixed
+        if not math.isclose(worst.bound, wanted, rel_tol=_ROUNDING):
+            yield f"bound {worst.bound:.6g} is not one rounding of {worst.expected:.6g}, which is {wanted:.6g}"
     allowed = _readings(name, one, world) if worst.n_ops == 1 else set()
     if (reading not in allowed) if allowed else (reading is not None):
         yield f"reading {reading!r} is none of this engine's"

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit import bitlinear, bounds, propagation
+from crossval.audit import bitlinear, bounds, precision, propagation
 from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.checks import OpCheck, Worst
 from crossval.audit.propagation import Approx
 from crossval.audit.segments import Cells, Outcome, Part, Segment, join
+from crossval.formats import F32
 from crossval.geometry import token_axis
 from crossval.misshapen import hint
 from crossval.ops import (
@@ -129,9 +130,9 @@ def check(
 ) -> OpCheck:
     """Judge one recorded output against the specification of its recorded inputs."""
     unusable = invalid(op, state, tap)
-    if unusable is not None:
-        return unusable
     loaded = [weights[name] for name in op.weights]
+    if unusable is not None:
+        return replace(unusable, note=_overflow(op, tap, inputs, loaded) or unusable.note)
     if op.name in bounds.BITLINEARS:
         return _check_bitlinear(op, state, tap, inputs[0], _ternary(loaded[0]), arithmetic)
     found = []
@@ -139,8 +140,21 @@ def check(
         arrays = round_inputs(inputs, reading)
         expected = op.function(*arrays, *loaded)
         allowed = bounds.bound(op, arrays, expected, loaded, arithmetic)
-        found.append(judge(op, state, tap, expected, allowed, reading=reading.name or None))
+        allowed = allowed + arithmetic.cached(op, expected, tap.array)
+        inside = precision.overflow_inside(op, arrays, tap.array, arithmetic)
+        found.append(judge(op, state, tap, expected, allowed, reading=reading.name or None, note=inside))
     return best(found)
+
+
+def _overflow(op: Op, tap: TapArray, inputs: Sequence[npt.NDArray[Any]], loaded: Sequence[Weight]) -> str | None:
+    """Say that what is not finite is too large for a format, where finite inputs make it so; None otherwise."""
+    if not all(np.isfinite(array).all() for array in inputs):
+        return None
+    try:
+        expected = op.function(*map(_widen, inputs), *loaded)
+    except ValueError:  # an input of the wrong shape, which has its own check
+        return None
+    return precision.overflow(tap.array, expected)
 
 
 def best(checks: Sequence[OpCheck]) -> OpCheck:
@@ -161,14 +175,15 @@ def check_head(
     """Judge recorded logits whose expected values were computed together with others'."""
     unusable = invalid(op, state, tap)
     if unusable is not None:
-        return unusable
-    allowed = bounds.head_bound(x, norms, arithmetic)
+        why = precision.overflow(tap.array, expected) if np.isfinite(x).all() else None
+        return replace(unusable, note=why or unusable.note)
+    allowed = bounds.head_bound(x, norms, arithmetic, expected)
     return judge(op, state, tap, expected, allowed, reading=reading.name or None)
 
 
 def round_inputs(arrays: Sequence[npt.NDArray[Any]], reading: bounds.Reading) -> list[npt.NDArray[Any]]:
-    """Widen an op's inputs to float64, some of them through binary16."""
-    return [bounds.to_f16(a) if r else _widen(a) for a, r in zip(arrays, reading.rounded, strict=True)]
+    """Widen an op's inputs to float64, some of them through a 16-bit format."""
+    return [reading.apply(index, array) for index, array in enumerate(arrays)]
 
 
 def _check_bitlinear(
@@ -183,10 +198,31 @@ def _check_bitlinear(
     if tap.array[0].size != weight.signs.shape[0] or x[0].size != weight.signs.shape[1]:
         misfit = f"shape {tap.array.shape} from {x.shape} does not fit a matrix of {weight.signs.shape}"
         return _check(op, state, "invalid", tap, note=misfit)
+    if arithmetic.recorded is not F32:
+        return _check_unknown_codes(op, state, tap, x.reshape(n_rows, -1), weight, arithmetic)
     result = bitlinear.check(x.reshape(n_rows, -1), tap.array.reshape(n_rows, -1), weight, arithmetic)
     expected, allowed = result.expected.reshape(tap.array.shape), result.bound.reshape(tap.array.shape)
+    allowed = allowed + arithmetic.cached(op, expected, tap.array)
     note = f"{result.flips} int8 flips at rounding ties explain every integer" if result.flips else None
     return judge(op, state, tap, expected, allowed, flips=result.flips, note=note)
+
+
+def _check_unknown_codes(
+    op: Op,
+    state: PassState,
+    tap: TapArray,
+    x: npt.NDArray[Any],
+    weight: TernaryMatrix,
+    arithmetic: Arithmetic,
+) -> OpCheck:
+    """Convict what no codes explain; what some do is left open, for these need not be the engine's."""
+    form = arithmetic.recorded
+    result = bitlinear.check_recorded(x, weight, arithmetic, form)
+    expected, allowed = result.expected.reshape(tap.array.shape), result.bound.reshape(tap.array.shape)
+    found = judge(op, state, tap, expected, allowed)
+    if found.status == "guilty":
+        return found
+    return unchecked(op, state, tap, f"its input was recorded in {form.label} only, so its codes are not known")
 
 
 def _ternary(weight: Weight) -> TernaryMatrix:

@@ -35,7 +35,8 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit import bitlinear, bounds
-from crossval.audit.bounds import TINY, Arithmetic, U, to_f16
+from crossval.audit.bounds import TINY, Arithmetic, U
+from crossval.formats import F32, FORMATS, Dtype
 from crossval.ops import HEAD_CHUNK_ROWS, FloatArray, Op, accumulate, rms_norm
 
 SIGMAS = 8.0
@@ -112,18 +113,23 @@ def exact(array: Array) -> Approx:
 
 
 def recorded(array: Array, arithmetic: Arithmetic) -> Approx:
-    """Wrap recorded values: an engine of unknown arithmetic may have carried more digits than it recorded."""
-    found = exact(array)
-    if arithmetic.known or array.dtype.kind != "f":
+    """Wrap recorded values: an engine of unknown arithmetic may have carried more digits than it recorded.
+
+    One that computes in a 16-bit format had what it recorded.
+    """
+    found, form = exact(array), arithmetic.recorded
+    if array.dtype.kind != "f" or (form is F32 and (arithmetic.known or arithmetic.low)):
         return found
-    return replace(found, noise=U * np.abs(found.value))
+    return replace(found, noise=form.unit_roundoff * np.abs(found.value) + (0.0 if form is F32 else form.tiny))
 
 
-def round_f16(x: Approx) -> Approx:
-    """Round to binary16: equal, unless the error reaches across a tie."""
-    total = x.total
-    value = to_f16(x.value)
-    step = np.maximum(np.abs(to_f16(x.value + total) - value), np.abs(to_f16(x.value - total) - value))
+def round_to(dtype: Dtype | None, x: Approx) -> Approx:
+    """Round to a 16-bit format: equal, unless the error reaches across a tie. None: leave it."""
+    if dtype is None:
+        return x
+    rounded, total = FORMATS[dtype].round, x.total
+    value = rounded(x.value)
+    step = np.maximum(np.abs(rounded(x.value + total) - value), np.abs(rounded(x.value - total) - value))
     return Approx(value, np.zeros_like(value), JUMPS * step, np.zeros_like(x.shared))
 
 
@@ -145,7 +151,16 @@ def propagate(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], arithmet
     """
     rule = _RULES[op.name]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        return rule(op, inputs, weights, arithmetic)
+        found = rule(op, inputs, weights, arithmetic)
+        if not arithmetic.low:
+            return found
+        # the roundings of a 16-bit format are more than those of binary32, which are in there too
+        values = [x.value for x in inputs]
+        if op.name == "result_output":
+            own = bounds.head_bound(values[0], bounds.row_norms(weights[0]), arithmetic, found.value)
+        else:
+            own = bounds.bound(op, values, found.value, weights, arithmetic)
+        return replace(found, noise=np.hypot(found.noise, own))
 
 
 def propagate_bitlinear(
@@ -169,6 +184,8 @@ def propagate_bitlinear(
     of_scale = np.maximum(of_scale, reach - absmax) / absmax
     window = np.abs(scaled) * (4 * U + of_scale) + error * scale
     distance = np.abs(scaled - np.floor(scaled) - 0.5)
+    if arithmetic.low:  # scale and scaled values may be rounded to the format
+        window = window + 2 * arithmetic.format.unit_roundoff * np.abs(scaled)
     near = distance <= window
     ties = [Tie(tap, int(rows[i]), int(j), float(distance[i, j] / window[i, j])) for i, j in np.argwhere(near)]
     for i, row in enumerate(rows):
@@ -182,6 +199,9 @@ def propagate_bitlinear(
         length = np.sqrt(np.sum(codes * codes, axis=-1, keepdims=True))
         likely = random_sum(codes.shape[-1], length, sums, arithmetic)
         allowed = allowed + np.minimum(likely, bitlinear.HALF_UNIT) / scale * weight.scale
+    if arithmetic.low:
+        form = arithmetic.format
+        allowed = allowed + bitlinear.RESCALES * form.unit_roundoff * np.abs(value) + form.tiny
     shape = (n_rows, -1) if op.output.endswith(_FLAT) else (n_rows, *_heads(op), -1)
     value, allowed = value.reshape(shape), allowed.reshape(shape)
     return Approx(value, allowed, np.zeros_like(value), x.shared + of_scale[:, 0]), ties

@@ -16,6 +16,7 @@ from crossval.audit import bounds
 from crossval.audit import evaluate as ev
 from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.checks import AuditResult, OpCheck, decide, first_guilty
+from crossval.audit.precision import Survey, arithmetic_of, only_recorded
 from crossval.errors import BadInputError
 from crossval.ops import Op, SpecConfig, Weight, is_state, op_table, state_source
 from crossval.runners.base import PassPlan, Runner, TapArray
@@ -45,6 +46,7 @@ class _Party:
     failed_trials: int = 0
     """Choices of int8 flips tried in vain in all segments."""
     distrusted: frozenset[Place] = frozenset()
+    survey: Survey = field(default_factory=Survey)
 
     def capture(self, names: Collection[str]) -> None:
         """Run all passes (or read them) and hold these taps."""
@@ -53,6 +55,7 @@ class _Party:
         for state in self.states:
             taps = self.runner.eval(state.plan.token_ids, names).taps
             self.recorded.append({name: taps[name] for name in names if name in taps})
+            self.survey.add(self.recorded[-1])
 
     def note(self, op: Op, state: ev.PassState, check: OpCheck, computed: ev.Covered) -> None:
         """Keep a check and what it covers."""
@@ -94,20 +97,54 @@ def audit(
     does not give are bridged by segments of several operations. ``distrusted``: these are judged, but what reads
     them is judged as if they had not been recorded.
 
+    An engine that is found to compute in another format than it states is audited again, held to that format.
+
     Raises:
         BadInputError: no passes, or passes that do not continue each other.
         UnavailableError, EngineCrashError: from a runner.
     """
     _check_plans(plans)
+    n_heads = weights.config.n_heads
+    held = [arithmetic_of(runner.identity.numerics, n_heads, None) for runner in runners]
+    results = _audit(runners, held, plans, weights, progress, distrusted)
+    for _ in range(2):  # held to what was found; then, if that explains less, to having recorded in it only
+        found = [one.precision for one in results]
+        meant = [
+            arithmetic_of(runner.identity.numerics, n_heads, precision)
+            for runner, precision in zip(runners, found, strict=True)
+        ]
+        again = [i for i in range(len(runners)) if meant[i] != held[i]]
+        if not again:
+            break
+        others = _audit(
+            [runners[i] for i in again], [meant[i] for i in again], plans, weights, progress, distrusted
+        )
+        for i, other in zip(again, others, strict=True):
+            precision = found[i]
+            if precision is not None and only_recorded(precision, other.checks):
+                precision = replace(precision, scope="recorded")
+            results[i], held[i] = replace(other, precision=precision), meant[i]
+    return results
+
+
+def _audit(
+    runners: Sequence[Runner],
+    arithmetics: Sequence[Arithmetic],
+    plans: Sequence[PassPlan],
+    weights: SpecWeights,
+    progress: Progress | None,
+    distrusted: Collection[Place],
+) -> list[AuditResult]:
+    """Audit runners once, each held to the arithmetic given for it."""
     config = weights.config
     parties = [
         _Party(
             runner,
-            Arithmetic(runner.identity.numerics, config.n_heads),
+            arithmetic,
             [ev.PassState(index, plan) for index, plan in enumerate(plans)],
             distrusted=frozenset(distrusted),
         )
-        for runner in runners
+        for runner, arithmetic in zip(runners, arithmetics, strict=True)
     ]
     ops = op_table(config)
     stages = _stages(ops)
@@ -299,4 +336,5 @@ def _result(party: _Party, n_ops: int, n_layers: int, ops: Sequence[Op]) -> Audi
         n_covered=n_covered,
         first_guilty=first_guilty(checks, n_layers),
         verdict=decide(checks, n_ops, n_covered),
+        precision=party.survey.found(party.runner.identity.numerics),
     )

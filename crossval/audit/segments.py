@@ -23,6 +23,7 @@ from crossval import taps
 from crossval.audit import bounds, propagation
 from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.propagation import Approx, Flips, Tie
+from crossval.formats import Dtype
 from crossval.geometry import token_axis
 from crossval.ops import CONTEXT_INPUTS, FloatArray, Op, TernaryMatrix, WeightSource, state_source
 from crossval.runners.base import TapArray
@@ -46,7 +47,7 @@ class Choice:
 
     readings: tuple[tuple[str, Reading], ...]
 
-    def of(self, name: str) -> tuple[bool, ...] | None:
+    def of(self, name: str) -> tuple[Dtype | None, ...] | None:
         """Return which inputs of an operation are rounded; None: it leaves no choice."""
         return next((reading.rounded for op, reading in self.readings if op == name), None)
 
@@ -131,7 +132,7 @@ class Segment:
             arrays = [self._input(op, name, have, made) for name in op.inputs]
             rounded = choice.of(op.name)
             if rounded is not None:
-                arrays = [propagation.round_f16(a) if r else a for a, r in zip(arrays, rounded, strict=True)]
+                arrays = [propagation.round_to(r, a) for a, r in zip(arrays, rounded, strict=True)]
             weights = [self.weights[name] for name in op.weights]
             if weights and isinstance(weights[0], TernaryMatrix):
                 result, near = propagation.propagate_bitlinear(
@@ -195,6 +196,7 @@ class Segment:
         bound = bound * bounds.SECOND_ORDER
         if not self.arithmetic.known:
             bound = bound + bounds.U * np.abs(target)  # it was rounded once more to be recorded
+        bound = bound + self.arithmetic.stored(target)
         off = np.abs(target - expected)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(off == 0, 0.0, off / bound)

@@ -237,6 +237,7 @@ def to_json(result: AuditResult) -> dict[str, Any]:
         "verdict": unless_misrecorded(verdict, len(result.misrecorded)),
         "first_guilty": None if result.first_guilty is None else check_to_json(result.first_guilty),
         "rows": [row_to_json(row) for row in rows],
+        **({} if result.precision is None else {"precision": result.precision.to_json()}),
     }
     found = [misrecorded_to_json(one) for one in result.misrecorded]
     return {**data, "misrecorded": found} if found else data

@@ -79,6 +79,12 @@ from crossval.gate import Check, Policy
     type=click.Choice(["recorded", "specification", "none"]),
     help="Accept a candidate without kernels: a trace, the specification, or none at all (smoke). Repeatable.",
 )
+@click.option(
+    "--allow-precision",
+    multiple=True,
+    type=click.Choice(["bf16", "f16"]),
+    help="Accept an engine that computes in this format and does not state it. Repeatable.",
+)
 @click.option("--reference-name", multiple=True, metavar="NAME", help="Accepted reference. Default: bitnet.cpp.")
 @click.option("--model-sha256", multiple=True, metavar="HEX", help="Accepted model file. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print every check as JSON on stdout.")

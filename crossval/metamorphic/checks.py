@@ -16,9 +16,10 @@ from typing import Literal
 import numpy as np
 
 from crossval import taps
-from crossval.audit.bounds import SECOND_ORDER, U16, Arithmetic, U, to_f16
+from crossval.audit.bounds import SECOND_ORDER, U16, Arithmetic, U
 from crossval.compare import Skip, TapRow, row_status
 from crossval.floors import FloorTable, measured_tolerance
+from crossval.formats import to_f16
 from crossval.localize import MODEL_DEPENDENT_TAPS
 from crossval.margins import usage
 from crossval.metamorphic.cases import ALL_LAYERS, ATTENTION, UP_TO_ATTENTION, Expectation, Relation, place

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from crossval.formats import Dtype
+
 PassKind = Literal["prefill", "decode"]
 
 
@@ -58,10 +60,23 @@ class Numerics:
 
     ``simd_width``: float32 lanes of the reductions (16: AVX-512 build, 8: AVX2 build; None: not of that family).
     ``fused_quantizer``: the activation quantiser rounds ``x*s`` and to integer in one step (gcc builds do).
+    ``compute_dtype``: what tensors between operations, and elementwise steps, are rounded to; sums are carried in
+    binary32 or better. None: not stated, taken for ``f32``.
+    ``kv_dtype``: what keys and values are rounded to when they enter the cache. None: not stated.
     """
 
     simd_width: int | None = None
     fused_quantizer: bool | None = None
+    compute_dtype: Dtype | None = None
+    kv_dtype: Dtype | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values; the two formats only where they are stated."""
+        data = asdict(self)
+        for name in ("compute_dtype", "kv_dtype"):
+            if data[name] is None:
+                del data[name]
+        return data
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,7 @@ class EngineIdentity:
 
     def to_json(self) -> dict[str, Any]:
         """Return the identity as plain JSON values."""
-        data = asdict(self)
+        data = {**asdict(self), "numerics": self.numerics.to_json()}
         data["settings"] = dict(self.settings)
         return data
 

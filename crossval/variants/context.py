@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval import taps
-from crossval.audit.bounds import BITLINEARS, to_f16
+from crossval.audit.bounds import BITLINEARS, read_as
 from crossval.errors import BadInputError
+from crossval.formats import Dtype
 from crossval.geometry import token_axis
 from crossval.ops import IntArray, Op, SpecConfig, TernaryMatrix, WeightSource
 from crossval.runners.base import PassPlan, PassRecord, TapArray
@@ -58,8 +59,8 @@ class Context:
     """All that was recorded in this pass, by full tap name."""
     previous: Sequence[Mapping[str, TapArray]] = ()
     """The same of the passes before, oldest first."""
-    rounded: tuple[bool, ...] = ()
-    """Which inputs this engine rounds to binary16 before it uses them."""
+    rounded: tuple[Dtype | None, ...] = ()
+    """Which inputs this engine rounds to a 16-bit format before it uses them; of no operation: none."""
     quantizer: Quantizer = "float64"
     features: IntArray | None = None
     """Output features looked at (matrix products only); None: all."""
@@ -169,7 +170,7 @@ class Context:
 
     def round(self, index: int, array: Array) -> Array:
         """Treat an array as this engine treats the op's input of that index."""
-        return to_f16(array) if self.rounded and self.rounded[index] else widen(array)
+        return read_as(self.rounded[index] if self.rounded else None, array)
 
     def feature_chunks(self, n_features: int) -> Iterator[IntArray]:
         """Yield the output features to compute, some at a time."""

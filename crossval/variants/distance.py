@@ -17,6 +17,8 @@ SLACK = 4.0
 """A variant's engine has as many roundings as a right one, within this factor."""
 LINEAR_FLOOR = 2e-5
 """One int8 flip in a row moves it by 1e-4 or more; a float32 sum over all inputs, in any order, stays below."""
+LOW_STEPS = 6.0
+"""Roundings to a 16-bit format in any one operation."""
 LARGEST_FLOOR = 1e-2
 """However ill-conditioned an operation is on its input, a variant farther away than this does not fit."""
 TABLE_FLOOR = 2e-3
@@ -48,8 +50,10 @@ def _squares(rows: FloatArray) -> FloatArray:
 
 
 def floor(context: Context, output: Array, family: int, arithmetic: Arithmetic) -> FloatArray:
-    """Return for each token how far float32 arithmetic may be from a formula in float64, relative L2."""
+    """Return for each token how far the engine's arithmetic may be from a formula in float64, relative L2."""
     op, n_rows = context.op, context.n_rows
+    if arithmetic.low:
+        return np.full(n_rows, LOW_STEPS * arithmetic.format.unit_roundoff)
     if context.is_linear:
         return np.full(n_rows, LINEAR_FLOOR)
     if op.name in NORMS:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from crossval.audit.bounds import to_f16
+from crossval.formats import to_bf16, to_f16
 from crossval.variants.context import Array, Context, Inapplicable
 from crossval.variants.linear import head, input_scale, quantize
-from crossval.variants.precision import bf16_read_as_f16, f16_read_as_bf16, to_bf16, truncate_bf16
+from crossval.variants.precision import bf16_read_as_f16, f16_read_as_bf16, truncate_bf16
 from crossval.variants.variant import Variant, on
 
 EMBED = on("inp_embd")

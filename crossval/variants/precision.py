@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossval import taps
-from crossval.audit.bounds import NORMS, U, to_f16
+from crossval.audit.bounds import NORMS, U
+from crossval.formats import to_bf16, to_f16
 from crossval.ops import rms_norm
 from crossval.variants.cache import SCOPES, cells_in
 from crossval.variants.context import Array, Context, Inapplicable, widen
@@ -20,13 +21,6 @@ HEAD = on("result_output")
 ALL = "all passes"
 READS_F16 = ATTENTION | HEAD
 EVERY_OP = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS})
-
-
-def to_bf16(x: Array) -> Array:
-    """Round to bfloat16 (nearest, ties to even) and widen again."""
-    bits = x.astype(np.float32).view(np.uint32)
-    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    return (rounded & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
 
 
 def truncate_bf16(x: Array) -> Array:
@@ -98,7 +92,7 @@ def _with_f16(context: Context, choice: _Choice) -> Array:
 
 
 def _no_f16(context: Context) -> Array:
-    if sum(context.rounded) < 2:
+    if context.rounded.count("f16") < 2:
         raise Inapplicable
     return _apply(context, [widen(array) for array in context.raw])
 
@@ -136,7 +130,7 @@ def _added(context: Context) -> Iterator[_Choice]:
 def _f16_choices(context: Context, *, missing: bool) -> Iterator[_Choice]:
     """Yield the inputs that are rounded to binary16, or are not, in every scope."""
     for index in _float_inputs(context) if context.rounded else ():
-        if context.rounded[index] == missing:
+        if (context.rounded[index] == "f16") == missing:
             for scope in _scopes(context, index):
                 yield _Choice(index, "F16", scope, _label(context, index))
 

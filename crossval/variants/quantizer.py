@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS, to_f16
+from crossval.audit.bounds import BITLINEARS
+from crossval.formats import to_bf16, to_f16
 from crossval.variants.context import Array, Context, Inapplicable
 from crossval.variants.linear import Product, input_scale, linear, peak, quantize, scaled
-from crossval.variants.precision import to_bf16
 from crossval.variants.variant import Variant
 
 LINEAR = BITLINEARS

@@ -9,6 +9,7 @@ import pytest
 
 from bitnet_py.quants import pack_codes
 from crossval.errors import BadInputError
+from crossval.formats import to_bf16
 from crossval.ops import SpecConfig, TernaryMatrix, op_table
 from crossval.runners.base import PassPlan, PassRecord, TapArray
 from crossval.runners.spec import SpecRunner
@@ -18,7 +19,7 @@ from crossval.variants.__main__ import EVERY_OP, variants_markdown
 from crossval.variants.ffn import gelu, gelu_tanh, silu
 from crossval.variants.layouts import SHIFTS, packed, sequential, strided
 from crossval.variants.linear import linear
-from crossval.variants.precision import f16_read_as_bf16, to_bf16, to_q8_0, truncate_bf16
+from crossval.variants.precision import f16_read_as_bf16, to_q8_0, truncate_bf16
 from crossval.variants.quantizer import half_away
 from crossval.variants.rope import rotate
 

@@ -1,0 +1,263 @@
+"""Which floating-point format an engine really computes in, found from everything it recorded.
+
+A value of binary32 is one of bfloat16's with a chance of 2^-16, one of binary16's with 2^-13. An engine whose
+every recorded tensor holds nothing else rounds to that format, whatever it says of itself. That is one property of
+the engine, not a fault of its first operation; it is found once, said once, and everything is then held to its
+unit roundoff. A single tensor with more digits rules it out: what rounds in one place is a fault in that place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval import taps
+from crossval.audit.bounds import NORMS, Arithmetic
+from crossval.formats import BF16, F16, F32, FORMATS, Dtype, Format
+from crossval.ops import FloatArray, Op
+from crossval.runners.base import Numerics, TapArray
+
+if TYPE_CHECKING:
+    from crossval.audit.checks import OpCheck
+
+NARROW = (BF16, F16)
+"""In the order they are tried: most values of bfloat16 are of binary16, too, and not the other way round."""
+MIN_DISTINCT = 16
+"""Different values, without zero and the sign, that make a tensor evidence: 16 of binary32 fit by chance once in
+2^208. Attention weights of one token and the outputs of dead neurons have fewer."""
+MIN_TAPS = 3
+MIN_VALUES = 256
+"""Least evidence for a property of the engine: tensors, and values in them."""
+ONE_ROUNDING = frozenset({"ffn_inp", "l_out", "ffn_act", "ffn_out"})
+"""Operations of which each value is one rounding of an exact result."""
+MIN_SUMS = 6
+MOST_SUMS = 0.9
+"""How many of these, and which share, have to be off before their inputs are not believed."""
+_PROBE = 64
+"""Values looked at first: a tensor of binary32 is told by them."""
+
+Scope = Literal["all", "some", "recorded"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The 16-bit format of an engine, or of some of its tensors."""
+
+    dtype: Dtype
+    scope: Scope
+    """``all``: every recorded tensor that says anything; ``some``: the operations in ``ops``, in all layers and
+    passes, and no others, which changes nothing for the audit; ``recorded``: every tensor was recorded in it, but
+    what the engine computes with has more digits."""
+    declared: bool
+    """Whether the engine says so itself, and what it recorded agrees."""
+    unit_roundoff: float
+    """Relative error of one rounding that the bounds were made with: the format's, or binary32's."""
+    n_taps: int
+    """Recorded tensors that say anything, each counted once per pass."""
+    n_in_format: int
+    """Of these, how many hold values of the format only."""
+    n_values: int
+    """Values in those."""
+    ops: tuple[str, ...] = ()
+    """With ``some``: the operations whose outputs are in the format."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the receipt's ``audit.*.precision``."""
+        return {**asdict(self), "ops": list(self.ops)}
+
+
+@dataclass
+class _Seen:
+    """Tensors of one operation so far."""
+
+    n_taps: int = 0
+    held: dict[Dtype, int] = field(default_factory=lambda: dict.fromkeys((f.name for f in NARROW), 0))
+    values: dict[Dtype, int] = field(default_factory=lambda: dict.fromkeys((f.name for f in NARROW), 0))
+
+
+@dataclass
+class Survey:
+    """Looks at everything one engine recorded, pass by pass."""
+
+    _seen: dict[str, _Seen] = field(default_factory=dict)
+
+    def add(self, recorded: Mapping[str, TapArray]) -> None:
+        """Take in the tensors of one pass, by full tap name; each is to be given once."""
+        for name, tap in recorded.items():
+            kind = taps.parse(name).tap
+            # rows of a table in F16 are in F16 whatever the engine does
+            if kind not in taps.INPUT_TAPS and _says_something(tap.array):
+                seen = self._seen.setdefault(kind, _Seen())
+                seen.n_taps += 1
+                for form in NARROW:
+                    if form.holds(tap.array.reshape(-1)[:_PROBE]) and form.holds(tap.array):
+                        seen.held[form.name] += 1
+                        seen.values[form.name] += tap.array.size
+
+    def found(self, numerics: Numerics) -> Precision | None:
+        """Return the format the tensors are in, or the one the engine states; None: it is binary32."""
+        n_taps = sum(seen.n_taps for seen in self._seen.values())
+        stated = numerics.compute_dtype or "f32"
+        for form in NARROW:
+            n_values = sum(seen.values[form.name] for seen in self._seen.values())
+            n_held = sum(seen.held[form.name] for seen in self._seen.values())
+            if n_held == n_taps >= MIN_TAPS and n_values >= MIN_VALUES:
+                return Precision(
+                    form.name, "all", stated == form.name, form.unit_roundoff, n_taps, n_held, n_values
+                )
+        if stated != "f32":
+            return self._stated(FORMATS[stated], n_taps)
+        return self._partly(n_taps)
+
+    def _stated(self, form: Format, n_taps: int) -> Precision:
+        """Return what is held to because the engine says so; ``declared`` where nothing speaks against it."""
+        n_held = sum(seen.held[form.name] for seen in self._seen.values())
+        n_values = sum(seen.values[form.name] for seen in self._seen.values())
+        return Precision(form.name, "all", n_held == n_taps, form.unit_roundoff, n_taps, n_held, n_values)
+
+    def _partly(self, n_taps: int) -> Precision | None:
+        for form in NARROW:
+            whole = {kind: s for kind, s in self._seen.items() if s.held[form.name] == s.n_taps}
+            n_values = sum(seen.values[form.name] for seen in whole.values())
+            n_held = sum(seen.n_taps for seen in whole.values())
+            if n_held >= MIN_TAPS and n_values >= MIN_VALUES:
+                ops = tuple(sorted(whole, key=_order))
+                return Precision(form.name, "some", False, F32.unit_roundoff, n_taps, n_held, n_values, ops)
+        return None
+
+
+def _order(kind: str) -> int:
+    names = (*taps.INPUT_TAPS, *taps.LAYER_TAPS, *taps.HEAD_TAPS)
+    return names.index(kind)
+
+
+def _says_something(array: npt.NDArray[np.float32]) -> bool:
+    flat = np.abs(array.reshape(-1))
+    flat = flat[np.isfinite(flat) & (flat > 0)]
+    step = max(1, flat.size // 4096)
+    return np.unique(flat[::step]).size >= MIN_DISTINCT
+
+
+def differs(found: Precision) -> bool:
+    """Return whether what was found changes what agreement is held to, beyond what the engine states."""
+    return found.scope != "some" and not found.declared
+
+
+def arithmetic_of(numerics: Numerics, n_heads: int, found: Precision | None) -> Arithmetic:
+    """Return what an engine's operations are held to: what it states, and what was found."""
+    if found is None or found.scope == "some":
+        return Arithmetic(numerics, n_heads)
+    if found.scope == "recorded":
+        return Arithmetic(replace(numerics, compute_dtype=None), n_heads, FORMATS[found.dtype])
+    return Arithmetic(replace(numerics, compute_dtype=found.dtype), n_heads)
+
+
+def only_recorded(found: Precision, checks: Iterable[OpCheck]) -> bool:
+    """Return whether an engine held to a format it does not state shows that it has more digits than it recorded.
+
+    One rounding of an exact result of recorded values is all that an addition or a product may be off. Where
+    almost none keeps to that, in any layer, it is not these that are wrong: they had other inputs than were
+    recorded.
+    """
+    if found.scope != "all" or found.declared:
+        return False
+    single = [c for c in checks if c.n_ops == 1 and taps.parse(c.tap).tap in ONE_ROUNDING]
+    off = [c for c in single if c.status == "guilty"]
+    return len(single) >= MIN_SUMS and len(off) >= MOST_SUMS * len(single)
+
+
+def of_json(data: Mapping[str, Any] | None) -> Precision | None:
+    """Return the finding of a receipt that is valid by the schema."""
+    return None if data is None else Precision(**{**data, "ops": tuple(data["ops"])})
+
+
+def compute_dtype(numerics: Mapping[str, Any], audit: Mapping[str, Any] | None) -> Dtype:
+    """Return the format of what an engine in a receipt gave: found by its audit, or stated."""
+    found = (audit or {}).get("precision")
+    dtype: Dtype = numerics.get("compute_dtype") or "f32"
+    if found is not None and found["scope"] != "some":
+        dtype = found["dtype"]
+    return dtype
+
+
+# --- in words -------------------------------------------------------------------------------------------------
+
+
+def within(receipt: Mapping[str, Any]) -> str | None:
+    """Return what agreement in a receipt is within: the format with the fewest digits of both; None: binary32."""
+    audits = receipt.get("audit") or {}
+    used = {compute_dtype(receipt[side]["numerics"], audits.get(side)) for side in ("candidate", "reference")}
+    return next((form.label for form in NARROW if form.name in used), None)
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """Return a finding of a receipt as a sentence."""
+    form, taken = FORMATS[found["dtype"]], f"{found['n_in_format']} of {found['n_taps']} tensors"
+    if found["scope"] == "some":
+        return (
+            f"in all layers and passes {', '.join(found['ops'])} hold values of {form.label} only ({taken}); the "
+            "others have more digits, so this is held to binary32"
+        )
+    if found["scope"] == "recorded":
+        return (
+            f"every tensor was recorded in {form.label} ({taken}, {found['n_values']} values), but sums and "
+            "products do not come out in it: the engine computes with more digits. int8 codes cannot be told from "
+            "such a record; record binary32"
+        )
+    if found["declared"]:
+        how = f"this engine computes in {form.label}, as it says: {taken}, {found['n_values']} values"
+    elif found["n_in_format"] == found["n_taps"]:
+        how = (
+            f"this engine rounds every recorded tensor to {form.label} and does not say so: {taken}, "
+            f"{found['n_values']} values"
+        )
+    else:
+        how = f"this engine says that it computes in {form.label}, but only {taken} hold nothing else"
+    u = form.unit_roundoff
+    return (
+        f"{how}; held to its unit roundoff {u:.3g}. Not seen at this precision: a norm off by less than "
+        f"{6 * u:.2g} of its values, a projection by {2 * u:.2g} (rounded scales: {4 * u:.2g}), a sum or product "
+        f"by {u:.2g}"
+    )
+
+
+def overflow(recorded: npt.NDArray[np.float32], expected: FloatArray) -> str | None:
+    """Say that infinities are where the right value is beyond a format's largest; None where that is not so."""
+    if recorded.shape != expected.shape:
+        return None
+    infinite = np.isinf(recorded)
+    if not infinite.any():
+        return None
+    least, most = float(np.abs(expected[infinite]).min()), float(np.abs(expected[infinite]).max())
+    for form in (F32, F16):
+        if least >= form.largest * (1 - 4 * form.unit_roundoff):
+            n_bad = int(np.count_nonzero(~np.isfinite(recorded)))
+            return (
+                f"{n_bad} of {recorded.size} values are not finite: overflow of {form.label}, expected up to "
+                f"{most:.3g}, the largest it holds is {form.largest:.6g}"
+            )
+    return None
+
+
+def overflow_inside(
+    op: Op, inputs: Sequence[npt.NDArray[Any]], recorded: npt.NDArray[np.float32], arithmetic: Arithmetic
+) -> str | None:
+    """Say that a norm's squares are beyond the engine's format; None where that does not explain its output.
+
+    It does where exactly the tokens with such a square are zero: they were divided by infinity.
+    """
+    form = arithmetic.format
+    if not arithmetic.low or op.name not in NORMS:
+        return None
+    squares = np.asarray(inputs[0], np.float64) ** 2
+    beyond = np.isinf(form.round(squares)).any(axis=-1)
+    if not beyond.any() or not np.array_equal(beyond, (recorded == 0).all(axis=-1)):
+        return None
+    return (
+        f"overflow of {form.label} inside: at {int(beyond.sum())} of {beyond.size} tokens the square of an input "
+        f"is too large, up to {float(squares.max()):.3g}; the largest it holds is {form.largest:.6g}"
+    )

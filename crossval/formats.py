@@ -1,0 +1,68 @@
+"""Floating-point formats that engines compute and store in: unit roundoff, range, and rounding to them.
+
+A format of ``p`` significant bits has neighbours ``2^(1-p)`` apart above 1, so one rounding to nearest is off by
+at most ``2^-p`` of the value (the unit roundoff); below the smallest normal number the distance stays, and a
+rounding is off by at most half the smallest subnormal, whatever the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+Dtype = Literal["f32", "f16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format."""
+
+    name: Dtype
+    label: str
+    """In sentences."""
+    unit_roundoff: float
+    tiny: float
+    """Half of the smallest subnormal: what one rounding loses where the relative error says nothing."""
+    largest: float
+    round: Callable[[npt.NDArray[Any]], FloatArray]
+    """Round to nearest, ties to even, and widen to float64; what is beyond the largest becomes infinite."""
+
+    def holds(self, array: npt.NDArray[np.float32]) -> bool:
+        """Return whether every value is one of this format's; NaN and infinities are of every format."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            same = self.round(array) == array
+        return bool((same | ~np.isfinite(array)).all())
+
+
+def to_f32(x: npt.NDArray[Any]) -> FloatArray:
+    """Round to binary32 and widen again."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(np.float32).astype(np.float64)
+
+
+def to_f16(x: npt.NDArray[Any]) -> FloatArray:
+    """Round to binary16 (through binary32, as engines do) and widen again."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(np.float32).astype(np.float16).astype(np.float64)
+
+
+def to_bf16(x: npt.NDArray[Any]) -> FloatArray:
+    """Round to bfloat16 (through binary32, as engines do) and widen again."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = np.ascontiguousarray(x, dtype=np.float32)
+        bits = narrow.view(np.uint32)
+        rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        wide = (rounded & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
+        return np.where(np.isfinite(narrow), wide, narrow.astype(np.float64))
+
+
+F32 = Format("f32", "binary32", 2.0**-24, 2.0**-149, float(np.finfo(np.float32).max), to_f32)
+# What binary32 may lose to underflow is counted whole: engines that flush differ there by as much.
+F16 = Format("f16", "binary16 (F16)", 2.0**-11, 2.0**-25, 65504.0, to_f16)
+BF16 = Format("bf16", "bfloat16", 2.0**-8, 2.0**-134, 2.0**128 - 2.0**120, to_bf16)
+FORMATS: dict[str, Format] = {one.name: one for one in (F32, F16, BF16)}
