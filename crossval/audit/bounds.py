@@ -188,7 +188,7 @@ def _rope(op: Op, inputs: Sequence[Array], expected: FloatArray, _w: Any, _a: Ar
 def _scores(op: Op, inputs: Sequence[Array], expected: FloatArray, _w: Any, a: Arithmetic) -> FloatArray:
     q, k = inputs
     terms = op.function(np.abs(q), np.abs(k))
-    return a.sum_steps(q.shape[-1]) * U * terms
+    return (a.sum_steps(q.shape[-1]) + _carried(a)) * U * terms
 
 
 def _softmax(op: Op, inputs: Sequence[Array], expected: FloatArray, _w: Any, a: Arithmetic) -> FloatArray:
@@ -208,7 +208,12 @@ def _softmax(op: Op, inputs: Sequence[Array], expected: FloatArray, _w: Any, a: 
 def _attend(op: Op, inputs: Sequence[Array], expected: FloatArray, _w: Any, a: Arithmetic) -> FloatArray:
     weights, v = inputs
     terms = op.function(np.abs(weights), np.abs(v))
-    return a.sum_steps(weights.shape[-1]) * U * terms
+    return (a.sum_steps(weights.shape[-1]) + _carried(a)) * U * terms
+
+
+def _carried(a: Arithmetic) -> float:
+    """Return roundings of two factors and of their sum, where an engine may carry more digits than it records."""
+    return 0.0 if a.known or a.low else 3.0
 
 
 # --- 16-bit formats -------------------------------------------------------------------------------------------

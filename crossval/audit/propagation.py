@@ -89,15 +89,13 @@ class Approx:
 
 
 @dataclass(frozen=True)
-class Tie:
-    """An activation of a BitLinear that a correct engine may round to either side."""
+class Ties:
+    """The activations of a quantised tensor that a correct engine may round to either side."""
 
-    tap: str
-    """Full name of the tap that is quantised."""
-    row: int
-    """Row of the pass."""
-    feature: int
-    nearness: float
+    rows: npt.NDArray[np.intp]
+    """Row of the pass of each, ``(n_ties,)``."""
+    features: npt.NDArray[np.intp]
+    nearness: FloatArray
     """Distance to the tie over the largest that is possible: 0 on the tie, 1 just within reach."""
 
 
@@ -165,7 +163,7 @@ def propagate(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], arithmet
 
 def propagate_bitlinear(
     op: Op, x: Approx, rows: Sequence[int], weights: Sequence[Any], arithmetic: Arithmetic, flips: Flips
-) -> tuple[Approx, list[Tie]]:
+) -> tuple[Approx, Ties]:
     """Compute a BitLinear with its error, and the activations near a tie.
 
     ``x`` ``(n_rows, ...)`` covers the ``rows`` of the pass; ``flips`` go to the other side of their tie.
@@ -186,11 +184,12 @@ def propagate_bitlinear(
     distance = np.abs(scaled - np.floor(scaled) - 0.5)
     if arithmetic.low:  # scale and scaled values may be rounded to the format
         window = window + 2 * arithmetic.format.unit_roundoff * np.abs(scaled)
-    near = distance <= window
-    ties = [Tie(tap, int(rows[i]), int(j), float(distance[i, j] / window[i, j])) for i, j in np.argwhere(near)]
-    for i, row in enumerate(rows):
-        for j in flips.get((tap, int(row)), ()):
-            codes[i, j] += -1.0 if codes[i, j] > scaled[i, j] else 1.0
+    at, features = np.nonzero(distance <= window)
+    ties = Ties(np.asarray(rows, np.intp)[at], features, distance[at, features] / window[at, features])
+    for (flipped, row), wanted in flips.items():
+        if flipped == tap and row in rows:
+            i, js = rows.index(row), list(wanted)
+            codes[i, js] += np.where(codes[i, js] > scaled[i, js], -1.0, 1.0)
     sums = accumulate(np.clip(codes, -128, 127).astype(np.int8), weight).astype(np.float64)
     value = sums / scale * weight.scale
     allowed = bitlinear.RESCALE_STEPS * U * np.abs(value) + TINY

@@ -15,6 +15,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from crossval import taps
 from crossval.audit import bounds, propagation
 from crossval.audit.bounds import Arithmetic, Reading
-from crossval.audit.propagation import Approx, Flips, Tie
+from crossval.audit.propagation import Approx, Flips, Ties
 from crossval.formats import Dtype
 from crossval.geometry import token_axis
 from crossval.ops import CONTEXT_INPUTS, FloatArray, Op, TernaryMatrix, WeightSource, state_source
@@ -37,6 +38,8 @@ FAILED_TRIALS = 300
 """Choices tried in vain for one engine, after which only the fewest are tried for a token: bounds its time."""
 RESOLVES = 2e-3
 """Largest bound of a token, relative L2, that counts as rounding level (docs/audit.md: mistakes lie above it)."""
+MOST_TIES = 100
+"""Ties of one token and tensor that are looked at; with more of them it is not shown that nothing explains it."""
 NEARNESS_COST = 4.0
 """How much later a tie just within reach is tried than one that is hit exactly, in flips."""
 
@@ -72,6 +75,16 @@ class Part:
         return float(self.n_open[(rows == row) if alone else (rows <= row)].sum())
 
 
+class Tie(NamedTuple):
+    """One activation that may be on the other side of a tie."""
+
+    tap: str
+    """Full name of the quantised tap."""
+    row: int
+    feature: int
+    nearness: float
+
+
 @dataclass(frozen=True)
 class Cells:
     """Rows of a KV cache that earlier passes left."""
@@ -103,7 +116,8 @@ class Segment:
     choice: Choice = field(default_factory=lambda: Choice(()))
     parts: dict[str, Part] = field(default_factory=dict)
     """Results for all rows as they are now explained."""
-    ties: list[Tie] = field(default_factory=list)
+    ties: dict[str, Ties] = field(default_factory=dict)
+    """By quantised tap."""
     failed_trials: int = 0
     """Choices tried in vain, in this engine's segments before this one included."""
 
@@ -119,14 +133,16 @@ class Segment:
 
     # --- computing --------------------------------------------------------------------------------------------
 
-    def evaluate(self, rows: Sequence[int], flips: Flips, choice: Choice) -> tuple[dict[str, Part], list[Tie]]:
+    def evaluate(
+        self, rows: Sequence[int], flips: Flips, choice: Choice
+    ) -> tuple[dict[str, Part], dict[str, Ties]]:
         """Compute the segment for some rows, all that earlier rows left in the cache being as in ``parts``.
 
         Raises:
             ValueError: an input was not recorded for these rows.
         """
         made: dict[str, Part] = {}
-        ties: list[Tie] = []
+        ties: dict[str, Ties] = {}
         for op in self.ops:
             have = self._rows(op, rows, made)
             arrays = [self._input(op, name, have, made) for name in op.inputs]
@@ -138,7 +154,7 @@ class Segment:
                 result, near = propagation.propagate_bitlinear(
                     op, arrays[0], have, weights, self.arithmetic, flips
                 )
-                ties += near
+                ties[op.inputs[0]] = near  # the same of every BitLinear that reads it
             else:
                 result = propagation.propagate(op, arrays, weights, self.arithmetic)
             made[op.output] = Part(result, have)
@@ -303,7 +319,7 @@ class Segment:
         complete = self._undecided(row) == 0
         most = self._most_trials()
         order = {op.inputs[0]: i for i, op in enumerate(self.ops) if op.name in bounds.BITLINEARS}
-        start = [t for t in self.ties if t.row == row or (self._attends and t.row in hidden)]
+        wanted = [row, *hidden] if self._attends else [row]
         queue: list[tuple[float, int, tuple[Tie, ...]]] = []
         counter = itertools.count()
 
@@ -314,7 +330,8 @@ class Segment:
                     more = cost + 1.0 + NEARNESS_COST * tie.nearness
                     heapq.heappush(queue, (more, next(counter), (*taken, tie)))
 
-        extend(0.0, (), _unique(start))
+        extend(0.0, (), _nearest(self.ties, wanted))
+        complete = complete and len(queue) < MOST_TIES
         for trial in range(most):
             if not queue:
                 self.failed_trials += trial
@@ -326,7 +343,7 @@ class Segment:
             parts, ties = self.evaluate(rows, flips, self.choice)
             if _fits(self.worst_by_row(parts)[row]):
                 return {key: flips[key] for key in {(t.tap, t.row) for t in taken}}, True
-            extend(cost, taken, _unique([t for t in ties if t.row == row or t.row in hidden]))
+            extend(cost, taken, _nearest(ties, wanted))
         self.failed_trials += most
         return None, complete and not queue
 
@@ -368,7 +385,7 @@ class Segment:
 
     def n_open(self, row: int) -> float:
         """Return how many ties a row depends on that nothing outside decides."""
-        return sum(tie.row == row for tie in _unique(self.ties)) + self._undecided(row)
+        return sum(float(np.count_nonzero(t.rows == row)) for t in self.ties.values()) + self._undecided(row)
 
 
 @dataclass(frozen=True)
@@ -408,10 +425,14 @@ def _fits(ratio: float) -> bool:
     return ratio <= 1.0
 
 
-def _unique(ties: Sequence[Tie]) -> list[Tie]:
-    """Drop what two BitLinears that read the same tap say twice."""
-    seen = {(tie.tap, tie.row, tie.feature): tie for tie in reversed(ties)}
-    return list(seen.values())
+def _nearest(ties: Mapping[str, Ties], rows: Sequence[int]) -> list[Tie]:
+    """Return the ties of some rows, nearest first, ``MOST_TIES`` of each tensor at most."""
+    found = []
+    for tap, one in ties.items():
+        at = np.flatnonzero(np.isin(one.rows, rows))
+        at = at[np.argsort(one.nearness[at], kind="stable")[:MOST_TIES]]
+        found += [Tie(tap, int(one.rows[i]), int(one.features[i]), float(one.nearness[i])) for i in at]
+    return found
 
 
 def _place(tie: Tie, order: Mapping[str, int]) -> tuple[int, int, int]:
