@@ -27,7 +27,7 @@ def show_audits(out: Console, receipt: Receipt) -> None:
     if receipt["audit"] is None:
         return
     show_line(
-        out, "\nEvery operation recomputed from the engine's own inputs, held to the bound of right arithmetic."
+        out, "\nEvery operation recomputed from the engine's own inputs and checked against its error bound."
     )
     width = max(len(receipt[side]["name"]) for side in SIDES)
     for side in SIDES:
@@ -222,7 +222,7 @@ def _advice(receipt: Receipt) -> Advice:
     advice = ADVICE[verdict]
     if verdict == "parity" and segmented(receipt):
         counts = [f"{side}: {_counts(audits[side])} within their bounds" for side in SIDES]
-        agree = "Both engines agree with each other, and with the specification as far as was looked"
+        agree = "Both engines agree with each other, and with the specification as far as they were checked"
         return replace(advice, meaning=f"{agree}: {'; '.join(counts)}.")
     if verdict == "divergence" and segmented(receipt):
         return Advice(

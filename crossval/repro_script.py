@@ -87,7 +87,7 @@ Diagnosis: {cause}
     python repro.py              judges the recorded output
     python repro.py fixed.npy    judges another output, float32 of shape {shape}
 
-Exits 0 when every value is within the bound of right arithmetic, 1 when one is not. Needs NumPy only.
+Exits 0 when every value is within its error bound, 1 when one is not. Needs NumPy only.
 """
 
 import sys

@@ -37,7 +37,7 @@ def command(
 
     Runs the prompt and a few decoded tokens through both engines and compares every layer's output, then the
     operations of the first layer that differs (`=`: all bits are equal). Then recomputes every operation of each
-    engine from that engine's own inputs and holds it to the bound of right arithmetic: the first operation
+    engine from that engine's own inputs and checks it against its error bound: the first operation
     beyond its bound is guilty, on whichever side it is.
 
     \b

@@ -138,7 +138,7 @@ def test_operations_inside_segments_are_counted_apart(model_path: Path, record: 
     assert rows["blk.0.ffn_up"]["n_segments"] == 0
     counts = "117 of 129 operations checked one by one, 12 inside 6 segments, all within their bounds"
     assert f"candidate  other       {counts}" in result.stdout
-    said = "Both engines agree with each other, and with the specification as far as was looked: candidate: "
+    said = "agree with each other, and with the specification as far as they were checked: candidate: "
     assert f"{said}{counts}; reference: 129 of 129 operations within their bounds." in result.stdout
     assert "and with the specification." not in result.stdout
 
