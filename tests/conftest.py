@@ -15,6 +15,7 @@ import pytest
 from bitnet_py.model import Model
 from bitnet_py.resources import default_model_path
 from bitnet_py.synth import PRESETS, SynthConfig, write_model
+from crossval import segment_diagnosis
 
 MakeModel = Callable[..., Path]
 
@@ -60,3 +61,12 @@ def tiny_model(make_model: MakeModel) -> Iterator[Model]:
     """Return an open tiny model; one thread."""
     with Model.from_gguf(make_model(), n_threads=1) as model:
         yield model
+
+
+@pytest.fixture
+def unnamed_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find guilty segments without the search for the mistake inside, as with a very large model.
+
+    For tests of the place and the verdict: a search takes seconds, and test_segment_diagnosis has it.
+    """
+    monkeypatch.setattr(segment_diagnosis, "MOST_WORK", 0)

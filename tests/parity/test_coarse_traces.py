@@ -42,6 +42,7 @@ NOT_PROVABLE: Collection[tuple[str, str, tuple[int, ...] | None]] = frozenset()
 """Cells that end with exit code 3 and the taps to record, because what was recorded does not hold more."""
 GREEDY = ("float activations", "clamp at 126", "float row sum", "eps x 10")
 LIKE_BITNET_CPP = Numerics(8, False)
+pytestmark = pytest.mark.usefixtures("unnamed_segments")
 
 
 @pytest.fixture(scope="module")

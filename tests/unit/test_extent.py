@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from strangers import PROMPT, Fault, run
 
-from crossval import gate, receipt, taps
+from crossval import gate, receipt, segment_diagnosis, taps
 from crossval.audit import consistency, extent
 from crossval.audit.checks import OpCheck
 from crossval.render_audit import advice_of
@@ -76,12 +78,24 @@ def deep(make_model: Callable[..., Path]) -> Path:
     return make_model(n_layers=6)
 
 
-def test_a_mistake_between_coarse_taps_is_a_range_of_layers(deep: Path, record: Record, tmp_path: Path) -> None:
-    wrong = record("other", Fault(rolled_from="4/ffn_sub_norm"), model=deep, taps=THIRD)
-    out = tmp_path / "r.json"
-    result = run("diff", wrong, record(model=deep), "--model", deep, "--receipt", out)
+@pytest.fixture(scope="module")
+def found_between(
+    make_model: Callable[..., Path], record: Record, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Result, receipt.Receipt]:
+    """What ``diff`` says of a mistake in layer 4 of six, where every third layer's output was recorded."""
+    model, out = make_model(n_layers=6), tmp_path_factory.mktemp("range") / "r.json"
+    wrong = record("other", Fault(rolled_from="4/ffn_sub_norm"), model=model, taps=THIRD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment_diagnosis, "MOST_WORK", 0)
+        result = run("diff", wrong, record(model=model), "--model", model, "--receipt", out)
+    return result, receipt.read(out)
+
+
+def test_a_mistake_between_coarse_taps_is_a_range_of_layers(
+    found_between: tuple[Result, receipt.Receipt],
+) -> None:
+    result, made = found_between
     assert result.exit_code == 1, result.output
-    made = receipt.read(out)
     assert made["verdict"] == "candidate_defect"
     segment = {"first_layer": 3, "last_layer": 5, "first_op": "blk.3.attn_norm"}
     record_these = ["blk.3.l_out", "blk.4.l_out"]
@@ -103,6 +117,7 @@ def test_a_mistake_between_coarse_taps_is_a_range_of_layers(deep: Path, record: 
     assert (checks["audits"], checks["summary"]) == (True, True)
 
 
+@pytest.mark.usefixtures("unnamed_segments")
 def test_triage_says_the_range_too(deep: Path, record: Record) -> None:
     wrong = record("other", Fault(rolled_from="4/ffn_sub_norm"), model=deep, taps=THIRD)
     args = ("--prompt", PROMPT, "--model", deep, "--candidate", wrong, "--reference", record(model=deep))
@@ -164,12 +179,9 @@ def test_a_divergence_may_sit_inside_a_segment(model_path: Path, record: Record,
     ],
 )
 def test_the_gate_sees_a_range_that_does_not_fit(
-    deep: Path, record: Record, tmp_path: Path, change: dict[str, object], complaint: str
+    found_between: tuple[Result, receipt.Receipt], change: dict[str, object], complaint: str
 ) -> None:
-    out = tmp_path / "r.json"
-    wrong = record("other", Fault(rolled_from="4/ffn_sub_norm"), model=deep, taps=THIRD)
-    run("diff", wrong, record(model=deep), "--model", deep, "--receipt", out)
-    made = json.loads(out.read_text())
+    made = copy.deepcopy(found_between[1])
     for found in (made["audit"]["candidate"]["first_guilty"], made["diagnosis"][0]):
         found["segment"].update(change)
     assert any(complaint in what for what in consistency.complaints(made))
