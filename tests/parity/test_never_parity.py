@@ -23,6 +23,9 @@ KINDS = [*taps.INPUT_TAPS, *(f"blk.{LAYER}.{tap}" for tap in taps.LAYER_TAPS), *
 OUTLINE = ("inp_embd", f"blk.{LAYER}.l_out", "result_norm", "result_output")
 PREFILL, DECODE, OUTLINE_ONLY = 0, 1, 2
 """Passes; of the last one the golden has the outline only."""
+COMPUTED = ("ffn_gate", "kq", "result_output")
+"""Where such a value may be the engine's: what reads it can give ordinary numbers, or nothing reads it. Anywhere
+else all that follows would hold it, too; as it does not, the recording is wrong."""
 
 Arrays = dict[str, Any]
 
@@ -54,13 +57,19 @@ def altered(golden, tmp_path) -> Callable[..., Path]:
     return make
 
 
-def verdict(model: Path, candidate: Path, reference: Path, receipt: Path) -> tuple[int, str | None]:
+def judged(model: Path, candidate: Path, reference: Path, receipt: Path) -> tuple[int, dict[str, Any] | None]:
+    """Return exit code and receipt."""
     result = run(
         "layers", "--prompt", PROMPT, "--model", model, "--candidate", candidate, "--reference", reference,
         "--receipt", receipt,
     )  # fmt: skip
     assert "Traceback" not in result.output
-    return result.exit_code, json.loads(receipt.read_text())["verdict"] if receipt.exists() else None
+    return result.exit_code, json.loads(receipt.read_text()) if receipt.exists() else None
+
+
+def verdict(model: Path, candidate: Path, reference: Path, receipt: Path) -> tuple[int, str | None]:
+    code, made = judged(model, candidate, reference, receipt)
+    return code, made and made["verdict"]
 
 
 def test_the_copy_as_it_is_agrees(shipped_model, golden, altered, tmp_path):
@@ -87,8 +96,15 @@ def test_a_value_that_is_no_number(shipped_model, golden, altered, tmp_path, sid
 
     trace = altered(index, change)
     pair = (trace, golden) if side == "candidate" else (golden, trace)
-    code, found = verdict(shipped_model, *pair, tmp_path / "r.json")
-    assert (code, found) == (1, f"{side}_defect")
+    code, made = judged(shipped_model, *pair, tmp_path / "r.json")
+    assert made is not None
+    first, wrongly = made["audit"][side]["first_guilty"], made["audit"][side].get("misrecorded", [])
+    if taps.parse(kind).tap in COMPUTED:
+        assert (code, made["verdict"], wrongly) == (1, f"{side}_defect", [])
+        assert (first["tap"], first["pass_index"]) == (kind, index)
+    else:
+        assert (code, made["verdict"], first) == (3, "incomplete", None)
+        assert [(one["taps"], one["passes"]) for one in wrongly] == [([kind], [index])]
 
 
 @pytest.mark.parametrize("index", [PREFILL, DECODE])
