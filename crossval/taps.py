@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 LAYER_TAPS: tuple[str, ...] = (
     "attn_norm",
@@ -60,6 +61,7 @@ class TapName:
         return self.tap if self.layer is None else f"blk.{self.layer}.{self.tap}"
 
 
+@lru_cache(maxsize=4096)
 def parse(name: str) -> TapName:
     """Parse a full tap name.
 

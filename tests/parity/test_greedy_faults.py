@@ -30,6 +30,7 @@ CASES = {
 """Mistake -> the operation and layer it is in, and the model."""
 SAME = "100 % of the tokens equal; the logits differ although both engines state the same arithmetic"
 LOGITS_ONLY = ("result_output",)
+pytestmark = pytest.mark.usefixtures("unnamed_segments")
 
 
 class Mine(BitnetPyRunner):
