@@ -8,12 +8,13 @@ output on this input are reported together, never picked from.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from crossval.audit.bounds import Arithmetic, readings
+from crossval.diagnosis import UNDETERMINED, Diagnosis, combine, explanation_of, finite, joined, verdict
 from crossval.ops import FloatArray, IntArray
 from crossval.runners.base import Numerics
 from crossval.variants import VARIANTS, Candidate, Context, candidates, fitted
@@ -22,7 +23,6 @@ from crossval.variants.distance import LARGEST_FLOOR, floor, near_ties, per_toke
 from crossval.variants.partly import aparts, together
 from crossval.variants.pattern import describe
 
-UNDETERMINED = "undetermined"
 UNEXPLAINED = "no known mistake explains it; "
 GAP = 10.0
 """How much farther the specification and every other variant must be."""
@@ -37,46 +37,6 @@ N_WORST, N_SPREAD = 64, 128
 DEFERRED_GROUPS = frozenset(variant.group or variant.name for variant in VARIANTS if variant.deferred)
 EXACT = 1e-5
 """A variant that fits no better than this may only resemble one with another parameter."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """A variant that fits."""
-
-    name: str
-    group: str = field(compare=False)
-    """May state what is seen in one pass."""
-    family: int
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What is wrong with an operation, or that it cannot be told."""
-
-    name: str
-    """Of the variant; of the group, when several of one group fit; or ``undetermined``."""
-    family: int | None
-    explanation: str
-    """One sentence."""
-    ratio: float | None
-    """Distance of the best variant from the recorded output, relative L2 over its tokens; None: none applied."""
-    runner_up: str | None
-    """Next variant that gives another output."""
-    runner_up_ratio: float | None
-    specification_ratio: float
-    """Distance of the specification from the recorded output."""
-    candidates: tuple[Explanation, ...] = ()
-    """All variants that fit and cannot be told apart on this input."""
-    replays: tuple[Candidate, ...] = field(default=(), compare=False, repr=False)
-    """The same as formulas, to be tried on other passes."""
-    segment_ops: tuple[str, ...] = ()
-    """Of a segment: full names of the operations inside it that are wrong."""
-
-    @property
-    def determined(self) -> bool:
-        """Whether a cause is named."""
-        return self.name != UNDETERMINED
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +109,7 @@ def diagnose_passes(
                 if i != j
             )
         ]
-        joint = _joined(joint, fitting)
+        joint = joined(joint, fitting)
     for context in right:
         if len(joint.candidates) > 1:
             joint = narrowed(joint, context, arithmetic)
@@ -164,46 +124,8 @@ def narrowed(found: Diagnosis, context: Context, arithmetic: Arithmetic) -> Diag
     """
     search = _Search(_readings(context, arithmetic), arithmetic)
     if search.specification.fits:
-        return _joined(found, [one for one in found.replays if _is_right(one, context, arithmetic)])
-    return _joined(found, [one for one in found.replays if _accepted(search.run([one]), search.specification)])
-
-
-def combine(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
-    """Join the diagnoses of the same operation in several passes: one cause has to explain all of them.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if not diagnoses:
-        raise ValueError("there is no diagnosis to combine")
-    shared = [e for e in diagnoses[0].candidates if all(e in other.candidates for other in diagnoses[1:])]
-    worst = max(diagnoses, key=lambda d: d.specification_ratio)
-    if not shared:
-        if len(diagnoses) == 1 or all(d.name == diagnoses[0].name for d in diagnoses):
-            return replace(worst, explanation=diagnoses[0].explanation)  # of the first guilty pass
-        why = "no one variant explains all passes: " + "; ".join(dict.fromkeys(d.explanation for d in diagnoses))
-        return replace(worst, name=UNDETERMINED, family=None, explanation=why, candidates=(), replays=())
-    name, family, sentence = verdict(shared)
-    replays = tuple(one for one in diagnoses[0].replays if _explanation(one) in shared)
-    return replace(
-        worst, name=name, family=family, explanation=sentence, candidates=tuple(shared), replays=replays
-    )
-
-
-def _joined(joint: Diagnosis, fitting: Sequence[Candidate]) -> Diagnosis:
-    """Return a diagnosis with other candidates; as it is, when there are none."""
-    explained = list(dict.fromkeys(map(_explanation, fitting)))
-    if not explained:
-        return joint
-    name, family, sentence = verdict(explained)
-    return replace(
-        joint,
-        name=name,
-        family=family,
-        explanation=sentence,
-        candidates=tuple(explained),
-        replays=tuple(fitting),
-    )
+        return joined(found, [one for one in found.replays if _is_right(one, context, arithmetic)])
+    return joined(found, [one for one in found.replays if _accepted(search.run([one]), search.specification)])
 
 
 def _explains(one: Candidate, context: Context, diagnosis: Diagnosis, arithmetic: Arithmetic) -> bool:
@@ -278,7 +200,7 @@ def _in_parts(context: Context, arithmetic: Arithmetic, found: Diagnosis, depth:
         with np.errstate(over="ignore", invalid="ignore"):
             both = [one for one in together(apart, bases) if one.compute(context) is not None]
         if both:
-            return replace(_joined(found, both), ratio=ratio, runner_up=None, runner_up_ratio=None)
+            return replace(joined(found, both), ratio=ratio, runner_up=None, runner_up_ratio=None)
     return found
 
 
@@ -395,7 +317,7 @@ def _decide(
     same = [s for s in sorted(scores, key=lambda s: s.total) if s.total < level]
     names = {_name(s) for s in same}
     others = [s for s in ranked if s.total >= level and _name(s) not in names]
-    explained = list(dict.fromkeys(_explanation(s.candidate) for s in same if s.candidate is not None))
+    explained = list(dict.fromkeys(explanation_of(s.candidate) for s in same if s.candidate is not None))
     name, family, sentence = verdict(explained)
     return Diagnosis(
         name=name,
@@ -408,18 +330,6 @@ def _decide(
         candidates=tuple(explained),
         replays=tuple(s.candidate for s in same if s.candidate is not None),
     )
-
-
-def verdict(explained: Sequence[Explanation]) -> tuple[str, int | None, str]:
-    """Return name, family and sentence for variants that all fit."""
-    first = explained[0]
-    if len(explained) == 1:
-        return first.name, first.family, first.sentence
-    names = [e.name for e in explained]
-    either = f"{', '.join(names[:-1])} or {names[-1]}: not distinguishable on this input"
-    families = {e.family for e in explained}
-    family = first.family if len(families) == 1 else None
-    return (first.group if len({e.group for e in explained}) == 1 else UNDETERMINED), family, either
 
 
 def _unexplained(context: Context, ranked: list[_Score], specification: _Score) -> Diagnosis:
@@ -437,10 +347,6 @@ def _unexplained(context: Context, ranked: list[_Score], specification: _Score) 
     )
 
 
-def _explanation(one: Candidate) -> Explanation:
-    return Explanation(one.name, one.group, one.variant.family, one.explanation)
-
-
 def _name(score: _Score) -> str:
     return score.candidate.name if score.candidate else "specification"
 
@@ -448,8 +354,3 @@ def _name(score: _Score) -> str:
 def _has_more(score: _Score) -> bool:
     """Return whether a costly variant belongs to the same group."""
     return score.candidate is not None and score.candidate.group in DEFERRED_GROUPS
-
-
-def finite(x: float) -> float:
-    """Return a number JSON can hold: infinitely far becomes the largest float32."""
-    return x if np.isfinite(x) else float(np.finfo(np.float32).max)

@@ -14,7 +14,8 @@ from crossval.audit import extent, feeding
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck
 from crossval.audit.precision import arithmetic_of
-from crossval.diagnose import UNDETERMINED, Diagnosis, diagnose_passes
+from crossval.diagnose import diagnose_passes
+from crossval.diagnosis import UNDETERMINED, Diagnosis
 from crossval.errors import BadInputError
 from crossval.ops import Op, SpecConfig, op_table
 from crossval.probing import tell_apart

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from crossval.audit.bounds import Arithmetic
-from crossval.diagnose import Diagnosis, narrowed
+from crossval.diagnose import narrowed
+from crossval.diagnosis import Diagnosis
 from crossval.errors import BadInputError
 from crossval.ops import Op, SpecConfig, WeightSource
 from crossval.runners.base import Runner

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from crossval import taps
 from crossval.audit import extent
 from crossval.audit.bounds import BITLINEARS, NORMS, Arithmetic, readings
-from crossval.diagnose import UNDETERMINED, Diagnosis, Explanation, finite, verdict
+from crossval.diagnosis import UNDETERMINED, Diagnosis, Explanation, finite, verdict
 from crossval.ops import FloatArray, Op
 from crossval.replay import Mistake, Mode, Replay
 from crossval.runners.base import PassKind

@@ -12,7 +12,7 @@ import numpy as np
 from crossval import taps
 from crossval.answers import Side
 from crossval.arbitrate import Verdict
-from crossval.diagnose import UNDETERMINED
+from crossval.diagnosis import UNDETERMINED
 from crossval.runners.base import PassKind
 from crossval.selftest import alter, damage
 from crossval.selftest.alter import Change, Feed

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from crossval.audit.bounds import Arithmetic, readings
-from crossval.diagnose import UNDETERMINED, Diagnosis, Explanation, combine, diagnose
+from crossval.diagnose import diagnose
+from crossval.diagnosis import UNDETERMINED, Diagnosis, Explanation, combine
 from crossval.ops import op_table, rms_norm
 from crossval.runners.base import Numerics
 from crossval.runners.bitnet_py import BitnetPyRunner

@@ -11,7 +11,7 @@ from strangers import Fault, Stranger
 
 from crossval import findings, taps
 from crossval.audit.run import audit
-from crossval.diagnose import UNDETERMINED
+from crossval.diagnosis import UNDETERMINED
 from crossval.findings import Finding
 from crossval.ops import op_table
 from crossval.probing import LENGTHS

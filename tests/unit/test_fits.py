@@ -7,7 +7,8 @@ import drawn
 import numpy as np
 import pytest
 
-from crossval.diagnose import UNDETERMINED, diagnose, diagnose_passes
+from crossval.diagnose import diagnose, diagnose_passes
+from crossval.diagnosis import UNDETERMINED
 from crossval.ops import op_table
 from crossval.runners.base import PassRecord, TapArray
 from crossval.runners.spec import SpecRunner

@@ -7,7 +7,8 @@ import pytest
 from drawn_products import DRAWN, draw_sum_twice, inputs, product, quantised, read, recorded
 
 from crossval.audit.bounds import Arithmetic
-from crossval.diagnose import UNDETERMINED, diagnose, diagnose_passes
+from crossval.diagnose import diagnose, diagnose_passes
+from crossval.diagnosis import UNDETERMINED
 from crossval.runners.base import Numerics
 from crossval.variants import fitted
 from crossval.variants.fit_rows import looked_up

@@ -12,7 +12,7 @@ from faulty_engine import FAULTS, FaultyRunner
 from crossval import findings, segment_diagnosis, taps
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.run import audit
-from crossval.diagnose import UNDETERMINED, Diagnosis
+from crossval.diagnosis import UNDETERMINED, Diagnosis
 from crossval.ops import op_table
 from crossval.replay import HeldWeights, Mistake, Replay
 from crossval.runners.base import PassRecord

@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult
 from crossval.audit.run import audit
-from crossval.diagnose import Diagnosis, diagnose_passes
+from crossval.diagnose import diagnose_passes
+from crossval.diagnosis import Diagnosis
 from crossval.ops import op_table
 from crossval.runners.base import EngineIdentity, PassPlan, PassRecord, TapArray
 from crossval.spec_weights import SpecWeights

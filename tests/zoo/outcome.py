@@ -9,7 +9,7 @@ from typing import Literal
 from crossval.arbitrate import Verdict, arbitrate
 from crossval.audit.checks import AuditResult, OpCheck
 from crossval.audit.recording import settle
-from crossval.diagnose import Diagnosis
+from crossval.diagnosis import Diagnosis
 from tests.zoo.catalogue import CASES
 from tests.zoo.detect import Replay, audited, named
 from tests.zoo.fault import Case, TraceFault
