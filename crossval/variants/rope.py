@@ -13,7 +13,6 @@ from crossval.variants.linear import linear
 from crossval.variants.variant import Variant, on
 
 ROPE = on("q_rope", "k_rope")
-PROJECTED = on("q", "k", "v")
 BASES = (1e4, 5e4, 1e5, 2.5e5, 5e5, 1e6, 1e7)
 
 
