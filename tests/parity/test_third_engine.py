@@ -72,6 +72,7 @@ def test_a_right_engine_that_records_little_is_incomplete(third_engine, shipped_
     assert {skip["tap"] for skip in receipt["coverage"]["skipped"]} == {"inp_embd", "result_norm"}
 
 
+@pytest.mark.usefixtures("unnamed_segments")
 @pytest.mark.parametrize("layer", [0, N_LAYERS // 2, N_LAYERS - 1])
 @pytest.mark.parametrize("mistake", OPERATION)
 def test_l_out_and_logits_give_the_layer(third_engine, shipped_model, golden, tmp_path, mistake, layer):

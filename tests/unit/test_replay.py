@@ -108,7 +108,11 @@ def test_a_mistake_inside_gives_what_a_broken_engine_recorded(
 
 def test_some_tokens_are_the_same_as_all(weights: SpecWeights, shipped_model: Path) -> None:
     found = replay(weights, recorded(shipped_model, "SiLU")[:1], "blk.1.l_out")
-    for op, name in (("q_rope", "not rotated"), ("ffn_act", "SiLU"), ("ffn_down", "last n mod 4 tokens zero")):
+    for op, name in (
+        ("q_rope", "not rotated"),
+        ("ffn_act", "SiLU"),
+        ("ffn_down", "last n mod 4 tokens hold the one before"),
+    ):
         mistake = made(found, op, name)
         some = distance(found, mistake, (0, 3, 5))
         np.testing.assert_allclose(some, distance(found, mistake)[[0, 3, 5]], rtol=1e-3)
