@@ -78,13 +78,13 @@ def test_the_copy_as_it_is_agrees(shipped_model, golden, altered, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "index"),
+    ("side", "kind", "index"),
     [
-        *((kind, index) for kind in KINDS for index in (PREFILL, DECODE)),
-        *((kind, OUTLINE_ONLY) for kind in OUTLINE),
+        *(("candidate", kind, index) for kind in KINDS for index in (PREFILL, DECODE)),
+        *(("reference", kind, (PREFILL, DECODE)[i % 2]) for i, kind in enumerate(KINDS)),
+        *((side, kind, OUTLINE_ONLY) for side in ("candidate", "reference") for kind in OUTLINE),
     ],
 )
-@pytest.mark.parametrize("side", ["candidate", "reference"])
 def test_a_value_that_is_no_number(shipped_model, golden, altered, tmp_path, side, kind, index):
     value = (math.nan, math.inf, -math.inf)[KINDS.index(kind) % 3]
 

@@ -35,8 +35,11 @@ from tests.zoo.models import SHAPE
 from tests.zoo.recording import PROMPT, Recording
 from tests.zoo.world import World, is_about_tokens
 
-Place = Literal["found", "elsewhere", "other side", "differs", "open", "parity", "no trace", "not recorded"]
-"""``differs``: the engines differ, where is not said; ``open``: exit code 3; ``no trace``: parity, and all that is
+Place = Literal[
+    "found", "elsewhere", "other side", "differs", "open", "recording", "parity", "no trace", "not recorded"
+]
+"""``differs``: the engines differ, where is not said; ``open``: exit code 3; ``recording``: the same, and what was
+changed in a trace is said to be recorded wrongly; ``no trace``: parity, and all that is
 recorded is as the right engine computes it, up to rounding; ``not recorded``: what was changed in a trace is not
 in this recording, and what is left of it is right."""
 Array = npt.NDArray[Any]
@@ -127,6 +130,9 @@ def _cells(world: World, references: References, case: Case, recordings: Collect
             world.model(base), n_layers=SHAPE.n_layers, n_decode=len(plans) - 1,
         )  # fmt: skip
         place = placed(found, true_places(case, config), case.pass_kind, kept.keeps, config)
+        wrongly = [tap for one in found.found.audits["candidate"].misrecorded for tap in one.taps]
+        if wrongly:  # an engine that is really wrong is not acquitted
+            place = "recording" if isinstance(case.fault, TraceFault) and case.tap in wrongly else "elsewhere"
         if place == "parity" and leaves_no_trace(world.healthy(base), faulty, kept.keeps):
             place = "no trace"
         yield Cell(case.fault.name, case.id, kept.name, place, found.verdict, said(found.guilty))

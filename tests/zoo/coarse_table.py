@@ -28,6 +28,7 @@ MEANING: dict[Place, str] = {
     "found": "the right side, and the operation, or the segment that contains it",
     "differs": "exit code 1: the engines differ; where is not said",
     "open": "exit code 3: not shown by what was recorded; the taps to record are named",
+    "recording": "exit code 3: recorded wrongly, and so it is: the fault is in the trace",
     "elsewhere": "the right side, the wrong place",
     "other side": "the wrong side",
     "parity": "PARITY, on a broken engine",
