@@ -13,7 +13,7 @@ from tests.zoo.fault import TraceFault
 from tests.zoo.faults.drawn import FAMILIES
 from tests.zoo.world import World, is_about_tokens
 
-N_FAULTS, N_DRAWN, SEED = 8, 14, 3
+N_FAULTS, N_DRAWN, SEED = 6, 14, 3
 QUICK = set(coarse.COLUMNS) - {"every third `l_out`", "logits only"}
 """Recordings that are judged in a moment."""
 

@@ -14,7 +14,7 @@ from crossval.variants import fitted
 from crossval.variants.fit_rows import looked_up
 from crossval.variants.places import Rule, described, rules
 
-N_DRAWN = 4
+N_DRAWN = 3
 KNOWN = Arithmetic(Numerics(8, False), n_heads=1)
 
 
