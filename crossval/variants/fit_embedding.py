@@ -150,7 +150,8 @@ def _missing_ids(context: Context) -> Iterator[_Missing]:
     if not zero or not other or zero & other:
         return
     low, high = min(zero), max(zero)
-    symptom = described(np.asarray(~context.recorded.any(axis=-1)), "token")
+    gone = np.asarray(~context.recorded.any(axis=-1))
+    symptom = "output" if gone.all() else described(gone, "token")
     if low > max(other):
         words = f"from {low} on (or from a lower one above {max(other)})"
         yield _Missing(words, low, context.config.vocab_size, symptom)
@@ -158,6 +159,13 @@ def _missing_ids(context: Context) -> Iterator[_Missing]:
         yield _Missing(f"up to {high} (or to a higher one below {min(other)})", 0, high + 1, symptom)
     elif len(zero) > 1 and not any(low < token < high for token in other):
         yield _Missing(f"{low} to {high}", low, high + 1, symptom)
+
+
+def _missing_rows(context: Context) -> Iterator[None]:
+    """Find out whether all tokens of a pass hold zeros while none with their ids, in any pass, holds anything."""
+    zero, other = _ids_by_content(context)
+    if not context.recorded.any() and not zero & other:
+        yield None
 
 
 def _without_ids(context: Context, missing: _Missing) -> Array:
@@ -179,6 +187,15 @@ VARIANTS = (
         group="{0.symptom} zero",
         shown="rows of token ids from *n* on zero",
         shown_sentence="the table's rows of a range of ids are read as zeros: a part of the table is missing",
+    ),
+    Variant(
+        "embedding rows of all tokens read as zeros",
+        10,
+        EMBED,
+        "the embedding rows of all tokens, whose ids no other token has, are read as zeros",
+        lambda context, _: np.zeros_like(context.expected),
+        _missing_rows,
+        group="output zero",
     ),
 )
 """Beside what a kernel did not write: both have to be seen."""
