@@ -3,11 +3,12 @@
 # mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from crossval.runners.base import PassRecord
 from crossval.variants.context import Array, Context, Inapplicable
 from crossval.variants.embedding import EMBED
 from crossval.variants.estimate import Estimate
@@ -121,11 +122,11 @@ def _mapped(context: Context, rule: Estimate) -> Array:
 # against their ids, in every pass that was recorded; what their places say, the kernels' variants know.
 
 
-def _ids_by_content(context: Context) -> tuple[set[int], set[int]]:
-    """Return the ids of tokens that hold zeros and of those that do not, over all passes."""
+def _ids_by_content(context: Context, passes: Sequence[PassRecord]) -> tuple[set[int], set[int]]:
+    """Return the ids of tokens that hold zeros and of those that do not."""
     zero: set[int] = set()
     other: set[int] = set()
-    for record in context.passes:
+    for record in passes:
         tap = record.taps.get(context.op.output)
         if tap is None:
             continue
@@ -146,7 +147,7 @@ class _Missing(NamedTuple):
 
 def _missing_ids(context: Context) -> Iterator[_Missing]:
     """Find a range of token ids whose rows are zero."""
-    zero, other = _ids_by_content(context)
+    zero, other = _ids_by_content(context, context.passes)
     if not zero or not other or zero & other:
         return
     low, high = min(zero), max(zero)
@@ -162,8 +163,12 @@ def _missing_ids(context: Context) -> Iterator[_Missing]:
 
 
 def _missing_rows(context: Context) -> Iterator[None]:
-    """Find out whether all tokens of a pass hold zeros while none with their ids, in any pass, holds anything."""
-    zero, other = _ids_by_content(context)
+    """Find out whether all tokens of a pass hold zeros while none with their ids holds anything.
+
+    In passes of the same kind: decoded tokens may be looked up by other code than a prompt.
+    """
+    alike = [record for record in context.passes if record.plan.kind == context.plan.kind]
+    zero, other = _ids_by_content(context, alike)
     if not context.recorded.any() and not zero & other:
         yield None
 
@@ -192,7 +197,7 @@ VARIANTS = (
         "embedding rows of all tokens read as zeros",
         10,
         EMBED,
-        "the embedding rows of all tokens, whose ids no other token has, are read as zeros",
+        "the embedding rows of all tokens, whose ids no other token of such passes has, are read as zeros",
         lambda context, _: np.zeros_like(context.expected),
         _missing_rows,
         group="output zero",
