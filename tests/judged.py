@@ -41,9 +41,7 @@ def judge(
     diagnosed: bool = True,
 ) -> Judged:
     """Compare two entered runners as ``crossval layers`` does; ``diagnosed``: with the cause of what is guilty."""
-    found = examine(
-        candidate, reference, prompt, model, n_layers=n_layers, n_decode=n_decode, diagnosed=diagnosed
-    )
+    found = examine(candidate, reference, prompt, model, n_layers=n_layers, n_decode=n_decode, diagnosed=diagnosed)
     verdict = verdict_of(found, reference)
     return Judged(
         verdict,

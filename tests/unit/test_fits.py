@@ -153,7 +153,8 @@ class TestEmbeddingRowsOfZeros:
         assert found.name == "output zero"
         assert "output zero" in [one.name for one in found.candidates]
         assert any("rows" in one.name for one in found.candidates)
-        right = next(one for one in context.passes if one.plan.kind == "decode" and one.taps["inp_embd"].array.any())
+        decoded = [one for one in context.passes if one.plan.kind == "decode"]
+        right = next(one for one in decoded if one.taps["inp_embd"].array.any())
         seen_there = replace(right, plan=replace(right.plan, token_ids=(ids[once],)))
         cleared = diagnose(replace(context, passes=(*context.passes, seen_there)))
         assert [one.name for one in cleared.candidates] == ["output zero"]
