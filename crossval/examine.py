@@ -46,10 +46,12 @@ def examine(
     full: bool = False,
     progress: Progress | None = None,
     question_recording: bool = True,
+    diagnosed: bool = True,
 ) -> Examination:
     """Compare two entered runners tap by tap, audit both over the same passes, and diagnose what is guilty.
 
-    ``question_recording``: find out whether what is guilty was recorded wrongly (``crossval.audit.recording``).
+    ``question_recording``: find out whether what is guilty was recorded wrongly (``crossval.audit.recording``);
+    ``diagnosed``: look for the cause of what is guilty. No verdict depends on it, and most of the time goes there.
 
     Raises:
         BadInputError: empty prompt, a trace recorded with other tokens, or a model the specification cannot run.
@@ -69,6 +71,7 @@ def examine(
         result.plan,
         SpecWeights(model_path),
         question_recording=question_recording,
+        diagnosed=diagnosed,
         progress=progress,
     )
     computed = {one.precision.dtype for one in audits.values() if one.precision and differs(one.precision)}
@@ -84,11 +87,13 @@ def audit_both(
     weights: SpecWeights,
     *,
     question_recording: bool = True,
+    diagnosed: bool = True,
     progress: Progress | None = None,
 ) -> tuple[dict[Side, AuditResult], tuple[Finding, ...]]:
     """Audit two entered runners over the same passes and diagnose what is guilty, the candidate's finding first.
 
-    ``question_recording``: ask of a guilty tensor whether only its recording is wrong.
+    ``question_recording``: ask of a guilty tensor whether only its recording is wrong; ``diagnosed``: look for the
+    cause; without it there are no findings.
 
     Raises:
         BadInputError: passes that do not continue each other, or a model the specification cannot run.
@@ -100,8 +105,11 @@ def audit_both(
         candidate, ours = settled.runner, settled.result
         settled = settle(reference, theirs, plan, weights, progress=progress)
         reference, theirs = settled.runner, settled.result
+    audits: dict[Side, AuditResult] = {"candidate": ours, "reference": theirs}
+    if not diagnosed:
+        return audits, ()
     found = (
         find("candidate", candidate, ours, plan, weights),
         find("reference", reference, theirs, plan, weights),
     )
-    return {"candidate": ours, "reference": theirs}, tuple(one for one in found if one is not None)
+    return audits, tuple(one for one in found if one is not None)

@@ -167,7 +167,8 @@ def draw_levels(rng, given):
         ("truncation", np.trunc),
         ("rounded down", np.floor),
         ("rounded up", np.ceil),
-    ][rng.integers(4)]
+        ("rounded away from zero", lambda x: np.sign(x) * np.ceil(np.abs(x))),
+    ][rng.integers(5)]
     codes, scale = quantised(given.x, levels, rounding)
     words = "; ".join(filter(None, [f"{levels:g} levels instead of 127", name]))
     return product(given, codes=codes, scale=scale), (words, "wrong number of levels")

@@ -79,7 +79,8 @@ class Approx:
         """The shared error, elementwise."""
         if not self.shared.any():
             return np.zeros_like(self.noise)
-        found: FloatArray = np.abs(self.value) * self.shared.reshape(-1, *[1] * (self.value.ndim - 1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            found: FloatArray = np.abs(self.value) * self.shared.reshape(-1, *[1] * (self.value.ndim - 1))
         return found
 
     def rows(self, index: Sequence[int] | npt.NDArray[np.intp], axis: int) -> Approx:

@@ -3,11 +3,12 @@
 # mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from crossval.runners.base import PassRecord
 from crossval.variants.context import Array, Context, Inapplicable
 from crossval.variants.embedding import EMBED
 from crossval.variants.estimate import Estimate
@@ -121,11 +122,11 @@ def _mapped(context: Context, rule: Estimate) -> Array:
 # against their ids, in every pass that was recorded; what their places say, the kernels' variants know.
 
 
-def _ids_by_content(context: Context) -> tuple[set[int], set[int]]:
-    """Return the ids of tokens that hold zeros and of those that do not, over all passes."""
+def _ids_by_content(context: Context, passes: Sequence[PassRecord]) -> tuple[set[int], set[int]]:
+    """Return the ids of tokens that hold zeros and of those that do not."""
     zero: set[int] = set()
     other: set[int] = set()
-    for record in context.passes:
+    for record in passes:
         tap = record.taps.get(context.op.output)
         if tap is None:
             continue
@@ -146,11 +147,12 @@ class _Missing(NamedTuple):
 
 def _missing_ids(context: Context) -> Iterator[_Missing]:
     """Find a range of token ids whose rows are zero."""
-    zero, other = _ids_by_content(context)
+    zero, other = _ids_by_content(context, context.passes)
     if not zero or not other or zero & other:
         return
     low, high = min(zero), max(zero)
-    symptom = described(np.asarray(~context.recorded.any(axis=-1)), "token")
+    gone = np.asarray(~context.recorded.any(axis=-1))
+    symptom = "output" if gone.all() else described(gone, "token")
     if low > max(other):
         words = f"from {low} on (or from a lower one above {max(other)})"
         yield _Missing(words, low, context.config.vocab_size, symptom)
@@ -158,6 +160,17 @@ def _missing_ids(context: Context) -> Iterator[_Missing]:
         yield _Missing(f"up to {high} (or to a higher one below {min(other)})", 0, high + 1, symptom)
     elif len(zero) > 1 and not any(low < token < high for token in other):
         yield _Missing(f"{low} to {high}", low, high + 1, symptom)
+
+
+def _missing_rows(context: Context) -> Iterator[None]:
+    """Find out whether all tokens of a pass hold zeros while none with their ids holds anything.
+
+    In passes of the same kind: decoded tokens may be looked up by other code than a prompt.
+    """
+    alike = [record for record in context.passes if record.plan.kind == context.plan.kind]
+    zero, other = _ids_by_content(context, alike)
+    if not context.recorded.any() and not zero & other:
+        yield None
 
 
 def _without_ids(context: Context, missing: _Missing) -> Array:
@@ -179,6 +192,15 @@ VARIANTS = (
         group="{0.symptom} zero",
         shown="rows of token ids from *n* on zero",
         shown_sentence="the table's rows of a range of ids are read as zeros: a part of the table is missing",
+    ),
+    Variant(
+        "embedding rows of all tokens read as zeros",
+        10,
+        EMBED,
+        "the embedding rows of all tokens, whose ids no other token of such passes has, are read as zeros",
+        lambda context, _: np.zeros_like(context.expected),
+        _missing_rows,
+        group="output zero",
     ),
 )
 """Beside what a kernel did not write: both have to be seen."""

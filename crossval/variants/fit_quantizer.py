@@ -15,7 +15,7 @@ from crossval.audit.bounds import BITLINEARS
 from crossval.variants.context import Array, Context, Inapplicable
 from crossval.variants.fit import CLOSE, MOST, Fit, probe, recorded_sums
 from crossval.variants.linear import input_scale, linear, peak, quantize
-from crossval.variants.quantizer import half_away
+from crossval.variants.quantizer import away, half_away
 from crossval.variants.variant import Variant
 
 N_PROBED = 48
@@ -34,6 +34,7 @@ ROUNDINGS: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "truncation": ("truncated towards zero", np.trunc),
     "rounded down": ("rounded down (floor)", np.floor),
     "rounded up": ("rounded up (ceil)", np.ceil),
+    "rounded away from zero": ("rounded away from zero", away),
 }
 
 

@@ -163,6 +163,11 @@ def half_away(x: Array) -> Array:
     return whole + np.where(np.abs(x - whole) >= 0.5, np.sign(x), 0.0)
 
 
+def away(x: Array) -> Array:
+    """Round away from zero."""
+    return np.copysign(np.ceil(np.abs(x)), x)
+
+
 _ROUNDING = (
     Variant(
         "round half up",
@@ -198,6 +203,13 @@ _ROUNDING = (
         LINEAR,
         "scaled activations are rounded up (ceil) instead of to nearest",
         _rounded(np.ceil),
+    ),
+    Variant(
+        "rounded away from zero",
+        5,
+        LINEAR,
+        "scaled activations are rounded away from zero instead of to nearest",
+        _rounded(away),
     ),
     Variant(
         "scaled by 128 with wrap-around",

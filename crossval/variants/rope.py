@@ -81,11 +81,16 @@ def _half_rotated(context: Context) -> Array:
     )
 
 
-def _across_heads(context: Context) -> Array:
-    """Frequencies run over all heads instead of starting again in each."""
+def _all_heads(context: Context) -> Iterator[int]:
+    """Yield the size of all heads together, where there are several."""
+    _, n_heads, head_dim = context.inputs[0].shape
+    if n_heads > 1:
+        yield n_heads * head_dim
+
+
+def _across_heads(context: Context, size: int) -> Array:
+    """Frequencies run over all heads, as if they were one, instead of starting again in each."""
     x = context.inputs[0]
-    if x.shape[1] == 1:
-        raise Inapplicable
     flat = x.reshape(x.shape[0], 1, -1)
     return rope(flat, context.positions, base=context.config.rope_base).reshape(x.shape)
 
@@ -180,7 +185,15 @@ VARIANTS = (
         lambda c: rotate(c.inputs[0], _angle(c, exponent=2.0)),
     ),
     Variant("half of each head rotated", 8, ROPE, "only the first half of every head is rotated", _half_rotated),
-    Variant("frequencies across heads", 8, ROPE, "the frequencies run on from head to head", _across_heads),
+    Variant(
+        "frequencies across heads",
+        8,
+        ROPE,
+        "the frequencies run on from head to head: the tensor is rotated as one head of {} values",
+        _across_heads,
+        _all_heads,
+        shown_sentence="the frequencies run on from head to head: the tensor is rotated as one head",
+    ),
     Variant("RoPE applied to V", 8, on("v"), "values are rotated; only queries and keys should be", _projected),
     Variant(
         "already rotated",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from tests.judged import judge
 from tests.recordings import BY_NAME, RECORDINGS, answers
 from tests.zoo import coarse, coarse_table, drawn
 from tests.zoo.build import ROOT
 from tests.zoo.catalogue import FAULTS
+from tests.zoo.detect import Replay
 from tests.zoo.draw import Right, draw
 from tests.zoo.fault import TraceFault
 from tests.zoo.faults.drawn import FAMILIES
+from tests.zoo.models import SHAPE
 from tests.zoo.world import World, is_about_tokens
 
 N_FAULTS, N_DRAWN, SEED = 6, 14, 3
@@ -32,6 +35,23 @@ def test_no_recording_of_a_broken_engine_is_parity(world):
     whole = [cell for cell in cells if cell.recording == "all taps"]
     assert {cell.place for cell in whole if cell.fault not in in_traces} == {"found"}
     assert {cell.place for cell in whole if cell.fault in in_traces} <= {"found", "recording"}
+
+
+def test_verdict_and_place_do_not_depend_on_the_diagnosis(world):
+    case = next(case for case in coarse.first_places() if case.fault.name == "file-read-sequentially")
+    runners = [Replay(world.faulty(case)), Replay(world.healthy("plain"))]
+    plans = runners[0].plan
+    told, silent = (
+        judge(
+            *runners, plans[0].token_ids, world.model("plain"), n_layers=SHAPE.n_layers,
+            n_decode=len(plans) - 1, diagnosed=diagnosed,
+        )
+        for diagnosed in (True, False)
+    )  # fmt: skip
+    assert told.found.findings
+    assert not silent.found.findings
+    assert (told.verdict, told.exit_code, told.guilty) == (silent.verdict, silent.exit_code, silent.guilty)
+    assert told.verdict == "candidate_defect"
 
 
 def test_documentation_has_every_fault_by_recording():

@@ -145,6 +145,21 @@ class TestEmbeddingRowsOfZeros:
         assert "zero" in found.name
         assert any("token ids" in name for name in names) or found.name.startswith("tokens")
 
+    def test_a_decoded_token_of_zeros_may_be_a_row_of_the_table_or_unwritten(self, scenes):
+        """Where the same id holds its row in another decode pass, the table is cleared."""
+        ids = {index: token for index, (token, *more) in enumerate(PASSES) if not more}
+        once = next(index for index, token in ids.items() if sum(token in found for found in PASSES) == 1)
+        (context,) = self.zeroed(scenes, lambda token, place: token == ids[once])
+        found = diagnose(context)
+        assert found.name == "output zero"
+        assert "output zero" in [one.name for one in found.candidates]
+        assert any("rows" in one.name for one in found.candidates)
+        decoded = [one for one in context.passes if one.plan.kind == "decode"]
+        right = next(one for one in decoded if one.taps["inp_embd"].array.any())
+        seen_there = replace(right, plan=replace(right.plan, token_ids=(ids[once],)))
+        cleared = diagnose(replace(context, passes=(*context.passes, seen_there)))
+        assert [one.name for one in cleared.candidates] == ["output zero"]
+
     def test_an_id_that_is_zero_here_and_not_there_clears_the_table(self, scenes):
         """Token 33 occurs twice in the third pass; only the sixth place holds zeros."""
         contexts = self.zeroed(scenes, lambda token, place: place == 5 and token == 33)

@@ -162,6 +162,7 @@ class TestTable:
             "{0.words} stale",
             "{0.rule.words} zero",
             "rows of token ids {0.words} zero",
+            "embedding rows of all tokens read as zeros",
             "sliding window of {}",
             "embedding rows of {0.rule.words} read as zeros",
             *({"{0.words} zero", "{0.words} never written", "weight rows of {0.words} read as zeros"} & dead),

@@ -127,7 +127,7 @@ def _cells(world: World, references: References, case: Case, recordings: Collect
             continue
         found = judge(
             Replay(only(faulty, kept.keeps)), Replay(references.over(base, plans)), plans[0].token_ids,
-            world.model(base), n_layers=SHAPE.n_layers, n_decode=len(plans) - 1,
+            world.model(base), n_layers=SHAPE.n_layers, n_decode=len(plans) - 1, diagnosed=False,
         )  # fmt: skip
         place = placed(found, true_places(case, config), case.pass_kind, kept.keeps, config)
         wrongly = [tap for one in found.found.audits["candidate"].misrecorded for tap in one.taps]

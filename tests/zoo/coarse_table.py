@@ -32,7 +32,8 @@ MEANING: dict[Place, str] = {
     "elsewhere": "the right side, the wrong place",
     "other side": "the wrong side",
     "parity": "PARITY, on a broken engine",
-    "no trace": "PARITY, and rightly: what was recorded is as the right engine computes it, up to rounding (2e-6)",
+    "no trace": "PARITY, and rightly: the fault cancels out before the recorded taps, whose every token is within "
+    "2e-6 (relative L2) of the right engine's: it is that engine's rounding",
     "not recorded": "the fault is in the trace, and this recording does not contain it",
 }
 MARK: dict[Place, str] = {"parity": "**PARITY**", "elsewhere": "**elsewhere**", "other side": "**other side**",

@@ -62,6 +62,8 @@ class Planned:
     """All operations that the code replaces, where there are more."""
     layer: int | None = None
     or_numbers: tuple[tuple[float, ...], ...] = ()
+    or_names: tuple[str, ...] = ()
+    """Right without a number."""
 
 
 def _flat(call: Call, change: Callable[[Array], Array]) -> Array:
@@ -213,11 +215,11 @@ def _quantiser(what: str, quantise: Any, words: tuple[str, ...], numbers: tuple[
 
 def clip_limit(rng: Random, site: Site) -> Planned:
     top = rng.randint(40, 126)
-    low, high = {"both": (-top, top), "positive": (-128, top), "negative": (-top, 127)}[
+    low, high, limit = {"both": (-top, top, top), "positive": (-128, top, top), "negative": (-top, 127, -top)}[
         rng.choice(("both", "positive", "negative"))
     ]
     words = ("limited", "clip", "clamp", "saturat")
-    return _quantiser(f"codes within {low} and {high}", levels(clamp=(low, high)), words, (top,),
+    return _quantiser(f"codes within {low} and {high}", levels(clamp=(low, high)), words, (limit,),
                       rng.choice(BITLINEARS))  # fmt: skip
 
 
@@ -318,7 +320,8 @@ def position(rng: Random, site: Site) -> Planned:
 def eps(rng: Random, site: Site) -> Planned:
     value = float(f"{10 ** rng.uniform(-6, 0):.2g}")
     op = rng.choice(NORMS)
-    return Planned(op, f"eps {value:g}", lambda call: call.right(*call.inputs, eps=value), ("eps",), (value,))
+    return Planned(op, f"eps {value:g}", lambda call: call.right(*call.inputs, eps=value), ("eps",), (value,),
+                   or_names=("wrong eps",))  # fmt: skip
 
 
 def norm_elsewhere(rng: Random, site: Site) -> Planned:
