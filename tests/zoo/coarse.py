@@ -38,10 +38,10 @@ from tests.zoo.world import World, is_about_tokens
 Place = Literal[
     "found", "recording", "elsewhere", "other side", "differs", "open", "parity", "no trace", "not recorded"
 ]
-"""``recording``: of a fault in the trace, which the recording of that tensor is blamed for; ``differs``: the engines
-differ, where is not said; ``open``: exit code 3; ``no trace``: parity, and all that is recorded is as the right engine
-computes it, up to rounding; ``not recorded``: what was changed in a trace is not in this recording, and what is left
-of it is right."""
+"""``recording``: of a fault in the trace, which the recording of that tensor is blamed for; ``differs``: the
+engines differ, where is not said; ``open``: exit code 3; ``no trace``: parity, and all that is recorded is as the
+right engine computes it, up to rounding; ``not recorded``: what was changed in a trace is not in this recording,
+and what is left of it is right."""
 Array = npt.NDArray[Any]
 ROUNDING = 32 * 2.0**-24
 """Relative L2 distance of a token that right arithmetics have from each other: 2e-6."""
