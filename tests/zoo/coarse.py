@@ -36,12 +36,12 @@ from tests.zoo.recording import PROMPT, Recording
 from tests.zoo.world import World, is_about_tokens
 
 Place = Literal[
-    "found", "elsewhere", "other side", "differs", "open", "recording", "parity", "no trace", "not recorded"
+    "found", "recording", "elsewhere", "other side", "differs", "open", "parity", "no trace", "not recorded"
 ]
-"""``differs``: the engines differ, where is not said; ``open``: exit code 3; ``recording``: the same, and what was
-changed in a trace is said to be recorded wrongly; ``no trace``: parity, and all that is
-recorded is as the right engine computes it, up to rounding; ``not recorded``: what was changed in a trace is not
-in this recording, and what is left of it is right."""
+"""``recording``: of a fault in the trace, which the recording of that tensor is blamed for; ``differs``: the
+engines differ, where is not said; ``open``: exit code 3; ``no trace``: parity, and all that is recorded is as the
+right engine computes it, up to rounding; ``not recorded``: what was changed in a trace is not in this recording,
+and what is left of it is right."""
 Array = npt.NDArray[Any]
 ROUNDING = 32 * 2.0**-24
 """Relative L2 distance of a token that right arithmetics have from each other: 2e-6."""
@@ -129,10 +129,10 @@ def _cells(world: World, references: References, case: Case, recordings: Collect
             Replay(only(faulty, kept.keeps)), Replay(references.over(base, plans)), plans[0].token_ids,
             world.model(base), n_layers=SHAPE.n_layers, n_decode=len(plans) - 1, diagnosed=False,
         )  # fmt: skip
-        place = placed(found, true_places(case, config), case.pass_kind, kept.keeps, config)
-        wrongly = [tap for one in found.found.audits["candidate"].misrecorded for tap in one.taps]
-        if wrongly:  # an engine that is really wrong is not acquitted
-            place = "recording" if isinstance(case.fault, TraceFault) and case.tap in wrongly else "elsewhere"
+        place = placed(
+            found, true_places(case, config), case.pass_kind, kept.keeps, config,
+            in_trace=isinstance(case.fault, TraceFault),
+        )  # fmt: skip
         if place == "parity" and leaves_no_trace(world.healthy(base), faulty, kept.keeps):
             place = "no trace"
         yield Cell(case.fault.name, case.id, kept.name, place, found.verdict, said(found.guilty))
@@ -147,9 +147,21 @@ def true_places(case: Case, config: SpecConfig) -> list[str]:
 
 
 def placed(
-    found: Judged, places: Iterable[str], pass_kind: str, keeps: Callable[[str], bool], config: SpecConfig
+    found: Judged,
+    places: Iterable[str],
+    pass_kind: str,
+    keeps: Callable[[str], bool],
+    config: SpecConfig,
+    *,
+    in_trace: bool = False,
 ) -> Place:
-    """Return how right a verdict is on an engine that goes wrong at ``places``, first in this kind of pass."""
+    """Return how right a verdict is on an engine that goes wrong at ``places``, first in this kind of pass.
+
+    ``in_trace``: the engine is right, the recording is wrong.
+    """
+    blamed = {name for one in found.found.audits["candidate"].misrecorded for name in one.taps}
+    if found.exit_code == 3 and blamed:
+        return "recording" if in_trace and not blamed.isdisjoint(places) else "elsewhere"
     if found.exit_code != 1:
         return "parity" if found.exit_code == 0 else "open"
     if found.verdict == "divergence":

@@ -26,9 +26,9 @@ arithmetic.
 """
 MEANING: dict[Place, str] = {
     "found": "the right side, and the operation, or the segment that contains it",
+    "recording": "exit code 3: the fault is in the trace; the recording of that tensor is blamed, not the engine",
     "differs": "exit code 1: the engines differ; where is not said",
     "open": "exit code 3: not shown by what was recorded; the taps to record are named",
-    "recording": "exit code 3: recorded wrongly, and so it is: the fault is in the trace",
     "elsewhere": "the right side, the wrong place",
     "other side": "the wrong side",
     "parity": "PARITY, on a broken engine",
