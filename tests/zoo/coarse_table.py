@@ -32,8 +32,8 @@ MEANING: dict[Place, str] = {
     "elsewhere": "the right side, the wrong place",
     "other side": "the wrong side",
     "parity": "PARITY, on a broken engine",
-    "no trace": "PARITY, and rightly: the fault cancels out before the recorded taps, whose every token is within "
-    "2e-6 (relative L2) of the right engine's: it is that engine's rounding",
+    "no trace": "PARITY: what the fault leaves in the recorded taps is no more than rounding: every token is "
+    "within 2e-6 (relative L2) of the right engine's",
     "not recorded": "the fault is in the trace, and this recording does not contain it",
 }
 MARK: dict[Place, str] = {"parity": "**PARITY**", "elsewhere": "**elsewhere**", "other side": "**other side**",
