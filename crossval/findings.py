@@ -18,7 +18,7 @@ from crossval.diagnose import diagnose_passes
 from crossval.diagnosis import UNDETERMINED, Diagnosis
 from crossval.errors import BadInputError
 from crossval.ops import Op, SpecConfig, op_table
-from crossval.probing import tell_apart
+from crossval.probing import by_the_head, tell_apart
 from crossval.replay import HeldWeights, Replay
 from crossval.runners.base import PassPlan, PassRecord, Runner
 from crossval.segment_diagnosis import diagnose_segment, remedy
@@ -92,6 +92,9 @@ def find(
         found = diagnose_passes(contexts, arithmetic, right=right)
         tokens = plans[0].token_ids
         found = tell_apart(found, runner, op, names, tokens, weights.config, weights, arithmetic)
+    if check.tap == feeding.EMBEDDING:
+        ends = [check.tap, "result_output"]
+        found = by_the_head(found, _capture(runner, plans, ends), weights.config)
     if check.tap == feeding.EMBEDDING and not found.determined:
         told = [
             feeding.words(index, ids, plans[index].token_ids)

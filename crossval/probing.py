@@ -1,17 +1,21 @@
-"""More prompts of a live engine, run to tell causes apart that explain the recorded passes equally."""
+"""More evidence to tell apart what explains the recorded passes equally: other prompts, and the logits."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+import numpy as np
+
 from crossval.audit.bounds import Arithmetic
 from crossval.diagnose import narrowed
-from crossval.diagnosis import Diagnosis
+from crossval.diagnosis import Diagnosis, joined
 from crossval.errors import BadInputError
 from crossval.ops import Op, SpecConfig, WeightSource
-from crossval.runners.base import Runner
+from crossval.runners.base import PassRecord, Runner
 from crossval.variants import Context, of_records
 
+TABLE = 10
+"""Family of mistakes in what is multiplied with or looked up, among them rows of the embedding read as zeros."""
 LENGTHS = (8, 11, 14, 27, 45)
 """Tokens of the prompts: what is left over after groups of 2, 4, 8, 16 or 32 differs in one of them at least."""
 
@@ -60,3 +64,25 @@ def _prompts(
             yield of_records(op, [record], config, weights)
         except BadInputError:  # not recorded in this pass
             continue
+
+
+def by_the_head(found: Diagnosis, records: Sequence[PassRecord], config: SpecConfig) -> Diagnosis:
+    """Return the diagnosis of an embedding without the causes that the logits exclude.
+
+    A tied head multiplies with the same table. Where the logits of all ids whose embedding is zero are zero, too,
+    and others are not, the rows of the table are zero: tokens that were not written would have left the logits
+    alone. Logits that are not zero exclude nothing, since an engine may hold the table twice.
+    """
+    if len(found.candidates) < 2 or not config.tied_head:
+        return found
+    zero: set[int] = set()
+    for record in records:
+        rows = record.taps["inp_embd"].array
+        zero |= {token for token, row in zip(record.plan.token_ids, rows, strict=False) if not row.any()}
+    logits = [record.taps["result_output"].array for record in records if "result_output" in record.taps]
+    if not zero or not logits:
+        return found
+    whole = np.concatenate(logits)
+    if whole[:, sorted(zero)].any() or not whole.any():
+        return found
+    return joined(found, [one for one in found.replays if one.variant.family == TABLE])

@@ -48,7 +48,7 @@ ROUGH = 0.05
 """A mistake that is farther than this from the tokens looked at first is not looked at again."""
 N_PROBE = 4
 """Tokens looked at first."""
-MOST_WORK = 2 * 10**11
+MOST_WORK = 5 * 10**10
 """Weights multiplied with in all trials, at most (minutes): one layer of a model of 2 billion weights."""
 N_RUNNERS_UP = 3
 """Mistakes looked at again in any case: the best of them is the runner-up."""

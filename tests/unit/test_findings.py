@@ -138,6 +138,33 @@ def test_more_prompts_of_a_live_engine_tell_causes_apart(
     assert (found.check.tap, found.diagnosis.name) == ("blk.0.q", name)
 
 
+@pytest.mark.parametrize("in_the_head", [True, False])
+def test_a_tied_head_tells_a_table_without_rows_from_tokens_that_were_not_written(
+    engine: Watched, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, in_the_head: bool
+) -> None:
+    """Ids from 200 on: one token of the prompt, 250; the head multiplies with the same table, or with a copy."""
+
+    def change(index: int, name: str, tap: TapArray) -> TapArray | None:
+        if name == "inp_embd":
+            gone = [token >= 200 for token in PLANS[index].token_ids]
+            return TapArray(np.where(np.asarray(gone)[:, None], np.float32(0), tap.array), tap.rows)
+        if name == "result_output" and in_the_head:
+            array = tap.array.copy()
+            array[:, 200:] = 0.0
+            return TapArray(array, tap.rows)
+        return None
+
+    engine.change, engine.only = staticmethod(change), ["inp_embd", "result_norm", "result_output"]
+    monkeypatch.setattr(Watched, "status", "recorded")  # no more prompts
+    found = find(engine, make_model)
+    assert found is not None
+    assert found.check.tap == "inp_embd"
+    names = {one.name for one in found.diagnosis.candidates}
+    table = {name for name in names if "embedding rows" in name or "token ids" in name}
+    assert table
+    assert (names == table) == in_the_head
+
+
 def test_lengths_of_the_prompts_differ_in_what_is_left_over() -> None:
     left = {group: tuple(n % group if n >= group else 0 for n in LENGTHS) for group in (2, 4, 8, 16, 32)}
     assert len(set(left.values())) == len(left)
