@@ -15,6 +15,14 @@ TABLE = [
     ("differ", "guilty", "clean", "candidate_defect"),
     ("differ", "guilty", "guilty", "both_differ"),
     ("differ", "clean", "clean", "divergence"),
+    ("agree", "within", "clean", "agrees_within"),
+    ("agree", "clean", "within", "agrees_within"),
+    ("agree", "within", "within", "agrees_within"),
+    ("differ", "within", "clean", "divergence"),
+    ("agree", "guilty", "within", "candidate_defect"),
+    ("agree", "within", "guilty", "reference_defect"),
+    ("agree", "within", "incomplete", "incomplete"),
+    ("not_compared", "within", "clean", "incomplete"),
 ]
 
 
@@ -25,9 +33,8 @@ def test_every_row_of_the_table(comparison, candidate, reference, verdict):
 
 
 def test_parity_needs_everything_compared_and_clean():
-    every = itertools.product(
-        ("agree", "differ", "not_compared"), ("clean", "guilty", "incomplete"), ("clean", "guilty", "incomplete")
-    )
+    audits = ("clean", "within", "guilty", "incomplete")
+    every = itertools.product(("agree", "differ", "not_compared"), audits, audits)
     parities = [case for case in every if arbitrate(*case) == "parity"]
     assert parities == [("agree", "clean", "clean")]
 

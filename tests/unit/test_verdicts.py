@@ -12,6 +12,7 @@ from rewritten import Passes, rewritten
 from strangers import PROMPT, Fault, run
 
 from crossval import receipt, taps
+from crossval.audit import segments
 from crossval.cli.run import ENVIRONMENT
 from crossval.modelfile import SEPARATE_OUTPUT_NOTE
 
@@ -125,6 +126,26 @@ def test_an_outline_is_judged_in_segments(model_path: Path, record: Record, tmp_
     assert [row["tap"] for row in audit["rows"]] == OUTLINE
     # a later pass's segment also spans the keys and values of the passes before it
     assert [row["n_ops"] for row in audit["rows"]] == [3, 20 + 24 + 28, 20 + 24 + 28, 3, 3]
+
+
+def test_an_outline_that_shows_too_little_is_not_parity_until_its_distance_is_accepted(
+    model_path: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No bound of a segment is narrow enough here: all agree, and nothing is shown below the distance."""
+    monkeypatch.setattr(segments, "RESOLVES", 0.0)
+    candidate, reference, out = record("other"), record(taps=OUTLINE), tmp_path / "d.json"
+    result = run("diff", candidate, reference, "--model", model_path, "--receipt", out)
+    made = receipt.read(out)
+    assert (result.exit_code, made["verdict"], made["parity"]["status"]) == (3, "agrees_within", "parity")
+    assert made["audit"]["candidate"]["verdict"] == "clean"
+    assert made["audit"]["reference"]["verdict"] == "within"
+    assert "record attn_norm, attn_sub_norm, ffn_norm and ffn_sub_norm" in result.stdout
+    assert "of layers 0 to 1" in result.stdout
+    for options, accepted in ([], False), (["--accept-within", "1e-9"], False), (["--accept-within", "1"], True):
+        shown = run("gate", out, "--allow-compute", "recorded", *options).stdout
+        states = {line.split("  ")[0].strip(): " pass " in line for line in shown.splitlines() if "  " in line}
+        assert (states["verdict"], states["audit of the reference"]) == (accepted, accepted)
+        assert states["audit of the candidate"]
 
 
 def test_an_outline_names_the_layer(model_path: Path, record: Record, tmp_path: Path) -> None:
