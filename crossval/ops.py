@@ -229,6 +229,15 @@ class Op:
     last_row_only: bool = False
     """In the forward pass, computed for the last token only: nothing after it needs the others."""
 
+    def parameter(self, name: str) -> Any:
+        """Return a hyper-parameter: ``eps`` of norms, ``base`` of RoPE, ``scale`` of softmax, ``n_heads``.
+
+        Raises:
+            KeyError: the operation has no such parameter.
+        """
+        keywords: Mapping[str, Any] = getattr(self.function, "keywords", {})
+        return keywords[name]
+
     def apply(self, values: Mapping[str, npt.NDArray[Any]], weights: WeightSource) -> FloatArray:
         """Compute the output in float64 from ``values`` (by input name) and ``weights`` (by tensor name)."""
         arrays = [_widen(values[name]) for name in self.inputs]

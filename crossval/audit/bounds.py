@@ -178,7 +178,7 @@ def _rope(op: Op, inputs: Sequence[Array], expected: FloatArray, _w: Any, _a: Ar
     half = x.shape[-1] // 2
     # bitnet.cpp multiplies the angle up in binary32, one frequency after the other: three roundings a step (the
     # ratio, twice, and the product); an engine with a table of frequencies has fewer
-    frequency = op.function.keywords["base"] ** (-np.arange(half) / half)  # type: ignore[attr-defined]
+    frequency = op.parameter("base") ** (-np.arange(half) / half)
     angle_error = positions[:, None, None] * frequency * (3 * np.arange(half) + 4) * U
     pair = np.abs(x[..., :half]) + np.abs(x[..., half:])
     allowed: FloatArray = pair * (angle_error + 4 * U)  # cos or sin, two products, one addition
@@ -193,7 +193,7 @@ def _scores(op: Op, inputs: Sequence[Array], expected: FloatArray, _w: Any, a: A
 
 def _softmax(op: Op, inputs: Sequence[Array], expected: FloatArray, _w: Any, a: Arithmetic) -> FloatArray:
     scores, positions = inputs
-    scale = op.function.keywords["scale"]  # type: ignore[attr-defined]
+    scale = op.parameter("scale")
     visible = np.arange(scores.shape[-1]) <= positions[:, None]
     scaled = np.where(visible, np.abs(scores) * scale, 0.0)
     # the scale (two roundings), the product, the difference to the maximum: absolute errors of the exponent
@@ -247,7 +247,7 @@ def one_rounding(a: Arithmetic) -> tuple[float, float]:
 
 def _low_norm(op: Op, x: Array, size: FloatArray, a: Arithmetic) -> FloatArray:
     u, tiny = a.format.unit_roundoff, a.format.tiny
-    square = np.mean(x * x, axis=-1, keepdims=True) + op.function.keywords["eps"]  # type: ignore[attr-defined]
+    square = np.mean(x * x, axis=-1, keepdims=True) + op.parameter("eps")
     # half of: squares, mean, eps, its sum with the mean; then root, quotient, weight, product with the weight
     steps = 6.0 * u + x.shape[-1] / 2 * U
     # the same four, where they are subnormal, change the root by half of what they are off by
@@ -263,7 +263,7 @@ def _low_rope(op: Op, inputs: Sequence[Array], size: FloatArray, a: Arithmetic) 
     x, positions = inputs
     u, tiny = a.format.unit_roundoff, a.format.tiny
     half = x.shape[-1] // 2
-    frequency = op.function.keywords["base"] ** (-np.arange(half) / half)  # type: ignore[attr-defined]
+    frequency = op.parameter("base") ** (-np.arange(half) / half)
     angle = positions[:, None, None] * frequency
     first, second = np.abs(x[..., :half]), np.abs(x[..., half:])
     cos, sin = np.abs(np.cos(angle)), np.abs(np.sin(angle))
@@ -278,7 +278,7 @@ def _low_softmax(op: Op, inputs: Sequence[Array], expected: FloatArray, a: Arith
     scores, positions = inputs
     u, tiny, n = a.format.unit_roundoff, a.format.tiny, scores.shape[-1]
     visible = np.arange(n) <= positions[:, None]
-    scaled = np.where(visible, scores * op.function.keywords["scale"], -np.inf)  # type: ignore[attr-defined]
+    scaled = np.where(visible, scores * op.parameter("scale"), -np.inf)
     largest = scaled.max(axis=-1, keepdims=True)
     scaled = np.where(visible, scaled, largest)
     # absolute errors of the exponent: of the scale and the difference, in the difference; of both products
@@ -310,7 +310,7 @@ def input_error(op: Op, inputs: Sequence[Array], expected: FloatArray, form: For
         changed = np.concatenate([pair, pair], axis=-1)
     elif op.name == "kq_soft_max":
         seen = np.arange(first.shape[-1]) <= inputs[1][:, None]
-        argument = np.where(seen, first * op.function.keywords["scale"], 0.0)  # type: ignore[attr-defined]
+        argument = np.where(seen, first * op.parameter("scale"), 0.0)
         changed = expected * np.expm1(argument + argument.max(axis=-1, keepdims=True))
     else:  # a norm: its input, and the root of the mean of their squares
         with np.errstate(divide="ignore", invalid="ignore"):

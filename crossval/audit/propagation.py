@@ -211,7 +211,7 @@ _FLAT = ("attn_o_out", "ffn_gate", "ffn_up", "ffn_down")
 
 
 def _heads(op: Op) -> tuple[int, ...]:
-    return (op.function.keywords["n_heads"],)  # type: ignore[attr-defined]
+    return (op.parameter("n_heads"),)
 
 
 def _embed(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmetic) -> Approx:
@@ -220,7 +220,7 @@ def _embed(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmet
 
 def _norm(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmetic) -> Approx:
     x, weight = inputs[0], np.asarray(weights[0], np.float64)
-    eps = op.function.keywords["eps"]  # type: ignore[attr-defined]
+    eps = op.parameter("eps")
     n = x.value.shape[-1]
     value = rms_norm(x.value, weight, eps=eps)
     square = np.mean(x.value * x.value, axis=-1) + eps
@@ -236,7 +236,7 @@ def _rope(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmeti
     x, positions = inputs
     value = op.function(x.value, positions.value)
     half = x.value.shape[-1] // 2
-    base = op.function.keywords["base"]  # type: ignore[attr-defined]
+    base = op.parameter("base")
     angle = positions.value[:, None, None] * base ** (-np.arange(half) / half)
     cos, sin = np.abs(np.cos(angle)), np.abs(np.sin(angle))
     (n1, n2), (j1, j2) = ((e[..., :half], e[..., half:]) for e in (x.noise, x.jump))
@@ -260,7 +260,7 @@ def _scores(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithme
 
 def _softmax(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmetic) -> Approx:
     scores, positions = inputs
-    scale = op.function.keywords["scale"]  # type: ignore[attr-defined]
+    scale = op.parameter("scale")
     value = op.function(scores.value, positions.value)
     visible = np.arange(value.shape[-1]) <= positions.value[:, None]
     size, noise, jump = (
