@@ -1,123 +1,31 @@
-"""One operation of one pass: gather what it read, recompute it, judge what was recorded.
-
-A tensor that an engine did not record is *pending*: the next recorded one that depends on it is judged as the
-output of a segment of several operations (``segments``).
-"""
+"""One operation of one pass: gather what it read, recompute it, judge what was recorded."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit import bitlinear, bounds, precision, propagation
-from crossval.audit.bounds import Arithmetic, Reading
+from crossval.audit import bitlinear, bounds, precision
+from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import OpCheck, Worst
-from crossval.audit.propagation import Approx
-from crossval.audit.segments import Cells, Outcome, Part, Segment, join
+from crossval.audit.segments import Outcome
+from crossval.audit.state import Covered, PassState
 from crossval.formats import F32
 from crossval.geometry import token_axis
 from crossval.misshapen import hint
 from crossval.ops import (
-    CONTEXT_INPUTS,
     FloatArray,
     Op,
     TernaryMatrix,
     Weight,
     WeightSource,
-    is_state,
-    state_source,
 )
-from crossval.runners.base import PassPlan, TapArray
-
-Covered = frozenset[tuple[int, str]]
-"""Operations, as (pass index, output tap), whose results were computed here and not recorded."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """An array an operation reads, as the engine recorded it."""
-
-    array: npt.NDArray[Any]
-    rows: tuple[int, ...]
-    """Token indices within the pass; for KV state, cells."""
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A tensor that was not recorded: what computes it."""
-
-    op: Op
-
-
-@dataclass(frozen=True)
-class Computed:
-    """A tensor that was not recorded, computed as part of a segment that has been judged since."""
-
-    part: Part
-    covered: Covered
-
-
-@dataclass
-class PassState:
-    """What is known of one pass of one engine while its layers are audited in order."""
-
-    index: int
-    plan: PassPlan
-    values: dict[str, Value | Pending | Computed] = field(default_factory=dict)
-    flips: dict[tuple[str, int], frozenset[int]] = field(default_factory=dict)
-    """Int8 flips that were found in segments: (quantised tap, row) to features."""
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the pass."""
-        return len(self.plan.token_ids)
-
-    @property
-    def all_rows(self) -> tuple[int, ...]:
-        """Every token index of the pass."""
-        return tuple(range(self.n_tokens))
-
-    def value(self, name: str) -> Value | Pending | Computed | None:
-        """Return what an op reads under this name; None when nothing is known of it."""
-        if name == "token_ids":
-            return Value(np.asarray(self.plan.token_ids, np.int64), self.all_rows)
-        if name == "positions":
-            return Value(np.asarray(self.plan.positions, np.int64), self.all_rows)
-        return self.values.get(name)
-
-
-def recorded_value(tap: TapArray, n_tokens: int) -> Value:
-    """Wrap a recorded tap."""
-    return Value(tap.array, tuple(range(n_tokens)) if tap.rows is None else tap.rows)
-
-
-def _take(name: str, value: Value, rows: Sequence[int]) -> npt.NDArray[Any] | None:
-    """Return the rows of an input that belong to the output's rows; None when one is missing."""
-    if is_state(name) or tuple(rows) == value.rows:
-        return value.array
-    where = {row: i for i, row in enumerate(value.rows)}
-    if any(row not in where for row in rows):
-        return None
-    axis = 0 if name in CONTEXT_INPUTS else token_axis(name)
-    taken: npt.NDArray[Any] = np.take(value.array, [where[row] for row in rows], axis=axis)
-    return taken
-
-
-def gather(op: Op, state: PassState, rows: Sequence[int]) -> tuple[npt.NDArray[Any], ...] | str:
-    """Collect an op's inputs, all recorded, cut to the rows of its output; a string says which one lacks rows."""
-    arrays: list[npt.NDArray[Any]] = []
-    for name in op.inputs:
-        value = state.value(name)
-        array = _take(name, value, rows) if isinstance(value, Value) else None
-        if array is None:
-            return f"its input {name} was not recorded for all of its tokens"
-        arrays.append(array)
-    return tuple(arrays)
+from crossval.runners.base import TapArray
 
 
 def check(
@@ -273,126 +181,6 @@ def judge(
 # --- segments -------------------------------------------------------------------------------------------------
 
 
-def segment(
-    op: Op,
-    states: Sequence[PassState],
-    state: PassState,
-    tap: TapArray,
-    weights: WeightSource,
-    arithmetic: Arithmetic,
-    preferred: Mapping[str, Reading],
-) -> tuple[Segment, dict[str, Covered]]:
-    """Return the operations between recorded tensors and ``op``, with what they read.
-
-    ``states``: of all passes, in order; those before this one hold the KV cache. Also returns, for every tensor of
-    the segment, the unrecorded ones it was computed from, itself included.
-
-    Raises:
-        ValueError: a tensor is needed and was recorded for other tokens only.
-    """
-    ops = _closure(op, state)
-    made = {one.output for one in ops}
-    inputs: dict[str, Part] = {}
-    cells: dict[str, Cells] = {}
-    covers: dict[str, Covered] = {}
-    for one in ops:
-        covers[one.output] = frozenset({(state.index, one.output)})
-        for name in one.inputs:
-            if is_state(name):
-                if name not in cells:
-                    found = _cells(name, states, state, weights, arithmetic, preferred)
-                    cells[name], covers[name] = found
-                covers[one.output] |= covers[name]
-                name = state_source(name)
-            if name not in made and name not in inputs:
-                inputs[name], covers[name] = _part(name, state, arithmetic)
-            covers[one.output] |= covers[name]
-    positions = np.asarray(state.plan.positions, np.int64)
-    inputs.setdefault("positions", Part(propagation.exact(positions), state.all_rows))
-    return Segment(ops, inputs, cells, state.n_tokens, weights, arithmetic, tap, preferred, state.flips), covers
-
-
-def _part(name: str, state: PassState, arithmetic: Arithmetic) -> tuple[Part, Covered]:
-    """Return what a segment reads, and what was computed for it."""
-    value = state.value(name)
-    if isinstance(value, Computed):
-        return value.part, value.covered
-    if isinstance(value, Value):
-        return Part(propagation.recorded(value.array, arithmetic), value.rows), frozenset()
-    raise ValueError(f"{name} was not recorded and cannot be computed")
-
-
-def _closure(op: Op, state: PassState) -> tuple[Op, ...]:
-    """Return the operation and the pending ones it depends on within the pass, in execution order."""
-    found: dict[str, Op] = {}
-
-    def visit(one: Op) -> None:
-        for name in one.inputs:
-            value = state.value(state_source(name) if is_state(name) else name)
-            if isinstance(value, Pending) and value.op.output not in found:
-                visit(value.op)
-        found[one.output] = one
-
-    visit(op)
-    return tuple(found.values())
-
-
-def _cells(
-    name: str,
-    states: Sequence[PassState],
-    state: PassState,
-    weights: WeightSource,
-    arithmetic: Arithmetic,
-    preferred: Mapping[str, Reading],
-) -> tuple[Cells, Covered]:
-    """Return the rows of a KV cache that the passes before this one left, and what was computed for them."""
-    source = state_source(name)
-    parts: list[Approx] = []
-    covered: Covered = frozenset()
-    n_open = 0.0
-    rows: tuple[int, ...]
-    for earlier in states[: state.index]:
-        value = earlier.values.get(source)
-        if isinstance(value, Pending):  # nothing recorded in that pass depended on it
-            value = _resolve(value.op, states, earlier, weights, arithmetic, preferred)
-        if isinstance(value, Computed):
-            parts.append(value.part.approx)
-            rows, covered = value.part.rows, covered | value.covered
-            n_open += value.part.open_up_to(earlier.n_tokens, alone=False)
-        elif isinstance(value, Value):
-            parts.append(propagation.recorded(value.array, arithmetic))
-            rows = value.rows
-        else:
-            rows = ()
-        if rows != earlier.all_rows:
-            raise ValueError(f"{source} of pass {earlier.index} was not recorded for all of its tokens")
-    return Cells(join(parts), n_open), covered
-
-
-def _resolve(
-    op: Op,
-    states: Sequence[PassState],
-    state: PassState,
-    weights: WeightSource,
-    arithmetic: Arithmetic,
-    preferred: Mapping[str, Reading],
-) -> Computed:
-    """Compute a pending tensor without judging anything; its ties stay open."""
-    nothing = TapArray(np.zeros(0, np.float32))
-    found, covers = segment(op, states, state, nothing, weights, arithmetic, preferred)
-    found.compute()
-    done = Computed(found.part_of(op.output), covers[op.output])
-    state.values[op.output] = done
-    return done
-
-
-def keep(state: PassState, outcome: Outcome, covers: Mapping[str, Covered]) -> None:
-    """Make what a segment computed readable for what comes after it."""
-    found = outcome.segment
-    for op in found.ops[:-1]:
-        state.values[op.output] = Computed(outcome.part_of(op.output), covers[op.output])
-
-
 def judge_segment(op: Op, state: PassState, tap: TapArray, outcome: Outcome, covered: Covered) -> OpCheck:
     """Return the check of a settled segment: its rows beyond their bound, else those that fit.
 
@@ -498,23 +286,3 @@ def _check(op: Op, state: PassState, status: Any, tap: TapArray, **facts: Any) -
 
 def _widen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array.astype(np.float64, copy=False) if array.dtype.kind == "f" else array
-
-
-def stack_state(passes: Sequence[PassState], source: str) -> Value | None:
-    """Concatenate one tap over all passes so far: the KV state. None unless each pass recorded all of its rows."""
-    arrays = []
-    for state in passes:
-        value = state.values.get(source)
-        if not isinstance(value, Value) or value.rows != state.all_rows:
-            return None
-        arrays.append(value.array)
-    array = np.concatenate(arrays)
-    return Value(array, tuple(range(array.shape[0])))
-
-
-def take_recorded(state: PassState, recorded: Mapping[str, TapArray], op: Op) -> TapArray | None:
-    """Return the recorded output of an op and make it what later operations read."""
-    tap = recorded.get(op.output)
-    if tap is not None:
-        state.values[op.output] = recorded_value(tap, state.n_tokens)
-    return tap

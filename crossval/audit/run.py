@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from crossval.audit import bounds
+from crossval.audit import assembly, bounds
 from crossval.audit import evaluate as ev
 from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.checks import AuditResult, OpCheck, decide, first_guilty
 from crossval.audit.precision import Survey, arithmetic_of, only_recorded
+from crossval.audit.state import Covered, PassState, Pending, Value, gather, stack_state, take_recorded
 from crossval.errors import BadInputError
 from crossval.ops import Op, SpecConfig, Weight, is_state, op_table, state_source
 from crossval.runners.base import PassPlan, Runner, TapArray
@@ -37,7 +38,7 @@ class _Party:
 
     runner: Runner
     arithmetic: Arithmetic
-    states: list[ev.PassState]
+    states: list[PassState]
     checks: list[OpCheck] = field(default_factory=list)
     covered: set[tuple[int, str]] = field(default_factory=set)
     recorded: list[Mapping[str, TapArray]] = field(default_factory=list)
@@ -57,7 +58,7 @@ class _Party:
             self.recorded.append({name: taps[name] for name in names if name in taps})
             self.survey.add(self.recorded[-1])
 
-    def note(self, op: Op, state: ev.PassState, check: OpCheck, computed: ev.Covered) -> None:
+    def note(self, op: Op, state: PassState, check: OpCheck, computed: Covered) -> None:
         """Keep a check and what it covers."""
         spans = tuple(dict.fromkeys(name for _, name in sorted(computed)))
         self.checks.append(replace(check, spans=spans))
@@ -141,7 +142,7 @@ def _audit(
         _Party(
             runner,
             arithmetic,
-            [ev.PassState(index, plan) for index, plan in enumerate(plans)],
+            [PassState(index, plan) for index, plan in enumerate(plans)],
             distrusted=frozenset(distrusted),
         )
         for runner, arithmetic in zip(runners, arithmetics, strict=True)
@@ -206,7 +207,7 @@ def _groups(stages: list[list[Op]], config: SpecConfig, plans: Sequence[PassPlan
         yield stages[first : first + size]
 
 
-def _order(stage: Sequence[Op], states: Sequence[ev.PassState]) -> Iterator[tuple[Op, ev.PassState]]:
+def _order(stage: Sequence[Op], states: Sequence[PassState]) -> Iterator[tuple[Op, PassState]]:
     """Pass by pass within a layer: a later pass reads what earlier ones left in the cache."""
     for state in states:
         for op in stage:
@@ -219,26 +220,26 @@ def _audit_stage(party: _Party, stage: Sequence[Op], weights: _LayerWeights) -> 
     _forget(party, stage)
 
 
-def _audit_op(party: _Party, op: Op, state: ev.PassState, weights: _LayerWeights) -> None:
+def _audit_op(party: _Party, op: Op, state: PassState, weights: _LayerWeights) -> None:
     for name in op.inputs:
         if is_state(name):
             _fill_state(party, name, state)
-    tap = ev.take_recorded(state, party.recorded[state.index], op)
+    tap = take_recorded(state, party.recorded[state.index], op)
     if tap is None:
-        state.values[op.output] = ev.Pending(op)
+        state.values[op.output] = Pending(op)
         return
     check = _judge(party, op, state, tap, weights)
     if check.status == "invalid" or (state.index, op.output) in party.distrusted:
         # what follows is judged as if this tensor had not been recorded, not blamed for it
-        state.values[op.output] = ev.Pending(op)
+        state.values[op.output] = Pending(op)
 
 
-def _judge(party: _Party, op: Op, state: ev.PassState, tap: TapArray, weights: _LayerWeights) -> OpCheck:
+def _judge(party: _Party, op: Op, state: PassState, tap: TapArray, weights: _LayerWeights) -> OpCheck:
     """Judge one recorded output, alone or as the end of a segment."""
     rows = state.all_rows if tap.rows is None else tap.rows
-    covered: ev.Covered = frozenset()
-    if all(isinstance(state.value(name), ev.Value) for name in op.inputs):
-        inputs = ev.gather(op, state, rows)
+    covered: Covered = frozenset()
+    if all(isinstance(state.value(name), Value) for name in op.inputs):
+        inputs = gather(op, state, rows)
         if isinstance(inputs, str):
             check = ev.unchecked(op, state, tap, inputs)
         else:
@@ -250,12 +251,12 @@ def _judge(party: _Party, op: Op, state: ev.PassState, tap: TapArray, weights: _
 
 
 def _judge_segment(
-    party: _Party, op: Op, state: ev.PassState, tap: TapArray, weights: _LayerWeights
-) -> tuple[OpCheck, ev.Covered]:
+    party: _Party, op: Op, state: PassState, tap: TapArray, weights: _LayerWeights
+) -> tuple[OpCheck, Covered]:
     invalid = ev.invalid(op, state, tap)
     preferred = party.preferred[state.n_tokens == 1]
     try:
-        found, covers = ev.segment(op, party.states, state, tap, weights, party.arithmetic, preferred)
+        found, covers = assembly.segment(op, party.states, state, tap, weights, party.arithmetic, preferred)
         covered = covers[op.output] - {(state.index, op.output)}
         if invalid is not None:
             return invalid, covered
@@ -266,13 +267,13 @@ def _judge_segment(
         return ev.unchecked(op, state, tap, str(error)), frozenset()
     if not outcome.beyond and not outcome.excused:
         preferred.update(found.choice.readings)
-    ev.keep(state, outcome, covers)
+    assembly.keep(state, outcome, covers)
     return ev.judge_segment(op, state, tap, outcome, covered), covered
 
 
-def _fill_state(party: _Party, name: str, state: ev.PassState) -> None:
+def _fill_state(party: _Party, name: str, state: PassState) -> None:
     """Give an op its KV state where all of it was recorded: every row of the tap in the passes up to this one."""
-    stacked = ev.stack_state(party.states[: state.index + 1], state_source(name))
+    stacked = stack_state(party.states[: state.index + 1], state_source(name))
     if stacked is not None:
         state.values[name] = stacked
 
@@ -281,7 +282,7 @@ def _forget(party: _Party, stage: Sequence[Op]) -> None:
     """Drop a layer's arrays but for what the next one reads, once no pass needs more to compute that."""
     last = stage[-1].output
     kept = [state.values.get(last) for state in party.states]
-    if not all(isinstance(value, ev.Value) for value in kept):
+    if not all(isinstance(value, Value) for value in kept):
         return
     for state, value in zip(party.states, kept, strict=True):
         assert value is not None
@@ -290,17 +291,17 @@ def _forget(party: _Party, stage: Sequence[Op]) -> None:
 
 def _audit_heads(parties: Sequence[_Party], op: Op, weights: _LayerWeights) -> None:
     """Audit the logits of all engines and passes in one product: the head's table is large and read once."""
-    jobs: list[tuple[_Party, ev.PassState, TapArray, npt.NDArray[Any], Reading]] = []
+    jobs: list[tuple[_Party, PassState, TapArray, npt.NDArray[Any], Reading]] = []
     for party in parties:
         for state in party.states:
             tap = party.recorded[state.index].get(op.output)
             if tap is None:
                 continue
-            if not isinstance(state.value(op.inputs[0]), ev.Value):
+            if not isinstance(state.value(op.inputs[0]), Value):
                 _judge(party, op, state, tap, weights)
                 continue
             rows = state.all_rows if tap.rows is None else tap.rows
-            inputs = ev.gather(op, state, rows)
+            inputs = gather(op, state, rows)
             if isinstance(inputs, str):
                 party.note(op, state, ev.unchecked(op, state, tap, inputs), frozenset())
                 continue
