@@ -34,25 +34,25 @@ types: $(INSTALLED)  ## Check types
 	$(BIN)/mypy
 
 fetch-cpp: $(INSTALLED)  ## Build bitnet.cpp: downloaded, or the source in BITNET_CPP_DIR
-	$(BIN)/python -m crossval.build_cpp
+	$(BIN)/python -m crossval.bitnet_cpp.build
 
 record: $(INSTALLED)  ## Record the goldens of the shipped model anew from live bitnet.cpp
-	$(BIN)/python -m crossval.goldens
+	$(BIN)/python -m crossval.traces.goldens
 
 bench: $(INSTALLED)  ## Measure our engine and live bitnet.cpp, interleaved
 	$(BIN)/crossval bench
 
 bench-kernels: $(INSTALLED)  ## Measure every kernel, instruction sets side by side
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-max-time=0.3 --benchmark-columns=min,median,iqr,rounds
+	$(BIN)/python -m pytest tools/bench --benchmark-only --benchmark-max-time=0.3 --benchmark-columns=min,median,iqr,rounds
 
 sanitize: $(INSTALLED)  ## Check the C library with AddressSanitizer and UndefinedBehaviorSanitizer
-	$(BIN)/python -m tests.checked_library sanitize
+	$(BIN)/python -m tests.support.checked_library sanitize
 
 tsan: $(INSTALLED)  ## Check its threads with ThreadSanitizer
-	$(BIN)/python -m tests.checked_library tsan
+	$(BIN)/python -m tests.support.checked_library tsan
 
 valgrind: $(INSTALLED)  ## Check its memory with valgrind: nothing uninitialised is read
-	$(BIN)/python -m tests.checked_library valgrind
+	$(BIN)/python -m tests.support.checked_library valgrind
 
 clean:  ## Remove everything that was built or installed here
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -44,8 +44,8 @@ class Forward:
     """Result of a forward pass.
 
     ``logits``: float32 ``(n, vocab_size)``: of the last token, of all tokens, or None.
-    ``taps``: the recorded tensors by name, shaped as ``crossval/taps.py`` documents; from ``ffn_inp`` of the last
-    layer on they hold only the tokens that have logits.
+    ``taps``: the recorded tensors by name, shaped as ``crossval/model/taps.py`` documents; from ``ffn_inp`` of
+    the last layer on they hold only the tokens that have logits.
     """
 
     logits: Float32Array | None

@@ -1,7 +1,7 @@
 """Names of the intermediate tensors a forward pass can record, and where the C library writes them.
 
-The vocabulary is the harness's (``crossval.taps``); the engine must not import the harness, so the order of the C
-enum is spelled out here and a test holds the two equal.
+The vocabulary is the harness's (``crossval.model.taps``); the engine must not import the harness, so the order
+of the C enum is spelled out here and a test holds the two equal.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.errors import BadInputError
-from crossval.geometry import pass_kind, short_list
-from crossval.runners.base import PassPlan, PassRecord, Runner
+from crossval.passes import PassPlan, PassRecord, Runner, pass_kind, short_list
 
 LOGITS = "result_output"
 

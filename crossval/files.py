@@ -1,10 +1,22 @@
-"""Files written whole or not at all."""
+"""Files: written whole or not at all, and known by their sha256."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
+import time
 from pathlib import Path
+
+from crossval.errors import BadInputError
+
+CACHE_NAME = "bitnet-parity"
+"""Folder of this package within the user's cache."""
+_CHUNK_BYTES = 4 << 20
+_CACHE_MIN_BYTES = 64 << 20
+_CACHE_SETTLED_S = 2.0
+_CACHE_MAX_ENTRIES = 256
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -27,3 +39,68 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the lower-case hexadecimal sha256 of a file, read in chunks.
+
+    Large files are looked up in the user's cache by (path, device, inode, size, mtime, ctime) first.
+
+    Raises:
+        BadInputError: the file cannot be read, or it changed while it was being read.
+    """
+    file = Path(path)
+    try:
+        before = file.stat()
+        key = _cache_key(file, before) if before.st_size >= _CACHE_MIN_BYTES else None
+        known = _cache_get(key) if key else None
+        if known:
+            return known
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        after = file.stat()
+    except OSError as error:
+        raise BadInputError(f"cannot read {file}: {error.strerror or error}") from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise BadInputError(f"{file} changed while it was being hashed; try again when nothing writes to it")
+    # A file written moments ago could change again without its timestamps moving: do not remember it.
+    if key and time.time() - max(after.st_mtime, after.st_ctime) > _CACHE_SETTLED_S:
+        _cache_put(key, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _cache_key(path: Path, stat: os.stat_result) -> str:
+    parts = (path.resolve(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return "|".join(str(part) for part in parts)
+
+
+def cache_path() -> Path:
+    """Return the file that remembers the sha256 of large files."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / CACHE_NAME / "sha256.json"
+
+
+def _cache_read() -> dict[str, str]:
+    try:
+        data = json.loads(cache_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):
+        return {}
+    if not isinstance(data, dict):
+        return {}
+    return {key: value for key, value in data.items() if isinstance(value, str) and len(value) == 64}
+
+
+def _cache_get(key: str) -> str | None:
+    return _cache_read().get(key)
+
+
+def _cache_put(key: str, digest: str) -> None:
+    """Remember a digest. A cache that cannot be written costs time, nothing else, so errors are dropped."""
+    try:
+        entries = {**_cache_read(), key: digest}
+        kept = dict(list(entries.items())[-_CACHE_MAX_ENTRIES:])
+        write_atomically(cache_path(), json.dumps(kept, indent=1).encode())
+    except (OSError, RuntimeError):
+        return

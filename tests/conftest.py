@@ -15,7 +15,7 @@ import pytest
 from bitnet_py.model import Model
 from bitnet_py.resources import default_model_path
 from bitnet_py.synth import PRESETS, SynthConfig, write_model
-from crossval import segment_diagnosis
+from crossval.diagnose import segment as segment_diagnosis
 
 MakeModel = Callable[..., Path]
 

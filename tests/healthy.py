@@ -1,6 +1,6 @@
 """False alarms: healthy engines in many situations, each of which has to be parity (``python -m tests.healthy``).
 
-With ``--recordings``: engines of many arithmetics, and less and less recorded (``tests.healthy_recordings``).
+With ``--recordings``: engines of many arithmetics, and less and less recorded (``healthy_recordings``).
 
 Every run draws a model, a prompt, threads and a kernel from its own number, so that run 137 is the same
 today and tomorrow. The reference is live bitnet.cpp where it is built, and otherwise our engine in another
@@ -25,14 +25,15 @@ from bitnet_py._native import kernel_families
 from bitnet_py.resources import default_model_path
 from bitnet_py.synth import SynthConfig, write_model
 from bitnet_py.synth_random import Stream
-from crossval import compare, evidence
-from crossval.arbitrate import Verdict, arbitrate
-from crossval.cpp.library import find_library
-from crossval.examine import Examination, examine
-from crossval.runners.base import Runner
-from crossval.runners.bitnet_cpp import BitnetCppRunner
-from crossval.runners.bitnet_py import BitnetPyRunner
-from tests import healthy_recordings
+from crossval.bitnet_cpp.library import find_library
+from crossval.bitnet_cpp.runner import BitnetCppRunner
+from crossval.compare import rows as compare
+from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.examine.examination import Examination, examine
+from crossval.examine.verdict import Verdict, arbitrate
+from crossval.passes import Runner
+from crossval.receipts import evidence
+from tests.support import healthy_recordings
 
 SHAPES: dict[str, dict[str, int]] = {
     "two heads share one": {"n_layers": 3, "dim": 256, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 640},

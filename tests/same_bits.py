@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_py.synth_random import Stream
-from crossval import taps
-from crossval.cpp.library import find_library
-from crossval.metrics import ulp_distance
-from crossval.runners.bitnet_cpp import BitnetCppRunner
-from crossval.runners.bitnet_py import BitnetPyRunner
-from tests.families import FAMILIES
+from crossval.bitnet_cpp.library import find_library
+from crossval.bitnet_cpp.runner import BitnetCppRunner
+from crossval.compare.metrics import ulp_distance
+from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.model import taps
 from tests.healthy import write_models
+from tests.support.families import FAMILIES
 
 LONGEST = 128
 N_DECODE = 2

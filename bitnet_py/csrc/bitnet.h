@@ -73,7 +73,7 @@ typedef struct {
     const char *kernel;       /* NULL: the best this machine can run */
 } bn_options;
 
-/* Taps of one layer, in the order of crossval/taps.py. */
+/* Taps of one layer, in the order of crossval/model/taps.py. */
 enum {
     BN_TAP_ATTN_NORM,
     BN_TAP_Q,

@@ -11,13 +11,8 @@ from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.propagation import Approx
 from crossval.audit.segments import Cells, Outcome, Part, Segment, join
 from crossval.audit.state import Computed, Covered, PassState, Pending, Value
-from crossval.ops import (
-    Op,
-    WeightSource,
-    is_state,
-    state_source,
-)
-from crossval.runners.base import TapArray
+from crossval.model.ops import Op, WeightSource, is_state, state_source
+from crossval.passes import TapArray
 
 
 def segment(

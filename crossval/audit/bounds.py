@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.formats import F16, F32, FORMATS, Dtype, Format
-from crossval.ops import FloatArray, Op
-from crossval.runners.base import Numerics
+from crossval.model.ops import FloatArray, Op
+from crossval.passes import Numerics
 
 U = F32.unit_roundoff
 """Largest relative error of one rounding to binary32."""

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from crossval import taps
 from crossval.audit.precision import Precision
-from crossval.runners.base import PassKind
+from crossval.model import taps
+from crossval.passes import PassKind
 
 CheckStatus = Literal["ok", "within", "guilty", "invalid", "unchecked"]
 """``within``: a segment that agrees up to a distance at which int8 flips and small mistakes look alike;

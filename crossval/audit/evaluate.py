@@ -16,16 +16,9 @@ from crossval.audit.checks import OpCheck, Worst
 from crossval.audit.segments import Outcome
 from crossval.audit.state import Covered, PassState
 from crossval.formats import F32
-from crossval.geometry import token_axis
-from crossval.misshapen import hint
-from crossval.ops import (
-    FloatArray,
-    Op,
-    TernaryMatrix,
-    Weight,
-    WeightSource,
-)
-from crossval.runners.base import TapArray
+from crossval.model.ops import FloatArray, Op, TernaryMatrix, Weight, WeightSource
+from crossval.model.taps import shape_hint, token_axis
+from crossval.passes import TapArray
 
 
 def check(
@@ -140,7 +133,7 @@ def _ternary(weight: Weight) -> TernaryMatrix:
 
 def _wrong_shape(op: Op, state: PassState, tap: TapArray, expected: FloatArray) -> OpCheck:
     note = f"expected shape {expected.shape}, recorded {tap.array.shape}"
-    why = hint(op.output, tap.array.shape, expected.shape)
+    why = shape_hint(op.output, tap.array.shape, expected.shape)
     return _check(op, state, "invalid", tap, note=f"{note}: {why}" if why else note)
 
 

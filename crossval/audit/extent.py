@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from crossval import taps
 from crossval.audit.checks import OpCheck
+from crossval.model import taps
 
 _FEW = 6
 """So many taps are listed by name."""

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from crossval.audit.altered import Refed, Reordered
 from crossval.audit.checks import Misrecorded
-from crossval.geometry import short_list
-from crossval.ops import Op, WeightSource, op_table
-from crossval.runners.altered import Refed, Reordered
-from crossval.runners.base import PassPlan, Runner, TapArray
-from crossval.spec_weights import SpecWeights
+from crossval.model.ops import Op, WeightSource, op_table
+from crossval.model.weights import SpecWeights
+from crossval.passes import PassPlan, Runner, TapArray, short_list
 
 EMBEDDING = "inp_embd"
 ROTATED = (("blk.0.q", "blk.0.q_rope"), ("blk.0.k", "blk.0.k_rope"))

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval import taps
+from crossval.diagnose.variants.context import Context, Inapplicable, of_records, widen
 from crossval.errors import BadInputError
-from crossval.geometry import token_axis
-from crossval.ops import Op, op_table
-from crossval.runners.base import PassPlan, PassRecord, Runner, TapArray
-from crossval.spec_weights import SpecWeights
-from crossval.variants.context import Context, Inapplicable, of_records, widen
+from crossval.model import taps
+from crossval.model.ops import Op, op_table
+from crossval.model.taps import token_axis
+from crossval.model.weights import SpecWeights
+from crossval.passes import PassPlan, PassRecord, Runner, TapArray
 
 NEAR = 1e-3
 """Relative L2 of half of the tokens at least: what rounding to binary16 before the operation leaves."""

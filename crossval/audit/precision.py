@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from crossval import taps
 from crossval.audit.bounds import NORMS, Arithmetic
 from crossval.formats import BF16, F16, F32, FORMATS, Dtype, Format
-from crossval.ops import FloatArray, Op
-from crossval.runners.base import Numerics, TapArray
+from crossval.model import taps
+from crossval.model.ops import FloatArray, Op
+from crossval.passes import Numerics, TapArray
 
 if TYPE_CHECKING:
     from crossval.audit.checks import OpCheck

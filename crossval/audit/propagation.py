@@ -37,7 +37,7 @@ import numpy.typing as npt
 from crossval.audit import bitlinear, bounds
 from crossval.audit.bounds import TINY, Arithmetic, U
 from crossval.formats import F32, FORMATS, Dtype
-from crossval.ops import HEAD_CHUNK_ROWS, FloatArray, Op, accumulate, rms_norm
+from crossval.model.ops import HEAD_CHUNK_ROWS, FloatArray, Op, accumulate, rms_norm
 
 SIGMAS = 8.0
 RANDOM_SIGNS = SIGMAS / math.sqrt(6.0)

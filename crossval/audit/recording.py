@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from crossval import taps
 from crossval.audit import feeding, held_instead
+from crossval.audit.altered import Hidden
+from crossval.audit.audit import Place, Progress, audit
 from crossval.audit.checks import (
     AuditResult,
     CheckStatus,
@@ -25,11 +26,10 @@ from crossval.audit.checks import (
     unless_misrecorded,
 )
 from crossval.audit.held_instead import Instead
-from crossval.audit.run import Place, Progress, audit
-from crossval.ops import Op, op_table
-from crossval.runners.altered import Hidden
-from crossval.runners.base import PassPlan, Runner
-from crossval.spec_weights import SpecWeights
+from crossval.model import taps
+from crossval.model.ops import Op, op_table
+from crossval.model.weights import SpecWeights
+from crossval.passes import PassPlan, Runner
 
 MOST_GROUPS = 8
 """Operations (each in all layers) whose outputs are suspected; more than this is no slip of the recording."""

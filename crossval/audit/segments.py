@@ -20,15 +20,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from crossval import taps
 from crossval.audit import bounds, propagation
 from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.propagation import Approx, Flips, Ties
+from crossval.compare.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, tap_class
 from crossval.formats import Dtype
-from crossval.geometry import token_axis
-from crossval.ops import CONTEXT_INPUTS, FloatArray, Op, TernaryMatrix, WeightSource, state_source
-from crossval.runners.base import TapArray
-from crossval.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, tap_class
+from crossval.model import taps
+from crossval.model.ops import CONTEXT_INPUTS, FloatArray, Op, TernaryMatrix, WeightSource, state_source
+from crossval.model.taps import token_axis
+from crossval.passes import TapArray
 
 TRIAL_WEIGHTS = 2e10
 """Weights that may be multiplied while one token is searched for flips: bounds the time."""

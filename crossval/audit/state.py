@@ -14,13 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit.segments import Part
-from crossval.geometry import token_axis
-from crossval.ops import (
-    CONTEXT_INPUTS,
-    Op,
-    is_state,
-)
-from crossval.runners.base import PassPlan, TapArray
+from crossval.model.ops import CONTEXT_INPUTS, Op, is_state
+from crossval.model.taps import token_axis
+from crossval.passes import PassPlan, TapArray
 
 Covered = frozenset[tuple[int, str]]
 """Operations, as (pass index, output tap), whose results were computed here and not recorded."""

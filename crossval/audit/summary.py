@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from crossval import taps
 from crossval.audit import extent
 from crossval.audit.checks import AuditResult, AuditVerdict, CheckStatus, Misrecorded, OpCheck, unless_misrecorded
-from crossval.runners.base import PassKind
+from crossval.model import taps
+from crossval.passes import PassKind
 
 _SEVERITY: dict[CheckStatus, int] = {"ok": 0, "within": 0, "unchecked": 1, "invalid": 2, "guilty": 3}
 

@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_py.model import KernelCount
-from crossval.cpp.process import ChildProcess, child_command
-from crossval.cpp.protocol import Frame
+from crossval.bitnet_cpp.runner import decode_records
+from crossval.child.process import ChildProcess, child_command
+from crossval.child.protocol import Frame
 from crossval.errors import CrossvalError
-from crossval.runners.base import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray
-from crossval.runners.bitnet_cpp import decode_records
+from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray
 
 
 class Engine(Protocol):
-    """An engine in a process of its own; a context manager, as ``crossval.runners.base.Runner`` is.
+    """An engine in a process of its own; a context manager, as ``crossval.passes.Runner`` is.
 
     Errors: ``BadInputError`` (model or tokens), ``UnavailableError``, ``EngineCrashError`` (crash, time-out).
     """
@@ -91,7 +91,7 @@ class BitnetPyProcess:
         self._n_past = 0
 
     def __enter__(self) -> BitnetPyProcess:
-        self._child = ChildProcess("bitnet_py", child_command("crossval.bench.child"))
+        self._child = ChildProcess("bitnet_py", child_command("crossval.bench.serve"))
         try:
             facts = self._request("load", self._options, what="loading the model").header
         except BaseException:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bitnet_py.bench import spread
-from crossval.answers import Side
 from crossval.bench.measures import MEASURES, Measure, Work
+from crossval.terms import Side
 
 Verdict = Literal["pass", "fail", "incomplete"]
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_py.bench import peak_resident_bytes, random_ids
-from crossval.answers import Side
 from crossval.bench.engine import BitnetPyProcess, Engine
+from crossval.terms import Side
 
 LOGITS = ("result_output",)
 N_FIRST = 16

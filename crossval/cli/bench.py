@@ -12,19 +12,21 @@ import click
 
 from bitnet_py._native import kernel_families
 from bitnet_py.model import DEFAULT_UBATCH, available_cores
-from crossval import build_cpp, evidence
-from crossval.answers import Side
 from crossval.bench.engine import BitnetPyProcess, Engine
 from crossval.bench.measures import BOUNDED, Work
-from crossval.bench.run import BenchRun, run_bench
-from crossval.cli import run
+from crossval.bench.rounds import BenchRun, run_bench
+from crossval.bitnet_cpp import library
+from crossval.bitnet_cpp.runner import BitnetCppRunner
+from crossval.cli import comparison as run
 from crossval.cli.options import model_option, output_options
+from crossval.engines.party import REFERENCE_NAME, Compute, Party
+from crossval.engines.session import is_fallback
 from crossval.errors import BadInputError, UnavailableError
-from crossval.evidence import Compute, Context, Party
-from crossval.modelfile import ModelFile
-from crossval.runners.base import EngineIdentity, Numerics
-from crossval.runners.bitnet_cpp import BitnetCppRunner
-from crossval.session import is_fallback
+from crossval.model.file import ModelFile
+from crossval.passes import EngineIdentity, Numerics
+from crossval.receipts import evidence
+from crossval.receipts.evidence import Context
+from crossval.terms import Side
 
 MAX_TOKENS = 100_000
 MAX_SEED = 2**53 - 1
@@ -151,7 +153,7 @@ def _require_reference() -> None:
     Raises:
         UnavailableError: there is none.
     """
-    if build_cpp.find_library() is None:
+    if library.find_library() is None:
         raise UnavailableError(
             "bitnet.cpp is not built here, and what is recorded of it has no speed; "
             "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB)"
@@ -166,7 +168,7 @@ def _unavailable_receipt(model: ModelFile, request: run.Request, work: Work) -> 
     except UnavailableError as error:
         if request.as_json or request.receipt_path is not None:
             ours = Party("unavailable", EngineIdentity("bitnet_py"), note="not opened")
-            theirs = Party("unavailable", EngineIdentity(evidence.REFERENCE_NAME), note=str(error))
+            theirs = Party("unavailable", EngineIdentity(REFERENCE_NAME), note=str(error))
             facts = _facts(model, request, work, ours, theirs, Compute("none"))
             run.publish(evidence.build_unavailable("bench", facts), request)
         raise

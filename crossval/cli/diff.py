@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from crossval.cli import run
+from crossval.cli import comparison as run
 from crossval.cli.options import causal_option, model_option, output_options, repro_option
+from crossval.engines.recorded import RecordedRunner
+from crossval.engines.session import Prompt, Session
 from crossval.errors import BadInputError
-from crossval.runners.base import Runner
-from crossval.runners.recorded import RecordedRunner
-from crossval.session import Prompt, Session
+from crossval.passes import Runner
 
 
 @click.command("diff")

@@ -8,10 +8,11 @@ from dataclasses import asdict
 
 import click
 
-from crossval import doctor, render
-from crossval.cli import run
-from crossval.doctor import Check
+from crossval.cli import comparison as run
+from crossval.engines import doctor
+from crossval.engines.doctor import Check
 from crossval.errors import BadInputError, UnavailableError
+from crossval.reports import render
 
 REFERENCES = ("bitnet.cpp library", "goldens (recorded bitnet.cpp)")
 """Names of the checks either of which gives a reference to compare with."""

@@ -9,13 +9,16 @@ from typing import Any, TypeVar
 
 import click
 
-from crossval import build_cpp, evidence, smoke
-from crossval.answers import Side
-from crossval.cli import run
+from crossval.bitnet_cpp import library
+from crossval.cli import comparison as run
+from crossval.engines.party import Party
+from crossval.engines.session import Session
 from crossval.errors import UnavailableError
-from crossval.evidence import Context, Party
-from crossval.runners.base import Runner
-from crossval.session import Session
+from crossval.passes import Runner
+from crossval.receipts import evidence
+from crossval.receipts.evidence import Context
+from crossval.smoke import ask as smoke
+from crossval.terms import Side
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,7 +49,7 @@ def open_sides(
     Raises:
         UnavailableError: bitnet.cpp is not built, or an engine is a recorded trace.
     """
-    if "reference" in sides and session.words[1] == "bitnet.cpp" and build_cpp.find_library() is None:
+    if "reference" in sides and session.words[1] == "bitnet.cpp" and library.find_library() is None:
         raise UnavailableError(
             f"bitnet.cpp is not built here, and what is recorded of it cannot {recorded_cannot}; "
             "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB), or use --engine candidate"

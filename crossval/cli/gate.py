@@ -9,10 +9,12 @@ from typing import Any
 
 import click
 
-from crossval import gate, receipt, render
-from crossval.cli import run
+from crossval.cli import comparison as run
 from crossval.errors import BadInputError
-from crossval.gate import Check, Policy
+from crossval.receipts import file as receipt
+from crossval.receipts import gate
+from crossval.receipts.gate import Check, Policy
+from crossval.reports import render
 
 
 @click.command("gate")

@@ -9,20 +9,22 @@ from pathlib import Path
 
 import click
 
-from crossval import evidence, findings
 from crossval.audit.summary import audit_verdict
-from crossval.cli import run
+from crossval.cli import comparison as run
 from crossval.cli.options import compare_options
-from crossval.compare import GreedyResult
+from crossval.compare.greedy import compare_greedy, merge_greedy, name_near_ties
+from crossval.compare.rows import GreedyResult
+from crossval.diagnose import findings
+from crossval.engines.session import Prompt, Session
 from crossval.errors import BadInputError
-from crossval.evidence import Context
-from crossval.greedy import compare_greedy, merge_greedy, name_near_ties
-from crossval.greedy_audit import GreedyAudit, audit_prompt
-from crossval.receipt import Receipt, parse_json
-from crossval.resume import Resume
-from crossval.runners.base import Runner
-from crossval.session import Prompt, Session
-from crossval.spec_weights import SpecWeights
+from crossval.examine.greedy_audit import GreedyAudit, audit_prompt
+from crossval.examine.resume import Resume
+from crossval.model.weights import SpecWeights
+from crossval.passes import Runner
+from crossval.receipts import evidence
+from crossval.receipts.evidence import Context
+from crossval.receipts.file import Receipt
+from crossval.schema import parse_json
 
 MAX_PROMPTS_BYTES = 16 << 20
 MAX_RECEIPT_STEPS = 50_000

@@ -10,18 +10,18 @@ from typing import Any
 import click
 
 from bitnet_py._native import kernel_families
-from crossval import evidence
-from crossval.answers import Side
-from crossval.cli import run
+from crossval.cli import comparison as run
 from crossval.cli.engines import SIDES, engine_option, live_word, open_sides, unavailable_receipt, without_unused
 from crossval.cli.options import compare_options
+from crossval.engines.registry import open_candidate, open_reference
+from crossval.engines.session import Prompt, Session
 from crossval.errors import BadInputError
-from crossval.metamorphic.cases import LENGTHS, THREAD_COUNTS, Options
-from crossval.metamorphic.results import MetamorphicFindings
-from crossval.metamorphic.run import enough_tokens, run_metamorphic
-from crossval.runners.base import Runner
-from crossval.runners.select import open_candidate, open_reference
-from crossval.session import Prompt, Session
+from crossval.passes import Runner
+from crossval.receipts import evidence
+from crossval.repeat.metamorphic.cases import LENGTHS, THREAD_COUNTS, Options
+from crossval.repeat.metamorphic.receipt import MetamorphicFindings
+from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
+from crossval.terms import Side
 
 MAX_LENGTH = 4096
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from crossval import render
-from crossval.cli import run
+from crossval.cli import comparison as run
 from crossval.cli.options import model_option, template_names
-from crossval.record import record_trace, trace_model
-from crossval.runners.select import open_candidate, open_reference
-from crossval.session import encode
-from crossval.taps import outline_taps
+from crossval.engines.registry import open_candidate, open_reference
+from crossval.engines.session import encode
+from crossval.model.taps import outline_taps
+from crossval.reports import render
+from crossval.traces.record import record_trace, trace_model
 
 
 @click.command("record")

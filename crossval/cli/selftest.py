@@ -6,15 +6,16 @@ from pathlib import Path
 
 import click
 
-from crossval import evidence
-from crossval.cli import run
+from crossval.cli import comparison as run
 from crossval.cli.options import model_option, output_options
-from crossval.evidence import Compute, Context, Party
-from crossval.runners.base import EngineIdentity
+from crossval.engines.party import REFERENCE_NAME, Compute, Party
+from crossval.engines.session import is_fallback
+from crossval.passes import EngineIdentity
+from crossval.receipts import evidence
+from crossval.receipts.evidence import Context
 from crossval.selftest import catalogue
-from crossval.selftest import run as selftest
-from crossval.selftest.run import Bench
-from crossval.session import is_fallback
+from crossval.selftest import trials as selftest
+from crossval.selftest.trials import Bench
 
 NOTE = (
     "bitnet_py is both engines, as the reference with its scalar kernels; a fault is in the model file that one "
@@ -56,7 +57,7 @@ def _context(bench: Bench) -> Context:
         template=None,
         token_ids=bench.prompt_ids,
         candidate=Party("live", engine.identity),
-        reference=Party("unused", EngineIdentity(evidence.REFERENCE_NAME)),
+        reference=Party("unused", EngineIdentity(REFERENCE_NAME)),
         compute=Compute("real", is_fallback(engine.identity.settings.get("kernel")), kernels),
         settings={"candidate": "bitnet_py", "n_decode": catalogue.N_DECODE},
         notes=[*bench.model.notes, NOTE],

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import click
 
-from crossval import evidence, smoke, smoke_receipt, suite
-from crossval.answers import Answer, MinCorrect, SmokeResult
-from crossval.cli import run
+from crossval.cli import comparison as run
 from crossval.cli.engines import SIDES, engine_option, live_word, open_sides, unavailable_receipt, without_unused
 from crossval.cli.options import compare_options
-from crossval.evidence import Context
-from crossval.modelfile import ModelFile
-from crossval.session import Prompt, Session
+from crossval.engines.session import Prompt, Session
+from crossval.model.file import ModelFile
+from crossval.receipts import evidence
+from crossval.receipts.evidence import Context
+from crossval.smoke import ask as smoke
+from crossval.smoke import receipt as smoke_receipt
+from crossval.smoke import suite
+from crossval.smoke.answers import Answer, MinCorrect, SmokeResult
 
 SMALL_MODEL_BYTES = 64 << 20
 

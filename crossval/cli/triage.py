@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from crossval.cli import run
+from crossval.cli import comparison as run
 from crossval.cli.options import causal_option, compare_options, decode_option, floors_option, repro_option
 
 

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossval import causal_receipt, evidence, floors_receipt
-from crossval.causal import view_of_engines
-from crossval.compare import LayersResult
+from crossval.causal import receipt as causal_receipt
+from crossval.causal.view import view_of_engines
+from crossval.compare.layers import Progress
+from crossval.compare.rows import LayersResult
+from crossval.engines.session import Prompt, Session
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError
-from crossval.floors import measure_floors
-from crossval.localize import Progress
-from crossval.receipt import Receipt
-from crossval.runners.base import Runner
-from crossval.session import Prompt, Session
-from crossval.spec_weights import SpecWeights
+from crossval.model.weights import SpecWeights
+from crossval.passes import Runner
+from crossval.receipts import evidence
+from crossval.receipts.file import Receipt
+from crossval.repeat import floors_receipt
+from crossval.repeat.floors import measure_floors
 
 if TYPE_CHECKING:
-    from crossval.cli.run import Request
+    from crossval.cli.comparison import Request
 
 N_DECODE = 2
 """Tokens that are decoded one by one where the number of threads varies; fewer of a short prompt."""

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from crossval.geometry import token_axis
-from crossval.runners.base import EngineIdentity, PassKind, PassPlan, PassRecord, Runner, TapArray
+from crossval.model.taps import token_axis
+from crossval.passes import EngineIdentity, PassKind, PassPlan, PassRecord, Runner, TapArray
 
 Array = npt.NDArray[np.float32]
 Change = Callable[[Array, int], Array]

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from crossval import taps
-from crossval.answers import Side
-from crossval.arbitrate import Verdict
-from crossval.diagnosis import UNDETERMINED
-from crossval.runners.base import PassKind
+from crossval.diagnose.diagnosis import UNDETERMINED
+from crossval.examine.verdict import Verdict
+from crossval.model import taps
+from crossval.passes import PassKind
 from crossval.selftest import alter, damage
 from crossval.selftest.alter import Change, Feed
 from crossval.selftest.damage import Damage
+from crossval.terms import Side
 
 How = Literal["healthy", "file", "output"]
 Where = Literal["first", "middle", "last", "model"]

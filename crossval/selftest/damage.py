@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_py.gguf import GGUFFile
-from crossval import taps
 from crossval.errors import BadInputError
+from crossval.model import taps
 
 Codes = npt.NDArray[np.uint8]
 

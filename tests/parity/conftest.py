@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from crossval import build_cpp
-from crossval.cpp import source as cpp_source
-from crossval.cpp.library import HOW_TO_GET, SOURCE_VARIABLE, default_build_dir, find_library
+from crossval.bitnet_cpp import build as build_cpp
+from crossval.bitnet_cpp import source as cpp_source
+from crossval.bitnet_cpp.library import HOW_TO_GET, SOURCE_VARIABLE, default_build_dir, find_library
 
 MISSING = f"real bitnet.cpp is missing: {HOW_TO_GET}"
 

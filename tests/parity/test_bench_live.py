@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from crossval import receipt
+from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.cli import cli
 from crossval.errors import BadInputError
-from crossval.runners.bitnet_cpp import BitnetCppRunner
+from crossval.receipts import file as receipt
 
 LOGITS = ("result_output",)
 

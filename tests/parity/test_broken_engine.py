@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from crossval.goldens import FULL_PROMPTS
-from tests.broken_engine import MISTAKES, Mistake, build, run
-from tests.families import each_family
-from tests.native_build import LIBRARY
+from crossval.traces.goldens import FULL_PROMPTS
+from tests.support.broken_engine import MISTAKES, Mistake, build, run
+from tests.support.families import each_family
+from tests.support.native_build import LIBRARY
 
 CROSSVAL = Path(sysconfig.get_path("scripts")) / "crossval"
 

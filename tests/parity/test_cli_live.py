@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from crossval import receipt
 from crossval.cli import cli
+from crossval.receipts import file as receipt
 
 pytestmark = pytest.mark.live
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from strangers import run
 
-from crossval.runners.base import Numerics
-from crossval.spec_weights import SpecWeights
-from tests.numpy_bitnet.mistakes import MISTAKES, first_place, in_layers
-from tests.numpy_bitnet.model import Model
-from tests.numpy_bitnet.recorded import only, record, write_trace
-from tests.recordings import BY_NAME, RECORDINGS, answers
+from crossval.model.weights import SpecWeights
+from crossval.passes import Numerics
+from tests.support.numpy_bitnet.mistakes import MISTAKES, first_place, in_layers
+from tests.support.numpy_bitnet.model import Model
+from tests.support.numpy_bitnet.recorded import only, record, write_trace
+from tests.support.recordings import BY_NAME, RECORDINGS, answers
+from tests.support.strangers import run
 
 PROMPT = "What is 2+2?"
 LAYER = 2

@@ -18,7 +18,7 @@ import crossval.cli
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sysconfig.get_path("scripts")
 SOURCES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "models/README.md", "train/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "models/README.md", "tools/train/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted(path for folder in ("examples", "bench") for path in (ROOT / folder).glob("*.py")),
 ]

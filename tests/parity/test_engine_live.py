@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from bitnet_py.synth import PRESETS, write_model
-from crossval import taps
-from crossval.runners.bitnet_cpp import BitnetCppRunner
-from crossval.runners.bitnet_py import BitnetPyRunner
-from tests.families import each_family
+from crossval.bitnet_cpp.runner import BitnetCppRunner
+from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.model import taps
+from tests.support.families import each_family
 
 pytestmark = pytest.mark.live
 

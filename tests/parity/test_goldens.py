@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from bitnet_py.resources import default_model_path
-from crossval import taps
-from crossval.goldens import FULL_PROMPTS, N_DECODE, OUTLINE_PROMPTS
-from crossval.provenance import file_sha256
-from crossval.runners.bitnet_py import BitnetPyRunner
-from crossval.runners.recorded import RecordedRunner, find_golden, goldens_dir, list_goldens
-from crossval.trace import Trace
-from tests.families import FAMILIES
+from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.engines.recorded import RecordedRunner, find_golden, goldens_dir, list_goldens
+from crossval.files import file_sha256
+from crossval.model import taps
+from crossval.traces.goldens import FULL_PROMPTS, N_DECODE, OUTLINE_PROMPTS
+from crossval.traces.read import Trace
+from tests.support.families import FAMILIES
 
 PROMPTS = (*FULL_PROMPTS, *OUTLINE_PROMPTS)
 

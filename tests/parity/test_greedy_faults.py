@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from strangers import Stranger, run
 
-from crossval import receipt
-from crossval.record import record_trace, trace_model
-from crossval.runners.base import EngineIdentity, Numerics
-from crossval.runners.bitnet_py import BitnetPyRunner
+from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.passes import EngineIdentity, Numerics
+from crossval.receipts import file as receipt
+from crossval.traces.record import record_trace, trace_model
+from tests.support.strangers import Stranger, run
 from tests.zoo.catalogue import ENGINE_FAULTS
 from tests.zoo.engine import faulty_library
 from tests.zoo.faults.quiet import FAULTS as QUIET
@@ -76,14 +76,14 @@ def unstated(monkeypatch: pytest.MonkeyPatch) -> None:
         runner.anonymous = True
         return runner
 
-    monkeypatch.setattr("crossval.session.open_candidate", anonymous)
+    monkeypatch.setattr("crossval.engines.session.open_candidate", anonymous)
 
 
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the reference `live` be bitnet.cpp running now."""
     monkeypatch.setattr(
-        "crossval.session.open_reference", lambda word, model, *_, **__: Stranger(model, n_threads=1)
+        "crossval.engines.session.open_reference", lambda word, model, *_, **__: Stranger(model, n_threads=1)
     )
 
 

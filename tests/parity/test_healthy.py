@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests import healthy, healthy_recordings
-from tests.families import FAMILIES
-from tests.recordings import RECORDINGS
+from tests import healthy
+from tests.support import healthy_recordings
+from tests.support.families import FAMILIES
+from tests.support.recordings import RECORDINGS
 
 N_RUNS = 12
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossval import taps
-from crossval.cpp import library as cpp_library
-from crossval.cpp import limits as cpp_limits
-from crossval.cpp.process import ChildProcess, child_command
+from crossval.bitnet_cpp import library as cpp_library
+from crossval.bitnet_cpp.runner import OUTPUT_WEIGHT_NOTE, BitnetCppRunner
+from crossval.child import limits as cpp_limits
+from crossval.child.process import ChildProcess, child_command
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
-from crossval.runners.bitnet_cpp import OUTPUT_WEIGHT_NOTE, BitnetCppRunner
+from crossval.model import taps
 
 pytestmark = pytest.mark.live
 

@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from crossval import receipt, taps
-from crossval.causal import causal_view
+from crossval.bitnet_cpp.runner import BitnetCppRunner
+from crossval.causal.view import causal_view
 from crossval.cli import cli
-from crossval.floors import CAPTURE, PREFILL_DECODE, measure_floors
-from crossval.metamorphic.cases import Options
-from crossval.metamorphic.run import enough_tokens, run_metamorphic
-from crossval.runners.bitnet_cpp import BitnetCppRunner
-from crossval.runners.bitnet_py import BitnetPyRunner
-from crossval.spec_weights import SpecWeights
-from tests.broken_engine import Mistake, build, run
-from tests.families import each_family
-from tests.native_build import LIBRARY
+from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.model import taps
+from crossval.model.weights import SpecWeights
+from crossval.receipts import file as receipt
+from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, measure_floors
+from crossval.repeat.metamorphic.cases import Options
+from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
+from tests.support.broken_engine import Mistake, build, run
+from tests.support.families import each_family
+from tests.support.native_build import LIBRARY
 
 N_LAYERS = 5
 
@@ -158,9 +159,9 @@ def broken_library(tmp_path_factory) -> Path:
 LENGTHS = (1, 4, 7)
 SCRIPT = f"""
 import dataclasses, json, sys
-from crossval.metamorphic.cases import Options
-from crossval.metamorphic.run import enough_tokens, run_metamorphic
-from crossval.runners.bitnet_py import BitnetPyRunner
+from crossval.repeat.metamorphic.cases import Options
+from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
+from crossval.engines.bitnet_py import BitnetPyRunner
 options = Options(lengths={LENGTHS})
 kernels = set()
 def opened(**asked):

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from narrow_engine import Mistake, NarrowEngine, Style, write_trace
-from strangers import error_line, run
 
-from crossval import receipt
-from crossval.audit import consistency
-from crossval.trace import Trace
+from crossval.audit import receipt_checks as consistency
+from crossval.receipts import file as receipt
+from crossval.traces.read import Trace
+from tests.support.narrow_engine import Mistake, NarrowEngine, Style, write_trace
+from tests.support.strangers import error_line, run
 
 PROMPT = "What is 2+2?"
 HEALTHY = [
@@ -159,6 +159,6 @@ def test_a_finding_of_precision_cannot_be_edited(shipped_model, golden, traced):
 
 def gate_complains(made: dict[str, Any]) -> bool:
     """Whether a resealed receipt fails without any option but the trace's."""
-    from crossval.gate import Policy, judge, passed
+    from crossval.receipts.gate import Policy, judge, passed
 
     return not passed(judge(receipt.seal(made), Policy(allow_compute_paths=("recorded",))))

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from strangers import run
 
-from crossval import taps
+from crossval.model import taps
+from tests.support.strangers import run
 
 PROMPT = "What is 2+2?"
 LAYER = 2

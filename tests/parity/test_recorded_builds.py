@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from crossval.audit.audit import audit
 from crossval.audit.bounds import Arithmetic
-from crossval.audit.run import audit
-from crossval.diagnose import diagnose_passes
-from crossval.findings import find
-from crossval.ops import op_table
-from crossval.runners.recorded import RecordedRunner
-from crossval.spec_weights import SpecWeights
-from crossval.variants import of_records
+from crossval.diagnose.findings import find
+from crossval.diagnose.search import diagnose_passes
+from crossval.diagnose.variants import of_records
+from crossval.engines.recorded import RecordedRunner
+from crossval.model.ops import op_table
+from crossval.model.weights import SpecWeights
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from strangers import PROMPT, run
 
 from bitnet_py.synth import SynthConfig, write_model
-from crossval.modelfile import ROWS_NOTE
+from crossval.model.file import ROWS_NOTE
 from crossval.selftest.damage import DamagedModel
+from tests.support.strangers import PROMPT, run
 
 pytestmark = [pytest.mark.live, pytest.mark.usefixtures("bitnet_cpp_library")]
 

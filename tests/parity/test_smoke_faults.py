@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from bitnet_py.gguf import GGUFFile
-from crossval.suite import load_suite
-from tests.broken_engine import ROOT, TEXT_MISTAKES, TextMistake, build, run
-from tests.families import each_family
-from tests.fault_table import ask
-from tests.native_build import LIBRARY
+from crossval.smoke.suite import load_suite
+from tests.support.broken_engine import ROOT, TEXT_MISTAKES, TextMistake, build, run
+from tests.support.families import each_family
+from tests.support.fault_table import ask
+from tests.support.native_build import LIBRARY
 
 
 @pytest.fixture(params=TEXT_MISTAKES, ids=lambda mistake: mistake.name, scope="module")

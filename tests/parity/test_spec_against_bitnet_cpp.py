@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from bitnet_py.synth import SynthConfig, write_model
-from crossval import ops, taps
-from crossval.ops import Op, SpecConfig
-from crossval.runners.base import PassRecord
-from crossval.runners.bitnet_cpp import BitnetCppRunner
-from crossval.runners.spec import SpecRunner
-from crossval.spec_weights import SpecWeights
+from crossval.bitnet_cpp.runner import BitnetCppRunner
+from crossval.engines.spec import SpecRunner
+from crossval.model import ops, taps
+from crossval.model.ops import Op, SpecConfig
+from crossval.model.weights import SpecWeights
+from crossval.passes import PassRecord
 
 pytestmark = pytest.mark.live
 

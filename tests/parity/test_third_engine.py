@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from strangers import run
+
+from tests.support.strangers import run
 
 PROMPT = "What is 2+2?"
 EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "third_engine.py"

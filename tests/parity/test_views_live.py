@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from crossval import receipt
 from crossval.cli import cli
-from crossval.goldens import FULL_PROMPTS
-from tests import broken_engine
-from tests.broken_engine import MISTAKES
-from tests.native_build import LIBRARY
+from crossval.receipts import file as receipt
+from crossval.traces.goldens import FULL_PROMPTS
+from tests.support import broken_engine
+from tests.support.broken_engine import MISTAKES
+from tests.support.native_build import LIBRARY
 
 CROSSVAL = Path(sysconfig.get_path("scripts")) / "crossval"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.families import each_family
+from tests.support.families import each_family
 from tests.zoo import models
 from tests.zoo.build import ROOT
 from tests.zoo.catalogue import CASES, FAULTS

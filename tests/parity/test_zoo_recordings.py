@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.judged import judge
-from tests.recordings import BY_NAME, RECORDINGS, answers
+from tests.support.judged import judge
+from tests.support.recordings import BY_NAME, RECORDINGS, answers
 from tests.zoo import coarse, coarse_table, drawn
 from tests.zoo.build import ROOT
 from tests.zoo.catalogue import FAULTS

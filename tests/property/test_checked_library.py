@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.checked_library import CHECKS, MissingTool, require_tools, run
+from tests.support.checked_library import CHECKS, MissingTool, require_tools, run
 
 
 def test_c_library_passes_the_sanitizers(tmp_path):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from bitnet_py._native import kernel_families
-from tests.native_build import LIBRARY, ROOT, build
+from tests.support.native_build import LIBRARY, ROOT, build
 
 AVAILABLE = {f.name: f.available for f in kernel_families()}
 TESTS = ("tests/property/test_kernels.py", "tests/parity/test_goldens.py")

@@ -15,17 +15,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import receipt_samples as samples
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crossval import compare, consistency, evidence, gate, geometry, receipt, taps, tolerance
+from crossval import schema
 from crossval.cli import cli
-from crossval.compare import TapRow
+from crossval.compare import rows as compare
+from crossval.compare import tolerance
+from crossval.compare.rows import TapRow
+from crossval.engines.party import Party
 from crossval.errors import BadInputError
-from crossval.evidence import Party
-from crossval.runners.base import PassPlan, TapArray
+from crossval.model import taps
+from crossval.passes import PassPlan, TapArray, pass_kind
+from crossval.receipts import consistency, evidence, gate
+from crossval.receipts import file as receipt
+from tests.support import receipt_samples as samples
 
 COARSE = [*taps.outline_taps(2)[1:]]
 FINE = sorted([*taps.outline_taps(2), *taps.layer_taps(0)[:9]], key=samples.summary.execution_index)
@@ -356,8 +361,8 @@ def accepted(made: receipt.Receipt) -> bool:
         return False
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError):
         # the gate never sees such a thing: the schema must refuse it
-        return receipt.validator("receipt.v1").is_valid(made) and gate.passed(gate.judge(made))
-    return passed and receipt.validator("receipt.v1").is_valid(made)
+        return schema.validator("receipt.v1").is_valid(made) and gate.passed(gate.judge(made))
+    return passed and schema.validator("receipt.v1").is_valid(made)
 
 
 def mutants(name: str) -> Iterator[tuple[str, receipt.Receipt]]:
@@ -462,11 +467,11 @@ def test_the_command_refuses_edited_files(data: st.DataObject, tmp_path: Path) -
 def test_honest_metrics_never_contradict_each_other(
     noise: float, scale: float, n_tokens: int, start: int, zeros: set[int], tap: str, seed: int
 ) -> None:
-    plan = PassPlan(geometry.pass_kind(n_tokens, start), tuple(range(n_tokens)), start)
+    plan = PassPlan(pass_kind(n_tokens, start), tuple(range(n_tokens)), start)
     random = np.random.default_rng(seed)
     shape = samples.trace.expected_shape(tap, samples.TRACE_MODEL, plan, None)
     theirs = (random.standard_normal(shape) * scale).astype(np.float32)
-    axis = geometry.token_axis(tap)
+    axis = taps.token_axis(tap)
     for token in zeros & set(range(n_tokens)):
         theirs[(slice(None),) * axis + (token,)] = 0.0
     ours = (theirs + random.standard_normal(shape) * scale * noise).astype(np.float32)

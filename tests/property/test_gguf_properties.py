@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gguf_bytes import Container, Tensor, model_container, small_container, string
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from bitnet_py.errors import ModelError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.string_array import StringArray
 from bitnet_py.weights import Weights
+from tests.support.gguf_bytes import Container, Tensor, model_container, small_container, string
 
 SMALL = small_container().to_bytes()
 MODEL = model_container().to_bytes()

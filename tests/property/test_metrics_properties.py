@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from crossval.metrics import measure
+from crossval.compare.metrics import measure
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)

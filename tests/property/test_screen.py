@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bitnet_py import _native
 from bitnet_py.logits import largest
 from bitnet_py.screen import MAX_TOP, Screen
-from tests.families import FAMILIES
+from tests.support.families import FAMILIES
 
 VECTOR = [name for name in FAMILIES if name != "scalar"]
 SEEDS = st.integers(0, 2**32 - 1)

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from gguf_bytes import string
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bitnet_py import string_array
 from bitnet_py.errors import ModelError
 from bitnet_py.string_array import StringArray, find_strings, walk_strings
+from tests.support.gguf_bytes import string
 
 LENGTHS = (0, 1, 7, 8, 255, 257, *(1 << n for n in (8, 16, 31, 32, 40, 48, 56, 63)), (1 << 64) - 8, (1 << 64) - 1)
 

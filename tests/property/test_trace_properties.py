@@ -14,12 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossval import taps
 from crossval.errors import BadInputError
-from crossval.geometry import pass_kind
-from crossval.runners.base import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray
-from crossval.trace import Trace, TraceModel, expected_shape, parse_info
-from crossval.trace_writer import TraceWriter
+from crossval.model import taps
+from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
+from crossval.traces.read import Trace, TraceModel, expected_shape, parse_info
+from crossval.traces.write import TraceWriter
 
 Read = TypeVar("Read")
 MODEL = TraceModel("0" * 64, 2, 2, 1, 2, 4, 6, 9)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from strangers import PROMPT, Fault, Stranger
 
-from crossval.record import record_trace, trace_model
+from crossval.traces.record import record_trace, trace_model
+from tests.support.strangers import PROMPT, Fault, Stranger
 
 Record = Callable[..., Path]
 
@@ -64,4 +64,4 @@ def golden(record: Record) -> Path:
 
 @pytest.fixture
 def no_bitnet_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossval.build_cpp.find_library", lambda: None)
+    monkeypatch.setattr("crossval.bitnet_cpp.library.find_library", lambda: None)

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rewritten import Passes, rewritten
-from strangers import PROMPT, Fault, run
 
-from crossval import receipt, taps
 from crossval.audit import segments
-from crossval.cli.run import ENVIRONMENT
-from crossval.modelfile import SEPARATE_OUTPUT_NOTE
+from crossval.cli.comparison import ENVIRONMENT
+from crossval.model import taps
+from crossval.model.file import SEPARATE_OUTPUT_NOTE
+from crossval.receipts import file as receipt
+from tests.support.rewritten import Passes, rewritten
+from tests.support.strangers import PROMPT, Fault, run
 
 Record = Callable[..., Path]
 ROLLED = Fault(rolled_from="1/ffn_sub_norm")
@@ -157,7 +158,7 @@ def test_a_trace_without_what_an_audit_needs_is_incomplete(
     model_path: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head alone is missing: nothing is wrong, and nothing is proven."""
-    from crossval.audit.run import _Party
+    from crossval.audit.audit import _Party
 
     whole = _Party.capture
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitnet_py.taps import LAYER_TAPS, MODEL_TAPS
-from tests import native_build
-from tests.native_build import ROOT
+from tests.support import native_build
+from tests.support.native_build import ROOT
 from tests.zoo.fault import EngineFault
 from tests.zoo.sites import ALWAYS, DAMAGEABLE, PLACES, SITES, Site
 

@@ -12,21 +12,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from crossval import evidence
 from crossval.audit.checks import OpCheck
 from crossval.cli.app import EXIT_OF_VERDICT
-from crossval.evidence import Party
-from crossval.geometry import token_axis
-from crossval.greedy import compare_greedy
-from crossval.greedy_audit import audit_prompt
-from crossval.ops import SpecConfig, op_table
-from crossval.runners.base import PassPlan, PassRecord, Runner
-from crossval.runners.bitnet_py import BitnetPyRunner
-from crossval.runners.spec import SpecRunner
-from crossval.spec_weights import SpecWeights
-from tests.judged import Judged, judge
-from tests.numpy_bitnet.recorded import only
-from tests.recordings import NORMS, RECORDINGS, answers
+from crossval.compare.greedy import compare_greedy
+from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.engines.party import Party
+from crossval.engines.spec import SpecRunner
+from crossval.examine.greedy_audit import audit_prompt
+from crossval.model.ops import SpecConfig, op_table
+from crossval.model.taps import token_axis
+from crossval.model.weights import SpecWeights
+from crossval.passes import PassPlan, PassRecord, Runner
+from crossval.receipts import evidence
+from tests.support.judged import Judged, judge
+from tests.support.numpy_bitnet.recorded import only
+from tests.support.recordings import NORMS, RECORDINGS, answers
 from tests.zoo.catalogue import CASES
 from tests.zoo.detect import Replay
 from tests.zoo.engine import Select

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
-from tests.recordings import RECORDINGS
+from tests.support.recordings import RECORDINGS
 from tests.zoo.catalogue import FAULTS
 from tests.zoo.coarse import COLUMNS, GREEDY, GREEDY_STEPS, Cell, Place
 from tests.zoo.fault import FAMILIES

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from crossval.audit.audit import audit
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult
-from crossval.audit.run import audit
-from crossval.diagnose import diagnose_passes
-from crossval.diagnosis import Diagnosis
-from crossval.ops import op_table
-from crossval.runners.base import EngineIdentity, PassPlan, PassRecord, TapArray
-from crossval.spec_weights import SpecWeights
-from crossval.variants import of_records
+from crossval.diagnose.diagnosis import Diagnosis
+from crossval.diagnose.search import diagnose_passes
+from crossval.diagnose.variants import of_records
+from crossval.model.ops import op_table
+from crossval.model.weights import SpecWeights
+from crossval.passes import EngineIdentity, PassPlan, PassRecord, TapArray
 from tests.zoo.recording import Recording
 
 

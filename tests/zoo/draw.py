@@ -1,7 +1,7 @@
 """Faults drawn at random: a family, its parameter, a place, an engine and a model, all from one seed and number.
 
 They are mistakes of ``tests/numpy_bitnet``, so that everything behind the first wrong tensor is computed from it,
-as in a real engine. No code and no list of values is shared with ``crossval.variants``.
+as in a real engine. No code and no list of values is shared with ``crossval.diagnose.variants``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from tests.numpy_bitnet.engine import Mistake
-from tests.numpy_bitnet.styles import STYLES, Style
+from tests.support.numpy_bitnet.engine import Mistake
+from tests.support.numpy_bitnet.styles import STYLES, Style
 from tests.zoo.faults import drawn as families
 
 SHAPES: dict[str, dict[str, object]] = {

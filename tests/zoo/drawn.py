@@ -12,11 +12,11 @@ from typing import Literal, cast
 import numpy as np
 
 from bitnet_py.synth import SynthConfig, write_model
-from crossval.runners.bitnet_py import BitnetPyRunner
-from tests.healthy_recordings import ours
-from tests.judged import judge
-from tests.numpy_bitnet.model import Model
-from tests.numpy_bitnet.recorded import record
+from crossval.engines.bitnet_py import BitnetPyRunner
+from tests.support.healthy_recordings import ours
+from tests.support.judged import judge
+from tests.support.numpy_bitnet.model import Model
+from tests.support.numpy_bitnet.recorded import record
 from tests.zoo.detect import Replay
 from tests.zoo.draw import SHAPES, VOCAB_SIZE, Drawn, draw
 from tests.zoo.recording import Recording, first_difference

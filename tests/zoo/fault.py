@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from crossval.runners.base import PassKind
+from crossval.passes import PassKind
 from crossval.selftest.damage import DamagedModel
 from tests.zoo.recording import Recording
 

@@ -1,4 +1,4 @@
-"""Which diagnosis is the right one for each fault: names as ``crossval.diagnose`` says them, with wildcards.
+"""Which diagnosis is the right one for each fault: names as ``diagnose.search`` says them, with wildcards.
 
 Faults that are not listed have no name anywhere: for them every name is a wrong one. ``{previous}``, ``{layer}``
 and ``{next}`` stand for the layer of the case and its neighbours, ``{tap}`` and ``{tensor}`` for its operation's.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from crossval import taps
+from crossval.model import taps
 from crossval.selftest.damage import TENSORS
 from tests.zoo.fault import Case
 from tests.zoo.models import SHAPE

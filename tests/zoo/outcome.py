@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from crossval.arbitrate import Verdict, arbitrate
 from crossval.audit.checks import AuditResult, OpCheck
 from crossval.audit.recording import settle
-from crossval.diagnosis import Diagnosis
+from crossval.diagnose.diagnosis import Diagnosis
+from crossval.examine.verdict import Verdict, arbitrate
 from tests.zoo.catalogue import CASES
 from tests.zoo.detect import Replay, audited, named
 from tests.zoo.fault import Case, TraceFault

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from crossval import taps
-from crossval.runners.base import EngineIdentity, PassKind, PassPlan, PassRecord, TapArray
-from crossval.runners.bitnet_py import BitnetPyRunner
+from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.model import taps
+from crossval.passes import EngineIdentity, PassKind, PassPlan, PassRecord, TapArray
 from tests.zoo.models import SHAPE, SPECIAL_TOKEN
 
 PROMPT = (1, 17, SPECIAL_TOKEN, 255, 42, 9, 133)

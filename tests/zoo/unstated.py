@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from bitnet_py.resources import default_model_path
-from crossval.ops import SpecConfig
-from crossval.runners.bitnet_py import BitnetPyRunner
-from crossval.spec_weights import SpecWeights
-from tests.healthy_recordings import ours
-from tests.judged import judge
-from tests.numpy_bitnet.engine import Mistake
-from tests.numpy_bitnet.mistakes import MISTAKES, first_place, in_layers
-from tests.numpy_bitnet.model import Model
-from tests.numpy_bitnet.recorded import only, record
-from tests.numpy_bitnet.runner import NumpyBitnetRunner
-from tests.recordings import RECORDINGS
+from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.model.ops import SpecConfig
+from crossval.model.weights import SpecWeights
+from tests.support.healthy_recordings import ours
+from tests.support.judged import judge
+from tests.support.numpy_bitnet.engine import Mistake
+from tests.support.numpy_bitnet.mistakes import MISTAKES, first_place, in_layers
+from tests.support.numpy_bitnet.model import Model
+from tests.support.numpy_bitnet.recorded import only, record
+from tests.support.numpy_bitnet.runner import NumpyBitnetRunner
+from tests.support.recordings import RECORDINGS
 from tests.zoo.coarse import GREEDY, Cell, judged_greedy, leaves_no_trace, placed, said
 from tests.zoo.detect import Replay
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.tokenizer import Tokenizer
 from crossval.audit.checks import AuditResult
+from crossval.model.weights import SpecWeights
 from crossval.selftest.damage import damaged_copy
-from crossval.spec_weights import SpecWeights
 from tests.zoo import build, models
 from tests.zoo.catalogue import ENGINE_FAULTS
 from tests.zoo.detect import audited

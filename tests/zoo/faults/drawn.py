@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tests.numpy_bitnet.engine import TENSORS, Call
-from tests.numpy_bitnet.mistakes import levels
-from tests.numpy_bitnet.model import Matrix
-from tests.numpy_bitnet.styles import Array
+from tests.support.numpy_bitnet.engine import TENSORS, Call
+from tests.support.numpy_bitnet.mistakes import levels
+from tests.support.numpy_bitnet.model import Matrix
+from tests.support.numpy_bitnet.styles import Array
 
 BITLINEARS = tuple(TENSORS)
 NORMS = ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from crossval import taps
+from crossval.model import taps
 from crossval.selftest.damage import (
     Codes,
     DamagedModel,

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from crossval.geometry import token_axis
-from crossval.runners.base import TapArray
+from crossval.model.taps import token_axis
+from crossval.passes import TapArray
 from crossval.selftest import alter
 from crossval.selftest.alter import Array
 from tests.zoo.fault import BOTH, LAST, MIDDLE, PREFILL, TraceFault

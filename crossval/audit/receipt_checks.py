@@ -1,0 +1,390 @@
+"""The audits in a receipt held against themselves: what must follow from their rows, the passes and the model.
+
+Returns complaints, empty when all is well, as in ``crossval.receipts.consistency``. What an engine computed is not
+in a receipt, so numbers can be checked against each other only: a ratio against the values it is made of, counts
+against shapes, the verdict and the first guilty operation against the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from crossval.audit import bounds, precision, summary
+from crossval.audit.bounds import Arithmetic
+from crossval.audit.checks import CheckStatus
+from crossval.audit.summary import AuditRow, WorstElement
+from crossval.formats import FORMATS
+from crossval.model import taps
+from crossval.model.ops import Op, add
+from crossval.model.taps import token_axis
+from crossval.passes import Numerics, PassPlan
+from crossval.receipts.file import Receipt
+from crossval.traces import read as trace
+
+SIDES = ("candidate", "reference")
+UNDETERMINED = "undetermined"
+_PLACE = ("tap", "layer", "op", "pass_index", "pass_kind")
+_READS_TWO = {"kq": ("q", "k"), "kqv_out": ("p", "v"), "result_output": ("x",)}
+"""Operations of which engines may round inputs to binary16, and how many inputs they have."""
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class _World:
+    """What an audit has to fit."""
+
+    shape: trace.TraceModel
+    plan: tuple[PassPlan, ...]
+    arithmetic: Arithmetic
+    """What its operations were held to."""
+    stated: Numerics
+
+
+def complaints(receipt: Receipt) -> list[str]:
+    """Check both audits of a ``layers`` or ``diff`` receipt; a missing one is a complaint too."""
+    if not receipt["results"]["passes"]:
+        return ["there are no passes, so nothing was audited"]
+    found = []
+    for side in SIDES:
+        audit = (receipt["audit"] or {}).get(side)
+        if audit is None:
+            found.append(f"the {side} was not audited")
+            continue
+        found += [f"audit of the {side}: {what}" for what in _audit(audit, _world(receipt, side))]
+    return [*found, *_diagnoses(receipt), *_version(receipt)]
+
+
+def _rows_of(receipt: Receipt, side: str) -> Sequence[Mapping[str, Any]]:
+    audit = (receipt["audit"] or {}).get(side)
+    return [] if audit is None else list(audit["rows"])
+
+
+def _version(receipt: Receipt) -> Iterator[str]:
+    """Check that what older versions did not state is stated everywhere or nowhere."""
+    rows = [row for side in SIDES for row in _rows_of(receipt, side)]
+    places = [place for name in ("first_divergence", "first_inexact") if (place := receipt[name]) is not None]
+    stated = [name in row for row in rows for name in ("n_segments", "within", "n_within")]
+    stated += ["after" in place for place in places if "tap" in place]
+    if any(stated) and not all(stated):
+        yield "some rows say how they were judged, or where a difference entered, and others do not"
+
+
+def _diagnoses(receipt: Receipt) -> Iterator[str]:
+    """Check that each guilty engine has one diagnosis, of its first guilty operation, that explains it better."""
+    held = {side: (receipt["audit"][side] or {}).get("first_guilty") for side in SIDES}
+    firsts: dict[str, Mapping[str, Any]] = {side: first for side, first in held.items() if first is not None}
+    expected = list(firsts)
+    found = receipt["diagnosis"] or []
+    if [one["party"] for one in found] != expected:
+        yield f"diagnosis is of {[one['party'] for one in found]}, guilty are {expected}"
+        return
+    for one in found:
+        where, first = f"diagnosis of the {one['party']}", firsts[one["party"]]
+        if one.get("segment") != first.get("segment"):
+            yield f"{where}: its segment is not that of the first guilty operation"
+        for name in _PLACE:
+            if one[name] != first[name]:
+                yield f"{where}: {name} is {one[name]}, the first guilty operation's is {first[name]}"
+        ratio, right = one["ratio"], one["specification_ratio"]
+        fits = None not in (ratio, right) and 0.0 <= ratio < right
+        named = one["name"] != UNDETERMINED
+        if named and not (fits and one["candidates"]):
+            yield f"{where}: it names {one['name']}, which fits no better than the specification"
+        if (one["runner_up"] is None) != (one["runner_up_ratio"] is None):
+            yield f"{where}: only one of runner-up and its ratio is given"
+        if named and one["runner_up_ratio"] is not None and not one["runner_up_ratio"] > (ratio or 0.0):
+            yield f"{where}: its runner-up fits as well"
+        yield from (f"{where}: {what}" for what in _segment_ops(one, first))
+        if named and one["family"] is None and len({c["family"] for c in one["candidates"]}) == 1:
+            yield f"{where}: it names no family"
+
+
+def _segment_ops(one: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[str]:
+    """Check which operations inside a segment a diagnosis blames."""
+    inside, named = one.get("segment_ops", []), one["name"] != UNDETERMINED
+    if inside and not (named and first["n_ops"] > 1):
+        yield f"it blames {inside[0]} inside a segment, but names nothing or there is no segment"
+    if named and first["n_ops"] > 1 and not inside:
+        yield "it names a mistake inside a segment, but no operation"
+    order = [summary.execution_index(name) for name in inside]
+    if order and (order != sorted(set(order)) or order[-1] > summary.execution_index(one["tap"])):
+        yield "the operations it blames are not in order of execution, up to the guilty one"
+
+
+def _world(receipt: Receipt, side: str) -> _World:
+    shape = receipt["model"]["shape"]
+    names = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
+    model = trace.TraceModel(sha256=receipt["model"]["sha256"], **{name: shape[name] for name in names})
+    plan = tuple(PassPlan(p["kind"], tuple(p["token_ids"]), p["start"]) for p in receipt["results"]["passes"])
+    numerics = Numerics(**receipt[side]["numerics"])
+    found = precision.of_json(receipt["audit"][side].get("precision"))
+    return _World(model, plan, precision.arithmetic_of(numerics, shape["n_heads"], found), numerics)
+
+
+def _audit(audit: Mapping[str, Any], world: _World) -> Iterator[str]:
+    rows = [summary.row_from_json(row) for row in audit["rows"]]
+    known = [row for row in rows if _known(row.tap, world)]
+    yield from (f"the model has no tap {row.tap}" for row in rows if row not in known)
+    order = [summary.execution_index(row.tap) for row in known]
+    if order != sorted(set(order)):
+        yield "rows are repeated or out of execution order"
+    for row in known:
+        yield from (f"{row.tap}: {what}" for what in _row(row, world))
+    yield from _totals(audit, rows, world)
+    yield from _precision(audit.get("precision"), world)
+    yield from _first(audit["first_guilty"], rows, world)
+    yield from _misrecorded(audit.get("misrecorded", ()), rows, world)
+    verdict = summary.audit_verdict(audit)
+    if audit["verdict"] != verdict:
+        yield f"verdict is {audit['verdict']}, the rows say {verdict}"
+
+
+def _misrecorded(found: Sequence[Mapping[str, Any]], rows: Sequence[AuditRow], world: _World) -> Iterator[str]:
+    """Check that what was recorded wrongly exists and was not judged all the same."""
+    n_passes = {row.tap: row.n_passes for row in rows}
+    for one in found:
+        if max(one["passes"], default=-1) >= len(world.plan) or len(set(one["passes"])) != len(one["passes"]):
+            yield f"misrecorded: passes {one['passes']} are not passes of this comparison"
+            return
+        for tap in one["taps"]:
+            if not _known(tap, world):
+                yield f"misrecorded: the model has no tap {tap}"
+            elif one["kind"] == "tap" and n_passes.get(tap, 0) > len(world.plan) - 1:
+                yield f"misrecorded: {tap} was judged in all passes"
+
+
+def _known(tap: str, world: _World) -> bool:
+    layer = taps.parse(tap).layer
+    return layer is None or layer < world.shape.n_layers
+
+
+def _totals(audit: Mapping[str, Any], rows: Sequence[AuditRow], world: _World) -> Iterator[str]:
+    """Check how many operations there are and how many were judged; sub-norms may be missing from a model."""
+    n_ops, n_covered, n_passes = audit["n_ops"], audit["n_covered"], len(world.plan)
+    per_layer = len(taps.LAYER_TAPS)
+    ends = len(taps.INPUT_TAPS) + len(taps.HEAD_TAPS)
+    possible = [n_passes * (ends + world.shape.n_layers * (per_layer - lacking)) for lacking in (0, 1, 2)]
+    if n_ops not in possible:
+        yield f"{n_ops} operations, {n_passes} passes of this model have {possible[0]}"
+    least = sum(row.n_passes - row.n_unchecked for row in rows)
+    most = min(n_ops, sum(row.n_ops for row in rows))
+    if not least <= n_covered <= most:
+        yield f"{n_covered} operations judged, the rows say {least} to {most}"
+
+
+def _precision(found: Mapping[str, Any] | None, world: _World) -> Iterator[str]:
+    """Check what is said of a 16-bit format: whether it can follow from the counts, and what was held to it."""
+    stated = world.stated.compute_dtype or "f32"
+    if found is None:
+        if stated != "f32":
+            yield f"the engine states that it computes in {stated}, its precision was not looked at"
+        return
+    n_taps, n_held = found["n_taps"], found["n_in_format"]
+    whole, every = found["scope"] != "some", n_held == n_taps
+    if n_held > n_taps or (n_held > 0) != (found["n_values"] > 0):
+        yield f"precision: {n_held} of {n_taps} tensors, {found['n_values']} values"
+    enough = n_taps >= precision.MIN_TAPS and found["n_values"] >= precision.MIN_VALUES
+    if found["declared"] != (found["scope"] == "all" and every and stated == found["dtype"]):
+        yield f"precision: declared is {found['declared']}, the engine states {stated}"
+    if whole and stated != found["dtype"] and not (every and enough):
+        yield f"precision: {n_held} of {n_taps} tensors do not show that everything is in {found['dtype']}"
+    if whole == bool(found["ops"]) or (not whole and every):
+        yield f"precision: {found['scope']} with {n_held} of {n_taps} tensors, {len(found['ops'])} operations"
+    u = FORMATS[found["dtype"]].unit_roundoff if whole else bounds.U
+    if found["unit_roundoff"] != u:
+        yield f"precision: unit_roundoff is {found['unit_roundoff']:.6g}, that of the bounds is {u:.6g}"
+
+
+def _row(row: AuditRow, world: _World) -> Iterator[str]:
+    status = summary.status_of(row)
+    if row.status != status:
+        yield f"status is {row.status}, its numbers say {status}"
+    n_passes = len(world.plan)
+    n_checked = row.n_passes - row.n_unchecked
+    if not 0 < row.n_passes <= n_passes or n_checked < row.n_invalid:
+        yield f"{row.n_passes} passes, {row.n_unchecked} unchecked and {row.n_invalid} invalid, of {n_passes}"
+    if row.n_ops < n_checked:
+        yield f"{row.n_ops} operations in {n_checked} checks"
+    if row.n_segments is not None and not _segments_fit(row, n_checked):
+        yield f"{row.n_segments} segments in {n_checked} checks of {row.n_ops} operations"
+    if row.n_beyond > row.n_elements:
+        yield f"{row.n_beyond} of {row.n_elements} elements beyond their bound"
+    if (row.first_beyond is not None) != (row.n_beyond > 0 or row.n_invalid > 0):
+        yield f"first_beyond is {row.first_beyond}, {row.n_beyond} elements are beyond their bound"
+    if row.first_beyond is not None and row.first_beyond >= n_passes:
+        yield f"first_beyond is {row.first_beyond} of {n_passes} passes"
+    if (row.ratio is not None and row.ratio > 1.0) != (row.n_beyond > 0) and row.ratio is not None:
+        yield f"ratio {row.ratio:.6g} contradicts {row.n_beyond} elements beyond their bound"
+    if (row.within is None) != (row.n_within == 0):
+        yield f"{row.n_within} tokens within {row.within}"
+    if row.n_within and row.n_ops <= n_checked:
+        yield "only a segment can be within a distance"
+    yield from _elements(row, world)
+    whole = row.n_invalid == row.n_unchecked == 0
+    if row.worst is None and row.ratio is not None and whole:
+        yield "a ratio without an element"
+    if row.worst is not None and not 1 <= row.worst.n_ops <= row.n_ops - max(0, n_checked - 1):
+        yield f"its worst check spans {row.worst.n_ops} of the {row.n_ops} operations in {n_checked} checks"
+    yield from _numbers(row.tap, row.ratio, row.worst, row.reading, row.flips, world)
+
+
+def _elements(row: AuditRow, world: _World) -> Iterator[str]:
+    """Check the number of elements; an engine may give some tokens of a pass only."""
+    if row.n_invalid:
+        return
+    ranges = [_element_range(row.tap, one, world) for one in world.plan]
+    low = sum(low for low, _ in ranges) if row.n_passes == len(ranges) else 1
+    high = sum(high for _, high in ranges)
+    unit = world.shape.n_heads if token_axis(row.tap) else ranges[0][0]
+    if not low <= row.n_elements <= high or not unit or row.n_elements % unit:
+        yield f"{row.n_elements} elements, the model's shape gives {high} in all"
+
+
+def _element_range(tap: str, one: PassPlan, world: _World) -> tuple[int, int]:
+    """Return the elements of one token, and of all of a pass."""
+    return (
+        math.prod(trace.expected_shape(tap, world.shape, one, (0,))),
+        math.prod(trace.expected_shape(tap, world.shape, one, None)),
+    )
+
+
+def _segments_fit(row: AuditRow, n_checked: int) -> bool:
+    """Return whether so many segments make so many operations: each has two at least."""
+    n_segments = row.n_segments or 0
+    exact = row.n_ops == n_checked if n_segments == 0 else row.n_ops >= n_checked + n_segments
+    return 0 <= n_segments <= n_checked and exact
+
+
+def _segment(found: Mapping[str, Any], world: _World) -> Iterator[str]:
+    """Check that a guilty segment's range ends where it is judged and holds the taps it asks for."""
+    segment = found.get("segment")
+    if segment is None:
+        return
+    names = [segment["first_op"], *segment["record"]]
+    if any(not _known(name, world) for name in names):
+        yield "its segment names taps the model has not"
+        return
+    order = [summary.execution_index(name) for name in (*names, found["tap"])]
+    layers = [n for name in (*names, found["tap"]) if (n := taps.parse(name).layer) is not None]
+    ends = (min(layers), max(layers)) if layers else (None, None)
+    first = segment["first_layer"], segment["last_layer"]
+    if found["n_ops"] < 2 or min(order) != order[0] or max(order) != order[-1] or len(set(order)) < 2:
+        yield "its segment does not end at it"
+    elif first != ends and taps.parse(found["tap"]).layer is not None:
+        yield f"its segment spans layers {first}, its taps {ends}"
+
+
+def _numbers(
+    tap: str, ratio: float | None, worst: WorstElement | None, reading: str | None, flips: int, world: _World
+) -> Iterator[str]:
+    """Check the worst element: where it is, and that its ratio is made of its values."""
+    name = taps.parse(tap).tap
+    if flips and name not in bounds.BITLINEARS:
+        yield f"{flips} int8 flips in an operation without int8"
+    if worst is None:
+        return
+    if worst.pass_index >= len(world.plan) or world.plan[worst.pass_index].kind != worst.pass_kind:
+        yield f"there is no {worst.pass_kind} pass {worst.pass_index}"
+        return
+    one = world.plan[worst.pass_index]
+    per_token = list(trace.expected_shape(tap, world.shape, one, (0,)))
+    del per_token[token_axis(tap)]
+    inside = len(per_token) == len(worst.index) and all(
+        i < n for i, n in zip(worst.index, per_token, strict=False)
+    )
+    if worst.token not in one.positions or not inside:
+        yield f"position {worst.token}, index {list(worst.index)} is not in pass {worst.pass_index}"
+    with np.errstate(over="ignore"):
+        narrow = float(np.float32(worst.recorded))
+    if narrow != worst.recorded:
+        yield f"recorded {worst.recorded!r} is no float32"
+    if not _belongs(ratio, worst):
+        gap = abs(worst.recorded - worst.expected)
+        yield f"ratio {ratio} is not {gap:.6g} over the bound {worst.bound:.6g}"
+    if worst.n_ops == 1 and name in precision.ONE_ROUNDING and world.arithmetic.low:
+        steps, fixed = bounds.one_rounding(world.arithmetic)
+        wanted = steps * abs(worst.expected) + fixed
+        if not math.isclose(worst.bound, wanted, rel_tol=_ROUNDING):
+            yield f"bound {worst.bound:.6g} is not one rounding of {worst.expected:.6g}, which is {wanted:.6g}"
+    allowed = _readings(name, one, world) if worst.n_ops == 1 else set()
+    if (reading not in allowed) if allowed else (reading is not None):
+        yield f"reading {reading!r} is none of this engine's"
+
+
+def _belongs(ratio: float | None, worst: WorstElement) -> bool:
+    """Return whether a ratio is the element's distance over its bound.
+
+    Segments judged before 0.2 state the relative L2 distance of a whole token: their ratio is not checked.
+    """
+    gap = abs(worst.recorded - worst.expected)
+    if worst.bound < 0.0 or (ratio is not None and ratio < 0.0):
+        return False
+    if worst.n_ops > 1:
+        return True
+    if gap == 0.0:
+        return ratio == 0.0
+    if worst.bound == 0.0:
+        return ratio is None
+    return ratio is not None and math.isclose(ratio, gap / worst.bound, rel_tol=_ROUNDING)
+
+
+def _readings(name: str, one: PassPlan, world: _World) -> set[str]:
+    """Return the names of the readings an engine of this family may have; empty: there is no choice."""
+    if name not in _READS_TWO:
+        return set()
+    op = Op(name, name, _READS_TWO[name], (), add)
+    rows = (1, 2) if len(one.token_ids) > 1 else (1,)
+    return {r.name for n in rows for r in bounds.readings(op, world.arithmetic, len(one.token_ids), n)}
+
+
+def _first(found: Mapping[str, Any] | None, rows: Sequence[AuditRow], world: _World) -> Iterator[str]:
+    """Check the first guilty operation against its row."""
+    place = summary.first_place([row for row in rows if _known(row.tap, world)])
+    stated = None if found is None else (found["pass_index"], found["tap"])
+    if stated != place:
+        yield f"first guilty is {stated}, the rows say {place}"
+        return
+    if found is None or place is None or place[0] >= len(world.plan):
+        return
+    where = f"first guilty, {found['tap']}"
+    row = next(row for row in rows if row.tap == found["tap"])
+    name = taps.parse(found["tap"])
+    one = world.plan[found["pass_index"]]
+    if (found["layer"], found["op"], found["pass_kind"]) != (name.layer, name.tap, one.kind):
+        yield f"{where}: layer, operation or kind of pass do not fit"
+    status = _check_status(found)
+    if found["status"] != status or (status == "invalid" and not row.n_invalid):
+        yield f"{where}: status is {found['status']}, its numbers say {status}"
+    for count in ("n_elements", "n_beyond", "n_ops", "flips"):
+        whole = getattr(row, count)
+        if found[count] > whole or (row.n_passes == 1 and found[count] != whole):
+            yield f"{where}: {count} is {found[count]}, in all passes {whole}"
+    low, high = _element_range(found["tap"], one, world)
+    if status != "invalid" and (not 0 < low <= found["n_elements"] <= high or found["n_elements"] % low):
+        yield f"{where}: {found['n_elements']} elements, the model's shape gives {high}"
+    worst = summary.row_from_json({**vars(row), "worst": found["worst"]}).worst
+    yield from (f"{where}: {what}" for what in _segment(found, world))
+    if worst is not None and (worst.pass_index, worst.n_ops) != (found["pass_index"], found["n_ops"]):
+        yield f"{where}: its worst element is of another check"
+    if row.worst is not None and row.worst.pass_index == found["pass_index"]:
+        same = replace(row, ratio=found["ratio"], worst=worst, reading=found["reading"], note=found["note"])
+        if same != row:
+            yield f"{where}: it is not what its row shows of the same pass"
+    elif row.ratio is not None and (found["ratio"] or 0.0) > row.ratio:
+        yield f"{where}: ratio {found['ratio']:.6g} is above the worst of all passes"
+    yield from (
+        f"{where}: {what}"
+        for what in _numbers(found["tap"], found["ratio"], worst, found["reading"], found["flips"], world)
+    )
+
+
+def _check_status(found: Mapping[str, Any]) -> CheckStatus:
+    """Judge a single check that is guilty by its place."""
+    beyond = found["n_beyond"] > 0 and (found["ratio"] is None or found["ratio"] > 1.0)
+    empty = found["n_beyond"] == 0 and found["ratio"] is None and found["worst"] is None
+    return "guilty" if beyond else "invalid" if empty else "ok"

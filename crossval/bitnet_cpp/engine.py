@@ -1,0 +1,279 @@
+"""bitnet.cpp inside the child process: the library, one model, its contexts, one pass at a time.
+
+Two contexts share the model: a plain one without any callback, for passes of which only logits are wanted,
+and one with ``cb_eval`` for passes that are traced (llama.cpp takes the callback when a context is made). The
+KV cache moves between them as an exact copy when a sequence changes from one kind of pass to the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval.bitnet_cpp import abi as llama_abi
+from crossval.bitnet_cpp import probe as cpp_probe
+from crossval.bitnet_cpp.capture import Capture, CapturedTap, PassShape
+from crossval.child import limits as cpp_limits
+from crossval.errors import BadInputError, UnavailableError
+
+_TOKENIZER_NONE = 0
+_I2S_WEIGHTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+DEFAULT_N_CTX = 2048
+
+
+class RefusedError(Exception):
+    """bitnet.cpp itself reported a failure; its log says why."""
+
+
+@dataclass
+class _Context:
+    address: int
+    n_past: int = 0
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What one pass gave: taps by full name, logits ``(1, vocab_size)``, seconds of ``llama_decode``."""
+
+    taps: dict[str, CapturedTap]
+    logits: npt.NDArray[np.float32]
+    elapsed_s: float
+    n_kv: int
+
+
+@dataclass
+class Engine:
+    """One loaded library with at most one model."""
+
+    stack_bytes: int
+    library: ctypes.CDLL | None = None
+    model: int | None = None
+    n_past: int = 0
+    n_ctx: int = 0
+    n_ubatch: int = 0
+    n_threads: int = 1
+    n_vocab: int = 0
+    head_dim: int = 0
+    plain: _Context | None = None
+    tapped: _Context | None = None
+    capture: Capture | None = None
+    _keep: list[Any] = field(default_factory=list)
+
+    @property
+    def lib(self) -> ctypes.CDLL:
+        """Return the library, which ``open`` must have loaded."""
+        if self.library is None:
+            raise RuntimeError("no library has been opened")
+        return self.library
+
+    def open(self, path: str) -> dict[str, Any]:
+        """Load the library, check its layout, find how it rounds; return facts about it.
+
+        Raises:
+            UnavailableError: it cannot be loaded or is not of the generation mirrored by ``llama_abi``.
+        """
+        library = llama_abi.load(path)
+        llama_abi.verify(library)
+        library.llama_backend_init()
+        self.library = library
+        return {
+            "files": mapped_libraries(),
+            "simd_width": cpp_probe.simd_width(library),
+            "fused_quantizer": cpp_probe.fused_quantizer(library),
+            "system_info": library.llama_print_system_info().decode("utf-8", "replace").strip(),
+        }
+
+    def load(self, path: str, *, n_ctx: int | None, n_ubatch: int, n_threads: int) -> dict[str, Any]:
+        """Load a model and make the plain context; return its shape and the limits in force.
+
+        Raises:
+            RefusedError: bitnet.cpp could not load the model or make a context.
+            BadInputError: the context asked for is longer than the model's.
+        """
+        params = self.lib.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self.model = self.lib.llama_load_model_from_file(path.encode(), params)
+        if not self.model:
+            raise RefusedError(f"bitnet.cpp could not load {path}")
+        n_layers = self.lib.llama_n_layer(self.model)
+        n_ctx_train = self.lib.llama_n_ctx_train(self.model)
+        if n_ctx is not None and n_ctx > n_ctx_train:
+            raise BadInputError(f"n_ctx {n_ctx} is longer than the model's context of {n_ctx_train} tokens")
+        limit = cpp_limits.max_ubatch(self.stack_bytes, self._projection_rows(), n_threads)
+        if limit < 1:
+            raise UnavailableError(
+                f"a stack of {self.stack_bytes} bytes is too small for this model; "
+                "raise the hard limit (ulimit -Hs)"
+            )
+        self.n_threads = n_threads
+        self.n_ubatch = min(n_ubatch, limit)
+        self.n_ctx = min(DEFAULT_N_CTX, n_ctx_train) if n_ctx is None else n_ctx
+        self.n_vocab = self.lib.llama_n_vocab(self.model)
+        n_heads = self.lib.llama_n_head(self.model)
+        arch = self._meta("general.architecture") or ""
+        self.head_dim = int(
+            self._meta(f"{arch}.attention.key_length") or self.lib.llama_n_embd(self.model) // n_heads
+        )
+        self.plain = self._new_context(None)
+        return {
+            "arch": arch,
+            "n_layers": n_layers,
+            "n_vocab": self.n_vocab,
+            "dim": self.lib.llama_n_embd(self.model),
+            "n_heads": n_heads,
+            "head_dim": self.head_dim,
+            "n_ctx_train": n_ctx_train,
+            "n_ctx": self.lib.llama_n_ctx(self.plain.address),
+            "n_ubatch": self.lib.llama_n_ubatch(self.plain.address),
+            "ubatch_limit": limit,
+            "n_threads": n_threads,
+            "has_vocab": self.lib.llama_vocab_type(self.model) != _TOKENIZER_NONE,
+            "has_output_weight": bool(self.lib.llama_get_model_tensor(self.model, b"output.weight")),
+        }
+
+    def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]:
+        """Return ``llama_tokenize`` of the text; BOS and EOS follow the model's own settings when ``add_bos``.
+
+        Raises:
+            BadInputError: the model has no vocabulary.
+        """
+        if self.lib.llama_vocab_type(self.model) == _TOKENIZER_NONE:
+            raise BadInputError("the model has no vocabulary, so bitnet.cpp cannot tokenize")
+        data = text.encode()
+        capacity = len(data) + 8
+        for _ in range(2):
+            buffer = (ctypes.c_int32 * capacity)()
+            count = self.lib.llama_tokenize(self.model, data, len(data), buffer, capacity, add_bos, parse_special)
+            if count >= 0:
+                return list(buffer[:count])
+            capacity = -count
+        raise RefusedError(f"llama_tokenize asked for {capacity} tokens and then for more")
+
+    def reset(self) -> None:
+        """Empty the KV cache."""
+        for context in (self.plain, self.tapped):
+            if context is not None:
+                self.lib.llama_kv_cache_clear(context.address)
+                context.n_past = 0
+        self.n_past = 0
+
+    def eval(self, token_ids: Sequence[int], select: Collection[str]) -> EvalResult:
+        """Run one pass, copying out the selected taps, and advance the KV cache.
+
+        Raises:
+            RefusedError: ``llama_decode`` reported a failure.
+            ValueError: a captured node does not look as expected.
+        """
+        context = self._context_for(bool(select))
+        n_tokens = len(token_ids)
+        n_kv = self.n_past + n_tokens
+        if select and self.capture is not None:
+            self.capture.arm(select, PassShape(n_tokens, n_kv, self.head_dim))
+        batch = self._batch(token_ids)
+        start = time.perf_counter()
+        status = self.lib.llama_decode(context.address, batch)
+        self.lib.llama_synchronize(context.address)
+        elapsed_s = time.perf_counter() - start
+        if select and self.capture is not None and self.capture.error is not None:
+            raise self.capture.error
+        if status != 0:
+            raise RefusedError(f"llama_decode returned {status} for {n_tokens} tokens at position {self.n_past}")
+        pointer = self.lib.llama_get_logits_ith(context.address, -1)
+        if not pointer:
+            raise RefusedError("bitnet.cpp gave no logits")
+        logits = np.ctypeslib.as_array(pointer, (self.n_vocab,)).copy().reshape(1, self.n_vocab)
+        self.n_past = context.n_past = n_kv
+        taken = self.capture.taken if select and self.capture is not None else {}
+        return EvalResult(taken, logits, elapsed_s, n_kv)
+
+    def _context_for(self, tapped: bool) -> _Context:
+        """Return the context to use, with the KV cache of the sequence so far in it."""
+        if self.plain is None:
+            raise RuntimeError("no model has been loaded")
+        if tapped and self.tapped is None:
+            self.capture = Capture(self.lib)
+            callback = self.capture.callback()
+            self._keep.append(callback)
+            self.tapped = self._new_context(callback)
+        target, other = (self.tapped, self.plain) if tapped else (self.plain, self.tapped)
+        assert target is not None
+        # The sequence only grows, so exactly the context that ran its last pass has all of it.
+        if target.n_past != self.n_past:
+            assert other is not None
+            self._copy_cache(other, target)
+        return target
+
+    def _copy_cache(self, source: _Context, target: _Context) -> None:
+        size = self.lib.llama_state_seq_get_size(source.address, 0)
+        buffer = ctypes.create_string_buffer(size)
+        written = self.lib.llama_state_seq_get_data(source.address, buffer, size, 0)
+        self.lib.llama_kv_cache_clear(target.address)
+        if not written or not self.lib.llama_state_seq_set_data(target.address, buffer, written, 0):
+            raise RefusedError("bitnet.cpp could not copy its KV cache between contexts")
+        target.n_past = self.n_past
+
+    def _new_context(self, callback: Any | None) -> _Context:
+        params = self.lib.llama_context_default_params()
+        params.n_ctx = self.n_ctx
+        params.n_batch = params.n_ubatch = self.n_ubatch
+        params.n_threads = params.n_threads_batch = self.n_threads
+        if callback is not None:
+            params.cb_eval = ctypes.cast(callback, ctypes.c_void_p)
+        address = self.lib.llama_new_context_with_model(self.model, params)
+        if not address:
+            raise RefusedError(f"bitnet.cpp could not make a context of {self.n_ctx} tokens")
+        return _Context(address)
+
+    def _batch(self, token_ids: Sequence[int]) -> llama_abi.Batch:
+        """Build a batch of one sequence that asks for the logits of the last token."""
+        n_tokens = len(token_ids)
+        tokens = (ctypes.c_int32 * n_tokens)(*token_ids)
+        positions = (ctypes.c_int32 * n_tokens)(*range(self.n_past, self.n_past + n_tokens))
+        counts = (ctypes.c_int32 * n_tokens)(*[1] * n_tokens)
+        sequence = (ctypes.c_int32 * 1)(0)
+        pointer = ctypes.cast(sequence, ctypes.POINTER(ctypes.c_int32))
+        sequences = (ctypes.POINTER(ctypes.c_int32) * n_tokens)(*[pointer] * n_tokens)
+        outputs = (ctypes.c_int8 * n_tokens)()
+        outputs[n_tokens - 1] = 1
+        batch = llama_abi.Batch(n_tokens, tokens, None, positions, counts, sequences, outputs, 0, 0, 0)
+        # ctypes structs do not keep what their pointers point to alive.
+        batch.keep = (tokens, positions, counts, sequence, sequences, outputs)
+        return batch
+
+    def _projection_rows(self) -> list[int]:
+        """Return the row counts of the I2_S matrices of layer 0 (all layers have the same)."""
+        rows = []
+        for weight in _I2S_WEIGHTS:
+            address = self.lib.llama_get_model_tensor(self.model, f"blk.0.{weight}.weight".encode())
+            if address:
+                rows.append(int(llama_abi.Tensor.from_address(address).ne[1]))
+        return rows
+
+    def _meta(self, key: str) -> str | None:
+        buffer = ctypes.create_string_buffer(256)
+        length = self.lib.llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if length >= 0 else None
+
+
+def mapped_libraries(maps: Path = Path("/proc/self/maps")) -> dict[str, str]:
+    """Return path -> sha256 of the llama and ggml libraries this process has really mapped."""
+    paths = set()
+    for line in maps.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and Path(fields[5]).name.startswith(("libllama", "libggml")):
+            paths.add(fields[5])
+    digests = {}
+    for path in sorted(paths):
+        try:
+            digests[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        except OSError as error:
+            raise UnavailableError(f"cannot read the library {path} that is mapped: {error}") from error
+    return digests

@@ -1,0 +1,368 @@
+"""Real bitnet.cpp as a runner: its shared library in a child process, its graph's nodes as taps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval.bitnet_cpp import library as cpp_library
+from crossval.child.process import ChildProcess
+from crossval.child.protocol import Frame
+from crossval.errors import BadInputError, EngineCrashError, UnavailableError
+from crossval.model import taps
+from crossval.passes import EngineIdentity, Numerics, PassKind, PassPlan, PassRecord, TapArray
+
+SUPPORTED_ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
+"""What bitnet.cpp builds with ``build_bitnet_158``, whose node names the taps are mapped from."""
+
+OUTPUT_WEIGHT_NOTE = "ignored: bitnet.cpp multiplies the head with token_embd.weight"
+
+_OPEN_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What bitnet.cpp says about the model it loaded, and the limits in force."""
+
+    arch: str
+    n_layers: int
+    vocab_size: int
+    dim: int
+    n_heads: int
+    head_dim: int
+    n_ctx_train: int
+    n_ctx: int
+    n_ubatch: int
+    has_vocab: bool
+    has_output_weight: bool
+
+
+class BitnetCppRunner:
+    """bitnet.cpp behind ``crossval.passes.Runner``.
+
+    ``library``: path of a libllama; None: what ``cpp_library.find_library`` finds. ``n_ctx``: tokens the KV cache
+    holds; None: 2048 or the model's context if shorter. ``n_ubatch``: longest pass; lowered further when the
+    child's stack cannot hold bitnet.cpp's intermediate results (``cpp_limits.max_ubatch``), never raised. A
+    pass is one call of the engine and is never split here: a longer one is a ``BadInputError``. ``timeout_s``
+    limits each load and each pass. After an ``EngineCrashError`` the runner is closed.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        library: str | Path | None = None,
+        n_threads: int = 2,
+        n_ctx: int | None = None,
+        n_ubatch: int = 512,
+        timeout_s: float = 600.0,
+    ) -> None:
+        if n_threads < 1 or n_ubatch < 1 or (n_ctx is not None and n_ctx < 1):
+            raise BadInputError("n_threads, n_ubatch and n_ctx must be at least 1")
+        self._model_path = Path(model_path)
+        self._library = Path(library) if library is not None else None
+        self._requested = {"n_ctx": n_ctx, "n_ubatch": n_ubatch, "n_threads": n_threads}
+        self._timeout_s = timeout_s
+        self._child: ChildProcess | None = None
+        self._closed_because = "the runner has not been entered"
+        self._model: LoadedModel | None = None
+        self._identity = EngineIdentity(name="bitnet.cpp")
+        self._n_past = 0
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """Who this is: build facts from the manifest of the library really loaded; complete after entering."""
+        return self._identity
+
+    @property
+    def status(self) -> Literal["live", "recorded"]:
+        """Results are computed now."""
+        return "live"
+
+    @property
+    def plan(self) -> tuple[PassPlan, ...] | None:
+        """Any pass can be run."""
+        return None
+
+    @property
+    def available_taps(self) -> frozenset[str] | None:
+        """All taps of the vocabulary can be captured."""
+        return None
+
+    @property
+    def model(self) -> LoadedModel:
+        """Return what bitnet.cpp says about the model; only after entering."""
+        self._live()
+        assert self._model is not None
+        return self._model
+
+    def describe(self) -> dict[str, Any]:
+        """Return identity and model facts as plain JSON values, for people and for ``doctor``."""
+        return {"identity": self._identity.to_json(), "model": dict(vars(self.model))}
+
+    def __enter__(self) -> BitnetCppRunner:
+        _check_gguf(self._model_path)
+        library = self._library or cpp_library.require_library().path
+        self._child = ChildProcess()
+        try:
+            facts = _open(self._child, library)
+            model = {"model": str(self._model_path.resolve()), **self._requested}
+            loaded = self._request("load", model, what=f"loading {self._model_path.name}").header
+            self._model = _loaded_model(loaded)
+            if self._model.arch not in SUPPORTED_ARCHITECTURES:
+                raise BadInputError(
+                    f"{self._model_path}: architecture {self._model.arch!r}; this runner knows the graph of "
+                    + " and ".join(SUPPORTED_ARCHITECTURES)
+                )
+            self._identity = _identity(library, facts, loaded)
+        except BaseException:
+            self.close()
+            raise
+        self._n_past = 0
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child process."""
+        self._close("the runner has been closed")
+
+    def _close(self, because: str) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+            self._closed_because = because
+
+    def _request(
+        self,
+        command: str,
+        params: Mapping[str, Any] | None = None,
+        arrays: Mapping[str, npt.NDArray[Any]] | None = None,
+        *,
+        what: str,
+    ) -> Frame:
+        try:
+            return self._live().request(command, params, arrays, what=what, timeout_s=self._timeout_s)
+        except EngineCrashError as error:
+            self._close(f"it was closed after this failure: {error}")
+            raise
+
+    def _live(self) -> ChildProcess:
+        if self._child is None:
+            raise EngineCrashError(f"bitnet.cpp is not running: {self._closed_because}")
+        return self._child
+
+    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        """Return the token ids of ``llama_tokenize``; BOS only if the model's own settings add one."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadInputError(f"the text is not valid Unicode: {error.reason} at {error.start}") from error
+        params = {"text": text, "add_bos": add_bos, "parse_special": parse_special}
+        answer = self._request("tokenize", params, what=f"tokenizing {len(text)} characters")
+        ids: list[int] = _array(answer.arrays, "token_ids", "int32").tolist()
+        return ids
+
+    def reset(self) -> None:
+        """Empty the KV cache."""
+        self._request("reset", what="emptying the KV cache")
+        self._n_past = 0
+
+    def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
+        """Run one pass; without taps other than ``result_output`` no callback is installed.
+
+        ``elapsed_s`` is the time of ``llama_decode`` in the child; with capture it includes the copying.
+
+        Raises:
+            BadInputError: no tokens, a token outside the vocabulary, a pass longer than ``n_ubatch``, a
+                sequence longer than ``n_ctx``, an unknown tap.
+            EngineCrashError: bitnet.cpp failed; the runner is closed.
+        """
+        ids = [int(token) for token in token_ids]
+        self._check_pass(ids, self._n_past)
+        captured = self._check_select(select)
+        kind: PassKind = "decode" if len(ids) == 1 and self._n_past else "prefill"
+        plan = PassPlan(kind, tuple(ids), self._n_past)
+        answer = self._request(
+            "eval",
+            {"select": captured},
+            {"token_ids": np.array(ids, np.int32)},
+            what=f"a pass of {len(ids)} tokens at position {self._n_past}",
+        )
+        taken = _tap_arrays(answer.header, answer.arrays, set(select), len(ids))
+        self._n_past += len(ids)
+        return PassRecord(plan, taken, elapsed_s=float(answer.header["elapsed_s"]))
+
+    def eval_each(self, token_ids: Sequence[int]) -> list[PassRecord]:
+        """Run one decode pass per token, in one request, and return their logits; the cache must not be empty.
+
+        As in a program that generates text, nothing waits for the harness between two passes.
+
+        Raises:
+            BadInputError: as ``eval``.
+            EngineCrashError: bitnet.cpp failed; the runner is closed.
+        """
+        ids = [int(token) for token in token_ids]
+        for index in range(len(ids)):
+            self._check_pass(ids[index : index + 1], self._n_past + index)
+        what = f"{len(ids)} decoded tokens from position {self._n_past}"
+        answer = self._request("eval_each", None, {"token_ids": np.array(ids, np.int32)}, what=what)
+        records = decode_records(ids, self._n_past, answer)
+        self._n_past += len(ids)
+        return records
+
+    @property
+    def pid(self) -> int:
+        """Return the id of bitnet.cpp's process; only after entering."""
+        return self._live().pid
+
+    def _check_pass(self, ids: list[int], n_past: int) -> None:
+        model = self.model
+        if not ids:
+            raise BadInputError("a pass needs at least one token")
+        bad = next((token for token in ids if not 0 <= token < model.vocab_size), None)
+        if bad is not None:
+            raise BadInputError(f"token id {bad} is outside the vocabulary of {model.vocab_size} tokens")
+        if len(ids) > model.n_ubatch:
+            raise BadInputError(
+                f"a pass of {len(ids)} tokens is longer than bitnet.cpp's ubatch of {model.n_ubatch}; "
+                "use a shorter prompt, split it into several passes, or raise n_ubatch"
+            )
+        if n_past + len(ids) > model.n_ctx:
+            raise BadInputError(
+                f"{n_past} + {len(ids)} tokens do not fit bitnet.cpp's context of {model.n_ctx}; "
+                f"use fewer tokens or raise n_ctx (the model allows {model.n_ctx_train})"
+            )
+
+    def _check_select(self, select: Collection[str]) -> list[str]:
+        for name in select:
+            try:
+                parsed = taps.parse(name)
+            except ValueError as error:
+                raise BadInputError(str(error)) from error
+            if parsed.layer is not None and parsed.layer >= self.model.n_layers:
+                raise BadInputError(f"tap {name}: the model has {self.model.n_layers} layers")
+        return sorted(set(select) - {"result_output"})
+
+
+def open_library(path: Path) -> dict[str, Any]:
+    """Load a library in a child process of its own, check it, and return what ``Engine.open`` found.
+
+    Raises:
+        UnavailableError: it cannot be loaded, or is not of bitnet.cpp's llama.cpp generation.
+    """
+    with ChildProcess() as child:
+        return _open(child, path)
+
+
+def _open(child: ChildProcess, library: Path) -> dict[str, Any]:
+    if not library.is_file():
+        raise UnavailableError(f"{library}: no such bitnet.cpp library")
+    what = f"the checks of the library {library}"
+    try:
+        return child.request(
+            "open", {"library": str(library.resolve())}, what=what, timeout_s=_OPEN_TIMEOUT_S
+        ).header
+    except EngineCrashError as error:
+        raise UnavailableError(f"{library} is not a usable bitnet.cpp library: {error}") from error
+
+
+def _check_gguf(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise BadInputError(f"cannot read the model {path}: {error.strerror or error}") from error
+    if magic != b"GGUF":
+        raise BadInputError(f"{path} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
+
+
+def _loaded_model(facts: Mapping[str, Any]) -> LoadedModel:
+    return LoadedModel(
+        arch=facts["arch"],
+        n_layers=facts["n_layers"],
+        vocab_size=facts["n_vocab"],
+        dim=facts["dim"],
+        n_heads=facts["n_heads"],
+        head_dim=facts["head_dim"],
+        n_ctx_train=facts["n_ctx_train"],
+        n_ctx=facts["n_ctx"],
+        n_ubatch=facts["n_ubatch"],
+        has_vocab=facts["has_vocab"],
+        has_output_weight=facts["has_output_weight"],
+    )
+
+
+def _identity(library: Path, facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIdentity:
+    """Describe the build: digests of the files really mapped, the rest from a manifest that knows them."""
+    files: dict[str, str] = facts["files"]
+    manifest = cpp_library.manifest_for(files)
+    settings: dict[str, Any] = {
+        "n_threads": loaded["n_threads"],
+        "n_ctx": loaded["n_ctx"],
+        "n_ubatch": loaded["n_ubatch"],
+        "ubatch_limit": loaded["ubatch_limit"],
+        "system_info": facts["system_info"],
+        **{f"sha256 {Path(path).name}": digest for path, digest in files.items()},
+    }
+    if loaded["has_output_weight"]:
+        settings["output.weight"] = OUTPUT_WEIGHT_NOTE
+    return EngineIdentity(
+        name="bitnet.cpp",
+        source_commit=manifest.source_commit if manifest else None,
+        source_digest=manifest.source_digest if manifest else None,
+        library_digest=cpp_library.combined_digest(files),
+        compiler=manifest.compiler if manifest else None,
+        flags=manifest.flags if manifest else None,
+        numerics=Numerics(facts["simd_width"], facts["fused_quantizer"]),
+        settings=settings,
+    )
+
+
+def decode_records(ids: Sequence[int], start: int, answer: Frame) -> list[PassRecord]:
+    """Return the records in an answer to ``eval_each``.
+
+    Raises:
+        EngineCrashError: it does not hold one time and one row of logits per token.
+    """
+    times, logits = answer.header.get("elapsed_s"), _array(answer.arrays, "result_output", "float32")
+    if not isinstance(times, list) or not len(times) == len(logits) == len(ids):
+        raise EngineCrashError(f"the engine's process did not answer {len(ids)} passes with as many results")
+    return [
+        PassRecord(
+            PassPlan("decode", (token,), start + i),
+            {"result_output": TapArray(logits[i : i + 1], (0,))},
+            float(times[i]),
+        )
+        for i, token in enumerate(ids)
+    ]
+
+
+def _array(arrays: Mapping[str, npt.NDArray[Any]], name: str, dtype: str) -> npt.NDArray[Any]:
+    array = arrays.get(name)
+    if array is None or array.dtype.name != dtype:
+        raise EngineCrashError(f"bitnet.cpp's process did not answer with {name} as {dtype}")
+    return array
+
+
+def _tap_arrays(
+    result: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], select: set[str], n_tokens: int
+) -> dict[str, TapArray]:
+    rows = result.get("rows", {})
+    taken = {}
+    for name in arrays:
+        if name not in select:
+            continue
+        array = _array(arrays, name, "float32")
+        kept = (n_tokens - 1,) if name == "result_output" else rows.get(name)
+        taken[name] = TapArray(array, tuple(kept) if kept is not None else None)
+    return taken

@@ -1,0 +1,387 @@
+"""Results of comparing two engines, how one tap is compared, and the function that turns rows into a verdict.
+
+A verdict is a pure function of rows and coverage: ``decide`` re-judges every row from its own numbers and bounds,
+so that a receipt's status strings need not be believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval.compare.metrics import Metrics, measure
+from crossval.compare.tolerance import PolicyName, Tolerance, violations
+from crossval.model import taps
+from crossval.model.taps import token_axis
+from crossval.passes import PassKind, PassPlan, TapArray, check_rows
+
+RowStatus = Literal["equal", "within", "diverged", "invalid"]
+Verdict = Literal["parity", "divergence", "incomplete"]
+
+_ORDER_LAYERS = 1 << 20
+"""More layers than any model: ``execution_index`` only needs a consistent number to sort by."""
+
+
+@dataclass(frozen=True)
+class TapRow:
+    """One tap of one pass, candidate against reference. Metrics are None where they are undefined.
+
+    ``floor``: NMSE that the reference family shows against itself at this depth (``crossval.compare.tolerance``).
+    ``bound``: metric name -> threshold the row was held to (``tolerance.DIRECTIONS`` says which way).
+    """
+
+    pass_index: int
+    pass_kind: PassKind
+    tap: str
+    rows_compared: int
+    """Tokens compared: those that both engines give."""
+    n_elements: int
+    bitwise_equal: bool
+    exact_match_rate: float | None
+    """Share of elements whose float32 bits are equal (+0 and -0 differ)."""
+    max_ulp: int | None
+    """Largest distance in units in the last place (+0 and -0 are 0 apart)."""
+    cosine: float | None
+    worst_token_cosine: float | None
+    worst_token: int | None
+    """Position, in the sequence, of the token with the largest NMSE; None when all bits are equal."""
+    nmse: float | None
+    """``|c - r|^2 / |r|^2``."""
+    worst_token_nmse: float | None
+    max_abs: float | None
+    norm_ratio: float | None
+    """``|c| / |r|``."""
+    floor: float | None
+    bound: Mapping[str, float]
+    status: RowStatus
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A required comparison that did not take place."""
+
+    pass_index: int
+    tap: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many (pass, tap) comparisons were required and made, and why the others were not."""
+
+    required: int
+    compared: int
+    skipped: tuple[Skip, ...] = ()
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where something is first seen; ``row`` is the worst token's position in the sequence, if known."""
+
+    pass_index: int
+    pass_kind: PassKind
+    tap: str
+    row: int | None
+    note: str | None = None
+    after: str | None = None
+    """The last tap before it that was compared in this pass: what is seen here entered behind that."""
+
+    @property
+    def layer(self) -> int | None:
+        """Layer of the tap, None for the embedding, final norm and logits."""
+        return taps.parse(self.tap).layer
+
+
+@dataclass(frozen=True)
+class LayersResult:
+    """Outcome of ``crossval layers`` and ``crossval diff``. Rows are sorted by pass, then execution order."""
+
+    rows: tuple[TapRow, ...]
+    first_divergence: Location | None
+    first_inexact: Location | None
+    coverage: Coverage
+    verdict: Verdict
+    plan: tuple[PassPlan, ...]
+    token_ids: tuple[int, ...]
+    """Prompt token ids followed by the decoded tokens that both engines were fed."""
+    thresholds: Mapping[str, Any]
+    """``crossval.compare.tolerance.describe(policy)``: what every row was held to, as plain JSON values."""
+    n_layers: int = 0
+    mode: Literal["outline", "full"] = "outline"
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GreedyStep:
+    """One generated token. Both engines saw the same context: the prompt and the reference's earlier tokens."""
+
+    step: int
+    candidate_token: int | None
+    """Its argmax, lowest id on ties; None when its logits are not finite."""
+    reference_token: int | None
+    forced: bool
+    """True when the candidate's own choice differed at an earlier step, so its context is not its own."""
+    logits: TapRow
+    """``result_output`` of this step, candidate against reference."""
+    candidate_margin: float | None
+    """Candidate's largest minus second largest logit."""
+    reference_margin: float | None
+    near_tie: bool | None = None
+    """Where the tokens differ: True when the logits agree within their bounds and both engines were audited and
+    are right, so that only the choice flipped; False: it was not shown."""
+    explanation: str | None = None
+
+
+@dataclass(frozen=True)
+class GreedyPrompt:
+    """Greedy decoding of one prompt."""
+
+    prompt_ids: tuple[int, ...]
+    steps_required: int
+    steps: tuple[GreedyStep, ...]
+    """Teacher-forced; identical to free-running as long as the tokens agree."""
+    candidate_tokens: tuple[int, ...]
+    """Free-running: what the candidate generates by itself."""
+    reference_tokens: tuple[int, ...]
+    free_running_matches: int
+    """Positions at which the free-running sequences hold the same token."""
+    first_divergence: int | None
+    """First step at which the tokens differ, None when they never do."""
+    teacher_forced_agreement: float | None
+    """Share of the steps at which both engines choose the same token in the same context."""
+    text: str | None = None
+    why_incomplete: str | None = None
+
+
+@dataclass(frozen=True)
+class GreedyResult:
+    """Outcome of ``crossval greedy`` over one or more prompts."""
+
+    prompts: tuple[GreedyPrompt, ...]
+    exact_match_rate: float
+    """Free-running matches over all required steps of all prompts."""
+    verdict: Verdict
+    """Of the direct comparison; what the audits say of the arithmetic is not in it."""
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
+    from_journal: int | None = None
+    """How many of the prompts, the first ones, an earlier run left in a journal; None without a journal."""
+    audited: tuple[PassPlan, ...] = ()
+    """Passes of the first prompt in which both engines were audited."""
+
+    @property
+    def policy(self) -> PolicyName:
+        """The tolerance table that the logits are held to."""
+        name: PolicyName = self.thresholds["policy"]
+        return name
+
+
+def row_status(row: TapRow) -> RowStatus:
+    """Judge a row from its numbers and bounds alone; ``row.status`` is not read."""
+    if row.n_elements <= 0 or row.rows_compared <= 0 or row.max_abs is None or row.exact_match_rate is None:
+        return "invalid"
+    all_bits = row.exact_match_rate == 1.0
+    if row.bitwise_equal != all_bits or (all_bits and (row.max_abs != 0.0 or row.max_ulp != 0)):
+        return "invalid"
+    if all_bits:
+        return "equal"
+    if row.max_abs == 0.0:
+        return "within"  # signed zeros only: no value differs
+    return "diverged" if violations(row, row.bound) else "within"
+
+
+def execution_key(row: TapRow) -> tuple[int, int]:
+    """Return the sort key of a row: pass, then position in execution order."""
+    return row.pass_index, taps.execution_index(row.tap, _ORDER_LAYERS)
+
+
+def first_divergence(rows: Iterable[TapRow]) -> Location | None:
+    """Return the first row, in execution order, that is diverged or invalid."""
+    return _first(rows, ("diverged", "invalid"))
+
+
+def first_inexact(rows: Iterable[TapRow]) -> Location | None:
+    """Return the first row, in execution order, whose bits are not all equal."""
+    return _first(rows, ("within", "diverged", "invalid"))
+
+
+def _first(rows: Iterable[TapRow], states: tuple[RowStatus, ...]) -> Location | None:
+    ordered = sorted(rows, key=execution_key)
+    at = next((i for i, row in enumerate(ordered) if row_status(row) in states), None)
+    if at is None:
+        return None
+    found, before = ordered[at], ordered[at - 1] if at else None
+    after = before.tap if before is not None and before.pass_index == found.pass_index else None
+    return Location(found.pass_index, found.pass_kind, found.tap, found.worst_token, found.note, after)
+
+
+def decide(rows: Sequence[TapRow], coverage: Coverage) -> Verdict:
+    """Return the verdict of a layer comparison.
+
+    Any diverged or invalid row (NaN, shape mismatch) is a divergence. Otherwise anything required that was not
+    compared, a repeated row, or nothing compared at all makes it incomplete. Only the rest is parity.
+    """
+    if any(row_status(row) in ("diverged", "invalid") for row in rows):
+        return "divergence"
+    keys = {(row.pass_index, row.tap) for row in rows}
+    complete = 0 < coverage.required == coverage.compared == len(keys) == len(rows) and not coverage.skipped
+    return "parity" if complete else "incomplete"
+
+
+def logits_agree(row: TapRow, policy: PolicyName) -> bool:
+    """Return whether the logits of a step are as equal as the engines' stated numerics make them.
+
+    Engines that state the same arithmetic (``same``) compute the same bits; others agree within bounds.
+    """
+    status = row_status(row)
+    return status == "equal" or (status == "within" and policy != "same")
+
+
+def decide_greedy(prompts: Sequence[GreedyPrompt], policy: PolicyName) -> Verdict:
+    """Return the verdict of the direct comparison of a greedy run.
+
+    A different token (a near tie is explained, not forgiven), or logits that do not agree (``logits_agree``), is a
+    divergence. Fewer steps than required, or no prompt at all, is incomplete.
+    """
+    for prompt in prompts:
+        tokens_differ = any(step.candidate_token != step.reference_token for step in prompt.steps)
+        own_differ = prompt.candidate_tokens[: len(prompt.steps)] != prompt.reference_tokens[: len(prompt.steps)]
+        if tokens_differ or own_differ:
+            return "divergence"
+        if not all(logits_agree(step.logits, policy) for step in prompt.steps):
+            return "divergence"
+    complete = bool(prompts) and all(0 < p.steps_required == len(p.steps) for p in prompts)
+    complete = complete and all(p.steps_required == len(p.reference_tokens) for p in prompts)
+    return "parity" if complete else "incomplete"
+
+
+def exact_match_rate(prompts: Sequence[GreedyPrompt]) -> float:
+    """Return free-running matches over required steps; 0.0 when nothing was required."""
+    required = sum(prompt.steps_required for prompt in prompts)
+    matches = sum(
+        sum(c == r for c, r in zip(p.candidate_tokens, p.reference_tokens, strict=False)) for p in prompts
+    )
+    return matches / required if required else 0.0
+
+
+def compare_tap(
+    name: str, pass_index: int, plan: PassPlan, candidate: TapArray, reference: TapArray, tolerance: Tolerance
+) -> TapRow | Skip:
+    """Compare one tap of one pass over the tokens both engines give; ``Skip`` when they share none.
+
+    Attention scores (``kq``) are compared up to each token's own position: what lies behind the causal mask
+    reaches nothing, and engines are free not to compute it. ``kq_soft_max`` is compared whole (zero there).
+    """
+    n_tokens = len(plan.token_ids)
+    for who, side in (("candidate", candidate), ("reference", reference)):
+        problem = _malformed(name, side, n_tokens)
+        if problem:
+            return _invalid(name, pass_index, plan, tolerance, f"{who}: {problem}")
+    everything = range(n_tokens)
+    in_candidate, in_reference = (
+        everything if side.rows is None else side.rows for side in (candidate, reference)
+    )
+    common = sorted(set(in_candidate) & set(in_reference))
+    if not common:
+        return Skip(pass_index, name, "the candidate and the reference give it for different tokens")
+    axis = token_axis(name)
+    c, r = _take(candidate, common, axis), _take(reference, common, axis)
+    if c.shape != r.shape:
+        note = f"shape mismatch: candidate {candidate.array.shape}, reference {reference.array.shape}"
+        return _invalid(name, pass_index, plan, tolerance, note)
+    positions = np.asarray(common) + plan.start
+    visible = None
+    if taps.parse(name).tap == "kq":
+        visible = np.arange(c.shape[-1])[None, :] <= positions[:, None]
+    metrics = measure(c, r, token_axis=axis, visible=visible)
+    return _row(name, pass_index, plan, tolerance, metrics, positions)
+
+
+def _malformed(name: str, side: TapArray, n_tokens: int) -> str | None:
+    array, axis = side.array, token_axis(name)
+    if array.dtype != np.float32 or array.ndim <= axis or array.size == 0:
+        return f"{array.dtype} array of shape {array.shape} instead of float32 with one row per token"
+    try:
+        check_rows(name, side.rows, n_tokens)
+    except ValueError as error:
+        return str(error)
+    n_rows = n_tokens if side.rows is None else len(side.rows)
+    if array.shape[axis] != n_rows:
+        return f"shape {array.shape} does not fit {n_rows} tokens"
+    return None
+
+
+def _take(side: TapArray, common: list[int], axis: int) -> npt.NDArray[np.float32]:
+    if side.rows is None and len(common) == side.array.shape[axis]:
+        return side.array
+    if side.rows == tuple(common):
+        return side.array
+    index = {token: row for row, token in enumerate(side.rows or range(side.array.shape[axis]))}
+    return np.take(side.array, [index[token] for token in common], axis=axis)
+
+
+def _row(
+    name: str,
+    pass_index: int,
+    plan: PassPlan,
+    tolerance: Tolerance,
+    metrics: Metrics,
+    positions: npt.NDArray[np.int64],
+) -> TapRow:
+    row = TapRow(
+        pass_index=pass_index,
+        pass_kind=plan.kind,
+        tap=name,
+        rows_compared=metrics.n_tokens,
+        n_elements=metrics.n_elements,
+        bitwise_equal=metrics.bitwise_equal,
+        exact_match_rate=metrics.exact_match_rate,
+        max_ulp=metrics.max_ulp,
+        cosine=metrics.cosine,
+        worst_token_cosine=metrics.worst_token_cosine,
+        worst_token=None if metrics.worst_token is None else int(positions[metrics.worst_token]),
+        nmse=metrics.nmse,
+        worst_token_nmse=metrics.worst_token_nmse,
+        max_abs=metrics.max_abs,
+        norm_ratio=metrics.norm_ratio,
+        floor=tolerance.floor,
+        bound=dict(tolerance.bound),
+        status="invalid",
+    )
+    status = row_status(row)
+    return replace(row, status=status, note=_note(row, status, metrics))
+
+
+def _note(row: TapRow, status: RowStatus, metrics: Metrics) -> str | None:
+    if status == "diverged":
+        return "; ".join(violations(row, row.bound))
+    sides = (("candidate", metrics.candidate_nonfinite), ("reference", metrics.reference_nonfinite))
+    return "; ".join(f"{who} holds {count} NaN or infinite values" for who, count in sides if count) or None
+
+
+def _invalid(name: str, pass_index: int, plan: PassPlan, tolerance: Tolerance, note: str) -> TapRow:
+    return TapRow(
+        pass_index=pass_index,
+        pass_kind=plan.kind,
+        tap=name,
+        rows_compared=0,
+        n_elements=0,
+        bitwise_equal=False,
+        exact_match_rate=None,
+        max_ulp=None,
+        cosine=None,
+        worst_token_cosine=None,
+        worst_token=None,
+        nmse=None,
+        worst_token_nmse=None,
+        max_abs=None,
+        norm_ratio=None,
+        floor=tolerance.floor,
+        bound=dict(tolerance.bound),
+        status="invalid",
+        note=note,
+    )

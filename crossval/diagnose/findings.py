@@ -1,0 +1,237 @@
+"""The first guilty operation of an engine: captured again with everything around it, and diagnosed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from crossval.audit import extent, feeding
+from crossval.audit.bounds import Arithmetic
+from crossval.audit.checks import AuditResult, OpCheck
+from crossval.audit.precision import arithmetic_of
+from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis
+from crossval.diagnose.probing import by_the_head, tell_apart
+from crossval.diagnose.replay import HeldWeights, Replay
+from crossval.diagnose.search import diagnose_passes
+from crossval.diagnose.segment import diagnose_segment, remedy
+from crossval.diagnose.variants import FAMILIES, Context, Inapplicable, of_records
+from crossval.errors import BadInputError
+from crossval.model import taps
+from crossval.model.ops import Op, SpecConfig, op_table
+from crossval.model.weights import SpecWeights
+from crossval.passes import PassPlan, PassRecord, Runner
+from crossval.terms import Side
+
+MAX_BYTES = 256 << 20
+"""Most memory that the same tensors of other layers may take."""
+MAX_PASSES = 4
+"""Guilty passes that are diagnosed together: one cause has to explain all of them."""
+N_OPS_OF_A_LAYER = len(taps.LAYER_TAPS) - 2
+"""At least: a model may lack both sub-norms."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is first wrong with an engine, and why."""
+
+    side: Side
+    check: OpCheck
+    arithmetic: Arithmetic
+    diagnosis: Diagnosis
+    context: Context | None
+    """The operation as the engine recorded it in the pass of ``check``; None when its inputs were not recorded."""
+
+    @property
+    def in_segment(self) -> bool:
+        """Whether it is about several operations judged as one."""
+        return self.check.n_ops > 1
+
+
+def find(
+    side: Side, runner: Runner, result: AuditResult, plans: Sequence[PassPlan], weights: SpecWeights
+) -> Finding | None:
+    """Diagnose the first guilty operation of an audit; None when nothing is guilty.
+
+    The passes up to the guilty ones run again, capturing the operation's layer.
+
+    Raises:
+        UnavailableError, EngineCrashError: from the runner.
+    """
+    check = result.first_guilty
+    if check is None:
+        return None
+    arithmetic = arithmetic_of(runner.identity.numerics, weights.config.n_heads, result.precision)
+    why = _why_not(check)
+    if why is not None:
+        return Finding(side, check, arithmetic, _undetermined(why), None)
+    passes = _passes(result, check)
+    op = next(op for op in op_table(weights.config) if op.output == check.tap)
+    plans = plans[: max(passes) + 1]
+    names = _names(check.tap, weights.config, check.n_ops)
+    if check.n_ops > 1:
+        records = _capture(runner, plans, names)
+        return Finding(side, check, arithmetic, _inside(check, records, passes, weights, arithmetic), None)
+    names = list(dict.fromkeys([*names, *_elsewhere(op, weights.config, plans)]))
+    records = _capture(runner, plans, names)
+    contexts = []
+    for index in passes:
+        try:
+            contexts.append(of_records(op, records, weights.config, weights, index=index))
+        except (
+            BadInputError
+        ) as error:  # not recorded there: what is not finite is guilty whatever it was made from
+            if index == check.pass_index:
+                return Finding(side, check, arithmetic, _undetermined(str(error)), None)
+    right = [
+        of_records(op, records, weights.config, weights, index=index) for index in _right(result, check, passes)
+    ]
+    with threadpool_limits(1, user_api="blas"):
+        found = diagnose_passes(contexts, arithmetic, right=right)
+        tokens = plans[0].token_ids
+        found = tell_apart(found, runner, op, names, tokens, weights.config, weights, arithmetic)
+    if check.tap == feeding.EMBEDDING:
+        ends = [check.tap, "result_output"]
+        found = by_the_head(found, _capture(runner, plans, ends), weights.config)
+    if check.tap == feeding.EMBEDDING and not found.determined:
+        told = [
+            feeding.words(index, ids, plans[index].token_ids)
+            for index, ids in feeding.embedded(runner, plans[: max(passes) + 1], weights).items()
+            if index in passes and ids != list(plans[index].token_ids)
+        ]
+        found = replace(found, explanation="; ".join([found.explanation, *told]))
+    return Finding(side, check, arithmetic, found, contexts[0])
+
+
+def _inside(
+    check: OpCheck,
+    records: Sequence[PassRecord],
+    passes: Sequence[int],
+    weights: SpecWeights,
+    arithmetic: Arithmetic,
+) -> Diagnosis:
+    """Look for the cause inside a segment."""
+    table = op_table(weights.config)
+    layers = {taps.parse(name).layer for record in records for name in record.taps} | {taps.parse(check.tap).layer}
+    own = {name for op in table if taps.parse(op.output).layer in layers for name in op.weights}
+    held = HeldWeights(weights, own)
+    try:
+        replays = [
+            Replay(table, weights.config, held, records[: index + 1], check.tap, arithmetic) for index in passes
+        ]
+        with threadpool_limits(1, user_api="blas"):
+            return diagnose_segment(replays, arithmetic)
+    except Inapplicable:
+        return _undetermined(
+            f"it is the last of {check.n_ops} operations judged as one; {remedy([*check.spans, check.tap])}"
+        )
+
+
+def _why_not(check: OpCheck) -> str | None:
+    """Return why an operation cannot be looked at."""
+    if check.status == "invalid" and "finite" not in (check.note or ""):
+        return check.note or "the recorded array cannot be used"
+    return None
+
+
+def _passes(result: AuditResult, first: OpCheck) -> list[int]:
+    """Return the passes to diagnose: the first guilty one, the first of the other kind, then those that follow."""
+    alike = [
+        check
+        for check in result.checks
+        if check.tap == first.tap
+        and (check.n_ops > 1) == (first.n_ops > 1)
+        and check.status in ("guilty", "invalid")
+        and _why_not(check) is None
+    ]
+    alike.sort(key=lambda check: (check is not first, check.pass_kind == first.pass_kind, check.pass_index))
+    others = [check for check in alike[1:] if check.pass_kind != first.pass_kind][:1]
+    rest = [check for check in alike[1:] if check not in others]
+    return [check.pass_index for check in [first, *others, *rest][:MAX_PASSES]]
+
+
+def _right(result: AuditResult, first: OpCheck, passes: Sequence[int]) -> list[int]:
+    """Return passes of the same kind, of those that are captured, in which the operation is right."""
+    return [
+        check.pass_index
+        for check in result.checks
+        if check.tap == first.tap
+        and check.status == "ok"
+        and check.n_ops == 1
+        and check.pass_kind == first.pass_kind
+        and check.pass_index < max(passes)
+    ][:MAX_PASSES]
+
+
+def _names(tap: str, config: SpecConfig, n_ops: int = 1) -> list[str]:
+    """Return what is captured: the operation's layer and what the layer reads; of the head, the last layer.
+
+    Of a segment of ``n_ops`` operations also the layers it may begin in.
+    """
+    layer = taps.parse(tap).layer
+    if tap in taps.INPUT_TAPS:
+        return [tap]
+    ends = list(taps.HEAD_TAPS) if layer is None else []
+    layer = config.n_layers - 1 if layer is None else layer
+    first = max(0, layer - n_ops // N_OPS_OF_A_LAYER)
+    before = "inp_embd" if first == 0 else f"blk.{first - 1}.l_out"
+    inside = [name for i in range(first, layer + 1) for name in taps.layer_taps(i)]
+    return [before, *inside, *ends]
+
+
+def _elsewhere(op: Op, config: SpecConfig, plans: Sequence[PassPlan]) -> list[str]:
+    """Return what an operation computes and reads in other layers, where memory allows to hold all of it."""
+    layer = taps.parse(op.output).layer
+    if layer is None:
+        return []
+    n_tokens = sum(len(plan.token_ids) for plan in plans)
+    widest = max(config.hidden_dim, config.n_heads * n_tokens if "kq" in op.name else 0)
+    wanted = {op.name, "k_rope", "v", *(name.split(".")[-1] for name in op.inputs)}
+    kinds = [tap for tap in taps.LAYER_TAPS if tap in wanted]
+    if len(kinds) * config.n_layers * n_tokens * widest * 4 > MAX_BYTES:
+        return []
+    return [f"blk.{other}.{kind}" for other in range(config.n_layers) for kind in kinds]
+
+
+def _capture(runner: Runner, plans: Sequence[PassPlan], names: Collection[str]) -> list[PassRecord]:
+    runner.reset()
+    records = []
+    for plan in plans:
+        given = runner.eval(plan.token_ids, names).taps
+        records.append(PassRecord(plan, {name: given[name] for name in names if name in given}))
+    return records
+
+
+def _undetermined(why: str) -> Diagnosis:
+    return Diagnosis(UNDETERMINED, None, why, None, None, None, 0.0)
+
+
+def to_json(finding: Finding, command: str) -> dict[str, Any]:
+    """Return a finding as an item of the receipt's ``diagnosis``; ``command`` writes its reproducer."""
+    check, found = finding.check, finding.diagnosis
+    name, segment = taps.parse(check.tap), extent.of_check(check)
+    looked_at = finding.context is not None or found.specification_ratio > 0.0
+    return {
+        "party": finding.side,
+        "tap": check.tap,
+        "layer": name.layer,
+        "op": name.tap,
+        "pass_index": check.pass_index,
+        "pass_kind": check.pass_kind,
+        "name": found.name,
+        "family": None if found.family is None else FAMILIES[found.family],
+        "explanation": found.explanation,
+        "ratio": found.ratio,
+        "runner_up": found.runner_up,
+        "runner_up_ratio": found.runner_up_ratio,
+        "specification_ratio": found.specification_ratio if looked_at else None,
+        **({} if segment is None else {"segment": segment}),
+        "candidates": [
+            {"name": one.name, "family": FAMILIES[one.family], "explanation": one.sentence}
+            for one in found.candidates
+        ],
+        "command": command,
+        **({"segment_ops": list(found.segment_ops)} if finding.in_segment else {}),
+    }

@@ -1,0 +1,355 @@
+"""A segment replayed: the operations between recorded tensors, computed again with a mistake in some of them.
+
+Where an engine did not record a tensor, what it was is computed from what it did record. A replay follows the
+operations from there to the next recorded tensor, in every pass whose keys and values it reads, and makes the
+mistake where a hypothesis says; only what a mistake changes is computed again.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval.audit.bounds import BITLINEARS, Arithmetic, U, readings
+from crossval.diagnose.variants import Candidate, Context, Inapplicable
+from crossval.diagnose.variants.context import Array, Held, Quantizer, widen
+from crossval.diagnose.variants.distance import per_token
+from crossval.model.ops import FloatArray, Op, SpecConfig, Weight, WeightSource
+from crossval.model.taps import token_axis
+from crossval.passes import PassKind, PassRecord, TapArray
+
+BoolArray = npt.NDArray[np.bool_]
+Values = Mapping[str, TapArray]
+
+STATES = {"k_cache": "k_rope", "v_cache": "v"}
+"""KV state and the tap it is made of."""
+TIE_REACH = 127 * 8 * U
+"""How near to a tie a computed activation may be rounded either way: twice what a recorded one may."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How an engine may round inside a segment."""
+
+    readings: tuple[tuple[str, int], ...] = ()
+    """Operation name and the number of its reading (``bounds.readings``): where binary16 comes in."""
+    quantizer: Quantizer = "float64"
+    narrow: bool = False
+    """Whether every result is rounded to binary32, as an engine does that works in it."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A hypothesis: which operations are done wrongly, how, and in which passes."""
+
+    at: Mapping[str, Candidate]
+    """By full name of the operation's output."""
+    kind: PassKind | None = None
+    """Passes in which it is made, ``prefill`` or ``decode``; None: all."""
+
+    def made_in(self, record: PassRecord) -> bool:
+        """Return whether the mistake is made in a pass."""
+        return self.kind in (None, record.plan.kind)
+
+
+@dataclass
+class Baseline:
+    """The segment computed rightly: values of every pass, and a context for each operation."""
+
+    values: list[MutableMapping[str, TapArray]]
+    contexts: dict[tuple[int, str], Context] = field(default_factory=dict)
+
+
+class HeldWeights:
+    """Weights of which some are decoded once: a replay reads those of its own operations hundreds of times."""
+
+    def __init__(self, weights: WeightSource, keep: Collection[str]) -> None:
+        self._weights = weights
+        self._keep = frozenset(keep)
+        self._held: dict[str, Weight] = {}
+
+    def __getitem__(self, name: str, /) -> Weight:
+        if name not in self._keep:
+            return self._weights[name]
+        if name not in self._held:
+            self._held[name] = self._weights[name]
+        return self._held[name]
+
+
+class Replay:
+    """The operations that lead to one recorded tensor in the passes of a trace."""
+
+    def __init__(
+        self,
+        table: Sequence[Op],
+        config: SpecConfig,
+        weights: WeightSource,
+        records: Sequence[PassRecord],
+        tap: str,
+        arithmetic: Arithmetic,
+    ) -> None:
+        """Find what has to be computed for ``tap`` in the last of ``records``, and for the cache before it.
+
+        Raises:
+            Inapplicable: ``tap`` itself was not recorded in it.
+        """
+        if tap not in records[-1].taps:
+            raise Inapplicable
+        self.table, self.config, self.weights = table, config, weights
+        self.records, self.tap, self.arithmetic = records, tap, arithmetic
+        self.ops = _needed(table, records, tap)
+        self._last = len(records) - 1
+        self._held: dict[str, Held] = {}
+        self._baselines: dict[Mode, Baseline] = {}
+
+    @property
+    def segment(self) -> tuple[Op, ...]:
+        """Operations computed in the last pass, the recorded one last."""
+        return self.ops[self._last]
+
+    @property
+    def recorded(self) -> TapArray:
+        """The tensor the segment ends in."""
+        return self.records[self._last].taps[self.tap]
+
+    def baseline(self, mode: Mode) -> Baseline:
+        """Compute the segment without a mistake.
+
+        Raises:
+            Inapplicable: something was recorded for too few tokens to go on from.
+        """
+        if mode not in self._baselines:
+            base = Baseline([dict(record.taps) for record in self.records])
+            for i in range(len(self.records)):
+                for op in self.ops[i]:
+                    context = self._context(op, i, base.values, mode)
+                    output = self._shaped(op, context, context.expected, mode)
+                    if not (i == self._last and op.output == self.tap):
+                        base.values[i][op.output] = output
+                        context = replace(context, recorded=output.array)
+                    base.contexts[i, op.output] = context
+            self._baselines[mode] = base
+        return self._baselines[mode]
+
+    def context(self, op: Op, mode: Mode) -> Context:
+        """Return an operation of the last pass on rightly computed inputs."""
+        return self.baseline(mode).contexts[self._last, op.output]
+
+    def run(
+        self,
+        mistake: Mistake | None,
+        mode: Mode,
+        probe: Sequence[int] | None = None,
+        watch: Callable[[int, Context], None] | None = None,
+    ) -> TapArray | None:
+        """Compute the segment's last tensor with a mistake; None where it cannot be made.
+
+        ``probe``: tokens of the last pass that are enough, where tokens no longer meet. ``watch`` is shown every
+        operation of every pass with the inputs it then has.
+
+        Raises:
+            Inapplicable: something was recorded for too few tokens to go on from.
+        """
+        base = self.baseline(mode)
+        changed: list[MutableMapping[str, TapArray]] = [{} for _ in self.records]
+        values = [ChainMap(new, old) for new, old in zip(changed, base.values, strict=True)]
+        meeting = max((i for i, op in enumerate(self.segment) if op.name == "kqv_out"), default=-1)
+        made = False
+        for i, record in enumerate(self.records):
+            for number, op in enumerate(self.ops[i]):
+                wrong = mistake is not None and op.output in mistake.at and mistake.made_in(record)
+                stale = self._reads_changed(op, i, changed)
+                ends = i == self._last and op.output == self.tap
+                context = self._context(op, i, values, mode) if stale else base.contexts[i, op.output]
+                if watch is not None:
+                    watch(i, context)
+                if not (wrong or stale or ends):
+                    continue
+                output: Array | None = None
+                if mistake is not None and wrong:
+                    if stale:
+                        context = replace(context, recorded=self._like(op, i, base, context))
+                    output, made = mistake.at[op.output].compute(context), True
+                    if output is None:
+                        return None
+                tap = self._shaped(op, context, context.expected if output is None else output, mode)
+                if probe is not None and i == self._last and number >= meeting and not ends:
+                    tap = _rows(op.output, tap, probe, context.rows)
+                changed[i][op.output] = tap
+        return changed[self._last][self.tap] if made or mistake is None else None
+
+    def distance(self, computed: TapArray) -> FloatArray:
+        """Return the relative L2 distance of each computed token from the recorded one."""
+        have = self.recorded_rows
+        rows = have if computed.rows is None else computed.rows
+        record, op = self.records[self._last], self.segment[-1]
+        recorded = _rows(self.tap, self.recorded, rows, have).array
+        seen = Context(op, self.config, self.weights, record.plan, rows, (), recorded)
+        return per_token(seen, seen.flat(computed.array))
+
+    def rounds_to_f16(self, mode: Mode) -> bool:
+        """Return whether something in the segment is rounded to binary16."""
+        numbers = dict(mode.readings)
+        return any(
+            any(readings(op, self.arithmetic, 2, 2)[numbers[op.name]].rounded)
+            for op in self.segment
+            if op.name in numbers
+        )
+
+    def near_ties(self, mistake: Mistake | None, mode: Mode) -> BoolArray:
+        """Return which tokens of the last pass an int8 value near a rounding tie may have changed.
+
+        A tie in what keys and values are made of reaches every later token.
+        """
+        tokens: BoolArray = np.zeros(len(self.records[self._last].plan.token_ids), np.bool_)
+
+        def watch(i: int, context: Context) -> None:
+            if context.op.name not in BITLINEARS:
+                return
+            near = np.asarray(context.rows)[_near_tie(context.inputs[0])]
+            if context.op.name in ("k", "v") and near.size:
+                tokens[near.min() if i == self._last else 0 :] = True
+            elif i == self._last:
+                tokens[near] = True
+
+        self.run(mistake, mode, watch=watch)
+        return tokens
+
+    # --- one operation ----------------------------------------------------------------------------------------
+
+    def _context(self, op: Op, i: int, values: Sequence[Values], mode: Mode) -> Context:
+        record = self.records[i]
+        rows = self._rows_of(op, i, values[i])
+        number = dict(mode.readings).get(op.name)
+        n_tokens = len(record.plan.token_ids)
+        rounded = () if number is None else readings(op, self.arithmetic, n_tokens, len(rows))[number].rounded
+        held = self._held.setdefault(op.output, Held())
+        ends = i == self._last and op.output == self.tap
+        recorded = self.recorded.array if ends else np.empty(0)
+        if ends and len(rows) < self.recorded.array.shape[token_axis(op.output)]:
+            recorded = _rows(op.output, self.recorded, rows, self.recorded_rows).array
+        context = Context(
+            op,
+            self.config,
+            self.weights,
+            record.plan,
+            rows,
+            (),
+            recorded,
+            values[i],
+            values[:i],
+            rounded,
+            mode.quantizer,
+            held=held,
+        )
+        return replace(context, raw=tuple(_input(context, name) for name in op.inputs))
+
+    @property
+    def recorded_rows(self) -> tuple[int, ...]:
+        """Tokens of the last pass that the recorded tensor has."""
+        n_tokens = len(self.records[self._last].plan.token_ids)
+        return tuple(range(n_tokens)) if self.recorded.rows is None else self.recorded.rows
+
+    def _rows_of(self, op: Op, i: int, values: Values) -> tuple[int, ...]:
+        """Return the tokens an operation can be computed for: those that all its inputs have."""
+        rows = tuple(range(len(self.records[i].plan.token_ids)))
+        if i == self._last and op.output == self.tap:
+            rows = self.recorded_rows
+        for name in op.inputs:
+            found = values.get(name)
+            if found is not None and found.rows is not None:
+                rows = tuple(row for row in rows if row in found.rows)
+        if op.last_row_only and op.output != self.tap:
+            rows = rows[-1:]
+        if not rows:
+            raise Inapplicable
+        return rows
+
+    def _like(self, op: Op, i: int, base: Baseline, context: Context) -> Array:
+        """Return an array of the output's shape, by which a variant checks its own."""
+        if i == self._last and op.output == self.tap:
+            return context.recorded
+        right = base.values[i][op.output]
+        n_tokens = len(self.records[i].plan.token_ids)
+        have = tuple(range(n_tokens)) if right.rows is None else right.rows
+        return _rows(op.output, right, context.rows, have).array
+
+    def _shaped(self, op: Op, context: Context, output: Array, mode: Mode) -> TapArray:
+        """Bring an output into the shape of its tap."""
+        if mode.narrow:
+            with np.errstate(over="ignore", invalid="ignore"):
+                output = output.astype(np.float32).astype(np.float64)
+        if op.name in ("q", "k", "v"):
+            output = output.reshape(output.shape[0], -1, self.config.head_dim)
+        return TapArray(output, None if context.whole_pass else context.rows)
+
+    def _reads_changed(self, op: Op, i: int, changed: Sequence[Values]) -> bool:
+        for name in op.inputs:
+            made_of = _made_of(name)
+            if made_of is None and name in changed[i]:
+                return True
+            if made_of is not None and any(made_of in taken for taken in changed[: i + 1]):
+                return True
+        return False
+
+
+def _near_tie(x: Array) -> BoolArray:
+    """Return which rows have an activation that may be rounded to either of two codes."""
+    scaled = x * (127.0 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5))
+    with np.errstate(invalid="ignore"):
+        near: BoolArray = np.abs(scaled - np.floor(scaled) - 0.5) <= TIE_REACH
+    return np.asarray(near.any(axis=-1))
+
+
+def _made_of(name: str) -> str | None:
+    """Return the tap that a KV state consists of; None: it is no state."""
+    for state, tap in STATES.items():
+        if name.endswith(state):
+            return name.removesuffix(state) + tap
+    return None
+
+
+def _needed(table: Sequence[Op], records: Sequence[PassRecord], tap: str) -> list[tuple[Op, ...]]:
+    """Return for each pass the operations to compute, in execution order."""
+    cached: set[str] = set()
+    found: list[tuple[Op, ...]] = []
+    for i in range(len(records) - 1, -1, -1):
+        wanted = set(cached)
+        if i == len(records) - 1:
+            wanted.add(tap)
+        ops: list[Op] = []
+        for op in reversed(table):
+            ends = i == len(records) - 1 and op.output == tap
+            if op.output not in wanted or (op.output in records[i].taps and not ends):
+                continue
+            ops.append(op)
+            for name in op.inputs:
+                made_of = _made_of(name)
+                wanted.add(name if made_of is None else made_of)
+                if made_of is not None:
+                    cached.add(made_of)
+        found.append(tuple(reversed(ops)))
+    return found[::-1]
+
+
+def _input(context: Context, name: str) -> Array:
+    if name == "positions":
+        return context.positions
+    if name == "token_ids":
+        return np.asarray(context.plan.token_ids, np.int64)[list(context.rows)]
+    made_of = _made_of(name)
+    if made_of is not None:
+        return context.cells(made_of.rsplit(".", 1)[1])
+    return context.tap(name)
+
+
+def _rows(name: str, tap: TapArray, wanted: Iterable[int], have: Sequence[int]) -> TapArray:
+    """Return some tokens of a tensor whose tokens are ``have``."""
+    kept = tuple(row for row in have if row in set(wanted))
+    where = {row: i for i, row in enumerate(have)}
+    taken = np.take(tap.array, [where[row] for row in kept], axis=token_axis(name))
+    return TapArray(widen(taken), kept)

@@ -1,0 +1,456 @@
+"""Diagnosis of a segment: several operations were judged as one; which of them is wrong, and how?
+
+Each known mistake of each operation inside the segment is made in turn, the others are computed rightly, and the
+end of the segment is compared with what was recorded. A mistake may sit in one operation, in all that share their
+code (both rotations, every BitLinear, every norm), in one layer or in all of the segment.
+
+What was rounded inside is not known, so activations near an int8 tie may fall either way. A mistake fits when most
+tokens are at the level of float32 rounding and each of the others has such a tie and is off by no more than ties
+explain; it is named when the specification and every mistake with another output are ten times farther from the
+tokens that fit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval.audit import extent
+from crossval.audit.bounds import BITLINEARS, Arithmetic, readings
+from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis, Explanation, finite, verdict
+from crossval.diagnose.kinship import SAME, SHARED, SWAPPED
+from crossval.diagnose.replay import Mistake, Mode, Replay
+from crossval.diagnose.variants import Candidate, Inapplicable, candidates
+from crossval.diagnose.variants.cache import SCOPES
+from crossval.diagnose.variants.context import Quantizer
+from crossval.diagnose.variants.distance import LINEAR_FLOOR, TABLE_FLOOR
+from crossval.diagnose.variants.weights import matrix_shape
+from crossval.model import taps
+from crossval.model.ops import FloatArray, Op
+from crossval.passes import PassKind
+
+BoolArray = npt.NDArray[np.bool_]
+
+GAP = 10.0
+"""How much farther the specification and every other mistake must be."""
+FLIPPED = 0.05
+"""Most that int8 values on the other side of a tie move a token, relative L2."""
+MOST = 2 / 3
+"""Share of the tokens that have to be at rounding level."""
+TELLING = 0.25
+"""Share of the fitting tokens that have to tell another explanation apart, where flips could do it too."""
+ROUGH = 0.05
+"""A mistake that is farther than this from the tokens looked at first is not looked at again."""
+N_PROBE = 4
+"""Tokens looked at first."""
+MOST_WORK = 5 * 10**10
+"""Weights multiplied with in all trials, at most (minutes): one layer of a model of 2 billion weights."""
+N_RUNNERS_UP = 3
+"""Mistakes looked at again in any case: the best of them is the runner-up."""
+N_CLOSE = 40
+"""Mistakes that are computed for every token and every way of rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Hypothesis:
+    """A mistake in some operations, and what it is called."""
+
+    mistake: Mistake
+    group: str | None
+    """What operations that share their code are called together; None: it is one kind of operation."""
+
+    @property
+    def first(self) -> tuple[str, Candidate]:
+        """The first wrong operation and what is done there."""
+        return next(iter(self.mistake.at.items()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """A hypothesis against the recorded tensor."""
+
+    hypothesis: _Hypothesis | None
+    """None: the specification."""
+    mode: Mode
+    residual: FloatArray
+    """Relative L2 of every token."""
+    level: float
+    """What rounding alone may do."""
+
+    @property
+    def fitting(self) -> BoolArray:
+        """Which tokens are at rounding level."""
+        return self.residual <= self.level
+
+    def distance(self, tokens: BoolArray) -> float:
+        """Return the distance over some tokens."""
+        return float(np.sqrt(np.mean(self.residual[tokens] ** 2)))
+
+
+def diagnose_segment(replays: Sequence[Replay], arithmetic: Arithmetic) -> Diagnosis:
+    """Find the mistake inside a segment that explains its end in all given passes.
+
+    ``replays``: of the same tensor in the guilty passes, the first of them first.
+
+    Raises:
+        Inapplicable: the segment cannot be computed.
+    """
+    search = _Search(replays, arithmetic)
+    return (
+        search.decide(search.close(deferred=False)) or search.decide(search.close(deferred=True)) or search.none()
+    )
+
+
+def remedy(names: Iterable[str]) -> str:
+    """Say what to record so that each operation of a segment is judged by itself; ``names``: their taps."""
+    layers = sorted({layer for name in names if (layer := taps.parse(name).layer) is not None})
+    of_layers = f" of {extent.numbers('layer', layers)}" if layers else ""
+    return f"record every tap{of_layers} to find the cause"
+
+
+class _Search:
+    """One search: what is tried on the passes, and what came nearest."""
+
+    def __init__(self, replays: Sequence[Replay], arithmetic: Arithmetic) -> None:
+        self._replays = replays
+        self._first = replays[0]
+        self._arithmetic = arithmetic
+        self._wide, self._quick = _modes(self._first.segment, arithmetic)
+        self._specification = self._best(None, [self._first])
+        self._ranked: list[_Fit] = []
+
+    # --- what to try ------------------------------------------------------------------------------------------
+
+    def _hypotheses(self, deferred: bool) -> Iterator[_Hypothesis]:
+        """Yield every mistake of every operation inside, alone, where its code is shared, and in every layer."""
+        known = {op.output: self._named(op, deferred) for op in self._first.segment}
+        inside = {taps.parse(op.output).layer for op in self._first.segment}
+        layers = sorted(layer for layer in inside if layer is not None)
+        seen: set[tuple[str, frozenset[str]]] = set()
+        for label, ops in self._places(layers):
+            names = dict.fromkeys(name for op in ops for name in known[op])
+            for name in names:
+                at = {op: known[op][name] for op in ops if name in known[op]}
+                if len(at) < len(ops) or (name, frozenset(at)) in seen:
+                    continue
+                seen.add((name, frozenset(at)))
+                for kind in self._kinds():
+                    yield _Hypothesis(Mistake(at, kind), label)
+        for label, names_of in SWAPPED:
+            for layer in layers:
+                pair = {f"blk.{layer}.{tap}": name for tap, name in names_of.items()}
+                if all(name in known.get(op, {}) for op, name in pair.items()):
+                    yield _Hypothesis(Mistake({op: known[op][name] for op, name in pair.items()}), label)
+
+    def _places(self, layers: Sequence[int]) -> Iterator[tuple[str | None, list[str]]]:
+        """Yield sets of operations that may be wrong in the same way."""
+        inside = [op.output for op in self._first.segment]
+        yield from ((None, [output]) for output in inside)
+        in_layers = [set(layers)] if len(layers) == 1 else [*({layer} for layer in layers), set(layers)]
+        for chosen in in_layers:
+            here = [o for o in inside if taps.parse(o).layer in chosen]
+            if len(chosen) > 1:
+                for name in dict.fromkeys(taps.parse(o).tap for o in here):
+                    yield None, [o for o in here if taps.parse(o).tap == name]
+            for label, names in SHARED:
+                shared = [o for o in here if taps.parse(o).tap in names]
+                if len({taps.parse(o).tap for o in shared}) > 1:
+                    yield label, shared
+
+    def _named(self, op: Op, deferred: bool) -> dict[str, Candidate]:
+        """Return the known mistakes of an operation by name, own layer and tensor left out.
+
+        Several forms of one mistake are numbered. In a single pass the scopes of a mistake in the cache are one.
+        """
+        context = self._first.context(op, self._quick)
+        only_pass = len(self._first.records) == 1
+        found: dict[str, Candidate] = {}
+        forms: Counter[str] = Counter()
+        with np.errstate(all="ignore"):
+            for one in candidates(context, deferred=deferred):
+                name = _key(op, one)
+                if forms[name] and only_pass and _scope(one) is not None:
+                    continue
+                forms[name] += 1
+                found[name if forms[name] == 1 else f"{name} (form {forms[name]})"] = one
+        return found
+
+    def _kinds(self) -> tuple[PassKind | None, ...]:
+        """Return the passes a mistake may be made in: all; behind other passes also those of one kind only."""
+        return (None, self._first.records[-1].plan.kind) if len(self._first.records) > 1 else (None,)
+
+    # --- trying it --------------------------------------------------------------------------------------------
+
+    def close(self, deferred: bool) -> list[_Fit]:
+        """Return the mistakes nearest to what was recorded in the first pass, computed for all its tokens."""
+        probe = _probe(self._first)
+        rough: list[tuple[float, int, _Hypothesis]] = []
+        tried = list(self._hypotheses(deferred))
+        if len(tried) * self._size() > MOST_WORK:
+            return []
+        for number, one in enumerate(tried):
+            found = self._residual(self._first, one, self._quick, probe if len(one.mistake.at) == 1 else None)
+            if found is not None:
+                rough.append((_second_largest(found), number, one))
+        rough.sort(key=lambda item: item[:2])
+        n_close = sum(distance <= ROUGH for distance, *_ in rough)
+        nearest = rough[: min(max(n_close, N_RUNNERS_UP), N_CLOSE)]
+        found_close = [fit for *_, one in nearest if (fit := self._best(one, [self._first])) is not None]
+        self._ranked += found_close
+        return found_close
+
+    def _size(self) -> int:
+        """Return how many weights one trial multiplies with."""
+        config = self._first.config
+        matrices = [op.weights[0].split(".")[2] for op in self._first.segment if op.name in BITLINEARS]
+        heads = sum(config.vocab_size * config.dim for op in self._first.segment if op.name == "result_output")
+        return heads + sum(int(np.prod(matrix_shape(config, tensor))) for tensor in matrices)
+
+    def _best(self, one: _Hypothesis | None, replays: Sequence[Replay]) -> _Fit | None:
+        """Score a hypothesis under every rounding; the one that most tokens fit counts."""
+        found = [fit for mode in self._wide if (fit := self._fit(one, mode, replays)) is not None]
+        if not found:
+            return None
+        near = min(found, key=_order).mode
+        narrow = self._fit(one, replace(near, quantizer=self._quick.quantizer, narrow=True), replays)
+        return min(found if narrow is None else [narrow, *found], key=_order)
+
+    def _fit(self, one: _Hypothesis | None, mode: Mode, replays: Sequence[Replay]) -> _Fit | None:
+        parts = [self._residual(replay, one, mode, None) for replay in replays]
+        whole = [part for part in parts if part is not None]
+        return _Fit(one, mode, np.concatenate(whole), self._level(one)) if len(whole) == len(parts) else None
+
+    def _residual(
+        self, replay: Replay, one: _Hypothesis | None, mode: Mode, probe: Sequence[int] | None
+    ) -> FloatArray | None:
+        with np.errstate(all="ignore"):
+            try:
+                found = replay.run(None if one is None else one.mistake, mode, probe)
+            except (Inapplicable, ValueError, IndexError):
+                return None
+            return None if found is None else replay.distance(found)
+
+    def _level(self, one: _Hypothesis | None) -> float:
+        """Return how far rounding alone may be; ggml's activation tables count where no int8 follows."""
+        if one is None or one.first[1].variant.family != 6:
+            return LINEAR_FLOOR
+        order = [op.output for op in self._first.segment]
+        after = self._first.segment[order.index(one.first[0]) + 1 :]
+        return LINEAR_FLOOR if any(op.name in BITLINEARS for op in after) else TABLE_FLOOR
+
+    # --- deciding ---------------------------------------------------------------------------------------------
+
+    def decide(self, close: Sequence[_Fit]) -> Diagnosis | None:
+        """Name the mistake that fits in all passes; None when none does."""
+        specification = self._specification
+        best = self._nearest(close, [self._first])
+        if best is None or specification is None or not _apart(specification, best):
+            return None
+        others = [fit for fit in close if _apart(fit, best)]
+        same = [fit for fit in close if not _apart(fit, best)]
+        there = best.fitting
+        runner_up = min(others, key=lambda fit: fit.distance(there), default=None)
+        ratio = None if runner_up is None else finite(runner_up.distance(there))
+        if len(self._replays) > 1:
+            same = [fit for one in same if (fit := self._in_all_passes(one)) is not None]
+            specification = self._best(None, self._replays)
+            best = self._nearest(same, self._replays)
+            if best is None or specification is None or not _apart(specification, best):
+                return None
+            same = [fit for fit in same if not _apart(fit, best)]
+        same = _without_synonyms(same)
+        name, family, sentence, explained = self._named_by(same)
+        order = [op.output for op in self._first.segment]
+        places = {op for fit in same if fit.hypothesis is not None for op in fit.hypothesis.mistake.at}
+        return Diagnosis(
+            name=name,
+            family=family,
+            explanation=sentence,
+            ratio=best.distance(best.fitting),
+            runner_up=None if runner_up is None else _called(runner_up),
+            runner_up_ratio=ratio,
+            specification_ratio=finite(specification.distance(best.fitting)),
+            candidates=tuple(explained),
+            segment_ops=() if name == UNDETERMINED else tuple(o for o in order if o in places),
+        )
+
+    def _nearest(self, fits: Sequence[_Fit], replays: Sequence[Replay]) -> _Fit | None:
+        return min((fit for fit in fits if self._fits(fit, replays)), key=_order, default=None)
+
+    def _in_all_passes(self, fit: _Fit) -> _Fit | None:
+        """Score a mistake of the first pass in all of them, made in all or in its kind of pass only."""
+        one, kind = fit.hypothesis, self._first.records[-1].plan.kind
+        assert one is not None
+        tried = [one, replace(one, mistake=replace(one.mistake, kind=kind))]
+        found = [better for each in tried if (better := self._best(each, self._replays)) is not None]
+        return min(found, key=_order, default=None)
+
+    def _named_by(self, same: Sequence[_Fit]) -> tuple[str, int | None, str, list[Explanation]]:
+        """Return name, family, sentence and all explanations; one mistake in several places has one name."""
+        explained = list(dict.fromkeys(self._explain(fit) for fit in same))
+        first = explained[0]
+        if len({one.name for one in explained}) == 1 and len(explained) > 1:
+            seen = [_place(fit.hypothesis, self._first) for fit in same if fit.hypothesis is not None]
+            places = list(dict.fromkeys(seen))
+            return first.name, first.family, f"{first.sentence}; or {', or '.join(places[1:])}", explained
+        return (*verdict(explained), explained)
+
+    def none(self) -> Diagnosis:
+        """Say that nothing known explains the segment."""
+        everything: BoolArray = np.ones(1, np.bool_)
+        right = 0.0
+        if self._specification is not None:
+            everything = np.ones(self._specification.residual.size, np.bool_)
+            right = self._specification.distance(everything)
+        ranked = sorted(self._ranked, key=lambda f: f.distance(everything))
+        n_ops = len(self._first.segment)
+        return Diagnosis(
+            name=UNDETERMINED,
+            family=None,
+            explanation=(
+                f"no one known mistake in the {n_ops} operations judged as one explains it; "
+                f"{remedy(op.output for op in self._first.segment)}"
+            ),
+            ratio=finite(ranked[0].distance(everything)) if ranked else None,
+            runner_up=_called(ranked[1]) if len(ranked) > 1 else None,
+            runner_up_ratio=finite(ranked[1].distance(everything)) if len(ranked) > 1 else None,
+            specification_ratio=finite(right),
+        )
+
+    def _fits(self, fit: _Fit, replays: Sequence[Replay]) -> bool:
+        """Return whether all tokens are explained: by the mistake, and by flips where the segment has any."""
+        if fit.fitting.all():
+            return True
+        if np.mean(fit.fitting) <= MOST or not (fit.residual[~fit.fitting] <= FLIPPED).all():
+            return False
+        ties = np.concatenate([_ties(replay, fit) for replay in replays])
+        return bool(ties[~fit.fitting].all())
+
+    def _explain(self, fit: _Fit) -> Explanation:
+        assert fit.hypothesis is not None
+        _, one = fit.hypothesis.first
+        sentence = f"{one.explanation} ({_place(fit.hypothesis, self._first)})"
+        return Explanation(one.name, one.group, one.variant.family, sentence)
+
+
+def _ties(replay: Replay, fit: _Fit) -> BoolArray:
+    """Return which of the recorded tokens flips may have changed."""
+    if replay.rounds_to_f16(fit.mode):
+        # binary16 has a tie every 2^-11: some key or value of every token is near one
+        return np.ones(len(replay.recorded_rows), np.bool_)
+    mistake = None if fit.hypothesis is None else fit.hypothesis.mistake
+    found: BoolArray = replay.near_ties(mistake, fit.mode)[list(replay.recorded_rows)]
+    return found
+
+
+def _apart(other: _Fit, best: _Fit) -> bool:
+    """Return whether what was recorded tells another explanation from the best, flips or not."""
+    fitting = best.fitting
+    if not fitting.any():
+        return False
+    least = GAP * np.maximum(best.residual[fitting], LINEAR_FLOOR / GAP)
+    there = other.residual[fitting]
+    off = there >= np.maximum(least, LINEAR_FLOOR)
+    if (there[off] > FLIPPED).any():
+        return True
+    return bool(np.count_nonzero(off) >= max(2.0, TELLING * fitting.size))
+
+
+def _called(fit: _Fit) -> str:
+    assert fit.hypothesis is not None
+    return fit.hypothesis.first[1].name
+
+
+def _without_synonyms(same: Sequence[_Fit]) -> list[_Fit]:
+    """Leave out what is another fitting mistake seen from the next operation, or the same in fewer passes."""
+    there = {_seen_at(fit) for fit in same}
+    everywhere = {(_called(fit), *_at(fit)) for fit in same if _kind(fit) is None}
+    return [
+        fit
+        for fit in same
+        if SAME.get(_seen_at(fit), _seen_at(fit)) not in there - {_seen_at(fit)}
+        and (_kind(fit) is None or (_called(fit), *_at(fit)) not in everywhere)
+    ]
+
+
+def _kind(fit: _Fit) -> PassKind | None:
+    assert fit.hypothesis is not None
+    return fit.hypothesis.mistake.kind
+
+
+def _at(fit: _Fit) -> tuple[str, ...]:
+    assert fit.hypothesis is not None
+    return tuple(fit.hypothesis.mistake.at)
+
+
+def _seen_at(fit: _Fit) -> tuple[str, str]:
+    assert fit.hypothesis is not None
+    return taps.parse(fit.hypothesis.first[0]).tap, fit.hypothesis.first[1].name
+
+
+def _order(fit: _Fit) -> tuple[int, float]:
+    """Rank fits: most tokens at rounding level, then the nearest."""
+    return -int(np.count_nonzero(fit.fitting)), float(np.median(fit.residual))
+
+
+def _place(one: _Hypothesis, replay: Replay) -> str:
+    """Say in words which operations are wrong."""
+    names = [taps.parse(output) for output in one.mistake.at]
+    layers = sorted({name.layer for name in names if name.layer is not None})
+    what = one.group or names[0].tap
+    where = ""
+    if len(layers) > 1:
+        where = f" of layers {layers[0]} to {layers[-1]}"
+    elif layers and layers[0] != taps.parse(replay.tap).layer:
+        where = f" of layer {layers[0]}"
+    when = "" if one.mistake.kind is None else f", in {one.mistake.kind} passes"
+    return f"{what}{where}{when}, inside the segment that ends in {taps.parse(replay.tap).tap}"
+
+
+def _scope(one: Candidate) -> str | None:
+    """Return in which passes a mistake in the cache is made; None: it is none of the cache."""
+    last = one.arguments[-1] if one.arguments else None
+    scope = getattr(last, "scope", last)
+    return scope if isinstance(scope, str) and scope in SCOPES else None
+
+
+def _key(op: Op, one: Candidate) -> str:
+    """Return a candidate's name with its own layer and tensor left out, so that other layers have the same one."""
+    name, layer = one.name, taps.parse(op.output).layer
+    if layer is None:
+        return name
+    own = op.weights[0].split(".")[2] if op.weights else ""
+    for word, number in (("this", layer), ("next", layer + 1), ("previous", layer - 1)):
+        name = name.replace(f"blk.{number}.{own}.", f"{word}.own.") if own else name
+        name = name.replace(f"blk.{number}.", f"{word}.")
+    return name
+
+
+def _modes(segment: Sequence[Op], arithmetic: Arithmetic) -> tuple[list[Mode], Mode]:
+    """Return the places of binary16 to try, in float64, and how an engine in binary32 does the first of them."""
+    choices = []
+    for op in {op.name: op for op in segment}.values():
+        allowed = readings(op, arithmetic, 2, 2)
+        if len(allowed) > 1 or any(allowed[0].rounded):
+            choices.append([(op.name, number) for number in range(len(allowed))])
+    quantizer: Quantizer = "fused" if arithmetic.numerics.fused_quantizer else "float32"
+    wide = [Mode(tuple(one)) for one in product(*choices)]
+    return wide, replace(wide[0], quantizer=quantizer, narrow=True)
+
+
+def _probe(replay: Replay) -> tuple[int, ...]:
+    """Choose the tokens to look at first: the first, the last ones, one between."""
+    rows = replay.recorded_rows
+    at = {0, len(rows) // 2, max(0, len(rows) - 2), len(rows) - 1}
+    return tuple(rows[i] for i in sorted(at)[:N_PROBE])
+
+
+def _second_largest(residual: FloatArray) -> float:
+    """Return a distance that one flipped token cannot spoil."""
+    ordered = np.sort(residual)
+    return float(ordered[-2] if ordered.size > 2 else ordered[-1])

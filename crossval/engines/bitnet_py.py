@@ -1,0 +1,156 @@
+"""Our own engine under the harness."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+
+import bitnet_py
+from bitnet_py import _native
+from bitnet_py import taps as engine_taps
+from bitnet_py.errors import InputError
+from bitnet_py.model import KernelCount
+from crossval.errors import BadInputError, CrossvalError
+from crossval.model import taps
+from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray
+
+_FROM_FFN_INP = taps.LAYER_TAPS[taps.LAYER_TAPS.index("ffn_inp") :]
+
+
+class BitnetPyRunner:
+    """``bitnet_py`` as a runner; its numerics follow the reference's when they are given."""
+
+    status: Literal["live"] = "live"
+    plan: tuple[PassPlan, ...] | None = None
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        n_threads: int | None = None,
+        simd_width: int = 8,
+        fused_quantizer: bool = False,
+        kernel: str | None = None,
+        n_ubatch: int = 512,
+    ) -> None:
+        self.model_path = Path(model_path)
+        self._options = (n_threads, kernel, simd_width, fused_quantizer, n_ubatch)
+        self._model: bitnet_py.Model | None = None
+        self._cache: bitnet_py.KVCache | None = None
+        self._identity: EngineIdentity | None = None
+
+    def __enter__(self) -> BitnetPyRunner:
+        n_threads, kernel, simd_width, fused_quantizer, n_ubatch = self._options
+        self._model = bitnet_py.Model.from_gguf(
+            self.model_path,
+            n_threads=n_threads,
+            kernel=kernel,
+            simd_width=simd_width,
+            fused_quantizer=fused_quantizer,
+            n_ubatch=n_ubatch,
+        )
+        self._cache = self._model.new_cache()
+        library = _native.library_path().read_bytes()
+        self._identity = EngineIdentity(
+            name="bitnet_py",
+            version=importlib.metadata.version("bitnet-parity"),
+            library_digest=hashlib.sha256(library).hexdigest(),
+            numerics=Numerics(simd_width, fused_quantizer),
+            settings={
+                "n_threads": self._model.n_threads,
+                "kernel": self._model.kernel_name,
+                "n_ubatch": n_ubatch,
+                "libm": _native.libm_name() or "unknown",
+            },
+        )
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._model is not None:
+            self._model.close()
+        self._model = self._cache = None
+
+    @property
+    def model(self) -> bitnet_py.Model:
+        """The open model. Raises ``CrossvalError`` outside the context manager."""
+        if self._model is None:
+            raise CrossvalError("the bitnet_py runner is not open")
+        return self._model
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """Version, library digest, kernel family and numerics; known after entering."""
+        if self._identity is None:
+            raise CrossvalError("the bitnet_py runner was never opened")
+        return self._identity
+
+    @property
+    def available_taps(self) -> frozenset[str] | None:
+        """Every tap the model has: models without sub-norms lack those two."""
+        config, has_sub_norms = self.model.config, self.model.has_sub_norms
+        names = taps.all_taps(config.n_layers)
+        return frozenset(n for n in names if engine_taps.exists(n, config, has_sub_norms=has_sub_norms))
+
+    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        """Return the token ids by the model's own tokenizer."""
+        return self.model.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
+
+    def reset(self) -> None:
+        """Start over with an empty cache."""
+        if self._cache is not None:
+            self._cache.reset()
+
+    def counters(self) -> list[KernelCount]:
+        """Return the C library's own counters: proof of which kernels ran."""
+        return self.model.counters()
+
+    def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
+        """Run one pass. Raises ``BadInputError`` for tokens the model cannot take."""
+        model, cache = self.model, self._cache
+        assert cache is not None  # opened together with the model
+        start = cache.n_tokens
+        kind: Literal["prefill", "decode"] = "decode" if start and len(token_ids) == 1 else "prefill"
+        plan = PassPlan(kind, tuple(int(i) for i in token_ids), start)
+        begun = time.perf_counter()
+        try:
+            result = model.forward(plan.token_ids, cache, taps=[n for n in select if n != "result_output"])
+        except InputError as error:
+            raise BadInputError(str(error)) from None
+        elapsed = time.perf_counter() - begun
+        last = (len(plan.token_ids) - 1,)
+        gathered = {f"blk.{model.config.n_layers - 1}.{tap}" for tap in _FROM_FFN_INP} | {"result_norm"}
+        arrays = {
+            name: TapArray(array, last if name in gathered and len(plan.token_ids) > 1 else None)
+            for name, array in result.taps.items()
+        }
+        if "result_output" in select and result.logits is not None:
+            arrays["result_output"] = TapArray(result.logits, last)
+        return PassRecord(plan, arrays, elapsed)
+
+    def prepare_best(self) -> None:
+        """Make what ``best`` searches with, where the model's head is large enough for that."""
+        if self.model.searches_head:
+            self.model.screen()
+
+    def best(self, token_id: int) -> tuple[int, np.float32, float]:
+        """Decode one token greedily: the best next token, its logit, and the seconds it took.
+
+        Raises ``BadInputError`` for a token the model cannot take.
+        """
+        cache = self._cache
+        assert cache is not None  # opened together with the model
+        begun = time.perf_counter()
+        try:
+            found = self.model.largest([token_id], cache, 1)
+        except InputError as error:
+            raise BadInputError(str(error)) from None
+        return int(found.ids[0]), found.logits[0], time.perf_counter() - begun

@@ -1,0 +1,182 @@
+"""A trace as a runner: gives what was recorded, and says so when asked for anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from crossval.errors import BadInputError, UnavailableError
+from crossval.passes import EngineIdentity, PassPlan, PassRecord, TapArray, short_list
+from crossval.traces.read import TRACE_FILE, Trace, TraceInfo
+
+GOLDENS_SUFFIX = ".goldens"
+
+
+class RecordedRunner:
+    """Plays a trace back pass by pass. ``eval`` accepts only the tokens that were recorded, in their order."""
+
+    status: Literal["live", "recorded"] = "recorded"
+
+    def __init__(self, trace_dir: str | Path) -> None:
+        """Read ``trace.json`` of ``trace_dir``.
+
+        Raises:
+            BadInputError: the trace is missing or malformed.
+        """
+        self.trace = Trace.open(trace_dir)
+        self._next = 0
+
+    @property
+    def info(self) -> TraceInfo:
+        """What ``trace.json`` says."""
+        return self.trace.info
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """The engine that was recorded."""
+        return self.trace.info.engine
+
+    @property
+    def plan(self) -> tuple[PassPlan, ...]:
+        """The recorded passes."""
+        return self.trace.info.plan
+
+    @property
+    def available_taps(self) -> frozenset[str]:
+        """Taps recorded in the first pass."""
+        return frozenset(self.trace.info.passes[0].taps)
+
+    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        """Return the recorded token ids when ``text`` is the recorded prompt.
+
+        Raises:
+            UnavailableError: any other text: a trace holds no tokenizer.
+        """
+        if text != self.trace.info.prompt_text:
+            raise UnavailableError(
+                f"{self.trace.directory} holds no tokenizer; it knows the ids of its own prompt only: "
+                f"{_quote(self.trace.info.prompt_text)}"
+            )
+        return list(self.trace.info.prompt_ids)
+
+    def reset(self) -> None:
+        """Go back to the first recorded pass."""
+        self._next = 0
+
+    def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
+        """Return the selected and recorded taps of the next pass; arrays are read when accessed.
+
+        Raises:
+            UnavailableError: the tokens are not those of the next recorded pass, or no pass is left.
+            BadInputError: (on access) the pass file is not what ``trace.json`` says.
+        """
+        passes = self.trace.info.passes
+        if self._next >= len(passes):
+            raise UnavailableError(
+                f"{self.trace.directory} records {len(passes)} passes, no pass {self._next}; "
+                "record a longer trace or ask for fewer tokens"
+            )
+        recorded = passes[self._next]
+        if tuple(token_ids) != recorded.plan.token_ids:
+            raise UnavailableError(
+                f"{self.trace.directory}: pass {self._next} records tokens {short_list(recorded.plan.token_ids)}, "
+                f"not {short_list(token_ids)}; a trace cannot run other tokens"
+            )
+        taps = _Selected(self.trace.taps(self._next), frozenset(select))
+        self._next += 1
+        return PassRecord(recorded.plan, taps, recorded.elapsed_s)
+
+    def __enter__(self) -> RecordedRunner:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.reset()
+
+
+class _Selected(Mapping[str, TapArray]):
+    """A view of the taps that were asked for; nothing is read until one is accessed."""
+
+    def __init__(self, taps: Mapping[str, TapArray], select: frozenset[str]) -> None:
+        self._taps = taps
+        self._names = [name for name in taps if name in select]
+
+    def __getitem__(self, name: str) -> TapArray:
+        if name not in self:
+            raise KeyError(name)
+        return self._taps[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A trace that lies beside a model."""
+
+    path: Path
+    info: TraceInfo
+
+
+def goldens_dir(model_path: str | Path) -> Path:
+    """Return the directory of a model's goldens: ``model.gguf`` -> ``model.goldens/``."""
+    path = Path(model_path)
+    return path.with_name(path.name.removesuffix(".gguf") + GOLDENS_SUFFIX)
+
+
+def list_goldens(model_path: str | Path) -> list[Golden]:
+    """Return the finished traces beside a model, sorted by name.
+
+    Raises:
+        BadInputError: one of them is malformed.
+    """
+    root = goldens_dir(model_path)
+    if not root.is_dir():
+        return []
+    try:
+        found = sorted(path for path in root.iterdir() if (path / TRACE_FILE).exists())
+    except OSError as error:
+        raise BadInputError(f"cannot read {root}: {error.strerror or error}") from error
+    return [Golden(path, Trace.open(path).info) for path in found]
+
+
+def find_golden(model_path: str | Path, model_sha256: str, prompt: str | Sequence[int]) -> Path | None:
+    """Return the golden of this very model file and prompt (text or token ids), or None.
+
+    Among several the one with the most passes, then the most taps, is chosen.
+
+    Raises:
+        BadInputError: a golden beside the model is malformed.
+    """
+    matching = [
+        golden
+        for golden in list_goldens(model_path)
+        if golden.info.model.sha256 == model_sha256 and _same_prompt(golden.info, prompt)
+    ]
+    best = max(matching, key=_extent, default=None)
+    return None if best is None else best.path
+
+
+def _same_prompt(info: TraceInfo, prompt: str | Sequence[int]) -> bool:
+    return info.prompt_text == prompt if isinstance(prompt, str) else info.prompt_ids == tuple(prompt)
+
+
+def _extent(golden: Golden) -> tuple[int, int]:
+    return len(golden.info.passes), sum(len(recorded.taps) for recorded in golden.info.passes)
+
+
+def _quote(text: str | None) -> str:
+    return "(recorded without text)" if text is None else repr(text if len(text) <= 60 else text[:59] + "…")

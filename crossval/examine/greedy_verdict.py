@@ -1,0 +1,53 @@
+"""What a greedy comparison proves: tokens and logits of two engines, and the audit of either one's arithmetic.
+
+Equal tokens say little: an engine with float activations chooses the same ones for a long time. What they prove
+depends on the logits (engines that state the same arithmetic give the same bits) and on the audits of one prompt
+pass and one decoded token. Pure functions, shared by the receipt's builder, the gate and the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from crossval.audit.summary import audit_verdict
+from crossval.examine.verdict import Comparison, Verdict, arbitrate
+from crossval.terms import Side
+
+SIDES: tuple[Side, ...] = ("candidate", "reference")
+Audit = Mapping[str, Any] | None
+"""One engine's audit as ``crossval.audit.summary.to_json`` gives it; None: not audited."""
+Audits = Mapping[Side, Audit]
+
+
+def vouched(side: Side, audits: Audits, exact: bool) -> bool:
+    """Return whether an engine that could be audited in part only has its numbers vouched for by the other engine.
+
+    ``exact``: the logits of all steps have equal bits; when the other engine was audited whole and is right, so is
+    what reaches the logits of this one.
+    """
+    other: Side = "reference" if side == "candidate" else "candidate"
+    partly = audits[side] is not None and audit_verdict(audits[side]) != "guilty"
+    return exact and partly and audit_verdict(audits[other]) == "clean"
+
+
+def decide(comparison: Comparison, exact: bool, audits: Audits | None) -> Verdict:
+    """Return the verdict of a greedy comparison.
+
+    ``comparison``: tokens and logits (``crossval.compare.rows.decide_greedy``). ``exact``: the logits of all
+    steps have equal bits. ``audits``: None in receipts made before greedy comparisons were audited; there
+    equal bits count as parity, as they did then.
+    """
+    if audits is None:
+        if comparison == "agree":
+            return "parity" if exact else "incomplete"
+        return "divergence" if comparison == "differ" else "incomplete"
+    if comparison == "agree" and any(vouched(side, audits, exact) for side in SIDES):
+        return "parity"
+    verdict = arbitrate(comparison, audit_verdict(audits["candidate"]), audit_verdict(audits["reference"]))
+    return "divergence" if comparison == "differ" and verdict == "incomplete" else verdict
+
+
+def is_exact(parity: Mapping[str, Any]) -> bool:
+    """Return whether a receipt's ``parity`` says that all logits have equal bits."""
+    return bool(parity["logits_exact_match_rate"] == 1.0)

@@ -1,0 +1,118 @@
+"""The model file under test, fully checked, and what a receipt says about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitnet_py.config import ModelConfig
+from bitnet_py.gguf import GGUFFile
+from bitnet_py.weights import Weights
+from crossval.files import file_sha256
+
+SEPARATE_OUTPUT_NOTE = (
+    "this model has its own output.weight, which bitnet.cpp ignores: it multiplies the final norm with "
+    "token_embd.weight, so logits of an engine that uses output.weight differ from the reference's by that alone"
+)
+ROW_GROUP = 4
+"""Rows of a ternary matrix that bitnet.cpp multiplies at once; it writes all of a group that is not full."""
+ROWS_NOTE = (
+    "matrices of {rows} rows are no whole number of groups of 4: bitnet.cpp writes past the end of their results, "
+    "so that its values, or the process, may be broken there"
+)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model that was read to its last weight: ``facts`` is a receipt's ``model``."""
+
+    path: Path
+    config: ModelConfig
+    facts: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Return the sha256 of the file, hexadecimal."""
+        return str(self.facts["sha256"])
+
+
+def check_model(path: str | Path) -> ModelFile:
+    """Read a GGUF file completely: container, configuration, vocabulary, every tensor finite.
+
+    Raises:
+        ModelError: missing, malformed, unsupported, NaN and infinities among its weights, or tokens not UTF-8.
+    """
+    file = Path(path)
+    with GGUFFile.open(file) as gguf:
+        config = ModelConfig.from_gguf(gguf)
+        weights = Weights.load(gguf)
+        weights.check_finite()
+        separate_output = weights.output is not None
+        tokenizer = _tokenizer_facts(gguf.metadata, config.vocab_size)
+        del weights
+    facts = {
+        "sha256": file_sha256(file),
+        "file_name": file.name,
+        "size_bytes": file.stat().st_size,
+        "architecture": config.arch,
+        "quantization": "I2_S",
+        "separate_output": separate_output,
+        "shape": {name: getattr(config, name) for name in _SHAPE},
+    }
+    notes = [SEPARATE_OUTPUT_NOTE] if separate_output else []
+    kv_rows = config.n_kv_heads * config.head_dim
+    if kv_rows % ROW_GROUP:  # the others' rows are other matrices' columns: whole blocks of 128
+        notes.append(ROWS_NOTE.format(rows=kv_rows))
+    return ModelFile(file, config, facts, tokenizer, tuple(notes))
+
+
+_SHAPE = (
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "dim",
+    "hidden_dim",
+    "vocab_size",
+    "context_length",
+    "rope_base",
+    "rms_eps",
+)
+
+
+def _tokenizer_facts(metadata: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    return {
+        "model": _text(metadata.get("tokenizer.ggml.model")),
+        "pre": _text(metadata.get("tokenizer.ggml.pre")),
+        "vocab_size": vocab_size,
+        "digest": tokenizer_digest(metadata),
+    }
+
+
+def tokenizer_digest(metadata: Mapping[str, Any]) -> str:
+    """Return the sha256 over all ``tokenizer.*`` metadata: one JSON line ``[key, value]`` per key, sorted."""
+    digest = hashlib.sha256()
+    for key in sorted(name for name in metadata if name.startswith("tokenizer.")):
+        value = metadata[key]
+        plain = value.tolist() if hasattr(value, "tolist") else value
+        digest.update(json.dumps([key, plain], separators=(",", ":")).encode("ascii") + b"\n")
+    return digest.hexdigest()
+
+
+def missing_tokens(path: str | Path, wanted: tuple[str, ...]) -> list[str]:
+    """Return those of ``wanted`` that are not tokens of the model's vocabulary."""
+    if not wanted:
+        return []
+    with GGUFFile.open(path) as gguf:
+        known = set(gguf.metadata.get("tokenizer.ggml.tokens", ()))
+    return [token for token in wanted if token not in known]
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,267 @@
+"""Weights and hyper-parameters for the specification, read without the engine's code.
+
+The container is read by the ``gguf`` package, taught the one tensor type it lacks, and decoded by formulas
+written from the format's definition. If the engine misreads a scale, a block or a header key, the specification
+does not follow it. From ``bitnet_py`` come only the safety checks of the container and of the header's ranges
+(``GGUFFile``, ``ModelConfig``), run first, so that a hostile file is refused before the ``gguf`` package, which
+trusts lengths, sees it; none of their values is used.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGUFReader
+from gguf.constants import GGUFValueType
+from gguf.gguf_reader import ReaderField
+
+from bitnet_py.config import ModelConfig
+from bitnet_py.errors import BitnetError
+from bitnet_py.gguf import GGUFFile
+from crossval.errors import BadInputError
+from crossval.model.ops import SpecConfig, TernaryMatrix, Weight
+
+I2_S = 36
+"""ggml's number for the tensor type I2_S; the ``gguf`` package does not have it."""
+I2_S_BLOCK_BYTES = 32
+"""One block: 128 weights of one row."""
+I2_S_TAIL_BYTES = 32
+"""After the last block: the float32 scale, then padding."""
+
+DECODED_BUDGET_BYTES = 256 << 20
+"""Models whose matrices fit into this are decoded once; larger ones again for every use, a matrix at a time."""
+
+
+class _Reader(GGUFReader):  # type: ignore[misc]  # the package is untyped
+    """``GGUFReader`` that also maps I2_S tensors, as raw bytes, and reads arrays in one step.
+
+    Arrays hold the vocabulary, which nothing here needs; the package would make one object per entry.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.i2_s: dict[str, tuple[tuple[int, int], npt.NDArray[np.uint8]]] = {}
+        """Name to shape ``(rows, cols)`` and bytes."""
+        super().__init__(path)
+        self._types = {tensor.name: tensor.tensor_type.name for tensor in self.tensors}
+        self.plain = {tensor.name: np.asarray(tensor.data) for tensor in self.tensors}
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if GGUFValueType(raw_type) is not GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        element = GGUFValueType(int(self._get(orig_offs, np.uint32)[0]))
+        count = int(self._get(orig_offs + 4, np.uint64)[0])
+        start = orig_offs + 12
+        if element is GGUFValueType.STRING:
+            end = _skip_strings(memoryview(self.data), start, count)
+            values = self.data[start:end]
+        else:
+            values = self._get(start, self.gguf_scalar_to_np[element], count)
+            end = start + values.nbytes
+        return end - orig_offs, [values], [0], [GGUFValueType.ARRAY, element]
+
+    def _build_tensors(self, start_offs: int, fields: list[ReaderField]) -> None:
+        known = []
+        for field in fields:
+            _, name, _, dims, raw_type, offset = field.parts
+            if int(raw_type[0]) != I2_S:
+                known.append(field)
+                continue
+            rows, cols = (int(d) for d in dims[::-1])
+            start = start_offs + int(offset[0])
+            size_bytes = rows * cols // 4 + I2_S_TAIL_BYTES
+            self.i2_s[bytes(name).decode()] = (rows, cols), np.asarray(self.data[start : start + size_bytes])
+        super()._build_tensors(start_offs, known)
+
+    def type_name(self, tensor: str) -> str:
+        """Return ggml's name of a tensor's type."""
+        return "I2_S" if tensor in self.i2_s else self._types[tensor]
+
+    def scalar(self, key: str, default: Any = None) -> Any:
+        """Return a number from the header (the first, where a key has one value per layer)."""
+        field = self.fields.get(key)
+        return default if field is None else field.parts[field.data[0]][0].item()
+
+    def string(self, key: str) -> str:
+        """Return a string from the header."""
+        field = self.fields[key]
+        return bytes(field.parts[field.data[0]]).decode()
+
+
+def _skip_strings(data: memoryview, offset: int, count: int) -> int:
+    """Return the offset after ``count`` strings (u64 length, then that many bytes)."""
+    for _ in range(count):
+        offset += 8 + struct.unpack_from("<Q", data, offset)[0]
+    return offset
+
+
+def decode_i2_s(packed: npt.NDArray[np.uint8], rows: int, cols: int) -> npt.NDArray[np.float32]:
+    """Decode I2_S codes to signs -1, 0, +1: float32 ``(rows, cols)``.
+
+    A row is ``cols / 128`` blocks of 32 bytes. Byte ``p`` of a block holds four codes, 0, 1 or 2, each the weight
+    plus one (worked example: byte 0b10_01_00_01 at p = 5 makes elements 5, 37, 69, 101 of its block +1 0 -1 0)::
+
+        bits of byte p    7 6    5 4    3 2    1 0
+        element of block  p      32+p   64+p   96+p
+
+    Source: bitnet.cpp ``ggml-bitnet-mad.cpp``, ``quantize_i2_s`` (x86 layout; what the 2B-4T release holds).
+
+    Raises:
+        ValueError: ``cols`` is not a multiple of 128, or the code 3, which means nothing, occurs.
+    """
+    if cols % (4 * I2_S_BLOCK_BYTES):
+        raise ValueError(f"expected rows of a multiple of 128 weights, found {cols}")
+    if np.any(packed & (packed >> 1) & 0b01010101):
+        raise ValueError("expected the codes 0, 1 and 2, found 3")
+    blocks = packed.reshape(rows, -1, I2_S_BLOCK_BYTES)
+    codes = np.empty((rows, blocks.shape[1], 4, I2_S_BLOCK_BYTES), dtype=np.uint8)
+    for quarter, shift in enumerate((6, 4, 2, 0)):
+        codes[:, :, quarter, :] = (blocks >> shift) & 3
+    signs = codes.reshape(rows, cols).astype(np.float32)
+    signs -= 1
+    return signs
+
+
+class SpecWeights:
+    """The weights of one GGUF file by tensor name, decoded when asked for; satisfies ``ops.WeightSource``.
+
+    Norms are float64 vectors, the embedding and head tables are views into the mapped file, ternary matrices are
+    decoded one at a time.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Map and check the file.
+
+        Raises:
+            BadInputError: unreadable, malformed, or not a model the specification defines.
+        """
+        self.path = os.fspath(path)
+        _check_container(self.path)
+        try:
+            self._reader = _Reader(self.path)
+        except (ValueError, KeyError, IndexError, struct.error, OSError) as error:
+            raise self._error("file", "GGUF as the gguf package reads it", error) from error
+        self._decoded: dict[str, TernaryMatrix] = {}
+        decoded_bytes = sum(4 * rows * cols for (rows, cols), _ in self._reader.i2_s.values())
+        self._keep = decoded_bytes <= DECODED_BUDGET_BYTES
+        self.config = self._read_config()
+        self._check_tensors()
+
+    def __getitem__(self, name: str, /) -> Weight:
+        """Return a weight by its GGUF name.
+
+        Raises:
+            KeyError: the model has no such tensor.
+            BadInputError: its values are unusable (not finite, undefined code).
+        """
+        if name in self._reader.i2_s:
+            return self._ternary(name)
+        array = self._reader.plain[name]
+        if array.ndim > 1:
+            return array
+        vector = array.astype(np.float64)
+        if not np.isfinite(vector).all():
+            raise self._error(f"tensor {name}", "finite values", "NaN or infinity")
+        return vector
+
+    def _ternary(self, name: str) -> TernaryMatrix:
+        if name in self._decoded:
+            return self._decoded[name]
+        (rows, cols), data = self._reader.i2_s[name]
+        n_packed = rows * cols // 4
+        try:
+            signs = decode_i2_s(data[:n_packed], rows, cols)
+        except ValueError as error:
+            raise self._error(f"tensor {name}", "I2_S weights", error) from error
+        scale = float(data[n_packed : n_packed + 4].view("<f4")[0])
+        if not (np.isfinite(scale) and scale > 0):
+            raise self._error(f"tensor {name}, scale", "a finite number above 0", scale)
+        matrix = TernaryMatrix(signs, scale)
+        if self._keep:
+            self._decoded[name] = matrix
+        return matrix
+
+    def _read_config(self) -> SpecConfig:
+        reader = self._reader
+        arch = reader.string("general.architecture")
+        names = {*reader.i2_s, *reader.plain}
+        if "token_embd.weight" not in reader.plain:
+            raise self._error("tensor token_embd.weight", "F16 or F32 values", "no such tensor")
+        n_heads = reader.scalar(f"{arch}.attention.head_count")
+        dim = reader.scalar(f"{arch}.embedding_length")
+        return SpecConfig(
+            n_layers=reader.scalar(f"{arch}.block_count"),
+            n_heads=n_heads,
+            n_kv_heads=reader.scalar(f"{arch}.attention.head_count_kv", n_heads),
+            head_dim=dim // n_heads,
+            dim=dim,
+            hidden_dim=reader.scalar(f"{arch}.feed_forward_length"),
+            vocab_size=int(reader.plain["token_embd.weight"].shape[0]),
+            context_length=reader.scalar(f"{arch}.context_length"),
+            # llama.cpp's default where the key is absent; both keys are float32 by definition of the format.
+            rope_base=float(np.float32(reader.scalar(f"{arch}.rope.freq_base", 10000.0))),
+            rms_eps=float(np.float32(reader.scalar(f"{arch}.attention.layer_norm_rms_epsilon"))),
+            attn_sub_norm="blk.0.attn_sub_norm.weight" in names,
+            ffn_sub_norm="blk.0.ffn_sub_norm.weight" in names,
+            tied_head="output.weight" not in names,
+        )
+
+    def _check_tensors(self) -> None:
+        """Require exactly the tensors of the graph: one too many would be a weight silently ignored."""
+        matrices, others = _expected_shapes(self.config)
+        found: dict[str, tuple[int, ...]] = {name: shape for name, (shape, _) in self._reader.i2_s.items()}
+        found.update({name: data.shape for name, data in self._reader.plain.items()})
+        expected = {**matrices, **others}
+        for name in sorted(expected.keys() | found.keys()):
+            if name not in expected:
+                raise self._error(f"tensor {name}", "no such tensor (the graph has no use for it)", found[name])
+            if name not in found:
+                raise self._error(f"tensor {name}", f"shape {expected[name]}", "no such tensor")
+            want, have = ("I2_S" if name in matrices else "F16 or F32"), self._reader.type_name(name)
+            if have not in want.split(" or "):
+                raise self._error(f"tensor {name}, type", want, have)
+            if found[name] != expected[name]:
+                raise self._error(f"tensor {name}, shape", expected[name], found[name])
+
+    def _error(self, what: str, expected: object, found: object) -> BadInputError:
+        return BadInputError(
+            f"{self.path}: {what}: expected {expected}, found {found}; "
+            "the specification cannot run this model: convert it again from its original weights"
+        )
+
+
+def _check_container(path: str) -> None:
+    try:
+        with GGUFFile.open(path) as gguf:
+            ModelConfig.from_gguf(gguf)
+    except BitnetError as error:
+        raise BadInputError(str(error)) from error
+
+
+def _expected_shapes(config: SpecConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    """Return the shapes of the ternary matrices ``(rows, cols)`` and of all other tensors, by name."""
+    c = config
+    q_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    matrices: dict[str, tuple[int, ...]] = {}
+    others: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (c.vocab_size, c.dim),
+        "output_norm.weight": (c.dim,),
+    }
+    if not c.tied_head:
+        others["output.weight"] = (c.vocab_size, c.dim)
+    for layer in range(c.n_layers):
+        blk = f"blk.{layer}."
+        others[blk + "attn_norm.weight"] = others[blk + "ffn_norm.weight"] = (c.dim,)
+        if c.attn_sub_norm:
+            others[blk + "attn_sub_norm.weight"] = (q_dim,)
+        if c.ffn_sub_norm:
+            others[blk + "ffn_sub_norm.weight"] = (c.hidden_dim,)
+        matrices[blk + "attn_q.weight"] = (q_dim, c.dim)
+        matrices[blk + "attn_k.weight"] = matrices[blk + "attn_v.weight"] = (kv_dim, c.dim)
+        matrices[blk + "attn_output.weight"] = (c.dim, q_dim)
+        matrices[blk + "ffn_gate.weight"] = matrices[blk + "ffn_up.weight"] = (c.hidden_dim, c.dim)
+        matrices[blk + "ffn_down.weight"] = (c.dim, c.hidden_dim)
+    return matrices, others

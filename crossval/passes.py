@@ -1,0 +1,174 @@
+"""What every engine offers to the harness, live, recorded or specified: one interface, four runners.
+
+A *pass* is one call of the engine: a prompt batch (``prefill``) or one decoded token (``decode``); the two are
+different code paths in every engine. A runner keeps a KV cache; ``eval`` appends to it, ``reset`` empties it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval.formats import Dtype
+
+PassKind = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """One call of an engine: which tokens, starting at which position."""
+
+    kind: PassKind
+    token_ids: tuple[int, ...]
+    start: int
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Positions of the tokens in the sequence."""
+        return tuple(range(self.start, self.start + len(self.token_ids)))
+
+
+@dataclass(frozen=True)
+class TapArray:
+    """One recorded tensor: float32, C-contiguous, shaped as ``crossval.model.taps`` says.
+
+    ``rows`` lists which tokens of the pass the token axis covers, or is None when it covers all of them
+    (bitnet.cpp's last layer keeps only the output rows after attention).
+    """
+
+    array: npt.NDArray[np.float32]
+    rows: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What an engine computed in one pass. ``taps`` may load lazily; it holds what was selected and exists."""
+
+    plan: PassPlan
+    taps: Mapping[str, TapArray]
+    elapsed_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How an engine rounds where bitnet.cpp's own result depends on its build (docs/numerics.md).
+
+    ``simd_width``: float32 lanes of the reductions (16: AVX-512 build, 8: AVX2 build; None: not of that family).
+    ``fused_quantizer``: the activation quantiser rounds ``x*s`` and to integer in one step (gcc builds do).
+    ``compute_dtype``: what tensors between operations, and elementwise steps, are rounded to; sums are carried in
+    binary32 or better. None: not stated, taken for ``f32``.
+    ``kv_dtype``: what keys and values are rounded to when they enter the cache. None: not stated.
+    """
+
+    simd_width: int | None = None
+    fused_quantizer: bool | None = None
+    compute_dtype: Dtype | None = None
+    kv_dtype: Dtype | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values; the two formats only where they are stated."""
+        data = asdict(self)
+        for name in ("compute_dtype", "kv_dtype"):
+            if data[name] is None:
+                del data[name]
+        return data
+
+
+@dataclass(frozen=True)
+class EngineIdentity:
+    """Who computed a trace; everything needed to find the same build again. None where not known."""
+
+    name: str
+    """``bitnet_py``, ``bitnet.cpp``, ``specification``, or the name a third-party trace gives."""
+    version: str | None = None
+    source_commit: str | None = None
+    source_digest: str | None = None
+    library_digest: str | None = None
+    compiler: str | None = None
+    flags: str | None = None
+    numerics: Numerics = field(default_factory=Numerics)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Threads, ubatch size, kernel name and the like; JSON scalars only."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the identity as plain JSON values."""
+        data = {**asdict(self), "numerics": self.numerics.to_json()}
+        data["settings"] = dict(self.settings)
+        return data
+
+
+class Runner(Protocol):
+    """An engine under the harness. Use as a context manager: entering loads it, leaving frees it.
+
+    Errors: ``BadInputError`` (unusable model or tokens), ``UnavailableError`` (not built, not recorded),
+    ``EngineCrashError`` (abort, crash, time-out). After a crash the runner is closed.
+    """
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """Who this is; complete only after entering."""
+
+    @property
+    def status(self) -> Literal["live", "recorded"]:
+        """Whether results are computed now or come from a trace."""
+
+    @property
+    def plan(self) -> tuple[PassPlan, ...] | None:
+        """The only passes this runner can give (a recorded trace), or None when it can run anything."""
+
+    @property
+    def available_taps(self) -> frozenset[str] | None:
+        """Full names of the taps the engine can give in its first pass, or None when it can give all."""
+
+    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
+        """Return the token ids of ``text`` by the engine's own tokenizer."""
+
+    def reset(self) -> None:
+        """Empty the KV cache; the next ``eval`` starts at position 0."""
+
+    def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
+        """Run one pass over ``token_ids`` and return the selected taps.
+
+        One token is a decode pass when the cache is not empty; ``result_output`` is the last token's logits,
+        shape ``(1, vocab_size)``, rows ``(n_tokens - 1,)``. From ``ffn_inp`` of the last layer on, engines
+        may return only the last token's row; ``rows`` says so.
+        """
+
+    def __enter__(self) -> Runner:
+        """Load the engine and the model."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Free the engine."""
+
+
+def pass_kind(n_tokens: int, start: int) -> PassKind:
+    """Return what one call of an engine is: one token behind others is a decode pass, all else is prefill."""
+    return "decode" if n_tokens == 1 and start > 0 else "prefill"
+
+
+def check_rows(name: str, rows: tuple[int, ...] | None, n_tokens: int) -> None:
+    """Check that ``rows`` lists tokens of the pass, ascending; None stands for all of them.
+
+    Raises:
+        ValueError: empty, repeated, unsorted, or outside the pass.
+    """
+    if rows is None:
+        return
+    if not rows or any(b <= a for a, b in pairwise(rows)) or rows[0] < 0 or rows[-1] >= n_tokens:
+        raise ValueError(f"{name}: rows must be ascending token indices below {n_tokens}, got {short_list(rows)}")
+
+
+def short_list(values: Sequence[int]) -> str:
+    """Return a list of numbers for a message, cut after eight."""
+    return f"[{', '.join(map(str, values[:8]))}{', …' if len(values) > 8 else ''}]"

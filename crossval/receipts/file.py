@@ -1,0 +1,99 @@
+"""Receipts on disk: canonical JSON, digest, schema, reading and writing (docs/receipts.md).
+
+A receipt is a plain ``dict`` of JSON values. ``evidence`` fills one in; ``gate`` judges one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import stat
+from pathlib import Path
+from typing import Any
+
+from crossval.errors import BadInputError
+from crossval.files import write_atomically
+from crossval.schema import one_line, parse_json, validate
+
+Receipt = dict[str, Any]
+
+SCHEMA_VERSION = 1
+MAX_SIZE_BYTES = 64 << 20
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one byte string of a JSON value: sorted keys, no whitespace, UTF-8, shortest float digits.
+
+    Floats are written as Python's ``repr`` does (the shortest decimal that reads back as the same binary64).
+
+    Raises:
+        BadInputError: the value holds NaN, an infinity, a lone surrogate or something that is not JSON.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadInputError(f"cannot be written as canonical JSON: {one_line(error)}") from error
+
+
+def digest(receipt: Receipt) -> str:
+    """Return the sha256 (hexadecimal) over the canonical JSON of the receipt without its ``digest`` field."""
+    return hashlib.sha256(canonical_json({k: v for k, v in receipt.items() if k != "digest"})).hexdigest()
+
+
+def seal(receipt: Receipt) -> Receipt:
+    """Return a copy of the receipt with its digest filled in; what is returned obeys the schema.
+
+    Raises:
+        BadInputError: the receipt violates the schema (a defect of the writer, caught before it is published).
+    """
+    sealed = {**receipt, "digest": digest(receipt)}
+    validate(sealed)
+    return sealed
+
+
+def write(path: str | Path, receipt: Receipt) -> None:
+    """Write a sealed receipt as indented JSON, atomically.
+
+    Raises:
+        BadInputError: the path cannot be written, or names something that is not a regular file.
+    """
+    file = Path(path)
+    try:
+        if file.exists() and not stat.S_ISREG(file.stat().st_mode):
+            raise BadInputError(f"cannot write the receipt to {file}: not a regular file")
+        write_atomically(file, to_text(receipt).encode("utf-8"))
+    except OSError as error:
+        raise BadInputError(f"cannot write the receipt to {file}: {error.strerror or error}") from error
+
+
+def to_text(receipt: Receipt) -> str:
+    """Return the receipt as people read it: indented JSON, one line feed at the end."""
+    return json.dumps(receipt, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read(path: str | Path) -> Receipt:
+    """Return the receipt in a file, valid by the schema; its digest and statuses are not checked here.
+
+    Raises:
+        BadInputError: unreadable, larger than 64 MiB, not JSON, duplicate keys, NaN, or invalid by the schema.
+    """
+    file = Path(path)
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise BadInputError(f"{file}: not a regular file")
+        with file.open("rb") as stream:
+            data = stream.read(MAX_SIZE_BYTES + 1)
+    except OSError as error:
+        raise BadInputError(f"cannot read receipt {file}: {error.strerror or error}") from error
+    if len(data) > MAX_SIZE_BYTES:
+        raise BadInputError(f"{file}: larger than {MAX_SIZE_BYTES} bytes; a receipt is a summary, not a trace")
+    receipt = parse_json(data, str(file))
+    validate(receipt, str(file))
+    return dict(receipt)
+
+
+def number(value: float | None) -> float | None:
+    """Return a float as JSON can hold it: None for NaN and infinities."""
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -1,0 +1,177 @@
+"""Finished work on disk, line by line, so that a run that was stopped goes on where it stopped.
+
+A file of JSON lines: the first says which run it belongs to, every further one is a result. Each holds a sha256
+over itself and the line before it, so that no line can be edited, dropped, repeated or moved unnoticed. (Who
+wants to can compute all of them anew, as with a receipt's digest: a journal proves nothing, it saves time.) A line
+is complete once its line feed is written; what follows the last line feed was cut short and is written again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from crossval.errors import BadInputError
+from crossval.receipts.file import canonical_json
+from crossval.schema import parse_json
+
+MAX_LINE_BYTES = 64 << 20
+
+
+class Journal:
+    """A journal of one run, locked; use as a context manager. Read all entries, then append."""
+
+    def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
+        """Open the journal of the run that ``header`` identifies, or begin one.
+
+        Raises:
+            BadInputError: it cannot be written, another process writes it, or it belongs to another run.
+        """
+        self.path = Path(path)
+        self._end = 0
+        """Where the last good line ends."""
+        self._last = ""
+        """Digest of that line."""
+        self._number = 0
+        self._exhausted = False
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise self._unusable(error) from error
+        self._reader = os.fdopen(self._file, "rb", closefd=False)
+        try:
+            self._lock()
+            self._begin(dict(header))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file."""
+        if self._file >= 0:
+            self._reader.close()
+            os.close(self._file)
+            self._file = -1
+
+    def _unusable(self, error: OSError) -> BadInputError:
+        return BadInputError(f"cannot write journal {self.path}: {error.strerror or error}")
+
+    def _lock(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise BadInputError(f"cannot write journal {self.path}: not a regular file")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BadInputError(f"journal {self.path} is being written by another process") from error
+
+    def _begin(self, header: dict[str, Any]) -> None:
+        expected = self._line("run", header)[0]
+        first = self._readline()
+        if not first.endswith(b"\n"):
+            # Nothing, or the beginning of this very line; anything else is somebody's file, to be left alone.
+            if not expected.startswith(first):
+                raise BadInputError(f"{self.path}:1: not the journal of a run")
+            self._exhausted = True
+            self._append("run", header)
+            return
+        found = self._parse(first, "run")
+        name = _first_difference(found, header)
+        if name is not None:
+            raise BadInputError(f"journal {self.path} belongs to another run: {name}; give another file")
+
+    def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield every complete entry with its place for messages (``file:line``).
+
+        Raises:
+            BadInputError: a complete line is malformed, edited, or not where it was written.
+        """
+        while not self._exhausted:
+            line = self._readline()
+            if not line.endswith(b"\n"):
+                self._exhausted = True
+                return
+            yield f"{self.path}:{self._number + 1}", self._parse(line, "entry")
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Write an entry, whole and for good; what was cut short goes.
+
+        Raises:
+            BadInputError: it cannot be written, or is not JSON.
+        """
+        if not self._exhausted:
+            raise ValueError("read all entries before appending")
+        self._append("entry", dict(entry))
+
+    def _append(self, kind: str, content: dict[str, Any]) -> None:
+        line, digest = self._line(kind, content)
+        try:
+            os.ftruncate(self._file, self._end)
+            written = 0
+            while written < len(line):
+                written += os.pwrite(self._file, line[written:], self._end + written)
+            os.fsync(self._file)
+        except OSError as error:
+            raise self._unusable(error) from error
+        self._accept(line, digest)
+
+    def _accept(self, line: bytes, digest: str) -> None:
+        self._end += len(line)
+        self._last = digest
+        self._number += 1
+
+    def _line(self, kind: str, content: dict[str, Any]) -> tuple[bytes, str]:
+        digest = hashlib.sha256(self._last.encode() + canonical_json({kind: content})).hexdigest()
+        return canonical_json({kind: content, "digest": digest}) + b"\n", digest
+
+    def _readline(self) -> bytes:
+        try:
+            line = self._reader.readline(MAX_LINE_BYTES + 1)
+        except OSError as error:
+            raise BadInputError(f"cannot read journal {self.path}: {error.strerror or error}") from error
+        if len(line) > MAX_LINE_BYTES:
+            raise BadInputError(f"{self.path}:{self._number + 1}: longer than {MAX_LINE_BYTES} bytes")
+        return line
+
+    def _parse(self, line: bytes, kind: str) -> dict[str, Any]:
+        where = f"{self.path}:{self._number + 1}"
+        data = parse_json(line[:-1], where)
+        content = data.get(kind) if isinstance(data, dict) else None
+        if not isinstance(content, dict):
+            raise BadInputError(f"{where}: not a line of a journal: an object with {kind!r} is expected")
+        expected, digest = self._line(kind, content)
+        if line != expected:
+            raise BadInputError(f"{where}: edited, or not where it was written: its digest says otherwise")
+        self._accept(line, digest)
+        return content
+
+
+def _first_difference(found: Any, expected: Any, name: str = "") -> str | None:
+    """Return what differs first, in words; None when nothing does."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in [*expected, *(key for key in found if key not in expected)]:
+            what = _first_difference(found.get(key), expected.get(key), f"{name}.{key}".lstrip("."))
+            if what is not None:
+                return what
+        return None
+    if canonical_json(found) == canonical_json(expected):
+        return None
+    return f"{name} is {_show(found)} there, {_show(expected)} here"
+
+
+def _show(value: Any) -> str:
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -1,0 +1,297 @@
+"""Measured floors: how far one engine is from itself when it does the same work another way.
+
+An engine that is right still gives slightly different numbers for the same tokens fed at once or one by one, by
+another number of threads, or built by another compiler. The largest such difference per tap is its *floor*: less
+than that says nothing about another engine (``crossval.repeat.margins`` puts results beside it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from crossval.compare.layers import GROUP_BYTES, Progress
+from crossval.compare.rows import Skip, TapRow, row_status
+from crossval.compare.tolerance import SAFETY, WORST_TOKEN, Tolerance, tap_class, tolerance_for
+from crossval.errors import BadInputError, CrossvalError
+from crossval.model import taps
+from crossval.model.taps import MODEL_DEPENDENT_TAPS
+from crossval.passes import PassRecord, Runner
+from crossval.repeat.rerun import Chunks, OpenRunner, compare_runs, one_by_one, one_pass, require_live, run
+
+PREFILL_DECODE = "at once / one by one"
+CAPTURE = "with / without capture"
+LOGITS = "result_output"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The largest difference of one tap over all prompts, for one way of running the engine differently."""
+
+    tap: str
+    variation: str
+    rel_l2: float
+    """``|a - b| / |b|`` over the whole tap; 0.0 when all bits were equal."""
+    worst_token_rel_l2: float
+    """The same for the worst single token."""
+    n_elements: int
+    n_different: int
+    """Elements whose bits differ."""
+
+
+@dataclass(frozen=True)
+class FloorTable:
+    """Floors of one engine. ``unmeasured`` lists (tap, variation, why) for what could not be compared."""
+
+    engine: str
+    n_layers: int
+    n_tokens: tuple[int, ...]
+    """Length of every prompt that was run."""
+    floors: tuple[Floor, ...]
+    unmeasured: tuple[tuple[str, str, str], ...] = ()
+
+    def of(self, tap: str, variation: str | None = None) -> Floor | None:
+        """Return the largest floor of a tap over all variations (or of one); None when never measured."""
+        found = [f for f in self.floors if f.tap == tap and variation in (None, f.variation)]
+        return max(found, key=lambda f: (f.rel_l2, f.worst_token_rel_l2), default=None)
+
+    def by_class(self) -> dict[str, Floor]:
+        """Return the largest floor of every tolerance class (``crossval.compare.tolerance.tap_class``)."""
+        return self._largest(tap_class)
+
+    def by_op(self) -> dict[str, Floor]:
+        """Return the largest floor of every kind of tap (``ffn_out`` of all layers)."""
+        return self._largest(lambda name: taps.parse(name).tap)
+
+    def _largest(self, key: Any) -> dict[str, Floor]:
+        largest: dict[str, Floor] = {}
+        for floor in self.floors:
+            kind = key(floor.tap)
+            if kind not in largest or floor.rel_l2 > largest[kind].rel_l2:
+                largest[kind] = floor
+        return largest
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as plain JSON values."""
+        data = asdict(self)
+        data["n_tokens"] = list(self.n_tokens)
+        data["floors"] = list(data["floors"])
+        data["unmeasured"] = [list(item) for item in self.unmeasured]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Any) -> FloorTable:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            BadInputError: a field is missing, unknown, or not what it must be.
+        """
+        try:
+            table = cls(
+                engine=_text(data["engine"]),
+                n_layers=_count(data["n_layers"]),
+                n_tokens=tuple(_count(n) for n in data["n_tokens"]),
+                floors=tuple(_floor(item) for item in data["floors"]),
+                unmeasured=tuple((_text(a), _text(b), _text(c)) for a, b, c in data["unmeasured"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInputError(f"not a table of floors: {type(error).__name__}: {error}") from None
+        if set(data) != set(table.to_json()):
+            raise BadInputError(
+                f"not a table of floors: unknown fields {sorted(set(data) - set(table.to_json()))}"
+            )
+        return table
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, found {value!r}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"expected a count, found {value!r}")
+    return value
+
+
+def _distance(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"expected a finite distance, found {value!r}")
+    return float(value)
+
+
+def _floor(item: Any) -> Floor:
+    taps.parse(_text(item["tap"]))
+    return Floor(
+        tap=item["tap"],
+        variation=_text(item["variation"]),
+        rel_l2=_distance(item["rel_l2"]),
+        worst_token_rel_l2=_distance(item["worst_token_rel_l2"]),
+        n_elements=_count(item["n_elements"]),
+        n_different=_count(item["n_different"]),
+    )
+
+
+def measured_tolerance(tap: str, floors: FloorTable) -> Tolerance | None:
+    """Return bounds made from a measured floor instead of the general table; None when none was measured.
+
+    The same allowances as ``crossval.compare.tolerance``: ``SAFETY`` over the floor, ``WORST_TOKEN`` for
+    single tokens.
+    """
+    floor = floors.of(tap)
+    if floor is None:
+        return None
+    bound, token = SAFETY * floor.rel_l2, SAFETY * max(floor.worst_token_rel_l2, WORST_TOKEN * floor.rel_l2)
+    return Tolerance(floor.rel_l2**2, {"nmse": bound**2, "worst_token_nmse": token**2})
+
+
+# --- measuring ------------------------------------------------------------------------------------------------
+
+
+def measure_floors(
+    open_runner: OpenRunner,
+    prompts: Sequence[Sequence[int]],
+    *,
+    n_layers: int,
+    n_decode: int = 2,
+    thread_counts: Sequence[int] = (),
+    others: Mapping[str, OpenRunner] | None = None,
+    progress: Progress | None = None,
+) -> FloorTable:
+    """Measure one engine against itself on every tap, a few layers per run so that memory stays bounded.
+
+    ``prompts``: token ids. Each is fed at once and one by one; for the other variations all but the last
+    ``n_decode`` tokens at once and these one by one.
+    ``thread_counts``: ``open_runner(n_threads=...)`` against ``open_runner()``. ``others``: the same engine
+    otherwise made (another build, another kernel) by name.
+
+    Raises:
+        BadInputError: no prompt, one too short, or a recorded trace.
+        CrossvalError: a run gave NaN or infinity: an engine that fails has no floor. Anything from a runner.
+    """
+    if not prompts or n_layers < 1 or n_decode < 0:
+        raise BadInputError("floors need at least one prompt, one layer, and no negative number of decoded tokens")
+    if min(map(len, prompts)) < n_decode + 2:
+        raise BadInputError(f"prompts of at least {n_decode + 2} tokens are needed, got {min(map(len, prompts))}")
+    with ExitStack() as stack:
+        base = stack.enter_context(open_runner())
+        require_live(base)
+        variants = {f"{n} threads": stack.enter_context(open_runner(n_threads=n)) for n in thread_counts}
+        variants |= {name: stack.enter_context(opened()) for name, opened in (others or {}).items()}
+        work = _Measuring(base, variants, n_layers)
+        for names in _groups(work, prompts, n_decode, progress or (lambda *_: None)):
+            for ids in prompts:
+                work.measure(tuple(ids), n_decode, names)
+        for ids in prompts:
+            work.measure_capture(tuple(ids), n_decode)
+    return FloorTable(
+        engine=base.identity.name,
+        n_layers=n_layers,
+        n_tokens=tuple(map(len, prompts)),
+        floors=tuple(work.sorted_floors()),
+        unmeasured=tuple((tap, variation, why) for (tap, variation), why in work.unmeasured.items()),
+    )
+
+
+@dataclass
+class _Measuring:
+    """One engine, the same engine made otherwise, and the largest differences so far."""
+
+    base: Runner
+    variants: Mapping[str, Runner]
+    n_layers: int
+    floors: dict[tuple[str, str], Floor] = field(default_factory=dict)
+    unmeasured: dict[tuple[str, str], str] = field(default_factory=dict)
+    largest_bytes: int = 0
+
+    def measure(self, ids: tuple[int, ...], n_decode: int, names: Sequence[str]) -> None:
+        chunks = _prompt_then_decode(ids, n_decode)
+        usual = run(self.base, chunks, names)
+        size = sum(tap.array.nbytes for record in usual for tap in record.taps.values())
+        self.largest_bytes = max(self.largest_bytes, size)
+        at_once = run(self.base, one_pass(ids), names)
+        self._note(PREFILL_DECODE, run(self.base, one_by_one(ids), names), at_once, names)
+        for variation, runner in self.variants.items():
+            self._note(variation, run(runner, chunks, names), usual, names)
+
+    def measure_capture(self, ids: tuple[int, ...], n_decode: int) -> None:
+        chunks = _prompt_then_decode(ids, n_decode)
+        everything = [LOGITS, *taps.layer_taps(0), *taps.outline_taps(self.n_layers)]
+        captured, plain = run(self.base, chunks, everything), run(self.base, chunks, [LOGITS])
+        self._note(CAPTURE, captured, plain, [LOGITS])
+
+    def _note(
+        self, variation: str, one: Sequence[PassRecord], usual: Sequence[PassRecord], names: Sequence[str]
+    ) -> None:
+        for name in names:
+            key = (name, variation)
+            row = compare_runs(name, one, usual, tolerance_for(name, self.n_layers, "independent"))
+            if isinstance(row, Skip):
+                if not _model_lacks(name, [*one, *usual]):
+                    self.unmeasured[key] = row.why
+                continue
+            if row_status(row) == "invalid":
+                raise CrossvalError(f"{self.base.identity.name} has no floor: {name}, {variation}: {row.note}")
+            if row.nmse is None or row.worst_token_nmse is None:
+                self.unmeasured[key] = "a token's row is all zeros one way and not the other"
+                continue
+            found = _as_floor(row, variation)
+            before = self.floors.get(key)
+            self.floors[key] = found if before is None else _worse(before, found)
+
+    def sorted_floors(self) -> list[Floor]:
+        return sorted(
+            self.floors.values(), key=lambda f: (taps.execution_index(f.tap, self.n_layers), f.variation)
+        )
+
+
+def _model_lacks(name: str, records: Sequence[PassRecord]) -> bool:
+    """Tell whether this is a tap of a tensor that the model does not have."""
+    return taps.parse(name).tap in MODEL_DEPENDENT_TAPS and not any(name in record.taps for record in records)
+
+
+def _prompt_then_decode(ids: tuple[int, ...], n_decode: int) -> Chunks:
+    n_prompt = len(ids) - n_decode
+    return one_pass(ids[:n_prompt]) + one_by_one(ids[n_prompt:])
+
+
+def _as_floor(row: TapRow, variation: str) -> Floor:
+    assert row.nmse is not None
+    assert row.worst_token_nmse is not None
+    rate = row.exact_match_rate or 0.0
+    n_different = row.n_elements - round(rate * row.n_elements)
+    return Floor(
+        row.tap, variation, math.sqrt(row.nmse), math.sqrt(row.worst_token_nmse), row.n_elements, n_different
+    )
+
+
+def _worse(a: Floor, b: Floor) -> Floor:
+    return Floor(
+        a.tap,
+        a.variation,
+        max(a.rel_l2, b.rel_l2),
+        max(a.worst_token_rel_l2, b.worst_token_rel_l2),
+        a.n_elements + b.n_elements,
+        a.n_different + b.n_different,
+    )
+
+
+def _groups(
+    work: _Measuring, prompts: Sequence[Sequence[int]], n_decode: int, progress: Progress
+) -> Iterable[list[str]]:
+    """Yield tap names, a few layers at a time: as many as stay within ``GROUP_BYTES`` per run."""
+    first, size = 0, 1
+    while first < work.n_layers:
+        layers = range(first, min(first + size, work.n_layers))
+        progress("measuring floors", first, work.n_layers)
+        names = [name for layer in layers for name in taps.layer_taps(layer)]
+        work.largest_bytes = 0
+        names = [*taps.INPUT_TAPS, *names] if first == 0 else names
+        first = layers[-1] + 1
+        yield [*names, *taps.HEAD_TAPS] if first == work.n_layers else names
+        size = max(1, GROUP_BYTES * len(layers) // max(1, work.largest_bytes))
+    progress("measuring floors", work.n_layers, work.n_layers)

@@ -1,0 +1,152 @@
+"""Which checks there are: what is asked for decides their names, so that none can go missing unnoticed."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, get_args
+
+Relation = Literal["one_by_one", "prefix", "split", "reset", "capture", "threads", "kernels"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+Expectation = Literal["bits", "floor"]
+
+LENGTHS = (1, 2, 3, 4, 5, 7, 32, 33)
+"""Around the groups of 4 columns and of 32 cells in which engines of this family work."""
+GROUP = 32
+"""A multiple of the columns and cells that any kernel takes at once."""
+THREAD_COUNTS = (1, 2, 3)
+N_DECODE = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to check. Empty ``thread_counts`` or ``kernels``: that relation is not asked for."""
+
+    lengths: Sequence[int] = LENGTHS
+    thread_counts: Sequence[int] = THREAD_COUNTS
+    kernels: Sequence[str] = ()
+    """Kernel families by name; every one that is named has to run."""
+    n_decode: int = N_DECODE
+    """Tokens decoded after the longest prompt."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens the checks need: the longest prompt and what is decoded after it, or ``n_prefix``."""
+        return max(max(self.lengths, default=0) + self.n_decode, self.n_prefix)
+
+    @property
+    def n_prefix(self) -> int:
+        """Length of the prompt whose beginnings the others are: whole groups, so none shares its remainder."""
+        return (max(self.lengths, default=0) // GROUP + 1) * GROUP
+
+
+Sizes = tuple[int, ...]
+"""Tokens of each pass of a run."""
+Part = Literal["all", "beginnings", "logits", "exact", "attention", "rest"]
+"""Which of the recorded taps a check compares (``crossval.repeat.metamorphic.recorded``)."""
+
+
+def place(tap: str, token: int | None, one: Sizes, other: Sizes) -> str:
+    """Return a tap, a token's position, and the pass that holds it: of both runs where these differ."""
+    if token is None:
+        return tap
+    first, second = (bisect_right(list(accumulate(sizes)), token) for sizes in (one, other))
+    return f"{tap}, token {token}, " + (f"pass {first}" if first == second else f"passes {first} and {second}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One check that is asked for: what is expected, the passes of both runs, and which taps are compared."""
+
+    relation: Relation
+    case: str
+    expectation: Expectation
+    one: Sizes
+    other: Sizes
+    part: Part = "all"
+
+    @property
+    def key(self) -> tuple[Relation, str, Expectation]:
+        """What a check is known by."""
+        return self.relation, self.case, self.expectation
+
+
+RESET_CASE = "after another sequence"
+CAPTURE_CASE = "logits"
+UP_TO_ATTENTION, ATTENTION, ALL_LAYERS = "layer 0 up to attention", "layer 0 kqv_out", "all layers"
+"""Parts of a check of two arithmetics."""
+
+
+def tokens_case(count: int) -> str:
+    """Return the case of a prompt of ``count`` tokens."""
+    return f"{count} token{'s' if count > 1 else ''}"
+
+
+def prefix_case(length: int, n_prefix: int) -> str:
+    """Return the case of the first ``length`` tokens of a longer prompt."""
+    return f"{length} of {tokens_case(n_prefix)}"
+
+
+def split_case(n_tokens: int, point: int) -> str:
+    """Return the case of a prompt in two passes."""
+    return f"{n_tokens} tokens as {point} + {n_tokens - point}"
+
+
+def threads_case(count: int) -> str:
+    """Return the case of a number of threads."""
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def split_points(n_tokens: int) -> list[int]:
+    """Return where a prompt is split: near both ends and in the middle."""
+    return sorted({p for p in (1, 2, 3, n_tokens // 2, n_tokens - 2, n_tokens - 1) if 0 < p < n_tokens})
+
+
+def splits_into_one_form(n_tokens: int, point: int, *, single_head: bool) -> bool:
+    """Tell whether both parts have the arithmetic of the whole.
+
+    A first token alone gives itself all of its attention: 1.0, which binary16 holds.
+    """
+    return n_tokens - point > 1 and (point > 1 or not single_head)
+
+
+def required(options: Options, *, stated: bool, single_head: bool) -> Iterator[Case]:
+    """Yield every check, in the order in which they are made.
+
+    ``stated``: the engine says that it rounds as bitnet.cpp's family does. ``single_head``: of attention.
+    """
+
+    def two_forms(relation: Relation, case: str, one: Sizes, other: Sizes) -> Iterator[Case]:
+        if stated:
+            yield Case(relation, f"{case}, {UP_TO_ATTENTION}", "bits", one, other, "exact")
+            if not single_head:
+                yield Case(relation, f"{case}, {ATTENTION}", "floor", one, other, "attention")
+        yield Case(relation, f"{case}, {ALL_LAYERS}", "floor", one, other, "rest" if stated else "all")
+
+    one_form: Expectation = "bits" if stated else "floor"
+    lengths = sorted(set(options.lengths))
+    longest, decoded = lengths[-1], (1,) * options.n_decode
+    usual = (longest, *decoded)
+    for length in lengths:
+        if length == 1:
+            yield Case("one_by_one", tokens_case(1), "bits", (1,), (1,))
+        else:
+            yield from two_forms("one_by_one", tokens_case(length), (length,), (1,) * length)
+    for length in lengths:
+        if length > 1:
+            case, long = prefix_case(length, options.n_prefix), (options.n_prefix,)
+            yield Case("prefix", case, one_form, (length,), long, "beginnings")
+    for point in split_points(longest):
+        case, parts = split_case(longest, point), (point, longest - point, *decoded)
+        if splits_into_one_form(longest, point, single_head=single_head):
+            yield Case("split", case, one_form, usual, parts)
+        else:
+            yield from two_forms("split", case, usual, parts)
+    yield Case("reset", RESET_CASE, "bits", usual, usual)
+    yield Case("capture", CAPTURE_CASE, "bits", usual, usual, "logits")
+    for count in dict.fromkeys(options.thread_counts):
+        yield Case("threads", threads_case(count), "bits", usual, usual)
+    for kernel in dict.fromkeys(options.kernels):
+        yield Case("kernels", kernel, "bits", usual, usual)

@@ -1,0 +1,327 @@
+"""Metamorphic checks as a receipt's JSON, and that receipt held against itself.
+
+The checks of a receipt return complaints, empty when all is well, as in ``crossval.receipts.consistency``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, Literal
+
+from crossval.model import taps
+from crossval.model.taps import token_axis
+from crossval.passes import PassPlan
+from crossval.receipts.file import Receipt, number
+from crossval.repeat.metamorphic.cases import RELATIONS, Case, Options, Relation, place, required
+from crossval.repeat.metamorphic.checks import (
+    MetamorphicCheck,
+    MetamorphicResult,
+    MetamorphicVerdict,
+    check_status,
+    decide,
+)
+from crossval.repeat.metamorphic.recorded import GATHERED, Scope, compared_taps, n_elements
+from crossval.repeat.rerun import Element
+from crossval.traces.read import TraceModel, expected_shape
+
+Side = Literal["candidate", "reference"]
+SIDES: tuple[Side, ...] = ("candidate", "reference")
+ReceiptVerdict = Literal["pass", "fail", "incomplete"]
+MAX_LAYERS = 10_000
+"""Of any model; what a receipt says beyond that is no reason to list as many taps."""
+_SHAPE = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
+_WHERE = re.compile(r"(?P<tap>(?:blk\.(?:0|[1-9][0-9]{0,5})\.)?[a-z_]{1,20})(?:, token (?P<token>[0-9]{1,9})"
+                    r"(?P<passes>, pass(?:es)? [0-9]{1,9}(?: and [0-9]{1,9})?)?)?")  # fmt: skip
+STATES = ("ok", "failed", "unchecked")
+
+
+@dataclass(frozen=True)
+class MetamorphicFindings:
+    """What was asked for, and the results of one or both engines in the order of ``SIDES``."""
+
+    options: Options
+    results: tuple[MetamorphicResult, ...]
+
+
+def verdict_of(verdicts: list[MetamorphicVerdict]) -> ReceiptVerdict:
+    """Return the verdict on all engines: one that violates fails, and nothing checked is no pass."""
+    if "violated" in verdicts:
+        return "fail"
+    return "pass" if verdicts and set(verdicts) == {"holds"} else "incomplete"
+
+
+def criterion(findings: MetamorphicFindings) -> dict[str, Any]:
+    """Return what was asked for, as the receipt's ``thresholds``."""
+    options = findings.options
+    return {
+        "lengths": list(options.lengths),
+        "thread_counts": list(options.thread_counts),
+        "kernels": list(options.kernels),
+        "n_decode": options.n_decode,
+        "taps": "all",
+    }
+
+
+def to_json(findings: MetamorphicFindings) -> dict[str, Any]:
+    """Return the receipt's ``results``."""
+    rows = [_row(check) for result in findings.results for check in result.checks]
+    return {"rows": rows, "summary": _summary(findings.results)}
+
+
+def _row(check: MetamorphicCheck) -> dict[str, Any]:
+    element = None
+    if check.element is not None:
+        one = check.element
+        values = [number(value) for value in one.values]
+        element = {"token": one.position, "index": list(one.index), "values": values}
+    return {**asdict(check), "missing": list(check.missing), "element": element}
+
+
+def check_from_json(row: Mapping[str, Any]) -> MetamorphicCheck:
+    """Return the check in a row of a valid receipt; its status is as stated."""
+    element = None
+    if row["element"] is not None:
+        first, second = (math.nan if value is None else value for value in row["element"]["values"])
+        element = Element(row["element"]["token"], tuple(row["element"]["index"]), (first, second))
+    return MetamorphicCheck(**{**row, "missing": tuple(row["missing"]), "element": element})
+
+
+def _summary(results: tuple[MetamorphicResult, ...]) -> dict[str, Any]:
+    return {
+        result.party: {
+            "verdict": decide(result.checks, result.n_required),
+            **{state: sum(check_status(check) == state for check in result.checks) for state in STATES},
+        }
+        for result in results
+    }
+
+
+def summarize(findings: MetamorphicFindings) -> dict[str, Any]:
+    """Return the receipt's summary fields."""
+    results = findings.results
+    verdict = verdict_of([decide(result.checks, result.n_required) for result in results])
+    checks = [check for result in results for check in result.checks]
+    return {
+        "first_divergence": None,
+        "first_inexact": None,
+        "coverage": {
+            "required": sum(result.n_required for result in results),
+            "compared": sum(check_status(check) != "unchecked" for check in checks),
+            "skipped": [],
+        },
+        "parity": {
+            "cosine_similarity": None,
+            "exact_match_rate": None,
+            "logits_exact_match_rate": None,
+            "cpp_available": False,
+            "status": verdict,
+        },
+        "verdict": verdict,
+    }
+
+
+# --- a receipt against itself ---------------------------------------------------------------------------------
+
+
+def from_json(receipt: Receipt) -> MetamorphicFindings:
+    """Return the findings of a valid ``metamorphic`` receipt; how many checks there must be is computed."""
+    held = receipt["thresholds"]
+    options = Options(
+        tuple(held["lengths"]), tuple(held["thread_counts"]), tuple(held["kernels"]), held["n_decode"]
+    )
+    rows = [check_from_json(row) for row in receipt["results"]["rows"]]
+    results = []
+    for side in _asked(receipt):
+        checks = tuple(row for row in rows if row.party == side)
+        n_required = len(_required(receipt, side, options))
+        verdict = decide(checks, n_required)
+        results.append(MetamorphicResult(side, receipt[side]["name"], checks, n_required, verdict))
+    return MetamorphicFindings(options, tuple(results))
+
+
+def _asked(receipt: Receipt) -> list[Side]:
+    return [side for side in SIDES if receipt[side]["status"] != "unused"]
+
+
+def _required(receipt: Receipt, side: Side, options: Options) -> list[Case]:
+    numerics = receipt[side]["numerics"]
+    stated = numerics["simd_width"] is not None and numerics["fused_quantizer"] is not None
+    single_head = receipt["model"]["shape"]["n_heads"] == 1
+    kernels = options.kernels if side == "candidate" else ()
+    only = Options(options.lengths, options.thread_counts, kernels, options.n_decode)
+    return list(required(only, stated=stated, single_head=single_head))
+
+
+def recompute(receipt: Receipt) -> dict[str, Any]:
+    """Return summary fields and counts as the receipt's own rows give them."""
+    findings = from_json(receipt)
+    return {**summarize(findings), "results": {"summary": _summary(findings.results)}}
+
+
+def structure(receipt: Receipt) -> list[str]:
+    """Check engines, prompt, and that the rows are those of the checks asked for, in their order."""
+    findings = from_json(receipt)
+    options, asked = findings.options, _asked(receipt)
+    complaints = []
+    if not asked:
+        complaints.append("no engine was checked")
+    complaints += [
+        f"the {side} is {receipt[side]['status']}; only a live engine can be run in other ways"
+        for side in asked
+        if receipt[side]["status"] != "live"
+    ]
+    ids, vocab_size = receipt["prompt"]["token_ids"], receipt["model"]["shape"]["vocab_size"]
+    if len(ids) != options.n_tokens:
+        complaints.append(f"prompt.token_ids has {len(ids)} tokens, these checks read {options.n_tokens}")
+    if any(token >= vocab_size for token in ids):
+        complaints.append(f"a token id is outside the vocabulary of {vocab_size}")
+    if receipt["tokenizer"]["vocab_size"] != vocab_size:
+        complaints.append("tokenizer.vocab_size is not the model's")
+    found = [(r["party"], r["name"], r["case"], r["expectation"]) for r in receipt["results"]["rows"]]
+    wanted = [(side, *one.key) for side in asked for one in _required(receipt, side, options)]
+    if len(found) != len(wanted):
+        complaints.append(f"{len(found)} rows, what is asked for needs {len(wanted)}")
+    complaints += [
+        f"row {index} ({row[1]}, {row[2]}) is not the check that belongs there: {', '.join(right)}"
+        for index, (row, right) in enumerate(zip(found, wanted, strict=False))
+        if row != right
+    ]
+    return complaints
+
+
+def rows(receipt: Receipt) -> list[str]:
+    """Check every row: its status must follow from its numbers, and these must be possible."""
+    complaints = []
+    for index, data in enumerate(receipt["results"]["rows"]):
+        check = check_from_json(data)
+        where = f"row {index} ({check.name}, {check.case})"
+        if check.status != check_status(check):
+            complaints.append(f"{where}: status is {check.status}, its numbers say {check_status(check)}")
+        if check.n_different > check.n_compared:
+            complaints.append(f"{where}: {check.n_different} of {check.n_compared} elements differ")
+        bits_equal = check.expectation == "bits" and check.n_different == 0 and not check.n_invalid
+        if bits_equal and (check.worst or check.where):
+            complaints.append(f"{where}: all bits are equal, but a largest difference is named")
+        if check.n_different and check.where is None:
+            complaints.append(f"{where}: elements differ, and no place is named")
+        if check.n_compared and not check.n_different and not check.n_invalid and check.worst:
+            complaints.append(f"{where}: no value differs, but worst is {check.worst}")
+        if check.element is not None and check_status(check) != "failed":
+            complaints.append(f"{where}: an element is shown, but the check has not failed")
+        if check.note is not None and check_status(check) == "ok":
+            complaints.append(f"{where}: a note, but the check is ok")
+    return complaints
+
+
+def values(receipt: Receipt) -> list[str]:
+    """Check that every value was compared that the model's shape and the passes give, and places and elements."""
+    findings, model = from_json(receipt), _model(receipt)
+    scope: Scope = receipt["thresholds"].get("taps", "outline")  # receipts of before do not say
+    if not 0 < model.n_layers <= MAX_LAYERS:
+        return [f"a model of {model.n_layers} layers"]
+    complaints = []
+    for result in findings.results:
+        cases = _required(receipt, _side(result.party), findings.options)
+        pairs = list(zip(result.checks, cases, strict=False))
+        for check, case in pairs:
+            where = f"{result.party}, {check.name}, {check.case}"
+            complaints += [f"{where}: {what}" for what in _place_conflicts(check, case, model, scope)]
+        whole = [(check, case) for check, case in pairs if _is_whole(check)]
+        if not any(
+            all(
+                check.n_compared == n_elements(case, model, gathered, sub_norms=sub, scope=scope)
+                for check, case in whole
+            )
+            for gathered, sub in product(GATHERED, (True, False))
+        ):
+            complaints.append(f"{result.party}: n_compared is not what the model's shape and the passes give")
+    return complaints
+
+
+def _side(party: str) -> Side:
+    return "candidate" if party == "candidate" else "reference"
+
+
+def _model(receipt: Receipt) -> TraceModel:
+    shape = receipt["model"]["shape"]
+    return TraceModel(sha256=receipt["model"]["sha256"], **{name: shape[name] for name in _SHAPE})
+
+
+def _is_whole(check: MetamorphicCheck) -> bool:
+    """Tell whether nothing kept a check from comparing everything."""
+    return check_status(check) != "unchecked" and not check.missing and check.n_invalid == 0
+
+
+def _place_conflicts(check: MetamorphicCheck, case: Case, model: TraceModel, scope: Scope) -> Iterator[str]:
+    """Check what is named; with a narrow scope a failed check may name an operation recorded in a second run."""
+    names = compared_taps(case, model.n_layers, single_head=model.n_heads == 1, scope=scope)
+    if not set(check.missing) <= set(names):
+        yield "a tap is missing that is not compared"
+    if check.where is None:
+        if check.element is not None:
+            yield "an element without a place"
+        return
+    found = _WHERE.fullmatch(check.where)
+    known = None if found is None else _tap(found["tap"])
+    if found is None or known is None or (known.layer or 0) >= model.n_layers:
+        yield f"{check.where!r} is no place in this model"
+        return
+    if str(known) not in names and not (known.layer and check_status(check) == "failed"):
+        yield f"{known} is not compared"
+    token = None if found["token"] is None else int(found["token"])
+    if token is not None and token >= min(sum(case.one), sum(case.other)):
+        yield f"token {token} is not in both runs"
+    elif found["passes"] and check.where != place(str(known), token, case.one, case.other):
+        yield f"{check.where!r} is not the pass of token {token}"
+    if check.element is not None:
+        yield from _element_conflicts(check, check.element, str(known), token, case, model)
+
+
+def _tap(name: str) -> taps.TapName | None:
+    try:
+        return taps.parse(name)
+    except ValueError:
+        return None
+
+
+def _element_conflicts(
+    check: MetamorphicCheck, element: Element, tap: str, token: int | None, case: Case, model: TraceModel
+) -> Iterator[str]:
+    width = max(sum(case.one), sum(case.other))
+    shape = expected_shape(tap, model, PassPlan("prefill", (0,) * width, 0), None)
+    dims = [n for axis, n in enumerate(shape) if axis != token_axis(tap)]
+    outside = len(element.index) != len(dims) or any(i >= n for i, n in zip(element.index, dims, strict=False))
+    if element.position != token or outside:
+        yield f"{tap} has no element {list(element.index)} of token {element.position} there"
+    if check.n_invalid == 0 and struct.pack("<d", element.values[0]) == struct.pack("<d", element.values[1]):
+        yield "the two values shown are equal"
+
+
+def unproved(receipt: Receipt, side: Side) -> list[str]:
+    """Return the relations that a receipt does not show, of those that an engine can be asked for."""
+    findings = from_json(receipt)
+    result = next((one for one in findings.results if one.party == side), None)
+    shown = {check.name for check in result.checks if check_status(check) == "ok"} if result else set()
+    missing: list[str] = [name for name in relations_of(receipt[side]["name"]) if name not in shown]
+    usual = receipt[side]["settings"].get("n_threads")
+    if "threads" in shown and not set(findings.options.thread_counts) - {usual}:
+        missing.append(f"threads (only {usual}, with which everything else was run)")
+    return missing
+
+
+def relations_of(engine: str) -> Sequence[Relation]:
+    """Return the relations that an engine of this name can be asked for: only ours has kernels to choose."""
+    return [name for name in RELATIONS if name != "kernels" or engine == "bitnet_py"]
+
+
+CHECKS: Mapping[str, Callable[[Receipt], list[str]]] = {
+    "structure": structure,
+    "row status": rows,
+    "values": values,
+}
+"""Name of a check -> function; the summary is checked with every other kind's."""

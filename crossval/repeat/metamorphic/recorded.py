@@ -1,0 +1,90 @@
+"""Which taps the checks compare, and over how many values."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+from typing import Literal, get_args
+
+from crossval.model import taps
+from crossval.model.taps import MODEL_DEPENDENT_TAPS
+from crossval.passes import PassPlan
+from crossval.repeat.metamorphic.cases import Case, Sizes
+from crossval.repeat.rerun import SCORES
+from crossval.traces.read import TraceModel, expected_shape
+
+KQV = "blk.0.kqv_out"
+LOGITS = "result_output"
+_UP_TO_SOFTMAX = taps.LAYER_TAPS[: taps.LAYER_TAPS.index("kq_soft_max") + 1]
+_GATHERED = frozenset(taps.LAYER_TAPS[taps.LAYER_TAPS.index("ffn_inp") :]) | set(taps.HEAD_TAPS)
+
+Gathered = Literal["logits", "head", "last layer"]
+"""From where on an engine gives its taps for the last token of a pass only."""
+GATHERED: tuple[Gathered, ...] = get_args(Gathered)
+
+
+Scope = Literal["all", "outline"]
+"""In which taps bits have to be equal: every one, or (receipts of before) those that are measured."""
+
+
+def measured_taps(n_layers: int) -> list[str]:
+    """Return the taps whose values are measured: layer 0 whole, of the others the output, and what shows the last
+    K and V."""
+    last = f"blk.{n_layers - 1}.attn_o_out"
+    names = {*taps.outline_taps(n_layers), *taps.layer_taps(0), last}
+    return sorted(names, key=lambda name: taps.execution_index(name, n_layers))
+
+
+def may_be_gathered(name: str, n_layers: int) -> bool:
+    """Tell whether engines need give this tap for the last token of a pass only."""
+    tap = taps.parse(name)
+    return tap.tap in _GATHERED and tap.layer in (None, n_layers - 1)
+
+
+def up_to_attention(*, single_head: bool) -> list[str]:
+    """Return the taps whose bits do not depend on how many tokens a pass holds.
+
+    With one head bitnet.cpp keeps Q in binary32 in longer passes, so that attention scores do.
+    """
+    alike = [tap for tap in _UP_TO_SOFTMAX if not (single_head and tap in SCORES)]
+    return ["inp_embd", *(f"blk.0.{tap}" for tap in alike)]
+
+
+def compared_taps(case: Case, n_layers: int, *, single_head: bool, scope: Scope = "all") -> list[str]:
+    """Return the taps that a check compares: for equal bits all in ``scope``, else those that are measured."""
+    part, exact = case.part, up_to_attention(single_head=single_head)
+    every = case.expectation == "bits" and scope == "all"
+    names = taps.all_taps(n_layers) if every else measured_taps(n_layers)
+    if part == "rest":
+        done = exact if single_head else [*exact, KQV]
+        return [name for name in names if name not in done]
+    if part == "beginnings":  # the last layer need not give its output for tokens in the middle
+        return [name for name in names if not may_be_gathered(name, n_layers)]
+    return {"all": names, "logits": [LOGITS], "exact": exact, "attention": [KQV]}[part]
+
+
+def n_elements(case: Case, model: TraceModel, gathered: Gathered, *, sub_norms: bool, scope: Scope = "all") -> int:
+    """Return how many values a check compares; ``sub_norms``: the model has them."""
+    n_tokens, width = (pick(sum(case.one), sum(case.other)) for pick in (min, max))
+    ends = sorted(_ends(case.one) & _ends(case.other))
+    total = 0
+    for name in compared_taps(case, model.n_layers, single_head=model.n_heads == 1, scope=scope):
+        tap = taps.parse(name).tap
+        if tap in MODEL_DEPENDENT_TAPS and not sub_norms:
+            continue
+        rows = ends if _is_gathered(name, model.n_layers, gathered) else range(n_tokens)
+        if tap == "kq":  # what lies behind the causal mask is not compared
+            total += model.n_heads * sum(row + 1 for row in rows)
+        else:
+            total += math.prod(expected_shape(name, model, PassPlan("prefill", (0,) * width, 0), tuple(rows)))
+    return total
+
+
+def _is_gathered(name: str, n_layers: int, gathered: Gathered) -> bool:
+    if name == LOGITS or gathered == "logits":
+        return name == LOGITS
+    return may_be_gathered(name, n_layers) if gathered == "last layer" else name in taps.HEAD_TAPS
+
+
+def _ends(sizes: Sizes) -> set[int]:
+    return {end - 1 for end in accumulate(sizes)}

@@ -1,0 +1,159 @@
+"""A receipt in plain words: whose fault it is, how that is known, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from crossval.audit import precision
+from crossval.audit.show import (
+    SIDES,
+    advice_of,
+    before,
+    cause,
+    guilty_line,
+    misrecorded,
+    place,
+    recording_line,
+    seen_at,
+    segmented,
+    what_recorded,
+)
+from crossval.causal import show as render_causal
+from crossval.receipts.file import Receipt
+from crossval.repeat import floors_show as render_floors
+
+Lines = Iterator[tuple[str, str]]
+"""Label and text."""
+
+DEFAULT_PRE = (None, "", "default")
+"""Pre-tokenizers that split text in no particular way; llama-bpe models go wrong with them."""
+
+_WHOSE = {
+    "parity": "nobody's here: {candidate} and {reference} compute the same, and it is what the model defines",
+    "candidate_defect": "the candidate's: {candidate} is wrong, {reference} does what the model defines",
+    "reference_defect": "the reference's: {reference} is wrong, {candidate} does what the model defines",
+    "shared_deviation": "of what both share: {candidate} and {reference} agree, and both differ from the model's "
+    "definition",
+    "both_differ": "of both, or of what both are given: {candidate} and {reference} are wrong in different ways",
+    "divergence": "not in any operation: each of {candidate} and {reference} is right given its own inputs, "
+    "but they differ",
+    "agrees_within": "none as far as was recorded: {candidate} and {reference} agree within a distance",
+    "incomplete": "not known: something that had to be compared was not",
+}
+
+
+def explain(receipt: Receipt) -> Lines:
+    """Yield the findings of a ``layers`` or ``diff`` receipt as labelled sentences."""
+    names = {side: receipt[side]["name"] for side in SIDES}
+    recorded = misrecorded(receipt)
+    if receipt["verdict"] == "divergence" and segmented(receipt):
+        whose = "not in any operation or segment, as far as they were judged: {candidate} and {reference} differ"
+        yield "whose fault", whose.format(**names)
+    elif receipt["verdict"] == "parity" and segmented(receipt):
+        yield "whose fault", "nobody's that was seen: {candidate} and {reference} compute the same".format(**names)
+        yield "looked at", advice_of(receipt).meaning
+    elif receipt["verdict"] == "incomplete" and recorded:
+        yield "whose fault", "the recording's: nothing is proven against either engine"
+    else:
+        yield "whose fault", _WHOSE[receipt["verdict"]].format(**names)
+    if receipt["reference"]["status"] == "unavailable":
+        yield "what to do", receipt["reference"]["note"] or "get a reference"
+        return
+    yield "tokens", _tokens(receipt)
+    yield "output", _output(receipt)
+    for side in SIDES:
+        first = (receipt["audit"][side] or {}).get("first_guilty")
+        if first is not None:
+            yield "first wrong", f"{side} {names[side]}: {guilty_line(first)}"
+    for side, one in recorded:
+        yield "recorded", f"{side} {names[side]}: {recording_line(one)}"
+    for side in SIDES:
+        found = (receipt["audit"][side] or {}).get("precision")
+        if found is not None:
+            yield "precision", f"{side} {names[side]}: {precision.sentence(found)}"
+    for found in receipt["diagnosis"]:
+        yield "why", f"{found['party']}: {cause(found)}"
+    yield from render_floors.lines(receipt)
+    if "causal" in receipt:
+        yield from (("causal", text) for text in render_causal.conclusions(receipt))
+    for number, step in enumerate(_steps(receipt, names), 1):
+        yield "what to do" if number == 1 else "", f"{number}. {step}"
+
+
+def _tokens(receipt: Receipt) -> str:
+    n_tokens, agree = len(receipt["prompt"]["token_ids"]), receipt["tokenizer"]["engines_agree"]
+    if agree is None:
+        return f"{n_tokens}; only one engine could tokenize, so the tokenizers were not compared"
+    return f"both read the prompt as the same {n_tokens}" if agree else "the tokenizers disagree (see the notes)"
+
+
+def _output(receipt: Receipt) -> str:
+    status, share = receipt["parity"]["status"], receipt["parity"]["logits_exact_match_rate"]
+    if status == "parity":
+        return "the same from both: " + ("equal in every bit" if share == 1.0 else "equal within rounding")
+    first = receipt["first_divergence"]
+    if first is not None:
+        where = f"{seen_at(receipt, first)} (pass {first['pass_index']}, {first['pass_kind']})"
+        return f"differs, beyond rounding from {where} on"
+    return "differs in the tokens it is made from" if status == "divergence" else "not compared completely"
+
+
+def _steps(receipt: Receipt, names: Mapping[str, str]) -> Iterator[str]:
+    """Yield what to do next, most promising first."""
+    verdict = receipt["verdict"]
+    places = {found["party"]: place(found) for found in receipt["diagnosis"]}
+    if verdict == "parity":
+        yield "If the text is bad, it is the model or how it is used. crossval smoke shows whether it makes sense."
+        yield from _configuration(receipt)
+        yield "Check the conversion of the weights, the end-of-text token and the sampling settings."
+    elif verdict == "candidate_defect":
+        yield f"Fix {places['candidate']} in {names['candidate']}; {before(receipt['audit']['candidate'])}."
+        yield from _reproduce(receipt)
+        yield "Then run this again: another mistake may lie behind it."
+    elif verdict == "reference_defect":
+        yield f"Do not change {names['candidate']} to match {names['reference']}."
+        yield f"Report {places['reference']} to its authors, with the reproducer."
+        yield from _reproduce(receipt)
+        yield "Until it is fixed, compare with --reference spec, or with another build."
+    elif verdict == "shared_deviation":
+        yield "Suspect the file first: weights converted wrongly, a wrong value in its header."
+        yield "Then a mistake that was ported along from one engine to the other; the operation above says where."
+        yield from _reproduce(receipt)
+    elif verdict == "both_differ":
+        yield "Check what both are given: tokenizer and template, header values, the layout of the packed weights."
+        yield from _configuration(receipt)
+        yield from _reproduce(receipt)
+    elif verdict == "agrees_within":
+        yield "Record the quantised tensors of the layers named in the audit, then run this again."
+    elif verdict == "divergence":
+        inside = ", or inside a segment: record every tap" if segmented(receipt) else ""
+        yield (
+            "Look at what comes before the first operation or lives between passes: tokens, positions, KV cache"
+            f"{inside}."
+        )
+        yield from _configuration(receipt)
+        yield "crossval layers --full compares every operation of every layer directly."
+    elif misrecorded(receipt):
+        yield from (f"Record {what_recorded(one)} anew: {one['remedy']}." for _, one in misrecorded(receipt))
+    else:
+        yield "Record what is missing, or run both engines live."
+        yield from (f"Not compared: {skip['why']}." for skip in receipt["coverage"]["skipped"][:1])
+
+
+def _reproduce(receipt: Receipt) -> Iterator[str]:
+    for found in receipt["diagnosis"][:1]:
+        yield f"See the operation alone, without any engine: {found['command']}"
+
+
+def _configuration(receipt: Receipt) -> Iterator[str]:
+    """Yield what in tokenizer and template looks odd."""
+    if receipt["tokenizer"]["engines_agree"] is False:
+        yield "Make the tokenizers agree first: crossval's notes name the first token that differs."
+    pre = receipt["tokenizer"]["pre"]
+    if pre in DEFAULT_PRE:
+        yield (
+            f"The file's tokenizer.ggml.pre is {pre or 'missing'}: text is split in the default way, which is "
+            "wrong for models with a llama-bpe vocabulary."
+        )
+    if receipt["prompt"]["template"] == "raw":
+        yield "The prompt was given raw; a chat model needs its template (--template bitnet or llama3)."

@@ -1,0 +1,258 @@
+"""Answers of a suite as a receipt's JSON and back, and a smoke receipt held against itself.
+
+The checks return complaints, empty when all is well, as in ``crossval.receipts.consistency``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from crossval.errors import BadInputError
+from crossval.receipts.file import Receipt
+from crossval.smoke import answers
+from crossval.smoke.answers import Answer, AnswerClass, MinCorrect, SmokeResult
+from crossval.smoke.ask import first_line, room_of
+from crossval.smoke.suite import SHIPPED, SmokePrompt, digest_of, load_suite
+from crossval.terms import Side
+
+_PROMPT_FIELDS = tuple(field.name for field in fields(SmokePrompt))
+
+
+def results_to_json(result: SmokeResult, classes: list[AnswerClass]) -> dict[str, Any]:
+    """Return the receipt's ``results``: one row per prompt and engine, and the counts that follow from them."""
+    rows = [
+        {
+            **asdict(answer.prompt),
+            "engine": answer.engine,
+            "prompt_ids": list(answer.prompt_ids),
+            "token_ids": list(answer.token_ids),
+            "finish": answer.finish,
+            "text": answer.text,
+            "class": kind,
+        }
+        for answer, kind in zip(result.answers, classes, strict=True)
+    ]
+    return {
+        "suite": {"name": result.suite, "digest": result.suite_digest, "n_prompts": result.n_prompts},
+        "engines": list(result.engines),
+        "stop_ids": list(result.stop_ids),
+        "special_ids": list(result.special_ids),
+        "rows": rows,
+        "summary": answers.count(result, classes),
+    }
+
+
+def from_json(receipt: Receipt) -> SmokeResult:
+    """Return the result in a valid ``smoke`` receipt; classes and counts are recomputed, not read."""
+    results = receipt["results"]
+    return SmokeResult(
+        suite=results["suite"]["name"],
+        suite_digest=results["suite"]["digest"],
+        n_prompts=results["suite"]["n_prompts"],
+        engines=tuple(results["engines"]),
+        answers=tuple(map(_answer_from_json, results["rows"])),
+        min_correct=MinCorrect(**receipt["thresholds"]["min_correct"]),
+        stop_ids=tuple(results["stop_ids"]),
+        special_ids=tuple(results["special_ids"]),
+    )
+
+
+def _answer_from_json(row: Mapping[str, Any]) -> Answer:
+    return Answer(
+        prompt=SmokePrompt(**{name: row[name] for name in _PROMPT_FIELDS}),
+        engine=row["engine"],
+        prompt_ids=tuple(row["prompt_ids"]),
+        token_ids=tuple(row["token_ids"]),
+        finish=row["finish"],
+        text=row["text"],
+    )
+
+
+def summarize(result: SmokeResult, classes: list[AnswerClass]) -> dict[str, Any]:
+    """Return the receipt's summary fields; ``exact_match_rate`` is the share of prompts with equal texts."""
+    verdict = answers.decide(result, classes)
+    texts = answers.count(result, classes)["texts"]
+    rate = texts["equal"] / texts["compared"] if texts is not None and texts["compared"] else None
+    return {
+        "first_divergence": None,
+        "first_inexact": None,
+        "coverage": {
+            "required": result.n_prompts * len(result.engines),
+            "compared": len(result.answers),
+            "skipped": [],
+        },
+        "parity": {
+            "cosine_similarity": None,
+            "exact_match_rate": rate,
+            "logits_exact_match_rate": None,
+            "cpp_available": False,
+            "status": verdict,
+        },
+        "verdict": verdict,
+    }
+
+
+def recompute(receipt: Receipt) -> dict[str, Any]:
+    """Return summary fields and counts as the receipt's own answers give them."""
+    result = from_json(receipt)
+    classes = answers.classify(result.answers, result.special_ids)
+    return {**summarize(result, classes), "results": {"summary": answers.count(result, classes)}}
+
+
+def thresholds(receipt: Receipt) -> list[str]:
+    """Check that answers were held to this version's criterion, and to a share that can be missed."""
+    found = receipt["thresholds"]
+    share = MinCorrect(**found["min_correct"])
+    expected = answers.thresholds(share)
+    complaints = [
+        f"thresholds.{name} is {found[name]}, this version holds answers to {value}"
+        for name, value in expected.items()
+        if found[name] != value
+    ]
+    if not 0 < share.correct <= share.of:
+        complaints.append(f"thresholds.min_correct is {share}, no share between 0 and 1")
+    return complaints
+
+
+def structure(receipt: Receipt) -> list[str]:
+    """Check suite, order of the rows, engines, tokenizer and prompt."""
+    result = from_json(receipt)
+    complaints = []
+    sides = _sides(receipt)
+    if list(result.engines) != sides:
+        complaints.append(f"results.engines is {list(result.engines)}, the engines that took part are {sides}")
+    asked = [answer.prompt for answer in result.answers if answer.engine == result.engines[0]]
+    expected = [(prompt, side) for prompt in asked for side in result.engines]
+    if [(answer.prompt, answer.engine) for answer in result.answers] != expected:
+        complaints.append("rows are missing, repeated or out of order: every prompt needs one per engine")
+    if len({prompt.id for prompt in asked}) != len(asked):
+        complaints.append("a prompt id occurs twice")
+    if result.n_prompts != len(asked):
+        complaints.append(f"results.suite.n_prompts is {result.n_prompts}, there are {len(asked)}")
+    if digest_of(asked) != result.suite_digest:
+        complaints.append("results.suite.digest is not that of the prompts")
+    complaints += _shipped(result) + _vocabulary(receipt, result)
+    if result.answers:
+        first = result.answers[0]
+        if receipt["prompt"]["text"] != first.prompt.prompt:
+            complaints.append("prompt.text is not that of the first prompt")
+        if receipt["prompt"]["token_ids"] != list(first.prompt_ids):
+            complaints.append("prompt.token_ids are not those of the first prompt")
+    return complaints
+
+
+def _sides(receipt: Receipt) -> list[Side]:
+    sides: tuple[Side, ...] = ("candidate", "reference")
+    return [side for side in sides if receipt[side]["status"] not in ("unused", "unavailable")]
+
+
+def _shipped(result: SmokeResult) -> list[str]:
+    """Check that a suite under a shipped name is the one that ships with this version."""
+    if result.suite not in SHIPPED:
+        return []
+    try:
+        shipped = load_suite(result.suite).digest
+    except BadInputError as error:
+        return [str(error)]
+    if shipped == result.suite_digest:
+        return []
+    return [f"suite {result.suite} is not the one of this version; run it again, or name the file"]
+
+
+def _vocabulary(receipt: Receipt, result: SmokeResult) -> list[str]:
+    vocab_size, tokenizer = receipt["model"]["shape"]["vocab_size"], receipt["tokenizer"]
+    complaints = []
+    if tokenizer["vocab_size"] != vocab_size:
+        complaints.append(f"tokenizer.vocab_size is {tokenizer['vocab_size']}, the model's is {vocab_size}")
+    lists = [result.stop_ids, result.special_ids]
+    lists += [ids for answer in result.answers for ids in (answer.prompt_ids, answer.token_ids)]
+    bad = [token for ids in lists for token in ids if token >= vocab_size]
+    if bad:
+        complaints.append(f"token id {bad[0]} is outside the vocabulary of {vocab_size}")
+    for name, ids in (("stop_ids", result.stop_ids), ("special_ids", result.special_ids)):
+        if list(ids) != sorted(set(ids)):
+            complaints.append(f"results.{name} are not ascending")
+    agree = tokenizers_agree(result)
+    if tokenizer["engines_agree"] is not agree:
+        complaints.append(f"tokenizer.engines_agree is {tokenizer['engines_agree']}, the prompts' ids say {agree}")
+    return complaints
+
+
+def tokenizers_agree(result: SmokeResult) -> bool | None:
+    """Return whether both engines turned every prompt into the same ids; None when only one took part."""
+    if len(result.engines) < 2:
+        return None
+    ids: dict[str, set[tuple[int, ...]]] = {}
+    for answer in result.answers:
+        ids.setdefault(answer.prompt.id, set()).add(answer.prompt_ids)
+    return all(len(found) == 1 for found in ids.values())
+
+
+def generation(receipt: Receipt) -> list[str]:
+    """Check that every answer could have come about as its row says."""
+    result, max_tokens = from_json(receipt), receipt["settings"]["n_steps"]
+    complaints = []
+    if not max_tokens:
+        complaints.append("settings.n_steps, the limit of generated tokens, is missing")
+        max_tokens = 0
+    texts: dict[tuple[tuple[int, ...], str], str] = {}
+    for answer in result.answers:
+        where = f"{answer.engine}, prompt {answer.prompt.id!r}"
+        room = room_of(
+            receipt["model"]["shape"]["context_length"], receipt[answer.engine]["settings"].get("n_ctx")
+        )
+        complaints += [f"{where}: {what}" for what in _conflicts(answer, set(result.stop_ids), max_tokens, room)]
+        how = "newline" if answer.finish == "newline" else "all"
+        if texts.setdefault((answer.body, how), answer.text) != answer.text:
+            complaints.append(f"{where}: the same tokens have another text elsewhere")
+    return complaints
+
+
+def _conflicts(answer: Answer, stop_ids: set[int], max_tokens: int, room: int) -> Iterator[str]:
+    n_tokens, finish = len(answer.token_ids), answer.finish
+    if not answer.prompt_ids:
+        yield "no prompt tokens"
+    if not n_tokens and finish != "invalid":
+        yield "nothing was generated"
+    if n_tokens > max_tokens or len(answer.prompt_ids) + n_tokens > room + 1:
+        yield f"{n_tokens} tokens generated, beyond the limit of {max_tokens} or the context of {room}"
+    ends = [index for index, token in enumerate(answer.token_ids) if token in stop_ids]
+    if ends != ([n_tokens - 1] if finish == "stop" else []):
+        yield f"finish is {finish}, but the end-of-text tokens are at {ends[:3]} of {n_tokens}"
+    if finish == "limit" and n_tokens != max_tokens:
+        yield f"finish is limit after {n_tokens} of {max_tokens} tokens"
+    if finish == "context" and len(answer.prompt_ids) + n_tokens != room + 1:
+        yield f"finish is context, which holds {room}"
+    if finish == "newline" and answer.prompt.stop != "newline":
+        yield "finish is newline, which does not end this prompt"
+    lines = first_line(answer.text)
+    if answer.prompt.stop == "newline" and finish != "invalid" and lines is not None:
+        yield "the text goes on behind a line feed, which ends this prompt"
+    if not answer.body and answer.text:
+        yield "a text without tokens"
+
+
+def classes(receipt: Receipt) -> list[str]:
+    """Check the class of every answer against its text, tokens and what was expected.
+
+    Raises:
+        BadInputError: a pattern is unusable or takes too long.
+    """
+    result = from_json(receipt)
+    expected = answers.classify(result.answers, result.special_ids)
+    return [
+        f"{row['engine']}, prompt {row['id']!r}: class is {row['class']}, the answer is {kind}"
+        for row, kind in zip(receipt["results"]["rows"], expected, strict=True)
+        if row["class"] != kind
+    ]
+
+
+CHECKS: Mapping[str, Callable[[Receipt], list[str]]] = {
+    "thresholds": thresholds,
+    "structure": structure,
+    "generation": generation,
+    "classes": classes,
+}
+"""Name of a check -> function; the summary is checked with every other kind's."""

@@ -1,0 +1,16 @@
+"""The vocabulary that the whole package shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+Side = Literal["candidate", "reference"]
+"""The engine under test, and what it is compared with."""
+SIDES: tuple[Side, ...] = ("candidate", "reference")
+
+LOGITS = "result_output"
+"""Name of the tap that holds the logits."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is going on, steps done, steps in total)."""

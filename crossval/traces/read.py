@@ -1,0 +1,373 @@
+"""Traces on disk: what one engine computed for one token sequence (docs/trace-format.md).
+
+A trace is a directory: ``trace.json`` (who, which model, which tokens, which taps) and one
+``pass-NNNN.safetensors`` per pass with the arrays. Reading is lazy: ``Trace.open`` reads ``trace.json`` only; a
+pass file is hashed and checked when the first of its taps is asked for. What is read is checked, then believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from crossval.errors import BadInputError
+from crossval.model import taps
+from crossval.model.taps import shape_hint
+from crossval.passes import EngineIdentity, Numerics, PassPlan, TapArray, check_rows, pass_kind
+from crossval.schema import parse_json, validator
+
+FORMAT = "crossval-trace"
+FORMAT_VERSION = 1
+TRACE_FILE = "trace.json"
+MAX_TRACE_JSON_BYTES = 32 << 20
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class TraceModel:
+    """The model a trace belongs to: identity and the shape that every tap's shape follows from."""
+
+    sha256: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    dim: int
+    hidden_dim: int
+    vocab_size: int
+    file_name: str | None = None
+    architecture: str | None = None
+
+
+@dataclass(frozen=True)
+class TraceTap:
+    """One recorded tap of a pass, as ``trace.json`` states it."""
+
+    name: str
+    shape: tuple[int, ...]
+    rows: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TracePass:
+    """One recorded pass, as ``trace.json`` states it."""
+
+    plan: PassPlan
+    file: str
+    sha256: str
+    taps: Mapping[str, TraceTap]
+    elapsed_s: float | None = None
+
+
+@dataclass(frozen=True)
+class TraceInfo:
+    """The contents of ``trace.json``, checked."""
+
+    engine: EngineIdentity
+    model: TraceModel
+    prompt_text: str | None
+    prompt_ids: tuple[int, ...]
+    passes: tuple[TracePass, ...]
+    notes: tuple[str, ...] = ()
+    created_at: str | None = None
+
+    @property
+    def plan(self) -> tuple[PassPlan, ...]:
+        """The passes as plans, in order."""
+        return tuple(recorded.plan for recorded in self.passes)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All tokens the engine was fed, in order."""
+        return tuple(token for plan in self.plan for token in plan.token_ids)
+
+
+def pass_file_name(index: int) -> str:
+    """Return the file name of a pass."""
+    return f"pass-{index:04d}.safetensors"
+
+
+def tensor_key(index: int, tap: str) -> str:
+    """Return the name of a tap inside its pass file."""
+    return f"p{index}.{tap}"
+
+
+def expected_shape(name: str, model: TraceModel, plan: PassPlan, rows: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the only shape a tap may have, given the model, the pass and the rows it covers.
+
+    Raises:
+        ValueError: the tap is not in the vocabulary, or of a layer the model does not have.
+    """
+    tap = taps.parse(name)
+    if tap.layer is not None and tap.layer >= model.n_layers:
+        raise ValueError(f"{name}: the model has {model.n_layers} layers")
+    n_rows = len(plan.token_ids) if rows is None else len(rows)
+    if tap.tap in ("q", "q_rope"):
+        return n_rows, model.n_heads, model.head_dim
+    if tap.tap in ("k", "k_rope", "v"):
+        return n_rows, model.n_kv_heads, model.head_dim
+    if tap.tap in ("kq", "kq_soft_max"):
+        return model.n_heads, n_rows, plan.start + len(plan.token_ids)
+    if tap.tap in ("kqv_out", "attn_sub_norm"):
+        return n_rows, model.n_heads * model.head_dim
+    if tap.tap in ("ffn_gate", "ffn_up", "ffn_act", "ffn_out", "ffn_sub_norm"):
+        return n_rows, model.hidden_dim
+    return n_rows, model.vocab_size if tap.tap == "result_output" else model.dim
+
+
+class Trace:
+    """A trace opened for reading. Arrays are read when asked for and not kept."""
+
+    def __init__(self, directory: Path, info: TraceInfo) -> None:
+        self.directory = directory
+        self.info = info
+        self._digest_checked: set[int] = set()
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Trace:
+        """Read and check ``trace.json``; pass files are checked when they are first read.
+
+        Raises:
+            BadInputError: missing, malformed, or contradicting itself; the message names the field.
+        """
+        root = Path(directory)
+        path = root / TRACE_FILE
+        return cls(root, parse_info(_read_small(path), str(path)))
+
+    def taps(self, index: int) -> Mapping[str, TapArray]:
+        """Return the taps of a pass, name -> array, each read from disk on access.
+
+        Raises:
+            BadInputError: (on access) the pass file is missing, truncated, or not what ``trace.json`` says.
+        """
+        return _LazyTaps(self, index)
+
+    def verify(self) -> None:
+        """Read every pass file once: digest, names, shapes, types and sizes.
+
+        Raises:
+            BadInputError: anything missing, malformed or different from what ``trace.json`` says.
+        """
+        for index in range(len(self.info.passes)):
+            self._digest_checked.discard(index)
+            self._open_pass(index)
+
+    def _open_pass(self, index: int) -> Any:
+        recorded = self.info.passes[index]
+        path = self.directory / recorded.file
+        if index not in self._digest_checked:
+            found = _file_sha256(path)
+            if found != recorded.sha256:
+                raise BadInputError(
+                    f"{path}: sha256 is {found[:12]}…, trace.json says {recorded.sha256[:12]}…; "
+                    "the file was changed or cut after the trace was written, record it again"
+                )
+        try:
+            file: Any = safe_open(str(path), framework="numpy")
+            keys = set(file.keys())
+            expected = {tensor_key(index, name): tap for name, tap in recorded.taps.items()}
+            if keys != set(expected):
+                odd = sorted(keys ^ set(expected))[0]
+                where = "trace.json" if odd in keys else "the file"
+                raise BadInputError(f"{path}: tensor {odd!r} is missing from {where}")
+            if index not in self._digest_checked:
+                for key, tap in expected.items():
+                    part = file.get_slice(key)
+                    dtype, shape = part.get_dtype(), tuple(part.get_shape())
+                    if dtype != "F32" or shape != tap.shape:
+                        raise BadInputError(
+                            f"{path}: tensor {key!r} is {dtype} {shape}, trace.json says F32 {tap.shape}"
+                        )
+        except (SafetensorError, OSError, ValueError) as error:
+            raise BadInputError(f"{path}: not a usable safetensors file: {_one_line(error)}") from error
+        self._digest_checked.add(index)
+        return file
+
+
+class _LazyTaps(Mapping[str, TapArray]):
+    """The taps of one pass; the file is opened on the first access and arrays are not kept."""
+
+    def __init__(self, trace: Trace, index: int) -> None:
+        self._trace = trace
+        self._index = index
+        self._taps = trace.info.passes[index].taps
+        self._file: Any = None
+
+    def __getitem__(self, name: str) -> TapArray:
+        tap = self._taps[name]
+        if self._file is None:
+            self._file = self._trace._open_pass(self._index)
+        try:
+            array = self._file.get_tensor(tensor_key(self._index, name))
+        except (SafetensorError, OSError, ValueError) as error:
+            where = self._trace.directory / pass_file_name(self._index)
+            raise BadInputError(f"{where}: cannot read {name}: {_one_line(error)}") from error
+        return TapArray(np.ascontiguousarray(array, dtype=np.float32), tap.rows)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._taps
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._taps)
+
+    def __len__(self) -> int:
+        return len(self._taps)
+
+
+def parse_info(data: bytes, where: str) -> TraceInfo:
+    """Parse and check the bytes of a ``trace.json``.
+
+    Raises:
+        BadInputError: not strict JSON, against the schema, or contradicting itself; the message names the field.
+    """
+    value = parse_json(data, where)
+    error = next(validator("trace.v1").iter_errors(value), None)
+    if error is not None:
+        place = ".".join(str(part) for part in error.absolute_path) or "(top level)"
+        raise BadInputError(f"{where}: violates trace.v1.schema.json at {place}: {_one_line(error.message)}")
+    try:
+        _check_text(value)
+        return _info(value)
+    except ValueError as problem:
+        raise BadInputError(f"{where}: {_one_line(problem)}") from problem
+
+
+def _info(value: dict[str, Any]) -> TraceInfo:
+    model = _model(value["model"])
+    prompt_ids = tuple(map(int, value["prompt"]["token_ids"]))
+    passes: list[TracePass] = []
+    start = 0
+    ends = itertools.accumulate(len(item["token_ids"]) for item in value["passes"])
+    keys_of = dict(enumerate(ends))
+    for index, item in enumerate(value["passes"]):
+        passes.append(_pass(item, index, start, model, keys_of))
+        start += len(passes[-1].plan.token_ids)
+    fed = tuple(token for p in passes for token in p.plan.token_ids)
+    if fed[: len(prompt_ids)] != prompt_ids[: len(fed)]:
+        raise ValueError("prompt.token_ids are not what the passes were fed first")
+    if len(fed) < len(prompt_ids):
+        raise ValueError(f"the passes cover {len(fed)} tokens of a prompt of {len(prompt_ids)}")
+    return TraceInfo(
+        engine=_engine(value["engine"]),
+        model=model,
+        prompt_text=value["prompt"].get("text"),
+        prompt_ids=prompt_ids,
+        passes=tuple(passes),
+        notes=tuple(value.get("notes", ())),
+        created_at=value.get("created_at"),
+    )
+
+
+def _model(value: dict[str, Any]) -> TraceModel:
+    return TraceModel(
+        sha256=value["sha256"],
+        n_layers=int(value["n_layers"]),
+        n_heads=int(value["n_heads"]),
+        n_kv_heads=int(value["n_kv_heads"]),
+        head_dim=int(value["head_dim"]),
+        dim=int(value["dim"]),
+        hidden_dim=int(value["hidden_dim"]),
+        vocab_size=int(value["vocab_size"]),
+        file_name=value.get("file_name"),
+        architecture=value.get("architecture"),
+    )
+
+
+def _engine(value: dict[str, Any]) -> EngineIdentity:
+    numerics = value.get("numerics", {})
+    width = numerics.get("simd_width")
+    return EngineIdentity(
+        **{key: item for key, item in value.items() if key not in ("numerics", "settings")},
+        numerics=Numerics(**{**numerics, "simd_width": None if width is None else int(width)}),
+        settings=dict(value.get("settings", {})),
+    )
+
+
+def _pass(
+    item: dict[str, Any], index: int, start: int, model: TraceModel, keys_of: Mapping[int, int]
+) -> TracePass:
+    where = f"passes.{index}"
+    ids = tuple(map(int, item["token_ids"]))
+    if int(item["start"]) != start:
+        raise ValueError(f"{where}.start is {item['start']}, the passes before it hold {start} tokens")
+    if max(ids) >= model.vocab_size:
+        raise ValueError(f"{where}.token_ids: {max(ids)} is outside the vocabulary of {model.vocab_size}")
+    kind = pass_kind(len(ids), start)
+    if item["kind"] != kind:
+        raise ValueError(
+            f"{where}.kind is {item['kind']!r}; {len(ids)} token(s) from position {start} are {kind!r}"
+        )
+    if item["file"] != pass_file_name(index):
+        raise ValueError(f"{where}.file is {item['file']!r}, expected {pass_file_name(index)!r}")
+    plan = PassPlan(kind, ids, start)
+    recorded: dict[str, TraceTap] = {}
+    for entry in item["taps"]:
+        name = entry["name"]
+        rows = None if entry.get("rows") is None else tuple(map(int, entry["rows"]))
+        shape = tuple(map(int, entry["shape"]))
+        check_rows(f"{where}: {name}", rows, len(ids))
+        expected = expected_shape(name, model, plan, rows)
+        if shape != expected:
+            why = shape_hint(name, shape, expected, keys_of)
+            given = f"{where}: {name} has shape {list(shape)}, the model and rows give {list(expected)}"
+            raise ValueError(f"{given}: {why}" if why else given)
+        if name in recorded:
+            raise ValueError(f"{where}: {name} is listed twice")
+        recorded[name] = TraceTap(name, shape, rows)
+    return TracePass(plan, item["file"], item["sha256"], recorded, item.get("elapsed_s"))
+
+
+def _check_text(value: Any) -> None:
+    """Refuse lone surrogates, which JSON escapes can spell but no text can hold."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            item.encode("utf-8")
+        elif isinstance(item, dict):
+            pending += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            pending += item
+
+
+def _read_small(path: Path) -> bytes:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadInputError(f"{path}: not a regular file")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_TRACE_JSON_BYTES + 1)
+    except FileNotFoundError as error:
+        raise BadInputError(
+            f"{path.parent} holds no finished trace (no {TRACE_FILE}); it is written last, by `crossval record`"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"cannot read {path}: {_one_line(error)}") from error
+    if len(data) > MAX_TRACE_JSON_BYTES:
+        raise BadInputError(f"{path}: larger than {MAX_TRACE_JSON_BYTES} bytes")
+    return data
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadInputError(f"{path}: not a regular file")
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise BadInputError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def _one_line(error: object, limit: int = 300) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

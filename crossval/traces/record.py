@@ -1,0 +1,119 @@
+"""Record a trace from a running engine: a *golden* when the engine is real bitnet.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from bitnet_py.config import ModelConfig
+from bitnet_py.errors import BitnetError
+from bitnet_py.gguf import GGUFFile
+from crossval.errors import BadInputError, UnavailableError
+from crossval.feed import LOGITS, Feed, greedy_token
+from crossval.files import file_sha256
+from crossval.model import taps
+from crossval.model.taps import MODEL_DEPENDENT_TAPS
+from crossval.passes import Runner
+from crossval.traces.read import TraceInfo, TraceModel
+from crossval.traces.write import TraceWriter
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is going on, steps done, steps in total)."""
+
+
+def trace_model(model_path: str | Path) -> TraceModel:
+    """Return identity and shape of a GGUF file as traces state them (hashes the file).
+
+    Raises:
+        BadInputError: the file cannot be read or is not a model of this architecture.
+    """
+    path = Path(model_path)
+    try:
+        with GGUFFile.open(path) as gguf:
+            config = ModelConfig.from_gguf(gguf)
+    except BitnetError as error:
+        raise BadInputError(str(error)) from error
+    return TraceModel(
+        sha256=file_sha256(path),
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        dim=config.dim,
+        hidden_dim=config.hidden_dim,
+        vocab_size=config.vocab_size,
+        file_name=path.name,
+        architecture=config.arch,
+    )
+
+
+def record_trace(
+    runner: Runner,
+    model: TraceModel,
+    out_dir: str | Path,
+    *,
+    prompt_ids: Sequence[int],
+    prompt_text: str | None = None,
+    n_decode: int = 0,
+    select_prefill: Collection[str] | None = None,
+    select_decode: Collection[str] | None = None,
+    n_decode_full: int = 0,
+    notes: Sequence[str] = (),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TraceInfo:
+    """Run a prompt and ``n_decode`` greedily decoded tokens on an entered runner and write the trace.
+
+    ``select_prefill`` and ``select_decode`` default to every tap, and to the outline that every comparison needs
+    (``taps.outline_taps``); the first ``n_decode_full`` decode passes get ``select_prefill``. The logits are
+    always recorded. Taps of sub-norms that the model lacks may be absent; any other selected tap must be given.
+
+    Raises:
+        BadInputError: empty prompt, unknown tap, unusable logits, or the directory cannot take a trace.
+        UnavailableError: the engine does not give a selected tap.
+        EngineCrashError: from the runner.
+    """
+    if not prompt_ids:
+        raise BadInputError("the prompt has no tokens; there is nothing to record")
+    if n_decode < 0:
+        raise BadInputError(f"the number of decoded tokens must not be negative, got {n_decode}")
+    full = _selection(model, taps.all_taps(model.n_layers) if select_prefill is None else select_prefill)
+    coarse = _selection(model, taps.outline_taps(model.n_layers) if select_decode is None else select_decode)
+    feed = Feed(tuple(map(int, prompt_ids)), n_decode, None)
+    token: int | None = None
+    runner.reset()
+    with TraceWriter(out_dir, model, overwrite=overwrite) as writer:
+        while (plan := feed.next_plan(token)) is not None:
+            index = len(feed.done) - 1
+            if progress is not None:
+                progress("recording", index, feed.n_required)
+            select = full if index <= n_decode_full else coarse
+            record = runner.eval(plan.token_ids, select)
+            _check_complete(runner, index, select, record.taps)
+            writer.add_pass(record)
+            token = greedy_token(record)
+        if feed.ended is not None:
+            raise BadInputError(f"pass {len(feed.done) - 1}: {feed.ended}; nothing was recorded")
+        if progress is not None:
+            progress("recording", feed.n_required, feed.n_required)
+        return writer.finish(
+            engine=runner.identity, prompt_ids=feed.prompt_ids, prompt_text=prompt_text, notes=notes
+        )
+
+
+def _selection(model: TraceModel, names: Collection[str]) -> frozenset[str]:
+    """Return the selection with the logits, every name checked against the model."""
+    known = frozenset(taps.all_taps(model.n_layers))
+    unknown = sorted(set(names) - known)
+    if unknown:
+        raise BadInputError(f"this model has no tap {unknown[0]!r}; `blk.0.l_out` is an example of one")
+    return frozenset(names) | {LOGITS}
+
+
+def _check_complete(runner: Runner, index: int, select: Collection[str], given: Collection[str]) -> None:
+    missing = [name for name in select if name not in given and taps.parse(name).tap not in MODEL_DEPENDENT_TAPS]
+    if missing:
+        raise UnavailableError(
+            f"{runner.identity.name} did not give {len(missing)} of {len(select)} selected taps in pass {index}, "
+            f"{sorted(missing)[0]} among them; select fewer taps"
+        )

@@ -1,0 +1,208 @@
+"""Write traces pass by pass: memory holds one pass; ``trace.json`` comes last, so a cut-off trace is no trace."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from crossval.errors import BadInputError
+from crossval.files import write_atomically
+from crossval.model import taps
+from crossval.model.taps import shape_hint
+from crossval.passes import EngineIdentity, PassRecord, TapArray, check_rows, pass_kind
+from crossval.traces.read import (
+    FORMAT,
+    FORMAT_VERSION,
+    TRACE_FILE,
+    TraceInfo,
+    TraceModel,
+    expected_shape,
+    parse_info,
+    pass_file_name,
+    tensor_key,
+)
+
+
+class TraceWriter:
+    """Writes one trace: ``add_pass`` in order, then ``finish``; leaving the block without it leaves no trace."""
+
+    def __init__(self, directory: str | Path, model: TraceModel, *, overwrite: bool = False) -> None:
+        """Prepare ``directory``: it must be absent, empty, or (``overwrite``) hold an earlier trace.
+
+        Raises:
+            BadInputError: the directory holds something else, or cannot be written.
+        """
+        self.directory = Path(directory)
+        self._model = model
+        self._passes: list[dict[str, Any]] = []
+        self._n_tokens = 0
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            present = sorted(path.name for path in self.directory.iterdir())
+            ours = [name for name in present if name == TRACE_FILE or _is_pass_file(name)]
+            if present and (not overwrite or ours != present):
+                raise BadInputError(
+                    f"{self.directory} is not empty ({present[0]}); choose a new directory"
+                    + ("" if ours != present else " or ask to overwrite the trace in it")
+                )
+            for name in sorted(ours, key=lambda name: name != TRACE_FILE):
+                (self.directory / name).unlink()
+        except OSError as error:
+            raise BadInputError(f"cannot write a trace to {self.directory}: {error.strerror or error}") from error
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if not (self.directory / TRACE_FILE).exists():
+            for index in range(len(self._passes) + 1):
+                (self.directory / pass_file_name(index)).unlink(missing_ok=True)
+
+    def add_pass(self, record: PassRecord) -> None:
+        """Write the next pass with all taps of ``record``.
+
+        Raises:
+            BadInputError: the pass does not follow the one before it, or a tap has the wrong shape or type.
+        """
+        index = len(self._passes)
+        plan = record.plan
+        if plan.start != self._n_tokens or not plan.token_ids:
+            raise BadInputError(f"pass {index} starts at {plan.start}; the passes before it hold {self._n_tokens}")
+        if plan.kind != pass_kind(len(plan.token_ids), plan.start):
+            raise BadInputError(
+                f"pass {index} of {len(plan.token_ids)} token(s) at {plan.start} is not {plan.kind}"
+            )
+        if not record.taps:
+            raise BadInputError(f"pass {index} has no taps: a pass that holds nothing cannot be compared")
+        arrays: dict[str, TapArray] = {}
+        try:
+            for name in sorted(record.taps, key=lambda name: taps.execution_index(name, self._model.n_layers)):
+                arrays[name] = record.taps[name]
+                self._check(name, arrays[name], record)
+        except ValueError as error:
+            raise BadInputError(f"pass {index}: {error}") from error
+        path = self.directory / pass_file_name(index)
+        tensors = {tensor_key(index, name): tap.array for name, tap in arrays.items()}
+        self._passes.append(
+            {
+                "kind": plan.kind,
+                "start": plan.start,
+                "token_ids": list(map(int, plan.token_ids)),
+                "elapsed_s": record.elapsed_s,
+                "file": path.name,
+                "sha256": write_safetensors(path, tensors),
+                "taps": [_tap_entry(name, tap) for name, tap in arrays.items()],
+            }
+        )
+        self._n_tokens += len(plan.token_ids)
+
+    def _check(self, name: str, tap: TapArray, record: PassRecord) -> None:
+        check_rows(name, tap.rows, len(record.plan.token_ids))
+        expected = expected_shape(name, self._model, record.plan, tap.rows)
+        if tap.array.dtype != np.float32 or tap.array.shape != expected:
+            why = shape_hint(name, tap.array.shape, expected)
+            given = f"{name} is {tap.array.dtype} {tap.array.shape}, expected float32 {expected}"
+            raise ValueError(f"{given}: {why}" if why else given)
+
+    def finish(
+        self,
+        *,
+        engine: EngineIdentity,
+        prompt_ids: Sequence[int],
+        prompt_text: str | None = None,
+        notes: Sequence[str] = (),
+    ) -> TraceInfo:
+        """Write ``trace.json``, which makes the directory a trace, and return what it says.
+
+        Raises:
+            BadInputError: what would be written is not a valid trace (no passes, prompt not what was fed).
+        """
+        value = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "created_at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "engine": engine.to_json(),
+            "model": vars(self._model),
+            "prompt": {"text": prompt_text, "token_ids": list(map(int, prompt_ids))},
+            "passes": self._passes,
+            "notes": list(notes),
+        }
+        path = self.directory / TRACE_FILE
+        try:
+            data = _dump(value).encode("utf-8")
+        except (TypeError, ValueError) as error:
+            raise BadInputError(f"{path}: cannot be written as JSON: {error}") from error
+        info = parse_info(data, str(path))
+        write_atomically(path, data)
+        return info
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]) -> str:
+    """Write float32 arrays as a safetensors file, one at a time, and return the file's sha256.
+
+    Layout: uint64 little-endian header length, JSON header (padded with spaces to a multiple of 8), then the
+    arrays one after another, little-endian (https://github.com/huggingface/safetensors, "Format").
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    for key, array in tensors.items():
+        header[key] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            for head in (len(text).to_bytes(8, "little"), text):
+                digest.update(head)
+                file.write(head)
+            for array in tensors.values():
+                view = np.ascontiguousarray(array, dtype="<f4").reshape(-1).view(np.uint8).data
+                digest.update(view)
+                file.write(view)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BadInputError(f"cannot write {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def _tap_entry(name: str, tap: TapArray) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": name, "dtype": "F32", "shape": list(tap.array.shape)}
+    if tap.rows is not None:
+        entry["rows"] = list(map(int, tap.rows))
+    return entry
+
+
+def _is_pass_file(name: str) -> bool:
+    return name.startswith("pass-") and name.endswith(".safetensors")
+
+
+def _dump(value: dict[str, Any]) -> str:
+    """Return JSON with one line per field, per pass field and per tap: readable, and short in a diff."""
+
+    def line(item: Any) -> str:
+        return json.dumps(item, ensure_ascii=False, allow_nan=False)
+
+    passes = []
+    for item in value["passes"]:
+        fields = [f'   "{key}": {line(part)}' for key, part in item.items() if key != "taps"]
+        entries = ",\n".join(f"    {line(tap)}" for tap in item["taps"])
+        passes.append("  {\n" + ",\n".join([*fields, f'   "taps": [\n{entries}\n   ]']) + "\n  }")
+    head = [f' "{key}": {line(part)}' for key, part in value.items() if key != "passes"]
+    joined = ",\n".join(passes)
+    return "{\n" + ",\n".join([*head, f' "passes": [\n{joined}\n ]']) + "\n}\n"

@@ -1,0 +1,225 @@
+"""The C library under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer and valgrind.
+
+``tests/csrc/checks.c`` exercises it without Python in between. ``python -m tests.support.checked_library CHECK``
+(`make sanitize`, `make tsan`, `make valgrind`) runs one check, then breaks a copy of the sources once per
+mistake below: a check that lets one of them pass has no power, and fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.native_build import ROOT, build
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One replacement in one place of a source file."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mistake(Edit):
+    """A mistake, and the words by which the check has to report it."""
+
+    report: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """How the program is compiled and started, and what of the sources is changed to see more."""
+
+    options: tuple[str, ...]
+    mistakes: tuple[Mistake, ...]
+    command: tuple[str, ...] = ()
+    instruments: tuple[Edit, ...] = ()
+
+
+class MissingTool(Exception):
+    """This machine cannot run the check; the message says what to install."""
+
+
+DEBUG = ("-O1", "-g", "-fno-omit-frame-pointer")
+
+# All activations lie in one allocation, where AddressSanitizer cannot tell one buffer from the next.
+RED_ZONES = (
+    Edit(
+        "AddressSanitizer's interface",
+        "engine.c",
+        "#include <math.h>\n",
+        "#include <math.h>\n#include <sanitizer/asan_interface.h>\n",
+    ),
+    Edit(
+        "a red zone after every activation buffer",
+        "engine.c",
+        "    a->used += (n * item + 63) / 64 * 64;\n",
+        """    const size_t size = n * item, room = (size + 63) / 64 * 64 + 64;
+    if (p) __asan_poison_memory_region((char *)p + size, room - size);
+    a->used += room;
+""",
+    ),
+)
+
+CHECKS = {
+    "sanitize": Check(
+        (*DEBUG, "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
+        (
+            Mistake(
+                "a kernel reads one element past the end",
+                "kernels_scalar.c",
+                "out[i] = bn_half_to_float(x[i]);",
+                "out[i] = bn_half_to_float(x[i]) + 0 * bn_half_to_float(x[i + 1]);",
+                "heap-buffer-overflow",
+            ),
+            Mistake(
+                "an operation reads one element past its activations",
+                "forward.c",
+                "for (int64_t i = 0; i < n; i++)\n        for (int r = 0; r < n_rows; r++) sum[r] +=",
+                "for (int64_t i = 0; i <= n; i++)\n        for (int r = 0; r < n_rows; r++) sum[r] +=",
+                "use-after-poison",
+            ),
+            Mistake(
+                "the AVX-512 dot takes a last single block for a pair",
+                "kernels_avx512vnni.c",
+                "return single ? _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)w)) :",
+                "(void)single;\n    return",
+                "heap-buffer-overflow",
+            ),
+            Mistake(
+                "the AMX dot reads whole tiles of columns",
+                "kernels_amx.c",
+                "cols[2] = {n_cols < SIDE ? n_cols : SIDE,",
+                "cols[2] = {SIDE,",
+                "heap-buffer-overflow",
+            ),
+            Mistake(
+                "a shift by more bits than there are",
+                "kernels_scalar.c",
+                "sum += (byte >> 6)",
+                "sum += (byte >> (p + 6))",
+                "shift exponent",
+            ),
+            Mistake(
+                "an engine's table is never freed",
+                "engine.c",
+                "    free(e->rope_sin);\n",
+                "",
+                "detected memory leaks",
+            ),
+        ),
+        instruments=RED_ZONES,
+    ),
+    "tsan": Check(
+        (*DEBUG, "-fsanitize=thread"),
+        (
+            Mistake(
+                "a barrier is missing in the layer",
+                "forward.c",
+                "meet(r);\n    record(r, tap(r, layer, BN_TAP_KQV_OUT)",
+                "record(r, tap(r, layer, BN_TAP_KQV_OUT)",
+                "data race",
+            ),
+            Mistake(
+                "a member arrives at the barrier before it reads the team's size",
+                "threads.c",
+                "memory_order_acq_rel) == n_active - 1",
+                "memory_order_acq_rel) == team->n_active - 1",
+                "data race",
+            ),
+        ),
+    ),
+    "valgrind": Check(
+        ("-O1", "-g"),
+        (
+            Mistake(
+                "the tail of a quantised row is never written",
+                "kernels_scalar.c",
+                "q[i] = (int8_t)v;",
+                "if (i < 128) q[i] = (int8_t)v;",
+                "uninitialised",
+            ),
+            Mistake(
+                "softmax leaves the masked scores as they were",
+                "kernels_scalar.c",
+                "for (int64_t i = n_visible; i < n_padded; i++) row[i] = 0.0f;",
+                "(void)n_padded;",
+                "uninitialised",
+            ),
+        ),
+        ("valgrind", "--quiet", "--error-exitcode=99", "--leak-check=full"),
+    ),
+}
+
+
+def require_tools(check: Check, folder: Path) -> None:
+    """Raise ``MissingTool`` unless a program can be compiled, linked and started the way the check needs."""
+    compiler = os.environ.get("CC", "cc")
+    for tool in (compiler, *check.command[:1]):
+        if shutil.which(tool) is None:
+            raise MissingTool(f"{tool} is not installed")
+    folder.mkdir(parents=True, exist_ok=True)
+    source, program = folder / "empty.c", folder / "empty"
+    source.write_text("int main(void) { return 0; }\n")
+    for command in ([compiler, *check.options, source, "-o", program], [*check.command, program]):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
+            raise MissingTool(f"an empty program does not get through {Path(command[0]).name}: {said[0]}")
+
+
+def run(check: Check, folder: Path, mistake: Mistake | None = None) -> subprocess.CompletedProcess[str]:
+    """Build the program from a copy of the sources and run it; stdout holds all that it and the check said."""
+    shutil.rmtree(folder, ignore_errors=True)  # nothing of an earlier mistake
+    source = folder / "source"
+    for part in ("bitnet_py/csrc", "tests/csrc"):
+        shutil.copytree(ROOT / part, source / part)
+    shutil.copy(ROOT / "CMakeLists.txt", source)
+    for edit in (*check.instruments, *([mistake] if mistake else [])):
+        path = source / "bitnet_py" / "csrc" / edit.file
+        text = path.read_text()
+        assert text.count(edit.old) == 1, f"{edit.name}: the source changed, adapt the edit"
+        path.write_text(text.replace(edit.old, edit.new))
+    options = ";".join(check.options)
+    build_dir = folder / "build"
+    build(source, build_dir, "-DBITNET_TEST_BUILD=ON", f"-DBITNET_TEST_OPTIONS={options}", target="checks")
+    return subprocess.run(
+        [*check.command, build_dir / "checks"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
+
+
+def main(name: str) -> int:
+    """Run the check, then prove it on its mistakes; returns the exit code."""
+    check, folder = CHECKS[name], ROOT / "build" / "checked" / name
+    try:
+        require_tools(check, folder)
+    except MissingTool as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 3
+    done = run(check, folder / "whole")
+    print(done.stdout, end="")
+    if done.returncode != 0:
+        return 1
+    blind = 0
+    for mistake in check.mistakes:
+        broken = run(check, folder / "broken", mistake)
+        seen = broken.returncode != 0 and mistake.report in broken.stdout
+        blind += not seen
+        print(f"{'seen' if seen else 'NOT SEEN'}: {mistake.name}")
+    return 1 if blind else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

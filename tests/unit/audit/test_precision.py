@@ -1,0 +1,422 @@
+"""16-bit engines: healthy ones are no defect, found out as such; wrong ones are found where they are wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crossval.audit import precision, summary
+from crossval.audit.audit import audit
+from crossval.audit.bounds import BITLINEARS
+from crossval.audit.checks import AuditResult
+from crossval.audit.precision import MIN_TAPS, Precision, Survey
+from crossval.diagnose import repro
+from crossval.diagnose.findings import find
+from crossval.formats import BF16, F16, FORMATS
+from crossval.model.weights import SpecWeights
+from crossval.passes import Numerics, PassRecord, TapArray
+from tests.support.narrow_engine import Mistake, NarrowEngine, Style, of_file, plans
+
+PLANS = plans((1019, 273, 271, 220, 17, 10, 17, 30), (220, 19))
+NARROW = [
+    Style("bf16"),
+    Style("bf16", scale="narrow"),
+    Style("bf16", scale="fake", norm="narrow"),
+    Style("bf16", scale="narrow", norm="narrow"),
+    Style("f16"),
+    Style("f16", scale="narrow"),
+    Style("f16", scale="fake"),
+]
+"""Binary16 with every step of a norm in it overflows on this model: that is a test of its own."""
+MISTAKES = {
+    "ffn_sub_norm skipped": ("blk.2.ffn_sub_norm", "norm skipped"),
+    "attn_norm skipped": ("blk.2.attn_norm", "norm skipped"),
+    "ffn_norm of another": ("blk.2.ffn_norm", None),
+    "kq scale": ("blk.2.kq_soft_max", None),
+    "SiLU": ("blk.2.ffn_act", "SiLU"),
+    "128 levels": ("blk.2.q", None),
+    "truncation ffn_gate": ("blk.2.ffn_gate", None),
+}
+
+
+def examined(model: Path, style: Style, mistake: Mistake | None = None) -> AuditResult:
+    return audit([NarrowEngine(model, style, mistake)], PLANS, SpecWeights(model))[0]
+
+
+def names(style: Style) -> str:
+    return "-".join(str(part) for part in (style.compute, style.kv, style.scale, style.norm) if part)
+
+
+@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize("style", NARROW, ids=names)
+def test_a_healthy_engine_is_clean_and_its_precision_is_a_finding_of_its_own(shipped_model, style, states):
+    result = examined(shipped_model, replace(style, states=states))
+    assert result.verdict == "clean"
+    found = result.precision
+    assert found is not None
+    assert (found.dtype, found.scope, found.declared) == (style.compute, "all", states)
+    assert found.n_in_format == found.n_taps > 200
+    assert found.unit_roundoff == FORMATS[style.compute].unit_roundoff
+
+
+@pytest.mark.parametrize("style", [s for s in NARROW if s.scale != "fake"], ids=names)
+@pytest.mark.parametrize("name", MISTAKES)
+def test_the_first_operation_beyond_the_precision_is_the_answer(shipped_model, style, name):
+    tap, _ = MISTAKES[name]
+    result = examined(shipped_model, style, Mistake(name))
+    assert result.verdict == "guilty"
+    assert result.first_guilty is not None
+    assert result.first_guilty.tap == tap
+    assert result.precision is not None
+    assert result.precision.dtype == style.compute
+
+
+@pytest.mark.parametrize("style", [Style("bf16"), Style("f16")], ids=names)
+def test_a_wrong_epsilon_is_found_where_inputs_are_small(shipped_model, style):
+    result = examined(shipped_model, style, Mistake("attn_norm eps", layer=None))
+    assert result.first_guilty is not None
+    assert result.first_guilty.tap == "blk.0.attn_norm"
+
+
+@pytest.mark.parametrize("style", [Style("bf16"), Style("f16")], ids=names)
+@pytest.mark.parametrize("name", ["ffn_sub_norm skipped", "SiLU"])
+def test_the_cause_is_named_at_this_precision(shipped_model, style, name):
+    engine, weights = NarrowEngine(shipped_model, style, Mistake(name)), SpecWeights(shipped_model)
+    (result,) = audit([engine], PLANS, weights)
+    finding = find("candidate", engine, result, PLANS, weights)
+    assert finding is not None
+    assert finding.diagnosis.name == MISTAKES[name][1]
+    assert finding.arithmetic.format.name == style.compute
+
+
+@pytest.mark.parametrize("kv", ["bf16", "f16"])
+@pytest.mark.parametrize("compute", ["f32", "bf16"])
+def test_a_stated_format_of_the_cache_is_no_defect(shipped_model, compute, kv):
+    result = examined(shipped_model, Style(compute, kv=kv, states=True))
+    assert result.verdict == "clean"
+    if compute == "f32":
+        assert result.precision is None
+        readings = {check.reading for check in result.checks if check.tap.endswith(".kq")}
+        assert readings == {f"k in {kv.upper()}"}
+
+
+@pytest.mark.parametrize("name", ["kq scale", "ffn_sub_norm skipped", "SiLU", "128 levels"])
+@pytest.mark.parametrize("kv", ["bf16", "f16"])
+def test_a_stated_cache_hides_nothing(shipped_model, kv, name):
+    result = examined(shipped_model, Style("f32", kv=kv, states=True), Mistake(name))
+    assert result.first_guilty is not None
+    assert result.first_guilty.tap == MISTAKES[name][0]
+
+
+def test_a_bfloat16_cache_that_is_not_stated_stays_a_defect(shipped_model):
+    result = examined(shipped_model, Style("f32", kv="bf16"))
+    assert result.first_guilty is not None
+    assert result.first_guilty.tap == "blk.0.kq"
+    assert result.precision is None
+
+
+def test_a_cache_stated_to_be_binary32_may_not_be_rounded(shipped_model):
+    engine = NarrowEngine(shipped_model, Style("f32", kv="f16"))
+    assert audit([engine], PLANS, SpecWeights(shipped_model))[0].verdict == "clean"
+    stated = Stating(engine, Numerics(kv_dtype="f32"))
+    result = audit([stated], PLANS, SpecWeights(shipped_model))[0]
+    assert result.first_guilty is not None
+    assert result.first_guilty.tap == "blk.0.kq"
+
+
+class Stating:
+    """An engine that states other numerics, or records some operations through another format."""
+
+    status, plan, available_taps = "live", None, None
+
+    def __init__(self, engine: NarrowEngine, numerics: Numerics, through: dict[str, Any] | None = None) -> None:
+        self._engine, self._through = engine, {} if through is None else through
+        self.identity = replace(engine.identity, numerics=numerics)
+
+    def reset(self) -> None:
+        self._engine.reset()
+
+    def eval(self, token_ids, select) -> PassRecord:
+        record = self._engine.eval(token_ids, select)
+        given = dict(record.taps)
+        for name in given:
+            change = self._through.get(name.rpartition(".")[2])
+            if change is not None:
+                given[name] = TapArray(change(given[name].array).astype(np.float32), given[name].rows)
+        return PassRecord(record.plan, given)
+
+
+def test_a_tensor_with_more_digits_rules_a_format_out(shipped_model):
+    engine = NarrowEngine(shipped_model, Style("bf16"))
+    exact = Stating(engine, Numerics(), {"ffn_gate": lambda x: x * np.float32(1 + 2**-20)})
+    result = audit([exact], PLANS, SpecWeights(shipped_model))[0]
+    assert result.verdict == "guilty"
+    assert result.precision is not None
+    assert (result.precision.scope, result.precision.declared) == ("some", False)
+    assert "ffn_gate" not in result.precision.ops
+    assert "l_out" in result.precision.ops
+
+
+def test_rounding_in_one_kind_of_tensor_is_a_defect_and_is_described(shipped_model):
+    engine = NarrowEngine(shipped_model, Style("f32"))
+    rounding = Stating(engine, Numerics(), {"k_rope": BF16.round, "v": BF16.round})
+    result = audit([rounding], PLANS, SpecWeights(shipped_model))[0]
+    assert result.first_guilty is not None
+    assert result.first_guilty.tap == "blk.0.v"
+    assert result.precision is not None
+    assert result.precision.ops == ("v", "k_rope")
+    assert result.precision.unit_roundoff == 2.0**-24
+    text = precision.sentence(result.precision.to_json())
+    assert "v, k_rope hold values of bfloat16 only" in text
+
+
+def test_keys_and_values_recorded_in_the_stated_format_of_the_cache_are_right(shipped_model):
+    engine = NarrowEngine(shipped_model, Style("f32", kv="bf16"))
+    rounding = Stating(engine, Numerics(kv_dtype="bf16"), {"k_rope": BF16.round, "v": BF16.round})
+    assert audit([rounding], PLANS, SpecWeights(shipped_model))[0].verdict == "clean"
+
+
+def test_a_statement_that_the_record_contradicts_is_not_confirmed(shipped_model):
+    exact = Stating(NarrowEngine(shipped_model, Style("f32")), Numerics(compute_dtype="bf16"))
+    found = audit([exact], PLANS, SpecWeights(shipped_model))[0].precision
+    assert found is not None
+    assert not found.declared
+    assert found.n_in_format == 0 < found.n_taps
+    assert "says that it computes in bfloat16, but only 0 of" in precision.sentence(found.to_json())
+    other = Stating(NarrowEngine(shipped_model, Style("f16")), Numerics(compute_dtype="bf16"))
+    found = audit([other], PLANS, SpecWeights(shipped_model))[0].precision
+    assert found is not None
+    assert (found.dtype, found.declared) == ("f16", False)
+
+
+# --- coarse traces --------------------------------------------------------------------------------------------
+
+
+class Coarse(Stating):
+    """An engine that records the smallest useful trace."""
+
+    def eval(self, token_ids, select) -> PassRecord:
+        kept = [n for n in select if n.endswith(("inp_embd", "l_out", "result_norm", "result_output"))]
+        return super().eval(token_ids, kept)
+
+
+@pytest.mark.parametrize(
+    ("compute", "name"),
+    [
+        *(("bf16", name) for name in (None, "SiLU", "ffn_sub_norm skipped", "kq scale", "128 levels")),
+        *(("f16", name) for name in (None, "SiLU")),
+    ],
+)
+def test_a_coarse_trace_is_never_parity_and_a_healthy_one_no_defect(shipped_model, compute, name):
+    engine = NarrowEngine(shipped_model, Style(compute), Mistake(name) if name else None)
+    (result,) = audit([Coarse(engine, Numerics())], PLANS, SpecWeights(shipped_model))
+    assert result.precision is not None
+    assert (result.precision.dtype, result.precision.scope) == (compute, "all")
+    if name in ("SiLU", "ffn_sub_norm skipped"):
+        assert result.first_guilty is not None
+        assert result.first_guilty.tap == "blk.2.l_out"
+    else:
+        assert result.verdict == "within"
+
+
+# --- recorded in fewer digits than computed ---------------------------------------------------------------------
+
+
+class Everything(dict[str, Any]):
+    """The same change of every tensor."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self._change = change
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._change
+
+
+@pytest.mark.parametrize("form", [BF16, F16], ids=lambda form: form.name)
+def test_a_record_with_fewer_digits_than_the_engine_leaves_its_codes_open(shipped_model, form):
+    engine = NarrowEngine(shipped_model, Style("f32"))
+    (result,) = audit([Stating(engine, Numerics(), Everything(form.round))], PLANS, SpecWeights(shipped_model))
+    assert result.verdict == "incomplete"
+    assert result.precision is not None
+    assert (result.precision.dtype, result.precision.scope) == (form.name, "recorded")
+    left = {check.tap.rpartition(".")[2] for check in result.checks if check.status == "unchecked"}
+    assert left == BITLINEARS
+    assert "record binary32" in precision.sentence(result.precision.to_json())
+
+
+@pytest.mark.parametrize("form", [BF16, F16], ids=lambda form: form.name)
+@pytest.mark.parametrize("name", ["ffn_sub_norm skipped", "SiLU", "kq scale", "ffn_norm of another"])
+def test_such_a_record_still_shows_a_mistake(shipped_model, form, name):
+    engine = NarrowEngine(shipped_model, Style("f32"), Mistake(name))
+    (result,) = audit([Stating(engine, Numerics(), Everything(form.round))], PLANS, SpecWeights(shipped_model))
+    assert result.precision is not None
+    assert result.precision.scope == "recorded"
+    assert result.first_guilty is not None
+    assert result.first_guilty.tap == MISTAKES[name][0]
+
+
+def test_one_operation_that_is_wrong_in_all_layers_is_not_taken_for_a_record(shipped_model):
+    result = examined(shipped_model, Style("bf16"), Mistake("SiLU", layer=None))
+    assert result.first_guilty is not None
+    assert result.first_guilty.tap == "blk.0.ffn_act"
+    assert result.precision is not None
+    assert result.precision.scope == "all"
+
+
+# --- overflow -------------------------------------------------------------------------------------------------
+
+
+def with_norm_times(model: Path, name: str, factor: float, out: Path) -> Path:
+    """Copy a model with one norm's weight multiplied."""
+    file, data = of_file(model), bytearray(model.read_bytes())
+    (n,), kind, offset = file.infos[name]
+    assert kind == 0
+    at = file.data + offset
+    data[at : at + 4 * n] = (np.frombuffer(bytes(data[at : at + 4 * n]), "<f4") * np.float32(factor)).tobytes()
+    out.write_bytes(bytes(data))
+    return out
+
+
+def test_overflow_of_binary16_is_the_finding(shipped_model, tmp_path):
+    model = with_norm_times(shipped_model, "blk.1.ffn_norm.weight", 20, tmp_path / "large.gguf")
+    assert examined(model, Style("f32")).verdict == "clean"
+    assert examined(model, Style("bf16")).verdict == "clean"
+    for states in (False, True):
+        result = examined(model, Style("f16", states=states))
+        first = result.first_guilty
+        assert first is not None
+        assert (first.tap, first.status) == ("blk.1.ffn_out", "invalid")
+        assert "overflow of binary16 (F16), expected up to 5.24e+06" in (first.note or "")
+        assert "the largest it holds is 65504" in (first.note or "")
+
+
+def test_overflow_inside_a_norm_is_said(shipped_model):
+    result = examined(shipped_model, Style("f16", norm="narrow"))
+    first = result.first_guilty
+    assert first is not None
+    assert first.tap == "blk.0.ffn_sub_norm"
+    assert "overflow of binary16 (F16) inside: at 6 of 8 tokens" in (first.note or "")
+    skipped = examined(shipped_model, Style("f16", norm="narrow"), Mistake("ffn_sub_norm skipped", 0))
+    assert skipped.first_guilty is not None
+    assert "overflow" not in (skipped.first_guilty.note or "")
+
+
+def test_infinities_where_nothing_is_too_large_are_no_overflow():
+    recorded = np.array([[1.0, np.inf, 3.0]], np.float32)
+    assert precision.overflow(recorded, np.array([[1.0, 2.0, 3.0]])) is None
+    assert precision.overflow(recorded, np.array([[1.0, 7e4, 3.0]])) is not None
+    assert "binary32" in (precision.overflow(recorded, np.array([[1.0, 1e39, 3.0]])) or "")
+    assert precision.overflow(recorded, np.array([[1.0, 7e4]])) is None
+    assert precision.overflow(np.array([[np.nan]], np.float32), np.array([[7e4]])) is None
+
+
+# --- the survey -----------------------------------------------------------------------------------------------
+
+
+def taken(**arrays: np.ndarray) -> dict[str, TapArray]:
+    return {f"blk.0.{name}": TapArray(array.astype(np.float32)) for name, array in arrays.items()}
+
+
+def random(n: int = 200) -> np.ndarray:
+    return np.random.default_rng(n).standard_normal((1, n))
+
+
+def test_what_says_nothing_is_no_evidence():
+    survey = Survey()
+    survey.add({"inp_embd": TapArray(F16.round(random()).astype(np.float32))})
+    survey.add(taken(q=np.zeros((1, 500)), k=np.full((1, 500), 0.5), v=np.full((1, 500), np.nan)))
+    assert survey.found(Numerics()) is None
+
+
+@pytest.mark.parametrize("n_taps", range(MIN_TAPS + 1))
+def test_few_tensors_are_no_evidence(n_taps):
+    survey = Survey()
+    survey.add(taken(**{name: BF16.round(random()) for name in ("q", "k", "v")[:n_taps]}))
+    found = survey.found(Numerics())
+    assert (found is not None) == (n_taps >= MIN_TAPS)
+    stated = survey.found(Numerics(compute_dtype="bf16"))
+    assert stated is not None
+    assert stated.declared
+
+
+def test_few_values_are_no_evidence():
+    survey = Survey()
+    survey.add(taken(**{name: BF16.round(random(20)) for name in ("q", "k", "v")}))
+    assert survey.found(Numerics()) is None
+
+
+def test_bfloat16_is_not_taken_for_binary16():
+    survey = Survey()
+    survey.add(taken(**{name: BF16.round(random()) for name in ("q", "k", "v")}))
+    found = survey.found(Numerics())
+    assert found is not None
+    assert found.dtype == "bf16"
+
+
+def test_a_receipt_holds_the_finding_and_where_it_is_missing_nothing_is_said():
+    found = Precision("f16", "all", False, 2.0**-11, 5, 5, 900)
+    result = AuditResult("x", (), 0, 0, None, "incomplete", precision=found)
+    assert summary.to_json(result)["precision"] == {**vars(found), "ops": []}
+    assert "precision" not in summary.to_json(replace(result, precision=None))
+    numerics = Numerics().to_json()
+    assert precision.compute_dtype(numerics, summary.to_json(result)) == "f16"
+    assert precision.compute_dtype(numerics, None) == "f32"
+    assert precision.compute_dtype(Numerics(compute_dtype="bf16").to_json(), None) == "bf16"
+
+
+# --- the reproducer -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("style", "name"),
+    [
+        (Style("bf16"), "128 levels"),
+        (Style("f16", norm="wide"), "truncation ffn_gate"),
+        (Style("f16"), "kq scale"),
+        (Style("f32", kv="bf16", states=True), "kq nudged"),
+        (Style("f32", kv="f16", states=True), "kq nudged"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else names(value),
+)
+def test_the_reproducer_judges_at_this_precision(shipped_model, tmp_path, style, name):
+    engine, weights = NarrowEngine(shipped_model, style, Mistake(name)), SpecWeights(shipped_model)
+    (result,) = audit([engine], PLANS, weights)
+    finding = find("candidate", engine, result, PLANS, weights)
+    assert finding is not None
+    assert finding.context is not None
+    script = repro.write(finding, "narrow engine", tmp_path)
+
+    def judged(*arguments: Path) -> int:
+        return subprocess.run([sys.executable, script, *arguments], capture_output=True, timeout=60).returncode
+
+    assert judged() == 1
+    given = np.load(tmp_path / "inputs.npz")
+    right = right_values(finding, engine, given)
+    np.save(tmp_path / "right.npy", right.astype(np.float32))
+    assert judged(tmp_path / "right.npy") == 0
+    np.save(tmp_path / "wrong.npy", (right * 1.1 + 0.01).astype(np.float32))
+    assert judged(tmp_path / "wrong.npy") == 1
+
+
+def right_values(finding: Any, engine: NarrowEngine, given: Any) -> np.ndarray:
+    """What the engine computes from the same inputs without its mistake."""
+    engine.mistake = None
+    layer, op = 2, finding.context.op.name
+    if op == "kq_soft_max":
+        scores = engine.round(given["scores"])
+        hidden = np.arange(scores.shape[-1]) > finding.check.worst.token
+        scaled = np.where(hidden, -np.inf, scores / np.float32(np.sqrt(engine.head_dim)))
+        shown = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+        return engine.round(shown / shown.sum(axis=-1, keepdims=True))
+    if op == "kq":
+        keys = engine.stored(given["k"])[:, np.arange(engine.n_heads) // (engine.n_heads // engine.n_kv_heads)]
+        return engine.round(np.einsum("qhd,khd->hqk", given["q"], keys))
+    tensor = {"q": "attn_q", "ffn_gate": "ffn_gate"}[op]
+    return engine._linear(layer, tensor, given["x"])[:, given["features"]]

@@ -1,0 +1,396 @@
+"""Right engines recorded wrongly: the recording is blamed, by name, and no engine; wrong engines stay guilty."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crossval.audit.audit import audit
+from crossval.audit.recording import Settled, settle
+from crossval.engines.recorded import RecordedRunner
+from crossval.engines.spec import SpecRunner
+from crossval.model import taps
+from crossval.model.ops import Op
+from crossval.model.weights import SpecWeights
+from crossval.passes import PassPlan, short_list
+from crossval.receipts import file as receipt
+from tests.support.rewritten import Change, Passes, put, rewritten
+from tests.support.strangers import Fault, error_line, run
+
+Record = Callable[..., Path]
+LAYERS = (0, 1)
+
+
+def judged(
+    model: Path, source: Path, other: Path, folder: Path, change: Change
+) -> tuple[int, receipt.Receipt, str]:
+    trace, out = rewritten(source, folder / "t", change), folder / "r.json"
+    result = run("diff", trace, other, "--model", model, "--receipt", out)
+    assert "Traceback" not in result.output
+    return result.exit_code, receipt.read(out), result.stdout
+
+
+def after_rope(passes: Passes) -> None:
+    for given in passes:
+        for layer in LAYERS:
+            for name in ("q", "k"):
+                given[f"blk.{layer}.{name}"] = given[f"blk.{layer}.{name}_rope"]
+
+
+def overwritten(passes: Passes) -> None:
+    for index in range(len(passes)):
+        put(passes, index, "blk.0.l_out", passes[index]["blk.1.attn_norm"].array)
+
+
+def normed(passes: Passes) -> None:
+    for given in passes:  # only the last token's norm is recorded: record the state of that token, too
+        given["blk.1.l_out"] = given["result_norm"]
+
+
+def one_buffer(passes: Passes) -> None:
+    """Every copy of the residual stream refers to the same buffer and is read when the pass has ended."""
+    for index in (1, 2):
+        for name in ("inp_embd", "blk.0.ffn_inp", "blk.0.l_out", "blk.1.ffn_inp"):
+            put(passes, index, name, passes[index]["blk.1.l_out"].array)
+
+
+def scores_after_softmax(passes: Passes) -> None:
+    for given in passes:
+        for layer in LAYERS:
+            given[f"blk.{layer}.kq"] = given[f"blk.{layer}.kq_soft_max"]
+
+
+def scaled_scores(passes: Passes) -> None:
+    for given in passes:
+        for layer in LAYERS:
+            given[f"blk.{layer}.kq"].array[...] *= np.float32(0.125)
+
+
+def heads_first(passes: Passes) -> None:
+    put(passes, 0, "blk.1.q_rope", passes[0]["blk.1.q_rope"].array.transpose(1, 0, 2))
+
+
+def turned(passes: Passes) -> None:
+    put(passes, 0, "blk.0.ffn_up", passes[0]["blk.0.ffn_up"].array.T)
+
+
+def stale(passes: Passes) -> None:
+    put(passes, 1, "blk.1.ffn_norm", passes[2]["blk.1.ffn_norm"].array)
+
+
+def never_written(passes: Passes) -> None:
+    passes[0]["blk.0.kqv_out"].array[...] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "names", "passes", "words"),
+    [
+        (after_rope, ["blk.0.q", "blk.1.q"], [0, 1, 2], ("holds blk.0.q_rope to the last bit", "before RoPE")),
+        (overwritten, ["blk.0.l_out"], [0, 1, 2], ("holds blk.1.attn_norm to the last bit", "used again for")),
+        (normed, ["blk.1.l_out"], [0, 1, 2], ("holds result_norm to the last bit", "before the final norm")),
+        (one_buffer, ["inp_embd"], [1, 2], ("holds blk.1.l_out to the last bit", "as soon as")),
+        (scores_after_softmax, ["blk.0.kq", "blk.1.kq"], [0, 1, 2], ("kq_soft_max to the last bit", "softmax")),
+        (scaled_scores, ["blk.0.kq", "blk.1.kq"], [0, 1, 2], ("holds 0.125 times its values", "scaled")),
+        (heads_first, ["blk.1.q_rope"], [0], ("axes in the order head, token, feature", "docs/trace-format.md")),
+        (turned, ["blk.0.ffn_up"], [0], ("axes in the order feature, token", "docs/trace-format.md")),
+        (stale, ["blk.1.ffn_norm"], [1], ("its own values of pass 2 to the last bit", "in every pass")),
+        (never_written, ["blk.0.kqv_out"], [0], ("values are not finite, and nothing read them", "copy")),
+    ],
+)
+def test_what_was_recorded_wrongly_is_named_and_no_engine_is_blamed(
+    model_path: Path,
+    record: Record,
+    tmp_path: Path,
+    change: Change,
+    names: list[str],
+    passes: list[int],
+    words: tuple[str, ...],
+) -> None:
+    code, made, text = judged(model_path, record("other"), record(), tmp_path, change)
+    assert (code, made["verdict"]) == (3, "incomplete"), text
+    audit = made["audit"]["candidate"]
+    assert (audit["verdict"], audit["first_guilty"], made["diagnosis"]) == ("incomplete", None, [])
+    found = audit["misrecorded"][0]
+    assert (found["kind"], found["taps"], found["passes"]) == ("tap", names, passes)
+    assert "misrecorded" not in made["audit"]["reference"]
+    said = f"{found['explanation']}; {found['remedy']}"
+    for word in words:
+        assert word in said
+    assert "recording  candidate: RECORDED WRONGLY: " in text
+    assert said in text
+    assert "Nothing is proven against either engine" in text
+    gated = run("gate", tmp_path / "r.json", "--allow-compute", "recorded")
+    assert gated.exit_code == 1
+    failed = [line.split("  ")[0].strip() for line in gated.stdout.splitlines() if " FAIL " in line]
+    assert failed == ["verdict", "audit of the candidate", "two parties"], gated.stdout
+
+
+def forgotten(array: np.ndarray) -> np.ndarray:
+    return np.zeros_like(array)
+
+
+def moved(array: np.ndarray) -> np.ndarray:
+    return np.roll(array, 1, axis=-1)
+
+
+@pytest.mark.parametrize(("change", "index"), [(forgotten, 0), (moved, 2)])
+@pytest.mark.parametrize("tap", taps.all_taps(2)[:-1])
+def test_any_tensor_but_the_logits_can_be_the_recordings_fault(
+    model_path: Path,
+    record: Record,
+    tmp_path: Path,
+    tap: str,
+    change: Callable[[np.ndarray], np.ndarray],
+    index: int,
+) -> None:
+    def alter(passes: Passes) -> None:
+        put(passes, index, tap, change(passes[index][tap].array))
+
+    trace = rewritten(record("other"), tmp_path / "t", alter)
+    weights = SpecWeights(model_path)
+    with RecordedRunner(trace) as runner:
+        (result,) = audit([runner], runner.plan, weights)
+        assert result.verdict == "guilty"
+        found = settle(runner, result, runner.plan, weights).result
+    assert [(one.taps, one.passes) for one in found.misrecorded] == [((tap,), (index,))]
+    assert (found.verdict, found.first_guilty) == ("incomplete", None)
+
+
+def test_logits_that_are_wrong_are_the_engines(model_path: Path, record: Record, tmp_path: Path) -> None:
+    """Nothing reads them, so nothing acquits them."""
+    code, made, _ = judged(
+        model_path,
+        record("other"),
+        record(),
+        tmp_path,
+        lambda given: put(given, 0, "result_output", moved(given[0]["result_output"].array)),
+    )
+    assert (code, made["verdict"]) == (1, "candidate_defect")
+
+
+# Engines that are really wrong
+
+
+def doubled(x: np.ndarray) -> np.ndarray:
+    return 2.0 * x
+
+
+def rolled(x: np.ndarray) -> np.ndarray:
+    return np.roll(x, 1, axis=-1)
+
+
+def halved(x: np.ndarray) -> np.ndarray:
+    y = x.copy()
+    y[..., x.shape[-1] // 2 :] = 0.0
+    return y
+
+
+class Wrong(SpecRunner):
+    """The specification with some of its operations computed wrongly; what reads them reads the wrong values."""
+
+    def __init__(self, path: Path, changes: dict[str, Callable[[np.ndarray], np.ndarray]]) -> None:
+        super().__init__(path)
+        self._changes = changes
+
+    def __enter__(self) -> Wrong:
+        super().__enter__()
+        self._table = tuple(self._changed(op) for op in self._table)
+        return self
+
+    def _changed(self, op: Op) -> Op:
+        change = self._changes.get(op.output)
+        return op if change is None else replace(op, function=lambda *given: change(op.function(*given)))
+
+
+PLANS = [PassPlan("prefill", (1, 17, 42, 250, 3, 99, 8), 0), PassPlan("decode", (11,), 7)]
+OPS = [f"blk.0.{name}" for name in taps.LAYER_TAPS] + ["inp_embd", "result_norm", "blk.1.l_out"]
+
+
+def settled(model: Path, changes: dict[str, Callable[[np.ndarray], np.ndarray]]) -> Settled:
+    weights = SpecWeights(model)
+    with Wrong(model, changes) as runner:
+        (result,) = audit([runner], PLANS, weights)
+        assert result.verdict == "guilty"
+        return settle(runner, result, PLANS, weights)
+
+
+@pytest.mark.parametrize("change", [doubled, rolled, halved])
+@pytest.mark.parametrize("tap", OPS)
+def test_an_engine_that_computes_wrongly_is_not_acquitted(
+    model_path: Path, tap: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    found = settled(model_path, {tap: change}).result
+    assert (found.misrecorded, found.verdict) == ((), "guilty")
+    assert found.first_guilty is not None
+    assert found.first_guilty.tap == tap
+
+
+@pytest.mark.parametrize("change", [doubled, rolled, halved])
+@pytest.mark.parametrize(
+    "pair",
+    [("attn_norm", "q"), ("q", "q_rope"), ("kq", "kq_soft_max"), ("ffn_gate", "ffn_act"), ("ffn_down", "l_out")],
+)
+def test_nor_one_whose_next_operation_is_wrong_too(
+    model_path: Path, pair: tuple[str, str], change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    found = settled(model_path, {f"blk.0.{name}": change for name in pair}).result
+    assert (found.misrecorded, found.verdict) == ((), "guilty")
+    assert found.first_guilty is not None
+    assert found.first_guilty.tap == f"blk.0.{pair[0]}"
+
+
+def test_a_mistake_behind_a_wrong_recording_is_still_found(
+    model_path: Path, record: Record, tmp_path: Path
+) -> None:
+    wrong = record("other", Fault(rolled_from="1/ffn_sub_norm"))
+    code, made, text = judged(model_path, wrong, record(), tmp_path, after_rope)
+    assert (code, made["verdict"]) == (1, "candidate_defect"), text
+    audit = made["audit"]["candidate"]
+    assert audit["first_guilty"]["tap"] == made["diagnosis"][0]["tap"] == "blk.1.ffn_sub_norm"
+    assert [one["taps"] for one in audit["misrecorded"]] == [["blk.0.q", "blk.1.q"], ["blk.0.k", "blk.1.k"]]
+    assert "RECORDED WRONGLY: q of layers 0 and 1, passes 0 and 1; " in text
+
+
+def test_a_right_tensor_between_two_wrongly_recorded_ones_is_not_named(
+    make_model: Callable[..., Path], record: Record, tmp_path: Path
+) -> None:
+    """Only layer outputs are recorded: those of layers 0 and 2 hold the next one's, what lies between is right."""
+
+    def change(passes: Passes) -> None:
+        for given in passes:
+            for layer in (0, 2):
+                given[f"blk.{layer}.l_out"] = given[f"blk.{layer + 1}.l_out"]
+
+    model = make_model(n_layers=5)
+    source, other = record("other", model=model, taps=taps.outline_taps(5)), record(model=model)
+    code, made, text = judged(model, source, other, tmp_path, change)
+    assert (code, made["verdict"]) == (3, "incomplete"), text
+    found = [one["taps"] for one in made["audit"]["candidate"].get("misrecorded", [])]
+    assert found == [["blk.0.l_out", "blk.2.l_out"]], text
+
+
+def test_what_fits_only_within_a_distance_acquits_nobody(
+    make_model: Callable[..., Path], record: Record, tmp_path: Path
+) -> None:
+    """Behind a layer output that is no other tensor's lie two layers that flips blur: that is not enough."""
+
+    def change(passes: Passes) -> None:
+        for given in passes:
+            given["blk.0.l_out"].array[...] = moved(given["blk.0.l_out"].array)
+
+    model = make_model(n_layers=4, dim=512, hidden_dim=1024, n_heads=8)
+    source, other = record("other", model=model, taps=taps.outline_taps(4)), record(model=model)
+    _, made, text = judged(model, source, other, tmp_path, change)
+    audit = made["audit"]["candidate"]
+    assert audit["first_guilty"]["tap"] == "blk.0.l_out"
+    assert ("misrecorded" in audit, made["verdict"]) == (False, "candidate_defect"), text
+
+
+# Other tokens, another order, other shapes
+
+
+def test_passes_in_another_order_are_put_back(model_path: Path, record: Record, tmp_path: Path) -> None:
+    def change(passes: Passes) -> None:
+        passes[1], passes[2] = passes[2], passes[1]
+
+    without_scores = [n for n in taps.all_taps(2) if taps.parse(n).tap not in ("kq", "kq_soft_max")]
+    source = record("other", taps=without_scores)
+    code, made, text = judged(model_path, source, record(), tmp_path, change)
+    assert (code, made["verdict"]) == (3, "incomplete"), text
+    (found,) = made["audit"]["candidate"]["misrecorded"]
+    assert (found["kind"], found["passes"]) == ("order", [1, 2])
+    assert "RECORDED WRONGLY: the order of passes 1 and 2; the arrays of pass 1 fit pass 2; " in text
+    assert made["audit"]["candidate"]["first_guilty"] is None
+
+
+def test_scores_tell_of_the_order_by_their_shape(model_path: Path, record: Record, tmp_path: Path) -> None:
+    source = record("other")
+    shutil.copytree(source, tmp_path / "t")
+    path = tmp_path / "t" / "trace.json"
+    stated = json.loads(path.read_text())
+    one, two = stated["passes"][1:]
+    for name in ("taps", "file"):
+        one[name], two[name] = two[name], one[name]
+    one["file"], two["file"] = two["file"], one["file"]
+    path.write_text(json.dumps(stated))
+    line = error_line(run("diff", tmp_path / "t", source, "--model", model_path))
+    assert "blk.0.kq has shape [2, 1, 9], the model and rows give [2, 1, 8]: it has 9 keys" in line
+    assert "pass 2 sees 9 keys: are the passes in another order?" in line
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        (
+            [2, 7, 8],
+            "the KV cache is padded or holds one cell more; cut the last axis to the cells of positions 0 to 6",
+        ),
+        ([2, 7, 32], "holds 25 cells more; cut the last axis to the cells of positions 0 to 6 (array[:, :, :7])"),
+        ([2, 7, 6], "it has 6 keys, the tokens so far are 7: cells of the KV cache are missing"),
+        ([7, 2, 7], "the axes are in another order: write (head, token, key), the last running fastest"),
+        ([14, 7], "it holds as many values: give it the shape [2, 7, 7]"),
+    ],
+)
+def test_scores_of_another_shape_are_explained(
+    model_path: Path, record: Record, tmp_path: Path, shape: list[int], words: str
+) -> None:
+    shutil.copytree(record("other"), tmp_path / "t")
+    path = tmp_path / "t" / "trace.json"
+    stated = json.loads(path.read_text())
+    (tap,) = (tap for tap in stated["passes"][0]["taps"] if tap["name"] == "blk.1.kq_soft_max")
+    tap["shape"] = shape
+    path.write_text(json.dumps(stated))
+    result = run("diff", tmp_path / "t", record(), "--model", model_path)
+    assert result.exit_code == 4
+    assert words in error_line(result)
+
+
+def retold(source: Path, target: Path, ids: Callable[[list[int]], list[int]]) -> Path:
+    """Copy a trace and state other token ids of its prompt."""
+    shutil.copytree(source, target)
+    path = target / "trace.json"
+    stated = json.loads(path.read_text())
+    stated["prompt"]["token_ids"] = stated["passes"][0]["token_ids"] = ids(stated["prompt"]["token_ids"])
+    path.write_text(json.dumps(stated))
+    return target
+
+
+def test_a_recording_of_another_prompt_names_its_tokens(model_path: Path, record: Record, tmp_path: Path) -> None:
+    others = [1, 17, 42, 250, 3, 99, 8, 77, 5, 41, 63, 128]
+    source = record("other", prompt="Hello three")
+    fed = json.loads((source / "trace.json").read_text())["prompt"]["token_ids"]
+    wrong = retold(source, tmp_path / "t", lambda ids: [ids[0], *others[: len(ids) - 1]])
+    given = json.loads((wrong / "trace.json").read_text())["prompt"]["token_ids"]
+    result = run("diff", wrong, wrong, "--model", model_path, "--receipt", tmp_path / "r.json")
+    assert result.exit_code == 3, result.output
+    made = receipt.read(tmp_path / "r.json")
+    (found,) = made["audit"]["candidate"]["misrecorded"]
+    assert (found["kind"], found["passes"]) == ("tokens", [0])
+    said = f"inp_embd of pass 0 belongs to token ids {short_list(fed)}, not {short_list(given)}"
+    assert said in result.stdout
+    assert "RECORDED WRONGLY: the tokens of pass 0; " in result.stdout
+
+
+def test_an_engine_that_looks_up_the_next_row_stays_guilty(
+    model_path: Path, record: Record, tmp_path: Path
+) -> None:
+    wrong = retold(record("other"), tmp_path / "t", lambda ids: [token - 1 for token in ids])
+    result = run("diff", wrong, wrong, "--model", model_path)
+    assert result.exit_code == 1, result.output
+    assert "row of token id +1" in result.stdout
+
+
+def test_an_engine_that_looks_up_odd_rows_stays_guilty_and_the_rows_are_named(
+    model_path: Path, record: Record, tmp_path: Path
+) -> None:
+    wrong = retold(record("other"), tmp_path / "t", lambda ids: [300 - 1 - token for token in ids])
+    result = run("diff", wrong, wrong, "--model", model_path)
+    assert result.exit_code == 1, result.output
+    assert "undetermined: no known mistake explains it" in result.stdout
+    assert "inp_embd of pass 0 belongs to token ids [" in result.stdout

@@ -1,0 +1,270 @@
+"""Measuring: the streaming read, figures, ratios and verdicts, our engine in its own process, `bitnet bench`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bitnet_py import _native, cli
+from bitnet_py.bench import ReadTest, bench, peak_resident_bytes, random_ids, spread, weight_reads
+from bitnet_py.errors import InputError, NativeError
+from bitnet_py.model import KernelCount
+from crossval.bench import figures
+from crossval.bench.engine import BitnetPyProcess
+from crossval.bench.measures import MEASURES, Reading
+from crossval.bench.rounds import _Tally
+from crossval.bitnet_cpp.runner import decode_records
+from crossval.child.protocol import Frame
+from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.errors import BadInputError, CrossvalError, EngineCrashError
+from crossval.passes import Numerics
+from tests.support import receipt_samples as samples
+
+PREFILL, DECODE, GREEDY, FIRST, MEMORY = MEASURES
+
+
+class TestRead:
+    @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
+    @pytest.mark.parametrize("n", [1, 15, 16, 17, 1000, 4099])
+    def test_every_word_is_read_once(self, n, n_threads):
+        words = np.random.default_rng(n).integers(0, 2**64, n, np.uint64)
+        assert _native.read(words, n_threads) == sum(words.tolist()) % 2**64
+        assert _native.read(words, n_threads, n_passes=3) == 3 * sum(words.tolist()) % 2**64
+
+    @pytest.mark.parametrize(("n", "n_threads"), [(0, 1), (8, 0), (8, -1), (8, 1025)])
+    def test_what_cannot_be_read_is_an_error(self, n, n_threads):
+        with pytest.raises(NativeError, match="between 1 and 1024 threads"):
+            _native.read(np.ones(n, np.uint64), n_threads)
+
+    def test_a_read_takes_time(self):
+        test = ReadTest(2, buffer_bytes=1 << 20)
+        assert test.n_bytes == 4 << 20
+        assert test.seconds() > 0
+
+
+def test_random_ids_are_the_same_everywhere():
+    assert random_ids(0, 6, 1000) == [844, 757, 420, 258, 511, 404]  # of Python's Mersenne twister
+    assert random_ids(0, 3, 1000) == random_ids(0, 6, 1000)[:3]
+    assert random_ids(1, 6, 1000) != random_ids(0, 6, 1000)
+
+
+def test_spread():
+    assert spread([]) is None
+    assert dataclasses.astuple(spread([3.0, 1.0, 2.0, 10.0])) == (2.5, 1.0, 10.0)
+
+
+def test_peak_memory_is_that_of_the_process():
+    held = np.ones(64 << 20, np.uint8)
+    assert peak_resident_bytes() > held.nbytes
+    assert peak_resident_bytes(os.getpid()) == pytest.approx(peak_resident_bytes(), rel=0.1)
+    assert peak_resident_bytes(2**22 + 1) is None  # beyond the largest process id
+
+
+def test_the_cache_is_no_weight():
+    before = [KernelCount("i2s_gemv_avx2", 1, 100), KernelCount("attention_avx2", 1, 7)]
+    after = [
+        KernelCount("i2s_gemv_avx2", 3, 160),
+        KernelCount("attention_avx2", 2, 9),
+        KernelCount("rope_avx2", 2, 0),
+        KernelCount("head_f16_avx2", 1, 5),
+    ]
+    assert weight_reads(before, after) == {"i2s_gemv_avx2": 60, "head_f16_avx2": 5}
+
+
+class TestFigures:
+    def test_speeds_ratios_and_medians(self):
+        findings = samples.bench_findings()
+        taken = findings.taken["prefill"]
+        assert figures.figures(PREFILL, findings.work, taken.raw["candidate"]) == [10.0, 12.5, 5 / 0.45]
+        assert figures.ratios(taken) == [2.0, 0.6 / 0.4, 0.9 / 0.45]
+        assert figures.figures(MEMORY, findings.work, findings.taken["peak_memory"].raw["candidate"]) == [50e6] * 3
+        assert figures.ratios(findings.taken["peak_memory"]) == [1.2] * 3
+
+    def test_what_was_read(self):
+        findings = samples.bench_findings()
+        taken = findings.taken["decode"]
+        per_token = samples.ternary_bytes(samples.SHAPE) + 2 * 300 * 128
+        assert figures.bytes_per_token(DECODE, findings.work, taken) == per_token
+        assert figures.read_rates(DECODE, findings.work, taken)[0] == per_token * 2 / 0.1
+        assert figures.bytes_per_token(PREFILL, findings.work, findings.taken["prefill"]) is None
+        assert figures.read_rates(PREFILL, findings.work, findings.taken["prefill"]) == []
+
+    def test_passes_of_the_warm_up_are_compared(self):
+        work = samples.BENCH_WORK
+        assert [measure.n_values(work) for measure in MEASURES] == [3, 3, 3, 3, 3]
+        assert [measure.n_compared(work) for measure in MEASURES] == [4, 8, 8, 3, 0]
+
+    @pytest.mark.parametrize(
+        ("changes", "verdict"),
+        [
+            ({}, "pass"),
+            ({"min_ratios": {"prefill": 2.0, "decode": 1.8, "greedy": None}}, "pass"),
+            ({"min_ratios": {"prefill": 2.001, "decode": None, "greedy": None}}, "fail"),
+            ({"min_ratios": {"prefill": None, "decode": 3.0, "greedy": None}}, "fail"),
+            ({"unequal": {"decode": 1}}, "fail"),
+            ({"unequal": {"first_token": 1}}, "fail"),
+            ({"raw": {"prefill": ((0.5, 0.4), (1.0, 0.6, 0.9))}}, "incomplete"),
+            ({"raw": {"peak_memory": ((), ())}}, "incomplete"),
+            ({"read_s": ()}, "incomplete"),
+            # what differs is worse than what is missing; a ratio of what is missing says nothing
+            ({"raw": {"peak_memory": ((), ())}, "unequal": {"prefill": 4}}, "fail"),
+            (
+                {"raw": {"peak_memory": ((), ())}, "min_ratios": {"prefill": 9.0, "decode": None, "greedy": None}},
+                "incomplete",
+            ),
+        ],
+    )
+    def test_verdict(self, changes, verdict):
+        assert figures.decide(samples.bench_findings(**changes)) == verdict
+
+    def test_nothing_compared_is_incomplete(self):
+        findings = samples.bench_findings()
+        taken = {name: dataclasses.replace(t, n_compared=0, n_equal=0) for name, t in findings.taken.items()}
+        assert figures.decide(dataclasses.replace(findings, taken=taken)) == "incomplete"
+
+    def test_what_was_missed_is_named(self):
+        findings = samples.bench_findings(min_ratios={"prefill": 2.5, "decode": 1.0, "greedy": None})
+        assert figures.missed(findings) == ["prefill: ratio 2.000, 2.5 asked for"]
+
+
+class TestTally:
+    def add(self, ours, theirs, counted=True):
+        tally = _Tally(DECODE)
+        readings = {"candidate": Reading(1.0, ours), "reference": Reading(2.0, theirs)}
+        tally.add(readings, {"i2s_gemv_avx2": 5}, counted=counted)
+        return tally.taken()
+
+    def test_equal_bits_only(self):
+        one, zero = np.ones((1, 4), np.float32), np.zeros((1, 4), np.float32)
+        taken = self.add((one, zero, one), (one.copy(), -zero, np.nextafter(one, np.float32(2))))
+        assert (taken.n_compared, taken.n_equal) == (3, 1)
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_what_is_not_finite_is_not_equal(self, bad):
+        logits = np.full((1, 4), bad, np.float32)
+        taken = self.add((logits,), (logits.copy(),))
+        assert (taken.n_compared, taken.n_equal) == (1, 0)
+
+    def test_another_shape_or_type_is_not_equal(self):
+        logits = np.zeros((1, 4), np.float32)
+        assert self.add((logits,), (logits.reshape(2, 2),)).n_equal == 0
+        assert self.add((logits,), (logits.astype(np.int32),)).n_equal == 0
+
+    def test_a_pass_that_only_one_engine_made_is_not_compared(self):
+        logits = np.zeros((1, 4), np.float32)
+        assert self.add((logits, logits), (logits,)).n_compared == 1
+
+    @pytest.mark.parametrize("raw", [None, 0.0])
+    def test_what_took_nothing_was_not_measured(self, raw):
+        tally = _Tally(DECODE)
+        tally.add({"candidate": Reading(raw), "reference": Reading(2.0)}, {}, counted=True)
+        assert tally.taken().raw == {"candidate": (), "reference": (2.0,)}
+
+    def test_the_warm_up_is_compared_and_not_counted(self):
+        logits = np.zeros((1, 4), np.float32)
+        taken = self.add((logits,), (logits,), counted=False)
+        assert (taken.n_compared, taken.n_equal, taken.reads) == (1, 1, {})
+        assert taken.raw == {"candidate": (), "reference": ()}
+
+
+class TestProcess:
+    @pytest.fixture
+    def path(self, make_model):
+        return make_model()
+
+    def test_the_same_as_in_this_process(self, path):
+        ids, following = [3, 5, 7], [11, 13]
+        with BitnetPyProcess(path, n_threads=1, numerics=Numerics(16, True), kernel="scalar") as engine:
+            with BitnetPyRunner(path, n_threads=1, simd_width=16, fused_quantizer=True, kernel="scalar") as own:
+                assert engine.identity == own.identity
+                for _ in range(2):
+                    engine.reset()
+                    own.reset()
+                    records = [engine.eval(ids, ("result_output",)), *engine.eval_each(following)]
+                    for part, record in zip(([ids, [11], [13]]), records, strict=True):
+                        expected = own.eval(part, ("result_output",))
+                        assert record.plan == expected.plan
+                        assert record.elapsed_s > 0
+                        array = record.taps["result_output"].array
+                        assert array.tobytes() == expected.taps["result_output"].array.tobytes()
+                assert engine.counters() == own.counters()
+            assert engine.pid != os.getpid()
+            assert peak_resident_bytes(engine.pid) > 1 << 20
+
+    def test_bad_tokens_are_bad_input(self, path):
+        with BitnetPyProcess(path, n_threads=1, numerics=Numerics()) as engine:
+            with pytest.raises(BadInputError, match="outside the vocabulary"):
+                engine.eval([300], ("result_output",))
+            with pytest.raises(BadInputError, match="empty"):
+                engine.eval([], ("result_output",))
+            assert engine.eval([1], ("result_output",)).taps["result_output"].array.shape == (1, 300)
+
+    def test_an_unusable_model_is_bad_input(self, tmp_path):
+        (tmp_path / "m.gguf").write_bytes(b"GGUF")
+        with pytest.raises(BadInputError, match=r"m\.gguf"):
+            BitnetPyProcess(tmp_path / "m.gguf", n_threads=1, numerics=Numerics()).__enter__()
+
+    def test_a_process_that_dies_is_a_crash(self, path):
+        with BitnetPyProcess(path, n_threads=1, numerics=Numerics()) as engine:
+            os.kill(engine.pid, signal.SIGKILL)
+            with pytest.raises(EngineCrashError, match=r"bitnet_py .*SIGKILL"):
+                engine.eval([1], ("result_output",))
+
+    def test_closed(self, path):
+        with pytest.raises(CrossvalError, match="not running"):
+            BitnetPyProcess(path, n_threads=1, numerics=Numerics()).reset()
+
+    @pytest.mark.parametrize("header", [{}, {"elapsed_s": [0.1]}, {"elapsed_s": 0.2}, {"elapsed_s": [0.1] * 3}])
+    def test_an_answer_with_too_little_is_a_crash(self, header):
+        with pytest.raises(EngineCrashError, match="2 passes"):
+            decode_records([1, 2], 0, Frame(header, {"result_output": np.zeros((2, 3), np.float32)}))
+
+
+class TestCommand:
+    def run(self, *arguments):
+        return CliRunner().invoke(cli.main, ["bench", *map(str, arguments)])
+
+    def test_json(self, make_model):
+        result = self.run(
+            "--model", make_model(), "--prompt-tokens", 9, "--decode", 3, "--rounds", 2, "--threads", 1, "--json"
+        )
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout)
+        for name, n_tokens in (("prefill", 9), ("decode", 3)):
+            assert report[name]["n_tokens"] == n_tokens
+            assert len(report[name]["elapsed_s"]) == 2
+            rates = [n_tokens / elapsed for elapsed in report[name]["elapsed_s"]]
+            assert report[name]["tok_per_s"] == dataclasses.asdict(spread(rates))
+        norms = 2 * 4 * (128 * 3 + 256) + 4 * 128
+        assert report["weight_bytes_per_token"] == samples.ternary_bytes(samples.SHAPE) + 2 * 300 * 128 + norms
+        assert report["peak_resident_bytes"] > 0
+        assert report["read_bytes_per_s"] > 0
+
+    def test_table(self, make_model):
+        result = self.run("--model", make_model(), "--prompt-tokens", 4, "--decode", 1, "--rounds", 1)
+        assert result.exit_code == 0, result.output
+        assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == [
+            "prefill", "decode", "memory", "reads",
+        ]  # fmt: skip
+        assert result.stderr == ""
+
+    @pytest.mark.parametrize("arguments", [["--rounds", 0], ["--decode", 0], ["--prompt-tokens", "x"], ["more"]])
+    def test_usage(self, arguments):
+        assert self.run(*arguments).exit_code == 2
+
+    def test_too_long_and_missing(self, make_model, tmp_path):
+        for arguments in (["--model", make_model(), "--prompt-tokens", 10**6], ["--model", tmp_path / "no.gguf"]):
+            result = self.run(*arguments)
+            assert result.exit_code == 4
+            assert result.stderr.startswith("error: ")
+            assert len(result.stderr.splitlines()) == 1
+
+    def test_nothing_to_measure(self, tiny_model):
+        with pytest.raises(InputError, match="at least one"):
+            bench(tiny_model, n_prompt=1, n_decode=0, n_rounds=1)

@@ -1,0 +1,203 @@
+"""A library that is not what ``llama_abi`` mirrors is found out by behaviour, before it can do harm.
+
+Stand-ins are compiled from C: one behaves like bitnet.cpp's generation as far as the checks look, the others
+differ from it in one thing each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from crossval.bitnet_cpp import abi as llama_abi
+from crossval.bitnet_cpp.runner import open_library
+from crossval.errors import UnavailableError
+
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or shutil.which("clang-19")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="a C compiler is missing, so no stand-in can be built")
+
+SOURCE = r"""
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <stdio.h>
+
+struct model_params {
+    int32_t n_gpu_layers, split_mode, main_gpu;
+    void * pointers[5];
+    bool vocab_only, use_mmap, use_mlock, check_tensors;
+};
+struct context_params {
+    uint32_t n_ctx, n_batch, n_ubatch, n_seq_max;
+    int32_t n_threads, n_threads_batch, rope, pooling, attention;
+    float freq_base, freq_scale, ext, attn, fast, slow;
+    uint32_t orig_ctx;
+    float defrag;
+    void * callback, * user_data;
+    int32_t type_k, type_v;
+    bool logits_all, embeddings, offload_kqv, flash_attn, no_perf;
+    void * abort, * abort_data;
+};
+struct tensor {
+    int32_t type, backend;
+    void * buffer;
+    int64_t ne[4];
+    size_t nb[4];
+    int32_t op, op_params[16], flags;
+    struct tensor * grad, * src[10], * view_src;
+    size_t view_offs;
+    void * data;
+    char name[64];
+    void * extra;
+};
+
+struct model_params llama_model_default_params(void) {
+    struct model_params p;
+    memset(&p, 0, sizeof p);
+    p.split_mode = 1; p.use_mmap = true;
+    return p;
+}
+struct context_params llama_context_default_params(void) {
+    struct context_params p;
+    memset(&p, 0, sizeof p);
+    p.n_ctx = 512; p.n_batch = 2048; p.n_ubatch = 512; p.n_seq_max = 1; p.n_threads = p.n_threads_batch = 4;
+    p.rope = p.pooling = p.attention = -1;
+    p.ext = -1; p.attn = 1; p.fast = 32; p.slow = 1; p.defrag = -1; p.type_k = p.type_v = 1;
+    p.offload_kqv = p.no_perf = true;
+    return p;
+}
+struct init { size_t size; void * buffer; bool no_alloc; };
+static char pool[1 << 16];
+static size_t used;
+void * ggml_init(struct init p) { (void) p; used = 0; return pool; }
+void ggml_free(void * c) { (void) c; }
+static struct tensor * make(void) {
+    struct tensor * t = (struct tensor *) (pool + used);
+    used += sizeof *t;
+    memset(t, 0, sizeof *t);
+    return t;
+}
+struct tensor * ggml_new_tensor_4d(void * c, int32_t type, int64_t a, int64_t b, int64_t d, int64_t e) {
+    struct tensor * t = make();
+    (void) c;
+    t->type = type;
+    int64_t ne[4] = {a, b, d, e};
+    memcpy(t->ne, ne, sizeof ne);
+    t->nb[0] = 4;
+    for (int i = 1; i < 4; i++) t->nb[i] = t->nb[i - 1] * t->ne[i - 1];
+    t->data = pool + used;
+    used += t->nb[3] * e;
+    return t;
+}
+struct tensor * ggml_permute(void * c, struct tensor * a, int p0, int p1, int p2, int p3) {
+    struct tensor * t = make();
+    int p[4] = {p0, p1, p2, p3};
+    (void) c;
+    for (int i = 0; i < 4; i++) { t->ne[p[i]] = a->ne[i]; t->nb[p[i]] = a->nb[i]; }
+    return t;
+}
+struct tensor * ggml_view_1d(void * c, struct tensor * a, int64_t n, size_t offset) {
+    struct tensor * t = make();
+    (void) c; (void) n;
+    t->view_src = a; t->view_offs = offset; t->data = (char *) a->data + offset;
+    return t;
+}
+struct tensor * ggml_sqr(void * c, struct tensor * a) {
+    struct tensor * t = make();
+    (void) c;
+    t->op = 8; t->src[0] = a;
+    return t;
+}
+struct tensor * ggml_set_name(struct tensor * t, const char * n) { snprintf(t->name, 64, "%s", n); return t; }
+char * ggml_get_name(struct tensor * t) { return t->name; }
+void * ggml_get_data(struct tensor * t) { return t->data; }
+size_t ggml_nbytes(struct tensor * t) { return t->nb[3] * t->ne[3]; }
+int64_t ggml_nelements(struct tensor * t) { return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
+const char * ggml_op_name(int32_t op) { return op == 8 ? "SQR" : "NONE"; }
+const char * ggml_type_name(int32_t type) { return type == 36 ? "i2_s" : "other"; }
+size_t ggml_tensor_overhead(void) { return sizeof(struct tensor) + 32; }
+const char * llama_print_system_info(void) { return "stand-in"; }
+"""
+
+CHANGES = {
+    "a field more in the context": (
+        "void * abort, * abort_data;",
+        "void * abort, * abort_data, * more;",
+        "writes 128",
+    ),
+    "a field less in the model": ("void * pointers[5];", "void * pointers[4];", "writes 56"),
+    "fields exchanged": (
+        "float freq_base, freq_scale, ext, attn,",
+        "float freq_base, attn, ext, freq_scale,",
+        "default",
+    ),
+    "another default": ("p.n_ubatch = 512;", "p.n_ubatch = 256;", "n_ubatch is 256, expected 512"),
+    "a larger tensor": ("char name[64];", "char name[128];", "struct ggml_tensor has"),
+    "fields moved within a tensor": (
+        "size_t view_offs;\n    void * data;",
+        "void * data;\n    size_t view_offs;",
+        "view_offs",
+    ),
+    "another type numbering": ('type == 36 ? "i2_s"', 'type == 35 ? "i2_s"', "ggml type 36 is b'other'"),
+    "another operation numbering": ("op == 8", "op == 9", "tensor op is"),
+    "a crash": ("{ (void) p; used = 0; return pool; }", "{ (void) p; abort(); }", "SIGABRT"),
+}
+
+
+def compile_library(folder: Path, source: str) -> Path:
+    """Compile the stand-in, with an empty function for everything else the mirror uses."""
+    rest = [name for name in llama_abi.FUNCTIONS if not re.search(rf"\b{name}\(", source)]
+    text = source + "\n".join(f"void * {name}(void) {{ return 0; }}" for name in rest)
+    code, library = folder / "standin.c", folder / "libllama.so"
+    code.write_text(text)
+    done = subprocess.run(
+        [str(COMPILER), "-shared", "-fPIC", "-O1", "-o", str(library), str(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return library
+
+
+def test_the_stand_in_as_it_is_passes(tmp_path):
+    library = compile_library(tmp_path, SOURCE)
+    facts = open_library(library)
+    assert list(facts["files"]) == [str(library)]
+    assert facts["system_info"] == "stand-in"
+    assert (facts["simd_width"], facts["fused_quantizer"]) == (None, None)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_library_that_differs_in_one_thing_is_unavailable(tmp_path, change):
+    old, new, complaint = CHANGES[change]
+    assert old in SOURCE
+    library = compile_library(tmp_path, SOURCE.replace(old, new))
+    with pytest.raises(UnavailableError, match=re.escape(complaint)):
+        open_library(library)
+
+
+def test_a_missing_function_is_named(tmp_path):
+    library = compile_library(tmp_path, SOURCE.replace("ggml_tensor_overhead", "renamed"))
+    # The empty functions fill every gap, so take one out of the finished text.
+    text = (tmp_path / "standin.c").read_text().replace("void * llama_kv_cache_clear(void)", "void * gone(void)")
+    (tmp_path / "standin.c").write_text(text)
+    subprocess.run(
+        [str(COMPILER), "-shared", "-fPIC", "-o", str(library), str(tmp_path / "standin.c")], check=True
+    )
+    with pytest.raises(UnavailableError, match="it lacks llama_kv_cache_clear"):
+        open_library(library)
+
+
+def test_the_mirrored_structs_have_the_sizes_of_the_headers():
+    sizes = {struct.__name__: ctypes.sizeof(struct) for struct in (
+        llama_abi.ModelParams, llama_abi.ContextParams, llama_abi.Batch, llama_abi.Tensor,
+    )}  # fmt: skip
+    assert sizes == {"ModelParams": 64, "ContextParams": 120, "Batch": 72, "Tensor": 336}

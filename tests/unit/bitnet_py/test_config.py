@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitnet_py.config import ModelConfig
+from bitnet_py.errors import ModelError
+from bitnet_py.gguf import GGUFFile
+from tests.support.gguf_bytes import ARRAY, BOOL, F32, I32, STRING, U32, U64, Container, model_container
+
+ARCH = "bitnet-b1.58"
+F64 = 12
+
+
+def read(tmp_path: Path, container: Container) -> ModelConfig:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(container.to_bytes())
+    with GGUFFile.open(path) as gguf:
+        return ModelConfig.from_gguf(gguf)
+
+
+@pytest.mark.parametrize("arch", ["bitnet-b1.58", "bitnet-25"])
+def test_reads_the_shape_and_the_defaults(tmp_path: Path, arch: str) -> None:
+    assert read(tmp_path, model_container(arch=arch)) == ModelConfig(
+        arch=arch,
+        n_layers=1,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=64,
+        dim=128,
+        hidden_dim=256,
+        vocab_size=4,
+        context_length=64,
+        rope_base=10000.0,
+        rms_eps=float(np.float32(1e-5)),
+    )
+
+
+def test_kv_heads_default_to_heads(tmp_path: Path) -> None:
+    config = read(tmp_path, model_container().without(f"{ARCH}.attention.head_count_kv"))
+    assert config.n_kv_heads == config.n_heads == 2
+    assert config.kv_dim == 128
+
+
+def test_values_are_those_of_a_float32(tmp_path: Path) -> None:
+    container = model_container().with_key(f"{ARCH}.attention.layer_norm_rms_epsilon", F64, 1e-6)
+    assert read(tmp_path, container).rms_eps == float(np.float32(1e-6)) != 1e-6
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "value"),
+    [
+        ("rope.scaling.type", STRING, "none"),
+        ("rope.scaling.type", STRING, "linear"),
+        ("rope.scaling.factor", F32, 1.0),
+        ("rope.scaling.factor", F32, 0.0),
+        ("rope.dimension_count", U32, 64),
+        ("attention.key_length", U32, 64),
+        ("vocab_size", U32, 4),
+        ("block_count", U64, 1),
+        ("feed_forward_length", ARRAY, (I32, [256])),
+        ("expert_count", U32, 0),
+    ],
+)
+def test_accepts_what_means_the_same(tmp_path: Path, key: str, kind: int, value: object) -> None:
+    assert read(tmp_path, model_container().with_key(f"{ARCH}.{key}", kind, value)) == read(
+        tmp_path, model_container()
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "value", "expected"),
+    [
+        pytest.param("block_count", U32, 0, "an integer from 1 to 512", id="no layers"),
+        pytest.param("block_count", U32, 100000, "an integer from 1 to 512", id="absurd layers"),
+        pytest.param("block_count", U64, 1 << 63, "an integer from 1 to 512", id="layers of 2^63"),
+        pytest.param("block_count", F32, 1.0, "an integer", id="float for integer"),
+        pytest.param("block_count", BOOL, 1, "an integer", id="bool for integer"),
+        pytest.param("block_count", STRING, "1", "an integer", id="string for integer"),
+        pytest.param("embedding_length", U32, 1 << 20, "an integer from 1 to 131072", id="absurd dim"),
+        pytest.param("embedding_length", U32, 192, "a multiple of 128", id="dim not whole blocks"),
+        pytest.param("feed_forward_length", U32, 200, "a multiple of 128", id="hidden not whole blocks"),
+        pytest.param("feed_forward_length", ARRAY, (I32, [256, 512]), "an integer", id="layers differ"),
+        pytest.param("attention.head_count", U32, 3, "a multiple of 3 heads", id="heads do not divide dim"),
+        pytest.param("attention.head_count", U32, 128, "an even head size", id="odd head size"),
+        pytest.param("attention.head_count_kv", U32, 3, "a divisor of 2 heads", id="too many KV heads"),
+        pytest.param("context_length", U32, 0, "an integer from 1", id="no context"),
+        pytest.param("vocab_size", U32, 5, "4, the tokens of the vocabulary", id="vocabulary disagrees"),
+        pytest.param("rope.dimension_count", U32, 32, "64, the head size", id="partial RoPE"),
+        pytest.param("attention.key_length", U32, 32, "64, the head size", id="other key length"),
+        pytest.param("attention.value_length", U32, 32, "64, the head size", id="other value length"),
+        pytest.param("rope.freq_base", F32, 0.0, "a finite number above 0", id="base 0"),
+        pytest.param("rope.freq_base", F32, float("nan"), "a finite number above 0", id="base NaN"),
+        pytest.param("rope.freq_base", STRING, "10000", "a number", id="base as string"),
+        pytest.param("rope.scaling.type", STRING, "yarn", "none", id="yarn"),
+        pytest.param("rope.scaling.factor", F32, 2.0, "1.0", id="scaled"),
+        pytest.param("rope.scale_linear", F32, 2.0, "1.0", id="scaled by the old key"),
+        pytest.param("rope.scaling.attn_factor", F32, 0.5, "1.0", id="attention factor"),
+        pytest.param("rope.scaling.type", ARRAY, (F32, [1.0, 2.0]), "none", id="array for string"),
+        pytest.param("attention.layer_norm_rms_epsilon", F32, 0.0, "a finite number above 0", id="eps 0"),
+        pytest.param("attention.layer_norm_rms_epsilon", F32, -1e-5, "a finite number above 0", id="eps negative"),
+        pytest.param(
+            "attention.layer_norm_rms_epsilon", F32, float("inf"), "a finite number above 0", id="eps inf"
+        ),
+        pytest.param(
+            "attention.layer_norm_rms_epsilon", F64, 1e300, "a finite number above 0", id="eps overflows"
+        ),
+        pytest.param(
+            "attention.layer_norm_rms_epsilon", F64, 1e-60, "a finite number above 0", id="eps underflows"
+        ),
+        pytest.param("expert_count", U32, 8, "0", id="experts"),
+    ],
+)
+def test_refuses_what_the_engine_cannot_run(
+    tmp_path: Path, key: str, kind: int, value: object, expected: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        read(tmp_path, model_container().with_key(f"{ARCH}.{key}", kind, value))
+    message = str(caught.value)
+    assert f"expected {expected}" in message
+    assert f"{ARCH}." in message
+    assert str(tmp_path) in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "context_length",
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.layer_norm_rms_epsilon",
+    ],
+)
+def test_required_keys(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ModelError, match=rf"key {ARCH}.{key}: expected the key, found no such key"):
+        read(tmp_path, model_container().without(f"{ARCH}.{key}"))
+
+
+def test_vocabulary_size_needs_a_key_or_tokens(tmp_path: Path) -> None:
+    container = model_container().without("tokenizer.ggml.tokens")
+    with pytest.raises(ModelError, match="vocab_size: expected the key"):
+        read(tmp_path, container)
+    assert read(tmp_path, container.with_key(f"{ARCH}.vocab_size", U32, 4)).vocab_size == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "found"), [(STRING, "llama", "'llama'"), (STRING, "bitnet", "'bitnet'"), (U32, 3, "'3'")]
+)
+def test_other_architectures(tmp_path: Path, kind: int, value: object, found: str) -> None:
+    with pytest.raises(ModelError, match=rf"expected bitnet-b1.58 or bitnet-25, found {found}"):
+        read(tmp_path, model_container().with_key("general.architecture", kind, value))
+
+
+def test_no_architecture(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="found no such key"):
+        read(tmp_path, model_container().without("general.architecture"))

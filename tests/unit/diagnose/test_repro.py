@@ -1,0 +1,247 @@
+"""Reproducers: a script for every kind of operation, wrong on what was recorded, right on a right output."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crossval.audit.audit import audit
+from crossval.diagnose import findings, repro, repro_script
+from crossval.diagnose.findings import Finding
+from crossval.errors import BadInputError
+from crossval.model import taps
+from crossval.model.ops import op_table
+from crossval.model.taps import token_axis
+from crossval.model.weights import SpecWeights
+from crossval.passes import PassPlan, TapArray
+from tests.support.strangers import Fault, Stranger
+
+PLANS = [PassPlan("prefill", (1, 17, 42, 250, 3), 0), PassPlan("decode", (11,), 5)]
+TAPS = ["inp_embd", *taps.layer_taps(1), *taps.HEAD_TAPS]
+
+Change = Callable[[int, str, TapArray], TapArray]
+
+
+class Altered(Stranger):
+    """Its recording is changed in one place; what it computed is right."""
+
+    change: Change | None = None
+    n_done = 0
+
+    def reset(self) -> None:
+        super().reset()
+        self.n_done = 0
+
+    def eval(self, token_ids: Any, select: Any) -> Any:
+        record = super().eval(token_ids, select)
+        if self.change is not None:
+            for name in record.taps:
+                record.taps[name] = self.change(self.n_done, name, record.taps[name])  # type: ignore[index]
+        self.n_done += 1
+        return record
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["known", "anonymous"])
+def engine(request: pytest.FixtureRequest, make_model: Callable[..., Path]) -> Iterator[Altered]:
+    Altered.anonymous = request.param
+    with Altered(make_model(), n_threads=1) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def weights(make_model: Callable[..., Path]) -> SpecWeights:
+    return SpecWeights(make_model())
+
+
+def wrong(index: int, tap: str, value: float | None = None) -> Change:
+    """Move an element of the pass's last token that every mask shows; ``value`` in its place when given."""
+
+    def change(at: int, name: str, given: TapArray) -> TapArray:
+        if (at, name) != (index, tap):
+            return given
+        array = given.array.copy()
+        last = np.take(array, -1, axis=token_axis(tap))
+        place = list(np.unravel_index(int(np.abs(last).argmax()), last.shape))
+        place.insert(token_axis(tap), array.shape[token_axis(tap)] - 1)
+        array[tuple(place)] = array[tuple(place)] * 1.05 + 1e-3 if value is None else value
+        return TapArray(array, given.rows)
+
+    return change
+
+
+def found(engine: Altered, weights: SpecWeights, change: Change | None) -> Finding:
+    engine.change = change
+    (result,) = audit([engine], PLANS, weights)
+    finding = findings.find("candidate", engine, result, PLANS, weights)
+    assert finding is not None
+    return finding
+
+
+def judged(script: Path, output: Path | None, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run a script as a process would, in this one."""
+    before, sys.argv = sys.argv, [str(script), *([] if output is None else [str(output)])]
+    try:
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.argv = before
+    return int(left.value.code or 0), capsys.readouterr().out
+
+
+def right_output(engine: Altered, finding: Finding, given: Any) -> Any:
+    """What the same engine computed, unchanged, cut as the reproducer is."""
+    engine.change = None
+    engine.reset()
+    check = finding.check
+    for plan in PLANS[: check.pass_index + 1]:
+        tap = engine.eval(plan.token_ids, [check.tap]).taps[check.tap]
+    last = np.take(tap.array, [-1], axis=token_axis(check.tap))
+    if "features" in given:
+        return last.reshape(1, -1)[:, given["features"]]
+    return last[..., : given["recorded"].shape[-1]]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("tap", TAPS)
+def test_every_operation_has_a_script_that_is_right_and_wrong(
+    engine: Altered, weights: SpecWeights, tap: str, index: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finding = found(engine, weights, wrong(index, tap))
+    assert (finding.check.tap, finding.check.pass_index) == (tap, index)
+    script = repro.write(finding, "the engine", tmp_path)
+    code, text = judged(script, None, capsys)
+    assert code == 1
+    assert text.startswith("wrong: 1 of ")
+    times = re.search(r"worst: .*: (\S+), right is (\S+), (\S+) times the bound\n", text)
+    assert times is not None
+    worst = finding.check.worst
+    assert worst is not None
+    assert float(times[1]) == worst.recorded
+    if not engine.anonymous:
+        assert float(times[2]) == pytest.approx(worst.expected, rel=1e-12)
+    if finding.check.ratio is not None and not engine.anonymous:
+        assert float(times[3]) == pytest.approx(finding.check.ratio, rel=6e-3)
+    given = np.load(tmp_path / repro.INPUTS)
+    np.save(tmp_path / "right.npy", right_output(engine, finding, given))
+    code, text = judged(script, tmp_path / "right.npy", capsys)
+    assert (code, text) == (0, f"right: all {given['recorded'].size} values are within their bounds\n")
+
+
+def test_every_operation_of_the_table_has_a_formula(weights: SpecWeights) -> None:
+    names = {op.name for op in op_table(weights.config)}
+    assert names == set(repro_script.KIND_OF)
+    assert set(repro_script.KIND_OF.values()) == set(repro_script._FORMULAS)
+
+
+@pytest.mark.parametrize("tap", TAPS)
+def test_as_little_as_shows_the_mistake(engine: Altered, weights: SpecWeights, tap: str) -> None:
+    made = repro.build(found(engine, weights, wrong(0, tap)), "the engine")
+    shapes = {name: array.shape for name, array in made.arrays.items()}
+    config = weights.config
+    one = (1, config.dim)
+    expected: dict[str, dict[str, tuple[int, ...]]] = {
+        "inp_embd": {"table_row": one},
+        "kq": {"q": (1, 2, 64), "k": (5, 1, 64)},
+        "kq_soft_max": {"scores": (2, 1, 5)},
+        "kqv_out": {"weights": (2, 1, 5), "v": (5, 1, 64)},
+        "q": {"x": one, "signs": (repro.MAX_FEATURES, 128), "features": (repro.MAX_FEATURES,)},
+        "l_out": {"a": one, "b": one},
+        "ffn_act": {"gate": (1, 256)},
+        "result_norm": {"x": one, "weight": (128,)},
+        "result_output": {"x": one, "table_rows": (64, 128), "features": (64,)},
+    }
+    name = taps.parse(tap).tap
+    if name in expected:
+        assert {k: v for k, v in shapes.items() if k not in ("recorded", "bound")} == expected[name]
+    assert shapes["recorded"] == shapes["bound"]
+    assert made.arrays["recorded"].shape[token_axis(tap)] == 1
+
+
+def test_keys_behind_the_token_are_left_out(engine: Altered, weights: SpecWeights) -> None:
+    def change(index: int, name: str, given: TapArray) -> TapArray:
+        if (index, name) == (0, "blk.0.kq"):
+            given.array[1, 2, 1] += 1.0
+        return given
+
+    made = repro.build(found(engine, weights, change), "the engine")
+    assert made.arrays["k"].shape[0] == made.arrays["recorded"].shape[-1] == 3
+    assert "position 2" in made.script
+
+
+def test_a_value_that_is_not_finite_is_wrong(
+    engine: Altered, weights: SpecWeights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finding = found(engine, weights, wrong(0, "blk.1.ffn_up", np.nan))
+    assert finding.check.status == "invalid"
+    code, text = judged(repro.write(finding, "x", tmp_path), None, capsys)
+    assert (code, text.splitlines()[0]) == (1, "wrong: 1 of 64 values are beyond their bounds")
+    assert ": nan, right is " in text
+
+
+def test_another_shape_is_wrong(
+    engine: Altered, weights: SpecWeights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = repro.write(found(engine, weights, wrong(0, "blk.1.ffn_act")), "x", tmp_path)
+    np.save(tmp_path / "other.npy", np.zeros((1, 3), np.float32))
+    code, text = judged(script, tmp_path / "other.npy", capsys)
+    assert (code, text) == (1, "wrong: shape (1, 3), expected (1, 256)\n")
+
+
+def test_the_script_stands_alone(engine: Altered, weights: SpecWeights, tmp_path: Path) -> None:
+    script = repro.write(found(engine, weights, wrong(1, "blk.1.kq")), "the engine", tmp_path / "new" / "folder")
+    assert sorted(path.name for path in script.parent.iterdir()) == ["inputs.npz", "repro.py"]
+    tree = ast.parse(script.read_text())
+    imported = {n.name for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported == {"sys", "pathlib", "numpy"}
+    assert "crossval" not in script.read_text()
+    done = subprocess.run([sys.executable, "-I", script], capture_output=True, text=True, cwd="/", timeout=60)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("wrong: 1 of 12 values are beyond their bounds\nworst: index (")
+
+
+def test_only_what_was_recorded_op_by_op_can_be_reproduced(
+    make_model: Callable[..., Path], weights: SpecWeights, tmp_path: Path
+) -> None:
+    class Coarse(Stranger):
+        def eval(self, token_ids: Any, select: Any) -> Any:
+            return super().eval(token_ids, [name for name in select if name in taps.outline_taps(2)])
+
+    with Coarse(make_model(), n_threads=1) as runner:
+        runner.fault = Fault(rolled_from="1/ffn_sub_norm")
+        (result,) = audit([runner], PLANS, weights)
+        finding = findings.find("candidate", runner, result, PLANS, weights)
+    assert finding is not None
+    assert "record every tap of layer 1" in (repro.why_not(finding) or "")
+    with pytest.raises(ValueError, match="not recorded"):
+        repro.write(finding, "x", tmp_path)
+
+
+def test_places_that_cannot_be_written(tmp_path: Path, engine: Altered, weights: SpecWeights) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(BadInputError, match="cannot write a reproducer"):
+            repro.check_writable(place)
+        with pytest.raises(BadInputError, match="cannot write a reproducer"):
+            repro.write(found(engine, weights, wrong(0, "blk.0.l_out")), "x", place)
+    repro.check_writable(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
+
+
+def test_hostile_names_stay_in_the_docstring() -> None:
+    text = 'x"""\\\nimport os'
+    facts = repro_script.Facts("blk.0.ffn_act", "ffn_act", text, 0, "prefill", 3, text, {}, (1, 4), False)
+    tree = ast.parse(repro_script.render(facts))
+    assert {n.name for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names} == {
+        "sys",
+        "numpy",
+    }

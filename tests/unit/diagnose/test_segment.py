@@ -1,0 +1,186 @@
+"""A mistake between recorded tensors is named from the next recorded one, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crossval.audit.audit import audit
+from crossval.audit.bounds import Arithmetic
+from crossval.diagnose import findings
+from crossval.diagnose import segment as segment_diagnosis
+from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis
+from crossval.diagnose.replay import HeldWeights, Mistake, Replay
+from crossval.diagnose.segment import diagnose_segment
+from crossval.diagnose.variants import candidates
+from crossval.engines.recorded import RecordedRunner
+from crossval.model import taps
+from crossval.model.ops import op_table
+from crossval.model.weights import SpecWeights
+from crossval.passes import PassRecord
+from tests.support.faulty_engine import FAULTS, FaultyRunner
+
+SWIGLU = Path(__file__).parents[2] / "data" / "gen2-swiglu"
+NAMES = {
+    "no attention sub-norm": "norm skipped",
+    "no feed-forward sub-norm": "norm skipped",
+    "SiLU": "SiLU",
+    "gate and up swapped": "activation on up",
+    "RoPE base 10000": "RoPE base 10000",
+    "no score scale": "no scale",
+    "four codes in a row": "codes read four in a row",
+    "LayerNorm": "LayerNorm",
+    "another norm's weight": "norm weight of blk.{layer}.ffn_norm.weight",
+    "mask sees the next": "mask off by one: a token sees the next",
+    "128 levels": "128 levels instead of 127",
+    "float activations": "no activation quantisation",
+    "truncation": "truncation",
+    "no attention residual": "residual skipped",
+    "no feed-forward residual": "residual skipped",
+}
+"""What the variants call each fault of the engine."""
+
+
+@pytest.fixture(scope="module")
+def weights(shipped_model: Path) -> SpecWeights:
+    return SpecWeights(shipped_model)
+
+
+def test_a_fused_swiglu_with_the_wrong_activation_is_named(weights: SpecWeights) -> None:
+    """What bitnet.cpp has done since July 2026: one operation for activation and product, SiLU in it."""
+    with RecordedRunner(SWIGLU) as runner:
+        (result,) = audit([runner], runner.plan, weights)
+        found = findings.find("candidate", runner, result, runner.plan, weights)
+    assert found is not None
+    assert (found.check.tap, found.check.n_ops) == ("blk.0.ffn_out", 2)
+    data = findings.to_json(found, "crossval ...")
+    assert (data["name"], data["op"], data["segment_ops"]) == ("SiLU", "ffn_out", ["blk.0.ffn_act"])
+    assert data["explanation"] == (
+        "SiLU instead of squared ReLU (ffn_act, inside the segment that ends in ffn_out)"
+    )
+    assert data["ratio"] < 1e-6
+    assert data["specification_ratio"] > 0.5
+
+
+def tokens(n: int, seed: int) -> list[int]:
+    return [1019, *np.random.default_rng(seed).integers(0, 1000, n - 1).tolist()]
+
+
+def diagnosed(
+    weights: SpecWeights, engine: FaultyRunner, tap: str, passes: Sequence[Sequence[int]], guilty: Sequence[int]
+) -> Diagnosis:
+    """Diagnose the segment that ends in ``tap`` in some passes of an engine that records only outlines."""
+    outline = taps.outline_taps(weights.config.n_layers)
+    records: list[PassRecord] = [engine.eval(ids, outline) for ids in passes]
+    held, arithmetic = HeldWeights(weights, ()), Arithmetic(engine.identity.numerics, weights.config.n_heads)
+    table = op_table(weights.config)
+    return diagnose_segment(
+        [Replay(table, weights.config, held, records[: i + 1], tap, arithmetic) for i in guilty], arithmetic
+    )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_layers_output_is_enough_for_the_name(fault: str, weights: SpecWeights, shipped_model: Path) -> None:
+    layer, n = (2, 20) if fault in ("SiLU", "128 levels") else (0, 5)
+    engine = FaultyRunner(shipped_model, fault, {layer})
+    found = diagnosed(weights, engine, f"blk.{layer}.l_out", [tokens(n, 1)], [0])
+    if fault == "truncation":  # thousands of values lie a rounding from an integer: most tokens are off by flips
+        assert found.name in (UNDETERMINED, NAMES[fault])
+        return
+    assert found.name == NAMES[fault].format(layer=layer), found.explanation
+    assert found.ratio is not None
+    assert found.ratio < 2e-6
+    assert found.specification_ratio > 1e-3
+    assert found.segment_ops[0] == f"blk.{layer}.{FAULTS[fault]}"
+
+
+def test_one_mistake_has_to_explain_prompt_and_decoded_tokens(weights: SpecWeights, shipped_model: Path) -> None:
+    """Keys and values of earlier passes were not recorded either: they are computed with the same mistake."""
+    engine = FaultyRunner(shipped_model, "RoPE base 10000")
+    found = diagnosed(weights, engine, "blk.0.l_out", [tokens(7, 1), [55], [8]], [0, 1, 2])
+    assert (found.name, found.segment_ops) == ("RoPE base 10000", ("blk.0.q_rope", "blk.0.k_rope"))
+    assert found.explanation == (
+        "base 10000 instead of the header's value (queries and keys, inside the segment that ends in l_out)"
+    )
+
+
+def test_passes_that_contradict_each_other_have_no_name(weights: SpecWeights, shipped_model: Path) -> None:
+    outline = taps.outline_taps(weights.config.n_layers)
+    broken, other = (FaultyRunner(shipped_model, fault, {0}) for fault in ("SiLU", "no feed-forward sub-norm"))
+    first, _ = broken.eval(tokens(7, 1), outline), other.eval(tokens(7, 1), outline)
+    records = [first, other.eval([55], outline)]
+    arithmetic, table = Arithmetic(broken.identity.numerics, 4), op_table(weights.config)
+    replays = [
+        Replay(table, weights.config, HeldWeights(weights, ()), records[: i + 1], "blk.0.l_out", arithmetic)
+        for i in range(2)
+    ]
+    assert diagnose_segment(replays[:1], arithmetic).name == "SiLU"
+    assert diagnose_segment(replays, arithmetic).name == UNDETERMINED
+
+
+def test_a_segment_over_two_layers_has_the_mistake_in_both(weights: SpecWeights, shipped_model: Path) -> None:
+    engine = FaultyRunner(shipped_model, "no attention sub-norm")
+    record = engine.eval(tokens(3, 3), ["blk.0.kqv_out", "inp_embd", "blk.1.attn_o_out"])
+    arithmetic, table = Arithmetic(engine.identity.numerics, 4), op_table(weights.config)
+    replay = Replay(table, weights.config, HeldWeights(weights, ()), [record], "blk.1.attn_o_out", arithmetic)
+    found = diagnose_segment([replay], arithmetic)
+    assert (found.name, found.segment_ops) == ("norm skipped", ("blk.0.attn_sub_norm", "blk.1.attn_sub_norm"))
+    assert "attn_sub_norm of layers 0 to 1, inside the segment that ends in attn_o_out" in found.explanation
+
+
+def segment(
+    weights: SpecWeights, model: Path, fault: str | None, n: int = 9, change: float = 1.0, row: int = 0
+) -> tuple[Replay, Arithmetic]:
+    """The first layer of an engine, one token of its output scaled."""
+    engine = FaultyRunner(model, fault, {0})
+    record = engine.eval(tokens(n, 5), ["inp_embd", "blk.0.l_out"])
+    record.taps["blk.0.l_out"].array[row] *= np.float32(change)
+    arithmetic = Arithmetic(engine.identity.numerics, 4)
+    table = op_table(weights.config)
+    return (
+        Replay(table, weights.config, HeldWeights(weights, ()), [record], "blk.0.l_out", arithmetic),
+        arithmetic,
+    )
+
+
+def test_a_healthy_engine_has_no_mistake(weights: SpecWeights, shipped_model: Path) -> None:
+    healthy, arithmetic = segment(weights, shipped_model, None)
+    found = diagnose_segment([healthy], arithmetic)
+    assert (found.name, found.candidates, found.segment_ops) == (UNDETERMINED, (), ())
+    assert found.specification_ratio < 1e-6
+
+
+def test_a_token_that_no_flip_explains_forbids_the_name(weights: SpecWeights, shipped_model: Path) -> None:
+    """One token is a hundredth off: an int8 tie would do that, but it has none."""
+    found, arithmetic = segment(weights, shipped_model, "SiLU")
+    wide = segment_diagnosis._modes(found.segment, arithmetic)[0][-1]
+    silu = next(one for one in candidates(found.context(found.segment[-5], wide)) if one.name == "SiLU")
+    assert found.segment[-5].name == "ffn_act"
+    ties = found.near_ties(Mistake({"blk.0.ffn_act": silu}), wide)
+    row = int(np.flatnonzero(~ties)[0])
+    assert diagnose_segment([found], arithmetic).name == "SiLU"
+    changed, _ = segment(weights, shipped_model, "SiLU", change=1.01, row=row)
+    assert diagnose_segment([changed], arithmetic).name == UNDETERMINED
+
+
+def test_mistakes_that_give_the_same_output_are_listed(weights: SpecWeights, shipped_model: Path) -> None:
+    """Of two tokens the first sees the next: so it does without any mask."""
+    found, arithmetic = segment(weights, shipped_model, "mask sees the next", n=2)
+    told = diagnose_segment([found], arithmetic)
+    assert told.name == UNDETERMINED
+    names = [one.name for one in told.candidates]
+    assert {"mask missing", NAMES["mask sees the next"]} <= set(names)
+    assert "not distinguishable on this input" in told.explanation
+
+
+def test_too_large_a_search_is_not_begun(
+    weights: SpecWeights, shipped_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, arithmetic = segment(weights, shipped_model, "SiLU")
+    monkeypatch.setattr(segment_diagnosis, "MOST_WORK", 10**6)
+    told = diagnose_segment([found], arithmetic)
+    assert (told.name, told.ratio) == (UNDETERMINED, None)
+    assert "record every tap of layer 0" in told.explanation

@@ -1,0 +1,138 @@
+"""Choosing candidate and reference: nothing stands in for something else in silence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from crossval.engines import registry
+from crossval.engines.recorded import RecordedRunner, goldens_dir
+from crossval.engines.registry import open_candidate, open_reference
+from crossval.errors import BadInputError, UnavailableError
+from crossval.files import file_sha256
+from crossval.passes import Numerics
+from crossval.traces.record import record_trace
+from tests.support.numpy_engine import MODEL, NumpyRunner
+
+
+class Made:
+    """Stands in for a runner class; remembers how it was made."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        self.args, self.options = args, options
+
+
+@pytest.fixture
+def runners(monkeypatch: pytest.MonkeyPatch) -> dict[str, type]:
+    made = {name: type(name, (Made,), {}) for name in ("BitnetPyRunner", "BitnetCppRunner", "SpecRunner")}
+    for name, stand_in in made.items():
+        monkeypatch.setattr(registry, name, stand_in)
+    return made
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"weights")
+    return path
+
+
+def library(monkeypatch: pytest.MonkeyPatch, found: object) -> None:
+    def find_library() -> object:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr("crossval.bitnet_cpp.library.find_library", find_library)
+
+
+def golden(model: Path, name: str = "hello", sha256: str | None = None) -> Path:
+    out = goldens_dir(model) / name
+    info = replace(MODEL, sha256=sha256 or file_sha256(model))
+    record_trace(NumpyRunner(), info, out, prompt_ids=(1, 2), prompt_text=name)
+    return out
+
+
+def test_candidate_takes_the_numerics_of_the_reference(runners: dict[str, type], model: Path) -> None:
+    made = open_candidate("bitnet_py", model, numerics=Numerics(16, True), n_threads=3, kernel="scalar")
+    assert isinstance(made, runners["BitnetPyRunner"])
+    assert made.options == {"n_threads": 3, "simd_width": 16, "fused_quantizer": True, "kernel": "scalar"}  # type: ignore[attr-defined]
+    for unknown in (None, Numerics()):
+        made = open_candidate("bitnet_py", model, numerics=unknown)
+        assert (made.options["simd_width"], made.options["fused_quantizer"]) == (8, False)  # type: ignore[attr-defined]
+
+
+def test_spec_is_spec_on_both_sides(runners: dict[str, type], model: Path) -> None:
+    assert isinstance(open_candidate("spec", model), runners["SpecRunner"])
+    assert isinstance(open_reference("spec", model), runners["SpecRunner"])
+
+
+@pytest.mark.parametrize("word", ["auto", "bitnet.cpp"])
+def test_a_built_library_is_used_live_even_beside_a_golden(
+    word: str, runners: dict[str, type], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library(monkeypatch, object())
+    golden(model)
+    made = open_reference(word, model, "hello", n_threads=2)
+    assert isinstance(made, runners["BitnetCppRunner"])
+    assert made.options == {"n_threads": 2}  # type: ignore[attr-defined]
+
+
+def test_auto_falls_to_the_golden_of_this_model_and_prompt(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library(monkeypatch, None)
+    path = golden(model)
+    for prompt in ("hello", (1, 2)):
+        made = open_reference("auto", model, prompt)
+        assert isinstance(made, RecordedRunner)
+        assert made.trace.directory == path
+
+
+def test_bitnet_cpp_by_name_never_becomes_a_golden(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library(monkeypatch, None)
+    golden(model)
+    with pytest.raises(UnavailableError, match="make fetch-cpp"):
+        open_reference("bitnet.cpp", model, "hello")
+
+
+def test_a_broken_library_setting_never_becomes_a_golden(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library(monkeypatch, UnavailableError("BITNET_CPP_LIB points at nothing"))
+    golden(model)
+    with pytest.raises(UnavailableError, match="points at nothing"):
+        open_reference("auto", model, "hello")
+
+
+def test_auto_without_anything_says_what_there_is(
+    runners: dict[str, type], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library(monkeypatch, None)
+    with pytest.raises(UnavailableError, match=r"no recorded reference.*make fetch-cpp.*--reference spec"):
+        open_reference("auto", model, "hello")
+    golden(model, "old", sha256="cd" * 32)
+    with pytest.raises(UnavailableError, match=r"another version of m\.gguf"):
+        open_reference("auto", model, "old")
+    golden(model, "new")
+    with pytest.raises(UnavailableError, match="goldens exist for: 'new'; none of them is of this prompt"):
+        open_reference("auto", model, "hello")
+    with pytest.raises(UnavailableError, match="no prompt was given"):
+        open_reference("auto", model)
+
+
+def test_trace_directories_must_belong_to_the_model(model: Path, tmp_path: Path) -> None:
+    path = golden(model)
+    for opened in (open_candidate(str(path), model), open_reference(str(path), model)):
+        assert isinstance(opened, RecordedRunner)
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"other weights")
+    for choose in (open_candidate, open_reference):
+        with pytest.raises(BadInputError, match="recorded from another model"):
+            choose(str(path), other)
+
+
+@pytest.mark.parametrize("word", ["bitnet", "", "BITNET.CPP", "no/such/dir"])
+def test_unknown_words_are_refused_with_the_known_ones(word: str, model: Path) -> None:
+    with pytest.raises(BadInputError, match="neither bitnet_py, spec nor a directory"):
+        open_candidate(word, model)
+    with pytest.raises(BadInputError, match=r"neither auto, bitnet\.cpp, spec nor a directory"):
+        open_reference(word, model)

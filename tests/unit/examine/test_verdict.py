@@ -1,0 +1,50 @@
+"""The table of DESIGN: which of three parties is wrong."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from crossval.examine.verdict import ADVICE, arbitrate
+
+TABLE = [
+    ("agree", "clean", "clean", "parity"),
+    ("agree", "guilty", "guilty", "shared_deviation"),
+    ("differ", "clean", "guilty", "reference_defect"),
+    ("differ", "guilty", "clean", "candidate_defect"),
+    ("differ", "guilty", "guilty", "both_differ"),
+    ("differ", "clean", "clean", "divergence"),
+    ("agree", "within", "clean", "agrees_within"),
+    ("agree", "clean", "within", "agrees_within"),
+    ("agree", "within", "within", "agrees_within"),
+    ("differ", "within", "clean", "divergence"),
+    ("agree", "guilty", "within", "candidate_defect"),
+    ("agree", "within", "guilty", "reference_defect"),
+    ("agree", "within", "incomplete", "incomplete"),
+    ("not_compared", "within", "clean", "incomplete"),
+]
+
+
+@pytest.mark.parametrize(("comparison", "candidate", "reference", "verdict"), TABLE)
+def test_every_row_of_the_table(comparison, candidate, reference, verdict):
+    assert arbitrate(comparison, candidate, reference) == verdict
+    assert ADVICE[verdict].next_step
+
+
+def test_parity_needs_everything_compared_and_clean():
+    audits = ("clean", "within", "guilty", "incomplete")
+    every = itertools.product(("agree", "differ", "not_compared"), audits, audits)
+    parities = [case for case in every if arbitrate(*case) == "parity"]
+    assert parities == [("agree", "clean", "clean")]
+
+
+@pytest.mark.parametrize("other", ["clean", "incomplete"])
+def test_a_missing_audit_is_never_parity(other):
+    assert arbitrate("agree", "incomplete", other) == "incomplete"
+    assert arbitrate("not_compared", other, "clean") == "incomplete"
+
+
+def test_a_difference_below_the_tolerance_of_the_comparison_does_not_hide_a_guilty_operation():
+    assert arbitrate("agree", "guilty", "clean") == "candidate_defect"
+    assert arbitrate("agree", "clean", "guilty") == "reference_defect"
