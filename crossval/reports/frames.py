@@ -1,0 +1,81 @@
+"""The tables in a receipt as pandas DataFrames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from crossval.receipts.file import Receipt
+from crossval.terms import SIDES
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+def frames(receipt: Receipt) -> dict[str, pd.DataFrame]:
+    """Return every table that a receipt holds, by name; the first is what its kind is about.
+
+    Columns are the receipt's own field names, those of nested objects joined by dots
+    (``logits.cosine``); lists stay Python lists. Tables without rows are left out.
+    """
+    made = {name: pd.json_normalize([dict(row) for row in rows(receipt)]) for name, rows in TABLES.items()}
+    return {name: table for name, table in made.items() if not table.empty}
+
+
+def _rows(receipt: Receipt) -> Rows:
+    rows: Rows = receipt["results"].get("rows", ())
+    return rows
+
+
+def _steps(receipt: Receipt) -> Iterator[Mapping[str, Any]]:
+    for index, prompt in enumerate(receipt["results"].get("prompts", ())):
+        for step in prompt["steps"]:
+            yield {"prompt_index": index, **step}
+
+
+def _prompts(receipt: Receipt) -> Iterator[Mapping[str, Any]]:
+    for index, prompt in enumerate(receipt["results"].get("prompts", ())):
+        yield {"prompt_index": index, **{name: value for name, value in prompt.items() if name != "steps"}}
+
+
+def _rounds(receipt: Receipt) -> Iterator[Mapping[str, Any]]:
+    for measure, found in receipt["results"].get("measures", {}).items():
+        for side in SIDES:
+            for number, value in enumerate(found[side]["raw"]):
+                yield {"measure": measure, "unit": found["unit"], "side": side, "round": number, "value": value}
+
+
+def _measures(receipt: Receipt) -> Iterator[Mapping[str, Any]]:
+    for measure, found in receipt["results"].get("measures", {}).items():
+        figures: dict[str, Any] = {side: found[side]["figure"] for side in SIDES}
+        yield {"measure": measure, "unit": found["unit"], **figures, "ratio": found["ratio"]}
+
+
+def _audit(receipt: Receipt) -> Iterator[Mapping[str, Any]]:
+    for side in SIDES:
+        for row in ((receipt["audit"] or {}).get(side) or {}).get("rows", ()):
+            yield {"side": side, **row}
+
+
+def _diagnosis(receipt: Receipt) -> Iterator[Mapping[str, Any]]:
+    for finding in receipt["diagnosis"] or ():
+        yield {"side" if name == "party" else name: value for name, value in finding.items()}
+
+
+def _kernels(receipt: Receipt) -> Rows:
+    kernels: Rows = receipt["compute"]["kernels"]
+    return kernels
+
+
+TABLES: dict[str, Callable[[Receipt], Rows]] = {
+    "rows": _rows,
+    "steps": _steps,
+    "prompts": _prompts,
+    "measures": _measures,
+    "rounds": _rounds,
+    "audit": _audit,
+    "diagnosis": _diagnosis,
+    "kernels": _kernels,
+}
+"""Name of a table -> its rows in a receipt of any kind."""
