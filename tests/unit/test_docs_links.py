@@ -48,7 +48,9 @@ def test_paths_that_a_page_names_exist(page: Path) -> None:
     assert [path for path in PATH.findall(page.read_text(encoding="utf-8")) if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in {*GENERATED, "architecture.md"}], ids=names)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in {*GENERATED, "architecture.md"}], ids=names
+)
 def test_prose_is_wrapped_at_100_columns(page: Path) -> None:
     assert [line for line in prose(page).splitlines() if len(line) > 100] == []
 
