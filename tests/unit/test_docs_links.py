@@ -12,6 +12,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*DOCS, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
 PAGES += [path for folder in ("models", "train", "tools") for path in sorted((ROOT / folder).rglob("README.md"))]
 GENERATED = {"commands.md", "variants.md", "zoo.md", "recordings.md"}
+WRAPPED = [page for page in PAGES if page.name not in {*GENERATED, "architecture.md"}]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(r"`((?:bitnet_py|crossval|docs|examples|models|schemas|tests|tools)/[\w/.-]+\.\w+)`")
 
@@ -48,9 +49,7 @@ def test_paths_that_a_page_names_exist(page: Path) -> None:
     assert [path for path in PATH.findall(page.read_text(encoding="utf-8")) if not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.name not in {*GENERATED, "architecture.md"}], ids=names
-)
+@pytest.mark.parametrize("page", WRAPPED, ids=names)
 def test_prose_is_wrapped_at_100_columns(page: Path) -> None:
     assert [line for line in prose(page).splitlines() if len(line) > 100] == []
 
