@@ -7,8 +7,8 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from tests.broken_engine import MISTAKES, build, run
-from tests.native_build import LIBRARY, ROOT
+from tests.support.broken_engine import MISTAKES, build, run
+from tests.support.native_build import LIBRARY, ROOT
 
 LAYERS = [Path(sysconfig.get_path("scripts")) / "crossval", "layers", "--prompt", "What is 2+2?"]
 

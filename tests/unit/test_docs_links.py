@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*DOCS, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
-PAGES += [path for folder in ("models", "train", "tools") for path in sorted((ROOT / folder).rglob("README.md"))]
+PAGES += [path for folder in ("models", "tools") for path in sorted((ROOT / folder).rglob("README.md"))]
 GENERATED = {"commands.md", "variants.md", "zoo.md", "recordings.md"}
 WRAPPED = [page for page in PAGES if page.name not in {*GENERATED, "architecture.md"}]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

@@ -1,6 +1,6 @@
 """Cost of the audit by prompt length and by layer count, on synthetic models; both should grow linearly.
 
-    python bench/audit_cost.py [--dim 640] [--rounds 3]
+    python tools/bench/audit_cost.py [--dim 640] [--rounds 3]
 
 One engine, one prompt pass and two decoded tokens, every tap. Each row is the fastest of several rounds,
 which alternate over the sizes. The last column is the time per additional token or layer, relative to

@@ -1,6 +1,6 @@
 """How this engine's cost grows with prompt length, context, threads, layers and width: a Markdown table each.
 
-    python bench/growth.py [--model MODEL] [--rounds 3]
+    python tools/bench/growth.py [--model MODEL] [--rounds 3]
 
 ``--model`` is used for length, context and threads (default: the shipped one). Layers and width are
 measured on synthetic models written for the purpose. Within one table the settings alternate, so that

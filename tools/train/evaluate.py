@@ -1,4 +1,4 @@
-"""Ask a model questions through the engine and count correct answers: ``python -m train.evaluate``. No PyTorch."""
+"""Count a model's correct answers, through the engine, without PyTorch: ``python -m tools.train.evaluate``."""
 
 from __future__ import annotations
 
