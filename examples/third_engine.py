@@ -1,8 +1,9 @@
 """A third engine: BitNet b1.58 in NumPy and the standard library, with a trace for ``crossval``.
 
-It shares no code with ``bitnet_py`` or ``crossval``, nor bitnet.cpp's order of operations (float32 sums as NumPy
-makes them, no rounding to binary16): what anybody's engine in any language is to the harness. ``--mistake`` breaks
-one layer on purpose, to see what the harness says of it.
+It shares no code with ``bitnet_py`` or ``crossval``, and not bitnet.cpp's order of operations
+(float32 sums as NumPy computes them, no rounding to binary16). To the harness it is like any
+third-party engine in any language. ``--mistake`` breaks one layer on purpose, to show what the
+harness reports.
 
     python examples/third_engine.py models/bitnet-qa.gguf --tokens 1019,277,271,220,17,10,17,30 --out trace
     crossval layers --prompt "What is 2+2?" --candidate trace
@@ -36,7 +37,7 @@ RECORDED = {
     "outline": ("inp_embd", "l_out", "result_norm", "result_output"),
     "all": ("",),
 }
-"""Endings of what is recorded: enough for the layer, for a verdict of parity too, and for the operation."""
+"""Suffixes of the recorded taps: enough to find the layer, for a parity verdict too, and to find the operation."""
 BLOCK = 128
 
 
@@ -74,7 +75,7 @@ class File:
         return self._take("<" + "BbHhIif?__QqdS"[kind])[0]
 
     def tensor(self, name: str) -> Array:
-        """Return a tensor as float32 ``shape``; of a ternary one -1, 0 and +1 times its scale."""
+        """Return a tensor as float32 ``shape``; a ternary one as -1, 0 and +1 times its scale."""
         shape, kind, offset = self.infos[name]
         start, count = self.data + offset, int(np.prod(shape))
         if kind == 0:
@@ -82,14 +83,14 @@ class File:
         if kind == 1:
             return np.frombuffer(self.bytes, "<f2", count, start).astype(F32).reshape(shape)
         packed = np.frombuffer(self.bytes, np.uint8, count // 4, start).reshape(-1, 1, BLOCK // 4)
-        # a block of 128 weights lies in 32 bytes: byte j has weights j, j + 32, j + 64, j + 96, high bits first
+        # a block of 128 weights is 32 bytes: byte j holds weights j, j + 32, j + 64, j + 96, high bits first
         codes = packed >> np.array([6, 4, 2, 0], np.uint8)[None, :, None] & 3
         (scale,) = struct.unpack_from("<f", self.bytes, start + count // 4)
         return (codes.astype(F32) - 1).reshape(shape) * F32(scale)
 
 
 class Engine:
-    """The model and its keys and values; ``forward`` takes the next tokens."""
+    """The model and its KV cache; ``forward`` processes the next tokens."""
 
     def __init__(self, file: File, mistake: str | None = None, layer: int = 0) -> None:
         arch = file.metadata["general.architecture"]
@@ -107,7 +108,7 @@ class Engine:
         self.values = list(self.keys)
 
     def forward(self, tokens: list[int]) -> dict[str, Array]:
-        """Return every tap, those of the head for the last token only."""
+        """Return every tap; those of the LM head for the last token only."""
         self.taps: dict[str, Array] = {}
         x = self._tap("inp_embd", self.embedding[tokens])
         for layer in range(self.n_layers):
@@ -130,7 +131,7 @@ class Engine:
         return normed
 
     def _linear(self, layer: int, name: str, x: Array) -> Array:
-        """Multiply with a ternary matrix, the input in 8 bits: its largest value is 127."""
+        """Multiply by a ternary matrix, with the input quantised to 8 bits: its largest magnitude becomes 127."""
         scale = F32(127) / np.maximum(np.abs(x).max(axis=-1, keepdims=True), F32(1e-5))
         codes = np.trunc(x * scale) if self._is(layer, "truncating-quantiser") else np.rint(x * scale)
         product: Array = codes @ self.file.tensor(f"blk.{layer}.{name}.weight").T / scale
@@ -211,15 +212,15 @@ def write_pass(out: Path, index: int, start: int, tokens: list[int], taps: dict[
 
 
 def main(arguments: list[str]) -> None:
-    """Run a prompt and a few greedy tokens, and write what came out."""
+    """Run a prompt and a few greedy tokens, and write the trace."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--tokens", required=True, help="prompt as token ids: 1019,16,11")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the trace, new")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the trace; must not exist")
     parser.add_argument("--decode", type=int, default=4, help="greedy tokens after the prompt")
     parser.add_argument("--taps", choices=tuple(RECORDED), default="outline", help="what to record")
     parser.add_argument("--mistake", choices=MISTAKES)
-    parser.add_argument("--layer", type=int, default=0, help="where the mistake is")
+    parser.add_argument("--layer", type=int, default=0, help="layer with the mistake")
     asked = parser.parse_args(arguments)
 
     file, prompt = File(asked.model), [int(token) for token in asked.tokens.split(",")]

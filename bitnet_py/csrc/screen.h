@@ -1,4 +1,4 @@
-/* The largest logits without reading the whole binary16 head (docs/numerics.md, "The certified head").
+/* The largest logits without reading the whole binary16 head (docs/certified-head.md).
  *
  * A row a of the head is scale * codes + e with |e| <= error; the hidden state y is step * z + f with 16-bit
  * integers z. Then a . y = scale * step * (codes . z) + e . y + scale * (codes . f), and by Cauchy-Schwarz the

@@ -1,9 +1,10 @@
-"""Cost of the audit by prompt length and by layer count, on synthetic models; both should be linear.
+"""Cost of the audit by prompt length and by layer count, on synthetic models; both should grow linearly.
 
-    python bench/audit_cost.py [--dim 640] [--rounds 3]
+    python tools/bench/audit_cost.py [--dim 640] [--rounds 3]
 
-One engine, one prompt pass and two decoded tokens, every tap; the fastest of several rounds, which alternate over
-the sizes. The last column is the time per token, or per layer, beyond the smallest size.
+One engine, one prompt pass and two decoded tokens, every tap. Each row is the fastest of several rounds,
+which alternate over the sizes. The last column is the time per additional token or layer, relative to
+the smallest size.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ VOCAB_SIZE = 1024
 
 
 def audit_s(path: Path, n_tokens: int) -> float:
-    """Return the seconds of one audit of our engine; it has to be clean."""
+    """Return the seconds of one audit of our engine, which must be clean."""
     ids = [int(i) for i in np.random.default_rng(n_tokens).integers(0, VOCAB_SIZE, n_tokens + 2)]
     plan = [
         PassPlan("prefill", tuple(ids[:n_tokens]), 0),

@@ -14,7 +14,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def rates(request: pytest.FixtureRequest) -> Rates:
-    """Rate by operation and family, as shown at the end."""
+    """Rate by operation and family, shown at the end."""
     return request.config.stash[RATES]
 
 

@@ -1,10 +1,10 @@
-"""How this engine's cost grows: prompt length, context, threads, layers, width; a Markdown table each.
+"""How this engine's cost grows with prompt length, context, threads, layers and width: a Markdown table each.
 
-    python bench/growth.py [--model MODEL] [--rounds 3]
+    python tools/bench/growth.py [--model MODEL] [--rounds 3]
 
-``--model`` is for length, context and threads (default: the shipped one); layers and width are measured on
-synthetic models made for it. Within a question the settings take turns, so that a changing machine treats
-them alike.
+``--model`` is used for length, context and threads (default: the shipped one). Layers and width are
+measured on synthetic models written for the purpose. Within one table the settings alternate, so that
+a machine whose speed changes treats them alike.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Timing = Callable[[], float]
 
 
 def prefill_s(model: Model, n_tokens: int) -> float:
-    """Seconds of a prompt, in an empty cache."""
+    """Seconds of a prompt with an empty cache."""
     ids = random_ids(0, n_tokens, model.config.vocab_size)
     cache = model.new_cache()
     begun = time.perf_counter()
@@ -44,10 +44,10 @@ def prefill_s(model: Model, n_tokens: int) -> float:
 
 
 def decode_s(model: Model, n_context: int) -> float:
-    """Seconds per decoded token behind a context of ``n_context`` tokens, of which there are then a few more.
+    """Seconds per decoded token after a context of ``n_context`` tokens, which grows by a few tokens meanwhile.
 
-    The context is random numbers, small as those of a model are: no prompt has to be run, and what a pass costs
-    depends on them only where scores differ by more than 86.
+    The context is random numbers, as small as those of a model, so no prompt has to be run. The cost of a
+    pass depends on them only where scores differ by more than 86.
     """
     generator = np.random.default_rng(0)
     cache = model.new_cache()
@@ -65,7 +65,7 @@ def decode_s(model: Model, n_context: int) -> float:
 
 
 def in_turn(timings: Sequence[Timing], n_rounds: int) -> list[float]:
-    """Median seconds of each, after one round that does not count."""
+    """Median seconds of each, alternating, after one warm-up round."""
     taken: list[list[float]] = [[] for _ in timings]
     for index in range(n_rounds + 1):
         for values, timing in zip(taken, timings, strict=True):
@@ -83,7 +83,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def ms(seconds: float) -> str:
-    """Milliseconds with three digits that count."""
+    """Milliseconds with three significant digits."""
     value = seconds * 1e3
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -97,7 +97,7 @@ def lengths(model: Model, n_rounds: int) -> None:
 
 
 def contexts(model: Model, n_rounds: int) -> None:
-    """Contexts behind which one token is decoded."""
+    """Context lengths after which one token is decoded."""
     most = model.config.context_length
     known = [min(n, most - N_DECODE) for n in CONTEXTS if n <= most]
     found = in_turn([partial(decode_s, model, n) for n in known], n_rounds)
@@ -113,7 +113,7 @@ def both(models: Sequence[tuple[str, Model]], n_rounds: int, head: str) -> None:
 
 
 def synthetic(folder: Path, *, dim: int, n_layers: int) -> Model:
-    """A model with a small head: the layers are what is asked about."""
+    """A model with a small LM head, so that the layers dominate."""
     path = folder / f"{dim}-{n_layers}.gguf"
     heads = {"n_heads": dim // 128, "n_kv_heads": dim // 512}
     synth.write_model(path, synth.SynthConfig(n_layers=n_layers, dim=dim, hidden_dim=3 * dim, **heads))

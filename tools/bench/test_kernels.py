@@ -1,7 +1,8 @@
 """Every kernel of the C library, families side by side: `make bench-kernels`.
 
-Matrices and rows are those of the 2B-4T model, or as long as to make the call through ctypes, about a microsecond,
-not count. One thread. A rate is the work done, or the bytes read and written, in the median time.
+Matrices and rows are those of the 2B-4T model, or long enough that the call through ctypes, about a
+microsecond, does not matter. One thread. A rate is the work done, or the bytes read and written, divided
+by the median time.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def measure(benchmark: BenchmarkFixture, rates: Rates) -> Callable[..., None]:
 
 
 def native(name: str, family: str, *arguments: object) -> Callable[[], None]:
-    """Return a call of the C function; the addresses of its arrays are taken here, once."""
+    """Return a call of the C function; the addresses of its arrays are computed here, once."""
     function = getattr(_native.library(), name)
     ready = [_native.address(a) if isinstance(a, np.ndarray) else a for a in arguments]
 

@@ -15,9 +15,9 @@ from tools.train.model import BitNet
 from tools.train.shape import Shape
 
 MIN_COSINE = 0.995
-"""A trained network at its worst position gave 0.998: sums in another order flip int8 codes here and there."""
+"""A trained network gave 0.998 at its worst position: sums in another order flip a few int8 codes."""
 MAX_MARGIN = 0.5
-"""In logits: where the first choices differ, PyTorch's has to be this near to a tie."""
+"""In logits: where the top tokens differ, PyTorch's must be this near to a tie."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Agreement:
     n_positions: int
     min_cosine: float
     same: float
-    """Share of positions with the same first choice."""
+    """Fraction of positions with the same top token."""
     widest_margin: float
-    """Where the first choices differ: the largest lead, in PyTorch's logits, over the engine's choice."""
+    """Where the top tokens differ: the largest lead, in PyTorch's logits, over the engine's choice."""
 
     @property
     def agrees(self) -> bool:
@@ -39,13 +39,13 @@ class Agreement:
     def __str__(self) -> str:
         return (
             f"engine against PyTorch on {self.n_positions} positions: min cosine {self.min_cosine:.6f}, "
-            f"same first choice {self.same:.3%}, widest margin where not {self.widest_margin:.3f}"
+            f"same top token {self.same:.3%}, widest margin where not {self.widest_margin:.3f}"
         )
 
 
 @torch.no_grad()
 def compare(weights: Mapping[str, Any], shape: Shape, path: Path) -> Agreement:
-    """Feed the long suite's questions with their answers to both and compare the logits of every position."""
+    """Feed the long suite's questions and answers to both and compare the logits of every position."""
     net = BitNet(shape)
     net.load_state_dict(weights)
     cosines: list[float] = []

@@ -1,4 +1,4 @@
-"""Training batches: questions drawn by family, packed into rows that are masked apart. NumPy only."""
+"""Training batches: questions drawn by family, packed into rows and masked from each other. NumPy only."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Batch:
 
     ids: npt.NDArray[np.int64]
     document: npt.NDArray[np.int64]
-    """Number of the example each token belongs to; padding has a number of its own."""
+    """Index of the example that each token belongs to; -1 for padding."""
     rows: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
     n_examples: int
 
 
 def encode(tokenizer: Tokenizer, question: Question) -> Example:
-    """Return the ids of a question as inference sees them: prompt and answer are encoded apart."""
+    """Return the ids of a question as inference sees them: prompt and answer are encoded separately."""
     prompt = tokenizer.encode(question.prompt)
     answer = tokenizer.encode(f" {question.answer}", add_bos=False)
     eos_id = tokenizer.vocabulary.eos_id
@@ -44,7 +44,7 @@ def encode(tokenizer: Tokenizer, question: Question) -> Example:
 
 
 def pack(examples: Sequence[Example], n_rows: int, row_length: int) -> Batch:
-    """Pack ``examples`` in their order, each into the emptiest row, until one does not fit.
+    """Pack ``examples`` in order, each into the emptiest row, until one does not fit.
 
     Raises ``ValueError`` when not even the first one fits.
     """
@@ -92,7 +92,7 @@ def split(batch: Batch, n_parts: int) -> list[Batch]:
 
 
 class Sampler:
-    """Draws batches; batch ``step`` depends on the seed and ``step`` alone: a resumed run sees the same ones."""
+    """Draws batches; batch ``step`` depends only on the seed and ``step``, so a resumed run sees the same ones."""
 
     def __init__(
         self,
@@ -121,5 +121,5 @@ class Sampler:
 
 
 def family_weights() -> list[float]:
-    """Return the families' shares of training, in their order."""
+    """Return the families' training weights, in their order."""
     return [family.weight for family in FAMILIES]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from tools.train.families import FAMILIES, Family, Question
 
 SEED = 1
-"""Of the shipped corpus and its suite."""
+"""Seed of the shipped corpus and its suite."""
 PINNED = frozenset({"What is 2+2?", "What is the capital of France?", "What is the opposite of hot?"})
-"""Always in training: the fixed ten ask them."""
+"""Always in training: the fixed ten questions include them."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Ask a model questions through the engine and count right answers (no PyTorch)."""
+"""Count a model's correct answers, through the engine, without PyTorch: ``python -m tools.train.evaluate``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_TOKENS = 32
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers and questions, of what training saw and of what it did not."""
+    """Correct answers and questions, separately for those that training saw and those that it did not."""
 
     family: str
     seen_right: int = 0
@@ -52,7 +52,7 @@ def _share(right: int, n: int) -> str:
 
 
 def answer(model: Model, prompt: str) -> str:
-    """Return what the model writes greedily after ``prompt``, up to its end token."""
+    """Return what the model generates greedily after ``prompt``, up to its end token."""
     tokenizer = model.tokenizer
     tokens = generate(
         model, tokenizer.encode(prompt), max_tokens=MAX_TOKENS, sampler=GreedySampler(), stop_ids=tokenizer.eos_ids
@@ -61,7 +61,7 @@ def answer(model: Model, prompt: str) -> str:
 
 
 def ask(model: Model, lines: Iterable[dict[str, Any]]) -> tuple[list[Score], list[dict[str, Any]]]:
-    """Return the score per family, then of all, and the lines answered wrongly with what was ``found``."""
+    """Return the score per family and in total, and the wrongly answered lines with the answer ``found``."""
     scores: dict[str, Score] = {}
     total = Score("all")
     wrong: list[dict[str, Any]] = []
@@ -99,7 +99,7 @@ def table(scores: Sequence[Score]) -> str:
 @click.option("--suite", "name", type=click.Choice(["fixed-10", "long-500", "held-out"]), default="long-500")
 @click.option("--show-wrong", is_flag=True, help="Print every wrong answer as a JSON line.")
 def main(path: Path, name: str, show_wrong: bool) -> None:
-    """Print the accuracy of a GGUF model per family; held-out is every question kept from training.
+    """Print the accuracy of a GGUF model per family; held-out means every question kept from training.
 
     Example: python -m tools.train.evaluate --model models/bitnet-qa.gguf --suite long-500
     """

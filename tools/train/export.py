@@ -19,11 +19,12 @@ from tools.train.shape import Shape
 ARCH = "bitnet-b1.58"
 NAME = "BitNet b1.58, small question answerer"
 SCALES = {"attn_v": 2.0**4, "ffn_gate": 2.0**-4, "ffn_up": 2.0**8}
-"""Factors of a layer's matrices that leave what it computes as it was, up to the norms' eps.
+"""Factors of a layer's matrices that do not change what it computes, up to the norms' eps.
 
-V: a norm follows the heads. Gate and up: relu(g / 16)^2 * 256 u = relu(g)^2 * u. Powers of two round nothing.
-Training leaves both where two classic faults, a skipped attention sub-norm and SiLU for squared ReLU, hardly
-change the answers; small gates and large heads make them matter, and the model is there to show faults.
+V: a norm follows the heads. Gate and up: relu(g / 16)^2 * 256 u = relu(g)^2 * u. Multiplying by a
+power of two is exact. With the scales of training, two classic faults (a skipped attention sub-norm,
+SiLU instead of squared ReLU) hardly change the answers. Small gates and large heads make them matter,
+and the model is there to show faults.
 """
 _FILE_TYPE_I2_S = 40  # llama.h, LLAMA_FTYPE_MOSTLY_I2_S
 _DTYPES = {GGMLType.F16: np.float16, GGMLType.F32: np.float32}
@@ -32,7 +33,7 @@ Arrays = Mapping[str, npt.NDArray[np.float32]]
 
 
 class ExportError(click.ClickException):
-    """The arrays do not make a model of the shape, or the file disagrees with the network."""
+    """The arrays do not form a model of the shape, or the file disagrees with the network."""
 
 
 def _expected(shape: Shape) -> dict[str, tuple[GGMLType, tuple[int, ...]]]:
@@ -50,7 +51,7 @@ def _expected(shape: Shape) -> dict[str, tuple[GGMLType, tuple[int, ...]]]:
 
 
 def _encode(name: str, kind: GGMLType, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-    """Return the bytes or values of one tensor as the file holds them."""
+    """Return the bytes or values of one tensor as the file stores them."""
     if not np.isfinite(values).all():
         raise ExportError(f"tensor {name}: expected finite values, found NaN or infinity; the training diverged")
     if kind is GGMLType.I2_S:
@@ -93,7 +94,7 @@ def write_gguf(path: Path, shape: Shape, vocabulary: Mapping[str, Any], arrays: 
     ``arrays``: float32 by GGUF tensor name, matrices unquantised; ``vocabulary``: the ``tokenizer.ggml.*`` keys.
 
     Raises:
-        ExportError: a tensor is missing, unexpected, of another shape or not finite; a vocabulary of another size.
+        ExportError: a tensor is missing, unexpected, misshapen or not finite, or the vocabulary has another size.
     """
     expected = _expected(shape)
     if missing := sorted(expected.keys() ^ arrays.keys()):
@@ -109,7 +110,7 @@ def write_gguf(path: Path, shape: Shape, vocabulary: Mapping[str, Any], arrays: 
         writer = gguf.GGUFWriter(partial, ARCH)
         _write_metadata(writer, shape, vocabulary)
         for name, (kind, size) in expected.items():
-            # int8 for raw bytes: of uint8 the writer would make element shapes, of a type it does not know.
+            # int8 for raw bytes: for uint8 the writer would compute element shapes, of a type it does not know.
             dtype = np.dtype(_DTYPES.get(kind, np.int8))
             writer.add_tensor_info(name, size, dtype, tensor_size_bytes(size, kind), raw_dtype=int(kind))
         writer.write_header_to_file()
@@ -146,7 +147,7 @@ def gguf_names(shape: Shape) -> dict[str, str]:
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("models/bitnet-qa.gguf"), show_default=True)
 def main(checkpoint: Path, out: Path) -> None:
-    """Write a checkpoint as GGUF and check that the engine computes from it what PyTorch does.
+    """Write a checkpoint as GGUF and check that the engine computes the same from it as PyTorch.
 
     Example: python -m tools.train.export --out models/bitnet-qa.gguf
     """

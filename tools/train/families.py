@@ -1,7 +1,8 @@
-"""The families of questions. Each yields everything it can ask, in a fixed order, as ``Question``.
+"""The families of questions. Each yields everything that it can ask, in a fixed order, as ``Question``.
 
-A question's ``key`` names what is asked, apart from order or wording where the family is meant to generalise over
-it: the split is made by key, so that a held-out sum appears in training neither as a+b nor as b+a.
+A question's ``key`` names what is asked. It ignores order or wording where the family is meant to
+generalise over them. The split is made by key, so a held-out sum appears in training neither as a+b
+nor as b+a.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tools.train.words import with_article
 
 @dataclass(frozen=True)
 class Question:
-    """One question and its one right answer, which ends with a full stop."""
+    """One question and its only correct answer, which ends with a full stop."""
 
     family: str
     key: str
@@ -26,15 +27,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Family:
-    """How to make a family's questions, and how much of training and held-out data it gets."""
+    """How to generate a family's questions, and its portion of training and held-out data."""
 
     name: str
     make: Callable[[int], Iterator[Question]]
     """Called with the corpus seed."""
     weight: float
-    """Share of the training examples, relative to the other families'."""
+    """Weight in the training examples, relative to the other families."""
     held_out: float
-    """Share of the keys that training never sees."""
+    """Fraction of the keys that training never sees."""
     claim: str
     """What an unseen question of this family tests."""
 
@@ -42,7 +43,7 @@ class Family:
 def _worded(
     family: str, key: str, wordings: Sequence[str], fill: dict[str, str], answer: str
 ) -> Iterator[Question]:
-    """Yield one fact in several wordings; each wording of the fact is a key of its own."""
+    """Yield one fact in several wordings; each wording of the fact has its own key."""
     for index, wording in enumerate(wordings):
         prompt = wording.format(**fill)
         yield Question(family, f"{key}/{index}", prompt[0].upper() + prompt[1:], f"{answer}.")
@@ -108,7 +109,7 @@ def _kind(seed: int) -> Iterator[Question]:
         for thing in members:
             shown = with_article(thing) if kind in ("animal", "fruit", "tool") else thing
             right = with_article(kind)
-            # As many wrong kinds as ways to ask for the right one, so that neither answer is the safe guess.
+            # As many wrong kinds as ways to ask for the correct one, so that neither answer is the safe guess.
             for other in (kind, *_distinct(stream, others, 2)):
                 for index, prompt in enumerate(
                     (f"Is {shown} {with_article(other)}?", f"Is {shown} {with_article(other)}, yes or no?")
@@ -200,7 +201,7 @@ def _how_many(seed: int) -> Iterator[Question]:
 
 
 def _number(stream: Stream) -> int:
-    """Return a number of one or two digits, small ones more often than by chance."""
+    """Return a number of one or two digits; small ones are over-represented."""
     return stream.below(10) if stream.below(4) == 0 else stream.below(100)
 
 

@@ -1,8 +1,8 @@
 """The network of BitNet b1.58 2B-4T in PyTorch, quantisation-aware.
 
-Forward passes use what inference uses: ternary weights with one absmean scale per matrix ("The Era of 1-bit LLMs",
-equations 1-3), activations rounded to int8 per token, the embedding rounded to F16. Gradients pass the roundings
-unchanged (straight-through estimator).
+Forward passes round as inference does: ternary weights with one absmean scale per matrix ("The Era
+of 1-bit LLMs", equations 1-3), activations rounded to int8 per token, the embedding rounded to F16.
+Gradients pass through the roundings unchanged (straight-through estimator).
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class BitLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(rows, cols) * (gain / math.sqrt(cols)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply the last axis, cols wide, which is quantised already."""
+        """Multiply the last axis, cols wide, which is already quantised."""
         return functional.linear(x, quantize_weight(self.weight))
 
 
 def rope_table(shape: Shape, n_positions: int) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines (n_positions, head_dim / 2) of RoPE's angles."""
+    """Return the cosines and sines (n_positions, head_dim / 2) of the RoPE angles."""
     half = shape.head_dim // 2
     frequencies = shape.rope_base ** (-torch.arange(half, dtype=torch.float64) / half)
     angles = torch.arange(n_positions, dtype=torch.float64)[:, None] * frequencies
@@ -108,7 +108,7 @@ class Layer(nn.Module):
 
 
 class BitNet(nn.Module):
-    """The whole network with its embedding as head."""
+    """The whole network, with the embedding as tied LM head."""
 
     cos: Tensor
     sin: Tensor
@@ -124,14 +124,14 @@ class BitNet(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def embedding(self) -> Tensor:
-        """Return the embedding as the file holds it, rounded to F16."""
+        """Return the embedding as the file stores it, rounded to F16."""
         table = self.token_embd
         return table + (table.half().float() - table).detach()
 
     def forward(self, ids: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return logits of ``ids`` (batch, n_tokens); of the flat positions ``rows`` only, if given.
+        """Return the logits of ``ids`` (batch, n_tokens), or of the flat positions ``rows`` only.
 
-        ``mask`` (batch, 1, n_tokens, n_tokens): True where a token may look.
+        ``mask`` (batch, 1, n_tokens, n_tokens): True where a token may attend.
         """
         n_tokens = ids.shape[1]
         cos, sin = self.cos[:n_tokens], self.sin[:n_tokens]

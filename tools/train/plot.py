@@ -31,7 +31,7 @@ def draw(log: Sequence[dict[str, Any]]) -> str:
     """Return the SVG of a training log: loss (left axis), mean accuracy over families (right axis).
 
     Raises:
-        click.UsageError: the log holds no loss.
+        click.UsageError: the log contains no loss.
     """
     loss = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
     if not loss:
@@ -70,7 +70,7 @@ def draw(log: Sequence[dict[str, Any]]) -> str:
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("models/bitnet-qa-training.svg"))
 def main(log_path: Path, out: Path) -> None:
-    """Draw log.json of a run.
+    """Draw the log.json of a run.
 
     Example: python -m tools.train.plot --log build/train/log.json
     """

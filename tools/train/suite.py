@@ -54,7 +54,7 @@ EVERYDAY = (
     ("culture", "Who wrote Romeo and Juliet?", r"\bShakespeare\b"),
     ("culture", "Who painted the Mona Lisa?", r"\b(Leonardo|da Vinci)\b"),
 )
-"""For models that know the world; the answer is searched for, upper and lower case alike."""
+"""For models with general knowledge; the answer is searched for, ignoring case."""
 
 
 def _draw(stream: Stream, questions: Sequence[Question], count: int) -> list[Question]:

@@ -24,12 +24,12 @@ from tools.train.shape import Shape
 from tools.train.vocabulary import corpus_texts, load_tokenizer, train_vocabulary
 
 N_PARTS = 2
-"""Parts of a batch, each a thread's: on two cores faster than two threads in each operation (0.57 s to 0.66 s)."""
+"""Parts of a batch, one per thread: on two cores faster than two threads in each operation (0.57 s to 0.66 s)."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what comes out of training."""
+    """Everything that determines the result of training."""
 
     seed: int = 0
     n_steps: int = 6500
@@ -38,7 +38,7 @@ class Recipe:
     row_length: int = 128
     learning_rate: float = 2.5e-3
     weight_decay: float = 0.1
-    """Of the first half; none in the second, as BitNet b1.58 is trained."""
+    """In the first half; none in the second, as BitNet b1.58 is trained."""
     max_gradient: float = 1.0
     vocab_size: int = 1024
 
@@ -72,9 +72,9 @@ def tensors(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 @torch.no_grad()
 def accuracy(net: BitNet, examples: Sequence[Example], recipe: Recipe, device: torch.device) -> float:
-    """Return the share of examples whose every answer token, EOS included, is the network's first choice.
+    """Return the fraction of examples whose every answer token, EOS included, has the largest logit.
 
-    That is when greedy generation gives the answer.
+    Greedy generation gives the answer exactly in these cases.
     """
     right, position = 0, 0
     while position < len(examples):
@@ -101,7 +101,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 class Trainer:
-    """A run: network, optimiser, data and the step it has come to."""
+    """A run: network, optimiser, data and the current step."""
 
     def __init__(
         self, recipe: Recipe, shape: Shape, out: Path, data: corpus.Corpus, *, n_workers: int = 1
@@ -148,7 +148,7 @@ class Trainer:
             loss = loss / len(batch.targets)
             return float(loss.item()), torch.autograd.grad(loss, parameters)
 
-        # Added in the order of the parts, whichever was ready first: the same bits for any number of workers.
+        # Added in the order of the parts, whichever finished first: bit-identical for any number of workers.
         losses, gradients = zip(*self.pool.map(part, split(batch, N_PARTS)), strict=True)
         for parameter, *parts in zip(parameters, *gradients, strict=True):
             parameter.grad = torch.stack(parts).sum(dim=0)
@@ -175,7 +175,7 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Write ``checkpoint.pt``: all that a resumed run needs, and the metadata export needs."""
+        """Write ``checkpoint.pt``: everything that a resumed run needs, and the metadata that export needs."""
         state = {
             "recipe": asdict(self.recipe), "shape": asdict(self.shape), "metadata": self.metadata,
             "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -184,7 +184,7 @@ class Trainer:
         save(self.out / "checkpoint.pt", state)
 
     def resume(self) -> bool:
-        """Load ``checkpoint.pt`` if there is one. Raises ``click.UsageError`` when it is of another run."""
+        """Load ``checkpoint.pt`` if there is one. Raises ``click.UsageError`` when it belongs to another run."""
         path = self.out / "checkpoint.pt"
         if not path.is_file():
             return False
@@ -210,7 +210,7 @@ def report(scores: dict[str, tuple[float, float]]) -> str:
 
 
 def run(trainer: Trainer, *, stop_at: int, eval_every: int, log_every: int) -> None:
-    """Train up to step ``stop_at``, with progress lines, evaluations and checkpoints on the way."""
+    """Train up to step ``stop_at``, with progress lines, evaluations and checkpoints."""
     losses: list[float] = []
     start_s = time.perf_counter() - trainer.elapsed_s
     while trainer.step < stop_at:
@@ -247,14 +247,12 @@ def run(trainer: Trainer, *, stop_at: int, eval_every: int, log_every: int) -> N
     show_default=True,
     help="The result is the same with 1 and 2.",
 )
-@click.option(
-    "--stop-at", type=click.IntRange(1), help="Stop after this step; the same command goes on from there."
-)
+@click.option("--stop-at", type=click.IntRange(1), help="Stop after this step; rerun the same command to resume.")
 @click.option("--eval-every", type=click.IntRange(1), default=500, show_default=True)
 def main(
     out: Path, seed: int, steps: int, rate: float, threads: int, stop_at: int | None, eval_every: int
 ) -> None:
-    """Train the model and leave checkpoint.pt and log.json in OUT.
+    """Train the model and write checkpoint.pt and log.json to OUT.
 
     Example: python -m tools.train.train --out build/train --seed 0
     """

@@ -21,7 +21,7 @@ SPECIALS = (BOS, EOS, "<|start_header_id|>", "<|end_header_id|>", EOT)
 
 
 def corpus_texts(questions: Iterable[Question]) -> Iterator[str]:
-    """Yield the text the vocabulary is made from.
+    """Yield the text that the vocabulary is trained on.
 
     Plurals are left out, so that "cats" stays two tokens, "cat" and "s", and the rule can be learned.
     """
@@ -32,8 +32,8 @@ def corpus_texts(questions: Iterable[Question]) -> Iterator[str]:
 def train_vocabulary(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
     """Train a vocabulary of at most ``vocab_size`` tokens on ``texts`` and return it as GGUF metadata.
 
-    ``llama-bpe`` keeps up to three digits together, so that a merge of digits would make one token of "17": the
-    digits are kept apart here, no such merge is learned, and every digit is a token of its own.
+    ``llama-bpe`` keeps up to three digits together, so a merge of digits would turn "17" into one token.
+    Digits are split here, so that no such merge is learned and every digit is a token of its own.
     """
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     words = build_pre_tokenizer(get_pre_type(PRE))
@@ -58,5 +58,5 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
 
 
 def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
-    """Return the engine's tokenizer for ``metadata``, so that training sees the ids that inference sees."""
+    """Return the engine's tokenizer for ``metadata``, so that training and inference see the same ids."""
     return Tokenizer(Vocabulary.from_metadata(metadata))

@@ -13,7 +13,7 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """Return words separated by blanks."""
+    """Return words separated by spaces."""
     return tuple(text.split())
 
 
@@ -66,12 +66,12 @@ REGULAR = _words(
     shovel king queen girl boy teacher friend doctor window garden letter song plant planet island mountain flower
     desk wall roof coat hand arm head neck finger shirt spoon fork ship tail nail ear"""
 )
-"""Nouns whose plural takes a plain s; none ends in e: "es" may be one token."""
+"""Nouns whose plural adds only an s; none ends in e, because "es" may be one token."""
 NOUNS = REGULAR + _words(
     """
     sun moon tree lake leaf rose box shoe bus house stone sand fire ice rain wind bread milk cake soup fish"""
 )
-"""Words for lists: the nouns of the plurals are among them, so that one whose plural was never asked is known."""
+"""Words for lists. They include the plurals' nouns, so that a noun whose plural was never asked is still known."""
 IRREGULAR = _pairs(
     """man=men | woman=women | child=children | foot=feet | tooth=teeth | mouse=mice | goose=geese | leaf=leaves |
     wolf=wolves | knife=knives | sheep=sheep | city=cities | baby=babies | story=stories | box=boxes | bus=buses |

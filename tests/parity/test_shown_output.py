@@ -1,0 +1,37 @@
+"""The output that README.md and docs/output.md show is what the command prints, but for the kernel's name."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from tests.support.broken_engine import MISTAKES, build, run
+from tests.support.native_build import LIBRARY, ROOT
+
+LAYERS = [Path(sysconfig.get_path("scripts")) / "crossval", "layers", "--prompt", "What is 2+2?"]
+
+
+def blocks(page: str) -> list[list[str]]:
+    """Return the lines of each fenced block of a page."""
+    return [plain(block) for block in re.findall(r"^```\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)]
+
+
+def plain(text: str) -> list[str]:
+    return [re.sub(r"kernel \w+", "kernel", line.rstrip()) for line in text.rstrip().splitlines()]
+
+
+def test_the_readme_shows_what_the_demo_prints() -> None:
+    printed = subprocess.run(LAYERS, capture_output=True, text=True, check=True, timeout=240).stdout
+    (command, *shown, receipt), *_ = blocks("README.md")
+    assert (command, receipt) == ("$ make demo", "receipt: build/demo-receipt.json")
+    assert shown == plain(printed)
+
+
+def test_the_output_page_shows_what_a_broken_engine_gives(tmp_path: Path, shipped_model: Path) -> None:
+    library = build(MISTAKES[:1], tmp_path / LIBRARY)
+    done = run([*LAYERS, "--reference", shipped_model.with_suffix(".goldens") / "what-is-2-2"], library)
+    shown, *_ = blocks("docs/output.md")
+    assert (done.returncode, shown) == (1, plain(done.stdout + done.stderr))
+    assert set(blocks("README.md")[2]) <= set(shown)
