@@ -25,8 +25,6 @@ READ_PASSES = 4
 """Over the buffer, by the same threads: starting them would count as reading."""
 READS = 3
 """Of which the fastest counts: nothing makes a read faster than the machine is."""
-_READ_NO_WEIGHTS = ("attention",)
-"""Operations whose counters hold bytes of the KV cache."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def random_ids(seed: int, n_tokens: int, vocab_size: int) -> list[int]:
     return [int(draw() * vocab_size) for _ in range(n_tokens)]
 
 
-class ReadTest:
+class BandwidthProbe:
     """Times streaming reads of a buffer by several threads: the bandwidth of this machine.
 
     Attributes:
@@ -70,7 +68,7 @@ class ReadTest:
         times = []
         for _ in range(READS):
             begun = time.perf_counter()
-            _native.read(self._words, self._n_threads, n_passes=READ_PASSES)
+            _native.probe_bandwidth(self._words, self._n_threads, n_passes=READ_PASSES)
             times.append(time.perf_counter() - begun)
         return min(times)
 
@@ -91,8 +89,8 @@ def peak_resident_bytes(pid: int | None = None) -> int | None:
 def weight_reads(before: Iterable[KernelCount], after: Iterable[KernelCount]) -> dict[str, int]:
     """Return which operations read how many bytes of weights between two readings of the counters."""
     earlier = {count.name: count.bytes for count in before}
-    read = {count.name: count.bytes - earlier.get(count.name, 0) for count in after}
-    return {name: n for name, n in read.items() if n and not name.startswith(_READ_NO_WEIGHTS)}
+    read = {c.name: c.bytes - earlier.get(c.name, 0) for c in after if c.reads_weights}
+    return {name: n for name, n in read.items() if n}
 
 
 @dataclass(frozen=True)
@@ -161,15 +159,15 @@ def bench(model: Model, *, n_prompt: int, n_decode: int, n_rounds: int, seed: in
         prefill_s.append(prefilled - begun)
         read = weight_reads(counted, model.counters())
     peak = peak_resident_bytes()  # before the buffer of the reads is there
-    reads = ReadTest(model.n_threads)
+    probe = BandwidthProbe(model.n_threads)
     assert logits is not None  # forward gives the last token's
     return BenchReport(
         n_prompt=n_prompt,
         n_decode=n_decode,
         prefill_s=tuple(prefill_s[1:]),
         decode_s=tuple(decode_s[1:]),
-        read_s=tuple(reads.seconds() for _ in range(n_rounds)),
-        read_bytes=reads.n_bytes,
+        read_s=tuple(probe.seconds() for _ in range(n_rounds)),
+        read_bytes=probe.n_bytes,
         weight_bytes_per_token=sum(read.values()) / n_decode,
         peak_resident_bytes=peak,
         last_logits=logits,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from ctypes import byref, c_int, c_void_p, pointer
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,8 @@ from bitnet_py.errors import InputError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.logits import check_logits, largest
 from bitnet_py.screen import HEAD_ROWS_AT_ONCE, MAX_DIM, MAX_TOP, Screen
+from bitnet_py.tokenizer import Tokenizer
 from bitnet_py.weights import I2SMatrix, LayerWeights, Weights
-
-if TYPE_CHECKING:
-    from bitnet_py.tokenizer import Tokenizer
 
 KERNEL_VARIABLE = "BITNET_KERNEL"
 """Environment variable that forces a kernel family; an unknown or unavailable one is an error."""
@@ -74,7 +72,15 @@ class KernelCount:
     """Operation and kernel family, e.g. ``i2s_gemv_avx2``."""
     calls: int
     bytes: int
-    """Bytes of weights or cache it read."""
+    """Bytes of weights or KV cache it read."""
+    operation: str
+    """E.g. ``i2s_gemv``."""
+    family: str
+    """Of the kernels that ran, e.g. ``avx2``."""
+    quantized: bool
+    """Whether it multiplies packed ternary weights."""
+    reads_weights: bool
+    """Whether ``bytes`` are bytes of weights."""
 
 
 class Model:
@@ -181,8 +187,6 @@ class Model:
         Raises ``TokenizerError`` when it is unusable, ``ModelError`` for a token that is not UTF-8.
         """
         if self._tokenizer is None:
-            from bitnet_py.tokenizer import Tokenizer  # tens of milliseconds, and many uses need none
-
             self._tokenizer = Tokenizer.from_gguf(self._gguf)
         return self._tokenizer
 
@@ -347,7 +351,18 @@ class Model:
         """Return what the C library counted of its own kernels since the model was loaded."""
         buffer, n = (_native.Counter * 64)(), c_int()
         _native.call("bn_engine_counters", self._handle(), buffer, len(buffer), byref(n))
-        return [KernelCount(c.name.decode(), c.calls, c.bytes) for c in buffer[: n.value]]
+        return [
+            KernelCount(
+                name=c.name.decode(),
+                calls=c.calls,
+                bytes=c.bytes,
+                operation=c.operation.decode(),
+                family=c.family.decode(),
+                quantized=bool(c.quantized),
+                reads_weights=bool(c.reads_weights),
+            )
+            for c in buffer[: n.value]
+        ]
 
     def _handle(self) -> c_void_p:
         if self._engine is None:
@@ -407,6 +422,8 @@ def _model(weights: Weights, layers: ctypes.Array[_native.Layer]) -> _native.Mod
         dim=config.dim,
         hidden_dim=config.hidden_dim,
         vocab_size=config.vocab_size,
+        activation=_native.ACTIVATIONS.index(config.architecture.activation),
+        rope_pairing=_native.ROPE_PAIRINGS.index(config.architecture.rope_pairing),
         rms_eps=config.rms_eps,
         rope_base=config.rope_base,
         token_embd=_native.address(weights.token_embd),

@@ -36,19 +36,22 @@ class I2SMatrix:
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One layer. Norms are float32 ``(dim,)``, ``ffn_sub_norm`` ``(hidden_dim,)``; both sub-norms may be None."""
+    """One layer. The norms are float32; a model without sub-norms has None there."""
 
     attn_norm: F32Array
+    """``(dim,)``."""
     q: I2SMatrix
-    """``(dim, dim)``: n_heads * head_dim rows."""
+    """``(q_dim, dim)``."""
     k: I2SMatrix
-    """``(n_kv_heads * head_dim, dim)``."""
+    """``(kv_dim, dim)``."""
     v: I2SMatrix
-    """``(n_kv_heads * head_dim, dim)``."""
+    """``(kv_dim, dim)``."""
     o: I2SMatrix
-    """``(dim, dim)``."""
+    """``(dim, q_dim)``."""
     attn_sub_norm: F32Array | None
+    """``(q_dim,)``."""
     ffn_norm: F32Array
+    """``(dim,)``."""
     gate: I2SMatrix
     """``(hidden_dim, dim)``."""
     up: I2SMatrix
@@ -56,6 +59,7 @@ class LayerWeights:
     down: I2SMatrix
     """``(dim, hidden_dim)``."""
     ffn_sub_norm: F32Array | None
+    """``(hidden_dim,)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,15 +178,15 @@ class _Loader:
 
     def layer(self, index: int) -> LayerWeights:
         config = self.config
-        dim, kv_dim, hidden_dim = config.dim, config.kv_dim, config.hidden_dim
+        dim, q_dim, kv_dim, hidden_dim = config.dim, config.q_dim, config.kv_dim, config.hidden_dim
         blk = f"blk.{index}."
         return LayerWeights(
             attn_norm=self.norm(blk + "attn_norm.weight", dim),
-            q=self.ternary(blk + "attn_q.weight", dim, dim),
+            q=self.ternary(blk + "attn_q.weight", q_dim, dim),
             k=self.ternary(blk + "attn_k.weight", kv_dim, dim),
             v=self.ternary(blk + "attn_v.weight", kv_dim, dim),
-            o=self.ternary(blk + "attn_output.weight", dim, dim),
-            attn_sub_norm=self.optional_norm(blk + "attn_sub_norm.weight", dim),
+            o=self.ternary(blk + "attn_output.weight", dim, q_dim),
+            attn_sub_norm=self.optional_norm(blk + "attn_sub_norm.weight", q_dim),
             ffn_norm=self.norm(blk + "ffn_norm.weight", dim),
             gate=self.ternary(blk + "ffn_gate.weight", hidden_dim, dim),
             up=self.ternary(blk + "ffn_up.weight", hidden_dim, dim),

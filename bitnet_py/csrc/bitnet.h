@@ -4,7 +4,7 @@
  * thread-local string. The library never prints, exits or aborts. Nothing here allocates on behalf of the
  * caller except the engine itself. Change any struct or signature: raise BN_ABI_VERSION.
  *
- * Names of dimensions: n_layers, n_heads, n_kv_heads, head_dim, dim (= n_heads * head_dim), kv_dim
+ * Names of dimensions: n_layers, n_heads, n_kv_heads, head_dim, dim, q_dim (= n_heads * head_dim), kv_dim
  * (= n_kv_heads * head_dim), hidden_dim, vocab_size. Matrices are row-major.
  */
 #ifndef BITNET_H
@@ -22,7 +22,7 @@ extern "C" {
 #define BN_API __attribute__((visibility("default")))
 #endif
 
-#define BN_ABI_VERSION 3
+#define BN_ABI_VERSION 4
 
 enum {
     BN_OK = 0,
@@ -42,24 +42,41 @@ typedef struct {
 
 typedef struct {
     const float *attn_norm;     /* [dim] */
-    const float *attn_sub_norm; /* [dim], or NULL */
+    const float *attn_sub_norm; /* [q_dim], or NULL: the layer has none */
     const float *ffn_norm;      /* [dim] */
-    const float *ffn_sub_norm;  /* [hidden_dim], or NULL */
-    bn_matrix q;                /* [dim][dim] */
+    const float *ffn_sub_norm;  /* [hidden_dim], or NULL: the layer has none */
+    bn_matrix q;                /* [q_dim][dim] */
     bn_matrix k;                /* [kv_dim][dim] */
     bn_matrix v;                /* [kv_dim][dim] */
-    bn_matrix o;                /* [dim][dim] */
+    bn_matrix o;                /* [dim][q_dim] */
     bn_matrix gate;             /* [hidden_dim][dim] */
     bn_matrix up;               /* [hidden_dim][dim] */
     bn_matrix down;             /* [dim][hidden_dim] */
 } bn_layer;
 
+/* What the feed-forward block applies to the gate. Equal bits with bitnet.cpp are shown for BN_RELU_SQUARED only.
+ */
+enum {
+    BN_RELU_SQUARED, /* max(x, 0)^2 */
+    BN_SILU,         /* x / (1 + e^-x) */
+    BN_ACTIVATIONS
+};
+
+/* Which elements of a head RoPE rotates together. Equal bits with bitnet.cpp are shown for BN_ROPE_HALVES only. */
+enum {
+    BN_ROPE_HALVES,   /* i and i + head_dim / 2 ("NeoX") */
+    BN_ROPE_ADJACENT, /* 2i and 2i + 1 */
+    BN_ROPE_PAIRINGS
+};
+
 typedef struct {
     int32_t n_layers, n_heads, n_kv_heads, head_dim, dim, hidden_dim, vocab_size;
+    int32_t activation;   /* BN_RELU_SQUARED, BN_SILU */
+    int32_t rope_pairing; /* BN_ROPE_HALVES, BN_ROPE_ADJACENT */
     float rms_eps;
     float rope_base;
     const uint16_t *token_embd; /* [vocab_size][dim] binary16 */
-    const uint16_t *output;     /* [vocab_size][dim] binary16; same pointer as token_embd when tied */
+    const uint16_t *output;     /* [vocab_size][dim] binary16: the LM head; same pointer as token_embd when tied */
     const float *output_norm;   /* [dim] */
     const bn_layer *layers;     /* [n_layers]; copied by bn_engine_create, the tensors are not */
 } bn_model;
@@ -100,7 +117,7 @@ enum {
 /* After the taps of all layers come the model-wide ones. */
 enum { BN_TAP_INP_EMBD, BN_TAP_RESULT_NORM, BN_TAP_RESULT_OUTPUT, BN_MODEL_TAPS };
 
-/* A compact copy of the output head: row r is scale[r] * codes[r] plus an error whose norm is at most error[r].
+/* A compact copy of the LM head: row r is scale[r] * codes[r] plus an error whose norm is at most error[r].
  * It bounds every logit, so that only rows which can still be among the largest have to be read in binary16. */
 typedef struct {
     int8_t *codes; /* [vocab_size][dim] */
@@ -135,9 +152,13 @@ typedef struct {
 } bn_pass;
 
 typedef struct {
-    const char *name; /* operation and kernel, e.g. "i2s_gemv_avx2" */
-    uint64_t calls;   /* times an operation ran (once per matrix or tensor and pass) */
-    uint64_t bytes;   /* bytes of weights or cache it read */
+    const char *name;      /* operation and family, e.g. "i2s_gemv_avx2" */
+    const char *operation; /* e.g. "i2s_gemv" */
+    const char *family;    /* of the kernels that ran, e.g. "avx2" */
+    int32_t quantized;     /* 1: multiplies packed ternary weights */
+    int32_t reads_weights; /* 1: `bytes` are bytes of weights; 0: of the KV cache, or none */
+    uint64_t calls;        /* times the operation ran (once per matrix or tensor and pass) */
+    uint64_t bytes;        /* read by it */
 } bn_counter;
 
 typedef struct bn_engine bn_engine;
@@ -149,9 +170,9 @@ BN_API const char *bn_last_error(void);
  * same bits there. Takes a few milliseconds. */
 BN_API uint64_t bn_libm_digest(void);
 
-/* Reads n words with n_threads threads, each its share from end to end, and gives their sum modulo 2^64. The
- * caller takes the time: what this machine can read, for comparison with what a pass reads. */
-BN_API int bn_read(const uint64_t *data, int64_t n, int n_passes, int n_threads, uint64_t *sum);
+/* Bandwidth probe: reads n words n_passes times with n_threads threads, each its own share, and returns the sum of
+ * all words read modulo 2^64. The caller takes the time, for comparison with what a pass reads. */
+BN_API int bn_probe_bandwidth(const uint64_t *data, int64_t n, int n_passes, int n_threads, uint64_t *sum);
 
 /* Kernel families, best first. `available` is 0 when this CPU or OS cannot run it. */
 BN_API int bn_kernel_count(void);
@@ -182,10 +203,10 @@ BN_API int bn_kernel_dots(const char *kernel, int simd_width, int shape, const u
                           int64_t ldo);
 BN_API int bn_kernel_softmax(const char *kernel, int simd_width, float *row, int64_t n_visible, int64_t n_padded,
                              float scale);
-BN_API int bn_kernel_rope(const char *kernel, const float *x, const float *cos, const float *sin, int half,
-                          float *out);
-BN_API int bn_kernel_gated_relu_squared(const char *kernel, const float *gate, const float *up, int64_t n,
-                                        float *act, float *prod);
+BN_API int bn_kernel_rope(const char *kernel, int pairing, const float *x, const float *cos, const float *sin,
+                          int half, float *out);
+BN_API int bn_kernel_gated(const char *kernel, int activation, const float *gate, const float *up, int64_t n,
+                           float *act, float *prod);
 BN_API int bn_kernel_rescale(const char *kernel, const int32_t *acc, int64_t n, float sum, float activation_scale,
                              float weight_scale, float *out);
 /* One row of a screen; n % 32 == 0. */

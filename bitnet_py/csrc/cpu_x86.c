@@ -1,4 +1,4 @@
-#include "kernels_x86.h"
+#include "cpu_x86.h"
 
 #ifdef __linux__
 #define _GNU_SOURCE

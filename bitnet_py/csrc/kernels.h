@@ -7,6 +7,8 @@
 #ifndef BN_KERNELS_H
 #define BN_KERNELS_H
 
+#include "bitnet.h"
+
 #include <stdint.h>
 
 #define BN_WIDTH_INDEX(w) ((w) == 16)
@@ -20,6 +22,11 @@ typedef void (*bn_dots_fn)(const uint16_t *a, int64_t lda, int64_t n_rows, const
 /* In place: row[0..n_visible) holds raw scores; row[0..n_padded) becomes probabilities, 0 where masked. */
 typedef void (*bn_softmax_fn)(float *row, int64_t n_visible, int64_t n_padded, float scale);
 
+/* Rotates one head of 2*half values by `half` angles; the model's pairing says which two elements go together. */
+typedef void (*bn_rope_fn)(const float *x, const float *cos, const float *sin, int half, float *out);
+/* act = activation(gate), prod = act * up, each rounded. */
+typedef void (*bn_gated_fn)(const float *gate, const float *up, int64_t n, float *act, float *prod);
+
 typedef struct {
     const char *name;
     const char *description;
@@ -32,10 +39,8 @@ typedef struct {
     bn_dots_fn dots_f16[2];   /* bitnet.cpp ggml_vec_dot_f16: 4 accumulators of W lanes */
     bn_dots_fn dots_tiled[2]; /* bitnet.cpp llamafile sgemm: 1 accumulator of W lanes */
     bn_softmax_fn softmax[2];
-    /* Rotates one head of 2*half values: NeoX pairs (i, i + half). */
-    void (*rope)(const float *x, const float *cos, const float *sin, int half, float *out);
-    /* act = relu(gate)^2, prod = act * up: three operations, each rounded. */
-    void (*gated_relu_squared)(const float *gate, const float *up, int64_t n, float *act, float *prod);
+    bn_rope_fn rope[BN_ROPE_PAIRINGS];
+    bn_gated_fn gated[BN_ACTIVATIONS];
     /* out[i] = (acc[i] - sum) / activation_scale * weight_scale, each operation rounded. */
     void (*rescale)(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
                     float *out);
@@ -48,6 +53,9 @@ typedef struct {
 } bn_kernels;
 
 extern const bn_kernels bn_kernels_scalar;
+/* What no family has a faster version of yet. */
+void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out);
+void bn_scalar_gated_silu(const float *gate, const float *up, int64_t n, float *act, float *prod);
 #if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)
 extern const bn_kernels bn_kernels_avx2;
 extern const bn_kernels bn_kernels_avx512vnni;
@@ -55,14 +63,5 @@ extern const bn_kernels bn_kernels_avx512vnni;
 extern const bn_kernels bn_kernels_amx;
 #endif
 #endif
-
-/* Best first, ends with scalar. */
-extern const bn_kernels *const bn_all_kernels[];
-extern const int bn_all_kernels_count;
-
-/* The named family, or the best available for NULL; NULL (with the last error set) when it cannot be had. */
-const bn_kernels *bn_select_kernels(const char *name);
-
-void bn_set_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 #endif

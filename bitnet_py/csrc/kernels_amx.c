@@ -2,7 +2,7 @@
  * Same results as kernels_scalar.c: integers have no rounding. */
 #include "kernels_avx2.h"
 #include "kernels_avx512vnni.h"
-#include "kernels_x86.h"
+#include "cpu_x86.h"
 
 #include <immintrin.h>
 #include <string.h>

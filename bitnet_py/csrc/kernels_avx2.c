@@ -1,7 +1,7 @@
 /* AVX2 + FMA + F16C: the kernels over integers, and the family's table. The float kernels are in
  * kernels_avx2_float.c. Same results as kernels_scalar.c bit for bit; see there for what each computes. */
 #include "kernels_avx2.h"
-#include "kernels_x86.h"
+#include "cpu_x86.h"
 #include "numerics.h"
 
 /* ---- integer dot ---------------------------------------------------------------------------------------- */

@@ -2,7 +2,7 @@
  * and the element-wise kernels are those of AVX2. Same results as kernels_scalar.c bit for bit. */
 #include "kernels_avx512vnni.h"
 #include "kernels_avx2.h"
-#include "kernels_x86.h"
+#include "cpu_x86.h"
 
 #include <immintrin.h>
 

@@ -132,12 +132,18 @@ static void softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float s
 }
 
 /* The compiler of the reference contracts one of the two products into the addition; which one matters. */
-static void rope(const float *x, const float *cos, const float *sin, int half, float *out) {
-    for (int i = 0; i < half; i++) {
-        const float x0 = x[i], x1 = x[i + half];
-        out[i] = fmaf(x0, cos[i], -(x1 * sin[i]));
-        out[i + half] = fmaf(x0, sin[i], x1 * cos[i]);
-    }
+static void rotate(float x0, float x1, float cos, float sin, float *out0, float *out1) {
+    *out0 = fmaf(x0, cos, -(x1 * sin));
+    *out1 = fmaf(x0, sin, x1 * cos);
+}
+
+static void rope_halves(const float *x, const float *cos, const float *sin, int half, float *out) {
+    for (int i = 0; i < half; i++) rotate(x[i], x[i + half], cos[i], sin[i], &out[i], &out[i + half]);
+}
+
+/* The same rounding as for halves. Not compared with bitnet.cpp: no claim of equal bits there. */
+void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out) {
+    for (int i = 0; i < half; i++) rotate(x[2 * i], x[2 * i + 1], cos[i], sin[i], &out[2 * i], &out[2 * i + 1]);
 }
 
 /* bitnet.cpp llm_build_ffn with LLM_FFN_RELU_SQR: relu, square and product are three operations. */
@@ -145,6 +151,17 @@ static void gated_relu_squared(const float *gate, const float *up, int64_t n, fl
     for (int64_t i = 0; i < n; i++) {
         const float relu = gate[i] > 0 ? gate[i] : 0.0f;
         act[i] = relu * relu;
+        prod[i] = act[i] * up[i];
+    }
+}
+
+/* act = gate / (1 + e^-gate), prod = act * up. The exponential is bn_exp_w8, so that the bits depend neither on
+ * the C library nor on the width; then the sum, the quotient and the product are rounded, in this order. Below
+ * -88.7, where the exponential overflows, act is -0. Not compared with bitnet.cpp: no claim of equal bits there.
+ */
+void bn_scalar_gated_silu(const float *gate, const float *up, int64_t n, float *act, float *prod) {
+    for (int64_t i = 0; i < n; i++) {
+        act[i] = gate[i] / (1.0f + bn_exp_w8(-gate[i]));
         prod[i] = act[i] * up[i];
     }
 }
@@ -205,8 +222,8 @@ const bn_kernels bn_kernels_scalar = {
     .dots_f16 = {dots_f16_w8, dots_f16_w16},
     .dots_tiled = {dots_tiled_w8, dots_tiled_w16},
     .softmax = {softmax_w8, softmax_w16},
-    .rope = rope,
-    .gated_relu_squared = gated_relu_squared,
+    .rope = {[BN_ROPE_HALVES] = rope_halves, [BN_ROPE_ADJACENT] = bn_scalar_rope_adjacent},
+    .gated = {[BN_RELU_SQUARED] = gated_relu_squared, [BN_SILU] = bn_scalar_gated_silu},
     .rescale = rescale,
     .screen_row = screen_row,
     .screen_dots = screen_dots,

@@ -75,13 +75,13 @@ static void keep_logit(int32_t *ids, float *logits, int32_t *n_found, int32_t n,
     logits[at] = logit;
 }
 
-void bn_search_rescore(const bn_search *s, int64_t lo, int64_t hi, const bn_found *all, int n_members,
+void bn_search_rescore(const bn_search *s, int64_t lo, int64_t hi, const bn_found *all, int n_threads,
                        bn_found *own) {
     /* the n-th largest lower end of all rows; without n usable ones every row is scored */
     bn_found merged;
     merged.n_lower = 0;
-    for (int m = 0; m < n_members; m++)
-        for (int32_t i = 0; i < all[m].n_lower; i++) keep_lower(&merged, s->n, all[m].lower[i]);
+    for (int t = 0; t < n_threads; t++)
+        for (int32_t i = 0; i < all[t].n_lower; i++) keep_lower(&merged, s->n, all[t].lower[i]);
     const double least = merged.n_lower == s->n ? merged.lower[s->n - 1] : -INFINITY;
     own->n_found = 0;
     own->n_rescored = 0;
@@ -94,12 +94,12 @@ void bn_search_rescore(const bn_search *s, int64_t lo, int64_t hi, const bn_foun
     }
 }
 
-void bn_search_merge(const bn_search *s, const bn_found *all, int n_members, bn_top *top) {
+void bn_search_merge(const bn_search *s, const bn_found *all, int n_threads, bn_top *top) {
     int32_t n_found = 0;
     top->n_rescored = 0;
-    for (int m = 0; m < n_members; m++) {
-        for (int32_t i = 0; i < all[m].n_found; i++)
-            keep_logit(top->ids, top->logits, &n_found, s->n, all[m].ids[i], all[m].logits[i]);
-        top->n_rescored += all[m].n_rescored;
+    for (int t = 0; t < n_threads; t++) {
+        for (int32_t i = 0; i < all[t].n_found; i++)
+            keep_logit(top->ids, top->logits, &n_found, s->n, all[t].ids[i], all[t].logits[i]);
+        top->n_rescored += all[t].n_rescored;
     }
 }
