@@ -24,9 +24,9 @@ from bitnet_py.tokenizer import Tokenizer
 from bitnet_py.weights import I2SMatrix, LayerWeights, Weights
 
 KERNEL_VARIABLE = "BITNET_KERNEL"
-"""Environment variable that forces a kernel family; an unknown or unavailable one is an error."""
+"""Environment variable that forces a kernel family; it is an error if the family is unknown or unavailable."""
 DEFAULT_BYTES_PER_THREAD = 4 << 20
-"""Measured on a 2-core machine: waking a thread costs about what reading a few megabytes does."""
+"""Measured on a 2-core machine: waking a thread takes about as long as reading a few megabytes."""
 DEFAULT_UBATCH = 512
 """Tokens per pass of a long prompt, bitnet.cpp's default."""
 
@@ -59,9 +59,9 @@ class Largest:
     logits: Float32Array
     """``(n,)``."""
     n_rows_read: int
-    """Rows of the head that were read in binary16: all, or those that could still win."""
+    """Rows of the head that were read in binary16: all, or those that could still be among the largest."""
     all_logits: Callable[[], Float32Array]
-    """Returns all logits, ``(vocab_size,)``; only until the model's next pass (``RuntimeError`` after that)."""
+    """Returns all logits, ``(vocab_size,)``; after the model's next pass it raises ``RuntimeError``."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Model:
     ) -> Forward:
         """Append tokens to a sequence and compute their logits; only these tokens are computed.
 
-        More than ``n_ubatch`` tokens run in several passes; taps can be recorded only of a single one.
+        More than ``n_ubatch`` tokens run in several passes; taps can be recorded in a single pass only.
 
         Args:
             ids: token ids, at least one.
@@ -272,7 +272,7 @@ class Model:
 
         def all_logits() -> Float32Array:
             if self._n_passes != pass_index:
-                raise RuntimeError("the model has gone on: all logits can be had only until its next pass")
+                raise RuntimeError("the model has run another pass: all logits were available only until then")
             head = self.weights.head
             row = np.empty(len(head), np.float32)
             for first in range(0, row.size, HEAD_ROWS_AT_ONCE):
@@ -286,7 +286,7 @@ class Model:
     def screen(self) -> Screen:
         """Return the compact copy of the head that ``largest`` searches with, made on first use.
 
-        Pages of the head are given back to the system as they are copied: what stays resident is the copy.
+        Pages of the head are returned to the system as they are copied, so that only the copy stays resident.
         """
         if self._screen is None:
             head = self.weights.head
@@ -311,7 +311,7 @@ class Model:
             raise InputError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
         if names and tokens.size > self.n_ubatch:
             raise InputError(
-                f"taps are recorded of one pass: {tokens.size} tokens are more than n_ubatch = {self.n_ubatch}"
+                f"taps are recorded in a single pass: {tokens.size} tokens exceed n_ubatch = {self.n_ubatch}"
             )
 
     def _run(
@@ -348,7 +348,7 @@ class Model:
         return arrays
 
     def counters(self) -> list[KernelCount]:
-        """Return what the C library counted of its own kernels since the model was loaded."""
+        """Return the C library's counters of its own kernels since the model was loaded."""
         buffer, n = (_native.Counter * 64)(), c_int()
         _native.call("bn_engine_counters", self._handle(), buffer, len(buffer), byref(n))
         return [

@@ -1,10 +1,10 @@
-"""Arrays of strings in a GGUF file: found when the file is opened, decoded when somebody looks.
+"""Arrays of strings in a GGUF file: located when the file is opened, decoded on access.
 
 Layout: ``count`` strings one after the other, unaligned; ``string = u64 size_bytes | UTF-8 bytes``, little-endian.
 Example: ``["a", "", "é"]`` is ``01 00*7 61 | 00*8 | 02 00*7 C3 A9``: begins at 0, 9 and 17, end of the last at 27.
 
-A vocabulary is 10^5 strings of a few bytes, which nobody needs who has token ids. Where each begins must be known,
-because what follows them in the file begins where the last one ends; their text can wait.
+A vocabulary is 10^5 strings of a few bytes, and callers that already have token ids never need their text. Their
+offsets are always needed, because the next value of the file begins where the last string ends.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _N_SHOWN = 4
 
 
 class StringArray(Sequence[str]):
-    """The strings of one array in a mapped GGUF file: immutable, each decoded when it is asked for.
+    """The strings of one array in a mapped GGUF file: immutable, each decoded on access.
 
-    To iterate decodes all of them, faster than one by one. Equal to a list, a tuple or another array of the same
-    strings. Keeps the mapping alive. Everything but ``len`` and ``repr`` raises ``ModelError`` on a string that is
-    not UTF-8.
+    Iteration decodes all strings at once, which is faster than one by one. Equal to a list, a tuple
+    or another array of the same strings. Keeps the mapping alive. Everything but ``len`` and
+    ``repr`` raises ``ModelError`` for a string that is not UTF-8.
     """
 
     __slots__ = ("_data", "_offsets", "_path", "_what")
@@ -40,7 +40,7 @@ class StringArray(Sequence[str]):
     def __init__(
         self, buffer: bytes | mmap.mmap, offsets: npt.NDArray[np.int64], path: str | Path, what: str
     ) -> None:
-        """Take the array at ``offsets``, all that ``find_strings`` finds; ``path`` and ``what`` are for errors."""
+        """Wrap a buffer with the offsets that ``find_strings`` found; ``path`` and ``what`` are for errors."""
         self._data = np.frombuffer(buffer, np.uint8)
         self._offsets = offsets
         self._path = path
@@ -82,7 +82,7 @@ class StringArray(Sequence[str]):
                 text: str = raw.tobytes().decode()
                 return text.split("\0" * _LENGTH.size)[1:]
             except UnicodeDecodeError:
-                pass  # the string it is in is named below
+                pass  # _decode names the string
         return [self._decode(i) for i in range(len(self))]
 
     def _bytes(self, index: int) -> bytes:

@@ -14,9 +14,7 @@ from functools import lru_cache
 
 from bitnet_py.errors import ModelError
 from bitnet_py.synth_random import Stream
-
-NORMAL, CONTROL = 1, 3
-"""Token types (llama.h, enum llama_token_type)."""
+from bitnet_py.vocabulary import TokenKind, byte_alphabet
 
 BOS, EOS, EOT = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 _FIRST_SPECIALS = (
@@ -97,17 +95,6 @@ class Vocab:
     eos_id: int
 
 
-def byte_alphabet() -> list[str]:
-    """Return GPT-2's printable stand-in character for each byte value 0..255.
-
-    Source: openai/gpt-2 ``encoder.py``, ``bytes_to_unicode``: printable Latin-1 stands for itself, the other 68
-    bytes take U+0100 and following in order.
-    """
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
 def sentences(seed: int, count: int) -> Iterator[str]:
     """Yield made-up English sentences with numbers and punctuation, the same for the same seed."""
     stream = Stream(seed, "corpus")
@@ -135,7 +122,7 @@ def _train(words: Counter[tuple[str, ...]], limit: int) -> list[tuple[str, str]]
     for index in range(len(pieces)):
         account(index, +1)
     merges: list[tuple[str, str]] = []
-    made = set(byte_alphabet())
+    made = set(byte_alphabet().values())
     while len(merges) < limit and counts:
         best = min(counts.items(), key=lambda item: (-item[1], item[0]))
         pair = best[0]
@@ -204,7 +191,7 @@ def build_vocab(vocab_size: int, seed: int) -> Vocab:
     merges = _extend(merges, n_merges)
     if len(merges) < n_merges:
         raise ModelError(f"vocabulary: expected {n_merges} merges, only {len(merges)} could be made")
-    tokens = (*sorted(alphabet), *(left + right for left, right in merges), *specials)
-    types = (NORMAL,) * (256 + n_merges) + (CONTROL,) * len(specials)
+    tokens = (*sorted(alphabet.values()), *(left + right for left, right in merges), *specials)
+    types = (int(TokenKind.NORMAL),) * (256 + n_merges) + (int(TokenKind.CONTROL),) * len(specials)
     first = 256 + n_merges
     return Vocab(tokens, types, tuple(f"{left} {right}" for left, right in merges), first, first + 1)

@@ -46,7 +46,10 @@ END_KEYS = tuple(
 
 
 def byte_alphabet() -> dict[int, str]:
-    """Return the byte-level alphabet: byte value -> character."""
+    """Return the byte-level alphabet: byte value -> character.
+
+    Source: openai/gpt-2 ``encoder.py``, ``bytes_to_unicode``.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}

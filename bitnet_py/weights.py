@@ -129,7 +129,7 @@ class Weights:
 
 
 class _Loader:
-    """Takes tensors out of a file by name and remembers which were taken."""
+    """Looks up tensors by name and remembers which ones it has seen."""
 
     def __init__(self, gguf: GGUFFile) -> None:
         self.gguf = gguf

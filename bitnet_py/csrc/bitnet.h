@@ -118,7 +118,7 @@ enum {
 enum { BN_TAP_INP_EMBD, BN_TAP_RESULT_NORM, BN_TAP_RESULT_OUTPUT, BN_MODEL_TAPS };
 
 /* A compact copy of the LM head: row r is scale[r] * codes[r] plus an error whose norm is at most error[r].
- * It bounds every logit, so that only rows which can still be among the largest have to be read in binary16. */
+ * It bounds every logit, so that only the rows that can still be among the largest are read in binary16. */
 typedef struct {
     int8_t *codes; /* [vocab_size][dim] */
     float *scale;  /* [vocab_size] */
@@ -166,8 +166,8 @@ typedef struct bn_engine bn_engine;
 BN_API int bn_abi_version(void);
 BN_API const char *bn_last_error(void);
 
-/* Digest of powf, cosf and sinf over the angles that RoPE meets: two C libraries with the same digest give the
- * same bits there. Takes a few milliseconds. */
+/* Digest of powf, cosf and sinf over the angles of RoPE: two C libraries with the same digest give the same bits
+ * there. Takes a few milliseconds. */
 BN_API uint64_t bn_libm_digest(void);
 
 /* Bandwidth probe: reads n words n_passes times with n_threads threads, each its own share, and returns the sum of

@@ -23,15 +23,17 @@ static size_t lay_out(bn_engine *e, char *base, int32_t n_tokens, int64_t n_cell
     const size_t hidden = (size_t)e->model.hidden_dim, longest = larger(larger(dim, q), hidden);
     arena a = {base, 0};
     bn_buffers *b = &e->buffers;
-    float **of_dim[] = {&b->x,        &b->attn_norm, &b->attn_out,    &b->ffn_inp,
-                        &b->ffn_norm, &b->down,      &b->result_norm, &b->head_in};
-    float **of_q[] = {&b->q, &b->q_rope, &b->kqv, &b->attn_sub};
-    float **of_kv[] = {&b->k, &b->k_rope, &b->v};
-    float **of_hidden[] = {&b->gate, &b->up, &b->act, &b->prod, &b->ffn_sub};
-    for (int i = 0; i < 8; i++) *of_dim[i] = take(&a, n * dim, sizeof(float));
-    for (int i = 0; i < 4; i++) *of_q[i] = take(&a, n * q, sizeof(float));
-    for (int i = 0; i < 3; i++) *of_kv[i] = take(&a, n * kv, sizeof(float));
-    for (int i = 0; i < 5; i++) *of_hidden[i] = take(&a, n * hidden, sizeof(float));
+    const struct {
+        float **buffer;
+        size_t width;
+    } floats[] = {
+        {&b->x, dim},           {&b->attn_norm, dim},  {&b->q, q},         {&b->q_rope, q},     {&b->kqv, q},
+        {&b->attn_sub, q},      {&b->attn_out, dim},   {&b->ffn_inp, dim}, {&b->ffn_norm, dim}, {&b->down, dim},
+        {&b->result_norm, dim}, {&b->head_in, dim},    {&b->gate, hidden}, {&b->up, hidden},    {&b->act, hidden},
+        {&b->prod, hidden},     {&b->ffn_sub, hidden}, {&b->k, kv},        {&b->k_rope, kv},    {&b->v, kv},
+    };
+    for (size_t i = 0; i < sizeof floats / sizeof *floats; i++)
+        *floats[i].buffer = take(&a, n * floats[i].width, sizeof(float));
     b->q8 = take(&a, n * longest, 1);
     b->q8_scale = take(&a, n, sizeof(float));
     b->q8_sum = take(&a, n, sizeof(int32_t));

@@ -8,11 +8,11 @@
  *
  * A tile is several rows of `a` times several columns of `b`, so that each value of `a` is converted once for all
  * columns and the latency of the FMA is hidden; at most `at_once` sums of every output are in registers together.
- * They are taken by turns over a stretch of the rows that stays in the first-level cache. */
+ * They take turns over a stretch of the rows that stays in the first-level cache. */
 enum { STRETCH = 1024, SUMS_IN_REGISTERS = 8, MOST_SUMS = 8, MOST_ROWS = 4, MOST_COLS = 4 };
 
 /* Elements of a cache line, and of rows between those computed and those asked for, two rows at least: the rows of
- * a cache lie far apart, where the hardware does not look. */
+ * a KV cache are too far apart for the hardware prefetcher. */
 enum { LINE = 32, AHEAD = 4096 };
 
 typedef struct {

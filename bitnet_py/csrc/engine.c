@@ -107,7 +107,9 @@ int bn_engine_forward(bn_engine *e, const bn_pass *pass) {
     if (!pass->tokens || !pass->k_cache || !pass->v_cache || (pass->n_outputs && !pass->logits && !pass->top))
         return bn_fail(BN_ERR_ARGUMENT, "a buffer of the pass is missing");
     if (pass->top && (pass->n_outputs != 1 || pass->logits))
-        return bn_fail(BN_ERR_ARGUMENT, "the largest logits can be had of one output row, instead of all logits");
+        return bn_fail(
+            BN_ERR_ARGUMENT,
+            "a search for the largest logits needs exactly one output row, and no buffer for all logits");
     for (int32_t i = 0; i < pass->n_tokens; i++) {
         if (pass->tokens[i] < 0 || pass->tokens[i] >= e->model.vocab_size) {
             bn_set_error("token id %d is outside the vocabulary of %d", pass->tokens[i], e->model.vocab_size);

@@ -72,7 +72,8 @@ static int screen_ok(const bn_engine *e, const bn_screen *s) {
 int bn_reserve_search(bn_engine *e, const bn_top *top) {
     if (top->n < 1 || top->n > BN_MAX_TOP || top->n > e->model.vocab_size || !top->ids || !top->logits ||
         !screen_ok(e, top->screen))
-        return bn_fail(BN_ERR_ARGUMENT, "the search for the largest logits has a bad count, buffer or screen");
+        return bn_fail(BN_ERR_ARGUMENT,
+                       "the search for the largest logits has an invalid count, buffer or screen");
     bn_search *s = &e->search;
     if (!s->z) s->z = malloc((size_t)e->model.dim * sizeof *s->z);
     if (!s->upper) s->upper = malloc((size_t)e->model.vocab_size * sizeof *s->upper);

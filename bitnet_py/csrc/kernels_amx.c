@@ -47,7 +47,7 @@ static void set_shapes(int n_cols, int n_rows) {
         s.rows[6 + i] = rows[i] ? SIDE : 0;
         s.bytes_per_row[6 + i] = (uint16_t)(4 * rows[i]);
     }
-    /* gcc 12 takes the instruction to read the first eight bytes only, and may leave out the stores behind them */
+    /* gcc 12 assumes that the instruction reads only the first eight bytes, and may drop the stores after them */
     __asm__ volatile("" : : "r"(&s) : "memory");
     _tile_loadconfig(&s);
 }

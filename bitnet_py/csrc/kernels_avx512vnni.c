@@ -47,8 +47,8 @@ static int32_t dot_row(const uint8_t *w, int64_t n_blocks, const int8_t *x) {
         _mm512_add_epi32(_mm512_add_epi32(acc_i32[0], acc_i32[1]), _mm512_add_epi32(acc_i32[2], acc_i32[3])));
 }
 
-/* Pairs of rows times several columns, bound by arithmetic. The activations meet both rows of a pair by a
- * broadcast, which a load does by itself; with two pairs each serves four rows, with eight columns each unpacking
+/* Pairs of rows times several columns, bound by arithmetic. The activations reach both rows of a pair by a
+ * broadcast, which a load does for free; with two pairs each serves four rows, with eight columns each unpacking
  * eight. */
 static inline __attribute__((always_inline)) void dot_tile(const uint8_t *w, int64_t stride, int pairs,
                                                            int64_t n_blocks, const int8_t *x, int64_t ldx,
