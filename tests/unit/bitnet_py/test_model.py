@@ -364,7 +364,7 @@ class TestLargest:
             model.screen()
             found = model.largest(PROMPT, cache, 1)
             model.forward([11], cache)
-            with pytest.raises(RuntimeError, match="until its next pass"):
+            with pytest.raises(RuntimeError, match="has run another pass"):
                 found.all_logits()
 
     def test_a_negative_number_is_refused(self, tiny_model):
