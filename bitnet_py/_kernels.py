@@ -71,8 +71,8 @@ def dots(
     tiled: bool,
     kernel: str | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Multiply F16 rows ``(rows, n)`` with float32 columns ``(cols, n)``, or one ``(n,)``, in one of bitnet.cpp's
-    reduction shapes. Returns ``(cols, rows)``, or ``(rows,)``."""
+    """Multiply F16 rows ``(rows, n)`` with float32 columns ``(cols, n)``, or one ``(n,)``, in one
+    of bitnet.cpp's reduction shapes. Returns ``(cols, rows)``, or ``(rows,)``."""
     n_rows, n = a.shape
     out = np.empty((*b.shape[:-1], n_rows), np.float32)
     call(
@@ -148,7 +148,8 @@ def screen_row(
     """Quantise one F16 row ``(n,)`` of the head, n a multiple of 32, as a row of ``bitnet_py.screen.Screen``.
 
     Returns:
-        codes int8 ``(n,)``, their scale, an upper bound of the error's norm, one of the copy's norm.
+        codes int8 ``(n,)``, their scale, an upper bound of the error's norm, one of the copy's
+        norm.
     """
     codes = np.empty(row.shape, np.int8)
     scale, error, norm = c_float(), c_float(), c_float()

@@ -1,6 +1,7 @@
 """The one bridge to the C library: find it, check its ABI, declare its functions, turn status into exceptions.
 
-The structs mirror ``csrc/bitnet.h``; change one, change the other and raise the ABI version in both.
+The structs mirror ``csrc/bitnet.h``; change one, change the other and raise the ABI version in
+both.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ ROPE_PAIRINGS = ("halves", "adjacent")
 """In the order of the enum in csrc/bitnet.h."""
 LIBRARY_NAME = "libbitnet_native.so"
 LIBRARY_VARIABLE = "BITNET_LIBRARY"
-"""Environment variable: path of a C library to load instead of the installed one (for kernel developers)."""
+"""Environment variable: path of a C library to load instead of the installed one (for kernel
+developers)."""
 
 
 class Matrix(Structure):
@@ -173,8 +175,8 @@ def _find_library() -> Path:
         if not path.is_file():
             raise NativeError(f"{LIBRARY_VARIABLE}={override}: no such file")
         return path
-    # An editable install keeps the Python files in the checkout and the library in site-packages; the package's
-    # search path lists both.
+    # An editable install keeps the Python files in the checkout and the library in site-packages;
+    # the package's search path lists both.
     package = importlib.util.find_spec(__package__)
     for directory in (package.submodule_search_locations if package else None) or ():
         path = Path(directory) / LIBRARY_NAME
@@ -221,9 +223,9 @@ RECORDED_LIBM = {0xE4C4A7E2B2A9E0A5: "glibc 2.36"}
 def libm_name() -> str | None:
     """Return the C library whose powf, cosf and sinf give the same bits as this one's; None for an unknown one.
 
-    RoPE uses these functions as they are, in bitnet.cpp and here. With a C library that rounds them differently,
-    single bits of RoPE and of everything after it may differ from a recorded reference, but not from a live one,
-    which uses the same functions.
+    RoPE uses these functions as they are, in bitnet.cpp and here. With a C library that rounds them
+    differently, single bits of RoPE and of everything after it may differ from a recorded
+    reference, but not from a live one, which uses the same functions.
     """
     return RECORDED_LIBM.get(library().bn_libm_digest())
 

@@ -55,7 +55,8 @@ class Commands(click.Group):
         except BitnetError as error:
             raise BadInput(str(error)) from error
         except BrokenPipeError:
-            # Python flushes stdout once more at exit, into the closed pipe, and would complain about it.
+            # Python flushes stdout once more at exit, into the closed pipe, and would complain
+            # about it.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(EXIT_BROKEN_PIPE)
@@ -128,8 +129,8 @@ def run(
 ) -> None:
     """Continue a prompt; the text streams to stdout.
 
-    The last line on stderr gives the speed of decoding and of the prompt, and a hash of the last logits: equal
-    hashes mean equal bits.
+    The last line on stderr gives the speed of decoding and of the prompt, and a hash of the last
+    logits: equal hashes mean equal bits.
 
     \b
     Example:
@@ -201,8 +202,8 @@ def bench_command(
 ) -> None:
     """Measure the engine by itself: prompt and decoding speed, memory, bandwidth.
 
-    Prints medians and ranges over rounds on arbitrary tokens, after one warm-up round. To compare with bitnet.cpp,
-    interleaved, use `crossval bench`.
+    Prints medians and ranges over rounds on arbitrary tokens, after one warm-up round. To compare
+    with bitnet.cpp, interleaved, use `crossval bench`.
 
     \b
     Example:
@@ -229,8 +230,8 @@ def bench_command(
 def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
     """Show a model file: configuration, metadata, tensors.
 
-    Long arrays (the vocabulary) are shown by their length and first entries. A file that this engine cannot run is
-    shown as far as possible; then the command says why and exits with 4.
+    Long arrays (the vocabulary) are shown by their length and first entries. A file that this
+    engine cannot run is shown as far as possible; then the command says why and exits with 4.
 
     \b
     Example:

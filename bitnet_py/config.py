@@ -32,8 +32,8 @@ ARCHITECTURES = {
     "bitnet-b1.58": Architecture("relu_squared", "halves"),
     "bitnet-25": Architecture("relu_squared", "halves"),
 }
-"""Value of ``general.architecture`` -> what it implies. Others are refused. Source: bitnet.cpp llama.cpp,
-``build_bitnet_158`` and ``llama_rope_type``."""
+"""Value of ``general.architecture`` -> what it implies. Others are refused. Source: bitnet.cpp
+llama.cpp, ``build_bitnet_158`` and ``llama_rope_type``."""
 I2_S_BLOCK = 128
 """Weights of one I2_S block: every matrix's row length has to be a multiple of it."""
 
@@ -88,8 +88,8 @@ class ModelConfig:
     def from_gguf(cls, gguf: GGUFFile) -> ModelConfig:
         """Read and validate the configuration.
 
-        Keys and defaults: bitnet.cpp llama.cpp ``llm_load_hparams`` (head_count_kv = head_count, rope.freq_base
-        = 10000, key_length = value_length = embedding_length / head_count).
+        Keys and defaults: bitnet.cpp llama.cpp ``llm_load_hparams`` (head_count_kv = head_count,
+        rope.freq_base = 10000, key_length = value_length = embedding_length / head_count).
 
         Raises:
             ModelError: another architecture, a missing key, or a value the engine cannot run.
@@ -213,7 +213,8 @@ class _Reader:
 
     def refuse_unsupported(self) -> None:
         """Refuse features that change the result and that the engine does not have."""
-        # "linear" is llama.cpp's default and, with factor 1 (or 0, its "not set"), means no scaling.
+        # "linear" is llama.cpp's default and, with factor 1 (or 0, its "not set"), means no
+        # scaling.
         self.require("rope.scaling.type", ("none", "linear"), "none (RoPE scaling is not supported)")
         for key in ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"):
             self.require(key, (1.0, 0.0) if key != "rope.scaling.attn_factor" else (1.0,))

@@ -78,11 +78,13 @@ class TensorInfo:
 class GGUFFile:
     """An open GGUF file: metadata, tensor table and read-only views into the mapped file.
 
-    Use as a context manager or call ``close``. Views handed out by ``data`` and the arrays of ``metadata`` stay
-    valid after closing; the mapping itself is released with the last view or ``StringArray``.
+    Use as a context manager or call ``close``. Views handed out by ``data`` and the arrays of
+    ``metadata`` stay valid after closing; the mapping itself is released with the last view or
+    ``StringArray``.
 
-    Values of ``metadata`` are bool, int, float, str, a read-only NumPy array, or a ``StringArray``. The strings of
-    the latter are decoded on access: one that is not UTF-8 is a ``ModelError`` only then.
+    Values of ``metadata`` are bool, int, float, str, a read-only NumPy array, or a ``StringArray``.
+    The strings of the latter are decoded on access: one that is not UTF-8 is a ``ModelError`` only
+    then.
     """
 
     def __init__(
@@ -105,7 +107,8 @@ class GGUFFile:
         """Map the file and parse its header; tensor data is not touched.
 
         Raises:
-            ModelError: missing, unreadable or malformed file; the message names the file and the place.
+            ModelError: missing, unreadable or malformed file; the message names the file and the
+                place.
         """
         mapping, resolved = _map(path)
         try:

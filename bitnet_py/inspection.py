@@ -23,8 +23,8 @@ _N_FIRST = 4
 def describe(gguf: GGUFFile) -> tuple[dict[str, Any], BitnetError | None]:
     """Return ``gguf`` as plain JSON values, and why this engine cannot run it (None: it can).
 
-    Keys: ``path``, ``version``, ``size_bytes``, ``config`` (None when unusable), ``metadata``, ``tensors``,
-    ``n_parameters``. Numbers that JSON cannot express (NaN, infinity) become strings.
+    Keys: ``path``, ``version``, ``size_bytes``, ``config`` (None when unusable), ``metadata``,
+    ``tensors``, ``n_parameters``. Numbers that JSON cannot express (NaN, infinity) become strings.
     """
     problem: BitnetError | None = None
     config: dict[str, Any] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from ctypes import byref, c_int, c_void_p, pointer
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_py import _native, taps
+from bitnet_py._structs import model_struct
 from bitnet_py.cache import KVCache
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import InputError
@@ -21,10 +21,11 @@ from bitnet_py.gguf import GGUFFile
 from bitnet_py.logits import check_logits, largest
 from bitnet_py.screen import HEAD_ROWS_AT_ONCE, MAX_DIM, MAX_TOP, Screen
 from bitnet_py.tokenizer import Tokenizer
-from bitnet_py.weights import I2SMatrix, LayerWeights, Weights
+from bitnet_py.weights import Weights
 
 KERNEL_VARIABLE = "BITNET_KERNEL"
-"""Environment variable that forces a kernel family; it is an error if the family is unknown or unavailable."""
+"""Environment variable that forces a kernel family; it is an error if the family is unknown or
+unavailable."""
 DEFAULT_BYTES_PER_THREAD = 4 << 20
 """Measured on a 2-core machine: waking a thread takes about as long as reading a few megabytes."""
 DEFAULT_UBATCH = 512
@@ -39,15 +40,12 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Forward:
-    """Result of a forward pass.
-
-    ``logits``: float32 ``(n, vocab_size)``: of the last token, of all tokens, or None.
-    ``taps``: the recorded tensors by name, shaped as ``crossval/model/taps.py`` documents; from ``ffn_inp`` of
-    the last layer on they hold only the tokens that have logits.
-    """
+    """Result of a forward pass."""
 
     logits: Float32Array | None
+    """``(n, vocab_size)``: of the last token, of all tokens, or None."""
     taps: dict[str, Float32Array]
+    """The recorded tensors by name, with the shapes of ``bitnet_py.taps``."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,11 @@ class Largest:
     logits: Float32Array
     """``(n,)``."""
     n_rows_read: int
-    """Rows of the head that were read in binary16: all, or those that could still be among the largest."""
+    """Rows of the head that were read in binary16: all, or those that could still be among the
+    largest."""
     all_logits: Callable[[], Float32Array]
-    """Returns all logits, ``(vocab_size,)``; after the model's next pass it raises ``RuntimeError``."""
+    """Returns all logits, ``(vocab_size,)``; after the model's next pass it raises
+    ``RuntimeError``."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,7 @@ class Model:
             kernel.encode() if kernel else None,
         )
         engine = c_void_p()
-        layers = (_native.Layer * self.config.n_layers)(*(_layer(layer) for layer in self.weights.layers))
-        _native.call("bn_engine_create", byref(_model(self.weights, layers)), byref(options), byref(engine))
+        _native.call("bn_engine_create", byref(model_struct(self.weights)), byref(options), byref(engine))
         self._engine = engine
 
     @classmethod
@@ -149,16 +148,21 @@ class Model:
         """Open a GGUF file and prepare the engine.
 
         Args:
-            path: a GGUF file of architecture ``bitnet-b1.58`` or ``bitnet-25`` with I2_S projections.
-            n_threads: worker threads; default: the cores this process may use. Never changes results.
-            kernel: kernel family to force (default: ``BITNET_KERNEL``, else the best). Never changes results.
-            simd_width: lanes of the float reductions, 8 or 16: the bits of an AVX2 or an AVX-512 build of
-                bitnet.cpp. 8 by default everywhere, so that a model gives the same bits on every machine.
+            path: a GGUF file of architecture ``bitnet-b1.58`` or ``bitnet-25`` with I2_S
+                projections.
+            n_threads: worker threads; default: the cores this process may use. Never changes
+                results.
+            kernel: kernel family to force (default: ``BITNET_KERNEL``, else the best). Never
+                changes results.
+            simd_width: lanes of the float reductions, 8 or 16: the bits of an AVX2 or an AVX-512
+                build of bitnet.cpp. 8 by default everywhere, so that a model gives the same bits on
+                every machine.
             fused_quantizer: round as a gcc build of bitnet.cpp quantises activations.
             n_ubatch: a longer prompt is processed in passes of this many tokens.
-            bytes_per_thread: a pass that reads fewer bytes of weights per thread uses fewer threads.
-            screen_from_bytes: ``largest`` searches a head of this size or more with a compact copy. Never changes
-                results.
+            bytes_per_thread: a pass that reads fewer bytes of weights per thread uses fewer
+                threads.
+            screen_from_bytes: ``largest`` searches a head of this size or more with a compact copy.
+                Never changes results.
 
         Raises:
             ModelError: the file is missing, malformed, unsupported or holds unusable values.
@@ -209,7 +213,8 @@ class Model:
     ) -> Forward:
         """Append tokens to a sequence and compute their logits; only these tokens are computed.
 
-        More than ``n_ubatch`` tokens run in several passes; taps can be recorded in a single pass only.
+        More than ``n_ubatch`` tokens run in several passes; taps can be recorded in a single pass
+        only.
 
         Args:
             ids: token ids, at least one.
@@ -218,7 +223,8 @@ class Model:
             logits: of the last token, all tokens, or none.
 
         Raises:
-            InputError: no tokens, an id outside the vocabulary, more tokens than the model's context.
+            InputError: no tokens, an id outside the vocabulary, more tokens than the model's
+                context.
         """
         tokens = np.ascontiguousarray(ids, dtype=np.int32)
         self._check(tokens, cache, taps)
@@ -236,9 +242,9 @@ class Model:
     def largest(self, ids: Sequence[int] | npt.NDArray[np.int32], cache: KVCache, n: int) -> Largest:
         """Append tokens to a sequence and return the ``n`` largest logits of the last one; 0: all of them.
 
-        From the second call on, a large head is not read whole: an int8 copy of it bounds every logit, and only
-        rows that can still be among the largest are read in binary16 (``screen``). The first call makes no copy,
-        so that the first token comes as early as it can.
+        From the second call on, a large head is not read whole: an int8 copy of it bounds every
+        logit, and only rows that can still be among the largest are read in binary16 (``screen``).
+        The first call makes no copy, so that the first token comes as early as it can.
 
         Raises:
             InputError: as ``forward``, or ``n`` is negative.
@@ -286,7 +292,8 @@ class Model:
     def screen(self) -> Screen:
         """Return the compact copy of the head that ``largest`` searches with, made on first use.
 
-        Pages of the head are returned to the system as they are copied, so that only the copy stays resident.
+        Pages of the head are returned to the system as they are copied, so that only the copy stays
+        resident.
         """
         if self._screen is None:
             head = self.weights.head
@@ -397,37 +404,3 @@ def available_cores() -> int:
 def _split(tokens: npt.NDArray[np.int32], n_ubatch: int) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
     for first in range(0, tokens.size, n_ubatch):
         yield first, tokens[first : first + n_ubatch]
-
-
-def _matrix(matrix: I2SMatrix) -> _native.Matrix:
-    return _native.Matrix(_native.address(matrix.data), matrix.rows, matrix.cols, matrix.scale)
-
-
-def _layer(weights: LayerWeights) -> _native.Layer:
-    layer = _native.Layer()
-    for name in ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm"):
-        setattr(layer, name, _native.address(getattr(weights, name)))
-    for name in ("q", "k", "v", "o", "gate", "up", "down"):
-        setattr(layer, name, _matrix(getattr(weights, name)))
-    return layer
-
-
-def _model(weights: Weights, layers: ctypes.Array[_native.Layer]) -> _native.ModelStruct:
-    config = weights.config
-    return _native.ModelStruct(
-        n_layers=config.n_layers,
-        n_heads=config.n_heads,
-        n_kv_heads=config.n_kv_heads,
-        head_dim=config.head_dim,
-        dim=config.dim,
-        hidden_dim=config.hidden_dim,
-        vocab_size=config.vocab_size,
-        activation=_native.ACTIVATIONS.index(config.architecture.activation),
-        rope_pairing=_native.ROPE_PAIRINGS.index(config.architecture.rope_pairing),
-        rms_eps=config.rms_eps,
-        rope_base=config.rope_base,
-        token_embd=_native.address(weights.token_embd),
-        output=_native.address(weights.head),
-        output_norm=_native.address(weights.output_norm),
-        layers=layers,
-    )

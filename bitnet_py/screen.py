@@ -1,8 +1,8 @@
 """A compact int8 copy of the LM head, which finds the largest logits without reading the whole head.
 
-Every row is kept as ``scale * codes`` together with upper bounds of what that loses. ``csrc/screen.h`` derives
-from them an interval around every logit; only rows whose interval reaches high enough are read in binary16. What
-comes out is what the whole head gives, bit for bit.
+Every row is kept as ``scale * codes`` together with upper bounds of what that loses.
+``csrc/screen.h`` derives from them an interval around every logit; only rows whose interval reaches
+high enough are read in binary16. What comes out is what the whole head gives, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ MAX_TOP = 256
 MAX_DIM = 65536
 """Largest dim whose integer products fit 32 bits."""
 HEAD_ROWS_AT_ONCE = 8192
-"""When the whole head is read while the copy exists, its pages are returned after this many rows."""
+"""When the whole head is read while the copy exists, its pages are returned after this many
+rows."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
 """Write seeded synthetic BitNet models of any shape as GGUF: ``python -m bitnet_py.synth OUT``.
 
-The weights are random, the file is a real one: bitnet.cpp loads and runs it. The same configuration gives the
-same bytes everywhere. Scales are chosen so that the residual stream and the logits stay in a sane range at any
-depth (see ``write_model``).
+The weights are random, the file is a real one: bitnet.cpp loads and runs it. The same configuration
+gives the same bytes everywhere. Scales are chosen so that the residual stream and the logits stay
+in a sane range at any depth (see ``write_model``).
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class SynthConfig:
     seed: int = 0
     arch: str = "bitnet-b1.58"
     pre: str = "llama-bpe"
-    """Value of ``tokenizer.ggml.pre``; ``none`` leaves the key out, as the official 2B-4T file does."""
+    """Value of ``tokenizer.ggml.pre``; ``none`` leaves the key out, as the official 2B-4T file
+    does."""
     untied_head: bool = False
     """Write a separate ``output.weight``, which bitnet.cpp loads and ignores."""
     sub_norms: bool = True
@@ -212,9 +213,10 @@ def _write_metadata(writer: Any, config: SynthConfig) -> None:
 def write_model(path: str | os.PathLike[str], config: SynthConfig) -> None:
     """Write the model; the same configuration gives the same bytes.
 
-    Scales: every projection of a unit-RMS input has an RMS near 1; the two branches of each layer add up to
-    a residual stream of RMS near 2 at the end whatever the depth; embedding values of std 3 / sqrt(dim) give
-    logits of std near 3. Only one tensor is in memory at a time. The file appears complete or not at all.
+    Scales: every projection of a unit-RMS input has an RMS near 1; the two branches of each layer
+    add up to a residual stream of RMS near 2 at the end whatever the depth; embedding values of std
+    3 / sqrt(dim) give logits of std near 3. Only one tensor is in memory at a time. The file
+    appears complete or not at all.
 
     Raises:
         ModelError: a shape that no engine could run, or the file cannot be written.
@@ -237,8 +239,9 @@ def _write(path: Path, config: SynthConfig) -> None:
         _write_metadata(writer, config)
         plans = list(_plan(config))
         for plan in plans:
-            # Not uint8: for that dtype the writer would turn byte shapes into element shapes, and it does not
-            # know type 36 (I2_S). With any other dtype, shape, type and size are written as given.
+            # Not uint8: for that dtype the writer would turn byte shapes into element shapes, and
+            # it does not know type 36 (I2_S). With any other dtype, shape, type and size are
+            # written as given.
             dtype = {GGMLType.F16: np.float16, GGMLType.F32: np.float32}.get(plan.type, np.int8)
             size_bytes = tensor_size_bytes(plan.shape, plan.type)
             writer.add_tensor_info(plan.name, plan.shape, np.dtype(dtype), size_bytes, raw_dtype=int(plan.type))
@@ -291,7 +294,8 @@ def _shape_options(command: Any) -> Any:
 def main(out: Path, preset: str, untied_head: bool, no_sub_norms: bool, **shape: Any) -> None:
     """Write a synthetic BitNet model to OUT.
 
-    Example: python -m bitnet_py.synth tiny.gguf --layers 4 --dim 256 --heads 4 --kv-heads 2 --hidden 768
+    Example: python -m bitnet_py.synth tiny.gguf --layers 4 --dim 256 --heads 4 --kv-heads 2
+    --hidden 768
     """
     config = replace(PRESETS[preset], **{name: value for name, value in shape.items() if value is not None})
     config = replace(config, untied_head=untied_head, sub_norms=not no_sub_norms)

@@ -1,6 +1,7 @@
 """A small byte-level BPE vocabulary, trained on sentences made up here; deterministic on every platform.
 
-Own trainer rather than a library's: the shipped model's bytes must not change with a library's version.
+Own trainer rather than a library's: the shipped model's bytes must not change with a library's
+version.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ def _train(words: Counter[tuple[str, ...]], limit: int) -> list[tuple[str, str]]
             pieces[index] = _merge(pieces[index], pair)
             account(index, +1)
         counts = +counts
-        # Two merges can spell the same token; GGUF token texts are unique, so the later one is dropped.
+        # Two merges can spell the same token; GGUF token texts are unique, so the later one is
+        # dropped.
         if pair[0] + pair[1] not in made:
             made.add(pair[0] + pair[1])
             merges.append(pair)
@@ -153,7 +155,8 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 def _extend(merges: list[tuple[str, str]], limit: int) -> list[tuple[str, str]]:
     """Append merges that join two known words into a longer one, until there are ``limit``.
 
-    A large vocabulary needs more merges than made-up text can teach; these are valid BPE all the same.
+    A large vocabulary needs more merges than made-up text can teach; these are valid BPE all the
+    same.
     """
     known = {left + right for left, right in merges}
     words = [left + right for left, right in merges if (left + right).lstrip("Ġ").isalpha()]

@@ -70,7 +70,8 @@ class Weights:
     token_embd: F16Array
     """``(vocab_size, dim)``."""
     output: F16Array | None
-    """``(vocab_size, dim)`` when the file has its own head, None when the head is ``token_embd``."""
+    """``(vocab_size, dim)`` when the file has its own head, None when the head is
+    ``token_embd``."""
     output_norm: F32Array
     layers: tuple[LayerWeights, ...]
     path: Path
@@ -85,8 +86,8 @@ class Weights:
         """Look up, check and view every tensor; fast, because only norms and scales are read.
 
         Raises:
-            ModelError: a tensor is missing, unknown to this engine, of another type or shape, or a norm or
-                scale is not usable.
+            ModelError: a tensor is missing, unknown to this engine, of another type or shape, or a
+                norm or scale is not usable.
         """
         return _Loader(gguf).load()
 
@@ -117,7 +118,8 @@ class Weights:
     def _check_f16(self, name: str, matrix: F16Array) -> None:
         rows = max(1, _CHUNK_BYTES // (2 * matrix.shape[1]))
         for start in range(0, matrix.shape[0], rows):
-            # Exponent bits all set: infinity or NaN. On integers it is several times faster than np.isfinite.
+            # Exponent bits all set: infinity or NaN. On integers it is several times faster than
+            # np.isfinite.
             bad = (matrix[start : start + rows].view(np.uint16) & 0x7C00) == 0x7C00
             if bad.any():
                 row, col = np.unravel_index(int(np.argmax(bad)), bad.shape)

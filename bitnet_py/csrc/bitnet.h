@@ -1,11 +1,12 @@
 /* Public interface of the BitNet engine's C library; mirrored by bitnet_py/_native.py.
  *
- * Conventions: opaque engine handle, caller-owned buffers, int status (0 = ok), the reason of a failure in a
- * thread-local string. The library never prints, exits or aborts. Nothing here allocates on behalf of the
- * caller except the engine itself. Change any struct or signature: raise BN_ABI_VERSION.
+ * Conventions: opaque engine handle, caller-owned buffers, int status (0 = ok), the reason of a
+ * failure in a thread-local string. The library never prints, exits or aborts. Nothing here
+ * allocates on behalf of the caller except the engine itself. Change any struct or signature:
+ * raise BN_ABI_VERSION.
  *
- * Names of dimensions: n_layers, n_heads, n_kv_heads, head_dim, dim, q_dim (= n_heads * head_dim), kv_dim
- * (= n_kv_heads * head_dim), hidden_dim, vocab_size. Matrices are row-major.
+ * Names of dimensions: n_layers, n_heads, n_kv_heads, head_dim, dim, q_dim (= n_heads *
+ * head_dim), kv_dim (= n_kv_heads * head_dim), hidden_dim, vocab_size. Matrices are row-major.
  */
 #ifndef BITNET_H
 #define BITNET_H
@@ -54,7 +55,8 @@ typedef struct {
     bn_matrix down;             /* [dim][hidden_dim] */
 } bn_layer;
 
-/* What the feed-forward block applies to the gate. Equal bits with bitnet.cpp are shown for BN_RELU_SQUARED only.
+/* What the feed-forward block applies to the gate. Equal bits with bitnet.cpp are shown for
+ * BN_RELU_SQUARED only.
  */
 enum {
     BN_RELU_SQUARED, /* max(x, 0)^2 */
@@ -62,7 +64,8 @@ enum {
     BN_ACTIVATIONS
 };
 
-/* Which elements of a head RoPE rotates together. Equal bits with bitnet.cpp are shown for BN_ROPE_HALVES only. */
+/* Which elements of a head RoPE rotates together. Equal bits with bitnet.cpp are shown for
+ * BN_ROPE_HALVES only. */
 enum {
     BN_ROPE_HALVES,   /* i and i + head_dim / 2 ("NeoX") */
     BN_ROPE_ADJACENT, /* 2i and 2i + 1 */
@@ -117,8 +120,9 @@ enum {
 /* After the taps of all layers come the model-wide ones. */
 enum { BN_TAP_INP_EMBD, BN_TAP_RESULT_NORM, BN_TAP_RESULT_OUTPUT, BN_MODEL_TAPS };
 
-/* A compact copy of the LM head: row r is scale[r] * codes[r] plus an error whose norm is at most error[r].
- * It bounds every logit, so that only the rows that can still be among the largest are read in binary16. */
+/* A compact copy of the LM head: row r is scale[r] * codes[r] plus an error whose norm is at
+ * most error[r]. It bounds every logit, so that only the rows that can still be among the
+ * largest are read in binary16. */
 typedef struct {
     int8_t *codes; /* [vocab_size][dim] */
     float *scale;  /* [vocab_size] */
@@ -137,7 +141,8 @@ typedef struct {
 
 enum { BN_MAX_TOP = 256, BN_MAX_SCREEN_DIM = 65536 };
 
-/* One pass: n_tokens consecutive tokens appended to a sequence that already holds `start` tokens. */
+/* One pass: n_tokens consecutive tokens appended to a sequence that already holds `start`
+ * tokens. */
 typedef struct {
     const int32_t *tokens;
     int32_t n_tokens;
@@ -166,12 +171,13 @@ typedef struct bn_engine bn_engine;
 BN_API int bn_abi_version(void);
 BN_API const char *bn_last_error(void);
 
-/* Digest of powf, cosf and sinf over the angles of RoPE: two C libraries with the same digest give the same bits
- * there. Takes a few milliseconds. */
+/* Digest of powf, cosf and sinf over the angles of RoPE: two C libraries with the same digest
+ * give the same bits there. Takes a few milliseconds. */
 BN_API uint64_t bn_libm_digest(void);
 
-/* Bandwidth probe: reads n words n_passes times with n_threads threads, each its own share, and returns the sum of
- * all words read modulo 2^64. The caller takes the time, for comparison with what a pass reads. */
+/* Bandwidth probe: reads n words n_passes times with n_threads threads, each its own share, and
+ * returns the sum of all words read modulo 2^64. The caller takes the time, for comparison with
+ * what a pass reads. */
 BN_API int bn_probe_bandwidth(const uint64_t *data, int64_t n, int n_passes, int n_threads, uint64_t *sum);
 
 /* Kernel families, best first. `available` is 0 when this CPU or OS cannot run it. */
@@ -182,10 +188,11 @@ BN_API int bn_engine_create(const bn_model *model, const bn_options *options, bn
 BN_API void bn_engine_free(bn_engine *engine);
 BN_API const char *bn_engine_kernel(const bn_engine *engine);
 BN_API int bn_engine_forward(bn_engine *engine, const bn_pass *pass);
-/* Fills rows [first_row, first_row + n_rows) of a screen from the head. dim must be at most BN_MAX_SCREEN_DIM. */
+/* Fills rows [first_row, first_row + n_rows) of a screen from the head. dim must be at most
+ * BN_MAX_SCREEN_DIM. */
 BN_API int bn_engine_build_screen(bn_engine *engine, int64_t first_row, int64_t n_rows, const bn_screen *out);
-/* Logits [first_row, first_row + n_rows) of the last output row of the last pass, written from logits[0]. An error
- * when that pass had no output. */
+/* Logits [first_row, first_row + n_rows) of the last output row of the last pass, written from
+ * logits[0]. An error when that pass had no output. */
 BN_API int bn_engine_last_logits(bn_engine *engine, int64_t first_row, int64_t n_rows, float *logits);
 /* Writes up to `capacity` counters and their number to *count. */
 BN_API int bn_engine_counters(const bn_engine *engine, bn_counter *out, int capacity, int *count);
@@ -196,8 +203,8 @@ BN_API int bn_kernel_i2s_dot(const char *kernel, const uint8_t *w, int64_t k, in
                              int n_cols, int32_t *acc);
 BN_API int bn_kernel_quantize(const char *kernel, const float *x, int64_t n, int fused, int8_t *q, float *scale,
                               int32_t *sum);
-/* out[c * ldo + r] = sum_i a[r * lda + i] * b[c * ldb + i]. shape 0: bitnet.cpp's dot of two F16 rows (b already
- * rounded to binary16); 1: its blocked F16 x F32 dot. */
+/* out[c * ldo + r] = sum_i a[r * lda + i] * b[c * ldb + i]. shape 0: bitnet.cpp's dot of two F16
+ * rows (b already rounded to binary16); 1: its blocked F16 x F32 dot. */
 BN_API int bn_kernel_dots(const char *kernel, int simd_width, int shape, const uint16_t *a, int64_t lda,
                           int64_t n_rows, const float *b, int64_t ldb, int64_t n_cols, int64_t n, float *out,
                           int64_t ldo);
@@ -215,7 +222,8 @@ BN_API int bn_kernel_screen_row(const char *kernel, const uint16_t *row, int64_t
 /* out[r] = sum_i codes[r * n + i] * x[i]; n % 32 == 0; exact while 127 * sum |x| < 2^31. */
 BN_API int bn_kernel_screen_dots(const char *kernel, const int8_t *codes, int64_t n_rows, const int16_t *x,
                                  int64_t n, int32_t *out);
-/* The largest of the dots of F16 rows with b (rounded to binary16, dim values), as one output row of a pass. */
+/* The largest of the dots of F16 rows with b (rounded to binary16, dim values), as one output
+ * row of a pass. */
 BN_API int bn_kernel_top(const char *kernel, int simd_width, const uint16_t *rows, int64_t n_rows, int64_t dim,
                          const float *b, bn_top *top);
 BN_API int bn_kernel_to_f16(const char *kernel, const float *x, int64_t n, uint16_t *out);

@@ -68,8 +68,8 @@ static int reserve_activations(bn_engine *e, int32_t n_tokens, int64_t n_cells) 
     return BN_OK;
 }
 
-/* bitnet.cpp ggml.c, ggml_rope_cache_init: the angle is a running product in binary32, not position * frequency,
- * and powf, cosf and sinf are the C library's. */
+/* bitnet.cpp ggml.c, ggml_rope_cache_init: the angle is a running product in binary32, not
+ * position * frequency, and powf, cosf and sinf are the C library's. */
 static int reserve_rope(bn_engine *e, int32_t positions) {
     if (positions <= e->rope_positions) return BN_OK;
     const int32_t half = e->model.head_dim / 2;

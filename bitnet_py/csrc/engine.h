@@ -42,7 +42,8 @@ typedef struct {
 
 enum { BN_TILE_ROWS = 64 };
 
-/* Heads that share keys and values and are attended together: what is read is converted to binary32 once for all.
+/* Heads that share keys and values and are attended together: what is read is converted to
+ * binary32 once for all.
  */
 enum { BN_HEADS_AT_ONCE = 4 };
 

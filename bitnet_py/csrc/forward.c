@@ -1,8 +1,9 @@
-/* One pass through the network. Reads top to bottom: operations on one row, operations that all threads share,
- * layer, pass.
+/* One pass through the network. Reads top to bottom: operations on one row, operations that all
+ * threads share, layer, pass.
  *
- * Every operation rounds as bitnet.cpp's does (docs/numerics.md); none is fused with its neighbour. What depends
- * on the architecture (activation, RoPE pairing, sub-norms, head width) is read from bn_model.
+ * Every operation rounds as bitnet.cpp's does (docs/numerics.md); none is fused with its
+ * neighbour. What depends on the architecture (activation, RoPE pairing, sub-norms, head width)
+ * is read from bn_model.
  */
 #include "forward.h"
 #include "head.h"
@@ -15,9 +16,9 @@
 /* Rows normed side by side: each sum is one long chain of dependent additions. */
 enum { NORM_ROWS = 4 };
 
-/* bitnet.cpp ggml.c, ggml_compute_forward_rms_norm_f32 then ggml_compute_forward_mul_f32: squares in binary32,
- * their sum strictly sequential in binary64, 1/sqrt as two roundings, the weight as a separate product.
- * `n_rows` rows of length n, `stride` elements apart. */
+/* bitnet.cpp ggml.c, ggml_compute_forward_rms_norm_f32 then ggml_compute_forward_mul_f32:
+ * squares in binary32, their sum strictly sequential in binary64, 1/sqrt as two roundings, the
+ * weight as a separate product. `n_rows` rows of length n, `stride` elements apart. */
 static inline __attribute__((always_inline)) void rms_norm(const float *x, int64_t stride, int n_rows,
                                                            const float *weight, int64_t n, float eps, float *out) {
     double sum[NORM_ROWS] = {0};
@@ -126,9 +127,9 @@ static void store_kv(const bn_run *r, int32_t layer) {
     }
 }
 
-/* `n_together` heads of one token from `head` on, that share keys and values: scores, softmax, weighted sum of
- * the values. bitnet.cpp llm_build_kqv; for the two forms of the last product see docs/numerics.md, "prompt and
- * single". */
+/* `n_together` heads of one token from `head` on, that share keys and values: scores, softmax,
+ * weighted sum of the values. bitnet.cpp llm_build_kqv; for the two forms of the last product
+ * see docs/numerics.md, "prompt and single". */
 static void attend(const bn_run *r, int32_t layer, int64_t head, int64_t n_together, int64_t t) {
     const bn_engine *e = r->engine;
     const bn_pass *p = r->pass;
@@ -144,7 +145,8 @@ static void attend(const bn_run *r, int32_t layer, int64_t head, int64_t n_toget
     /* scores of later tokens are masked anyway; they are computed only for the tap */
     const int64_t n_scores = kq_tap ? n_used : n_visible;
     if (e->model.n_heads == 1 && p->n_tokens > 1 && head_dim % e->simd_width == 0) {
-        /* a single head leaves the permuted Q contiguous, and bitnet.cpp then takes its tiled product */
+        /* a single head leaves the permuted Q contiguous, and bitnet.cpp then takes its tiled
+         * product */
         e->kernels->dots_tiled[e->width_index](keys, kv_dim, n_scores, q, head_dim, n_together, head_dim,
                                                own->scores, n_kv);
     } else {
@@ -210,7 +212,8 @@ static void add_rows(const bn_run *r, const float *a, const float *b, int64_t n,
 
 /* ---- one layer ------------------------------------------------------------------------------------------ */
 
-/* `n_rows` trailing tokens go on after attention: all of them, but in the last layer only the output rows. */
+/* `n_rows` trailing tokens go on after attention: all of them, but in the last layer only the
+ * output rows. */
 static void forward_layer(const bn_run *r, int32_t layer, int64_t n_rows) {
     bn_engine *e = r->engine;
     bn_buffers *b = &e->buffers;

@@ -4,8 +4,9 @@
 
 #include "pass.h"
 
-/* Within a pass, by every thread: from n_rows rows of result_norm, of which each thread has written rows thread,
- * thread + n_threads, ..., the logits (or the largest ones) that the pass asks for. */
+/* Within a pass, by every thread: from n_rows rows of result_norm, of which each thread has
+ * written rows thread, thread + n_threads, ..., the logits (or the largest ones) that the pass
+ * asks for. */
 void bn_head(const bn_run *run, int64_t n_rows);
 
 /* Before a pass that searches: checks what it asks for, allocates what the search needs. */

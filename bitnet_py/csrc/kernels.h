@@ -1,8 +1,9 @@
-/* The table of kernels that exist once per instruction set. Scalar is the specification: integer results are
- * equal in every family, and so are float results, because each follows the same rounding order.
+/* The table of kernels that exist once per instruction set. Scalar is the specification: integer
+ * results are equal in every family, and so are float results, because each follows the same
+ * rounding order.
  *
- * Reductions over floats have bitnet.cpp's shape, which depends on its SIMD width W (8: AVX2 build, 16: AVX-512
- * build). Tables indexed by width use BN_WIDTH_INDEX(W).
+ * Reductions over floats have bitnet.cpp's shape, which depends on its SIMD width W (8: AVX2
+ * build, 16: AVX-512 build). Tables indexed by width use BN_WIDTH_INDEX(W).
  */
 #ifndef BN_KERNELS_H
 #define BN_KERNELS_H
@@ -19,10 +20,12 @@ typedef void (*bn_i2s_dot_fn)(const uint8_t *w, int64_t k, int n_rows, const int
 /* out[c * ldo + r] = sum_i a[r * lda + i] * b[c * ldb + i], a in binary16. */
 typedef void (*bn_dots_fn)(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
                            int64_t n_cols, int64_t n, float *out, int64_t ldo);
-/* In place: row[0..n_visible) holds raw scores; row[0..n_padded) becomes probabilities, 0 where masked. */
+/* In place: row[0..n_visible) holds raw scores; row[0..n_padded) becomes probabilities, 0 where
+ * masked. */
 typedef void (*bn_softmax_fn)(float *row, int64_t n_visible, int64_t n_padded, float scale);
 
-/* Rotates one head of 2*half values by `half` angles; the model's pairing says which two elements go together. */
+/* Rotates one head of 2*half values by `half` angles; the model's pairing says which two
+ * elements go together. */
 typedef void (*bn_rope_fn)(const float *x, const float *cos, const float *sin, int half, float *out);
 /* act = activation(gate), prod = act * up, each rounded. */
 typedef void (*bn_gated_fn)(const float *gate, const float *up, int64_t n, float *act, float *prod);
@@ -31,8 +34,9 @@ typedef struct {
     const char *name;
     const char *description;
     int (*available)(void);
-    /* i2s_dot is called for multiples of so many rows where there are enough, for about so many bytes of packed
-     * weights, and for at most so many columns: what suits the caches, and how often unpacked weights are used. */
+    /* i2s_dot is called for multiples of so many rows where there are enough, for about so many
+     * bytes of packed weights, and for at most so many columns: what suits the caches, and how
+     * often unpacked weights are used. */
     int32_t tile_rows, tile_bytes, tile_cols;
     bn_i2s_dot_fn i2s_dot;
     void (*quantize)(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum);

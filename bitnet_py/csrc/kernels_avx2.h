@@ -6,9 +6,10 @@
 
 #include <immintrin.h>
 
-/* How far ahead, in bytes, a stream of weights is asked for. One row is one stream: rows taken in groups make
- * several, and reached two thirds of the bandwidth. The hardware prefetcher stops at every page of the mapped
- * file; this crosses pages in time. Farther is better only where more is computed per byte. */
+/* How far ahead, in bytes, a stream of weights is asked for. One row is one stream: rows taken
+ * in groups make several, and reached two thirds of the bandwidth. The hardware prefetcher stops
+ * at every page of the mapped file; this crosses pages in time. Farther is better only where
+ * more is computed per byte. */
 enum { BN_PREFETCH_TERNARY = 4096, BN_PREFETCH_HALF = 1024, BN_PREFETCH_CODES = 1024 };
 
 static inline __m256i bn_load_256(const void *at) { return _mm256_loadu_si256((const __m256i *)at); }

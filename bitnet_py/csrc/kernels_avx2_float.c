@@ -1,5 +1,5 @@
-/* AVX2 + FMA + F16C: the kernels over floats. Same results as kernels_scalar.c bit for bit; see there for what
- * each computes. */
+/* AVX2 + FMA + F16C: the kernels over floats. Same results as kernels_scalar.c bit for bit; see
+ * there for what each computes. */
 #include "kernels_avx2.h"
 #include "numerics.h"
 
@@ -33,7 +33,8 @@ DEFINE_DOTS(bn_avx2_dots_tiled_w16, 2, 0)
 
 /* ---- softmax -------------------------------------------------------------------------------------------- */
 
-/* Eight exponentials at once where no result is scaled out of the normal range; the rest one by one. */
+/* Eight exponentials at once where no result is scaled out of the normal range; the rest one by
+ * one. */
 static inline __m256 exp_8(__m256 x, int wide) {
     const __m256 magic = _mm256_set1_ps(0x1.8p23f);
     const __m256 z = _mm256_fmadd_ps(x, _mm256_set1_ps(0x1.715476p+0f), magic);

@@ -26,8 +26,9 @@ static void i2s_dot(const uint8_t *w, int64_t k, int n_rows, const int8_t *x, in
     }
 }
 
-/* bitnet.cpp ggml-quants.c, quantize_row_i8_s. The maximum and the division are in binary64; adding 1.5 * 2^23
- * rounds half to even; whether the product is rounded before that addition depends on the compiler. */
+/* bitnet.cpp ggml-quants.c, quantize_row_i8_s. The maximum and the division are in binary64;
+ * adding 1.5 * 2^23 rounds half to even; whether the product is rounded before that addition
+ * depends on the compiler. */
 static void quantize(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum) {
     float top = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -100,8 +101,9 @@ DEFINE_DOTS(dots_f16_w16, dot_f16, 16)
 DEFINE_DOTS(dots_tiled_w8, dot_tiled, 8)
 DEFINE_DOTS(dots_tiled_w16, dot_tiled, 16)
 
-/* bitnet.cpp ggml.c, ggml_compute_forward_soft_max_f32 and ggml_vec_soft_max_f32. A masked score is -inf and its
- * exponential an exact 0, so groups past the last visible score add nothing to the sum. */
+/* bitnet.cpp ggml.c, ggml_compute_forward_soft_max_f32 and ggml_vec_soft_max_f32. A masked score
+ * is -inf and its exponential an exact 0, so groups past the last visible score add nothing to
+ * the sum. */
 static void softmax(float *row, int64_t n_visible, int64_t n_padded, float scale, int width,
                     float (*exponential)(float)) {
     float top = -INFINITY;
@@ -131,7 +133,8 @@ static void softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float s
     softmax(row, n_visible, n_padded, scale, 16, bn_exp_w16);
 }
 
-/* The compiler of the reference contracts one of the two products into the addition; which one matters. */
+/* The compiler of the reference contracts one of the two products into the addition; which one
+ * matters. */
 static void rotate(float x0, float x1, float cos, float sin, float *out0, float *out1) {
     *out0 = fmaf(x0, cos, -(x1 * sin));
     *out1 = fmaf(x0, sin, x1 * cos);
@@ -155,9 +158,10 @@ static void gated_relu_squared(const float *gate, const float *up, int64_t n, fl
     }
 }
 
-/* act = gate / (1 + e^-gate), prod = act * up. The exponential is bn_exp_w8, so that the bits depend neither on
- * the C library nor on the width; then the sum, the quotient and the product are rounded, in this order. Below
- * -88.7, where the exponential overflows, act is -0. Not compared with bitnet.cpp: no claim of equal bits there.
+/* act = gate / (1 + e^-gate), prod = act * up. The exponential is bn_exp_w8, so that the bits
+ * depend neither on the C library nor on the width; then the sum, the quotient and the product
+ * are rounded, in this order. Below -88.7, where the exponential overflows, act is -0. Not
+ * compared with bitnet.cpp: no claim of equal bits there.
  */
 void bn_scalar_gated_silu(const float *gate, const float *up, int64_t n, float *act, float *prod) {
     for (int64_t i = 0; i < n; i++) {
@@ -172,8 +176,8 @@ static void rescale(const int32_t *acc, int64_t n, float sum, float activation_s
     for (int64_t i = 0; i < n; i++) out[i] = ((float)acc[i] - sum) / activation_scale * weight_scale;
 }
 
-/* The error of the copy is measured, not derived: e is rounded once, its square and their sum at most n times,
- * which the factor 1 + n 2^-24 covers; 1e-15 covers squares that underflow. */
+/* The error of the copy is measured, not derived: e is rounded once, its square and their sum at
+ * most n times, which the factor 1 + n 2^-24 covers; 1e-15 covers squares that underflow. */
 static void screen_row(const uint16_t *row, int64_t n, int8_t *codes, float *scale, float *error, float *norm) {
     float top = 0;
     for (int64_t i = 0; i < n; i++) {

@@ -1,8 +1,8 @@
-/* One pass as one of its threads sees it, and what every operation does beside its arithmetic: wait for the other
- * threads, record taps, count.
+/* One pass as one of its threads sees it, and what every operation does beside its arithmetic:
+ * wait for the other threads, record taps, count.
  *
- * All threads execute the same program on shared data, with barriers between phases. A buffer that a phase writes
- * is never read or recorded by another thread in the same phase.
+ * All threads execute the same program on shared data, with barriers between phases. A buffer
+ * that a phase writes is never read or recorded by another thread in the same phase.
  */
 #ifndef BN_PASS_H
 #define BN_PASS_H
@@ -24,7 +24,8 @@ static inline float *bn_tap(const bn_run *r, int32_t layer, int which) {
     return r->pass->taps ? r->pass->taps[(int64_t)layer * BN_LAYER_TAPS + which] : NULL;
 }
 
-/* Copies a tap of a layer to where the pass wants it; by thread 0, while no thread writes `source`. */
+/* Copies a tap of a layer to where the pass wants it; by thread 0, while no thread writes
+ * `source`. */
 static inline void bn_record(const bn_run *r, int32_t layer, int which, const float *source, int64_t n) {
     float *target = bn_tap(r, layer, which);
     if (target && r->thread == 0) memcpy(target, source, (size_t)n * sizeof *source);

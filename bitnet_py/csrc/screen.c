@@ -8,8 +8,9 @@ static double largest_z(int64_t dim) {
     return largest < 32767.0 ? largest : 32767.0;
 }
 
-/* Rounding of a logit relative to |a| |y|: a term passes at most dim / 32 fused steps, the additions of the
- * accumulators and lanes (at most 6) and the final rounding; one more covers (1 + u)^m - m u - 1. */
+/* Rounding of a logit relative to |a| |y|: a term passes at most dim / 32 fused steps, the
+ * additions of the accumulators and lanes (at most 6) and the final rounding; one more covers (1
+ * + u)^m - m u - 1. */
 static double gamma_of(int64_t dim) { return ((double)dim / 32.0 + 9.0) * 0x1p-24; }
 
 void bn_search_prepare(bn_search *s) {
@@ -26,8 +27,8 @@ void bn_search_prepare(bn_search *s) {
         const double f = (double)s->y[i] - s->step * z;
         lost += f * f;
     }
-    /* 1e-9 covers what binary64 rounds here and in the intervals, by orders of magnitude; not finite stays not
-     * finite */
+    /* 1e-9 covers what binary64 rounds here and in the intervals, by orders of magnitude; not
+     * finite stays not finite */
     const double y = sqrt(squares) * (1 + 1e-9), f = sqrt(lost) * (1 + 1e-9), gamma = gamma_of(s->dim);
     s->per_error = y * (1 + gamma) * (1 + 1e-9);
     s->per_norm = (f + (gamma + 1e-12) * y) * (1 + 1e-9);

@@ -1,10 +1,11 @@
 /* The largest logits without reading the whole binary16 head (docs/certified-head.md).
  *
- * A row a of the head is scale * codes + e with |e| <= error; the hidden state y is step * z + f with 16-bit
- * integers z. Then a . y = scale * step * (codes . z) + e . y + scale * (codes . f), and by Cauchy-Schwarz the
- * last two are at most error * |y| + norm * |f|. The logit itself is a . y rounded along its reduction, which adds
- * at most gamma * |a| * |y|. So every logit lies in an interval around the integer product, and a row whose
- * interval ends below the n-th largest lower end cannot be among the n largest.
+ * A row a of the head is scale * codes + e with |e| <= error; the hidden state y is step * z + f
+ * with 16-bit integers z. Then a . y = scale * step * (codes . z) + e . y + scale * (codes . f),
+ * and by Cauchy-Schwarz the last two are at most error * |y| + norm * |f|. The logit itself
+ * is a . y rounded along its reduction, which adds at most gamma * |a| * |y|. So every logit lies in
+ * an interval around the integer product, and a row whose interval ends below the n-th largest
+ * lower end cannot be among the n largest.
  */
 #ifndef BN_SCREEN_H
 #define BN_SCREEN_H

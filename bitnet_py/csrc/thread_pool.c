@@ -35,8 +35,9 @@ static inline void relax(void) {
 enum {
     /* past this many polls the other threads are probably not running: give the processor away */
     SPINS_BEFORE_YIELD = 4096,
-    /* passes follow each other closely: about a millisecond of polling spares the next one a wake-up, after which
-     * the scheduler may leave both threads on one processor for many milliseconds */
+    /* passes follow each other closely: about a millisecond of polling spares the next one a
+     * wake-up, after which the scheduler may leave both threads on one processor for many
+     * milliseconds */
     SPINS_BEFORE_SLEEP = 40000,
 };
 
@@ -127,7 +128,8 @@ void bn_pool_free(bn_pool *pool) {
 int bn_pool_size(const bn_pool *pool) { return pool->n_threads; }
 
 void bn_pool_run(bn_pool *pool, int n_active, bn_job job, void *argument) {
-    /* an inactive thread may still be waking up for an earlier job: it reads n_active under the lock */
+    /* an inactive thread may still be waking up for an earlier job: it reads n_active under the
+     * lock */
     pthread_mutex_lock(&pool->lock);
     pool->n_active = n_active;
     if (n_active > 1) {

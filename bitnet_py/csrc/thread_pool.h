@@ -1,5 +1,6 @@
-/* A fixed pool of threads that run one function together, with barriers. The calling thread is thread 0. Between
- * jobs the others sleep; inside a job they spin, because barriers are microseconds apart. */
+/* A fixed pool of threads that run one function together, with barriers. The calling thread is
+ * thread 0. Between jobs the others sleep; inside a job they spin, because barriers are
+ * microseconds apart. */
 #ifndef BN_THREAD_POOL_H
 #define BN_THREAD_POOL_H
 

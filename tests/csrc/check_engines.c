@@ -133,7 +133,8 @@ static uint64_t digest_pass(bn_engine *engine, const bn_model *m, bn_pass *p, in
     return digest;
 }
 
-/* One more token, of which only the largest logits are asked for, and then all of them after all. */
+/* One more token, of which only the largest logits are asked for, and then all of them after
+ * all. */
 static uint64_t digest_top(bn_engine *engine, const bn_model *m, const variant *v, int64_t capacity,
                            uint16_t *keys, uint16_t *values) {
     enum { N_BEST = 5 };
@@ -166,7 +167,8 @@ static uint64_t digest_top(bn_engine *engine, const bn_model *m, const variant *
     return digest;
 }
 
-/* A prompt, two single tokens, three more at once, and one searched: everything that came out, as one number. */
+/* A prompt, two single tokens, three more at once, and one searched: everything that came out,
+ * as one number. */
 static uint64_t digest_run(const bn_model *m, const variant *v, const char *kernel, int n_threads,
                            int64_t bytes_per_thread) {
     const int keep = n_held, chunks[] = {v->n_prompt, 1, 1, 3};
