@@ -1,4 +1,4 @@
-"""Speed of this engine on this machine: prompt, decoding, memory, weights read beside what memory could give."""
+"""Speed of this engine on this machine: prompt, decoding, memory, weights read against memory bandwidth."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ from bitnet_py.errors import InputError
 from bitnet_py.model import KernelCount, Model
 
 READ_BUFFER_BYTES = 256 << 20
-"""Beyond the caches of most machines."""
+"""Larger than the caches of most machines."""
 READ_PASSES = 4
-"""Over the buffer, by the same threads: starting them would count as reading."""
+"""Over the buffer, by the same threads, so that starting them does not count as reading."""
 READS = 3
-"""Of which the fastest counts: nothing makes a read faster than the machine is."""
-_READ_NO_WEIGHTS = ("attention",)
-"""Operations whose counters hold bytes of the KV cache."""
+"""The fastest counts: disturbances only make a read slower."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ def random_ids(seed: int, n_tokens: int, vocab_size: int) -> list[int]:
     return [int(draw() * vocab_size) for _ in range(n_tokens)]
 
 
-class ReadTest:
-    """Times streaming reads of a buffer by several threads: the bandwidth of this machine.
+class BandwidthProbe:
+    """Measures the bandwidth of this machine: streaming reads of a buffer by several threads.
 
     Attributes:
         n_bytes: bytes that one reading takes from memory.
@@ -70,13 +68,13 @@ class ReadTest:
         times = []
         for _ in range(READS):
             begun = time.perf_counter()
-            _native.read(self._words, self._n_threads, n_passes=READ_PASSES)
+            _native.probe_bandwidth(self._words, self._n_threads, n_passes=READ_PASSES)
             times.append(time.perf_counter() - begun)
         return min(times)
 
 
 def peak_resident_bytes(pid: int | None = None) -> int | None:
-    """Return the most memory a process (None: this one) had resident, mapped weights included; None: not known."""
+    """Return the peak resident memory of a process (None: this one), mapped weights included; None: unknown."""
     try:
         status = Path(f"/proc/{pid or 'self'}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -89,10 +87,10 @@ def peak_resident_bytes(pid: int | None = None) -> int | None:
 
 
 def weight_reads(before: Iterable[KernelCount], after: Iterable[KernelCount]) -> dict[str, int]:
-    """Return which operations read how many bytes of weights between two readings of the counters."""
+    """Return operation -> bytes of weights it read between two readings of the counters."""
     earlier = {count.name: count.bytes for count in before}
-    read = {count.name: count.bytes - earlier.get(count.name, 0) for count in after}
-    return {name: n for name, n in read.items() if n and not name.startswith(_READ_NO_WEIGHTS)}
+    read = {c.name: c.bytes - earlier.get(c.name, 0) for c in after if c.reads_weights}
+    return {name: n for name, n in read.items() if n}
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class BenchReport:
     n_decode: int
     prefill_s: tuple[float, ...]
     decode_s: tuple[float, ...]
-    """Of all ``n_decode`` tokens, one after the other, behind the prompt."""
+    """Of all ``n_decode`` tokens, one at a time after the prompt."""
     read_s: tuple[float, ...]
     read_bytes: int
     weight_bytes_per_token: float
@@ -112,7 +110,7 @@ class BenchReport:
     last_logits: npt.NDArray[np.float32]
 
     def to_json(self) -> dict[str, Any]:
-        """Return times, rates and bandwidths as plain JSON values; the logits are left to the caller."""
+        """Return times, rates and bandwidths as plain JSON values, without the logits."""
         return {
             "prefill": _rates(self.n_prompt, self.prefill_s),
             "decode": _rates(self.n_decode, self.decode_s),
@@ -129,7 +127,7 @@ class BenchReport:
 
     @property
     def read_bytes_per_s(self) -> float:
-        """What this machine reads, by the median of the reads."""
+        """Memory bandwidth of this machine, by the median of the reads."""
         return self.read_bytes / statistics.median(self.read_s)
 
 
@@ -140,7 +138,7 @@ def _rates(n_tokens: int, elapsed_s: Sequence[float]) -> dict[str, Any]:
 
 
 def bench(model: Model, *, n_prompt: int, n_decode: int, n_rounds: int, seed: int = 0) -> BenchReport:
-    """Measure a model on arbitrary tokens; one more round, the first, is not counted.
+    """Measure a model on arbitrary tokens, after one round of warm-up.
 
     Raises:
         InputError: a number below 1, or more tokens than the model's context.
@@ -160,16 +158,16 @@ def bench(model: Model, *, n_prompt: int, n_decode: int, n_rounds: int, seed: in
         decode_s.append(time.perf_counter() - prefilled)
         prefill_s.append(prefilled - begun)
         read = weight_reads(counted, model.counters())
-    peak = peak_resident_bytes()  # before the buffer of the reads is there
-    reads = ReadTest(model.n_threads)
+    peak = peak_resident_bytes()  # before the probe allocates its buffer
+    probe = BandwidthProbe(model.n_threads)
     assert logits is not None  # forward gives the last token's
     return BenchReport(
         n_prompt=n_prompt,
         n_decode=n_decode,
         prefill_s=tuple(prefill_s[1:]),
         decode_s=tuple(decode_s[1:]),
-        read_s=tuple(reads.seconds() for _ in range(n_rounds)),
-        read_bytes=reads.n_bytes,
+        read_s=tuple(probe.seconds() for _ in range(n_rounds)),
+        read_bytes=probe.n_bytes,
         weight_bytes_per_token=sum(read.values()) / n_decode,
         peak_resident_bytes=peak,
         last_logits=logits,

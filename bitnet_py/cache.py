@@ -47,8 +47,8 @@ class KVCache:
         capacity = max(self.capacity, _FIRST_CAPACITY)
         while capacity < n_tokens:
             capacity *= 2
-        # The transposed values are read with a stride of the capacity: a power of two makes them collide in the
-        # processor's caches, one more group of cells does not.
+        # The transposed values are read with a stride of the capacity: a power of two makes them
+        # collide in the processor's caches, one more group of cells does not.
         capacity += CELL_MULTIPLE
         keys, values, used = self.keys, self.values, self.n_tokens
         self._allocate(capacity)

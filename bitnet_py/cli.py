@@ -31,11 +31,11 @@ from bitnet_py.weights import Weights
 EXIT_BAD_INPUT = 4
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
-"""128 + SIGPIPE: what a program killed by the signal would leave."""
+"""128 + SIGPIPE: the exit status of a program that the signal kills."""
 
 
 class BadInput(click.ClickException):
-    """An error of the package as the command line shows it: ``error: ...`` on one line, exit 4."""
+    """How the command line shows an error of the package: ``error: ...`` on one line, exit 4."""
 
     exit_code = EXIT_BAD_INPUT
 
@@ -48,14 +48,15 @@ class Commands(click.Group):
     """A command group that turns expected failures into exit codes; only bugs leave a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; the output is flushed here, so that a closed pipe shows here too."""
+        """Run the command and flush its output, so that a closed pipe is noticed here."""
         try:
             result = super().invoke(ctx)
             _flush()
         except BitnetError as error:
             raise BadInput(str(error)) from error
         except BrokenPipeError:
-            # Python flushes stdout once more at exit, into the closed pipe, and would complain about it.
+            # Python flushes stdout once more at exit, into the closed pipe, and would complain
+            # about it.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(EXIT_BROKEN_PIPE)
@@ -69,7 +70,7 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Run and look into 1.58-bit BitNet models in GGUF files.
+    """Run and inspect 1.58-bit BitNet models in GGUF files.
 
     \b
     Example:
@@ -128,8 +129,8 @@ def run(
 ) -> None:
     """Continue a prompt; the text streams to stdout.
 
-    The last line on stderr gives the speed of decoding, the prompt's evaluation, and a hash of the last logits:
-    equal hashes mean equal numbers.
+    The last line on stderr gives the speed of decoding and of the prompt, and a hash of the last
+    logits: equal hashes mean equal bits.
 
     \b
     Example:
@@ -188,7 +189,7 @@ def run(
 @main.command("bench")
 @model_option
 @click.option(
-    "--prompt-tokens", "n_prompt", type=click.IntRange(1), default=128, show_default=True, help="Prompt."
+    "--prompt-tokens", "n_prompt", type=click.IntRange(1), default=128, show_default=True, help="Prompt length."
 )
 @click.option(
     "--decode", "n_decode", type=click.IntRange(1), default=16, show_default=True, help="Decoded tokens."
@@ -201,8 +202,8 @@ def bench_command(
 ) -> None:
     """Measure the engine by itself: prompt and decoding speed, memory, bandwidth.
 
-    Medians, with the range, of rounds on arbitrary tokens; one more round warms up. For a comparison with
-    bitnet.cpp, interleaved, use `crossval bench`.
+    Prints medians and ranges over rounds on arbitrary tokens, after one warm-up round. To compare
+    with bitnet.cpp, interleaved, use `crossval bench`.
 
     \b
     Example:
@@ -229,8 +230,8 @@ def bench_command(
 def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
     """Show a model file: configuration, metadata, tensors.
 
-    Long arrays (the vocabulary) are shown by their length and first entries. A file this engine cannot run is
-    shown as far as possible, then exit 4 says why.
+    Long arrays (the vocabulary) are shown by their length and first entries. A file that this
+    engine cannot run is shown as far as possible; then the command says why and exits with 4.
 
     \b
     Example:
@@ -255,8 +256,8 @@ def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
 
 @main.command()
 @model_option
-@click.option("--no-bos", is_flag=True, help="Do not add BOS and EOS, even where the model asks for them.")
-@click.option("--no-special", is_flag=True, help="Take special tokens in TEXT as plain text.")
+@click.option("--no-bos", is_flag=True, help="Do not add BOS and EOS, even if the model asks for them.")
+@click.option("--no-special", is_flag=True, help="Treat special tokens in TEXT as plain text.")
 @click.option("--ids", "ids_only", is_flag=True, help="Print the ids alone, on one line.")
 @click.argument("text")
 def tokenize(model_path: Path, no_bos: bool, no_special: bool, ids_only: bool, text: str) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,7 +14,26 @@ from bitnet_py.errors import ModelError, clip, model_error
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.string_array import StringArray
 
-ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
+Activation = Literal["relu_squared", "silu"]
+"""What the feed-forward block applies to its gate: ``max(x, 0)**2``, or ``x / (1 + exp(-x))``."""
+RopePairing = Literal["halves", "adjacent"]
+"""Elements of a head that RoPE rotates together: i and i + head_dim / 2, or 2i and 2i + 1."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the name of an architecture implies and no key of the file states."""
+
+    activation: Activation
+    rope_pairing: RopePairing
+
+
+ARCHITECTURES = {
+    "bitnet-b1.58": Architecture("relu_squared", "halves"),
+    "bitnet-25": Architecture("relu_squared", "halves"),
+}
+"""Value of ``general.architecture`` -> what it implies. Others are refused. Source: bitnet.cpp
+llama.cpp, ``build_bitnet_158`` and ``llama_rope_type``."""
 I2_S_BLOCK = 128
 """Weights of one I2_S block: every matrix's row length has to be a multiple of it."""
 
@@ -24,6 +43,8 @@ _LIMITS = {
     "feed_forward_length": 1 << 20,
     "attention.head_count": 1 << 12,
     "attention.head_count_kv": 1 << 12,
+    "attention.key_length": 1 << 16,
+    "attention.value_length": 1 << 16,
     "context_length": 1 << 24,
     "vocab_size": 1 << 22,
 }
@@ -49,6 +70,16 @@ class ModelConfig:
     """Value of a float32."""
 
     @property
+    def architecture(self) -> Architecture:
+        """Return what the architecture's name implies."""
+        return ARCHITECTURES[self.arch]
+
+    @property
+    def q_dim(self) -> int:
+        """Return the width of Q: ``n_heads * head_dim``; ``dim`` unless the file gives another head size."""
+        return self.n_heads * self.head_dim
+
+    @property
     def kv_dim(self) -> int:
         """Return the width of K and V: ``n_kv_heads * head_dim``."""
         return self.n_kv_heads * self.head_dim
@@ -57,8 +88,8 @@ class ModelConfig:
     def from_gguf(cls, gguf: GGUFFile) -> ModelConfig:
         """Read and validate the configuration.
 
-        Keys and defaults: bitnet.cpp llama.cpp ``llm_load_hparams`` (head_count_kv = head_count, rope.freq_base
-        = 10000, head size = embedding_length / head_count).
+        Keys and defaults: bitnet.cpp llama.cpp ``llm_load_hparams`` (head_count_kv = head_count,
+        rope.freq_base = 10000, key_length = value_length = embedding_length / head_count).
 
         Raises:
             ModelError: another architecture, a missing key, or a value the engine cannot run.
@@ -134,25 +165,37 @@ class _Reader:
             raise self.error(f"{self.arch}.vocab_size", f"{n_tokens}, the tokens of the vocabulary", vocab_size)
         return vocab_size
 
+    def head_dim(self, dim: int, n_heads: int) -> int:
+        """Return the width of one head, the same for keys and values."""
+        has_own = self.raw("attention.key_length") is not None
+        if dim % n_heads and not has_own:
+            raise self.error(f"{self.arch}.embedding_length", f"a multiple of {n_heads} heads", dim)
+        head_dim = self.integer("attention.key_length", dim // n_heads)
+        value_dim = self.integer("attention.value_length", dim // n_heads)
+        if value_dim != head_dim:
+            raise self.error(f"{self.arch}.attention.value_length", f"{head_dim}, the head size", value_dim)
+        if head_dim % 2:
+            key = "key_length" if has_own else "head_count"
+            expected = "an even head size (RoPE rotates pairs)"
+            raise self.error(f"{self.arch}.attention.{key}", expected, head_dim)
+        return head_dim
+
     def config(self) -> ModelConfig:
         n_heads = self.integer("attention.head_count")
         n_kv_heads = self.integer("attention.head_count_kv", n_heads)
         dim = self.integer("embedding_length")
         hidden_dim = self.integer("feed_forward_length")
-        if dim % n_heads:
-            raise self.error(f"{self.arch}.embedding_length", f"a multiple of {n_heads} heads", dim)
-        head_dim = dim // n_heads
-        if head_dim % 2:
-            raise self.error(
-                f"{self.arch}.attention.head_count", "an even head size (RoPE rotates pairs)", head_dim
-            )
+        head_dim = self.head_dim(dim, n_heads)
         if n_heads % n_kv_heads:
             raise self.error(f"{self.arch}.attention.head_count_kv", f"a divisor of {n_heads} heads", n_kv_heads)
-        for key, width in (("embedding_length", dim), ("feed_forward_length", hidden_dim)):
+        for key, width in (
+            ("embedding_length", dim),
+            ("attention.key_length", n_heads * head_dim),
+            ("feed_forward_length", hidden_dim),
+        ):
             if width % I2_S_BLOCK:
                 raise self.error(f"{self.arch}.{key}", f"a multiple of {I2_S_BLOCK} (I2_S blocks)", width)
-        for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
-            self.require(key, (head_dim,), f"{head_dim}, the head size")
+        self.require("rope.dimension_count", (head_dim,), f"{head_dim}, the head size")
         self.refuse_unsupported()
         return ModelConfig(
             arch=self.arch,
@@ -170,7 +213,8 @@ class _Reader:
 
     def refuse_unsupported(self) -> None:
         """Refuse features that change the result and that the engine does not have."""
-        # "linear" is llama.cpp's default and, with factor 1 (or 0, its "not set"), means no scaling.
+        # "linear" is llama.cpp's default and, with factor 1 (or 0, its "not set"), means no
+        # scaling.
         self.require("rope.scaling.type", ("none", "linear"), "none (RoPE scaling is not supported)")
         for key in ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"):
             self.require(key, (1.0, 0.0) if key != "rope.scaling.attn_factor" else (1.0,))

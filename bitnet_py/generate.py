@@ -22,9 +22,11 @@ class Token:
 
     id: int
     all_logits: Callable[[], npt.NDArray[np.float32]]
-    """Returns the logits it was chosen from, (vocab_size,); only before the next token is asked for."""
+    """Returns the logits it was chosen from, (vocab_size,); only before the next token is asked
+    for."""
     elapsed_s: float
-    """Time to evaluate and choose: of the whole prompt for the first token, of one token after that."""
+    """Time to evaluate and choose: of the whole prompt for the first token, of one token after
+    that."""
     finish: FinishReason | None
     """Why generation ends with this token, or None."""
 
@@ -69,10 +71,11 @@ def generate(
 ) -> Iterator[Token]:
     """Generate up to ``max_tokens`` tokens after ``prompt_ids``, one forward pass per step of the iterator.
 
-    Ends after a token of ``stop_ids`` (it is part of the output), after ``max_tokens``, or when the context is
-    full; the last token's ``finish`` says which. The arguments are checked at the call, not at the first step.
-    Raises ``InputError`` for an empty prompt, one longer than the context, an id outside the vocabulary or
-    ``max_tokens`` below 1; ``ModelError`` for logits that are not finite.
+    Ends after a token of ``stop_ids`` (it is part of the output), after ``max_tokens``, or when the
+    context is full; the last token's ``finish`` says which. The arguments are checked at the call,
+    not at the first step. Raises ``InputError`` for an empty prompt, one longer than the context,
+    an id outside the vocabulary or ``max_tokens`` below 1; ``ModelError`` for logits that are not
+    finite.
     """
     check_prompt(prompt_ids, model.config)
     if max_tokens < 1:

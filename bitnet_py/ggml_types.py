@@ -74,7 +74,8 @@ BLOCK_LAYOUT: Mapping[GGMLType, tuple[int, int]] = MappingProxyType(
 def tensor_size_bytes(shape: tuple[int, ...], ggml_type: GGMLType) -> int | None:
     """Return the bytes a tensor occupies, or None when its rows are not whole blocks.
 
-    Source: bitnet.cpp ggml.c ``ggml_nbytes`` (I2_S: one byte per four weights and 32 more per tensor).
+    Source: bitnet.cpp ggml.c ``ggml_nbytes`` (I2_S: one byte per four weights and 32 more per
+    tensor).
     """
     elements, size = BLOCK_LAYOUT[ggml_type]
     if shape[-1] % elements:

@@ -78,11 +78,13 @@ class TensorInfo:
 class GGUFFile:
     """An open GGUF file: metadata, tensor table and read-only views into the mapped file.
 
-    Use as a context manager or call ``close``. Views handed out by ``data`` and the arrays of ``metadata`` stay
-    valid after closing; the mapping itself goes with the last view or ``StringArray``.
+    Use as a context manager or call ``close``. Views handed out by ``data`` and the arrays of
+    ``metadata`` stay valid after closing; the mapping itself is released with the last view or
+    ``StringArray``.
 
-    Values of ``metadata`` are bool, int, float, str, a read-only NumPy array, or a ``StringArray``. The strings of
-    the latter are decoded when they are asked for: one that is not UTF-8 is a ``ModelError`` only then.
+    Values of ``metadata`` are bool, int, float, str, a read-only NumPy array, or a ``StringArray``.
+    The strings of the latter are decoded on access: one that is not UTF-8 is a ``ModelError`` only
+    then.
     """
 
     def __init__(
@@ -105,7 +107,8 @@ class GGUFFile:
         """Map the file and parse its header; tensor data is not touched.
 
         Raises:
-            ModelError: missing, unreadable or malformed file; the message names the file and the place.
+            ModelError: missing, unreadable or malformed file; the message names the file and the
+                place.
         """
         mapping, resolved = _map(path)
         try:
@@ -134,7 +137,7 @@ class GGUFFile:
         return np.frombuffer(self._mapping, np.uint8, count=info.size_bytes, offset=info.offset)
 
     def release_pages(self, view: npt.NDArray[Any]) -> None:
-        """Tell the system that the bytes of a view into the mapping are not needed for now; they stay readable."""
+        """Let the system drop the pages of a view into the mapping; the next access reads them again."""
         if self._mapping is None or not hasattr(self._mapping, "madvise"):
             return
         start = view.ctypes.data - np.frombuffer(self._mapping, np.uint8, count=1).ctypes.data
@@ -163,7 +166,7 @@ def _map(path: str | os.PathLike[str]) -> tuple[mmap.mmap, Path]:
     resolved = Path(path)
     give = "give the path of a .gguf file"
     try:
-        # Looked at before opening: opening a FIFO would wait for a writer for ever.
+        # Checked before opening: opening a FIFO would wait for a writer forever.
         if not stat.S_ISREG(os.stat(resolved).st_mode):
             kind = "a directory" if resolved.is_dir() else "a special file"
             raise model_error(resolved, "model file", expected="a regular file", found=kind, remedy=give)

@@ -21,10 +21,10 @@ _N_FIRST = 4
 
 
 def describe(gguf: GGUFFile) -> tuple[dict[str, Any], BitnetError | None]:
-    """Return ``gguf`` as plain JSON values, and why this engine cannot run it (None: its configuration is fine).
+    """Return ``gguf`` as plain JSON values, and why this engine cannot run it (None: it can).
 
-    Keys: ``path``, ``version``, ``size_bytes``, ``config`` (None when unusable), ``metadata``, ``tensors``,
-    ``n_parameters``. Numbers JSON has no word for (NaN, infinity) become strings.
+    Keys: ``path``, ``version``, ``size_bytes``, ``config`` (None when unusable), ``metadata``,
+    ``tensors``, ``n_parameters``. Numbers that JSON cannot express (NaN, infinity) become strings.
     """
     problem: BitnetError | None = None
     config: dict[str, Any] | None = None
@@ -48,7 +48,7 @@ def describe(gguf: GGUFFile) -> tuple[dict[str, Any], BitnetError | None]:
 
 
 def print_description(description: dict[str, Any]) -> None:
-    """Print what ``describe`` returned as tables; text from the file is escaped, it cannot steer a terminal."""
+    """Print what ``describe`` returned as tables; text from the file is escaped for the terminal's safety."""
     size_mb = description["size_bytes"] / 1e6
     click.echo(f"{description['path']}: GGUF version {description['version']}, {size_mb:.1f} MB")
     click.echo(f"{len(description['tensors'])} tensors, {description['n_parameters']:,} parameters")

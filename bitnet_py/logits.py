@@ -1,4 +1,4 @@
-"""What is done with one row of logits: check it, and find its largest."""
+"""Check one row of logits, and find its largest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bitnet_py.errors import ModelError
 def check_logits(logits: npt.NDArray[np.float32], ids: npt.NDArray[np.integer] | None = None) -> None:
     """Raise ``ModelError`` unless ``logits`` is one row, not empty, of finite values.
 
-    ``ids``: of which tokens they are; None: of all, in order.
+    ``ids``: their tokens; None: all tokens in order.
     """
     if logits.ndim != 1 or logits.size == 0:
         raise ModelError(f"logits have shape {logits.shape}, expected one row (vocab_size,)")

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from ctypes import byref, c_int, c_void_p, pointer
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_py import _native, taps
+from bitnet_py._structs import model_struct
 from bitnet_py.cache import KVCache
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import InputError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.logits import check_logits, largest
 from bitnet_py.screen import HEAD_ROWS_AT_ONCE, MAX_DIM, MAX_TOP, Screen
-from bitnet_py.weights import I2SMatrix, LayerWeights, Weights
-
-if TYPE_CHECKING:
-    from bitnet_py.tokenizer import Tokenizer
+from bitnet_py.tokenizer import Tokenizer
+from bitnet_py.weights import Weights
 
 KERNEL_VARIABLE = "BITNET_KERNEL"
-"""Environment variable that forces a kernel family; an unknown or unavailable one is an error."""
+"""Environment variable that forces a kernel family; it is an error if the family is unknown or
+unavailable."""
 DEFAULT_BYTES_PER_THREAD = 4 << 20
-"""Measured on a 2-core machine: waking a thread costs about what reading a few megabytes does."""
+"""Measured on a 2-core machine: waking a thread takes about as long as reading a few megabytes."""
 DEFAULT_UBATCH = 512
 """Tokens per pass of a long prompt, bitnet.cpp's default."""
 
@@ -41,15 +40,12 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Forward:
-    """Result of a forward pass.
-
-    ``logits``: float32 ``(n, vocab_size)``: of the last token, of all tokens, or None.
-    ``taps``: the recorded tensors by name, shaped as ``crossval/model/taps.py`` documents; from ``ffn_inp`` of
-    the last layer on they hold only the tokens that have logits.
-    """
+    """Result of a forward pass."""
 
     logits: Float32Array | None
+    """``(n, vocab_size)``: of the last token, of all tokens, or None."""
     taps: dict[str, Float32Array]
+    """The recorded tensors by name, with the shapes of ``bitnet_py.taps``."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +57,11 @@ class Largest:
     logits: Float32Array
     """``(n,)``."""
     n_rows_read: int
-    """Rows of the head that were read in binary16: all, or those that could still win."""
+    """Rows of the head that were read in binary16: all, or those that could still be among the
+    largest."""
     all_logits: Callable[[], Float32Array]
-    """Returns all logits, ``(vocab_size,)``; only until the model's next pass (``RuntimeError`` after that)."""
+    """Returns all logits, ``(vocab_size,)``; after the model's next pass it raises
+    ``RuntimeError``."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,15 @@ class KernelCount:
     """Operation and kernel family, e.g. ``i2s_gemv_avx2``."""
     calls: int
     bytes: int
-    """Bytes of weights or cache it read."""
+    """Bytes of weights or KV cache it read."""
+    operation: str
+    """E.g. ``i2s_gemv``."""
+    family: str
+    """Of the kernels that ran, e.g. ``avx2``."""
+    quantized: bool
+    """Whether it multiplies packed ternary weights."""
+    reads_weights: bool
+    """Whether ``bytes`` are bytes of weights."""
 
 
 class Model:
@@ -123,8 +129,7 @@ class Model:
             kernel.encode() if kernel else None,
         )
         engine = c_void_p()
-        layers = (_native.Layer * self.config.n_layers)(*(_layer(layer) for layer in self.weights.layers))
-        _native.call("bn_engine_create", byref(_model(self.weights, layers)), byref(options), byref(engine))
+        _native.call("bn_engine_create", byref(model_struct(self.weights)), byref(options), byref(engine))
         self._engine = engine
 
     @classmethod
@@ -143,16 +148,21 @@ class Model:
         """Open a GGUF file and prepare the engine.
 
         Args:
-            path: a GGUF file of architecture ``bitnet-b1.58`` or ``bitnet-25`` with I2_S projections.
-            n_threads: worker threads; default: the cores this process may use. Never changes results.
-            kernel: kernel family to force (default: ``BITNET_KERNEL``, else the best). Never changes results.
-            simd_width: lanes of the float reductions, 8 or 16: the bits of an AVX2 or an AVX-512 build of
-                bitnet.cpp. 8 by default everywhere, so that a model gives the same bits on every machine.
+            path: a GGUF file of architecture ``bitnet-b1.58`` or ``bitnet-25`` with I2_S
+                projections.
+            n_threads: worker threads; default: the cores this process may use. Never changes
+                results.
+            kernel: kernel family to force (default: ``BITNET_KERNEL``, else the best). Never
+                changes results.
+            simd_width: lanes of the float reductions, 8 or 16: the bits of an AVX2 or an AVX-512
+                build of bitnet.cpp. 8 by default everywhere, so that a model gives the same bits on
+                every machine.
             fused_quantizer: round as a gcc build of bitnet.cpp quantises activations.
             n_ubatch: a longer prompt is processed in passes of this many tokens.
-            bytes_per_thread: a pass that reads fewer bytes of weights per thread uses fewer threads.
-            screen_from_bytes: ``largest`` searches a head of this size or more with a compact copy. Never changes
-                results.
+            bytes_per_thread: a pass that reads fewer bytes of weights per thread uses fewer
+                threads.
+            screen_from_bytes: ``largest`` searches a head of this size or more with a compact copy.
+                Never changes results.
 
         Raises:
             ModelError: the file is missing, malformed, unsupported or holds unusable values.
@@ -181,8 +191,6 @@ class Model:
         Raises ``TokenizerError`` when it is unusable, ``ModelError`` for a token that is not UTF-8.
         """
         if self._tokenizer is None:
-            from bitnet_py.tokenizer import Tokenizer  # tens of milliseconds, and many uses need none
-
             self._tokenizer = Tokenizer.from_gguf(self._gguf)
         return self._tokenizer
 
@@ -205,7 +213,8 @@ class Model:
     ) -> Forward:
         """Append tokens to a sequence and compute their logits; only these tokens are computed.
 
-        More than ``n_ubatch`` tokens run in several passes; taps can be recorded only of a single one.
+        More than ``n_ubatch`` tokens run in several passes; taps can be recorded in a single pass
+        only.
 
         Args:
             ids: token ids, at least one.
@@ -214,7 +223,8 @@ class Model:
             logits: of the last token, all tokens, or none.
 
         Raises:
-            InputError: no tokens, an id outside the vocabulary, more tokens than the model's context.
+            InputError: no tokens, an id outside the vocabulary, more tokens than the model's
+                context.
         """
         tokens = np.ascontiguousarray(ids, dtype=np.int32)
         self._check(tokens, cache, taps)
@@ -232,9 +242,9 @@ class Model:
     def largest(self, ids: Sequence[int] | npt.NDArray[np.int32], cache: KVCache, n: int) -> Largest:
         """Append tokens to a sequence and return the ``n`` largest logits of the last one; 0: all of them.
 
-        From the second call on, a large head is not read whole: an int8 copy of it bounds every logit, and only
-        rows that can still be among the largest are read in binary16 (``screen``). The first call makes no copy,
-        so that the first token comes as early as it can.
+        From the second call on, a large head is not read whole: an int8 copy of it bounds every
+        logit, and only rows that can still be among the largest are read in binary16 (``screen``).
+        The first call makes no copy, so that the first token comes as early as it can.
 
         Raises:
             InputError: as ``forward``, or ``n`` is negative.
@@ -268,7 +278,7 @@ class Model:
 
         def all_logits() -> Float32Array:
             if self._n_passes != pass_index:
-                raise RuntimeError("the model has gone on: all logits can be had only until its next pass")
+                raise RuntimeError("the model has run another pass: all logits were available only until then")
             head = self.weights.head
             row = np.empty(len(head), np.float32)
             for first in range(0, row.size, HEAD_ROWS_AT_ONCE):
@@ -282,7 +292,8 @@ class Model:
     def screen(self) -> Screen:
         """Return the compact copy of the head that ``largest`` searches with, made on first use.
 
-        Pages of the head are given back to the system as they are copied: what stays resident is the copy.
+        Pages of the head are returned to the system as they are copied, so that only the copy stays
+        resident.
         """
         if self._screen is None:
             head = self.weights.head
@@ -307,7 +318,7 @@ class Model:
             raise InputError(f"token id {bad} is outside the vocabulary of {self.config.vocab_size}")
         if names and tokens.size > self.n_ubatch:
             raise InputError(
-                f"taps are recorded of one pass: {tokens.size} tokens are more than n_ubatch = {self.n_ubatch}"
+                f"taps are recorded in a single pass: {tokens.size} tokens exceed n_ubatch = {self.n_ubatch}"
             )
 
     def _run(
@@ -344,10 +355,21 @@ class Model:
         return arrays
 
     def counters(self) -> list[KernelCount]:
-        """Return what the C library counted of its own kernels since the model was loaded."""
+        """Return the C library's counters of its own kernels since the model was loaded."""
         buffer, n = (_native.Counter * 64)(), c_int()
         _native.call("bn_engine_counters", self._handle(), buffer, len(buffer), byref(n))
-        return [KernelCount(c.name.decode(), c.calls, c.bytes) for c in buffer[: n.value]]
+        return [
+            KernelCount(
+                name=c.name.decode(),
+                calls=c.calls,
+                bytes=c.bytes,
+                operation=c.operation.decode(),
+                family=c.family.decode(),
+                quantized=bool(c.quantized),
+                reads_weights=bool(c.reads_weights),
+            )
+            for c in buffer[: n.value]
+        ]
 
     def _handle(self) -> c_void_p:
         if self._engine is None:
@@ -382,35 +404,3 @@ def available_cores() -> int:
 def _split(tokens: npt.NDArray[np.int32], n_ubatch: int) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
     for first in range(0, tokens.size, n_ubatch):
         yield first, tokens[first : first + n_ubatch]
-
-
-def _matrix(matrix: I2SMatrix) -> _native.Matrix:
-    return _native.Matrix(_native.address(matrix.data), matrix.rows, matrix.cols, matrix.scale)
-
-
-def _layer(weights: LayerWeights) -> _native.Layer:
-    layer = _native.Layer()
-    for name in ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm"):
-        setattr(layer, name, _native.address(getattr(weights, name)))
-    for name in ("q", "k", "v", "o", "gate", "up", "down"):
-        setattr(layer, name, _matrix(getattr(weights, name)))
-    return layer
-
-
-def _model(weights: Weights, layers: ctypes.Array[_native.Layer]) -> _native.ModelStruct:
-    config = weights.config
-    return _native.ModelStruct(
-        n_layers=config.n_layers,
-        n_heads=config.n_heads,
-        n_kv_heads=config.n_kv_heads,
-        head_dim=config.head_dim,
-        dim=config.dim,
-        hidden_dim=config.hidden_dim,
-        vocab_size=config.vocab_size,
-        rms_eps=config.rms_eps,
-        rope_base=config.rope_base,
-        token_embd=_native.address(weights.token_embd),
-        output=_native.address(weights.head),
-        output_norm=_native.address(weights.output_norm),
-        layers=layers,
-    )

@@ -1,8 +1,9 @@
 """Pre-tokenisers: the rules that cut text into words before byte-pair merging, by the name a GGUF gives them.
 
-Facts from bitnet.cpp at the pinned commit: ``llm_load_vocab`` (llama.cpp: names, ``ignore_merges``, ``add_bos``),
-``llm_tokenizer_bpe`` (llama-vocab.cpp: the expressions) and ``unicode_regex_split`` (unicode.cpp: how they are
-applied). Several expressions are applied one after the other, each to the pieces the one before it left.
+Facts from bitnet.cpp at the pinned commit: ``llm_load_vocab`` (llama.cpp: names, ``ignore_merges``,
+``add_bos``), ``llm_tokenizer_bpe`` (llama-vocab.cpp: the expressions) and ``unicode_regex_split``
+(unicode.cpp: how they are applied). Several expressions are applied one after the other, each to
+the pieces the one before it left.
 """
 
 from __future__ import annotations

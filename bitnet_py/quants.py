@@ -89,9 +89,9 @@ def i2_s_tensor(packed: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.u
 def quantize_absmean(weights: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.int8], float]:
     """Quantise a float matrix to ternary weights and a scale (a float32 value).
 
-    BitNet b1.58 ("The Era of 1-bit LLMs", equations 1-3): gamma = mean |W|, W~ = clip(round(W / gamma), -1, 1),
-    rounding half to even; W is then approximated by gamma * W~. gamma is at least 1e-5, as in the published
-    models' code, so that a matrix of zeros has a usable scale.
+    BitNet b1.58 ("The Era of 1-bit LLMs", equations 1-3): gamma = mean |W|, W~ = clip(round(W /
+    gamma), -1, 1), rounding half to even; W is then approximated by gamma * W~. gamma is at least
+    1e-5, as in the published models' code, so that a matrix of zeros has a usable scale.
 
     Raises:
         ModelError: a weight is NaN or infinite.

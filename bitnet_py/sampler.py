@@ -37,15 +37,15 @@ class GreedySampler:
 class RandomSampler:
     """Draws from the softmax after top-k, then top-p, then temperature: the order of bitnet.cpp's sampler chain.
 
-    The same seed, settings and logits give the same tokens (PCG64, one draw per token). Of equal logits the lower
-    id counts as larger.
+    The same seed, settings and logits give the same tokens (PCG64, one draw per token). Of equal
+    logits the lower id counts as larger.
     """
 
     def __init__(self, *, temperature: float = 0.8, top_k: int = 40, top_p: float = 0.95, seed: int | None = None):
         """Check and keep the settings; ``seed`` None draws one, readable as ``.seed``.
 
-        ``temperature`` > 0; ``top_k`` 0 keeps all tokens; ``top_p`` in (0, 1], 1 keeps all; ``seed`` 0..2**64-1.
-        Raises ``InputError`` for a value outside its range.
+        ``temperature`` > 0; ``top_k`` 0 keeps all tokens; ``top_p`` in (0, 1], 1 keeps all;
+        ``seed`` 0..2**64-1. Raises ``InputError`` for a value outside its range.
         """
         if not (math.isfinite(temperature) and temperature > 0):
             raise InputError(

@@ -1,8 +1,8 @@
-"""A compact int8 copy of the output head, with which the largest logits are found without reading all of it.
+"""A compact int8 copy of the LM head, which finds the largest logits without reading the whole head.
 
-Every row is kept as ``scale * codes`` together with upper bounds of what that loses. ``csrc/screen.h`` derives
-from them an interval around every logit; only rows whose interval reaches high enough are read in binary16. What
-comes out is what the whole head gives, bit for bit.
+Every row is kept as ``scale * codes`` together with upper bounds of what that loses.
+``csrc/screen.h`` derives from them an interval around every logit; only rows whose interval reaches
+high enough are read in binary16. What comes out is what the whole head gives, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ MAX_TOP = 256
 MAX_DIM = 65536
 """Largest dim whose integer products fit 32 bits."""
 HEAD_ROWS_AT_ONCE = 8192
-"""When the whole head is read beside the copy, its pages are given back after this many rows."""
+"""When the whole head is read while the copy exists, its pages are returned after this many
+rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +52,13 @@ class Screen:
     ) -> Screen:
         """Copy the head of an engine with all its threads, reading it once.
 
-        ``after(first, n)`` is called when rows ``first`` to ``first + n`` are not needed any more for this.
+        ``after(first, n)`` is called when rows ``first`` to ``first + n`` have been copied.
         """
         screen = cls.empty(vocab_size, dim)
         struct = screen.struct()
         for first in range(0, vocab_size, HEAD_ROWS_AT_ONCE):
             n = min(HEAD_ROWS_AT_ONCE, vocab_size - first)
-            screen.codes[first : first + n, 0] = 0  # pages come faster when one thread asks for them
+            screen.codes[first : first + n, 0] = 0  # page faults are faster from one thread
             _native.call("bn_engine_build_screen", engine, first, n, struct)
             if after is not None:
                 after(first, n)

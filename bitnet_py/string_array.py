@@ -1,10 +1,12 @@
-"""Arrays of strings in a GGUF file: found when the file is opened, decoded when somebody looks.
+"""Arrays of strings in a GGUF file: located when the file is opened, decoded on access.
 
-Layout: ``count`` strings one after the other, unaligned; ``string = u64 size_bytes | UTF-8 bytes``, little-endian.
-Example: ``["a", "", "é"]`` is ``01 00*7 61 | 00*8 | 02 00*7 C3 A9``: begins at 0, 9 and 17, end of the last at 27.
+Layout: ``count`` strings one after the other, unaligned; ``string = u64 size_bytes | UTF-8 bytes``,
+little-endian. Example: ``["a", "", "é"]`` is ``01 00*7 61 | 00*8 | 02 00*7 C3 A9``: begins at 0, 9
+and 17, end of the last at 27.
 
-A vocabulary is 10^5 strings of a few bytes, which nobody needs who has token ids. Where each begins must be known,
-because what follows them in the file begins where the last one ends; their text can wait.
+A vocabulary is 10^5 strings of a few bytes, and callers that already have token ids never need
+their text. Their offsets are always needed, because the next value of the file begins where the
+last string ends.
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ _N_SHOWN = 4
 
 
 class StringArray(Sequence[str]):
-    """The strings of one array in a mapped GGUF file: immutable, each decoded when it is asked for.
+    """The strings of one array in a mapped GGUF file: immutable, each decoded on access.
 
-    To iterate decodes all of them, faster than one by one. Equal to a list, a tuple or another array of the same
-    strings. Keeps the mapping alive. Everything but ``len`` and ``repr`` raises ``ModelError`` on a string that is
-    not UTF-8.
+    Iteration decodes all strings at once, which is faster than one by one. Equal to a list, a tuple
+    or another array of the same strings. Keeps the mapping alive. Everything but ``len`` and
+    ``repr`` raises ``ModelError`` for a string that is not UTF-8.
     """
 
     __slots__ = ("_data", "_offsets", "_path", "_what")
@@ -40,7 +42,7 @@ class StringArray(Sequence[str]):
     def __init__(
         self, buffer: bytes | mmap.mmap, offsets: npt.NDArray[np.int64], path: str | Path, what: str
     ) -> None:
-        """Take the array at ``offsets``, all that ``find_strings`` finds; ``path`` and ``what`` are for errors."""
+        """Wrap a buffer with the offsets that ``find_strings`` found; ``path`` and ``what`` are for errors."""
         self._data = np.frombuffer(buffer, np.uint8)
         self._offsets = offsets
         self._path = path
@@ -71,7 +73,8 @@ class StringArray(Sequence[str]):
 
     def tolist(self) -> list[str]:
         """Return all strings. Raises ``ModelError`` when one is not UTF-8."""
-        # All are decoded as one text and cut at their lengths: eight zero bytes each, found nowhere else.
+        # All are decoded as one text and cut at their lengths: eight zero bytes each, found nowhere
+        # else.
         raw = self._data[self._offsets[0] : self._offsets[-1]].copy()
         begins = self._offsets[:-1] - self._offsets[0]
         long = begins[np.diff(self._offsets) >= _LENGTH.size + 256]
@@ -82,7 +85,7 @@ class StringArray(Sequence[str]):
                 text: str = raw.tobytes().decode()
                 return text.split("\0" * _LENGTH.size)[1:]
             except UnicodeDecodeError:
-                pass  # the string it is in is named below
+                pass  # _decode names the string
         return [self._decode(i) for i in range(len(self))]
 
     def _bytes(self, index: int) -> bytes:
@@ -105,10 +108,11 @@ class StringArray(Sequence[str]):
 def find_strings(buffer: bytes | mmap.mmap, start: int, count: int) -> npt.NDArray[np.int64]:
     """Return what ``walk_strings`` returns, in milliseconds for 10^5 strings.
 
-    The length of a string shorter than 256 bytes ends in seven zero bytes, which texts hardly ever hold. Every
-    place followed by seven zero bytes may be the beginning of such a string; where that string would end at the
-    next such place, the two are linked. From a beginning on, links lead to beginnings only, whatever bytes they
-    cross. Where they end (an empty or a long string, zero bytes in a text), some strings are walked one by one.
+    The length of a string shorter than 256 bytes ends in seven zero bytes, which texts hardly ever
+    hold. Every place followed by seven zero bytes may be the beginning of such a string; where that
+    string would end at the next such place, the two are linked. From a beginning on, links lead to
+    beginnings only, whatever bytes they cross. Where they end (an empty or a long string, zero
+    bytes in a text), some strings are walked one by one.
     """
     data = np.frombuffer(buffer, np.uint8)
     offsets = np.empty(count + 1, np.int64)
@@ -142,8 +146,9 @@ def find_strings(buffer: bytes | mmap.mmap, start: int, count: int) -> npt.NDArr
 def walk_strings(buffer: bytes | mmap.mmap, start: int, count: int, limit: int = MAX_STRING_BYTES) -> list[int]:
     """Return where each of ``count`` strings begins, and where the last one ends.
 
-    The list is shorter when a string is longer than ``limit`` or than the rest of the buffer, or its length is cut
-    off: then its last item is where that string begins. Nothing past the end of the buffer is read.
+    The list is shorter when a string is longer than ``limit`` or than the rest of the buffer, or
+    its length is cut off: then its last item is where that string begins. Nothing past the end of
+    the buffer is read.
     """
     end = len(buffer)
     offsets = [start]

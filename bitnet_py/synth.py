@@ -1,8 +1,8 @@
 """Write seeded synthetic BitNet models of any shape as GGUF: ``python -m bitnet_py.synth OUT``.
 
-The weights are random, the file is a real one: bitnet.cpp loads and runs it. The same configuration gives the
-same bytes everywhere. Scales are chosen so that the residual stream and the logits stay in a sane range at any
-depth (see ``write_model``).
+The weights are random, the file is a real one: bitnet.cpp loads and runs it. The same configuration
+gives the same bytes everywhere. Scales are chosen so that the residual stream and the logits stay
+in a sane range at any depth (see ``write_model``).
 """
 
 from __future__ import annotations
@@ -51,11 +51,19 @@ class SynthConfig:
     seed: int = 0
     arch: str = "bitnet-b1.58"
     pre: str = "llama-bpe"
-    """Value of ``tokenizer.ggml.pre``; ``none`` leaves the key out, as the official 2B-4T file does."""
+    """Value of ``tokenizer.ggml.pre``; ``none`` leaves the key out, as the official 2B-4T file
+    does."""
     untied_head: bool = False
     """Write a separate ``output.weight``, which bitnet.cpp loads and ignores."""
     sub_norms: bool = True
     """False leaves out ``attn_sub_norm`` and ``ffn_sub_norm``, which bitnet.cpp refuses to load."""
+    head_dim: int | None = None
+    """Width of one head; None: ``dim / n_heads``. bitnet.cpp does not load another one."""
+
+    @property
+    def head_size(self) -> int:
+        """Return the width of one head."""
+        return self.dim // self.n_heads if self.head_dim is None else self.head_dim
 
     def check(self) -> None:
         """Raise ``ModelError`` for a shape that no engine could run."""
@@ -65,7 +73,9 @@ class SynthConfig:
         for name, value, divisor in (
             ("dim", self.dim, I2_S_BLOCK),
             ("hidden_dim", self.hidden_dim, I2_S_BLOCK),
-            ("dim", self.dim, 2 * self.n_heads),
+            *([("dim", self.dim, 2 * self.n_heads)] if self.head_dim is None else []),
+            ("head_dim", self.head_size, 2),
+            ("n_heads * head_dim", self.n_heads * self.head_size, I2_S_BLOCK),
             ("n_heads", self.n_heads, self.n_kv_heads),
         ):
             if value % divisor:
@@ -104,21 +114,21 @@ class _Plan:
 def _plan(config: SynthConfig) -> Iterator[_Plan]:
     """Yield the tensors in file order."""
     dim, hidden_dim = config.dim, config.hidden_dim
-    kv_dim = dim // config.n_heads * config.n_kv_heads
+    q_dim, kv_dim = config.n_heads * config.head_size, config.n_kv_heads * config.head_size
     embedding_rms = _LOGIT_STD / math.sqrt(dim)
     branch_rms = _RESIDUAL_RMS / math.sqrt(2 * config.n_layers)
     yield _Plan("token_embd.weight", GGMLType.F16, (config.vocab_size, dim), embedding_rms)
     for layer in range(config.n_layers):
         norms: list[tuple[str, int]] = [("attn_norm", dim), ("ffn_norm", dim)]
         if config.sub_norms:
-            norms += [("attn_sub_norm", dim), ("ffn_sub_norm", hidden_dim)]
+            norms += [("attn_sub_norm", q_dim), ("ffn_sub_norm", hidden_dim)]
         for name, width in norms:
             yield _Plan(f"blk.{layer}.{name}.weight", GGMLType.F32, (width,))
         for name, rows, cols in (
-            ("attn_q", dim, dim),
+            ("attn_q", q_dim, dim),
             ("attn_k", kv_dim, dim),
             ("attn_v", kv_dim, dim),
-            ("attn_output", dim, dim),
+            ("attn_output", dim, q_dim),
             ("ffn_gate", hidden_dim, dim),
             ("ffn_up", hidden_dim, dim),
             ("ffn_down", dim, hidden_dim),
@@ -178,11 +188,14 @@ def _write_metadata(writer: Any, config: SynthConfig) -> None:
         ("embedding_length", config.dim),
         ("block_count", config.n_layers),
         ("feed_forward_length", config.hidden_dim),
-        ("rope.dimension_count", config.dim // config.n_heads),
+        ("rope.dimension_count", config.head_size),
         ("attention.head_count", config.n_heads),
         ("attention.head_count_kv", config.n_kv_heads),
     ):
         writer.add_uint32(f"{arch}.{key}", value)
+    if config.head_dim is not None:
+        writer.add_uint32(f"{arch}.attention.key_length", config.head_dim)
+        writer.add_uint32(f"{arch}.attention.value_length", config.head_dim)
     writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", config.rms_eps)
     writer.add_float32(f"{arch}.rope.freq_base", config.rope_base)
     vocab = build_vocab(config.vocab_size, config.seed)
@@ -200,9 +213,10 @@ def _write_metadata(writer: Any, config: SynthConfig) -> None:
 def write_model(path: str | os.PathLike[str], config: SynthConfig) -> None:
     """Write the model; the same configuration gives the same bytes.
 
-    Scales: every projection of a unit-RMS input has an RMS near 1; the two branches of each layer add up to
-    a residual stream of RMS near 2 at the end whatever the depth; embedding values of std 3 / sqrt(dim) give
-    logits of std near 3. Only one tensor is in memory at a time. The file appears complete or not at all.
+    Scales: every projection of a unit-RMS input has an RMS near 1; the two branches of each layer
+    add up to a residual stream of RMS near 2 at the end whatever the depth; embedding values of std
+    3 / sqrt(dim) give logits of std near 3. Only one tensor is in memory at a time. The file
+    appears complete or not at all.
 
     Raises:
         ModelError: a shape that no engine could run, or the file cannot be written.
@@ -225,8 +239,9 @@ def _write(path: Path, config: SynthConfig) -> None:
         _write_metadata(writer, config)
         plans = list(_plan(config))
         for plan in plans:
-            # Not uint8: for that dtype the writer would turn byte shapes into element shapes, and it does not
-            # know type 36 (I2_S). With any other dtype, shape, type and size are written as given.
+            # Not uint8: for that dtype the writer would turn byte shapes into element shapes, and
+            # it does not know type 36 (I2_S). With any other dtype, shape, type and size are
+            # written as given.
             dtype = {GGMLType.F16: np.float16, GGMLType.F32: np.float32}.get(plan.type, np.int8)
             size_bytes = tensor_size_bytes(plan.shape, plan.type)
             writer.add_tensor_info(plan.name, plan.shape, np.dtype(dtype), size_bytes, raw_dtype=int(plan.type))
@@ -244,6 +259,7 @@ _OPTIONS = {
     "dim": "--dim",
     "n_heads": "--heads",
     "n_kv_heads": "--kv-heads",
+    "head_dim": "--head-dim",
     "hidden_dim": "--hidden",
     "vocab_size": "--vocab",
     "context_length": "--context",
@@ -257,13 +273,13 @@ _OPTIONS = {
 
 def _shape_options(command: Any) -> Any:
     """Add one option per field of ``SynthConfig`` that takes a value."""
-    kinds = {"int": int, "float": float, "str": str}
+    kinds = {"int": int, "int | None": int, "float": float, "str": str}
     for field in reversed([field for field in fields(SynthConfig) if field.name in _OPTIONS]):
         option = click.option(
             _OPTIONS[field.name],
             field.name,
-            type=click.Choice(ARCHITECTURES) if field.name == "arch" else kinds[str(field.type)],
-            help=f"Default {field.default} without a preset.",
+            type=click.Choice(list(ARCHITECTURES)) if field.name == "arch" else kinds[str(field.type)],
+            help=f"Default {'dim / heads' if field.default is None else field.default} without a preset.",
         )
         command = option(command)
     return command
@@ -278,7 +294,8 @@ def _shape_options(command: Any) -> Any:
 def main(out: Path, preset: str, untied_head: bool, no_sub_norms: bool, **shape: Any) -> None:
     """Write a synthetic BitNet model to OUT.
 
-    Example: python -m bitnet_py.synth tiny.gguf --layers 4 --dim 256 --heads 4 --kv-heads 2 --hidden 768
+    Example: python -m bitnet_py.synth tiny.gguf --layers 4 --dim 256 --heads 4 --kv-heads 2
+    --hidden 768
     """
     config = replace(PRESETS[preset], **{name: value for name, value in shape.items() if value is not None})
     config = replace(config, untied_head=untied_head, sub_norms=not no_sub_norms)

@@ -15,8 +15,8 @@ T = TypeVar("T")
 class Stream:
     """An independent stream of random bits per ``(seed, name)``.
 
-    Only raw PCG64 output is used: NumPy guarantees a bit generator's stream, but not what ``Generator`` methods
-    make of it. Everything derived from it here is integer arithmetic.
+    Only raw PCG64 output is used: NumPy guarantees a bit generator's stream, but not what
+    ``Generator`` methods make of it. Everything derived from it here is integer arithmetic.
     """
 
     def __init__(self, seed: int, name: str) -> None:

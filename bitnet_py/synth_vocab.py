@@ -1,6 +1,7 @@
 """A small byte-level BPE vocabulary, trained on sentences made up here; deterministic on every platform.
 
-Own trainer rather than a library's: the shipped model's bytes must not change with a library's version.
+Own trainer rather than a library's: the shipped model's bytes must not change with a library's
+version.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from functools import lru_cache
 
 from bitnet_py.errors import ModelError
 from bitnet_py.synth_random import Stream
-
-NORMAL, CONTROL = 1, 3
-"""Token types (llama.h, enum llama_token_type)."""
+from bitnet_py.vocabulary import TokenKind, byte_alphabet
 
 BOS, EOS, EOT = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 _FIRST_SPECIALS = (
@@ -97,17 +96,6 @@ class Vocab:
     eos_id: int
 
 
-def byte_alphabet() -> list[str]:
-    """Return GPT-2's printable stand-in character for each byte value 0..255.
-
-    Source: openai/gpt-2 ``encoder.py``, ``bytes_to_unicode``: printable Latin-1 stands for itself, the other 68
-    bytes take U+0100 and following in order.
-    """
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
 def sentences(seed: int, count: int) -> Iterator[str]:
     """Yield made-up English sentences with numbers and punctuation, the same for the same seed."""
     stream = Stream(seed, "corpus")
@@ -135,7 +123,7 @@ def _train(words: Counter[tuple[str, ...]], limit: int) -> list[tuple[str, str]]
     for index in range(len(pieces)):
         account(index, +1)
     merges: list[tuple[str, str]] = []
-    made = set(byte_alphabet())
+    made = set(byte_alphabet().values())
     while len(merges) < limit and counts:
         best = min(counts.items(), key=lambda item: (-item[1], item[0]))
         pair = best[0]
@@ -146,7 +134,8 @@ def _train(words: Counter[tuple[str, ...]], limit: int) -> list[tuple[str, str]]
             pieces[index] = _merge(pieces[index], pair)
             account(index, +1)
         counts = +counts
-        # Two merges can spell the same token; GGUF token texts are unique, so the later one is dropped.
+        # Two merges can spell the same token; GGUF token texts are unique, so the later one is
+        # dropped.
         if pair[0] + pair[1] not in made:
             made.add(pair[0] + pair[1])
             merges.append(pair)
@@ -166,7 +155,8 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 def _extend(merges: list[tuple[str, str]], limit: int) -> list[tuple[str, str]]:
     """Append merges that join two known words into a longer one, until there are ``limit``.
 
-    A large vocabulary needs more merges than made-up text can teach; these are valid BPE all the same.
+    A large vocabulary needs more merges than made-up text can teach; these are valid BPE all the
+    same.
     """
     known = {left + right for left, right in merges}
     words = [left + right for left, right in merges if (left + right).lstrip("Ġ").isalpha()]
@@ -204,7 +194,7 @@ def build_vocab(vocab_size: int, seed: int) -> Vocab:
     merges = _extend(merges, n_merges)
     if len(merges) < n_merges:
         raise ModelError(f"vocabulary: expected {n_merges} merges, only {len(merges)} could be made")
-    tokens = (*sorted(alphabet), *(left + right for left, right in merges), *specials)
-    types = (NORMAL,) * (256 + n_merges) + (CONTROL,) * len(specials)
+    tokens = (*sorted(alphabet.values()), *(left + right for left, right in merges), *specials)
+    types = (int(TokenKind.NORMAL),) * (256 + n_merges) + (int(TokenKind.CONTROL),) * len(specials)
     first = 256 + n_merges
     return Vocab(tokens, types, tuple(f"{left} {right}" for left, right in merges), first, first + 1)

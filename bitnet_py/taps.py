@@ -1,7 +1,7 @@
 """Names of the intermediate tensors a forward pass can record, and where the C library writes them.
 
-The vocabulary is the harness's (``crossval.model.taps``); the engine must not import the harness, so the order
-of the C enum is spelled out here and a test holds the two equal.
+The vocabulary is the harness's (``crossval.model.taps``). The engine must not import the harness,
+so the order of the C enum is spelled out here, and a test checks that the two are equal.
 """
 
 from __future__ import annotations
@@ -15,15 +15,37 @@ import numpy.typing as npt
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import InputError
 
-LAYER_TAPS = (
-    "attn_norm", "q", "k", "v", "q_rope", "k_rope", "kq", "kq_soft_max", "kqv_out", "attn_sub_norm", "attn_o_out",
-    "ffn_inp", "ffn_norm", "ffn_gate", "ffn_up", "ffn_act", "ffn_out", "ffn_sub_norm", "ffn_down", "l_out",
-)  # fmt: skip
-"""In the order of the enum in csrc/bitnet.h."""
-MODEL_TAPS = ("inp_embd", "result_norm", "result_output")
-
-_FIRST_ROW_TAP = LAYER_TAPS.index("ffn_inp")
-_HIDDEN = {"ffn_gate", "ffn_up", "ffn_act", "ffn_out", "ffn_sub_norm"}
+_LAYER_SHAPES = {
+    "attn_norm": ("n_tokens", "dim"),
+    "q": ("n_tokens", "n_heads", "head_dim"),
+    "k": ("n_tokens", "n_kv_heads", "head_dim"),
+    "v": ("n_tokens", "n_kv_heads", "head_dim"),
+    "q_rope": ("n_tokens", "n_heads", "head_dim"),
+    "k_rope": ("n_tokens", "n_kv_heads", "head_dim"),
+    "kq": ("n_heads", "n_tokens", "n_kv"),
+    "kq_soft_max": ("n_heads", "n_tokens", "n_kv"),
+    "kqv_out": ("n_tokens", "q_dim"),
+    "attn_sub_norm": ("n_tokens", "q_dim"),
+    "attn_o_out": ("n_tokens", "dim"),
+    "ffn_inp": ("n_rows", "dim"),
+    "ffn_norm": ("n_rows", "dim"),
+    "ffn_gate": ("n_rows", "hidden_dim"),
+    "ffn_up": ("n_rows", "hidden_dim"),
+    "ffn_act": ("n_rows", "hidden_dim"),
+    "ffn_out": ("n_rows", "hidden_dim"),
+    "ffn_sub_norm": ("n_rows", "hidden_dim"),
+    "ffn_down": ("n_rows", "dim"),
+    "l_out": ("n_rows", "dim"),
+}
+"""In the order of the enum in csrc/bitnet.h. ``n_rows`` is ``n_tokens``, but in the last layer
+``n_outputs``: from ``ffn_inp`` on, it computes only the tokens that get logits."""
+_MODEL_SHAPES = {
+    "inp_embd": ("n_tokens", "dim"),
+    "result_norm": ("n_outputs", "dim"),
+    "result_output": ("n_outputs", "vocab_size"),
+}
+LAYER_TAPS = tuple(_LAYER_SHAPES)
+MODEL_TAPS = tuple(_MODEL_SHAPES)
 
 
 @dataclass(frozen=True)
@@ -54,23 +76,16 @@ def exists(name: str, config: ModelConfig, *, has_sub_norms: bool) -> bool:
 
 
 def shape(name: str, config: ModelConfig, at: PassShape) -> tuple[int, ...]:
-    """Return the shape of a tap in one pass; from ``ffn_inp`` of the last layer on only output rows exist."""
-    index = slot(name, config)
-    layer, which = divmod(index, len(LAYER_TAPS))
-    if layer == config.n_layers:
-        tap = MODEL_TAPS[which]
-        if tap == "inp_embd":
-            return (at.n_tokens, config.dim)
-        return (at.n_outputs, config.dim if tap == "result_norm" else config.vocab_size)
-    tap = LAYER_TAPS[which]
-    if tap in ("kq", "kq_soft_max"):
-        return (config.n_heads, at.n_tokens, at.start + at.n_tokens)
-    if tap in ("q", "q_rope"):
-        return (at.n_tokens, config.n_heads, config.head_dim)
-    if tap in ("k", "k_rope", "v"):
-        return (at.n_tokens, config.n_kv_heads, config.head_dim)
-    gathered = layer == config.n_layers - 1 and which >= _FIRST_ROW_TAP
-    return (at.n_outputs if gathered else at.n_tokens, config.hidden_dim if tap in _HIDDEN else config.dim)
+    """Return the shape of a tap in one pass. Raises ``InputError`` for unknown names."""
+    layer, which = divmod(slot(name, config), len(LAYER_TAPS))
+    dimensions = _MODEL_SHAPES[name] if name in MODEL_TAPS else _LAYER_SHAPES[LAYER_TAPS[which]]
+    sizes = {
+        "n_tokens": at.n_tokens,
+        "n_outputs": at.n_outputs,
+        "n_rows": at.n_outputs if layer == config.n_layers - 1 else at.n_tokens,
+        "n_kv": at.start + at.n_tokens,
+    }
+    return tuple(sizes[d] if d in sizes else getattr(config, d) for d in dimensions)
 
 
 def allocate(

@@ -1,4 +1,4 @@
-"""Chat templates: how one user prompt is wrapped before it is tokenised. BOS is the tokenizer's business."""
+"""Chat templates: how one user prompt is wrapped before it is tokenised. The tokenizer adds BOS."""
 
 from __future__ import annotations
 

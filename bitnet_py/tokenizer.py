@@ -1,8 +1,9 @@
 """Text to token ids and back, equal to bitnet.cpp's ``llama_tokenize``, from the model's own vocabulary.
 
-Order of work (``llama_tokenize_internal``, llama-vocab.cpp at the pinned commit): BOS if the vocabulary asks for
-it; special tokens are cut out of the text, longest first; each piece of plain text between them is pre-tokenised
-and merged by itself; EOS if asked for. Merging and pre-tokenising is done by the ``tokenizers`` library.
+Order of work (``llama_tokenize_internal``, llama-vocab.cpp at the pinned commit): BOS if the
+vocabulary asks for it; special tokens are cut out of the text, longest first; each piece of plain
+text between them is pre-tokenised and merged by itself; EOS if asked for. Merging and
+pre-tokenising is done by the ``tokenizers`` library.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Tokenizer:
     def from_gguf(cls, gguf: _HasMetadata) -> Tokenizer:
         """Build the tokenizer of an open GGUF file.
 
-        Raises ``TokenizerError`` when its metadata is unusable, ``ModelError`` for a string that is not UTF-8.
+        Raises ``TokenizerError`` when its metadata is unusable, ``ModelError`` for a string that is
+        not UTF-8.
         """
         return cls(Vocabulary.from_metadata(gguf.metadata))
 
@@ -77,11 +79,11 @@ class Tokenizer:
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of ``text``.
 
-        ``add_bos`` is ``llama_tokenize``'s ``add_special``: BOS and EOS are added where the vocabulary asks for
-        them, and only there. With ``parse_special`` the text of a special token becomes that token; without it
-        only user-defined tokens are recognised. Raises ``InputError`` for text that is not valid Unicode (lone
-        surrogates) and ``TokenizerError`` for a byte no token of an incomplete vocabulary can express (bitnet.cpp
-        drops it silently).
+        ``add_bos`` is ``llama_tokenize``'s ``add_special``: BOS and EOS are added where the
+        vocabulary asks for them, and only there. With ``parse_special`` the text of a special token
+        becomes that token; without it only user-defined tokens are recognised. Raises
+        ``InputError`` for text that is not valid Unicode (lone surrogates) and ``TokenizerError``
+        for a byte no token of an incomplete vocabulary can express (bitnet.cpp drops it silently).
         """
         vocabulary = self.vocabulary
         ids: list[int] = []
@@ -99,8 +101,8 @@ class Tokenizer:
     def token_bytes(self, token_id: int, *, skip_special: bool = True) -> bytes:
         """Return the bytes of one token, as ``llama_token_to_piece`` does; may be part of a UTF-8 sequence.
 
-        Control and unknown tokens give nothing with ``skip_special``, else their text; unused ones always nothing.
-        Raises ``TokenizerError`` for an id outside the vocabulary.
+        Control and unknown tokens give nothing with ``skip_special``, else their text; unused ones
+        always nothing. Raises ``TokenizerError`` for an id outside the vocabulary.
         """
         if not 0 <= token_id < self.vocab_size:
             raise TokenizerError(f"token id {token_id} is outside the vocabulary of {self.vocab_size} tokens")

@@ -1,7 +1,7 @@
 """Read a Hugging Face ``tokenizer.json`` as a ``Vocabulary``: byte-level BPE with a pre-tokeniser we know.
 
-Anything that would make the ids differ (a normaliser, byte fallback, another pre-tokeniser, stripping special
-tokens) is refused, not ignored.
+Anything that would make the ids differ (a normaliser, byte fallback, another pre-tokeniser,
+stripping special tokens) is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _EOS_TEXTS = ("<|end_of_text|>", "<|endoftext|>", "</s>")
 def read_vocabulary(path: str | Path) -> Vocabulary:
     """Read the vocabulary of the ``tokenizer.json`` at ``path``.
 
-    BOS and EOS are added as its template post-processor does. Raises ``TokenizerError`` for a file that cannot be
-    read, is not JSON, or describes a tokenizer this package would tokenise differently.
+    BOS and EOS are added as its template post-processor does. Raises ``TokenizerError`` for a file
+    that cannot be read, is not JSON, or describes a tokenizer this package would tokenise
+    differently.
     """
     path = Path(path)
     try:

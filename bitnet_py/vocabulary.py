@@ -1,9 +1,10 @@
 """The vocabulary of a byte-level BPE tokenizer: tokens, their kinds, merges and special ids, validated.
 
-A token is text in the *byte-level alphabet*: each of the 256 byte values is written as one printable character
-(GPT-2's table: ``!``..``~``, ``¡``..``¬`` and ``®``..``ÿ`` stand for themselves, the other 68 bytes for U+0100
-upwards in order), so that a token may hold part of a UTF-8 sequence. Example: `` é`` is bytes ``20 C3 A9`` and is
-written ``ĠÃ©``. Special tokens (kind CONTROL, USER_DEFINED, UNKNOWN) are plain text.
+A token is text in the *byte-level alphabet*: each of the 256 byte values is written as one
+printable character (GPT-2's table: ``!``..``~``, ``¡``..``¬`` and ``®``..``ÿ`` stand for
+themselves, the other 68 bytes for U+0100 upwards in order), so that a token may hold part of a
+UTF-8 sequence. Example: `` é`` is bytes ``20 C3 A9`` and is written ``ĠÃ©``. Special tokens (kind
+CONTROL, USER_DEFINED, UNKNOWN) are plain text.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ END_KEYS = tuple(
 
 
 def byte_alphabet() -> dict[int, str]:
-    """Return the byte-level alphabet: byte value -> character."""
+    """Return the byte-level alphabet: byte value -> character.
+
+    Source: openai/gpt-2 ``encoder.py``, ``bytes_to_unicode``.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
@@ -74,10 +78,10 @@ class Vocabulary:
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Vocabulary:
         """Build a vocabulary from GGUF metadata (``tokenizer.ggml.*``).
 
-        Raises ``TokenizerError`` for a tokenizer model other than ``gpt2``, a missing or mistyped key, lengths
-        that differ, duplicate tokens, an id outside the vocabulary, and a missing BOS id where BOS is to be added
-        (bitnet.cpp takes id 11 for a BOS or EOS id that is missing or out of range); ``ModelError`` for a string
-        of the file that is not UTF-8.
+        Raises ``TokenizerError`` for a tokenizer model other than ``gpt2``, a missing or mistyped
+        key, lengths that differ, duplicate tokens, an id outside the vocabulary, and a missing BOS
+        id where BOS is to be added (bitnet.cpp takes id 11 for a BOS or EOS id that is missing or
+        out of range); ``ModelError`` for a string of the file that is not UTF-8.
         """
         model = _get(metadata, "tokenizer.ggml.model", str)
         if model != "gpt2":
@@ -113,8 +117,8 @@ class Vocabulary:
     ) -> Vocabulary:
         """Check the parts, drop repeated merges, find the tokens that end generation, and build a vocabulary.
 
-        ``ids`` maps metadata keys (``tokenizer.ggml.bos_token_id`` and ``END_KEYS``) to ids or None.
-        Raises ``TokenizerError``.
+        ``ids`` maps metadata keys (``tokenizer.ggml.bos_token_id`` and ``END_KEYS``) to ids or
+        None. Raises ``TokenizerError``.
         """
         if not tokens:
             raise TokenizerError("the vocabulary (tokenizer.ggml.tokens) is empty")

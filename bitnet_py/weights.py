@@ -36,19 +36,22 @@ class I2SMatrix:
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One layer. Norms are float32 ``(dim,)``, ``ffn_sub_norm`` ``(hidden_dim,)``; both sub-norms may be None."""
+    """One layer. The norms are float32; a model without sub-norms has None there."""
 
     attn_norm: F32Array
+    """``(dim,)``."""
     q: I2SMatrix
-    """``(dim, dim)``: n_heads * head_dim rows."""
+    """``(q_dim, dim)``."""
     k: I2SMatrix
-    """``(n_kv_heads * head_dim, dim)``."""
+    """``(kv_dim, dim)``."""
     v: I2SMatrix
-    """``(n_kv_heads * head_dim, dim)``."""
+    """``(kv_dim, dim)``."""
     o: I2SMatrix
-    """``(dim, dim)``."""
+    """``(dim, q_dim)``."""
     attn_sub_norm: F32Array | None
+    """``(q_dim,)``."""
     ffn_norm: F32Array
+    """``(dim,)``."""
     gate: I2SMatrix
     """``(hidden_dim, dim)``."""
     up: I2SMatrix
@@ -56,6 +59,7 @@ class LayerWeights:
     down: I2SMatrix
     """``(dim, hidden_dim)``."""
     ffn_sub_norm: F32Array | None
+    """``(hidden_dim,)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +70,8 @@ class Weights:
     token_embd: F16Array
     """``(vocab_size, dim)``."""
     output: F16Array | None
-    """``(vocab_size, dim)`` when the file has its own head, None when the head is ``token_embd``."""
+    """``(vocab_size, dim)`` when the file has its own head, None when the head is
+    ``token_embd``."""
     output_norm: F32Array
     layers: tuple[LayerWeights, ...]
     path: Path
@@ -81,8 +86,8 @@ class Weights:
         """Look up, check and view every tensor; fast, because only norms and scales are read.
 
         Raises:
-            ModelError: a tensor is missing, unknown to this engine, of another type or shape, or a norm or
-                scale is not usable.
+            ModelError: a tensor is missing, unknown to this engine, of another type or shape, or a
+                norm or scale is not usable.
         """
         return _Loader(gguf).load()
 
@@ -113,7 +118,8 @@ class Weights:
     def _check_f16(self, name: str, matrix: F16Array) -> None:
         rows = max(1, _CHUNK_BYTES // (2 * matrix.shape[1]))
         for start in range(0, matrix.shape[0], rows):
-            # Exponent bits all set: infinity or NaN. On integers it is several times faster than np.isfinite.
+            # Exponent bits all set: infinity or NaN. On integers it is several times faster than
+            # np.isfinite.
             bad = (matrix[start : start + rows].view(np.uint16) & 0x7C00) == 0x7C00
             if bad.any():
                 row, col = np.unravel_index(int(np.argmax(bad)), bad.shape)
@@ -125,7 +131,7 @@ class Weights:
 
 
 class _Loader:
-    """Takes tensors out of a file by name and remembers which were taken."""
+    """Looks up tensors by name and remembers which ones it has seen."""
 
     def __init__(self, gguf: GGUFFile) -> None:
         self.gguf = gguf
@@ -174,15 +180,15 @@ class _Loader:
 
     def layer(self, index: int) -> LayerWeights:
         config = self.config
-        dim, kv_dim, hidden_dim = config.dim, config.kv_dim, config.hidden_dim
+        dim, q_dim, kv_dim, hidden_dim = config.dim, config.q_dim, config.kv_dim, config.hidden_dim
         blk = f"blk.{index}."
         return LayerWeights(
             attn_norm=self.norm(blk + "attn_norm.weight", dim),
-            q=self.ternary(blk + "attn_q.weight", dim, dim),
+            q=self.ternary(blk + "attn_q.weight", q_dim, dim),
             k=self.ternary(blk + "attn_k.weight", kv_dim, dim),
             v=self.ternary(blk + "attn_v.weight", kv_dim, dim),
-            o=self.ternary(blk + "attn_output.weight", dim, dim),
-            attn_sub_norm=self.optional_norm(blk + "attn_sub_norm.weight", dim),
+            o=self.ternary(blk + "attn_output.weight", dim, q_dim),
+            attn_sub_norm=self.optional_norm(blk + "attn_sub_norm.weight", q_dim),
             ffn_norm=self.norm(blk + "ffn_norm.weight", dim),
             gate=self.ternary(blk + "ffn_gate.weight", hidden_dim, dim),
             up=self.ternary(blk + "ffn_up.weight", hidden_dim, dim),

@@ -1,11 +1,12 @@
 /* Public interface of the BitNet engine's C library; mirrored by bitnet_py/_native.py.
  *
- * Conventions: opaque engine handle, caller-owned buffers, int status (0 = ok), the reason of a failure in a
- * thread-local string. The library never prints, exits or aborts. Nothing here allocates on behalf of the
- * caller except the engine itself. Change any struct or signature: raise BN_ABI_VERSION.
+ * Conventions: opaque engine handle, caller-owned buffers, int status (0 = ok), the reason of a
+ * failure in a thread-local string. The library never prints, exits or aborts. Nothing here
+ * allocates on behalf of the caller except the engine itself. Change any struct or signature:
+ * raise BN_ABI_VERSION.
  *
- * Names of dimensions: n_layers, n_heads, n_kv_heads, head_dim, dim (= n_heads * head_dim), kv_dim
- * (= n_kv_heads * head_dim), hidden_dim, vocab_size. Matrices are row-major.
+ * Names of dimensions: n_layers, n_heads, n_kv_heads, head_dim, dim, q_dim (= n_heads *
+ * head_dim), kv_dim (= n_kv_heads * head_dim), hidden_dim, vocab_size. Matrices are row-major.
  */
 #ifndef BITNET_H
 #define BITNET_H
@@ -22,7 +23,7 @@ extern "C" {
 #define BN_API __attribute__((visibility("default")))
 #endif
 
-#define BN_ABI_VERSION 3
+#define BN_ABI_VERSION 4
 
 enum {
     BN_OK = 0,
@@ -42,24 +43,43 @@ typedef struct {
 
 typedef struct {
     const float *attn_norm;     /* [dim] */
-    const float *attn_sub_norm; /* [dim], or NULL */
+    const float *attn_sub_norm; /* [q_dim], or NULL: the layer has none */
     const float *ffn_norm;      /* [dim] */
-    const float *ffn_sub_norm;  /* [hidden_dim], or NULL */
-    bn_matrix q;                /* [dim][dim] */
+    const float *ffn_sub_norm;  /* [hidden_dim], or NULL: the layer has none */
+    bn_matrix q;                /* [q_dim][dim] */
     bn_matrix k;                /* [kv_dim][dim] */
     bn_matrix v;                /* [kv_dim][dim] */
-    bn_matrix o;                /* [dim][dim] */
+    bn_matrix o;                /* [dim][q_dim] */
     bn_matrix gate;             /* [hidden_dim][dim] */
     bn_matrix up;               /* [hidden_dim][dim] */
     bn_matrix down;             /* [dim][hidden_dim] */
 } bn_layer;
 
+/* What the feed-forward block applies to the gate. Equal bits with bitnet.cpp are shown for
+ * BN_RELU_SQUARED only.
+ */
+enum {
+    BN_RELU_SQUARED, /* max(x, 0)^2 */
+    BN_SILU,         /* x / (1 + e^-x) */
+    BN_ACTIVATIONS
+};
+
+/* Which elements of a head RoPE rotates together. Equal bits with bitnet.cpp are shown for
+ * BN_ROPE_HALVES only. */
+enum {
+    BN_ROPE_HALVES,   /* i and i + head_dim / 2 ("NeoX") */
+    BN_ROPE_ADJACENT, /* 2i and 2i + 1 */
+    BN_ROPE_PAIRINGS
+};
+
 typedef struct {
     int32_t n_layers, n_heads, n_kv_heads, head_dim, dim, hidden_dim, vocab_size;
+    int32_t activation;   /* BN_RELU_SQUARED, BN_SILU */
+    int32_t rope_pairing; /* BN_ROPE_HALVES, BN_ROPE_ADJACENT */
     float rms_eps;
     float rope_base;
     const uint16_t *token_embd; /* [vocab_size][dim] binary16 */
-    const uint16_t *output;     /* [vocab_size][dim] binary16; same pointer as token_embd when tied */
+    const uint16_t *output;     /* [vocab_size][dim] binary16: the LM head; same pointer as token_embd when tied */
     const float *output_norm;   /* [dim] */
     const bn_layer *layers;     /* [n_layers]; copied by bn_engine_create, the tensors are not */
 } bn_model;
@@ -100,8 +120,9 @@ enum {
 /* After the taps of all layers come the model-wide ones. */
 enum { BN_TAP_INP_EMBD, BN_TAP_RESULT_NORM, BN_TAP_RESULT_OUTPUT, BN_MODEL_TAPS };
 
-/* A compact copy of the output head: row r is scale[r] * codes[r] plus an error whose norm is at most error[r].
- * It bounds every logit, so that only rows which can still be among the largest have to be read in binary16. */
+/* A compact copy of the LM head: row r is scale[r] * codes[r] plus an error whose norm is at
+ * most error[r]. It bounds every logit, so that only the rows that can still be among the
+ * largest are read in binary16. */
 typedef struct {
     int8_t *codes; /* [vocab_size][dim] */
     float *scale;  /* [vocab_size] */
@@ -120,7 +141,8 @@ typedef struct {
 
 enum { BN_MAX_TOP = 256, BN_MAX_SCREEN_DIM = 65536 };
 
-/* One pass: n_tokens consecutive tokens appended to a sequence that already holds `start` tokens. */
+/* One pass: n_tokens consecutive tokens appended to a sequence that already holds `start`
+ * tokens. */
 typedef struct {
     const int32_t *tokens;
     int32_t n_tokens;
@@ -135,9 +157,13 @@ typedef struct {
 } bn_pass;
 
 typedef struct {
-    const char *name; /* operation and kernel, e.g. "i2s_gemv_avx2" */
-    uint64_t calls;   /* times an operation ran (once per matrix or tensor and pass) */
-    uint64_t bytes;   /* bytes of weights or cache it read */
+    const char *name;      /* operation and family, e.g. "i2s_gemv_avx2" */
+    const char *operation; /* e.g. "i2s_gemv" */
+    const char *family;    /* of the kernels that ran, e.g. "avx2" */
+    int32_t quantized;     /* 1: multiplies packed ternary weights */
+    int32_t reads_weights; /* 1: `bytes` are bytes of weights; 0: of the KV cache, or none */
+    uint64_t calls;        /* times the operation ran (once per matrix or tensor and pass) */
+    uint64_t bytes;        /* read by it */
 } bn_counter;
 
 typedef struct bn_engine bn_engine;
@@ -145,13 +171,14 @@ typedef struct bn_engine bn_engine;
 BN_API int bn_abi_version(void);
 BN_API const char *bn_last_error(void);
 
-/* Digest of powf, cosf and sinf over the angles that RoPE meets: two C libraries with the same digest give the
- * same bits there. Takes a few milliseconds. */
+/* Digest of powf, cosf and sinf over the angles of RoPE: two C libraries with the same digest
+ * give the same bits there. Takes a few milliseconds. */
 BN_API uint64_t bn_libm_digest(void);
 
-/* Reads n words with n_threads threads, each its share from end to end, and gives their sum modulo 2^64. The
- * caller takes the time: what this machine can read, for comparison with what a pass reads. */
-BN_API int bn_read(const uint64_t *data, int64_t n, int n_passes, int n_threads, uint64_t *sum);
+/* Bandwidth probe: reads n words n_passes times with n_threads threads, each its own share, and
+ * returns the sum of all words read modulo 2^64. The caller takes the time, for comparison with
+ * what a pass reads. */
+BN_API int bn_probe_bandwidth(const uint64_t *data, int64_t n, int n_passes, int n_threads, uint64_t *sum);
 
 /* Kernel families, best first. `available` is 0 when this CPU or OS cannot run it. */
 BN_API int bn_kernel_count(void);
@@ -161,10 +188,11 @@ BN_API int bn_engine_create(const bn_model *model, const bn_options *options, bn
 BN_API void bn_engine_free(bn_engine *engine);
 BN_API const char *bn_engine_kernel(const bn_engine *engine);
 BN_API int bn_engine_forward(bn_engine *engine, const bn_pass *pass);
-/* Fills rows [first_row, first_row + n_rows) of a screen from the head. dim must be at most BN_MAX_SCREEN_DIM. */
+/* Fills rows [first_row, first_row + n_rows) of a screen from the head. dim must be at most
+ * BN_MAX_SCREEN_DIM. */
 BN_API int bn_engine_build_screen(bn_engine *engine, int64_t first_row, int64_t n_rows, const bn_screen *out);
-/* Logits [first_row, first_row + n_rows) of the last output row of the last pass, written from logits[0]. An error
- * when that pass had no output. */
+/* Logits [first_row, first_row + n_rows) of the last output row of the last pass, written from
+ * logits[0]. An error when that pass had no output. */
 BN_API int bn_engine_last_logits(bn_engine *engine, int64_t first_row, int64_t n_rows, float *logits);
 /* Writes up to `capacity` counters and their number to *count. */
 BN_API int bn_engine_counters(const bn_engine *engine, bn_counter *out, int capacity, int *count);
@@ -175,17 +203,17 @@ BN_API int bn_kernel_i2s_dot(const char *kernel, const uint8_t *w, int64_t k, in
                              int n_cols, int32_t *acc);
 BN_API int bn_kernel_quantize(const char *kernel, const float *x, int64_t n, int fused, int8_t *q, float *scale,
                               int32_t *sum);
-/* out[c * ldo + r] = sum_i a[r * lda + i] * b[c * ldb + i]. shape 0: bitnet.cpp's dot of two F16 rows (b already
- * rounded to binary16); 1: its blocked F16 x F32 dot. */
+/* out[c * ldo + r] = sum_i a[r * lda + i] * b[c * ldb + i]. shape 0: bitnet.cpp's dot of two F16
+ * rows (b already rounded to binary16); 1: its blocked F16 x F32 dot. */
 BN_API int bn_kernel_dots(const char *kernel, int simd_width, int shape, const uint16_t *a, int64_t lda,
                           int64_t n_rows, const float *b, int64_t ldb, int64_t n_cols, int64_t n, float *out,
                           int64_t ldo);
 BN_API int bn_kernel_softmax(const char *kernel, int simd_width, float *row, int64_t n_visible, int64_t n_padded,
                              float scale);
-BN_API int bn_kernel_rope(const char *kernel, const float *x, const float *cos, const float *sin, int half,
-                          float *out);
-BN_API int bn_kernel_gated_relu_squared(const char *kernel, const float *gate, const float *up, int64_t n,
-                                        float *act, float *prod);
+BN_API int bn_kernel_rope(const char *kernel, int pairing, const float *x, const float *cos, const float *sin,
+                          int half, float *out);
+BN_API int bn_kernel_gated(const char *kernel, int activation, const float *gate, const float *up, int64_t n,
+                           float *act, float *prod);
 BN_API int bn_kernel_rescale(const char *kernel, const int32_t *acc, int64_t n, float sum, float activation_scale,
                              float weight_scale, float *out);
 /* One row of a screen; n % 32 == 0. */
@@ -194,7 +222,8 @@ BN_API int bn_kernel_screen_row(const char *kernel, const uint16_t *row, int64_t
 /* out[r] = sum_i codes[r * n + i] * x[i]; n % 32 == 0; exact while 127 * sum |x| < 2^31. */
 BN_API int bn_kernel_screen_dots(const char *kernel, const int8_t *codes, int64_t n_rows, const int16_t *x,
                                  int64_t n, int32_t *out);
-/* The largest of the dots of F16 rows with b (rounded to binary16, dim values), as one output row of a pass. */
+/* The largest of the dots of F16 rows with b (rounded to binary16, dim values), as one output
+ * row of a pass. */
 BN_API int bn_kernel_top(const char *kernel, int simd_width, const uint16_t *rows, int64_t n_rows, int64_t dim,
                          const float *b, bn_top *top);
 BN_API int bn_kernel_to_f16(const char *kernel, const float *x, int64_t n, uint16_t *out);

@@ -1,4 +1,4 @@
-#include "kernels_x86.h"
+#include "cpu_x86.h"
 
 #ifdef __linux__
 #define _GNU_SOURCE
@@ -26,8 +26,9 @@ typedef struct {
 static features f;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* A process may use the tiles only after Linux has agreed to save them (Documentation/arch/x86/xstate.rst). It
- * refuses on old kernels, and where a thread has a signal stack that could not hold them. */
+/* A process may use the tiles only after Linux has agreed to save them
+ * (Documentation/arch/x86/xstate.rst). It refuses on old kernels, and where a thread has a
+ * signal stack that could not hold them. */
 static int ask_for_tiles(void) {
 #ifdef SYS_arch_prctl
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILE_DATA = 18 };

@@ -1,18 +1,20 @@
-/* Dots of several binary16 rows with several columns, for any vector width. Included after kernels_avx2.h by a
- * kernel file that has defined, for its width: vector, LANES, vector_zero(), vector_load(p), vector_load_half(p),
- * vector_fma(a, b, c) and vector_join(sums, n_sums), which adds the sums of one output down to 8 lanes in the
- * reference's order.
+/* Dots of several binary16 rows with several columns, for any vector width. Included after
+ * kernels_avx2.h by a kernel file that has defined, for its width: vector, LANES, vector_zero(),
+ * vector_load(p), vector_load_half(p), vector_fma(a, b, c) and vector_join(sums, n_sums), which
+ * adds the sums of one output down to 8 lanes in the reference's order.
  *
- * A dot is `n_sums` vectors of sums, vector s over the elements LANES * s + [0, LANES) of every LANES * n_sums:
- * the reference's accumulators (4 of W lanes in the binary16 dot, 1 in the tiled dot, W = 8 or 16).
+ * A dot is `n_sums` vectors of sums, vector s over the elements LANES * s + [0, LANES) of every
+ * LANES * n_sums: the reference's accumulators (4 of W lanes in the binary16 dot, 1 in the tiled
+ * dot, W = 8 or 16).
  *
- * A tile is several rows of `a` times several columns of `b`, so that each value of `a` is converted once for all
- * columns and the latency of the FMA is hidden; at most `at_once` sums of every output are in registers together.
- * They are taken by turns over a stretch of the rows that stays in the first-level cache. */
+ * A tile is several rows of `a` times several columns of `b`, so that each value of `a` is
+ * converted once for all columns and the latency of the FMA is hidden; at most `at_once` sums of
+ * every output are in registers together. They take turns over a stretch of the rows that stays
+ * in the first-level cache. */
 enum { STRETCH = 1024, SUMS_IN_REGISTERS = 8, MOST_SUMS = 8, MOST_ROWS = 4, MOST_COLS = 4 };
 
-/* Elements of a cache line, and of rows between those computed and those asked for, two rows at least: the rows of
- * a cache lie far apart, where the hardware does not look. */
+/* Elements of a cache line, and of rows between those computed and those asked for, two rows at
+ * least: the rows of a KV cache are too far apart for the hardware prefetcher. */
 enum { LINE = 32, AHEAD = 4096 };
 
 typedef struct {

@@ -1,11 +1,14 @@
-/* The table of kernels that exist once per instruction set. Scalar is the specification: integer results are
- * equal in every family, and so are float results, because each follows the same rounding order.
+/* The table of kernels that exist once per instruction set. Scalar is the specification: integer
+ * results are equal in every family, and so are float results, because each follows the same
+ * rounding order.
  *
- * Reductions over floats have bitnet.cpp's shape, which depends on its SIMD width W (8: AVX2 build, 16: AVX-512
- * build). Tables indexed by width use BN_WIDTH_INDEX(W).
+ * Reductions over floats have bitnet.cpp's shape, which depends on its SIMD width W (8: AVX2
+ * build, 16: AVX-512 build). Tables indexed by width use BN_WIDTH_INDEX(W).
  */
 #ifndef BN_KERNELS_H
 #define BN_KERNELS_H
+
+#include "bitnet.h"
 
 #include <stdint.h>
 
@@ -17,25 +20,31 @@ typedef void (*bn_i2s_dot_fn)(const uint8_t *w, int64_t k, int n_rows, const int
 /* out[c * ldo + r] = sum_i a[r * lda + i] * b[c * ldb + i], a in binary16. */
 typedef void (*bn_dots_fn)(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
                            int64_t n_cols, int64_t n, float *out, int64_t ldo);
-/* In place: row[0..n_visible) holds raw scores; row[0..n_padded) becomes probabilities, 0 where masked. */
+/* In place: row[0..n_visible) holds raw scores; row[0..n_padded) becomes probabilities, 0 where
+ * masked. */
 typedef void (*bn_softmax_fn)(float *row, int64_t n_visible, int64_t n_padded, float scale);
+
+/* Rotates one head of 2*half values by `half` angles; the model's pairing says which two
+ * elements go together. */
+typedef void (*bn_rope_fn)(const float *x, const float *cos, const float *sin, int half, float *out);
+/* act = activation(gate), prod = act * up, each rounded. */
+typedef void (*bn_gated_fn)(const float *gate, const float *up, int64_t n, float *act, float *prod);
 
 typedef struct {
     const char *name;
     const char *description;
     int (*available)(void);
-    /* i2s_dot is called for multiples of so many rows where there are enough, for about so many bytes of packed
-     * weights, and for at most so many columns: what suits the caches, and how often unpacked weights are used. */
+    /* i2s_dot is called for multiples of so many rows where there are enough, for about so many
+     * bytes of packed weights, and for at most so many columns: what suits the caches, and how
+     * often unpacked weights are used. */
     int32_t tile_rows, tile_bytes, tile_cols;
     bn_i2s_dot_fn i2s_dot;
     void (*quantize)(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum);
     bn_dots_fn dots_f16[2];   /* bitnet.cpp ggml_vec_dot_f16: 4 accumulators of W lanes */
     bn_dots_fn dots_tiled[2]; /* bitnet.cpp llamafile sgemm: 1 accumulator of W lanes */
     bn_softmax_fn softmax[2];
-    /* Rotates one head of 2*half values: NeoX pairs (i, i + half). */
-    void (*rope)(const float *x, const float *cos, const float *sin, int half, float *out);
-    /* act = relu(gate)^2, prod = act * up: three operations, each rounded. */
-    void (*gated_relu_squared)(const float *gate, const float *up, int64_t n, float *act, float *prod);
+    bn_rope_fn rope[BN_ROPE_PAIRINGS];
+    bn_gated_fn gated[BN_ACTIVATIONS];
     /* out[i] = (acc[i] - sum) / activation_scale * weight_scale, each operation rounded. */
     void (*rescale)(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
                     float *out);
@@ -48,6 +57,9 @@ typedef struct {
 } bn_kernels;
 
 extern const bn_kernels bn_kernels_scalar;
+/* What no family has a faster version of yet. */
+void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out);
+void bn_scalar_gated_silu(const float *gate, const float *up, int64_t n, float *act, float *prod);
 #if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)
 extern const bn_kernels bn_kernels_avx2;
 extern const bn_kernels bn_kernels_avx512vnni;
@@ -55,14 +67,5 @@ extern const bn_kernels bn_kernels_avx512vnni;
 extern const bn_kernels bn_kernels_amx;
 #endif
 #endif
-
-/* Best first, ends with scalar. */
-extern const bn_kernels *const bn_all_kernels[];
-extern const int bn_all_kernels_count;
-
-/* The named family, or the best available for NULL; NULL (with the last error set) when it cannot be had. */
-const bn_kernels *bn_select_kernels(const char *name);
-
-void bn_set_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 #endif

@@ -1,16 +1,16 @@
-/* AMX: the product of ternary weights with many columns on the tile unit; everything else is AVX-512's and AVX2's.
- * Same results as kernels_scalar.c: integers have no rounding. */
+/* AMX: the product of ternary weights with many columns on the tile unit; everything else is
+ * AVX-512's and AVX2's. Same results as kernels_scalar.c: integers have no rounding. */
 #include "kernels_avx2.h"
 #include "kernels_avx512vnni.h"
-#include "kernels_x86.h"
+#include "cpu_x86.h"
 
 #include <immintrin.h>
 #include <string.h>
 
-/* A tile has up to 16 rows of 64 bytes. One instruction adds to C[16 columns of x][16 rows of w] the products of
- * A[16 columns of x][64 elements] and B[16 groups of 4 elements][16 rows of w]: A is read as it lies in memory, B
- * is the weights unpacked and turned. Two by two tiles of C stay in the unit while a stretch of the elements
- * passes:
+/* A tile has up to 16 rows of 64 bytes. One instruction adds to C[16 columns of x][16 rows of w]
+ * the products of A[16 columns of x][64 elements] and B[16 groups of 4 elements][16 rows of w]:
+ * A is read as it lies in memory, B is the weights unpacked and turned. Two by two tiles of C
+ * stay in the unit while a stretch of the elements passes:
  *
  *   0, 1   C of the first 16 columns and both blocks of 16 rows     4, 5   A of the first and second 16 columns
  *   2, 3   C of the second 16 columns                               6, 7   B of the first and second 16 rows
@@ -28,8 +28,8 @@ typedef struct {
     uint8_t rows[16];
 } tile_shapes;
 
-/* Shapes of the eight tiles for n_cols columns of x and n_rows rows of w, each at most 32. A tile without rows may
- * not be used. */
+/* Shapes of the eight tiles for n_cols columns of x and n_rows rows of w, each at most 32. A
+ * tile without rows may not be used. */
 static void set_shapes(int n_cols, int n_rows) {
     const int cols[2] = {n_cols < SIDE ? n_cols : SIDE, n_cols < SIDE ? 0 : n_cols - SIDE};
     const int rows[2] = {n_rows < SIDE ? n_rows : SIDE, n_rows < SIDE ? 0 : n_rows - SIDE};
@@ -47,7 +47,8 @@ static void set_shapes(int n_cols, int n_rows) {
         s.rows[6 + i] = rows[i] ? SIDE : 0;
         s.bytes_per_row[6 + i] = (uint16_t)(4 * rows[i]);
     }
-    /* gcc 12 takes the instruction to read the first eight bytes only, and may leave out the stores behind them */
+    /* gcc 12 assumes that the instruction reads only the first eight bytes, and may drop the
+     * stores after them */
     __asm__ volatile("" : : "r"(&s) : "memory");
     _tile_loadconfig(&s);
 }
@@ -62,9 +63,9 @@ static inline void turn_4x4(__m512i v[4]) {
     v[3] = _mm512_unpackhi_epi64(b, d);
 }
 
-/* One block (128 elements, 32 bytes) of up to 16 rows as two tiles B. Turned are the packed bytes: four of them,
- * shifted by 6, 4, 2 and 0, are four neighbours of each quarter of the block. Rows past n_rows repeat the last:
- * the tile's shape leaves them out. */
+/* One block (128 elements, 32 bytes) of up to 16 rows as two tiles B. Turned are the packed
+ * bytes: four of them, shifted by 6, 4, 2 and 0, are four neighbours of each quarter of the
+ * block. Rows past n_rows repeat the last: the tile's shape leaves them out. */
 static inline void unpack_block(const uint8_t *w, int64_t stride, int n_rows, uint8_t *tiles) {
     const uint8_t *row[SIDE];
     for (int r = 0; r < SIDE; r++) row[r] = w + (r < n_rows ? r : n_rows - 1) * stride;
@@ -89,7 +90,8 @@ static inline void unpack_block(const uint8_t *w, int64_t stride, int n_rows, ui
     }
 }
 
-/* One stretch of up to 32 columns times up to 32 rows; acc continues unless it is the first stretch. */
+/* One stretch of up to 32 columns times up to 32 rows; acc continues unless it is the first
+ * stretch. */
 static inline __attribute__((always_inline)) void multiply(const int8_t *x, int64_t ldx, int more_cols,
                                                            uint8_t tiles[2][TILES_PER_STRETCH * TILE_BYTES],
                                                            int more_rows, int64_t n_tiles, int is_first,
@@ -143,7 +145,8 @@ static void multiply_rows(const uint8_t *w, int64_t k, int n_rows, const int8_t 
             if (more_rows)
                 unpack_block(block + SIDE * stride, stride, n_rows - SIDE, tiles[1] + 2 * b * TILE_BYTES);
         }
-        /* gcc 12 does not know that loading a tile reads memory, and might store what was unpacked after it */
+        /* gcc 12 does not know that loading a tile reads memory, and might store what was
+         * unpacked after it */
         __asm__ volatile("" : : "r"(tiles) : "memory");
         for (int c = 0; c < n_cols; c += 2 * SIDE) {
             const int cols = n_cols - c < 2 * SIDE ? n_cols - c : 2 * SIDE;

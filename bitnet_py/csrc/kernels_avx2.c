@@ -1,13 +1,15 @@
 /* AVX2 + FMA + F16C: the kernels over integers, and the family's table. The float kernels are in
- * kernels_avx2_float.c. Same results as kernels_scalar.c bit for bit; see there for what each computes. */
+ * kernels_avx2_float.c. Same results as kernels_scalar.c bit for bit; see there for what each
+ * computes. */
 #include "kernels_avx2.h"
-#include "kernels_x86.h"
+#include "cpu_x86.h"
 #include "numerics.h"
 
 /* ---- integer dot ---------------------------------------------------------------------------------------- */
 
-/* A 16-bit lane gains at most 2 products of 2 * 127 per 32 elements, 4 times per block: 16 blocks reach 32512
- * (or -32768 at v = -128) and still fit. bitnet.cpp sums 32 blocks and can wrap. */
+/* A 16-bit lane gains at most 2 products of 2 * 127 per 32 elements, 4 times per block: 16
+ * blocks reach 32512 (or -32768 at v = -128) and still fit. bitnet.cpp sums 32 blocks and can
+ * wrap. */
 enum { BLOCKS_PER_FLUSH = 16 };
 
 static inline __m256i flush_i16(__m256i acc_i32, __m256i acc_i16) {
@@ -40,7 +42,8 @@ static int32_t dot_row(const uint8_t *w, int64_t n_blocks, const int8_t *x) {
     return bn_sum_i32x8(acc_i32);
 }
 
-/* One row times several columns, bound by arithmetic: each unpacking of the weights serves all of them. */
+/* One row times several columns, bound by arithmetic: each unpacking of the weights serves all
+ * of them. */
 static inline __attribute__((always_inline)) void dot_cols(const uint8_t *w, int64_t n_blocks, const int8_t *x,
                                                            int64_t ldx, int cols, int32_t *acc, int64_t ldacc) {
     const __m256i mask = _mm256_set1_epi8(3);

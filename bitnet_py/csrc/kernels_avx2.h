@@ -6,9 +6,10 @@
 
 #include <immintrin.h>
 
-/* How far ahead, in bytes, a stream of weights is asked for. One row is one stream: rows taken in groups make
- * several, and reached two thirds of the bandwidth. The hardware prefetcher stops at every page of the mapped
- * file; this crosses pages in time. Farther is better only where more is computed per byte. */
+/* How far ahead, in bytes, a stream of weights is asked for. One row is one stream: rows taken
+ * in groups make several, and reached two thirds of the bandwidth. The hardware prefetcher stops
+ * at every page of the mapped file; this crosses pages in time. Farther is better only where
+ * more is computed per byte. */
 enum { BN_PREFETCH_TERNARY = 4096, BN_PREFETCH_HALF = 1024, BN_PREFETCH_CODES = 1024 };
 
 static inline __m256i bn_load_256(const void *at) { return _mm256_loadu_si256((const __m256i *)at); }
@@ -69,7 +70,7 @@ void bn_avx2_dots_tiled_w16(const uint16_t *a, int64_t lda, int64_t n_rows, cons
                             int64_t n_cols, int64_t n, float *out, int64_t ldo);
 void bn_avx2_softmax_w8(float *row, int64_t n_visible, int64_t n_padded, float scale);
 void bn_avx2_softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float scale);
-void bn_avx2_rope(const float *x, const float *cos, const float *sin, int half, float *out);
+void bn_avx2_rope_halves(const float *x, const float *cos, const float *sin, int half, float *out);
 void bn_avx2_gated_relu_squared(const float *gate, const float *up, int64_t n, float *act, float *prod);
 void bn_avx2_rescale(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
                      float *out);
@@ -80,9 +81,10 @@ void bn_avx2_from_f16(const uint16_t *x, int64_t n, float *out);
 
 /* What the wider families take over unchanged. */
 #define BN_AVX2_KERNELS                                                                                           \
-    .quantize = bn_avx2_quantize, .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16}, .rope = bn_avx2_rope,     \
-    .gated_relu_squared = bn_avx2_gated_relu_squared, .rescale = bn_avx2_rescale,                                 \
-    .screen_row = bn_avx2_screen_row, .screen_dots = bn_avx2_screen_dots, .to_f16 = bn_avx2_to_f16,               \
-    .from_f16 = bn_avx2_from_f16
+    .quantize = bn_avx2_quantize, .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16},                           \
+    .rope = {[BN_ROPE_HALVES] = bn_avx2_rope_halves, [BN_ROPE_ADJACENT] = bn_scalar_rope_adjacent},               \
+    .gated = {[BN_RELU_SQUARED] = bn_avx2_gated_relu_squared, [BN_SILU] = bn_scalar_gated_silu},                  \
+    .rescale = bn_avx2_rescale, .screen_row = bn_avx2_screen_row, .screen_dots = bn_avx2_screen_dots,             \
+    .to_f16 = bn_avx2_to_f16, .from_f16 = bn_avx2_from_f16
 
 #endif

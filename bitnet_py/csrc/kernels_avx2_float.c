@@ -1,5 +1,5 @@
-/* AVX2 + FMA + F16C: the kernels over floats. Same results as kernels_scalar.c bit for bit; see there for what
- * each computes. */
+/* AVX2 + FMA + F16C: the kernels over floats. Same results as kernels_scalar.c bit for bit; see
+ * there for what each computes. */
 #include "kernels_avx2.h"
 #include "numerics.h"
 
@@ -33,7 +33,8 @@ DEFINE_DOTS(bn_avx2_dots_tiled_w16, 2, 0)
 
 /* ---- softmax -------------------------------------------------------------------------------------------- */
 
-/* Eight exponentials at once where no result is scaled out of the normal range; the rest one by one. */
+/* Eight exponentials at once where no result is scaled out of the normal range; the rest one by
+ * one. */
 static inline __m256 exp_8(__m256 x, int wide) {
     const __m256 magic = _mm256_set1_ps(0x1.8p23f);
     const __m256 z = _mm256_fmadd_ps(x, _mm256_set1_ps(0x1.715476p+0f), magic);
@@ -116,7 +117,7 @@ void bn_avx2_softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float 
 
 /* ---- element-wise --------------------------------------------------------------------------------------- */
 
-void bn_avx2_rope(const float *x, const float *cos, const float *sin, int half, float *out) {
+void bn_avx2_rope_halves(const float *x, const float *cos, const float *sin, int half, float *out) {
     int i = 0;
     for (; i + 8 <= half; i += 8) {
         const __m256 x0 = _mm256_loadu_ps(x + i), x1 = _mm256_loadu_ps(x + i + half);
@@ -140,7 +141,7 @@ void bn_avx2_gated_relu_squared(const float *gate, const float *up, int64_t n, f
         _mm256_storeu_ps(act + i, squared);
         _mm256_storeu_ps(prod + i, _mm256_mul_ps(squared, _mm256_loadu_ps(up + i)));
     }
-    bn_kernels_scalar.gated_relu_squared(gate + i, up + i, n - i, act + i, prod + i);
+    bn_kernels_scalar.gated[BN_RELU_SQUARED](gate + i, up + i, n - i, act + i, prod + i);
 }
 
 void bn_avx2_rescale(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,

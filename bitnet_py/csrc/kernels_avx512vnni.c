@@ -1,15 +1,17 @@
-/* AVX-512 VNNI kernels where 512 bits pay: the integer dot and the 16-lane reductions. The 8-lane reductions
- * and the element-wise kernels are those of AVX2. Same results as kernels_scalar.c bit for bit. */
+/* AVX-512 VNNI kernels where 512 bits pay: the integer dot and the 16-lane reductions. The
+ * 8-lane reductions and the element-wise kernels are those of AVX2. Same results as
+ * kernels_scalar.c bit for bit. */
 #include "kernels_avx512vnni.h"
 #include "kernels_avx2.h"
-#include "kernels_x86.h"
+#include "cpu_x86.h"
 
 #include <immintrin.h>
 
 /* ---- integer dot ---------------------------------------------------------------------------------------- */
 
-/* 64 packed bytes are two I2_S blocks. Shifting by 6, 4, 2, 0 gives elements [0,32), [32,64), [64,96), [96,128)
- * of the first block in the low half and of the second in the high half; x is paired up the same way. */
+/* 64 packed bytes are two I2_S blocks. Shifting by 6, 4, 2, 0 gives elements [0,32), [32,64),
+ * [64,96), [96,128) of the first block in the low half and of the second in the high half; x is
+ * paired up the same way. */
 static inline __m512i load_pair(const int8_t *x, int quarter) {
     return bn_load_2x256(x + 32 * quarter, x + 128 + 32 * quarter);
 }
@@ -31,7 +33,8 @@ static inline __attribute__((always_inline)) __m512i unpack(__m512i packed, int 
     return _mm512_and_si512(moved, _mm512_set1_epi8(3));
 }
 
-/* One row is one stream from memory, asked for ahead, as in the AVX2 kernel; there it was measured. */
+/* One row is one stream from memory, asked for ahead, as in the AVX2 kernel; there it was
+ * measured. */
 static int32_t dot_row(const uint8_t *w, int64_t n_blocks, const int8_t *x) {
     __m512i acc_i32[4]; /* one per quarter: in a single one, every instruction would wait for the last */
     for (int q = 0; q < 4; q++) acc_i32[q] = _mm512_setzero_si512();
@@ -47,9 +50,9 @@ static int32_t dot_row(const uint8_t *w, int64_t n_blocks, const int8_t *x) {
         _mm512_add_epi32(_mm512_add_epi32(acc_i32[0], acc_i32[1]), _mm512_add_epi32(acc_i32[2], acc_i32[3])));
 }
 
-/* Pairs of rows times several columns, bound by arithmetic. The activations meet both rows of a pair by a
- * broadcast, which a load does by itself; with two pairs each serves four rows, with eight columns each unpacking
- * eight. */
+/* Pairs of rows times several columns, bound by arithmetic. The activations reach both rows of a
+ * pair by a broadcast, which a load does for free; with two pairs each serves four rows, with
+ * eight columns each unpacking eight. */
 static inline __attribute__((always_inline)) void dot_tile(const uint8_t *w, int64_t stride, int pairs,
                                                            int64_t n_blocks, const int8_t *x, int64_t ldx,
                                                            int cols, int32_t *acc, int64_t ldacc) {

@@ -26,8 +26,9 @@ static void i2s_dot(const uint8_t *w, int64_t k, int n_rows, const int8_t *x, in
     }
 }
 
-/* bitnet.cpp ggml-quants.c, quantize_row_i8_s. The maximum and the division are in binary64; adding 1.5 * 2^23
- * rounds half to even; whether the product is rounded before that addition depends on the compiler. */
+/* bitnet.cpp ggml-quants.c, quantize_row_i8_s. The maximum and the division are in binary64;
+ * adding 1.5 * 2^23 rounds half to even; whether the product is rounded before that addition
+ * depends on the compiler. */
 static void quantize(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum) {
     float top = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -100,8 +101,9 @@ DEFINE_DOTS(dots_f16_w16, dot_f16, 16)
 DEFINE_DOTS(dots_tiled_w8, dot_tiled, 8)
 DEFINE_DOTS(dots_tiled_w16, dot_tiled, 16)
 
-/* bitnet.cpp ggml.c, ggml_compute_forward_soft_max_f32 and ggml_vec_soft_max_f32. A masked score is -inf and its
- * exponential an exact 0, so groups past the last visible score add nothing to the sum. */
+/* bitnet.cpp ggml.c, ggml_compute_forward_soft_max_f32 and ggml_vec_soft_max_f32. A masked score
+ * is -inf and its exponential an exact 0, so groups past the last visible score add nothing to
+ * the sum. */
 static void softmax(float *row, int64_t n_visible, int64_t n_padded, float scale, int width,
                     float (*exponential)(float)) {
     float top = -INFINITY;
@@ -131,13 +133,20 @@ static void softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float s
     softmax(row, n_visible, n_padded, scale, 16, bn_exp_w16);
 }
 
-/* The compiler of the reference contracts one of the two products into the addition; which one matters. */
-static void rope(const float *x, const float *cos, const float *sin, int half, float *out) {
-    for (int i = 0; i < half; i++) {
-        const float x0 = x[i], x1 = x[i + half];
-        out[i] = fmaf(x0, cos[i], -(x1 * sin[i]));
-        out[i + half] = fmaf(x0, sin[i], x1 * cos[i]);
-    }
+/* The compiler of the reference contracts one of the two products into the addition; which one
+ * matters. */
+static void rotate(float x0, float x1, float cos, float sin, float *out0, float *out1) {
+    *out0 = fmaf(x0, cos, -(x1 * sin));
+    *out1 = fmaf(x0, sin, x1 * cos);
+}
+
+static void rope_halves(const float *x, const float *cos, const float *sin, int half, float *out) {
+    for (int i = 0; i < half; i++) rotate(x[i], x[i + half], cos[i], sin[i], &out[i], &out[i + half]);
+}
+
+/* The same rounding as for halves. Not compared with bitnet.cpp: no claim of equal bits there. */
+void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out) {
+    for (int i = 0; i < half; i++) rotate(x[2 * i], x[2 * i + 1], cos[i], sin[i], &out[2 * i], &out[2 * i + 1]);
 }
 
 /* bitnet.cpp llm_build_ffn with LLM_FFN_RELU_SQR: relu, square and product are three operations. */
@@ -149,14 +158,26 @@ static void gated_relu_squared(const float *gate, const float *up, int64_t n, fl
     }
 }
 
+/* act = gate / (1 + e^-gate), prod = act * up. The exponential is bn_exp_w8, so that the bits
+ * depend neither on the C library nor on the width; then the sum, the quotient and the product
+ * are rounded, in this order. Below -88.7, where the exponential overflows, act is -0. Not
+ * compared with bitnet.cpp: no claim of equal bits there.
+ */
+void bn_scalar_gated_silu(const float *gate, const float *up, int64_t n, float *act, float *prod) {
+    for (int64_t i = 0; i < n; i++) {
+        act[i] = gate[i] / (1.0f + bn_exp_w8(-gate[i]));
+        prod[i] = act[i] * up[i];
+    }
+}
+
 /* bitnet.cpp ggml.c, ggml_compute_forward_mul_mat, I2_S branch. */
 static void rescale(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
                     float *out) {
     for (int64_t i = 0; i < n; i++) out[i] = ((float)acc[i] - sum) / activation_scale * weight_scale;
 }
 
-/* The error of the copy is measured, not derived: e is rounded once, its square and their sum at most n times,
- * which the factor 1 + n 2^-24 covers; 1e-15 covers squares that underflow. */
+/* The error of the copy is measured, not derived: e is rounded once, its square and their sum at
+ * most n times, which the factor 1 + n 2^-24 covers; 1e-15 covers squares that underflow. */
 static void screen_row(const uint16_t *row, int64_t n, int8_t *codes, float *scale, float *error, float *norm) {
     float top = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -205,8 +226,8 @@ const bn_kernels bn_kernels_scalar = {
     .dots_f16 = {dots_f16_w8, dots_f16_w16},
     .dots_tiled = {dots_tiled_w8, dots_tiled_w16},
     .softmax = {softmax_w8, softmax_w16},
-    .rope = rope,
-    .gated_relu_squared = gated_relu_squared,
+    .rope = {[BN_ROPE_HALVES] = rope_halves, [BN_ROPE_ADJACENT] = bn_scalar_rope_adjacent},
+    .gated = {[BN_RELU_SQUARED] = gated_relu_squared, [BN_SILU] = bn_scalar_gated_silu},
     .rescale = rescale,
     .screen_row = screen_row,
     .screen_dots = screen_dots,

@@ -1,5 +1,6 @@
-/* Scalar building blocks shared by every kernel family: binary16 conversion and the exponential that
- * bitnet.cpp's softmax uses. Each is bit-exact by construction: no step here may be contracted or reordered. */
+/* Scalar building blocks shared by every kernel family: binary16 conversion and the exponential
+ * that bitnet.cpp's softmax uses. Each is bit-exact by construction: no step here may be
+ * contracted or reordered. */
 #ifndef BN_NUMERICS_H
 #define BN_NUMERICS_H
 
@@ -40,7 +41,8 @@ static inline uint16_t bn_float_to_half(float x) {
     if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00 | ((magnitude >> 13) & 0x3ff));
     if (magnitude >= 0x477ff000u) return (uint16_t)(sign | 0x7c00); /* >= 65520 rounds to infinity */
     if (magnitude < 0x38800000u) {
-        /* below 2^-14: adding 0.5 aligns the binary16 subnormal grid with the last bit of a binary32 */
+        /* below 2^-14: adding 0.5 aligns the binary16 subnormal grid with the last bit of a
+         * binary32 */
         const float aligned = bn_float(magnitude) + 0.5f;
         return (uint16_t)(sign | (bn_bits(aligned) - 0x3f000000u));
     }
@@ -48,7 +50,8 @@ static inline uint16_t bn_float_to_half(float x) {
     return (uint16_t)(sign | ((magnitude + 0xfffu + odd - 0x38000000u) >> 13));
 }
 
-/* bitnet.cpp ggml.c, ggml_v_expf. Both variants share the argument reduction; they differ in the last steps. */
+/* bitnet.cpp ggml.c, ggml_v_expf. Both variants share the argument reduction; they differ in the
+ * last steps. */
 typedef struct {
     float n, b, u, h;
 } bn_exp_reduced;
@@ -86,8 +89,8 @@ static inline float bn_exp_w8(float x) {
     return fmaf(s2, j, s2) * s1;
 }
 
-/* The last step of a screen's row, the same in every kernel family: what was measured becomes upper bounds. A row
- * that is not finite gets bounds that are not. */
+/* The last step of a screen's row, the same in every kernel family: what was measured becomes
+ * upper bounds. A row that is not finite gets bounds that are not. */
 static inline void bn_finish_screen_row(float top, float error_squares, int32_t code_squares, int64_t n,
                                         float *scale, float *error, float *norm) {
     *scale = top / 127.0f;

@@ -8,8 +8,9 @@ static double largest_z(int64_t dim) {
     return largest < 32767.0 ? largest : 32767.0;
 }
 
-/* Rounding of a logit relative to |a| |y|: a term passes at most dim / 32 fused steps, the additions of the
- * accumulators and lanes (at most 6) and the final rounding; one more covers (1 + u)^m - m u - 1. */
+/* Rounding of a logit relative to |a| |y|: a term passes at most dim / 32 fused steps, the
+ * additions of the accumulators and lanes (at most 6) and the final rounding; one more covers (1
+ * + u)^m - m u - 1. */
 static double gamma_of(int64_t dim) { return ((double)dim / 32.0 + 9.0) * 0x1p-24; }
 
 void bn_search_prepare(bn_search *s) {
@@ -26,8 +27,8 @@ void bn_search_prepare(bn_search *s) {
         const double f = (double)s->y[i] - s->step * z;
         lost += f * f;
     }
-    /* 1e-9 covers what binary64 rounds here and in the intervals, by orders of magnitude; not finite stays not
-     * finite */
+    /* 1e-9 covers what binary64 rounds here and in the intervals, by orders of magnitude; not
+     * finite stays not finite */
     const double y = sqrt(squares) * (1 + 1e-9), f = sqrt(lost) * (1 + 1e-9), gamma = gamma_of(s->dim);
     s->per_error = y * (1 + gamma) * (1 + 1e-9);
     s->per_norm = (f + (gamma + 1e-12) * y) * (1 + 1e-9);
@@ -75,13 +76,13 @@ static void keep_logit(int32_t *ids, float *logits, int32_t *n_found, int32_t n,
     logits[at] = logit;
 }
 
-void bn_search_rescore(const bn_search *s, int64_t lo, int64_t hi, const bn_found *all, int n_members,
+void bn_search_rescore(const bn_search *s, int64_t lo, int64_t hi, const bn_found *all, int n_threads,
                        bn_found *own) {
     /* the n-th largest lower end of all rows; without n usable ones every row is scored */
     bn_found merged;
     merged.n_lower = 0;
-    for (int m = 0; m < n_members; m++)
-        for (int32_t i = 0; i < all[m].n_lower; i++) keep_lower(&merged, s->n, all[m].lower[i]);
+    for (int t = 0; t < n_threads; t++)
+        for (int32_t i = 0; i < all[t].n_lower; i++) keep_lower(&merged, s->n, all[t].lower[i]);
     const double least = merged.n_lower == s->n ? merged.lower[s->n - 1] : -INFINITY;
     own->n_found = 0;
     own->n_rescored = 0;
@@ -94,12 +95,12 @@ void bn_search_rescore(const bn_search *s, int64_t lo, int64_t hi, const bn_foun
     }
 }
 
-void bn_search_merge(const bn_search *s, const bn_found *all, int n_members, bn_top *top) {
+void bn_search_merge(const bn_search *s, const bn_found *all, int n_threads, bn_top *top) {
     int32_t n_found = 0;
     top->n_rescored = 0;
-    for (int m = 0; m < n_members; m++) {
-        for (int32_t i = 0; i < all[m].n_found; i++)
-            keep_logit(top->ids, top->logits, &n_found, s->n, all[m].ids[i], all[m].logits[i]);
-        top->n_rescored += all[m].n_rescored;
+    for (int t = 0; t < n_threads; t++) {
+        for (int32_t i = 0; i < all[t].n_found; i++)
+            keep_logit(top->ids, top->logits, &n_found, s->n, all[t].ids[i], all[t].logits[i]);
+        top->n_rescored += all[t].n_rescored;
     }
 }

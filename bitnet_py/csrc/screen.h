@@ -1,10 +1,11 @@
 /* The largest logits without reading the whole binary16 head (docs/certified-head.md).
  *
- * A row a of the head is scale * codes + e with |e| <= error; the hidden state y is step * z + f with 16-bit
- * integers z. Then a . y = scale * step * (codes . z) + e . y + scale * (codes . f), and by Cauchy-Schwarz the
- * last two are at most error * |y| + norm * |f|. The logit itself is a . y rounded along its reduction, which adds
- * at most gamma * |a| * |y|. So every logit lies in an interval around the integer product, and a row whose
- * interval ends below the n-th largest lower end cannot be among the n largest.
+ * A row a of the head is scale * codes + e with |e| <= error; the hidden state y is step * z + f
+ * with 16-bit integers z. Then a . y = scale * step * (codes . z) + e . y + scale * (codes . f),
+ * and by Cauchy-Schwarz the last two are at most error * |y| + norm * |f|. The logit itself
+ * is a . y rounded along its reduction, which adds at most gamma * |a| * |y|. So every logit lies in
+ * an interval around the integer product, and a row whose interval ends below the n-th largest
+ * lower end cannot be among the n largest.
  */
 #ifndef BN_SCREEN_H
 #define BN_SCREEN_H
@@ -12,7 +13,7 @@
 #include "bitnet.h"
 #include "kernels.h"
 
-/* One search, shared by a team. */
+/* One search, shared by the threads of a pass. */
 typedef struct {
     const bn_kernels *kernels;
     bn_dots_fn dots;      /* the head's own reduction */
@@ -27,7 +28,7 @@ typedef struct {
     int32_t n;
 } bn_search;
 
-/* What one member found. */
+/* What one thread found. */
 typedef struct {
     double lower[BN_MAX_TOP]; /* largest lower ends among its rows, falling; n_lower of them */
     int32_t n_lower;
@@ -37,14 +38,14 @@ typedef struct {
     int64_t n_rescored;
 } bn_found;
 
-/* Phase 0, one member: quantises y into z. */
+/* Phase 0, one thread: quantises y into z. */
 void bn_search_prepare(bn_search *search);
-/* Phase 1, each member: the intervals of rows [lo, hi). */
+/* Phase 1, each thread: the intervals of rows [lo, hi). */
 void bn_search_screen(const bn_search *search, int64_t lo, int64_t hi, bn_found *own);
-/* Phase 2, each member, after all have screened: scores the rows of [lo, hi) that can still win. */
-void bn_search_rescore(const bn_search *search, int64_t lo, int64_t hi, const bn_found *all, int n_members,
+/* Phase 2, each thread, after all have screened: scores the rows of [lo, hi) that can still win. */
+void bn_search_rescore(const bn_search *search, int64_t lo, int64_t hi, const bn_found *all, int n_threads,
                        bn_found *own);
-/* Phase 3, one member, after all have rescored. */
-void bn_search_merge(const bn_search *search, const bn_found *all, int n_members, bn_top *top);
+/* Phase 3, one thread, after all have rescored. */
+void bn_search_merge(const bn_search *search, const bn_found *all, int n_threads, bn_top *top);
 
 #endif

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_py.bench import ReadTest, weight_reads
+from bitnet_py.bench import BandwidthProbe, weight_reads
 from bitnet_py.model import KernelCount
 from crossval.bench.engine import BitnetPyProcess, Engine
 from crossval.bench.figures import BenchFindings, Taken
@@ -98,7 +98,7 @@ def run_bench(
         BadInputError, UnavailableError, EngineCrashError: from the engines.
     """
     tallies = {measure.name: _Tally(measure) for measure in MEASURES}
-    reads = ReadTest(work.n_threads)
+    reads = BandwidthProbe(work.n_threads)
     total, read_s = 1 + work.n_rounds + work.n_processes, []
     with ExitStack() as stack:
         running: dict[Side, Running] = {}

@@ -3,13 +3,20 @@
 #include <string.h>
 
 typedef struct {
-    int n_layers, n_heads, n_kv_heads, head_dim, hidden_dim, vocab_size, sub_norms;
+    int n_layers, n_heads, n_kv_heads, head_dim, dim, hidden_dim, vocab_size, sub_norms;
+    int activation, rope_pairing, separate_head;
 } shape;
 
 static const shape SHAPES[] = {
-    {2, 4, 2, 32, 384, 61, 1},  /* rows of one and of three blocks */
-    {1, 1, 1, 128, 128, 37, 0}, /* a single head, whose scores are a tiled product; no sub-norms */
-    {1, 16, 2, 8, 128, 37, 1},  /* eight heads share one KV head: more than are attended together */
+    /* rows of one and of three blocks */
+    {2, 4, 2, 32, 128, 384, 61, 1, BN_RELU_SQUARED, BN_ROPE_HALVES, 0},
+    /* a single head, whose scores are a tiled product; no sub-norms */
+    {1, 1, 1, 128, 128, 128, 37, 0, BN_RELU_SQUARED, BN_ROPE_HALVES, 0},
+    /* eight heads share one KV head: more than are attended together */
+    {1, 16, 2, 8, 128, 128, 37, 1, BN_RELU_SQUARED, BN_ROPE_HALVES, 0},
+    /* heads wider than dim / n_heads, and narrower ones */
+    {2, 6, 3, 64, 128, 256, 41, 0, BN_SILU, BN_ROPE_ADJACENT, 1},
+    {1, 4, 4, 32, 384, 128, 37, 1, BN_SILU, BN_ROPE_HALVES, 1},
 };
 
 enum { ALL = -1 }; /* for n_outputs */
@@ -24,18 +31,19 @@ static bn_matrix random_matrix(int64_t rows, int64_t cols) {
 }
 
 static bn_model random_model(const shape *s) {
-    const int64_t dim = s->n_heads * s->head_dim, kv_dim = s->n_kv_heads * s->head_dim, hidden = s->hidden_dim;
+    const int64_t dim = s->dim, q_dim = s->n_heads * s->head_dim, kv_dim = s->n_kv_heads * s->head_dim;
+    const int64_t hidden = s->hidden_dim;
     bn_layer *layers = room(s->n_layers, sizeof *layers, 0);
     for (int i = 0; i < s->n_layers; i++) {
         layers[i] = (bn_layer){
             .attn_norm = random_floats(dim, 1.0f, 0.5f),
-            .attn_sub_norm = s->sub_norms ? random_floats(dim, 1.0f, 0.5f) : NULL,
+            .attn_sub_norm = s->sub_norms ? random_floats(q_dim, 1.0f, 0.5f) : NULL,
             .ffn_norm = random_floats(dim, 1.0f, 0.5f),
             .ffn_sub_norm = s->sub_norms ? random_floats(hidden, 1.0f, 0.5f) : NULL,
-            .q = random_matrix(dim, dim),
+            .q = random_matrix(q_dim, dim),
             .k = random_matrix(kv_dim, dim),
             .v = random_matrix(kv_dim, dim),
-            .o = random_matrix(dim, dim),
+            .o = random_matrix(dim, q_dim),
             .gate = random_matrix(hidden, dim),
             .up = random_matrix(hidden, dim),
             .down = random_matrix(dim, hidden),
@@ -50,10 +58,12 @@ static bn_model random_model(const shape *s) {
         .dim = (int32_t)dim,
         .hidden_dim = s->hidden_dim,
         .vocab_size = s->vocab_size,
+        .activation = s->activation,
+        .rope_pairing = s->rope_pairing,
         .rms_eps = 1e-5f,
         .rope_base = 10000.0f,
         .token_embd = embeddings,
-        .output = embeddings,
+        .output = s->separate_head ? random_halves(s->vocab_size * dim) : embeddings,
         .output_norm = random_floats(dim, 1.0f, 0.5f),
         .layers = layers,
     };
@@ -67,9 +77,14 @@ static uint64_t mix(uint64_t digest, const void *data, int64_t size) { /* FNV-1a
 
 /* Values of one layer's tap in a pass; 0 when the engine does not record it. */
 static int64_t tap_size(const bn_model *m, int32_t layer, int which, const bn_pass *p) {
-    const int64_t dim = m->dim, kv_dim = m->n_kv_heads * m->head_dim, n_used = p->start + p->n_tokens;
+    const int64_t dim = m->dim, q_dim = m->n_heads * m->head_dim, kv_dim = m->n_kv_heads * m->head_dim;
+    const int64_t n_used = p->start + p->n_tokens;
     const int64_t rows = layer + 1 == m->n_layers ? p->n_outputs : p->n_tokens;
     switch (which) {
+    case BN_TAP_Q:
+    case BN_TAP_Q_ROPE:
+    case BN_TAP_KQV_OUT:
+        return p->n_tokens * q_dim;
     case BN_TAP_K:
     case BN_TAP_V:
     case BN_TAP_K_ROPE:
@@ -78,7 +93,7 @@ static int64_t tap_size(const bn_model *m, int32_t layer, int which, const bn_pa
     case BN_TAP_KQ_SOFT_MAX:
         return m->n_heads * p->n_tokens * n_used;
     case BN_TAP_ATTN_SUB_NORM:
-        return m->layers[layer].attn_sub_norm ? p->n_tokens * dim : 0;
+        return m->layers[layer].attn_sub_norm ? p->n_tokens * q_dim : 0;
     case BN_TAP_FFN_GATE:
     case BN_TAP_FFN_UP:
     case BN_TAP_FFN_ACT:
@@ -118,7 +133,8 @@ static uint64_t digest_pass(bn_engine *engine, const bn_model *m, bn_pass *p, in
     return digest;
 }
 
-/* One more token, of which only the largest logits are asked for, and then all of them after all. */
+/* One more token, of which only the largest logits are asked for, and then all of them after
+ * all. */
 static uint64_t digest_top(bn_engine *engine, const bn_model *m, const variant *v, int64_t capacity,
                            uint16_t *keys, uint16_t *values) {
     enum { N_BEST = 5 };
@@ -151,7 +167,8 @@ static uint64_t digest_top(bn_engine *engine, const bn_model *m, const variant *
     return digest;
 }
 
-/* A prompt, two single tokens, three more at once, and one searched: everything that came out, as one number. */
+/* A prompt, two single tokens, three more at once, and one searched: everything that came out,
+ * as one number. */
 static uint64_t digest_run(const bn_model *m, const variant *v, const char *kernel, int n_threads,
                            int64_t bytes_per_thread) {
     const int keep = n_held, chunks[] = {v->n_prompt, 1, 1, 3};
@@ -187,7 +204,7 @@ static uint64_t digest_run(const bn_model *m, const variant *v, const char *kern
 }
 
 static void check_variant(const bn_model *m, const variant *v) {
-    const int64_t little = 1, decode_alone = 1 << 16; /* with the latter, short passes leave members asleep */
+    const int64_t little = 1, decode_alone = 1 << 16; /* with the latter, short passes leave threads asleep */
     const uint64_t expected = digest_run(m, v, "scalar", 1, little);
     for (int i = 0; i < bn_kernel_count(); i++) {
         const char *name, *description;
@@ -242,8 +259,9 @@ static bn_matrix repeat_heads(const bn_matrix *m, int head_dim, int group) {
 
 /* Heads that share keys and values against the same heads with copies of their own. */
 static void check_shared_heads(void) {
-    static const shape shapes[] = {
-        {1, 16, 2, 8, 128, 37, 1}, {1, 12, 4, 32, 128, 37, 0}, {1, 8, 1, 16, 128, 37, 0}};
+    static const shape shapes[] = {{1, 16, 2, 8, 128, 128, 37, 1, BN_RELU_SQUARED, BN_ROPE_HALVES, 0},
+                                   {1, 12, 4, 32, 384, 128, 37, 0, BN_RELU_SQUARED, BN_ROPE_HALVES, 0},
+                                   {1, 8, 1, 16, 128, 128, 37, 0, BN_RELU_SQUARED, BN_ROPE_HALVES, 0}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         const bn_model shared = random_model(&shapes[s]);
         const int group = shared.n_heads / shared.n_kv_heads;
@@ -290,6 +308,12 @@ void check_refusals(void) {
     model.head_dim++;
     require(bn_engine_create(&model, &options, &engine) == BN_ERR_ARGUMENT && !engine, "wrong shape");
     model.head_dim--;
+    model.activation = BN_ACTIVATIONS;
+    require(bn_engine_create(&model, &options, &engine) == BN_ERR_ARGUMENT && !engine, "unknown activation");
+    model.activation = BN_RELU_SQUARED;
+    model.rope_pairing = -1;
+    require(bn_engine_create(&model, &options, &engine) == BN_ERR_ARGUMENT && !engine, "unknown RoPE pairing");
+    model.rope_pairing = BN_ROPE_HALVES;
     require(!bn_engine_create(&model, &options, &engine), "create");
     const int32_t token = model.vocab_size;
     uint16_t cell = 0;

@@ -87,9 +87,11 @@ static void check_elementwise(const char *kernel) {
         const uint16_t *halves = random_halves(n);
         float *got = room(2 * n, sizeof *got, 1), *expected = room(2 * n, sizeof *expected, 0);
         uint16_t *got_halves = room(n, sizeof *got_halves, 1), *expected_halves = room(n, sizeof *got_halves, 0);
-        require(!bn_kernel_rope(kernel, x, c, s, n, got), "rope");
-        require(!bn_kernel_rope("scalar", x, c, s, n, expected), "rope");
-        require(!memcmp(got, expected, 2 * (size_t)n * sizeof *got), "rope differs from scalar");
+        for (int pairing = 0; pairing < BN_ROPE_PAIRINGS; pairing++) {
+            require(!bn_kernel_rope(kernel, pairing, x, c, s, n, got), "rope");
+            require(!bn_kernel_rope("scalar", pairing, x, c, s, n, expected), "rope");
+            require(!memcmp(got, expected, 2 * (size_t)n * sizeof *got), "rope differs from scalar");
+        }
         require(!bn_kernel_to_f16(kernel, x, n, got_halves), "to_f16");
         require(!bn_kernel_to_f16("scalar", x, n, expected_halves), "to_f16");
         require(!memcmp(got_halves, expected_halves, (size_t)n * sizeof *halves), "to_f16 differs from scalar");
@@ -104,12 +106,13 @@ static void check_elementwise(const char *kernel) {
         float *expected = room(n, sizeof *got, 0), *expected_more = room(n, sizeof *got, 3);
         int32_t *acc = room(n, sizeof *acc, 1);
         for (int i = 0; i < n; i++) acc[i] = between(-100000, 100000);
-        require(!bn_kernel_gated_relu_squared(kernel, gate, up, n, got, more), "gated_relu_squared");
-        require(!bn_kernel_gated_relu_squared("scalar", gate, up, n, expected, expected_more),
-                "gated_relu_squared");
-        require(!memcmp(got, expected, (size_t)n * sizeof *got) &&
-                    !memcmp(more, expected_more, (size_t)n * sizeof *got),
-                "gated_relu_squared differs from scalar");
+        for (int activation = 0; activation < BN_ACTIVATIONS; activation++) {
+            require(!bn_kernel_gated(kernel, activation, gate, up, n, got, more), "gated");
+            require(!bn_kernel_gated("scalar", activation, gate, up, n, expected, expected_more), "gated");
+            require(!memcmp(got, expected, (size_t)n * sizeof *got) &&
+                        !memcmp(more, expected_more, (size_t)n * sizeof *got),
+                    "gated differs from scalar");
+        }
         require(!bn_kernel_rescale(kernel, acc, n, 7.0f, 3.5f, 0.3f, got), "rescale");
         require(!bn_kernel_rescale("scalar", acc, n, 7.0f, 3.5f, 0.3f, expected), "rescale");
         require(!memcmp(got, expected, (size_t)n * sizeof *got), "rescale differs from scalar");

@@ -1,7 +1,8 @@
-/* Exercises the C library without Python: every kernel family beside the scalar one, and whole passes of small
- * engines. All buffers end where their data end and start unaligned, so that AddressSanitizer and valgrind see
- * what is read beside or before it was written, and ThreadSanitizer what two threads touch without a barrier
- * between them; tests/checked_library.py builds and runs it under each. Exits 1 at the first difference. */
+/* Exercises the C library without Python: every kernel family beside the scalar one, and whole
+ * passes of small engines. All buffers end where their data end and start unaligned, so that
+ * AddressSanitizer and valgrind see what is read beside or before it was written, and
+ * ThreadSanitizer what two threads touch without a barrier between them;
+ * tests/checked_library.py builds and runs it under each. Exits 1 at the first difference. */
 #include "checks.h"
 
 #include <stdio.h>

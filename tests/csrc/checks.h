@@ -1,4 +1,5 @@
-/* What the checks share: buffers that end where their data end, numbers from one sequence, and a way to fail. */
+/* What the checks share: buffers that end where their data end, numbers from one sequence, and a
+ * way to fail. */
 #ifndef BN_CHECKS_H
 #define BN_CHECKS_H
 

@@ -1,7 +1,8 @@
-/* What kernels_amx.c uses of AMX, written out in plain C from the Intel SDM (LDTILECFG, TILELOADD, TILESTORED,
- * TILEZERO, TILERELEASE, TDPBSUD). What the instructions refuse ends the program: tiles without a shape, shapes
- * that do not fit each other, a palette other than 1. Which shapes a pass uses, what it reads and where it writes
- * is thus tested on every x86-64 CPU with AVX2. */
+/* What kernels_amx.c uses of AMX, written out in plain C from the Intel SDM (LDTILECFG,
+ * TILELOADD, TILESTORED, TILEZERO, TILERELEASE, TDPBSUD). What the instructions refuse ends the
+ * program: tiles without a shape, shapes that do not fit each other, a palette other than 1.
+ * Which shapes a pass uses, what it reads and where it writes is thus tested on every x86-64 CPU
+ * with AVX2. */
 #ifndef BN_EMULATED_AMX_H
 #define BN_EMULATED_AMX_H
 

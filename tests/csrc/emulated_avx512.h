@@ -1,8 +1,8 @@
-/* What kernels_avx512vnni.c and kernels_amx.c use of AVX-512, written out in AVX2 and plain C from the definitions
- * in Intel's intrinsics guide. Test builds put this header in front of those files (test_build.cmake), so that its
- * bounds, its indices and its rounding order are tested on every x86-64 CPU with AVX2. An intrinsic that is
- * missing here does not compile. What only a CPU with AVX-512 can show is whether the compiler's own intrinsics do
- * the same. */
+/* What kernels_avx512vnni.c and kernels_amx.c use of AVX-512, written out in AVX2 and plain C
+ * from the definitions in Intel's intrinsics guide. Test builds put this header in front of
+ * those files (test_build.cmake), so that its bounds, its indices and its rounding order are
+ * tested on every x86-64 CPU with AVX2. An intrinsic that is missing here does not compile. What
+ * only a CPU with AVX-512 can show is whether the compiler's own intrinsics do the same. */
 #ifndef BN_EMULATED_AVX512_H
 #define BN_EMULATED_AVX512_H
 
@@ -77,7 +77,8 @@ static inline __m512i _mm512_set1_epi8(char value) {
     return (__m512i){{_mm256_set1_epi8(value), _mm256_set1_epi8(value)}};
 }
 
-/* The upper half is undefined; here it is never zero, so that a kernel that counts on it is seen. */
+/* The upper half is undefined; here it is never zero, so that a kernel that counts on it is
+ * seen. */
 static inline __m512i _mm512_castsi256_si512(__m256i low) { return (__m512i){{low, _mm256_set1_epi8(0x55)}}; }
 
 static inline __m512i _mm512_zextsi256_si512(__m256i low) { return (__m512i){{low, _mm256_setzero_si256()}}; }

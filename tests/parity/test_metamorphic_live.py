@@ -132,7 +132,7 @@ MISTAKES = (
         "forward.c",
         "const float sum = (float)b->q8_sum[t + c],",
         "const float whole = (float)b->q8_sum[t + c],"
-        ' sum = INSTEAD(whole, whole + (is("slice") && r->member == 2)),',
+        ' sum = INSTEAD(whole, whole + (is("slice") && r->thread == 2)),',
         0,
         "q",
     ),
@@ -140,10 +140,10 @@ MISTAKES = (
     Mistake(
         "ulp",
         "forward.c",
-        "record(r, tap(r, layer, BN_TAP_FFN_UP), b->up,",
-        'if (is("ulp") && layer == 3 && r->member == 0 && r->n_members == 3)\n'
+        "bn_record(r, layer, BN_TAP_FFN_UP, b->up,",
+        'if (is("ulp") && layer == 3 && r->thread == 0 && r->n_threads == 3)\n'
         "        b->up[0] = INSTEAD(b->up[0], nextafterf(b->up[0], INFINITY));\n"
-        "    record(r, tap(r, layer, BN_TAP_FFN_UP), b->up,",
+        "    bn_record(r, layer, BN_TAP_FFN_UP, b->up,",
         3,
         "ffn_up",
     ),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnet_py import _native
+from bitnet_py import _kernels, _native
 from bitnet_py.logits import largest
 from bitnet_py.screen import MAX_TOP, Screen
 from tests.support.families import FAMILIES
@@ -20,7 +20,7 @@ WIDTHS = st.sampled_from([8, 16])
 def screen_of(rows: np.ndarray, kernel: str | None = None) -> Screen:
     screen = Screen.empty(*rows.shape)
     for i, row in enumerate(rows):
-        screen.codes[i], screen.scale[i], screen.error[i], screen.norm[i] = _native.screen_row(row, kernel=kernel)
+        screen.codes[i], screen.scale[i], screen.error[i], screen.norm[i] = _kernels.screen_row(row, kernel=kernel)
     return screen
 
 
@@ -43,7 +43,7 @@ def hidden_state(rng: np.random.Generator, dim: int) -> np.ndarray:
 @given(SEEDS, st.integers(1, 12))
 def test_a_row_lies_within_its_bounds(seed, n_blocks):
     (row,) = random_rows(np.random.default_rng(seed), 1, 32 * n_blocks)
-    codes, scale, error, norm = _native.screen_row(row, kernel="scalar")
+    codes, scale, error, norm = _kernels.screen_row(row, kernel="scalar")
     assert abs(codes.astype(int)).max() <= 127
     copy = np.float64(scale) * codes.astype(np.float64)
     lost = np.linalg.norm(row.astype(np.float64) - copy)
@@ -59,8 +59,8 @@ def test_row_equals_scalar(kernel, seed, n_blocks, bad):
     (row,) = random_rows(rng, 1, 32 * n_blocks)
     if bad is not None:
         row[rng.integers(row.size)] = bad
-    codes, *bounds = _native.screen_row(row, kernel=kernel)
-    expected, *expected_bounds = _native.screen_row(row, kernel="scalar")
+    codes, *bounds = _kernels.screen_row(row, kernel=kernel)
+    expected, *expected_bounds = _kernels.screen_row(row, kernel="scalar")
     np.testing.assert_array_equal(codes, expected)
     np.testing.assert_array_equal(bounds, expected_bounds)
     assert np.isfinite(bounds[1]) == (bad is None)
@@ -78,13 +78,13 @@ def test_integer_dot_is_exact(kernel, seed, n_rows, n_blocks, extreme):
     if extreme:
         codes[:], x[:] = 127, limit
     expected = codes.astype(np.int64) @ x.astype(np.int64)
-    np.testing.assert_array_equal(_native.screen_dots(codes, x, kernel=kernel), expected)
+    np.testing.assert_array_equal(_kernels.screen_dots(codes, x, kernel=kernel), expected)
 
 
 def assert_top_is_that_of_the_whole_head(rows, screen, y, n, *, simd_width, kernel=None) -> int:
-    logits = _native.dots(rows, y, simd_width=simd_width, tiled=False, kernel=kernel)
+    logits = _kernels.dots(rows, y, simd_width=simd_width, tiled=False, kernel=kernel)
     expected = largest(logits, n)
-    ids, found, n_read = _native.top(rows, y, n, screen.struct(), simd_width=simd_width, kernel=kernel)
+    ids, found, n_read = _kernels.top(rows, y, n, screen.struct(), simd_width=simd_width, kernel=kernel)
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_array_equal(found.view(np.uint32), logits[expected].view(np.uint32))
     assert n <= n_read <= len(rows)
@@ -129,7 +129,7 @@ def test_thousands_of_states_with_near_ties():
                 y = (y * 0 + rows[rng.integers(64)] * np.float16(2)).astype(np.float32)  # aligned with a row
             n = (1, 1, 1, 5)[state % 4]
             assert_top_is_that_of_the_whole_head(rows, screen, y, n, simd_width=(8, 16)[head // 2 % 2])
-            logits = _native.dots(rows, y, simd_width=(8, 16)[head // 2 % 2], tiled=False)
+            logits = _kernels.dots(rows, y, simd_width=(8, 16)[head // 2 % 2], tiled=False)
             ties += int((logits == logits.max()).sum() > 1)
     assert ties > 1000
 
@@ -157,8 +157,8 @@ def test_a_copy_that_is_wrong_is_noticed_by_these_tests(what):
         if what == "norm":
             screen.norm[:] = 0
         y = hidden_state(rng, 64)
-        expected = largest(_native.dots(rows, y, simd_width=8, tiled=False), 20)
-        lost += int((_native.top(rows, y, 20, screen.struct(), simd_width=8)[0] != expected).any())
+        expected = largest(_kernels.dots(rows, y, simd_width=8, tiled=False), 20)
+        lost += int((_kernels.top(rows, y, 20, screen.struct(), simd_width=8)[0] != expected).any())
     assert lost > 0
 
 
@@ -168,11 +168,11 @@ def test_a_value_that_is_not_finite_is_never_hidden(bad):
     rows = rng.standard_normal((50, 64)).astype(np.float16)
     rows[33, 5] = bad
     y = hidden_state(rng, 64)
-    _, found, _ = _native.top(rows, y, 50, screen_of(rows).struct(), simd_width=8)
+    _, found, _ = _kernels.top(rows, y, 50, screen_of(rows).struct(), simd_width=8)
     assert not np.isfinite(found).all()
     y[7] = bad
     good = rng.standard_normal((50, 64)).astype(np.float16)
-    _, found, n_read = _native.top(good, y, 1, screen_of(good).struct(), simd_width=8)
+    _, found, n_read = _kernels.top(good, y, 1, screen_of(good).struct(), simd_width=8)
     assert not np.isfinite(found).all()
     assert n_read == 50
 
@@ -182,4 +182,4 @@ def test_arguments_out_of_range_are_refused(n, dim):
     rows = np.zeros((10, dim), np.float16)
     screen = Screen.empty(10, dim)
     with pytest.raises(_native.NativeError, match="must be"):
-        _native.top(rows, np.zeros(dim, np.float32), n, screen.struct(), simd_width=8)
+        _kernels.top(rows, np.zeros(dim, np.float32), n, screen.struct(), simd_width=8)

@@ -150,22 +150,22 @@ def run(
     return done
 
 
-SUB_NORM = "norm_and_quantize(r, b->kqv, w->attn_sub_norm, dim, n, b->attn_sub);"
+SUB_NORM = "norm_and_quantize(r, b->kqv, w->attn_sub_norm, q_dim, n, b->attn_sub);"
 FFN_SUB_NORM = "norm_and_quantize(r, b->prod, w->ffn_sub_norm, hidden, n_rows, b->ffn_sub);"
 SKIPPED_SUB_NORM = """if (layer != 2) {
-        norm_and_quantize(r, b->kqv, w->attn_sub_norm, dim, n, b->attn_sub);
+        norm_and_quantize(r, b->kqv, w->attn_sub_norm, q_dim, n, b->attn_sub);
     } else {
-        for (int64_t t = r->member; REACHED && t < n; t += r->n_members) {
-            memcpy(b->attn_sub + t * dim, b->kqv + t * dim, (size_t)dim * sizeof(float));
-            quantize_row(r, b->attn_sub + t * dim, dim, t);
+        for (int64_t t = r->thread; REACHED && t < n; t += r->n_threads) {
+            memcpy(b->attn_sub + t * q_dim, b->kqv + t * q_dim, (size_t)q_dim * sizeof(float));
+            quantize_row(r, b->attn_sub + t * q_dim, q_dim, t);
         }
     }"""
 
-ACTIVATION = """\
-e->kernels->gated_relu_squared(b->gate + t * hidden, b->up + t * hidden, hidden, b->act + t * hidden,
-                                       b->prod + t * hidden);"""
+ACTIVATION = (
+    "activate(b->gate + t * hidden, b->up + t * hidden, hidden, b->act + t * hidden, b->prod + t * hidden);"
+)
 ANOTHER_ACTIVATION = """
-    for (int64_t t = r->member; t < n_rows; t += r->n_members)
+    for (int64_t t = r->thread; t < n_rows; t += r->n_threads)
         for (int64_t i = t * hidden; i < (t + 1) * hidden; i++) {{
             b->act[i] = INSTEAD(b->act[i], {});
             b->prod[i] = b->act[i] * b->up[i];
@@ -221,7 +221,7 @@ TEXT_MISTAKES = (
     TextMistake(
         "interleaved RoPE",
         "pairs (2i, 2i+1) are rotated instead of (i, i + head_dim/2)",
-        (("e->kernels->rope(x + at, cosines, sines, (int)half, out + at);", INTERLEAVED),),
+        (("rotate(x + at, cosines, sines, (int)half, out + at);", INTERLEAVED),),
     ),
     TextMistake(
         "sequential I2_S decode",

@@ -54,13 +54,13 @@ DEBUG = ("-O1", "-g", "-fno-omit-frame-pointer")
 RED_ZONES = (
     Edit(
         "AddressSanitizer's interface",
-        "engine.c",
+        "buffers.c",
         "#include <math.h>\n",
         "#include <math.h>\n#include <sanitizer/asan_interface.h>\n",
     ),
     Edit(
         "a red zone after every activation buffer",
-        "engine.c",
+        "buffers.c",
         "    a->used += (n * item + 63) / 64 * 64;\n",
         """    const size_t size = n * item, room = (size + 63) / 64 * 64 + 64;
     if (p) __asan_poison_memory_region((char *)p + size, room - size);
@@ -110,7 +110,7 @@ CHECKS = {
             ),
             Mistake(
                 "an engine's table is never freed",
-                "engine.c",
+                "buffers.c",
                 "    free(e->rope_sin);\n",
                 "",
                 "detected memory leaks",
@@ -124,15 +124,15 @@ CHECKS = {
             Mistake(
                 "a barrier is missing in the layer",
                 "forward.c",
-                "meet(r);\n    record(r, tap(r, layer, BN_TAP_KQV_OUT)",
-                "record(r, tap(r, layer, BN_TAP_KQV_OUT)",
+                "bn_barrier(r);\n    bn_record(r, layer, BN_TAP_KQV_OUT",
+                "bn_record(r, layer, BN_TAP_KQV_OUT",
                 "data race",
             ),
             Mistake(
-                "a member arrives at the barrier before it reads the team's size",
-                "threads.c",
+                "a thread arrives at the barrier before it reads how many are active",
+                "thread_pool.c",
                 "memory_order_acq_rel) == n_active - 1",
-                "memory_order_acq_rel) == team->n_active - 1",
+                "memory_order_acq_rel) == pool->n_active - 1",
                 "data race",
             ),
         ),

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bitnet_py.taps import LAYER_TAPS, MODEL_TAPS
@@ -19,9 +19,11 @@ from tests.zoo.sites import ALWAYS, DAMAGEABLE, PLACES, SITES, Site
 CSRC = ROOT / "bitnet_py" / "csrc"
 ZOO_CSRC = Path(__file__).parent / "csrc"
 BUILDS = ROOT / "build" / "zoo"
+FAULTY_FILES = ("forward.c", "head.c")
+_BETWEEN_FILES = "/* next file */\n"
+_INCLUDES = '#include "wrong.h"\n#include "zoo.h"\n'
 _RECORD = re.compile(
-    r"record\((?P<run>&?r), "
-    r"(?:tap\(r, layer, BN_TAP_(?P<layer_tap>\w+)\)|model_tap\(&?r, BN_TAP_(?P<model_tap>\w+)\)), "
+    r"bn_record(?:\(r, layer, BN_TAP_(?P<layer_tap>\w+)|_model\(r, BN_TAP_(?P<model_tap>\w+)), "
     r"(?P<data>[^,]+), (?P<rows>.+) \* (?P<width>[\w>.-]+)\);"
 )
 
@@ -47,14 +49,13 @@ def faults_header(faults: Sequence[EngineFault]) -> str:
     )
 
 
-def faulty_source(source: str, faults: Sequence[EngineFault]) -> str:
-    """Return ``forward.c`` with every fault in it."""
+def faulty_sources(sources: Mapping[str, str], faults: Sequence[EngineFault]) -> dict[str, str]:
+    """Return the ``FAULTY_FILES`` with every fault in them."""
+    source = _BETWEEN_FILES.join(sources[name] for name in FAULTY_FILES)
     changes: list[tuple[int, int, str]] = []
     for text, layer, tap in PLACES:
         at = _find(source, text)
-        run = "&r" if text.startswith("embed(&r)") else "r"
-        arrow = "r.pass" if run == "&r" else "r->pass"
-        changes.append((at, at, f"zoo_enter({arrow}, {layer or 'ZOO_MODEL_WIDE'}, {tap_constant(tap)});\n    "))
+        changes.append((at, at, f"zoo_enter(r->pass, {layer or 'ZOO_MODEL_WIDE'}, {tap_constant(tap)});\n    "))
     for text, code in ALWAYS:
         at = _find(source, text)
         changes.append((at, at, code))
@@ -67,7 +68,7 @@ def faulty_source(source: str, faults: Sequence[EngineFault]) -> str:
         tap = (match["layer_tap"] or match["model_tap"]).lower()
         if tap in DAMAGEABLE:
             layer = "layer" if match["layer_tap"] else "ZOO_MODEL_WIDE"
-            arguments = [match["run"], layer, tap_constant(tap), match["data"], match["rows"], match["width"]]
+            arguments = ["r", layer, tap_constant(tap), match["data"], match["rows"], match["width"]]
             changes.append((match.start(), match.start(), f"zoo_damage({', '.join(arguments)});\n    "))
     damaged = {m["layer_tap"] or m["model_tap"] for m in _RECORD.finditer(source)}
     missing = {tap.upper() for tap in DAMAGEABLE} - damaged
@@ -75,13 +76,15 @@ def faulty_source(source: str, faults: Sequence[EngineFault]) -> str:
     damage = [(identifier(fault), fault.edits["damage"]) for fault in faults if "damage" in fault.edits]
     head = _find(source, "/* ---- operations on one row")
     changes.append((head, head, _damage_function(damage)))
-    includes = _find(source, '#include "numerics.h"\n')
-    changes.append((includes, includes, '#include "wrong.h"\n#include "zoo.h"\n'))
-    return _splice(source, changes)
+    for at in (0, source.index(_BETWEEN_FILES) + len(_BETWEEN_FILES)):
+        changes.append((at, at, _INCLUDES))
+    return dict(zip(FAULTY_FILES, _splice(source, changes).split(_BETWEEN_FILES), strict=True))
 
 
 def _find(source: str, text: str) -> int:
-    assert source.count(text) == 1, f"forward.c changed: expected once, found {source.count(text)} times: {text!r}"
+    assert source.count(text) == 1, (
+        f"the sources changed: expected once, found {source.count(text)} times: {text!r}"
+    )
     return source.index(text)
 
 
@@ -98,7 +101,7 @@ def _take_place(site: Site, wrong: Sequence[tuple[str, str]]) -> str:
 def _damage_function(wrong: Sequence[tuple[str, str]]) -> str:
     branches = "\n".join(f"    if (bn_fault({name})) {{ {code} }}" for name, code in wrong)
     return (
-        "static void zoo_damage(const run *r, int32_t layer, int32_t op, float *y, int64_t rows, int64_t n) {\n"
+        "static void zoo_damage(const bn_run *r, int32_t layer, int32_t op, float *y, int64_t rows, int64_t n) {\n"
         f"    zoo_enter(r->pass, layer, op);\n{branches}\n}}\n\n"
     )
 
@@ -115,7 +118,7 @@ def _splice(source: str, changes: list[tuple[int, int, str]]) -> str:
 def build(faults: Sequence[EngineFault]) -> Path:
     """Build the library, unless these sources were built before; returns its path."""
     sources = {path.name: path.read_text() for path in sorted([*CSRC.iterdir(), *ZOO_CSRC.iterdir()])}
-    sources["forward.c"] = faulty_source(sources["forward.c"], faults)
+    sources |= faulty_sources(sources, faults)
     sources["zoo_faults.h"] = faults_header(faults)
     cmake = (ROOT / "CMakeLists.txt").read_text()
     added = "${src}/engine.c"

@@ -1,6 +1,6 @@
-"""Where in the engine's sources faults can be put, all in ``forward.c``.
+"""Where in the engine's sources faults can be put: in ``forward.c`` and ``head.c``.
 
-The texts must occur exactly once there. When ``forward.c`` changes, these change; nothing else does.
+Each text must occur exactly once in the two together. When these files change, only the texts here change.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ SITES = {
     "norm_rows": Site("after", "    const float eps = r->engine->model.rms_eps;\n"),
     "quantize_row": Site(
         "after",
-        "static void quantize_row(const run *r, const float *x, int64_t n, int64_t row) {\n"
+        "static void quantize_row(const bn_run *r, const float *x, int64_t n, int64_t row) {\n"
         "    bn_engine *e = r->engine;\n",
     ),
-    "quantized": Site("before", "    count(r, BN_COUNT_QUANTIZE, 0);"),
+    "quantized": Site("before", "    bn_count_once(r, BN_COUNT_QUANTIZE, 0);"),
     # BitLinear
     "i2s_dot": Site(
         "statement",
@@ -41,7 +41,7 @@ SITES = {
     ),
     "row_scale": Site("expression", "b->q8_scale[t + c]"),
     "rescale": Site("statement", "e->kernels->rescale(acc + c * n_rows, n_rows, sum, s, m->scale, out);"),
-    "bitlinear_done": Site("before", "    count(r, n_tokens == 1 ? BN_COUNT_I2S_GEMV"),
+    "bitlinear_done": Site("before", "    bn_count_once(r, n_tokens == 1 ? BN_COUNT_I2S_GEMV"),
     "q_matrix": Site("expression", "&w->q"),
     "k_matrix": Site("expression", "&w->k"),
     "v_matrix": Site("expression", "&w->v"),
@@ -49,11 +49,10 @@ SITES = {
     "up_matrix": Site("expression", "&w->up"),
     "activation": Site(
         "statement",
-        "e->kernels->gated_relu_squared(b->gate + t * hidden, b->up + t * hidden, hidden, b->act + t * hidden,\n"
-        "                                       b->prod + t * hidden);",
+        "activate(b->gate + t * hidden, b->up + t * hidden, hidden, b->act + t * hidden, b->prod + t * hidden);",
     ),
     # attention
-    "rope": Site("statement", "e->kernels->rope(x + at, cosines, sines, (int)half, out + at);"),
+    "rope": Site("statement", "rotate(x + at, cosines, sines, (int)half, out + at);"),
     "store_k": Site(
         "statement", "e->kernels->to_f16(e->buffers.k_rope + t * kv_dim, kv_dim, keys + cell * kv_dim);"
     ),
@@ -81,16 +80,16 @@ SITES = {
     ),
     "head_input": Site(
         "statement",
-        "{\n            uint16_t *half = e->members[r->member].half;\n"
+        "{\n            uint16_t *half = e->threads[r->thread].half;\n"
         "            e->kernels->to_f16(normed, dim, half);\n"
         "            e->kernels->from_f16(half, dim, input);\n        }",
     ),
-    "head_done": Site("before", "    count(r, BN_COUNT_HEAD_F16, (uint64_t)(vocab * dim) *"),
+    "head_done": Site("before", "    bn_count_once(r, BN_COUNT_HEAD_F16, (uint64_t)(vocab * dim) *"),
     "damage": Site("function", ""),
 }  # fmt: skip
 
 PLACES = (
-    ("embed(&r);", None, "inp_embd"),
+    ("embed(r);", None, "inp_embd"),
     ("norm_and_quantize(r, b->x,", "layer", "attn_norm"),
     ("bitlinear(r, &w->q,", "layer", "q"),
     ("bitlinear(r, &w->k,", "layer", "k"),
@@ -105,7 +104,7 @@ PLACES = (
     ("bitlinear(r, &w->gate,", "layer", "ffn_gate"),
     ("bitlinear(r, &w->up,", "layer", "ffn_up"),
     (
-        "for (int64_t t = r->member; t < n_rows; t += r->n_members)\n        e->kernels->gated_relu_squared(",
+        "for (int64_t t = r->thread; t < n_rows; t += r->n_threads)\n        activate(",
         "layer",
         "ffn_act",
     ),

@@ -92,7 +92,7 @@ def test_softmax(measure, family, width):
 
 def test_rope(measure, family):
     x, cos, sin, out = floats(16384), floats(8192), floats(8192), floats(16384)
-    run = native("bn_kernel_rope", family, x, cos, sin, cos.size, out)
+    run = native("bn_kernel_rope", family, 0, x, cos, sin, cos.size, out)
     measure("rope", family, run, 3 * x.nbytes, "GB/s")
 
 

@@ -10,9 +10,8 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from bitnet_py.pretokenizer import build_pre_tokenizer, get_pre_type
-from bitnet_py.synth_vocab import CONTROL, NORMAL, byte_alphabet
 from bitnet_py.tokenizer import Tokenizer
-from bitnet_py.vocabulary import Vocabulary
+from bitnet_py.vocabulary import TokenKind, Vocabulary, byte_alphabet
 from tools.train.families import Question
 
 PRE = "llama-bpe"
@@ -39,17 +38,20 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> dict[str, Any]:
     words = build_pre_tokenizer(get_pre_type(PRE))
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIALS), initial_alphabet=sorted(byte_alphabet()), show_progress=False
+        vocab_size=vocab_size - len(SPECIALS),
+        initial_alphabet=sorted(byte_alphabet().values()),
+        show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
     model = json.loads(bpe.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    kinds = [int(TokenKind.NORMAL)] * len(tokens) + [int(TokenKind.CONTROL)] * len(SPECIALS)
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": PRE,
         "tokenizer.ggml.tokens": tokens + list(SPECIALS),
-        "tokenizer.ggml.token_type": [NORMAL] * len(tokens) + [CONTROL] * len(SPECIALS),
+        "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.bos_token_id": len(tokens) + SPECIALS.index(BOS),
         "tokenizer.ggml.eos_token_id": len(tokens) + SPECIALS.index(EOS),

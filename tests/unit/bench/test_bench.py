@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from bitnet_py import _native, cli
-from bitnet_py.bench import ReadTest, bench, peak_resident_bytes, random_ids, spread, weight_reads
+from bitnet_py.bench import BandwidthProbe, bench, peak_resident_bytes, random_ids, spread, weight_reads
 from bitnet_py.errors import InputError, NativeError
 from bitnet_py.model import KernelCount
 from crossval.bench import figures
@@ -34,16 +34,16 @@ class TestRead:
     @pytest.mark.parametrize("n", [1, 15, 16, 17, 1000, 4099])
     def test_every_word_is_read_once(self, n, n_threads):
         words = np.random.default_rng(n).integers(0, 2**64, n, np.uint64)
-        assert _native.read(words, n_threads) == sum(words.tolist()) % 2**64
-        assert _native.read(words, n_threads, n_passes=3) == 3 * sum(words.tolist()) % 2**64
+        assert _native.probe_bandwidth(words, n_threads) == sum(words.tolist()) % 2**64
+        assert _native.probe_bandwidth(words, n_threads, n_passes=3) == 3 * sum(words.tolist()) % 2**64
 
     @pytest.mark.parametrize(("n", "n_threads"), [(0, 1), (8, 0), (8, -1), (8, 1025)])
     def test_what_cannot_be_read_is_an_error(self, n, n_threads):
         with pytest.raises(NativeError, match="between 1 and 1024 threads"):
-            _native.read(np.ones(n, np.uint64), n_threads)
+            _native.probe_bandwidth(np.ones(n, np.uint64), n_threads)
 
     def test_a_read_takes_time(self):
-        test = ReadTest(2, buffer_bytes=1 << 20)
+        test = BandwidthProbe(2, buffer_bytes=1 << 20)
         assert test.n_bytes == 4 << 20
         assert test.seconds() > 0
 
@@ -66,13 +66,18 @@ def test_peak_memory_is_that_of_the_process():
     assert peak_resident_bytes(2**22 + 1) is None  # beyond the largest process id
 
 
+def counted(operation: str, calls: int, n_bytes: int, *, weights: bool = True) -> KernelCount:
+    quantized = operation.startswith("i2s")
+    return KernelCount(f"{operation}_avx2", calls, n_bytes, operation, "avx2", quantized, weights)
+
+
 def test_the_cache_is_no_weight():
-    before = [KernelCount("i2s_gemv_avx2", 1, 100), KernelCount("attention_avx2", 1, 7)]
+    before = [counted("i2s_gemv", 1, 100), counted("attention", 1, 7, weights=False)]
     after = [
-        KernelCount("i2s_gemv_avx2", 3, 160),
-        KernelCount("attention_avx2", 2, 9),
-        KernelCount("rope_avx2", 2, 0),
-        KernelCount("head_f16_avx2", 1, 5),
+        counted("i2s_gemv", 3, 160),
+        counted("attention", 2, 9, weights=False),
+        counted("rope", 2, 0, weights=False),
+        counted("head_f16", 1, 5),
     ]
     assert weight_reads(before, after) == {"i2s_gemv_avx2": 60, "head_f16_avx2": 5}
 

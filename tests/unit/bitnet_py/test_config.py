@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitnet_py.config import ModelConfig
+from bitnet_py.config import ARCHITECTURES, ModelConfig
 from bitnet_py.errors import ModelError
 from bitnet_py.gguf import GGUFFile
 from tests.support.gguf_bytes import ARRAY, BOOL, F32, I32, STRING, U32, U64, Container, model_container
@@ -36,6 +36,31 @@ def test_reads_the_shape_and_the_defaults(tmp_path: Path, arch: str) -> None:
         rope_base=10000.0,
         rms_eps=float(np.float32(1e-5)),
     )
+
+
+def with_head_size(head_dim: int) -> Container:
+    container = model_container().with_key(f"{ARCH}.attention.key_length", U32, head_dim)
+    container = container.with_key(f"{ARCH}.attention.value_length", U32, head_dim)
+    return container.with_key(f"{ARCH}.rope.dimension_count", U32, head_dim)
+
+
+def test_head_size_of_its_own(tmp_path: Path) -> None:
+    config = read(tmp_path, with_head_size(128))
+    assert (config.head_dim, config.dim, config.q_dim, config.kv_dim) == (128, 128, 256, 128)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "expected"), [(63, "an even head size"), (32, r"a multiple of 128 \(I2_S blocks\), found 64")]
+)
+def test_head_sizes_the_engine_cannot_run(tmp_path: Path, head_dim: int, expected: str) -> None:
+    with pytest.raises(ModelError, match=f"attention.key_length: expected {expected}"):
+        read(tmp_path, with_head_size(head_dim))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_what_an_architecture_implies(tmp_path: Path, arch: str) -> None:
+    architecture = read(tmp_path, model_container(arch=arch)).architecture
+    assert (architecture.activation, architecture.rope_pairing) == ("relu_squared", "halves")
 
 
 def test_kv_heads_default_to_heads(tmp_path: Path) -> None:
@@ -89,7 +114,8 @@ def test_accepts_what_means_the_same(tmp_path: Path, key: str, kind: int, value:
         pytest.param("context_length", U32, 0, "an integer from 1", id="no context"),
         pytest.param("vocab_size", U32, 5, "4, the tokens of the vocabulary", id="vocabulary disagrees"),
         pytest.param("rope.dimension_count", U32, 32, "64, the head size", id="partial RoPE"),
-        pytest.param("attention.key_length", U32, 32, "64, the head size", id="other key length"),
+        pytest.param("attention.key_length", U32, 32, "32, the head size", id="keys alone have another size"),
+        pytest.param("attention.key_length", U32, 0, "an integer from 1 to 65536", id="no key size"),
         pytest.param("attention.value_length", U32, 32, "64, the head size", id="other value length"),
         pytest.param("rope.freq_base", F32, 0.0, "a finite number above 0", id="base 0"),
         pytest.param("rope.freq_base", F32, float("nan"), "a finite number above 0", id="base NaN"),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from bitnet_py import _native
+from bitnet_py import _kernels, _native
 from bitnet_py import taps as engine_taps
+from bitnet_py.config import Activation, RopePairing
 from bitnet_py.errors import InputError, NativeError
 from crossval.model import taps
 
@@ -22,7 +26,8 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 LOAD = """
-from bitnet_py import _native
+from bitnet_py import _kernels, _native
+from bitnet_py.config import Activation, RopePairing
 from bitnet_py.errors import NativeError
 try:
     print(_native.library_path())
@@ -55,7 +60,7 @@ def test_a_family_is_available_only_where_linux_offers_its_instructions():
 
 def test_unknown_kernel_is_refused_with_the_known_names():
     with pytest.raises(NativeError, match=r"unknown kernel 'sse9'.*scalar"):
-        _native.quantize(np.zeros(4, np.float32), kernel="sse9")
+        _kernels.quantize(np.zeros(4, np.float32), kernel="sse9")
 
 
 def test_kernel_this_cpu_lacks_is_refused_by_name():
@@ -63,12 +68,12 @@ def test_kernel_this_cpu_lacks_is_refused_by_name():
     if not missing:
         pytest.skip("this CPU runs every kernel family of the build")
     with pytest.raises(NativeError, match=rf"kernel '{missing[0].name}' needs"):
-        _native.quantize(np.zeros(4, np.float32), kernel=missing[0].name)
+        _kernels.quantize(np.zeros(4, np.float32), kernel=missing[0].name)
 
 
 def test_non_contiguous_array_is_refused():
     with pytest.raises(ValueError, match="contiguous"):
-        _native.quantize(np.zeros((4, 4), np.float32)[:, 1])
+        _kernels.quantize(np.zeros((4, 4), np.float32)[:, 1])
 
 
 def test_library_override_that_does_not_exist_is_refused(tmp_path):
@@ -92,13 +97,29 @@ def test_tap_order_of_the_c_library_is_the_harness_vocabulary():
     assert set(engine_taps.MODEL_TAPS) == {*taps.INPUT_TAPS, *taps.HEAD_TAPS}
 
 
-def test_tap_enum_of_the_header_is_in_the_same_order():
-    from pathlib import Path
-
+@pytest.mark.parametrize(
+    ("first", "end", "prefix", "names"),
+    [
+        ("BN_TAP_ATTN_NORM,", "BN_LAYER_TAPS", "BN_TAP_", engine_taps.LAYER_TAPS),
+        ("BN_RELU_SQUARED,", "BN_ACTIVATIONS", "BN_", _native.ACTIVATIONS),
+        ("BN_ROPE_HALVES,", "BN_ROPE_PAIRINGS", "BN_ROPE_", _native.ROPE_PAIRINGS),
+    ],
+)
+def test_enums_of_the_header_are_in_the_same_order(first, end, prefix, names):
     header = (Path(engine_taps.__file__).parent / "csrc" / "bitnet.h").read_text()
-    body = header[header.index("BN_TAP_ATTN_NORM") : header.index("BN_LAYER_TAPS")]
-    names = tuple(item.strip().removeprefix("BN_TAP_").lower() for item in body.split(",") if item.strip())
-    assert names == engine_taps.LAYER_TAPS
+    body = re.sub(r"/\*.*?\*/", "", header[header.index(first) : header.index(end)])
+    assert tuple(item.strip().removeprefix(prefix).lower() for item in body.split(",") if item.strip()) == names
+
+
+def test_names_of_the_python_side_are_those_of_the_c_library():
+    assert get_args(Activation) == _native.ACTIVATIONS
+    assert get_args(RopePairing) == _native.ROPE_PAIRINGS
+
+
+def test_the_bridge_needs_nothing_of_the_package_but_its_errors():
+    source = Path(_native.__file__).read_text()
+    imported = set(re.findall(r"^\s*(?:from|import) (bitnet_py[\w.]*)", source, re.M))
+    assert imported == {"bitnet_py.errors"}
 
 
 def test_unknown_tap_is_refused(tiny_model):

@@ -20,7 +20,8 @@ from bitnet_py.quants import unpack_i2_s
 from bitnet_py.resources import default_model_path
 from bitnet_py.synth import PRESETS, SynthConfig, main, write_model
 from bitnet_py.synth_random import Stream
-from bitnet_py.synth_vocab import BOS, EOS, EOT, MIN_VOCAB_SIZE, build_vocab, byte_alphabet, sentences
+from bitnet_py.synth_vocab import BOS, EOS, EOT, MIN_VOCAB_SIZE, build_vocab, sentences
+from bitnet_py.vocabulary import byte_alphabet
 from bitnet_py.weights import Weights
 
 MakeModel = Callable[..., Path]
@@ -140,7 +141,7 @@ def test_tokenizer_metadata(make_model: MakeModel) -> None:
 def test_merges_make_exactly_the_tokens(vocab_size: int) -> None:
     vocab = build_vocab(vocab_size, 0)
     assert len(vocab.tokens) == len(set(vocab.tokens)) == vocab_size
-    known = set(byte_alphabet())
+    known = set(byte_alphabet().values())
     assert set(vocab.tokens[:256]) == known
     for index, merge in enumerate(vocab.merges):
         left, right = merge.split(" ")
@@ -154,7 +155,7 @@ def test_merges_make_exactly_the_tokens(vocab_size: int) -> None:
 def test_byte_alphabet_is_that_of_gpt2() -> None:
     tokenizers = pytest.importorskip("tokenizers")
     alphabet = byte_alphabet()
-    assert sorted(alphabet) == sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(alphabet.values()) == sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     assert (alphabet[ord("A")], alphabet[ord(" ")], alphabet[ord("\n")], alphabet[0xAD]) == ("A", "Ġ", "Ċ", "Ń")
 
 

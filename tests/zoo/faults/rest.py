@@ -14,7 +14,7 @@ _RIGHT_SCALE = "1.0f / sqrtf(zoo_mean_square(x, n, 0) + eps)"
 
 def _norm(name: str, what: str, code: str, taps: tuple[str, ...] = NORMS, **more) -> EngineFault:
     code = (
-        "const float *from = x; for (int64_t t = r->member; t < rows; t += r->n_members) {"
+        "const float *from = x; for (int64_t t = r->thread; t < rows; t += r->n_threads) {"
         f" const float *x = from + t * n; float *out = normed + t * n; {code} }} return;"
     )
     edits = {"norm_rows": code}
@@ -54,7 +54,7 @@ def _act(name: str, what: str, value: str) -> EngineFault:
 
 def _activate(gate: str, up: str) -> str:
     return (
-        f"e->kernels->gated_relu_squared(b->{gate} + t * hidden, b->{up} + t * hidden, hidden,"
+        f"activate(b->{gate} + t * hidden, b->{up} + t * hidden, hidden,"
         " b->act + t * hidden, b->prod + t * hidden);"
     )
 

@@ -1,70 +1,10 @@
-/* Runtime choice of the kernel family, the thread-local last error, and single kernels for tests. */
+/* Single kernels of the public interface, for tests and benchmarks. */
 #include "bitnet.h"
-#include "kernels.h"
+#include "error.h"
+#include "families.h"
 #include "screen.h"
 
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-
-static _Thread_local char last_error[512];
-
-void bn_set_error(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(last_error, sizeof last_error, format, arguments);
-    va_end(arguments);
-}
-
-int bn_abi_version(void) { return BN_ABI_VERSION; }
-
-const char *bn_last_error(void) { return last_error; }
-
-const bn_kernels *const bn_all_kernels[] = {
-#if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)
-#ifdef BN_HAVE_AMX
-    &bn_kernels_amx,
-#endif
-    &bn_kernels_avx512vnni,
-    &bn_kernels_avx2,
-#endif
-    &bn_kernels_scalar,
-};
-const int bn_all_kernels_count = sizeof bn_all_kernels / sizeof bn_all_kernels[0];
-
-const bn_kernels *bn_select_kernels(const char *name) {
-    for (int i = 0; i < bn_all_kernels_count; i++) {
-        const bn_kernels *kernels = bn_all_kernels[i];
-        if (name && strcmp(name, kernels->name) != 0) continue;
-        if (kernels->available()) return kernels;
-        if (name) {
-            bn_set_error("kernel '%s' needs %s, which this CPU or operating system does not offer", name,
-                         kernels->description);
-            return NULL;
-        }
-    }
-    char known[128] = "";
-    for (int i = 0; i < bn_all_kernels_count; i++) {
-        strncat(known, i ? ", " : "", sizeof known - strlen(known) - 1);
-        strncat(known, bn_all_kernels[i]->name, sizeof known - strlen(known) - 1);
-    }
-    bn_set_error("unknown kernel '%s'; this build has %s", name ? name : "", known);
-    return NULL;
-}
-
-int bn_kernel_count(void) { return bn_all_kernels_count; }
-
-int bn_kernel_info(int index, const char **name, const char **description, int *available) {
-    if (index < 0 || index >= bn_all_kernels_count) {
-        bn_set_error("kernel index %d is outside 0..%d", index, bn_all_kernels_count - 1);
-        return BN_ERR_ARGUMENT;
-    }
-    *name = bn_all_kernels[index]->name;
-    *description = bn_all_kernels[index]->description;
-    *available = bn_all_kernels[index]->available();
-    return BN_OK;
-}
 
 static int check(int ok, const char *what) {
     if (!ok) bn_set_error("%s", what);
@@ -115,18 +55,21 @@ int bn_kernel_softmax(const char *kernel, int simd_width, float *row, int64_t n_
     return BN_OK;
 }
 
-int bn_kernel_rope(const char *kernel, const float *x, const float *cos, const float *sin, int half, float *out) {
+int bn_kernel_rope(const char *kernel, int pairing, const float *x, const float *cos, const float *sin, int half,
+                   float *out) {
     const bn_kernels *kernels = bn_select_kernels(kernel);
     if (!kernels) return BN_ERR_UNAVAILABLE;
-    kernels->rope(x, cos, sin, half, out);
+    if (!check(pairing >= 0 && pairing < BN_ROPE_PAIRINGS, "unknown RoPE pairing")) return BN_ERR_ARGUMENT;
+    kernels->rope[pairing](x, cos, sin, half, out);
     return BN_OK;
 }
 
-int bn_kernel_gated_relu_squared(const char *kernel, const float *gate, const float *up, int64_t n, float *act,
-                                 float *prod) {
+int bn_kernel_gated(const char *kernel, int activation, const float *gate, const float *up, int64_t n, float *act,
+                    float *prod) {
     const bn_kernels *kernels = bn_select_kernels(kernel);
     if (!kernels) return BN_ERR_UNAVAILABLE;
-    kernels->gated_relu_squared(gate, up, n, act, prod);
+    if (!check(activation >= 0 && activation < BN_ACTIVATIONS, "unknown activation")) return BN_ERR_ARGUMENT;
+    kernels->gated[activation](gate, up, n, act, prod);
     return BN_OK;
 }
 
@@ -184,7 +127,7 @@ int bn_kernel_top(const char *kernel, int simd_width, const uint16_t *rows, int6
     bn_found *found = malloc(2 * sizeof *found);
     int status = BN_ERR_MEMORY;
     if (check(search.z && search.upper && found, "out of memory")) {
-        /* two members, one after the other: what is merged is tested too */
+        /* the work of two threads, one after the other: the merge is tested too */
         bn_search_prepare(&search);
         bn_search_screen(&search, 0, n_rows / 2, &found[0]);
         bn_search_screen(&search, n_rows / 2, n_rows, &found[1]);

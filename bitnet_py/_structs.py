@@ -1,0 +1,41 @@
+"""A model's configuration and weights as the C library's structs."""
+
+from __future__ import annotations
+
+from bitnet_py import _native
+from bitnet_py.weights import I2SMatrix, LayerWeights, Weights
+
+
+def _matrix(matrix: I2SMatrix) -> _native.Matrix:
+    return _native.Matrix(_native.address(matrix.data), matrix.rows, matrix.cols, matrix.scale)
+
+
+def _layer(weights: LayerWeights) -> _native.Layer:
+    layer = _native.Layer()
+    for name in ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm"):
+        setattr(layer, name, _native.address(getattr(weights, name)))
+    for name in ("q", "k", "v", "o", "gate", "up", "down"):
+        setattr(layer, name, _matrix(getattr(weights, name)))
+    return layer
+
+
+def model_struct(weights: Weights) -> _native.ModelStruct:
+    """Return the C struct of a model; it points into the arrays of ``weights``, which must outlive it."""
+    config = weights.config
+    return _native.ModelStruct(
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        dim=config.dim,
+        hidden_dim=config.hidden_dim,
+        vocab_size=config.vocab_size,
+        activation=_native.ACTIVATIONS.index(config.architecture.activation),
+        rope_pairing=_native.ROPE_PAIRINGS.index(config.architecture.rope_pairing),
+        rms_eps=config.rms_eps,
+        rope_base=config.rope_base,
+        token_embd=_native.address(weights.token_embd),
+        output=_native.address(weights.head),
+        output_norm=_native.address(weights.output_norm),
+        layers=(_native.Layer * config.n_layers)(*map(_layer, weights.layers)),
+    )
