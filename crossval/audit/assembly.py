@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from crossval.audit import propagation
 from crossval.audit.bounds import Arithmetic, Reading
-from crossval.audit.propagation import Approx
-from crossval.audit.segments import Cells, Outcome, Part, Segment, join
+from crossval.audit.bounds.approx import Approx, exact, joined, recorded
+from crossval.audit.segments import Cells, Outcome, Part, Segment
 from crossval.audit.state import Computed, Covered, PassState, Pending, Value
-from crossval.model.ops import Op, WeightSource, is_state, state_source
+from crossval.model.op import Op, WeightSource
+from crossval.model.taps import is_state, state_source
 from crossval.passes import TapArray
 
 
@@ -50,7 +50,7 @@ def segment(
                 inputs[name], covers[name] = _part(name, state, arithmetic)
             covers[one.output] |= covers[name]
     positions = np.asarray(state.plan.positions, np.int64)
-    inputs.setdefault("positions", Part(propagation.exact(positions), state.all_rows))
+    inputs.setdefault("positions", Part(exact(positions), state.all_rows))
     return Segment(ops, inputs, cells, state.n_tokens, weights, arithmetic, tap, preferred, state.flips), covers
 
 
@@ -60,7 +60,7 @@ def _part(name: str, state: PassState, arithmetic: Arithmetic) -> tuple[Part, Co
     if isinstance(value, Computed):
         return value.part, value.covered
     if isinstance(value, Value):
-        return Part(propagation.recorded(value.array, arithmetic), value.rows), frozenset()
+        return Part(recorded(value.array, arithmetic), value.rows), frozenset()
     raise ValueError(f"{name} was not recorded and cannot be computed")
 
 
@@ -102,13 +102,13 @@ def _cells(
             rows, covered = value.part.rows, covered | value.covered
             n_open += value.part.open_up_to(earlier.n_tokens, alone=False)
         elif isinstance(value, Value):
-            parts.append(propagation.recorded(value.array, arithmetic))
+            parts.append(recorded(value.array, arithmetic))
             rows = value.rows
         else:
             rows = ()
         if rows != earlier.all_rows:
             raise ValueError(f"{source} of pass {earlier.index} was not recorded for all of its tokens")
-    return Cells(join(parts), n_open), covered
+    return Cells(joined(*parts) if parts else None, n_open), covered
 
 
 def _resolve(

@@ -15,11 +15,15 @@ from threadpoolctl import threadpool_limits
 from crossval.audit import assembly, bounds
 from crossval.audit import evaluate as ev
 from crossval.audit.bounds import Arithmetic, Reading
-from crossval.audit.checks import AuditResult, OpCheck, decide, first_guilty
-from crossval.audit.precision import Survey, arithmetic_of, only_recorded
+from crossval.audit.checks import AuditResult, OpCheck, decide, first_guilty, only_recorded
+from crossval.audit.precision import Survey, arithmetic_of
 from crossval.audit.state import Covered, PassState, Pending, Value, gather, stack_state, take_recorded
 from crossval.errors import BadInputError
-from crossval.model.ops import Op, SpecConfig, Weight, is_state, op_table, state_source
+from crossval.model.config import SpecConfig
+from crossval.model.graphs import op_table
+from crossval.model.kinds import Weight
+from crossval.model.op import Op
+from crossval.model.taps import is_state, state_source
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, Runner, TapArray
 

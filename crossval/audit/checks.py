@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from crossval.audit import bounds
 from crossval.audit.precision import Precision
 from crossval.model import taps
 from crossval.passes import PassKind
@@ -14,6 +15,9 @@ CheckStatus = Literal["ok", "within", "guilty", "invalid", "unchecked"]
 """``within``: a segment that agrees up to a distance at which int8 flips and small mistakes look alike;
 ``invalid``: NaN, infinity or a wrong shape; ``unchecked``: an input or the output was not recorded."""
 AuditVerdict = Literal["clean", "within", "guilty", "incomplete"]
+
+MIN_SUMS, MOST_SUMS = 6, 0.9
+"""How many additions and products, and which share, have to be off before their inputs are not believed."""
 
 
 @dataclass(frozen=True)
@@ -114,3 +118,17 @@ def first_guilty(checks: Iterable[OpCheck], n_layers: int) -> OpCheck | None:
     """Return the guilty check that was executed first: earliest pass, then earliest operation."""
     guilty = [check for check in checks if check.status in ("guilty", "invalid")]
     return min(guilty, key=lambda c: (c.pass_index, taps.execution_index(c.tap, n_layers)), default=None)
+
+
+def only_recorded(found: Precision, checks: Iterable[OpCheck]) -> bool:
+    """Return whether an engine held to a format it does not state shows that it has more digits than it recorded.
+
+    One rounding of an exact result of recorded values is all that an addition or a product may be off. Where
+    almost none keeps to that, in any layer, it is not these that are wrong: they had other inputs than were
+    recorded.
+    """
+    if found.scope != "all" or found.declared:
+        return False
+    single = [c for c in checks if c.n_ops == 1 and bounds.is_one_rounding(taps.op_of(c.tap))]
+    off = [c for c in single if c.status == "guilty"]
+    return len(single) >= MIN_SUMS and len(off) >= MOST_SUMS * len(single)

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit import bitlinear, bounds, precision
-from crossval.audit.bounds import Arithmetic
+from crossval.audit import bounds, precision
+from crossval.audit.bounds import Arithmetic, integers
 from crossval.audit.checks import OpCheck, Worst
 from crossval.audit.segments import Outcome
 from crossval.audit.state import Covered, PassState
 from crossval.formats import F32
-from crossval.model.ops import FloatArray, Op, TernaryMatrix, Weight, WeightSource
-from crossval.model.taps import shape_hint, token_axis
+from crossval.model.kinds import FloatArray, TernaryMatrix, Weight, widen
+from crossval.model.op import Op, WeightSource
+from crossval.model.taps import shape_hint, visible
 from crossval.passes import TapArray
 
 
@@ -34,8 +35,8 @@ def check(
     loaded = [weights[name] for name in op.weights]
     if unusable is not None:
         return replace(unusable, note=_overflow(op, tap, inputs, loaded) or unusable.note)
-    if op.name in bounds.BITLINEARS:
-        return _check_bitlinear(op, state, tap, inputs[0], _ternary(loaded[0]), arithmetic)
+    if loaded and isinstance(loaded[0], TernaryMatrix):
+        return _check_bitlinear(op, state, tap, inputs[0], loaded[0], arithmetic)
     found = []
     for reading in bounds.readings(op, arithmetic, state.n_tokens, tap.array.shape[0]):
         arrays = round_inputs(inputs, reading)
@@ -52,7 +53,7 @@ def _overflow(op: Op, tap: TapArray, inputs: Sequence[npt.NDArray[Any]], loaded:
     if not all(np.isfinite(array).all() for array in inputs):
         return None
     try:
-        expected = op.function(*map(_widen, inputs), *loaded)
+        expected = op.function(*map(widen, inputs), *loaded)
     except ValueError:  # an input of the wrong shape, which has its own check
         return None
     return precision.overflow(tap.array, expected)
@@ -101,7 +102,7 @@ def _check_bitlinear(
         return _check(op, state, "invalid", tap, note=misfit)
     if arithmetic.recorded is not F32:
         return _check_unknown_codes(op, state, tap, x.reshape(n_rows, -1), weight, arithmetic)
-    result = bitlinear.check(x.reshape(n_rows, -1), tap.array.reshape(n_rows, -1), weight, arithmetic)
+    result = integers.check(x.reshape(n_rows, -1), tap.array.reshape(n_rows, -1), weight, arithmetic)
     expected, allowed = result.expected.reshape(tap.array.shape), result.bound.reshape(tap.array.shape)
     allowed = allowed + arithmetic.cached(op, expected, tap.array)
     note = f"{result.flips} int8 flips at rounding ties explain every integer" if result.flips else None
@@ -118,17 +119,12 @@ def _check_unknown_codes(
 ) -> OpCheck:
     """Convict what no codes explain; what some do is left open, for these need not be the engine's."""
     form = arithmetic.recorded
-    result = bitlinear.check_recorded(x, weight, arithmetic, form)
+    result = integers.check_recorded(x, weight, arithmetic, form)
     expected, allowed = result.expected.reshape(tap.array.shape), result.bound.reshape(tap.array.shape)
     found = judge(op, state, tap, expected, allowed)
     if found.status == "guilty":
         return found
     return unchecked(op, state, tap, f"its input was recorded in {form.label} only, so its codes are not known")
-
-
-def _ternary(weight: Weight) -> TernaryMatrix:
-    assert isinstance(weight, TernaryMatrix)  # the op table pairs BitLinear with ternary matrices only
-    return weight
 
 
 def _wrong_shape(op: Op, state: PassState, tap: TapArray, expected: FloatArray) -> OpCheck:
@@ -154,7 +150,8 @@ def judge(
     residual = np.abs(tap.array.astype(np.float64) - expected)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(residual == 0, 0.0, residual / allowed)
-    ratio = np.where(_visible(op, state, tap), ratio, 0.0)
+    seen = _visible(op, state, tap)
+    ratio = ratio if seen is None else np.where(seen, ratio, 0.0)
     at = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
     worst = float(ratio[at])
     return _check(
@@ -180,7 +177,7 @@ def judge_segment(op: Op, state: PassState, tap: TapArray, outcome: Outcome, cov
     It spans ``op`` and what it ``covered``, in this pass and, for what the KV cache holds, in those before.
     """
     ratio, expected, allowed = outcome.segment.ratio(outcome.segment.parts)
-    axis = token_axis(op.output)
+    axis = op.token_axis
     rows = outcome.segment.rows
     counted = [row for row in rows if row in outcome.beyond] or [row for row in rows if row not in outcome.excused]
     at: tuple[np.intp, ...] | None = None
@@ -235,23 +232,19 @@ def unchecked(op: Op, state: PassState, tap: TapArray, why: str) -> OpCheck:
     return _check(op, state, "unchecked", tap, note=why)
 
 
-def _visible(op: Op, state: PassState, tap: TapArray) -> npt.NDArray[np.bool_]:
-    """Scores of later tokens are masked afterwards: what an engine leaves there is its own business."""
-    if op.name != "kq":
-        return np.ones(tap.array.shape, np.bool_)
+def _visible(op: Op, state: PassState, tap: TapArray) -> npt.NDArray[np.bool_] | None:
     rows = state.all_rows if tap.rows is None else tap.rows
-    positions = np.asarray(state.plan.positions)[list(rows)]
-    keys = np.arange(tap.array.shape[-1])
-    return np.broadcast_to(keys <= positions[:, None], tap.array.shape)
+    return visible(op.output, tap.array.shape, [state.plan.positions[row] for row in rows])
 
 
 def _invalid(op: Op, state: PassState, tap: TapArray) -> str | None:
     if tap.array.size == 0:
         return "it has no elements"
     n_rows = state.n_tokens if tap.rows is None else len(tap.rows)
-    if tap.array.ndim <= token_axis(op.output) or tap.array.shape[token_axis(op.output)] != n_rows:
+    if tap.array.ndim <= op.token_axis or tap.array.shape[op.token_axis] != n_rows:
         return f"shape {tap.array.shape} does not hold {n_rows} tokens"
-    bad = ~np.isfinite(tap.array) & _visible(op, state, tap)
+    seen = _visible(op, state, tap)
+    bad = ~np.isfinite(tap.array) & (True if seen is None else seen)
     n_bad = int(np.count_nonzero(bad))
     return f"{n_bad} of {tap.array.size} values are not finite" if n_bad else None
 
@@ -260,7 +253,7 @@ def _worst(
     op: Op, state: PassState, tap: TapArray, at: tuple[np.intp, ...], expected: float, allowed: float
 ) -> Worst:
     index = [int(i) for i in at]
-    row = index.pop(token_axis(op.output))
+    row = index.pop(op.token_axis)
     token = row if tap.rows is None else tap.rows[row]
     return Worst(state.plan.positions[token], tuple(index), float(tap.array[at]), expected, allowed)
 
@@ -275,7 +268,3 @@ def _check(op: Op, state: PassState, status: Any, tap: TapArray, **facts: Any) -
         n_elements=int(tap.array.size),
         **facts,
     )
-
-
-def _widen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return array.astype(np.float64, copy=False) if array.dtype.kind == "f" else array

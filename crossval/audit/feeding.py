@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from crossval.audit.altered import Refed, Reordered
 from crossval.audit.checks import Misrecorded
-from crossval.model.ops import Op, WeightSource, op_table
+from crossval.model.graphs import op_table
+from crossval.model.op import Op, WeightSource
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, Runner, TapArray, short_list
 

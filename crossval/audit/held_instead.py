@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.diagnose.variants.context import Context, Inapplicable, of_records, widen
+from crossval.diagnose.variants.context import Context, Inapplicable, of_records
 from crossval.errors import BadInputError
 from crossval.model import taps
-from crossval.model.ops import Op, op_table
+from crossval.model.graphs import op_table
+from crossval.model.kinds import widen
+from crossval.model.op import Op
 from crossval.model.taps import token_axis
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord, Runner, TapArray
@@ -193,11 +195,10 @@ def _permuted(op: Op, expected: Array, n_heads: int) -> Iterator[tuple[str, Arra
     shape = expected.shape
     views: list[tuple[Array, tuple[str, ...]]]
     if len(shape) == 3:
-        by_head = op.name in ("kq", "kq_soft_max")
-        views = [(expected, ("head", "token", "key") if by_head else ("token", "head", "feature"))]
+        views = [(expected, taps.axis_names(op.output))]
     else:
         views = [(expected, ("token", "feature"))]
-        if op.name in ("kqv_out", "attn_sub_norm"):
+        if "q_dim" in op.axes:
             views.append((expected.reshape(shape[0], n_heads, -1), ("token", "head", "feature")))
     for view, names in views:
         for order in permutations(range(view.ndim)):

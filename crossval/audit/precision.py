@@ -2,27 +2,25 @@
 
 A value of binary32 is one of bfloat16's with a chance of 2^-16, one of binary16's with 2^-13. An engine whose
 every recorded tensor holds nothing else rounds to that format, whatever it says of itself. That is one property of
-the engine, not a fault of its first operation; it is found once, said once, and everything is then held to its
+the engine, not a fault of its first operation; it is found once, said once, and everything is then judged at its
 unit roundoff. A single tensor with more digits rules it out: what rounds in one place is a fault in that place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit.bounds import NORMS, Arithmetic
+from crossval.audit.bounds import Arithmetic
 from crossval.formats import BF16, F16, F32, FORMATS, Dtype, Format
 from crossval.model import taps
-from crossval.model.ops import FloatArray, Op
+from crossval.model.kinds import Embedding, FloatArray, RmsNorm
+from crossval.model.op import Op
 from crossval.passes import Numerics, TapArray
-
-if TYPE_CHECKING:
-    from crossval.audit.checks import OpCheck
 
 NARROW = (BF16, F16)
 """In the order they are tried: most values of bfloat16 are of binary16, too, and not the other way round."""
@@ -32,11 +30,6 @@ MIN_DISTINCT = 16
 MIN_TAPS = 3
 MIN_VALUES = 256
 """Least evidence for a property of the engine: tensors, and values in them."""
-ONE_ROUNDING = frozenset({"ffn_inp", "l_out", "ffn_act", "ffn_out"})
-"""Operations of which each value is one rounding of an exact result."""
-MIN_SUMS = 6
-MOST_SUMS = 0.9
-"""How many of these, and which share, have to be off before their inputs are not believed."""
 _PROBE = 64
 """Values looked at first: a tensor of binary32 is told by them."""
 
@@ -90,7 +83,7 @@ class Survey:
         for name, tap in recorded.items():
             kind = taps.parse(name).tap
             # rows of a table in F16 are in F16 whatever the engine does
-            if kind not in taps.INPUT_TAPS and _says_something(tap.array):
+            if not isinstance(taps.OPS[kind].kind, Embedding) and _says_something(tap.array):
                 seen = self._seen.setdefault(kind, _Seen())
                 seen.n_taps += 1
                 for form in NARROW:
@@ -131,8 +124,7 @@ class Survey:
 
 
 def _order(kind: str) -> int:
-    names = (*taps.INPUT_TAPS, *taps.LAYER_TAPS, *taps.HEAD_TAPS)
-    return names.index(kind)
+    return list(taps.OPS).index(kind)
 
 
 def _says_something(array: npt.NDArray[np.float32]) -> bool:
@@ -154,20 +146,6 @@ def arithmetic_of(numerics: Numerics, n_heads: int, found: Precision | None) -> 
     if found.scope == "recorded":
         return Arithmetic(replace(numerics, compute_dtype=None), n_heads, FORMATS[found.dtype])
     return Arithmetic(replace(numerics, compute_dtype=found.dtype), n_heads)
-
-
-def only_recorded(found: Precision, checks: Iterable[OpCheck]) -> bool:
-    """Return whether an engine held to a format it does not state shows that it has more digits than it recorded.
-
-    One rounding of an exact result of recorded values is all that an addition or a product may be off. Where
-    almost none keeps to that, in any layer, it is not these that are wrong: they had other inputs than were
-    recorded.
-    """
-    if found.scope != "all" or found.declared:
-        return False
-    single = [c for c in checks if c.n_ops == 1 and taps.parse(c.tap).tap in ONE_ROUNDING]
-    off = [c for c in single if c.status == "guilty"]
-    return len(single) >= MIN_SUMS and len(off) >= MOST_SUMS * len(single)
 
 
 def of_json(data: Mapping[str, Any] | None) -> Precision | None:
@@ -251,7 +229,7 @@ def overflow_inside(
     It does where exactly the tokens with such a square are zero: they were divided by infinity.
     """
     form = arithmetic.format
-    if not arithmetic.low or op.name not in NORMS:
+    if not arithmetic.low or not isinstance(op.kind, RmsNorm):
         return None
     squares = np.asarray(inputs[0], np.float64) ** 2
     beyond = np.isinf(form.round(squares)).any(axis=-1)

@@ -20,7 +20,8 @@ from crossval.audit.checks import CheckStatus
 from crossval.audit.summary import AuditRow, WorstElement
 from crossval.formats import FORMATS
 from crossval.model import taps
-from crossval.model.ops import Op, add
+from crossval.model.kinds import BitLinear
+from crossval.model.op import Op
 from crossval.model.taps import token_axis
 from crossval.passes import Numerics, PassPlan
 from crossval.receipts.file import Receipt
@@ -29,8 +30,6 @@ from crossval.traces import read as trace
 SIDES = ("candidate", "reference")
 UNDETERMINED = "undetermined"
 _PLACE = ("tap", "layer", "op", "pass_index", "pass_kind")
-_READS_TWO = {"kq": ("q", "k"), "kqv_out": ("p", "v"), "result_output": ("x",)}
-"""Operations of which engines may round inputs to binary16, and how many inputs they have."""
 _ROUNDING = 1e-9
 
 
@@ -283,8 +282,8 @@ def _numbers(
     tap: str, ratio: float | None, worst: WorstElement | None, reading: str | None, flips: int, world: _World
 ) -> Iterator[str]:
     """Check the worst element: where it is, and that its ratio is made of its values."""
-    name = taps.parse(tap).tap
-    if flips and name not in bounds.BITLINEARS:
+    op = taps.op_of(tap)
+    if flips and not isinstance(op.kind, BitLinear):
         yield f"{flips} int8 flips in an operation without int8"
     if worst is None:
         return
@@ -306,12 +305,12 @@ def _numbers(
     if not _belongs(ratio, worst):
         gap = abs(worst.recorded - worst.expected)
         yield f"ratio {ratio} is not {gap:.6g} over the bound {worst.bound:.6g}"
-    if worst.n_ops == 1 and name in precision.ONE_ROUNDING and world.arithmetic.low:
+    if worst.n_ops == 1 and bounds.is_one_rounding(op) and world.arithmetic.low:
         steps, fixed = bounds.one_rounding(world.arithmetic)
         wanted = steps * abs(worst.expected) + fixed
         if not math.isclose(worst.bound, wanted, rel_tol=_ROUNDING):
             yield f"bound {worst.bound:.6g} is not one rounding of {worst.expected:.6g}, which is {wanted:.6g}"
-    allowed = _readings(name, one, world) if worst.n_ops == 1 else set()
+    allowed = _readings(op, one, world) if worst.n_ops == 1 else set()
     if (reading not in allowed) if allowed else (reading is not None):
         yield f"reading {reading!r} is none of this engine's"
 
@@ -333,13 +332,10 @@ def _belongs(ratio: float | None, worst: WorstElement) -> bool:
     return ratio is not None and math.isclose(ratio, gap / worst.bound, rel_tol=_ROUNDING)
 
 
-def _readings(name: str, one: PassPlan, world: _World) -> set[str]:
+def _readings(op: Op, one: PassPlan, world: _World) -> set[str]:
     """Return the names of the readings an engine of this family may have; empty: there is no choice."""
-    if name not in _READS_TWO:
-        return set()
-    op = Op(name, name, _READS_TWO[name], (), add)
     rows = (1, 2) if len(one.token_ids) > 1 else (1,)
-    return {r.name for n in rows for r in bounds.readings(op, world.arithmetic, len(one.token_ids), n)}
+    return {r.name for n in rows for r in bounds.readings(op, world.arithmetic, len(one.token_ids), n)} - {""}
 
 
 def _first(found: Mapping[str, Any] | None, rows: Sequence[AuditRow], world: _World) -> Iterator[str]:

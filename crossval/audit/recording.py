@@ -27,7 +27,8 @@ from crossval.audit.checks import (
 )
 from crossval.audit.held_instead import Instead
 from crossval.model import taps
-from crossval.model.ops import Op, op_table
+from crossval.model.graphs import op_table
+from crossval.model.op import Op
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, Runner
 

@@ -1,11 +1,11 @@
 """Segments: several operations between recorded tensors, judged by rounding and not by an allowance for flips.
 
-The specification computes the segment from what was recorded before it, with the bound of ``propagation``. A token
-beyond its bound is *explained* when the engine may have rounded some int8 activations of the segment to the other
-side of a tie: every choice of activations near a tie is tried, nearest first, until the token's values come out
-within their bound. What no choice explains is guilty where all of them could be tried; where there are too many,
-or the token attends to one that is open itself, the check says ``within`` and how far the token is off: such a
-segment agrees, but a mistake smaller than that would not be seen.
+The specification computes the segment from what was recorded before it, with the bound of ``bounds.approx``. A
+token outside its bound is *explained* when the engine may have rounded some int8 activations of the segment to the
+other side of a tie: every choice of activations near a tie is tried, nearest first, until the token's values come
+out within their bound. What no choice explains is wrong where all of them could be tried; where there are too
+many, or the token attends to one that is open itself, the check says ``within`` and how far the token is off: such
+a segment agrees, but an error smaller than that would not be seen.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from crossval.audit import bounds, propagation
+from crossval.audit import bounds
 from crossval.audit.bounds import Arithmetic, Reading
-from crossval.audit.propagation import Approx, Flips, Ties
+from crossval.audit.bounds.approx import Approx, Flips, Ties, joined, round_to
 from crossval.compare.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, tap_class
 from crossval.formats import Dtype
 from crossval.model import taps
-from crossval.model.ops import CONTEXT_INPUTS, FloatArray, Op, TernaryMatrix, WeightSource, state_source
-from crossval.model.taps import token_axis
+from crossval.model.kinds import BitLinear, FloatArray, TernaryMatrix
+from crossval.model.op import Op, WeightSource
+from crossval.model.taps import state_source, token_axis
 from crossval.passes import TapArray
 
 TRIAL_WEIGHTS = 2e10
@@ -148,15 +148,13 @@ class Segment:
             arrays = [self._input(op, name, have, made) for name in op.inputs]
             rounded = choice.of(op.name)
             if rounded is not None:
-                arrays = [propagation.round_to(r, a) for a, r in zip(arrays, rounded, strict=True)]
+                arrays = [round_to(r, a) for a, r in zip(arrays, rounded, strict=True)]
             weights = [self.weights[name] for name in op.weights]
             if weights and isinstance(weights[0], TernaryMatrix):
-                result, near = propagation.propagate_bitlinear(
-                    op, arrays[0], have, weights, self.arithmetic, flips
-                )
+                result, near = bounds.propagate_bitlinear(op, arrays[0], have, weights[0], self.arithmetic, flips)
                 ties[op.inputs[0]] = near  # the same of every BitLinear that reads it
             else:
-                result = propagation.propagate(op, arrays, weights, self.arithmetic)
+                result = bounds.propagate(op, arrays, weights, self.arithmetic)
             made[op.output] = Part(result, have)
         return made, ties
 
@@ -179,8 +177,7 @@ class Segment:
         if part.rows == rows:
             return part.approx
         where = {row: i for i, row in enumerate(part.rows)}
-        axis = 0 if name in CONTEXT_INPUTS else token_axis(name)
-        return part.approx.rows([where[row] for row in rows], axis)
+        return part.approx.rows([where[row] for row in rows], token_axis(name))
 
     def _cache(self, name: str, made: Mapping[str, Part]) -> Approx:
         """Return the KV state up to this pass's last row, with the rows computed now put in their places."""
@@ -190,9 +187,9 @@ class Segment:
         assert whole is not None
         current = whole.approx
         if new is not None and new is not whole:
-            current = _replaced(whole, new)
+            current = whole.approx.with_rows([whole.rows.index(row) for row in new.rows], new.approx)
         earlier = self.cells[name].approx
-        return current if earlier is None else _joined(earlier, current)
+        return current if earlier is None else joined(earlier, current)
 
     # --- judging ----------------------------------------------------------------------------------------------
 
@@ -203,9 +200,7 @@ class Segment:
             ValueError: the recorded array has another shape.
         """
         part = made[self.op.output]
-        axis = token_axis(self.op.output)
-        where = {row: i for i, row in enumerate(self.rows)}
-        target = np.take(self.tap.array, [where[row] for row in part.rows], axis=axis).astype(np.float64)
+        target = taps.take_rows(self.op.output, self.tap.array, self.rows, part.rows).astype(np.float64)
         expected, bound = part.approx.value, part.approx.total
         if target.shape != expected.shape:
             raise ValueError(f"expected shape {expected.shape}, recorded {target.shape}")
@@ -216,14 +211,13 @@ class Segment:
         off = np.abs(target - expected)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(off == 0, 0.0, off / bound)
-        visible = self._visible(part.rows, ratio.shape)
-        return np.where(visible, ratio, 0.0), expected, bound
+        return self._masked(ratio, part.rows), expected, bound
 
-    def _visible(self, rows: Sequence[int], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-        if self.op.name != "kq":
-            return np.ones(shape, np.bool_)
+    def _masked(self, array: FloatArray, rows: Sequence[int]) -> FloatArray:
+        """Return an array shaped as the output, zero where nothing reads it."""
         positions = self.inputs["positions"].approx.value[list(rows)]
-        return np.broadcast_to(np.arange(shape[-1]) <= positions[:, None], shape)
+        visible = taps.visible(self.op.output, array.shape, positions)
+        return array if visible is None else np.where(visible, array, 0.0)
 
     def worst_by_row(self, made: Mapping[str, Part]) -> dict[int, float]:
         """Return the largest ratio of each row that was computed."""
@@ -276,10 +270,9 @@ class Segment:
         part = parts[self.op.output]
         _, expected, bound = self.ratio(parts)
         axes = tuple(i for i in range(expected.ndim) if i != token_axis(self.op.output))
-        visible = self._visible(part.rows, expected.shape)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            size = np.sqrt(np.sum(np.where(visible, expected, 0.0) ** 2, axis=axes))
-            width = np.sqrt(np.sum(np.where(visible, bound, 0.0) ** 2, axis=axes)) / size
+            size = np.sqrt(np.sum(self._masked(expected, part.rows) ** 2, axis=axes))
+            width = np.sqrt(np.sum(self._masked(bound, part.rows) ** 2, axis=axes)) / size
         return dict(zip(part.rows, map(float, np.nan_to_num(width, nan=1.0, posinf=1.0).clip(0, 1)), strict=True))
 
     @property
@@ -318,7 +311,7 @@ class Segment:
         hidden = [r for r in range(row) if r not in self.rows]
         complete = self._undecided(row) == 0
         most = self._most_trials()
-        order = {op.inputs[0]: i for i, op in enumerate(self.ops) if op.name in bounds.BITLINEARS}
+        order = {op.inputs[0]: i for i, op in enumerate(self.ops) if isinstance(op.kind, BitLinear)}
         wanted = [row, *hidden] if self._attends else [row]
         queue: list[tuple[float, int, tuple[Tie, ...]]] = []
         counter = itertools.count()
@@ -368,11 +361,10 @@ class Segment:
     def distance(self, row: int) -> float:
         """Return the relative L2 distance of a recorded row from what is expected of it."""
         part, axis = self.parts[self.op.output], token_axis(self.op.output)
-        target = np.take(self.tap.array, self.rows.index(row), axis=axis).astype(np.float64)
-        expected = np.take(part.approx.value, part.rows.index(row), axis=axis)
-        visible = np.take(self._visible(part.rows, part.approx.value.shape), part.rows.index(row), axis=axis)
-        size = float(np.linalg.norm(np.where(visible, expected, 0.0)))
-        off = float(np.linalg.norm(np.where(visible, target - expected, 0.0)))
+        target = np.take(self.tap.array, [self.rows.index(row)], axis=axis).astype(np.float64)
+        expected = np.take(part.approx.value, [part.rows.index(row)], axis=axis)
+        size = float(np.linalg.norm(self._masked(expected, [row])))
+        off = float(np.linalg.norm(self._masked(target - expected, [row])))
         return off / size if size else math.inf
 
     @property
@@ -401,7 +393,7 @@ class Outcome:
     @property
     def n_flips(self) -> int:
         """Activations that were found on the other side of a tie."""
-        taps_read = {op.inputs[0] for op in self.segment.ops if op.name in bounds.BITLINEARS}
+        taps_read = {op.inputs[0] for op in self.segment.ops if isinstance(op.kind, BitLinear)}
         return sum(len(found) for (tap, _), found in self.segment.flips.items() if tap in taps_read)
 
     @property
@@ -445,28 +437,4 @@ def _with(flips: Flips, taken: Sequence[Tie]) -> dict[tuple[str, int], frozenset
     for tie in taken:
         key = (tie.tap, tie.row)
         found[key] = found.get(key, frozenset()) ^ {tie.feature}
-    return found
-
-
-def _replaced(whole: Part, new: Part) -> Approx:
-    """Return the rows of ``whole`` with those of ``new`` in their places."""
-    where = [whole.rows.index(row) for row in new.rows]
-    arrays = []
-    for name in ("value", "noise", "jump", "shared"):
-        array = getattr(whole.approx, name).copy()
-        array[where] = getattr(new.approx, name)
-        arrays.append(array)
-    return Approx(*arrays)
-
-
-def _joined(first: Approx, second: Approx) -> Approx:
-    names = ("value", "noise", "jump", "shared")
-    return Approx(*(np.concatenate([getattr(first, name), getattr(second, name)]) for name in names))
-
-
-def join(parts: Sequence[Approx]) -> Approx | None:
-    """Concatenate the rows that earlier passes left in a cache; None when there are none."""
-    found: Approx | None = None
-    for part in parts:
-        found = part if found is None else _joined(found, part)
     return found

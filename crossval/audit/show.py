@@ -14,7 +14,7 @@ from crossval.audit.receipt_checks import UNDETERMINED
 from crossval.audit.summary import AuditRow
 from crossval.examine.verdict import ADVICE, Advice
 from crossval.model import taps
-from crossval.model.taps import MODEL_DEPENDENT_TAPS
+from crossval.model.taps import OPTIONAL_TAPS
 from crossval.receipts.file import Receipt
 from crossval.reports.console import plain, show_line
 
@@ -121,7 +121,7 @@ def seen_at(receipt: Receipt, location: Mapping[str, Any]) -> str:
     n_layers = receipt["model"]["shape"]["n_layers"]
     segment = None
     if "after" in location:
-        segment = extent.behind(location["tap"], location["after"], n_layers, MODEL_DEPENDENT_TAPS - known)
+        segment = extent.behind(location["tap"], location["after"], n_layers, OPTIONAL_TAPS - known)
     return extent.where({"layer": name.layer, "op": name.tap, "segment": segment})
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit.segments import Part
-from crossval.model.ops import CONTEXT_INPUTS, Op, is_state
-from crossval.model.taps import token_axis
+from crossval.model.op import Op
+from crossval.model.taps import is_state, take_rows
 from crossval.passes import PassPlan, TapArray
 
 Covered = frozenset[tuple[int, str]]
@@ -80,27 +80,14 @@ def recorded_value(tap: TapArray, n_tokens: int) -> Value:
     return Value(tap.array, tuple(range(n_tokens)) if tap.rows is None else tap.rows)
 
 
-def _take(name: str, value: Value, rows: Sequence[int]) -> npt.NDArray[Any] | None:
-    """Return the rows of an input that belong to the output's rows; None when one is missing."""
-    if is_state(name) or tuple(rows) == value.rows:
-        return value.array
-    where = {row: i for i, row in enumerate(value.rows)}
-    if any(row not in where for row in rows):
-        return None
-    axis = 0 if name in CONTEXT_INPUTS else token_axis(name)
-    taken: npt.NDArray[Any] = np.take(value.array, [where[row] for row in rows], axis=axis)
-    return taken
-
-
 def gather(op: Op, state: PassState, rows: Sequence[int]) -> tuple[npt.NDArray[Any], ...] | str:
     """Collect an op's inputs, all recorded, cut to the rows of its output; a string says which one lacks rows."""
     arrays: list[npt.NDArray[Any]] = []
     for name in op.inputs:
         value = state.value(name)
-        array = _take(name, value, rows) if isinstance(value, Value) else None
-        if array is None:
+        if not isinstance(value, Value) or not (is_state(name) or set(rows) <= set(value.rows)):
             return f"its input {name} was not recorded for all of its tokens"
-        arrays.append(array)
+        arrays.append(value.array if is_state(name) else take_rows(name, value.array, value.rows, rows))
     return tuple(arrays)
 
 

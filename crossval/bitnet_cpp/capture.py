@@ -51,9 +51,6 @@ square after ReLU. ``ffn_silu`` is what a build with the wrong activation comput
 not here: logits come from ``llama_get_logits_ith``, with capture and without.
 """
 
-_HEADS = ("q", "k", "v", "q_rope", "k_rope")
-_ATTENTION = ("kq", "kq_soft_max")
-
 
 @dataclass(frozen=True)
 class PassShape:
@@ -160,13 +157,13 @@ def tap_array(tap: str, array: npt.NDArray[np.float32], shape: PassShape) -> Cap
     """
     if array.ndim != 4 or array.shape[0] != 1:
         raise ValueError(f"{tap}: unexpected shape {array.shape}")
-    if tap in _ATTENTION:
+    if taps.OPS[tap].token_axis:
         n_tokens, n_kv = array.shape[2:]
         if n_tokens != shape.n_tokens or n_kv < shape.n_kv:
             raise ValueError(f"{tap}: shape {array.shape[1:]} for {shape.n_tokens} tokens and {shape.n_kv} cells")
         return CapturedTap(np.ascontiguousarray(array[0, :, :, : shape.n_kv]), None)
     n_tokens, head_dim = shape.n_tokens, shape.head_dim
-    if tap in _HEADS:
+    if "head_dim" in taps.OPS[tap].axes:
         projected = array.shape[1:3] == (1, n_tokens) and array.shape[3] % head_dim == 0
         rotated = array.shape[1] == n_tokens and array.shape[3] == head_dim
         if not projected and not rotated:

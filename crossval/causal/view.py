@@ -5,7 +5,7 @@ the specification, and let it run the remaining layers for both. What is left of
 layer ``i``; what vanished was caused after it. Layer by layer that is a curve from all recovered to nothing
 recovered, and it falls where the damage is done.
 
-The continuation is the specification's (``crossval.model.ops``), not an engine's own: a recorded engine cannot be
+The continuation is the specification's (``crossval.model``), not an engine's own: a recorded engine cannot be
 run from the middle. So a fault *after* layer ``i`` shows as recovered, whichever engine has it, and ``own_kl``
 tells whose: how far an engine's logits are from the specification's continuation of its own state. And int8
 codes at rounding ties flip under the smallest of differences, so two engines without a fault disagree too, in no
@@ -25,13 +25,15 @@ import numpy.typing as npt
 from crossval.compare.layers import Progress
 from crossval.errors import BadInputError
 from crossval.model import taps
-from crossval.model.ops import FloatArray, Op, Weight, WeightSource, op_table
+from crossval.model.graphs import op_table
+from crossval.model.kinds import FloatArray, Weight
+from crossval.model.op import Op, WeightSource
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord, Runner
 from crossval.repeat.rerun import Whole, assemble, run
 
 LOGITS = "result_output"
-CONTINUED_BY = "the specification (float64, crossval.model.ops)"
+CONTINUED_BY = "the specification (float64, crossval.ops)"  # a word of the receipt's format
 
 NOTHING = 0.1
 """At most this share recovered counts as nothing: codes that flip keep it from being exactly zero."""

@@ -28,7 +28,6 @@ from crossval.errors import BadInputError
 from crossval.feed import Feed, greedy_token, make_feed
 from crossval.formats import Dtype
 from crossval.model import taps
-from crossval.model.taps import MODEL_DEPENDENT_TAPS
 from crossval.passes import PassPlan, PassRecord, Runner
 
 DEFAULT_N_DECODE = 4
@@ -110,7 +109,7 @@ class _Work:
         for name in names:
             key = (index, name)
             lacking = self._lacking(name, ours, theirs)
-            if len(lacking) == 2 and taps.parse(name).tap in MODEL_DEPENDENT_TAPS:
+            if len(lacking) == 2 and taps.is_optional(name):
                 continue
             self.required.add(key)
             if lacking:

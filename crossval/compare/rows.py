@@ -289,14 +289,15 @@ def compare_tap(
     if not common:
         return Skip(pass_index, name, "the candidate and the reference give it for different tokens")
     axis = token_axis(name)
-    c, r = _take(candidate, common, axis), _take(reference, common, axis)
+    c, r = (
+        taps.take_rows(name, side.array, rows, common)
+        for side, rows in ((candidate, in_candidate), (reference, in_reference))
+    )
     if c.shape != r.shape:
         note = f"shape mismatch: candidate {candidate.array.shape}, reference {reference.array.shape}"
         return _invalid(name, pass_index, plan, tolerance, note)
     positions = np.asarray(common) + plan.start
-    visible = None
-    if taps.parse(name).tap == "kq":
-        visible = np.arange(c.shape[-1])[None, :] <= positions[:, None]
+    visible = taps.visible(name, c.shape, positions)
     metrics = measure(c, r, token_axis=axis, visible=visible)
     return _row(name, pass_index, plan, tolerance, metrics, positions)
 
@@ -313,15 +314,6 @@ def _malformed(name: str, side: TapArray, n_tokens: int) -> str | None:
     if array.shape[axis] != n_rows:
         return f"shape {array.shape} does not fit {n_rows} tokens"
     return None
-
-
-def _take(side: TapArray, common: list[int], axis: int) -> npt.NDArray[np.float32]:
-    if side.rows is None and len(common) == side.array.shape[axis]:
-        return side.array
-    if side.rows == tuple(common):
-        return side.array
-    index = {token: row for row, token in enumerate(side.rows or range(side.array.shape[axis]))}
-    return np.take(side.array, [index[token] for token in common], axis=axis)
 
 
 def _row(

@@ -45,6 +45,7 @@ from typing import Any, Literal
 
 from crossval.formats import FORMATS, Dtype
 from crossval.model import taps
+from crossval.model.kinds import Add, Embedding
 from crossval.passes import EngineIdentity
 
 PolicyName = Literal["same", "independent", "f16", "bf16"]
@@ -93,9 +94,6 @@ sits on a smaller vector and squared ReLU doubles it; attention scores and weigh
 EXACT_REL_L2 = 1e-6
 """The embedding is a copy of F16 values, exact in every engine; this leaves room for a float32 rounding."""
 
-_STREAM = frozenset({"ffn_inp", "l_out", "result_norm", "result_output"})
-_SCORES = frozenset({"kq", "kq_soft_max"})
-
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -107,12 +105,12 @@ class Tolerance:
 
 def tap_class(name: str) -> Literal["exact", "stream", "branch", "scores"]:
     """Return the tolerance class of a full tap name (``CLASSES``; ``exact`` for the embedding)."""
-    tap = taps.parse(name).tap
-    if tap in taps.INPUT_TAPS:
+    op = taps.op_of(name)
+    if isinstance(op.kind, Embedding):
         return "exact"
-    if tap in _SCORES:
+    if op.token_axis:
         return "scores"
-    return "stream" if tap in _STREAM else "branch"
+    return "stream" if op.layer is None or isinstance(op.kind, Add) else "branch"
 
 
 def tolerance_for(name: str, n_layers: int, policy: PolicyName) -> Tolerance:

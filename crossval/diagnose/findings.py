@@ -20,7 +20,9 @@ from crossval.diagnose.segment import diagnose_segment, remedy
 from crossval.diagnose.variants import FAMILIES, Context, Inapplicable, of_records
 from crossval.errors import BadInputError
 from crossval.model import taps
-from crossval.model.ops import Op, SpecConfig, op_table
+from crossval.model.config import SpecConfig
+from crossval.model.graphs import op_table
+from crossval.model.op import Op
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord, Runner
 from crossval.terms import Side

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crossval.audit.bounds import BITLINEARS, NORMS
+from crossval.model.taps import BITLINEARS, NORMS
 
 SHARED: tuple[tuple[str, frozenset[str]], ...] = (
     ("queries and keys", frozenset({"q_rope", "k_rope"})),

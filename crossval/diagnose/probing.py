@@ -11,7 +11,8 @@ from crossval.diagnose.diagnosis import Diagnosis, joined
 from crossval.diagnose.search import narrowed
 from crossval.diagnose.variants import Context, of_records
 from crossval.errors import BadInputError
-from crossval.model.ops import Op, SpecConfig, WeightSource
+from crossval.model.config import SpecConfig
+from crossval.model.op import Op, WeightSource
 from crossval.passes import PassRecord, Runner
 
 TABLE = 10

@@ -14,18 +14,19 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit.bounds import BITLINEARS, Arithmetic, U, readings
+from crossval.audit.bounds import Arithmetic, U, readings
 from crossval.diagnose.variants import Candidate, Context, Inapplicable
-from crossval.diagnose.variants.context import Array, Held, Quantizer, widen
+from crossval.diagnose.variants.context import Array, Held, Quantizer
 from crossval.diagnose.variants.distance import per_token
-from crossval.model.ops import FloatArray, Op, SpecConfig, Weight, WeightSource
-from crossval.model.taps import token_axis
+from crossval.model.config import SpecConfig
+from crossval.model.kinds import Attend, FloatArray, Weight, widen
+from crossval.model.op import Op, WeightSource
+from crossval.model.taps import is_state, state_source, token_axis
 from crossval.passes import PassKind, PassRecord, TapArray
 
 BoolArray = npt.NDArray[np.bool_]
 Values = Mapping[str, TapArray]
 
-STATES = {"k_cache": "k_rope", "v_cache": "v"}
 """KV state and the tap it is made of."""
 TIE_REACH = 127 * 8 * U
 """How near to a tie a computed activation may be rounded either way: twice what a recorded one may."""
@@ -157,7 +158,7 @@ class Replay:
         base = self.baseline(mode)
         changed: list[MutableMapping[str, TapArray]] = [{} for _ in self.records]
         values = [ChainMap(new, old) for new, old in zip(changed, base.values, strict=True)]
-        meeting = max((i for i, op in enumerate(self.segment) if op.name == "kqv_out"), default=-1)
+        meeting = max((i for i, op in enumerate(self.segment) if isinstance(op.kind, Attend)), default=-1)
         made = False
         for i, record in enumerate(self.records):
             for number, op in enumerate(self.ops[i]):
@@ -208,7 +209,7 @@ class Replay:
         tokens: BoolArray = np.zeros(len(self.records[self._last].plan.token_ids), np.bool_)
 
         def watch(i: int, context: Context) -> None:
-            if context.op.name not in BITLINEARS:
+            if not context.is_linear:
                 return
             near = np.asarray(context.rows)[_near_tie(context.inputs[0])]
             if context.op.name in ("k", "v") and near.size:
@@ -283,7 +284,7 @@ class Replay:
         if mode.narrow:
             with np.errstate(over="ignore", invalid="ignore"):
                 output = output.astype(np.float32).astype(np.float64)
-        if op.name in ("q", "k", "v"):
+        if context.is_linear and "head_dim" in op.axes:
             output = output.reshape(output.shape[0], -1, self.config.head_dim)
         return TapArray(output, None if context.whole_pass else context.rows)
 
@@ -307,10 +308,7 @@ def _near_tie(x: Array) -> BoolArray:
 
 def _made_of(name: str) -> str | None:
     """Return the tap that a KV state consists of; None: it is no state."""
-    for state, tap in STATES.items():
-        if name.endswith(state):
-            return name.removesuffix(state) + tap
-    return None
+    return state_source(name) if is_state(name) else None
 
 
 def _needed(table: Sequence[Op], records: Sequence[PassRecord], tap: str) -> list[tuple[Op, ...]]:

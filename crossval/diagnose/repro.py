@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit import bitlinear, bounds
-from crossval.audit.bounds import Arithmetic
+from crossval.audit import bounds
+from crossval.audit.bounds import Arithmetic, integers
 from crossval.audit.checks import OpCheck
 from crossval.diagnose import repro_script
 from crossval.diagnose.findings import Finding
@@ -25,8 +25,8 @@ from crossval.diagnose.segment import remedy
 from crossval.diagnose.variants import Context
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
-from crossval.model.ops import FloatArray, TernaryMatrix
-from crossval.model.taps import token_axis
+from crossval.model.kinds import Embedding, FloatArray, Head, TernaryMatrix
+from crossval.model.taps import is_state, token_axis
 
 SCRIPT, INPUTS = "repro.py", "inputs.npz"
 MAX_FEATURES = 64
@@ -109,7 +109,7 @@ def build(finding: Finding, engine: str) -> Reproducer:
     case, features = _cut(context, finding.arithmetic, row)
     facts = repro_script.Facts(
         tap=finding.check.tap,
-        op=context.op.name,
+        kind=type(context.op.kind),
         engine=engine,
         pass_index=finding.check.pass_index,
         pass_kind=finding.check.pass_kind,
@@ -137,18 +137,18 @@ def _row(check: OpCheck, context: Context) -> int:
 def _cut(context: Context, arithmetic: Arithmetic, row: int) -> tuple[_Case, Array | None]:
     """Return the operation on one token, and which output features are kept (None: all)."""
     taken = [
-        array if name.endswith("_cache") else np.take(array, [row], axis=_axis(name))
+        array if is_state(name) else np.take(array, [row], axis=token_axis(name))
         for name, array in zip(context.op.inputs, context.raw, strict=True)
     ]
     recorded = np.take(context.recorded, [row], axis=context.token_axis)
-    if context.op.name in bounds.BITLINEARS:
+    if context.is_linear:
         return _bitlinear(context, taken[0], recorded, arithmetic)
-    if context.op.name == "inp_embd":
+    if isinstance(context.op.kind, Embedding):
         table = np.asarray(context.vector)[int(taken[0][0])][None]
         expected = table.astype(np.float64)
         return _Case({"table_row": table}, recorded, expected, np.zeros_like(expected), {}), None
     allowed = bounds.readings(context.op, arithmetic, context.n_tokens, context.n_rows)
-    if context.op.name == "result_output":
+    if isinstance(context.op.kind, Head):
         return min((_head(context, taken[0], recorded, arithmetic, r) for r in allowed), key=_misfit)
     return min((_plain(context, list(taken), recorded, arithmetic, r, row) for r in allowed), key=_misfit)
 
@@ -162,10 +162,6 @@ def _misfit(cut: tuple[_Case, Array | None]) -> tuple[int, float]:
     return int(np.count_nonzero(~(off <= case.bound))), float(np.nan_to_num(ratio, nan=np.inf).max())
 
 
-def _axis(name: str) -> int:
-    return 0 if name in ("positions", "token_ids") else token_axis(name)
-
-
 def _plain(
     context: Context,
     taken: list[Array],
@@ -176,15 +172,15 @@ def _plain(
 ) -> tuple[_Case, None]:
     """Cut every operation whose output is small: norms, RoPE, attention, activation, sums."""
     op = context.op
-    if op.name == "kq":  # keys behind the token's own position are masked: nobody's business
+    if op.kind.unmasked:  # keys behind the token's own position are masked: nobody's business
         n_visible = context.start + context.rows[row] + 1
         taken[1], recorded = taken[1][:n_visible], recorded[..., :n_visible]
     arrays = [reading.apply(index, array) for index, array in enumerate(taken)]
     weights = [context.weights[name] for name in op.weights]
     expected = op.function(*arrays, *weights)
     allowed = bounds.bound(op, arrays, expected, weights, arithmetic)
-    constants = dict(getattr(op.function, "keywords", {}))
-    names = repro_script.INPUT_NAMES[repro_script.KIND_OF[op.name]]
+    constants = dict(vars(op.kind))
+    names = repro_script.INPUT_NAMES[type(op.kind)]
     inputs: dict[str, Any] = dict(zip(names, [*taken, *weights], strict=True))
     if "position" in inputs:
         constants["position"] = int(inputs.pop("position")[0])
@@ -196,7 +192,7 @@ def _plain(
 def _bitlinear(context: Context, x: Array, recorded: Array, arithmetic: Arithmetic) -> tuple[_Case, Array | None]:
     matrix = context.matrix
     flat = recorded.reshape(1, -1)
-    whole = bitlinear.check(x.reshape(1, -1), flat, TernaryMatrix(matrix.signs, matrix.scale), arithmetic)
+    whole = integers.check(x.reshape(1, -1), flat, TernaryMatrix(matrix.signs, matrix.scale), arithmetic)
     features = _farthest(flat, whole.expected, whole.bound)
     known = arithmetic.known
     constants = {
@@ -231,7 +227,3 @@ def _farthest(recorded: Array, expected: FloatArray, allowed: FloatArray) -> Arr
         ratio = np.where(off == 0, 0.0, off / allowed)
     ratio = np.where(np.isnan(ratio), np.inf, ratio)[0]
     return np.sort(np.argsort(-ratio, kind="stable")[:MAX_FEATURES])
-
-
-def _widen(array: Array) -> Array:
-    return array.astype(np.float64) if array.dtype.kind == "f" else array

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KIND_OF = {
-    "inp_embd": "embedding",
-    **dict.fromkeys(("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm", "result_norm"), "norm"),
-    **dict.fromkeys(("q", "k", "v", "attn_o_out", "ffn_gate", "ffn_up", "ffn_down"), "bitlinear"),
-    **dict.fromkeys(("q_rope", "k_rope"), "rope"),
-    "kq": "scores",
-    "kq_soft_max": "softmax",
-    "kqv_out": "attend",
-    "ffn_act": "squared_relu",
-    "ffn_out": "multiply",
-    **dict.fromkeys(("ffn_inp", "l_out"), "add"),
-    "result_output": "head",
-}
-"""Operation -> kind; every operation of the table has one."""
+from crossval.model.kinds import (
+    Add,
+    Attend,
+    AttentionScores,
+    BitLinear,
+    Embedding,
+    Head,
+    Kind,
+    Multiply,
+    RmsNorm,
+    Rope,
+    Silu,
+    Softmax,
+    SquaredRelu,
+)
 
-INPUT_NAMES: dict[str, tuple[str, ...]] = {
-    "norm": ("x", "weight"),
-    "rope": ("x", "position"),
-    "scores": ("q", "k"),
-    "softmax": ("scores", "position"),
-    "attend": ("weights", "v"),
-    "squared_relu": ("gate",),
-    "multiply": ("a", "b"),
-    "add": ("a", "b"),
+INPUT_NAMES: dict[type[Kind], tuple[str, ...]] = {
+    RmsNorm: ("x", "weight"),
+    Rope: ("x", "position"),
+    AttentionScores: ("q", "k"),
+    Softmax: ("scores", "position"),
+    Attend: ("weights", "v"),
+    SquaredRelu: ("gate",),
+    Silu: ("gate",),
+    Multiply: ("a", "b"),
+    Add: ("a", "b"),
 }
 """Names of inputs, then weights, in the script and in ``inputs.npz``; the other kinds are cut by themselves."""
 
@@ -39,7 +41,7 @@ class Facts:
     """What a script says and computes with."""
 
     tap: str
-    op: str
+    kind: type[Kind]
     engine: str
     pass_index: int
     pass_kind: str
@@ -53,8 +55,7 @@ class Facts:
 
 def render(facts: Facts) -> str:
     """Return the script as text."""
-    kind = KIND_OF[facts.op]
-    formula = _FORMULAS[kind](facts.constants)
+    formula = _FORMULAS[facts.kind](facts.constants)
     body = "\n".join(f"    {line}" if line else "" for line in formula.strip("\n").splitlines())
     kept = ", for the output features farthest off" if facts.sampled else ""
     title = (
@@ -190,6 +191,15 @@ return (codes @ signs.T) / scale * {c["weight_scale"]!r}
 
 
 def _rope(c: Mapping[str, Any]) -> str:
+    if c["pairs"] == "neighbours":
+        return f"""
+# RoPE: the pairs (2i, 2i + 1) turned by position * base^(-2i/head_dim)
+x, position, base = {_read(c, "x")}, {c["position"]!r}, {c["base"]!r}
+angle = position * base ** (-np.arange(x.shape[-1] // 2) / (x.shape[-1] // 2))
+first, second = x[..., ::2], x[..., 1::2]
+cos, sin = np.cos(angle), np.sin(angle)
+return np.stack([first * cos - second * sin, first * sin + second * cos], axis=-1).reshape(x.shape)
+"""
     return f"""
 # RoPE (NeoX): the pairs (i, i + head_dim/2) turned by position * base^(-2i/head_dim)
 x, position, base = {_read(c, "x")}, {c["position"]!r}, {c["base"]!r}
@@ -236,6 +246,14 @@ return np.maximum({_read(c, "gate")}, 0.0) ** 2
 """
 
 
+def _silu(c: Mapping[str, Any]) -> str:
+    return f"""
+# SiLU
+gate = {_read(c, "gate")}
+return gate * np.exp(np.minimum(gate, 0.0)) / (1.0 + np.exp(-np.abs(gate)))
+"""
+
+
 def _multiply(c: Mapping[str, Any]) -> str:
     return f"""
 # The activated gate times the up projection
@@ -257,16 +275,17 @@ return {_read(c, "x")} @ given["table_rows"].astype(np.float64).T
 """
 
 
-_FORMULAS = {
-    "embedding": _embedding,
-    "norm": _norm,
-    "bitlinear": _bitlinear,
-    "rope": _rope,
-    "scores": _scores,
-    "softmax": _softmax,
-    "attend": _attend,
-    "squared_relu": _squared_relu,
-    "multiply": _multiply,
-    "add": _add,
-    "head": _head,
+_FORMULAS: dict[type[Kind], Callable[[Mapping[str, Any]], str]] = {
+    Embedding: _embedding,
+    RmsNorm: _norm,
+    BitLinear: _bitlinear,
+    Rope: _rope,
+    AttentionScores: _scores,
+    Softmax: _softmax,
+    Attend: _attend,
+    SquaredRelu: _squared_relu,
+    Silu: _silu,
+    Multiply: _multiply,
+    Add: _add,
+    Head: _head,
 }

@@ -20,7 +20,7 @@ from crossval.diagnose.variants.context import Array, Quantizer
 from crossval.diagnose.variants.distance import LARGEST_FLOOR, floor, near_ties, per_token
 from crossval.diagnose.variants.partly import aparts, together
 from crossval.diagnose.variants.pattern import describe
-from crossval.model.ops import FloatArray, IntArray
+from crossval.model.kinds import FloatArray, IntArray
 from crossval.passes import Numerics
 
 UNEXPLAINED = "no known mistake explains it; "

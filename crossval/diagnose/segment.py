@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit import extent
-from crossval.audit.bounds import BITLINEARS, Arithmetic, readings
+from crossval.audit.bounds import Arithmetic, readings
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis, Explanation, finite, verdict
 from crossval.diagnose.kinship import SAME, SHARED, SWAPPED
 from crossval.diagnose.replay import Mistake, Mode, Replay
@@ -31,7 +31,8 @@ from crossval.diagnose.variants.context import Quantizer
 from crossval.diagnose.variants.distance import LINEAR_FLOOR, TABLE_FLOOR
 from crossval.diagnose.variants.weights import matrix_shape
 from crossval.model import taps
-from crossval.model.ops import FloatArray, Op
+from crossval.model.kinds import BitLinear, FloatArray, Head
+from crossval.model.op import Op
 from crossval.passes import PassKind
 
 BoolArray = npt.NDArray[np.bool_]
@@ -207,8 +208,8 @@ class _Search:
     def _size(self) -> int:
         """Return how many weights one trial multiplies with."""
         config = self._first.config
-        matrices = [op.weights[0].split(".")[2] for op in self._first.segment if op.name in BITLINEARS]
-        heads = sum(config.vocab_size * config.dim for op in self._first.segment if op.name == "result_output")
+        matrices = [op.weights[0].split(".")[2] for op in self._first.segment if isinstance(op.kind, BitLinear)]
+        heads = sum(config.vocab_size * config.dim for op in self._first.segment if isinstance(op.kind, Head))
         return heads + sum(int(np.prod(matrix_shape(config, tensor))) for tensor in matrices)
 
     def _best(self, one: _Hypothesis | None, replays: Sequence[Replay]) -> _Fit | None:
@@ -241,7 +242,7 @@ class _Search:
             return LINEAR_FLOOR
         order = [op.output for op in self._first.segment]
         after = self._first.segment[order.index(one.first[0]) + 1 :]
-        return LINEAR_FLOOR if any(op.name in BITLINEARS for op in after) else TABLE_FLOOR
+        return LINEAR_FLOOR if any(isinstance(op.kind, BitLinear) for op in after) else TABLE_FLOOR
 
     # --- deciding ---------------------------------------------------------------------------------------------
 

@@ -21,8 +21,6 @@ from crossval.errors import BadInputError, CrossvalError
 from crossval.model import taps
 from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray
 
-_FROM_FFN_INP = taps.LAYER_TAPS[taps.LAYER_TAPS.index("ffn_inp") :]
-
 
 class BitnetPyRunner:
     """``bitnet_py`` as a runner; its numerics follow the reference's when they are given."""
@@ -127,9 +125,9 @@ class BitnetPyRunner:
             raise BadInputError(str(error)) from None
         elapsed = time.perf_counter() - begun
         last = (len(plan.token_ids) - 1,)
-        gathered = {f"blk.{model.config.n_layers - 1}.{tap}" for tap in _FROM_FFN_INP} | {"result_norm"}
+        gathered = len(plan.token_ids) > 1
         arrays = {
-            name: TapArray(array, last if name in gathered and len(plan.token_ids) > 1 else None)
+            name: TapArray(array, last if gathered and taps.may_be_gathered(name, model.config.n_layers) else None)
             for name, array in result.taps.items()
         }
         if "result_output" in select and result.logits is not None:

@@ -17,15 +17,16 @@ from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.tokenizer import Tokenizer
 from crossval.errors import BadInputError
-from crossval.model import ops
-from crossval.model import weights as spec_weights
-from crossval.model.ops import FloatArray, KVState, Op
+from crossval.model import graphs
+from crossval.model.graphs import op_table
+from crossval.model.kinds import FloatArray
+from crossval.model.op import KVState, Op, forward
 from crossval.model.weights import SpecWeights
 from crossval.passes import EngineIdentity, PassPlan, PassRecord, TapArray
 
 
 class SpecRunner:
-    """Runs ``crossval.model.ops`` on a GGUF file, with a cache of keys and values in float64.
+    """Runs ``crossval.model.graphs`` on a GGUF file, with a cache of keys and values in float64.
 
     Every tap covers all tokens of the pass, except ``result_norm`` and ``result_output``: the last one. Taps are
     rounded to float32 on the way out; inside, nothing is.
@@ -40,10 +41,10 @@ class SpecRunner:
 
     @property
     def identity(self) -> EngineIdentity:
-        """Name, and a digest of the two modules that define the arithmetic."""
+        """Name, and a digest of the package that defines the arithmetic."""
         digest = hashlib.sha256()
-        for module in (ops, spec_weights):
-            digest.update(Path(str(module.__file__)).read_bytes())
+        for file in sorted(Path(graphs.__file__).parents[1].rglob("*.py")):
+            digest.update(file.read_bytes())
         return EngineIdentity(
             name="specification",
             source_digest=digest.hexdigest(),
@@ -118,7 +119,7 @@ class SpecRunner:
     def _forward(self, weights: SpecWeights, plan: PassPlan) -> Iterator[tuple[Op, FloatArray]]:
         # On a busy machine BLAS threads wait for each other: milliseconds become hundreds of them.
         with threadpool_limits(1, user_api="blas"):
-            yield from ops.forward(self._table, weights, plan.token_ids, self._state)
+            yield from forward(self._table, weights, plan.token_ids, self._state)
 
     def _check_tokens(self, weights: SpecWeights, token_ids: Sequence[int]) -> None:
         config = weights.config
@@ -149,7 +150,7 @@ class SpecRunner:
             BadInputError: missing, malformed or unsupported model.
         """
         self._weights = SpecWeights(self._path)
-        self._table = ops.op_table(self._weights.config)
+        self._table = op_table(self._weights.config)
         self.reset()
         return self
 

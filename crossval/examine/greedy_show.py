@@ -17,7 +17,7 @@ from crossval.compare.rows import GreedyPrompt, TapRow
 from crossval.examine.greedy_verdict import SIDES, is_exact
 from crossval.examine.verdict import ADVICE, Advice, Verdict
 from crossval.model import taps
-from crossval.model.taps import MODEL_DEPENDENT_TAPS
+from crossval.model.taps import OPTIONAL_TAPS
 from crossval.receipts import evidence
 from crossval.receipts.file import Receipt
 from crossval.repeat.cells import STYLE, cell, number
@@ -201,7 +201,7 @@ def _lacking(receipt: Receipt, side: Side) -> list[str]:
         return []
     passes = len(receipt["results"].get("passes", ()))
     given = {row["tap"] for row in audit["rows"] if row["n_passes"] - row["n_unchecked"] == passes}
-    absent = MODEL_DEPENDENT_TAPS - {taps.parse(row["tap"]).tap for row in _rows(receipt)}
+    absent = OPTIONAL_TAPS - {taps.parse(row["tap"]).tap for row in _rows(receipt)}
     missing = [name for name in taps.all_taps(receipt["model"]["shape"]["n_layers"]) if name not in given]
     kinds = [kind for kind in dict.fromkeys(taps.parse(name).tap for name in missing) if kind not in absent]
     return kinds if len(kinds) <= MAX_NAMED else [*kinds[:MAX_NAMED], "…"]

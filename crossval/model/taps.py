@@ -1,59 +1,93 @@
 """Taps: the shared vocabulary of intermediate tensors, in execution order.
 
-Names follow bitnet.cpp's graph callback names made unique (``Qcur-0`` appears there twice: before RoPE it
-is ``q``, after it ``q_rope``). A full name is ``blk.{layer}.{tap}`` for layer taps and the bare tap name for
-the model-wide ones. All arrays are float32, C-contiguous:
-
-=================  =============================================
-taps               shape
-=================  =============================================
-``q q_rope``       ``(n_tokens, n_heads, head_dim)``
-``k k_rope v``     ``(n_tokens, n_kv_heads, head_dim)``
-``kq kq_soft_max`` ``(n_heads, n_tokens, n_kv)``, padding removed
-all others         ``(n_tokens, features)``
-=================  =============================================
+It is read off the graphs (``crossval.model.graphs``): a tap is the output of an operation. Names follow
+bitnet.cpp's graph callback names made unique (``Qcur-0`` appears there twice: before RoPE it is ``q``, after it
+``q_rope``). A full name is ``blk.{layer}.{tap}`` for layer taps and the bare tap name for the model-wide ones.
+All arrays are float32, C-contiguous, shaped as ``Op.axes`` says; scores have no padding.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
-LAYER_TAPS: tuple[str, ...] = (
-    "attn_norm",
-    "q",
-    "k",
-    "v",
-    "q_rope",
-    "k_rope",
-    "kq",
-    "kq_soft_max",
-    "kqv_out",
-    "attn_sub_norm",
-    "attn_o_out",
-    "ffn_inp",
-    "ffn_norm",
-    "ffn_gate",
-    "ffn_up",
-    "ffn_act",
-    "ffn_out",
-    "ffn_sub_norm",
-    "ffn_down",
-    "l_out",
+import numpy as np
+import numpy.typing as npt
+
+from crossval.model.config import SpecConfig
+from crossval.model.graphs import GRAPHS
+from crossval.model.kinds import BitLinear, IntArray, Kind, RmsNorm, visible_keys
+from crossval.model.op import Op
+
+_EVERYTHING = SpecConfig(
+    n_layers=1,
+    n_heads=1,
+    n_kv_heads=1,
+    head_dim=2,
+    dim=2,
+    hidden_dim=2,
+    vocab_size=1,
+    context_length=1,
+    rope_base=1.0,
+    rms_eps=1.0,
+    attn_sub_norm=True,
+    ffn_sub_norm=True,
 )
+"""A model that lacks no optional operation."""
+
+
+def _vocabulary() -> dict[str, Op]:
+    """Return the operations of all architectures by name, in execution order.
+
+    Raises:
+        ValueError: two architectures give one name to outputs of other shapes, or in another place.
+    """
+    found: dict[str, Op] = {}
+    graphs = {name: operations(replace(_EVERYTHING, architecture=name)) for name, operations in GRAPHS.items()}
+    for architecture, ops in graphs.items():
+        before: str | None = None
+        for op in ops:
+            known = found.setdefault(op.name, op)
+            if (known.axes, known.layer, known.appends_to) != (op.axes, op.layer, op.appends_to):
+                raise ValueError(f"{architecture}: {op.name} is the name of another tensor, too")
+            if known is op:  # a new one comes after the one that it follows in its own graph
+                names = [name for name in found if name != op.name]
+                names.insert(names.index(before) + 1 if before is not None else 0, op.name)
+                found = {name: found[name] for name in names}
+            before = op.name
+    shared = set.intersection(*({op.name for op in ops} for ops in graphs.values()))
+    return {name: replace(op, optional=op.optional or name not in shared) for name, op in found.items()}
+
+
+OPS: dict[str, Op] = _vocabulary()
+"""By tap, without the layer: an operation of one layer of a model that lacks none, whose sizes mean nothing."""
+_IN_LAYERS = [name for name, op in OPS.items() if op.layer is not None]
+_OUTSIDE = [name for name in OPS if name not in _IN_LAYERS]
+
+LAYER_TAPS: tuple[str, ...] = tuple(_IN_LAYERS)
 """Taps of one layer in execution order (the specification's order; engines may interleave q, k and v)."""
+_FIRST = list(OPS).index(LAYER_TAPS[0])
+INPUT_TAPS: tuple[str, ...] = tuple(name for name in _OUTSIDE if list(OPS).index(name) < _FIRST)
+HEAD_TAPS: tuple[str, ...] = tuple(name for name in _OUTSIDE if name not in INPUT_TAPS)
+OPTIONAL_TAPS = frozenset(name for name, op in OPS.items() if op.optional)
+"""Taps a model may lack; when neither engine has one, nothing is missing."""
+STATES: dict[str, str] = {op.appends_to.rpartition(".")[2]: name for name, op in OPS.items() if op.appends_to}
+"""KV state, without the layer -> the tap whose rows make it up."""
+CONTEXT_INPUTS = ("token_ids", "positions")
+"""What operations read that is part of the pass and no tensor."""
 
-HEAD_TAPS: tuple[str, ...] = ("result_norm", "result_output")
-INPUT_TAPS: tuple[str, ...] = ("inp_embd",)
 
-MODEL_DEPENDENT_TAPS = frozenset({"attn_sub_norm", "ffn_sub_norm"})
-"""Taps of tensors a model may lack; when neither engine has one, nothing is missing."""
+def of_kind(*kinds: type[Kind]) -> frozenset[str]:
+    """Return the taps, without their layer, that operations of some kinds make."""
+    return frozenset(name for name, op in OPS.items() if isinstance(op.kind, kinds))
 
-SCORES = ("kq", "kq_soft_max")
-"""Taps whose axes are head, token and key."""
+
+BITLINEARS = of_kind(BitLinear)
+NORMS = of_kind(RmsNorm)
 _LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]*)\.([a-z_]+)\Z")
 
 
@@ -98,7 +132,7 @@ def all_taps(n_layers: int) -> list[str]:
 
 def outline_taps(n_layers: int) -> list[str]:
     """Return the coarse selection: embedding, every layer's output, final norm and logits."""
-    return [*INPUT_TAPS, *(f"blk.{layer}.l_out" for layer in range(n_layers)), *HEAD_TAPS]
+    return [*INPUT_TAPS, *(f"blk.{layer}.{LAYER_TAPS[-1]}" for layer in range(n_layers)), *HEAD_TAPS]
 
 
 def execution_index(name: str, n_layers: int) -> int:
@@ -111,9 +145,81 @@ def execution_index(name: str, n_layers: int) -> int:
     return 1 + tap.layer * len(LAYER_TAPS) + LAYER_TAPS.index(tap.tap)
 
 
+def op_of(name: str) -> Op:
+    """Return the operation that makes a tap: its kind and axes; its hyper-parameters mean nothing.
+
+    Raises:
+        ValueError: the name is not in the vocabulary.
+    """
+    return OPS[parse(name).tap]
+
+
+def is_optional(name: str) -> bool:
+    """Return whether a model may lack a tap."""
+    return op_of(name).optional
+
+
+def may_be_gathered(name: str, n_layers: int) -> bool:
+    """Return whether engines need give a tap only for the tokens of a pass whose logits are wanted."""
+    tap = parse(name)
+    return OPS[tap.tap].output_rows and tap.layer in (None, n_layers - 1)
+
+
+def is_state(name: str) -> bool:
+    """Return whether an input is KV state, which has cells and not tokens."""
+    return name.rpartition(".")[2] in STATES
+
+
+def state_source(name: str) -> str:
+    """Return the tap whose rows of all passes so far make up a KV state."""
+    layer, _, state = name.rpartition(".")
+    return f"{layer}.{STATES[state]}"
+
+
+# --- axes -----------------------------------------------------------------------------------------------------
+
+
 def token_axis(name: str) -> int:
-    """Return the axis of a tap that counts tokens."""
-    return 1 if parse(name).tap in SCORES else 0
+    """Return the axis that counts tokens, of a tap or of ``token_ids`` and ``positions``."""
+    return 0 if name in CONTEXT_INPUTS else op_of(name).token_axis
+
+
+def has_keys(name: str) -> bool:
+    """Return whether a tap has an axis of keys: its width depends on the tokens so far."""
+    return "n_kv" in op_of(name).axes
+
+
+def take_rows(name: str, array: npt.NDArray[Any], given: Sequence[int], wanted: Sequence[int]) -> npt.NDArray[Any]:
+    """Return some tokens of an array that holds the tokens ``given``.
+
+    Raises:
+        KeyError: it lacks one of them.
+    """
+    if tuple(wanted) == tuple(given):
+        return array
+    where = {row: i for i, row in enumerate(given)}
+    taken: npt.NDArray[Any] = np.take(array, [where[row] for row in wanted], axis=token_axis(name))
+    return taken
+
+
+def visible(name: str, shape: Sequence[int], positions: Iterable[int] | IntArray) -> npt.NDArray[np.bool_] | None:
+    """Return which elements count, to be broadcast; None: all.
+
+    Scores of later keys are masked afterwards, so an engine may leave anything there. ``positions``: of the
+    tokens that the array holds.
+    """
+    if not op_of(name).kind.unmasked:
+        return None
+    return visible_keys(shape[-1], np.asarray(positions))
+
+
+def axis_names(name: str) -> tuple[str, ...]:
+    """Return what the axes of a tap are called in messages."""
+    axes = op_of(name).axes
+    return tuple(_AXIS_NAMES.get(axis, "head" if "heads" in axis else "feature") for axis in axes)
+
+
+_AXIS_NAMES = {"n_tokens": "token", "n_kv": "key"}
 
 
 def shape_hint(
@@ -123,10 +229,10 @@ def shape_hint(
 
     ``keys_of``: how many keys the other passes see, by their index.
     """
-    if len(shape) == len(expected) == 3 and parse(name).tap in SCORES and shape[:2] == expected[:2]:
+    if len(shape) == len(expected) and has_keys(name) and shape[:-1] == expected[:-1]:
         return _keys_hint(shape[2], expected[2], keys_of or {})
     if sorted(shape) == sorted(expected):
-        return f"the axes are in another order: write ({', '.join(_axes_of(name))}), the last running fastest"
+        return f"the axes are in another order: write ({', '.join(axis_names(name))}), the last running fastest"
     if math.prod(shape) == math.prod(expected):
         return f"it holds as many values: give it the shape [{', '.join(map(str, expected))}]"
     return ""
@@ -143,10 +249,3 @@ def _keys_hint(found: int, expected: int, keys_of: Mapping[int, int]) -> str:
         f"it has {found} keys, the tokens so far are {expected}: the KV cache is padded or holds {cells} more; "
         f"cut the last axis to the cells of positions 0 to {expected - 1} (array[:, :, :{expected}]){other}"
     )
-
-
-def _axes_of(name: str) -> tuple[str, ...]:
-    tap = parse(name).tap
-    if tap in SCORES:
-        return "head", "token", "key"
-    return ("token", "head", "feature") if tap in ("q", "q_rope", "k", "k_rope", "v") else ("token", "feature")

@@ -23,7 +23,9 @@ from bitnet_py.config import ModelConfig
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
 from crossval.errors import BadInputError
-from crossval.model.ops import SpecConfig, TernaryMatrix, Weight
+from crossval.model.config import SpecConfig
+from crossval.model.graphs import op_table
+from crossval.model.kinds import BitLinear, Embedding, RmsNorm, TernaryMatrix, Weight
 
 I2_S = 36
 """ggml's number for the tensor type I2_S; the ``gguf`` package does not have it."""
@@ -126,7 +128,7 @@ def decode_i2_s(packed: npt.NDArray[np.uint8], rows: int, cols: int) -> npt.NDAr
 
 
 class SpecWeights:
-    """The weights of one GGUF file by tensor name, decoded when asked for; satisfies ``ops.WeightSource``.
+    """The weights of one GGUF file by tensor name, decoded when asked for; satisfies ``WeightSource``.
 
     Norms are float64 vectors, the embedding and head tables are views into the mapped file, ternary matrices are
     decoded one at a time.
@@ -196,7 +198,7 @@ class SpecWeights:
             n_layers=reader.scalar(f"{arch}.block_count"),
             n_heads=n_heads,
             n_kv_heads=reader.scalar(f"{arch}.attention.head_count_kv", n_heads),
-            head_dim=dim // n_heads,
+            head_dim=reader.scalar(f"{arch}.attention.key_length", dim // n_heads),
             dim=dim,
             hidden_dim=reader.scalar(f"{arch}.feed_forward_length"),
             vocab_size=int(reader.plain["token_embd.weight"].shape[0]),
@@ -207,20 +209,21 @@ class SpecWeights:
             attn_sub_norm="blk.0.attn_sub_norm.weight" in names,
             ffn_sub_norm="blk.0.ffn_sub_norm.weight" in names,
             tied_head="output.weight" not in names,
+            architecture=arch,
         )
 
     def _check_tensors(self) -> None:
         """Require exactly the tensors of the graph: one too many would be a weight silently ignored."""
-        matrices, others = _expected_shapes(self.config)
+        expected = _expected_shapes(self.config)
+        ternary = {name for op in op_table(self.config) if isinstance(op.kind, BitLinear) for name in op.weights}
         found: dict[str, tuple[int, ...]] = {name: shape for name, (shape, _) in self._reader.i2_s.items()}
         found.update({name: data.shape for name, data in self._reader.plain.items()})
-        expected = {**matrices, **others}
         for name in sorted(expected.keys() | found.keys()):
             if name not in expected:
                 raise self._error(f"tensor {name}", "no such tensor (the graph has no use for it)", found[name])
             if name not in found:
                 raise self._error(f"tensor {name}", f"shape {expected[name]}", "no such tensor")
-            want, have = ("I2_S" if name in matrices else "F16 or F32"), self._reader.type_name(name)
+            want, have = ("I2_S" if name in ternary else "F16 or F32"), self._reader.type_name(name)
             if have not in want.split(" or "):
                 raise self._error(f"tensor {name}, type", want, have)
             if found[name] != expected[name]:
@@ -241,27 +244,16 @@ def _check_container(path: str) -> None:
         raise BadInputError(str(error)) from error
 
 
-def _expected_shapes(config: SpecConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Return the shapes of the ternary matrices ``(rows, cols)`` and of all other tensors, by name."""
-    c = config
-    q_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    matrices: dict[str, tuple[int, ...]] = {}
-    others: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (c.vocab_size, c.dim),
-        "output_norm.weight": (c.dim,),
-    }
-    if not c.tied_head:
-        others["output.weight"] = (c.vocab_size, c.dim)
-    for layer in range(c.n_layers):
-        blk = f"blk.{layer}."
-        others[blk + "attn_norm.weight"] = others[blk + "ffn_norm.weight"] = (c.dim,)
-        if c.attn_sub_norm:
-            others[blk + "attn_sub_norm.weight"] = (q_dim,)
-        if c.ffn_sub_norm:
-            others[blk + "ffn_sub_norm.weight"] = (c.hidden_dim,)
-        matrices[blk + "attn_q.weight"] = (q_dim, c.dim)
-        matrices[blk + "attn_k.weight"] = matrices[blk + "attn_v.weight"] = (kv_dim, c.dim)
-        matrices[blk + "attn_output.weight"] = (c.dim, q_dim)
-        matrices[blk + "ffn_gate.weight"] = matrices[blk + "ffn_up.weight"] = (c.hidden_dim, c.dim)
-        matrices[blk + "ffn_down.weight"] = (c.dim, c.hidden_dim)
-    return matrices, others
+def _expected_shapes(config: SpecConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight of the graph: matrices and tables ``(rows, cols)``, norms ``(n,)``."""
+    ops = op_table(config)
+    width = {"token_ids": config.vocab_size, **{op.output: op.n_features(config) for op in ops}}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for op in ops:
+        n_in, n_out = width[op.inputs[0]], width[op.output]
+        for name in op.weights:
+            if isinstance(op.kind, RmsNorm):
+                shapes[name] = (n_out,)
+            else:
+                shapes[name] = (n_in, n_out) if isinstance(op.kind, Embedding) else (n_out, n_in)
+    return shapes

@@ -20,7 +20,7 @@ from crossval.compare.tolerance import choose_policy, describe, tolerance_for
 from crossval.engines.party import Party
 from crossval.examine import greedy_checks as greedy_consistency
 from crossval.model import taps
-from crossval.model.taps import MODEL_DEPENDENT_TAPS
+from crossval.model.taps import OPTIONAL_TAPS
 from crossval.passes import PassPlan, pass_kind
 from crossval.receipts import evidence
 from crossval.receipts.file import Receipt
@@ -236,7 +236,7 @@ def _required(result: LayersResult, n_layers: int) -> list[str]:
     if result.mode == "outline":
         return taps.outline_taps(n_layers)
     seen = {taps.parse(row.tap).tap for row in result.rows if _known(row.tap, n_layers)}
-    optional = MODEL_DEPENDENT_TAPS - seen
+    optional = OPTIONAL_TAPS - seen
     return [name for name in taps.all_taps(n_layers) if taps.parse(name).tap not in optional]
 
 

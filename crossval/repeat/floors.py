@@ -18,7 +18,6 @@ from crossval.compare.rows import Skip, TapRow, row_status
 from crossval.compare.tolerance import SAFETY, WORST_TOKEN, Tolerance, tap_class, tolerance_for
 from crossval.errors import BadInputError, CrossvalError
 from crossval.model import taps
-from crossval.model.taps import MODEL_DEPENDENT_TAPS
 from crossval.passes import PassRecord, Runner
 from crossval.repeat.rerun import Chunks, OpenRunner, compare_runs, one_by_one, one_pass, require_live, run
 
@@ -251,7 +250,7 @@ class _Measuring:
 
 def _model_lacks(name: str, records: Sequence[PassRecord]) -> bool:
     """Tell whether this is a tap of a tensor that the model does not have."""
-    return taps.parse(name).tap in MODEL_DEPENDENT_TAPS and not any(name in record.taps for record in records)
+    return taps.is_optional(name) and not any(name in record.taps for record in records)
 
 
 def _prompt_then_decode(ids: tuple[int, ...], n_decode: int) -> Chunks:

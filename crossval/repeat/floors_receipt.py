@@ -9,7 +9,7 @@ from typing import Any
 from crossval.compare import rows as compare
 from crossval.compare.rows import TapRow
 from crossval.model import taps
-from crossval.model.taps import MODEL_DEPENDENT_TAPS, token_axis
+from crossval.model.taps import OPTIONAL_TAPS, token_axis
 from crossval.passes import PassPlan
 from crossval.receipts.file import Receipt
 from crossval.repeat.floors import CAPTURE, LOGITS, PREFILL_DECODE, Floor, FloorTable
@@ -76,7 +76,7 @@ def _complete(table: FloorTable, rows: Sequence[TapRow], n_layers: int) -> Itera
         yield "floors are repeated or out of order"
     unmeasured = [(tap, variation) for tap, variation, _ in table.unmeasured]
     seen = {taps.parse(tap).tap for tap in [*(floor.tap for floor in table.floors), *(row.tap for row in rows)]}
-    lacking = MODEL_DEPENDENT_TAPS - seen
+    lacking = OPTIONAL_TAPS - seen
     wanted = {
         (tap, v) for tap in taps.all_taps(n_layers) for v in VARIATIONS if taps.parse(tap).tap not in lacking
     }

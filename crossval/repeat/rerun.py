@@ -27,8 +27,6 @@ where these are varied."""
 Chunks = tuple[tuple[int, ...], ...]
 """A sequence of token ids, cut into the passes it is fed in."""
 
-SCORES = ("kq", "kq_soft_max")
-
 
 def one_pass(ids: Sequence[int]) -> Chunks:
     """Feed everything at once."""
@@ -95,7 +93,7 @@ def assemble(records: Sequence[PassRecord], name: str) -> Whole | None:
             raise ValueError(f"{name}: {tap.array.dtype} array of shape {shape} does not fit {len(rows)} tokens")
         arrays.append(tap.array)
         positions += [plan.start + row for row in rows]
-    if taps.parse(name).tap in SCORES:
+    if taps.has_keys(name):
         width = max(array.shape[-1] for array in arrays)
         arrays = [_widen(array, width) for array in arrays]
     try:
@@ -127,7 +125,7 @@ def compare_runs(
         if whole is None:
             return Skip(0, name, f"the engine did not give it in the {which} run")
         sides.append(whole)
-    if taps.parse(name).tap in SCORES:
+    if taps.has_keys(name):
         width = max(side.array.shape[-1] for side in sides)
         sides = [Whole(_widen(side.array, width), side.positions) for side in sides]
     longer = max(one, other, key=_n_tokens)
@@ -159,7 +157,7 @@ def worst_element(
     first, second = sides
     if first is None or second is None:
         return None
-    axis, scores = token_axis(name), taps.parse(name).tap in SCORES
+    axis, scores = token_axis(name), taps.has_keys(name)
     common = sorted(set(first.positions) & set(second.positions))
     for at in common if position is None else [p for p in common if p == position]:
         a, b = (np.take(side.array, side.positions.index(at), axis=axis) for side in (first, second))

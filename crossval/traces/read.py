@@ -110,17 +110,7 @@ def expected_shape(name: str, model: TraceModel, plan: PassPlan, rows: tuple[int
     if tap.layer is not None and tap.layer >= model.n_layers:
         raise ValueError(f"{name}: the model has {model.n_layers} layers")
     n_rows = len(plan.token_ids) if rows is None else len(rows)
-    if tap.tap in ("q", "q_rope"):
-        return n_rows, model.n_heads, model.head_dim
-    if tap.tap in ("k", "k_rope", "v"):
-        return n_rows, model.n_kv_heads, model.head_dim
-    if tap.tap in ("kq", "kq_soft_max"):
-        return model.n_heads, n_rows, plan.start + len(plan.token_ids)
-    if tap.tap in ("kqv_out", "attn_sub_norm"):
-        return n_rows, model.n_heads * model.head_dim
-    if tap.tap in ("ffn_gate", "ffn_up", "ffn_act", "ffn_out", "ffn_sub_norm"):
-        return n_rows, model.hidden_dim
-    return n_rows, model.vocab_size if tap.tap == "result_output" else model.dim
+    return taps.OPS[tap.tap].shape(model, n_rows, plan.start + len(plan.token_ids))
 
 
 class Trace:

@@ -12,7 +12,6 @@ from crossval.errors import BadInputError, UnavailableError
 from crossval.feed import LOGITS, Feed, greedy_token
 from crossval.files import file_sha256
 from crossval.model import taps
-from crossval.model.taps import MODEL_DEPENDENT_TAPS
 from crossval.passes import Runner
 from crossval.traces.read import TraceInfo, TraceModel
 from crossval.traces.write import TraceWriter
@@ -111,7 +110,7 @@ def _selection(model: TraceModel, names: Collection[str]) -> frozenset[str]:
 
 
 def _check_complete(runner: Runner, index: int, select: Collection[str], given: Collection[str]) -> None:
-    missing = [name for name in select if name not in given and taps.parse(name).tap not in MODEL_DEPENDENT_TAPS]
+    missing = [name for name in select if name not in given and not taps.is_optional(name)]
     if missing:
         raise UnavailableError(
             f"{runner.identity.name} did not give {len(missing)} of {len(select)} selected taps in pass {index}, "

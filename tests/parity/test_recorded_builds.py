@@ -14,7 +14,7 @@ from crossval.diagnose.findings import find
 from crossval.diagnose.search import diagnose_passes
 from crossval.diagnose.variants import of_records
 from crossval.engines.recorded import RecordedRunner
-from crossval.model.ops import op_table
+from crossval.model.graphs import op_table
 from crossval.model.weights import SpecWeights
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,9 @@ import numpy as np
 
 from bitnet_py.quants import pack_codes
 from crossval.diagnose.variants import Context
-from crossval.model.ops import SpecConfig, TernaryMatrix, op_table
+from crossval.model.config import SpecConfig
+from crossval.model.graphs import op_table
+from crossval.model.kinds import TernaryMatrix
 from crossval.passes import PassPlan
 
 

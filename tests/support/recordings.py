@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from crossval.model import taps
-from crossval.model.ops import SpecConfig, op_table
+from crossval.model.config import SpecConfig
+from crossval.model.graphs import op_table
 
 NORMS = frozenset({"attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm"})
 SCORES = frozenset({"kq", "kq_soft_max"})

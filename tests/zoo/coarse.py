@@ -19,7 +19,8 @@ from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.party import Party
 from crossval.engines.spec import SpecRunner
 from crossval.examine.greedy_audit import audit_prompt
-from crossval.model.ops import SpecConfig, op_table
+from crossval.model.config import SpecConfig
+from crossval.model.graphs import op_table
 from crossval.model.taps import token_axis
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord, Runner

@@ -10,7 +10,7 @@ from crossval.audit.checks import AuditResult
 from crossval.diagnose.diagnosis import Diagnosis
 from crossval.diagnose.search import diagnose_passes
 from crossval.diagnose.variants import of_records
-from crossval.model.ops import op_table
+from crossval.model.graphs import op_table
 from crossval.model.weights import SpecWeights
 from crossval.passes import EngineIdentity, PassPlan, PassRecord, TapArray
 from tests.zoo.recording import Recording

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from bitnet_py.resources import default_model_path
 from crossval.engines.bitnet_py import BitnetPyRunner
-from crossval.model.ops import SpecConfig
+from crossval.model.config import SpecConfig
 from crossval.model.weights import SpecWeights
 from tests.support.healthy_recordings import ours
 from tests.support.judged import judge

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from crossval.diagnose.variants.cache import SCOPES, cells_in
-from crossval.diagnose.variants.context import Array, Context, Inapplicable, widen
+from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.variant import Variant, on
-from crossval.model.ops import rope
+from crossval.model.kinds import rope, widen
 
 KQ = on("kq")
 KQV = on("kqv_out")

@@ -10,12 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit.bounds import BITLINEARS, read_as
+from crossval.audit.bounds import read_as
 from crossval.errors import BadInputError
 from crossval.formats import Dtype
 from crossval.model import taps
-from crossval.model.ops import IntArray, Op, SpecConfig, TernaryMatrix, WeightSource
-from crossval.model.taps import token_axis
+from crossval.model.config import SpecConfig
+from crossval.model.kinds import BitLinear, Head, IntArray, TernaryMatrix, widen
+from crossval.model.op import Op, WeightSource
+from crossval.model.taps import is_state, parse, state_source, take_rows, token_axis, visible
 from crossval.passes import PassPlan, PassRecord, TapArray
 
 Array = npt.NDArray[Any]
@@ -104,21 +106,19 @@ class Context:
     @cached_property
     def visible(self) -> npt.NDArray[np.bool_] | None:
         """Which elements count: scores of later tokens are masked afterwards. None: all."""
-        if self.op.name != "kq":
-            return None
-        return np.arange(self.target.shape[-1]) <= self.positions[:, None]
+        return visible(self.op.output, self.target.shape, self.positions)
 
     # --- inputs and outputs -----------------------------------------------------------------------------------
 
     @property
     def is_linear(self) -> bool:
         """Whether the op multiplies by a ternary matrix."""
-        return self.op.name in BITLINEARS
+        return isinstance(self.op.kind, BitLinear)
 
     @property
     def is_flat(self) -> bool:
         """Whether outputs are ``(n_rows, features)`` cut to ``features``: every product with a weight matrix."""
-        return self.is_linear or self.op.name == "result_output"
+        return isinstance(self.op.kind, BitLinear | Head)
 
     def flat(self, output: Array) -> Array:
         """Bring a whole output, shaped as the tap, into the shape of ``target``."""
@@ -289,11 +289,6 @@ class Context:
         return replace(self, rows=rows, raw=(self.raw[0][at], *self.raw[1:]), recorded=self.recorded[at])
 
 
-def widen(array: Array) -> Array:
-    """Return floating-point arrays as float64; token ids and positions as they are."""
-    return array.astype(np.float64, copy=False) if array.dtype.kind == "f" else array
-
-
 def of_records(
     op: Op, records: Sequence[PassRecord], config: SpecConfig, weights: WeightSource, *, index: int = -1
 ) -> Context:
@@ -324,18 +319,13 @@ def _input(context: Context, name: str) -> Array:
         return context.positions
     if name == "token_ids":
         return np.asarray(context.plan.token_ids, np.int64)[list(context.rows)]
-    for state, tap in (("k_cache", "k_rope"), ("v_cache", "v")):
-        if name.endswith(state):
-            return context.cells(tap)
+    if is_state(name):
+        return context.cells(parse(state_source(name)).tap)
     return context.tap(name)
 
 
 def _cut(name: str, tap: TapArray, rows: tuple[int, ...], n_tokens: int) -> Array:
     have = tuple(range(n_tokens)) if tap.rows is None else tap.rows
-    if have == rows:
-        return tap.array
-    where = {row: i for i, row in enumerate(have)}
-    if any(row not in where for row in rows):
+    if not set(rows) <= set(have):
         raise Inapplicable
-    taken: Array = np.take(tap.array, [where[row] for row in rows], axis=token_axis(name))
-    return taken
+    return take_rows(name, tap.array, have, rows)

@@ -9,9 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit import bounds
-from crossval.audit.bounds import NORMS, Arithmetic, U
+from crossval.audit.bounds import Arithmetic, U
 from crossval.diagnose.variants.context import Array, Context
-from crossval.model.ops import FloatArray
+from crossval.model.kinds import (
+    Add,
+    Embedding,
+    FloatArray,
+    Head,
+    Multiply,
+    RmsNorm,
+    Silu,
+    Softmax,
+    SquaredRelu,
+    visible_keys,
+)
 
 SLACK = 4.0
 """A variant's engine has as many roundings as a right one, within this factor."""
@@ -56,20 +67,20 @@ def floor(context: Context, output: Array, family: int, arithmetic: Arithmetic) 
         return np.full(n_rows, LOW_STEPS * arithmetic.format.unit_roundoff)
     if context.is_linear:
         return np.full(n_rows, LINEAR_FLOOR)
-    if op.name in NORMS:
+    if isinstance(op.kind, RmsNorm):
         n = context.inputs[0].shape[-1]
         return np.full(n_rows, SLACK * U * (8.0 + (0.0 if arithmetic.known else n / 2)))
-    if op.name in ("ffn_act", "ffn_out"):
+    if isinstance(op.kind, SquaredRelu | Silu | Multiply):
         return np.full(n_rows, TABLE_FLOOR if family == 6 else SLACK * 2 * U)
-    if op.name == "kq_soft_max":
+    if isinstance(op.kind, Softmax):
         scores = context.inputs[0]
-        seen = np.where(np.arange(scores.shape[-1]) <= context.positions[:, None], np.abs(scores), 0.0)
+        seen = np.where(visible_keys(scores.shape[-1], context.positions), np.abs(scores), 0.0)
         return np.minimum(SLACK * U * (16.0 + 4.0 * seen.max(axis=(0, 2))), LARGEST_FLOOR)
-    if op.name == "result_output":
+    if isinstance(op.kind, Head):
         allowed = _head_bound(context, arithmetic)
-    elif op.name in ("ffn_inp", "l_out"):
+    elif isinstance(op.kind, Add):
         allowed = 8 * U * (np.abs(context.inputs[0]) + np.abs(context.inputs[1]))
-    elif op.name == "inp_embd":
+    elif isinstance(op.kind, Embedding):
         allowed = 2 * U * np.abs(output)
     else:
         own: list[Any] = [context.weights[name] for name in op.weights]

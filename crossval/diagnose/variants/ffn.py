@@ -10,7 +10,7 @@ import numpy as np
 
 from crossval.diagnose.variants.context import Array, Context
 from crossval.diagnose.variants.variant import Variant, on
-from crossval.model.ops import squared_relu
+from crossval.model.kinds import squared_relu
 
 ACT = on("ffn_act")
 OUT = on("ffn_out")

@@ -10,7 +10,7 @@ import numpy as np
 
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.distance import near_ties
-from crossval.model.ops import FloatArray, IntArray
+from crossval.model.kinds import FloatArray, IntArray
 
 CLOSE = 1e-3
 """Relative distance on a few values below which a fit is worth checking on all of them."""

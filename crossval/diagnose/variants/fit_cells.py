@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossval.diagnose.variants.context import Array, Context, Inapplicable, widen
+from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.estimate import Estimate, is_off, sources
 from crossval.diagnose.variants.places import listed
 from crossval.diagnose.variants.variant import Variant, on
+from crossval.model.kinds import widen
 from crossval.passes import TapArray
 
 READS_CACHE = on("kq", "kqv_out")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS
 from crossval.diagnose.variants import layouts
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.fit import CLOSE, Fit, distance, probe, recorded_sums, settled, snapped
@@ -20,7 +19,8 @@ from crossval.diagnose.variants.linear import input_scale, linear, quantize
 from crossval.diagnose.variants.quantizer import half_away
 from crossval.diagnose.variants.variant import Variant
 from crossval.diagnose.variants.weights import read_through
-from crossval.model.ops import FloatArray
+from crossval.model.kinds import FloatArray
+from crossval.model.taps import BITLINEARS
 
 N_PROBED = 96
 LEAST = 16

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS, NORMS
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.estimate import Estimate, close, factor, number, require
 from crossval.diagnose.variants.fit_norms import token_factors
 from crossval.diagnose.variants.residual import ADD
 from crossval.diagnose.variants.variant import Variant, on
+from crossval.model.taps import BITLINEARS, NORMS
 
 FAMILY = {
     4: BITLINEARS,

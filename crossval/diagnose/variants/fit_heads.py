@@ -10,7 +10,7 @@ import numpy as np
 from crossval.diagnose.variants.context import Array, Context
 from crossval.diagnose.variants.estimate import STRICT, Estimate, is_off, listed, sources
 from crossval.diagnose.variants.variant import Variant, on
-from crossval.model.ops import rope
+from crossval.model.kinds import rope
 
 READS_KV = on("kq", "kqv_out")
 BY_HEAD = on("q_rope", "k_rope", "kq", "kq_soft_max", "kqv_out")

@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS
 from crossval.diagnose.variants import layouts
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.fit import CLOSE, Fit, distance, probe, recorded_sums, settled
@@ -19,7 +18,8 @@ from crossval.diagnose.variants.linear import input_scale, linear
 from crossval.diagnose.variants.places import described
 from crossval.diagnose.variants.variant import Variant
 from crossval.diagnose.variants.weights import read_through
-from crossval.model.ops import IntArray, TernaryMatrix
+from crossval.model.kinds import IntArray, TernaryMatrix
+from crossval.model.taps import BITLINEARS
 
 # --- inputs that count as zero --------------------------------------------------------------------------------
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crossval.audit.bounds import NORMS
-from crossval.diagnose.variants.context import Array, Context, Inapplicable, widen
+from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.estimate import Estimate, close, factor, number
 from crossval.diagnose.variants.norms import mean_square
 from crossval.diagnose.variants.variant import Variant
+from crossval.model.kinds import widen
+from crossval.model.taps import NORMS
 
 NOISE = 2e-7
 """Relative error of a token's factor in an engine that computes in float32."""

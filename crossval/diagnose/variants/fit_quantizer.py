@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.fit import CLOSE, MOST, Fit, probe, recorded_sums
 from crossval.diagnose.variants.linear import input_scale, linear, peak, quantize
 from crossval.diagnose.variants.quantizer import away, half_away
 from crossval.diagnose.variants.variant import Variant
+from crossval.model.taps import BITLINEARS
 
 N_PROBED = 48
 CHUNK = 64

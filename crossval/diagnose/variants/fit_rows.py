@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.distance import LINEAR_FLOOR
 from crossval.diagnose.variants.fit import Fit
 from crossval.diagnose.variants.kernels import EVERY_OP
 from crossval.diagnose.variants.places import listed
 from crossval.diagnose.variants.variant import Variant
-from crossval.model.ops import IntArray
+from crossval.model.kinds import IntArray
+from crossval.model.taps import BITLINEARS
 
 MOST_LISTED = 16
 """Groups no larger than this are named with their order in full."""

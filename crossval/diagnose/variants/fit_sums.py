@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.fit import Fit, recorded_sums
 from crossval.diagnose.variants.linear import linear
 from crossval.diagnose.variants.variant import Variant
+from crossval.model.taps import BITLINEARS
 
 WIDTHS = (16, 15, 14, 13, 12, 11, 10, 9)
 """Not 8: an int8 activation that wraps is off by 256, too."""

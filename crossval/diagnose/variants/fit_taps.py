@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS, NORMS
-from crossval.diagnose.variants.context import Array, Context, Inapplicable, widen
+from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.estimate import Estimate, is_off
 from crossval.diagnose.variants.variant import Variant, on
 from crossval.model import taps
+from crossval.model.kinds import widen
+from crossval.model.taps import BITLINEARS, NORMS
 
 EVERY = frozenset({*taps.LAYER_TAPS, *taps.HEAD_TAPS})
 READERS = EVERY - BITLINEARS - on("kq", "kqv_out", "kq_soft_max")

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS
-from crossval.diagnose.variants.context import Array, Context, Inapplicable, widen
+from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.estimate import STRICT, Estimate, is_off, sources
 from crossval.diagnose.variants.places import listed
 from crossval.diagnose.variants.variant import Variant, on
 from crossval.model import taps
+from crossval.model.kinds import widen
+from crossval.model.taps import BITLINEARS
 
 MINE = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS}) - BITLINEARS
 PAIRED = on("q_rope", "k_rope", "kq_soft_max", "ffn_out", "ffn_inp", "l_out")

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS
-from crossval.diagnose.variants.context import Array, Context, Inapplicable, widen
+from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.places import GROUPS, Flags, Rule, described, periods, rules, runs
 from crossval.diagnose.variants.variant import Variant
 from crossval.model import taps
-from crossval.model.taps import token_axis
+from crossval.model.kinds import widen
+from crossval.model.taps import BITLINEARS, token_axis
 
 EVERY_OP = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS})
 PRODUCTS = BITLINEARS | {"result_output"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossval.diagnose.variants.context import Array
-from crossval.model.ops import IntArray, TernaryMatrix
+from crossval.model.kinds import IntArray, TernaryMatrix
 
 SHIFTS = (6, 4, 2, 0)
 

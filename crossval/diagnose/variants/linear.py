@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from crossval.diagnose.variants.context import Array, Context
-from crossval.model.ops import IntArray, TernaryMatrix
+from crossval.model.kinds import IntArray, TernaryMatrix
 
 RowsOf = Callable[[TernaryMatrix, IntArray], Array]
 """Gives some rows of a matrix as an engine sees them: ``(features, cols)``."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crossval.audit.bounds import NORMS
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.variant import Variant, on
-from crossval.model.ops import rms_norm
+from crossval.model.kinds import rms_norm
+from crossval.model.taps import NORMS
 
 EPS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3)
 

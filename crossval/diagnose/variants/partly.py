@@ -13,11 +13,11 @@ from typing import Literal
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.distance import LINEAR_FLOOR
 from crossval.diagnose.variants.places import Flags, Rule, described, rules, runs
 from crossval.diagnose.variants.variant import Candidate, Variant
+from crossval.model.taps import BITLINEARS
 
 Content = Literal["anything", "zero", "right"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossval.diagnose.variants.context import Array, Context, widen
+from crossval.diagnose.variants.context import Array, Context
+from crossval.model.kinds import widen
 
 NEGLIGIBLE = 1e-5
 """Relative to the row's root mean square: smaller deviations are rounding."""

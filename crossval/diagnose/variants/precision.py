@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossval.audit.bounds import NORMS, U
+from crossval.audit.bounds import U
 from crossval.diagnose.variants.cache import SCOPES, cells_in
-from crossval.diagnose.variants.context import Array, Context, Inapplicable, widen
+from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.variant import Variant, on
 from crossval.formats import to_bf16, to_f16
 from crossval.model import taps
-from crossval.model.ops import rms_norm
+from crossval.model.kinds import rms_norm, widen
+from crossval.model.taps import NORMS
 
 ATTENTION = on("kq", "kqv_out")
 HEAD = on("result_output")

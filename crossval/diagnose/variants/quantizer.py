@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.linear import Product, input_scale, linear, peak, quantize, scaled
 from crossval.diagnose.variants.variant import Variant
 from crossval.formats import to_bf16, to_f16
+from crossval.model.taps import BITLINEARS
 
 LINEAR = BITLINEARS
 

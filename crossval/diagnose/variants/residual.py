@@ -7,7 +7,7 @@ import numpy as np
 
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.variant import Variant, on
-from crossval.model.ops import rms_norm
+from crossval.model.kinds import rms_norm
 
 ADD = on("ffn_inp", "l_out")
 

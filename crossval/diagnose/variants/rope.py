@@ -10,7 +10,7 @@ import numpy as np
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.linear import linear
 from crossval.diagnose.variants.variant import Variant, on
-from crossval.model.ops import rope
+from crossval.model.kinds import rope
 
 ROPE = on("q_rope", "k_rope")
 BASES = (1e4, 5e4, 1e5, 2.5e5, 5e5, 1e6, 1e7)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from crossval.audit.bounds import BITLINEARS
 from crossval.diagnose.variants import layouts
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.linear import RowsOf, linear
 from crossval.diagnose.variants.variant import Variant, on
-from crossval.model.ops import IntArray, SpecConfig, TernaryMatrix
+from crossval.model.config import SpecConfig
+from crossval.model.kinds import IntArray, TernaryMatrix
+from crossval.model.taps import BITLINEARS
 
 LINEAR = BITLINEARS
 TENSORS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")

@@ -20,13 +20,12 @@ from crossval.compare.rows import Skip, TapRow, row_status
 from crossval.compare.tolerance import Tolerance, tolerance_for
 from crossval.formats import to_f16
 from crossval.model import taps
-from crossval.model.taps import MODEL_DEPENDENT_TAPS
 from crossval.passes import Numerics
 from crossval.repeat.floors import FloorTable, measured_tolerance
 from crossval.repeat.margins import usage
 from crossval.repeat.metamorphic.cases import ALL_LAYERS, ATTENTION, UP_TO_ATTENTION, Expectation, Relation, place
 from crossval.repeat.metamorphic.digests import TapDifference, TapDigests
-from crossval.repeat.metamorphic.recorded import KQV, may_be_gathered, measured_taps, up_to_attention
+from crossval.repeat.metamorphic.recorded import KQV, measured_taps, up_to_attention
 from crossval.repeat.metamorphic.runs import Names, Recorded, compare_taps
 from crossval.repeat.rerun import Element, assemble, compare_runs, worst_element
 
@@ -149,7 +148,7 @@ class Notebook:
 
     def may_be_gathered(self, name: str) -> bool:
         """Tell whether engines need give this tap for the last token of a pass only."""
-        return may_be_gathered(name, self.n_layers)
+        return taps.may_be_gathered(name, self.n_layers)
 
     def has_single_head(self, recorded: Recorded) -> bool:
         """Tell whether attention has one head: bitnet.cpp then keeps Q in binary32 in longer passes."""
@@ -284,7 +283,7 @@ class Notebook:
         """Hold the values of taps to what rounding allows; those of tensors that the model lacks are left out."""
         rows: list[TapRow | Skip] = []
         for name in names:
-            optional = taps.parse(name).tap in MODEL_DEPENDENT_TAPS
+            optional = taps.is_optional(name)
             if not optional or any(name in record.taps for record in (*one.records, *other.records)):
                 rows.append(compare_runs(name, one.records, other.records, self._tolerance(name)))
         made = [row for row in rows if isinstance(row, TapRow)]

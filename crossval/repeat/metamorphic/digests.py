@@ -14,7 +14,6 @@ from crossval.compare.rows import Skip
 from crossval.model import taps
 from crossval.model.taps import token_axis
 from crossval.passes import PassPlan, TapArray, check_rows
-from crossval.repeat.rerun import SCORES
 
 DIGEST_BYTES = 16
 """Of BLAKE2b: two different rows have one digest with a probability of 2^-128."""
@@ -70,7 +69,7 @@ def digest_tap(name: str, tap: TapArray, plan: PassPlan) -> TapDigests:
     axis, n_tokens, shape = token_axis(name), len(plan.token_ids), tap.array.shape
     check_rows(name, tap.rows, n_tokens)
     at = range(n_tokens) if tap.rows is None else tap.rows
-    scores = taps.parse(name).tap in SCORES
+    scores = taps.has_keys(name)
     fits = tap.array.dtype == np.float32 and len(shape) > axis + scores and shape[axis] == len(at)
     if not fits or not tap.array.size:
         raise ValueError(f"{name}: {tap.array.dtype} array of shape {shape} does not fit {len(at)} tokens")

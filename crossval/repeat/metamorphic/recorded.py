@@ -7,16 +7,14 @@ from itertools import accumulate
 from typing import Literal, get_args
 
 from crossval.model import taps
-from crossval.model.taps import MODEL_DEPENDENT_TAPS
+from crossval.model.taps import OPTIONAL_TAPS
 from crossval.passes import PassPlan
 from crossval.repeat.metamorphic.cases import Case, Sizes
-from crossval.repeat.rerun import SCORES
 from crossval.traces.read import TraceModel, expected_shape
 
 KQV = "blk.0.kqv_out"
 LOGITS = "result_output"
 _UP_TO_SOFTMAX = taps.LAYER_TAPS[: taps.LAYER_TAPS.index("kq_soft_max") + 1]
-_GATHERED = frozenset(taps.LAYER_TAPS[taps.LAYER_TAPS.index("ffn_inp") :]) | set(taps.HEAD_TAPS)
 
 Gathered = Literal["logits", "head", "last layer"]
 """From where on an engine gives its taps for the last token of a pass only."""
@@ -35,18 +33,12 @@ def measured_taps(n_layers: int) -> list[str]:
     return sorted(names, key=lambda name: taps.execution_index(name, n_layers))
 
 
-def may_be_gathered(name: str, n_layers: int) -> bool:
-    """Tell whether engines need give this tap for the last token of a pass only."""
-    tap = taps.parse(name)
-    return tap.tap in _GATHERED and tap.layer in (None, n_layers - 1)
-
-
 def up_to_attention(*, single_head: bool) -> list[str]:
     """Return the taps whose bits do not depend on how many tokens a pass holds.
 
     With one head bitnet.cpp keeps Q in binary32 in longer passes, so that attention scores do.
     """
-    alike = [tap for tap in _UP_TO_SOFTMAX if not (single_head and tap in SCORES)]
+    alike = [tap for tap in _UP_TO_SOFTMAX if not (single_head and taps.OPS[tap].token_axis)]
     return ["inp_embd", *(f"blk.0.{tap}" for tap in alike)]
 
 
@@ -59,7 +51,7 @@ def compared_taps(case: Case, n_layers: int, *, single_head: bool, scope: Scope 
         done = exact if single_head else [*exact, KQV]
         return [name for name in names if name not in done]
     if part == "beginnings":  # the last layer need not give its output for tokens in the middle
-        return [name for name in names if not may_be_gathered(name, n_layers)]
+        return [name for name in names if not taps.may_be_gathered(name, n_layers)]
     return {"all": names, "logits": [LOGITS], "exact": exact, "attention": [KQV]}[part]
 
 
@@ -70,10 +62,10 @@ def n_elements(case: Case, model: TraceModel, gathered: Gathered, *, sub_norms: 
     total = 0
     for name in compared_taps(case, model.n_layers, single_head=model.n_heads == 1, scope=scope):
         tap = taps.parse(name).tap
-        if tap in MODEL_DEPENDENT_TAPS and not sub_norms:
+        if tap in OPTIONAL_TAPS and not sub_norms:
             continue
         rows = ends if _is_gathered(name, model.n_layers, gathered) else range(n_tokens)
-        if tap == "kq":  # what lies behind the causal mask is not compared
+        if taps.OPS[tap].kind.unmasked:  # entries behind the causal mask are not compared
             total += model.n_heads * sum(row + 1 for row in rows)
         else:
             total += math.prod(expected_shape(name, model, PassPlan("prefill", (0,) * width, 0), tuple(rows)))
@@ -83,7 +75,7 @@ def n_elements(case: Case, model: TraceModel, gathered: Gathered, *, sub_norms: 
 def _is_gathered(name: str, n_layers: int, gathered: Gathered) -> bool:
     if name == LOGITS or gathered == "logits":
         return name == LOGITS
-    return may_be_gathered(name, n_layers) if gathered == "last layer" else name in taps.HEAD_TAPS
+    return taps.may_be_gathered(name, n_layers) if gathered == "last layer" else name in taps.HEAD_TAPS
 
 
 def _ends(sizes: Sizes) -> set[int]:

@@ -11,11 +11,10 @@ import numpy as np
 from crossval.compare.layers import GROUP_BYTES
 from crossval.compare.rows import Skip
 from crossval.model import taps
-from crossval.model.taps import MODEL_DEPENDENT_TAPS
 from crossval.passes import PassPlan, PassRecord, Runner, TapArray
 from crossval.repeat.metamorphic.cases import Sizes
 from crossval.repeat.metamorphic.digests import TapDifference, TapDigests, compare_digests, digest_tap, join, until
-from crossval.repeat.rerun import SCORES, Chunks, run
+from crossval.repeat.rerun import Chunks, run
 
 UNSTEADY = "a second run gave other numbers: the engine is not deterministic, or recording changes it"
 
@@ -42,7 +41,7 @@ class Names:
         group: list[str] = []
         used = 0
         for name in names:
-            scores = taps.parse(name).tap in SCORES
+            scores = taps.has_keys(name)
             size = self.bytes_of.get(name, 0) * max(n * (end if scores else 1) for n, end in passes)
             if group and used + size > GROUP_BYTES:
                 yield group
@@ -158,7 +157,7 @@ def compare_taps(names: Sequence[str], one: Recorded, other: Recorded) -> Iterat
     """Compare taps of two runs by digest; those of tensors that the model does not have are left out."""
     for name in names:
         first, second = one.digests.get(name), other.digests.get(name)
-        if first is None and second is None and taps.parse(name).tap in MODEL_DEPENDENT_TAPS:
+        if first is None and second is None and taps.is_optional(name):
             continue
         if isinstance(first, TapDigests) and isinstance(second, TapDigests):
             yield compare_digests(name, first, second)

@@ -16,7 +16,7 @@ from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.spec import SpecRunner
 from crossval.errors import BadInputError
 from crossval.model import taps
-from crossval.model.ops import op_table
+from crossval.model.graphs import op_table
 from crossval.model.weights import SpecWeights
 from crossval.passes import Numerics, PassPlan, PassRecord, TapArray
 

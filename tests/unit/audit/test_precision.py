@@ -13,12 +13,12 @@ import pytest
 
 from crossval.audit import precision, summary
 from crossval.audit.audit import audit
-from crossval.audit.bounds import BITLINEARS
 from crossval.audit.checks import AuditResult
 from crossval.audit.precision import MIN_TAPS, Precision, Survey
 from crossval.diagnose import repro
 from crossval.diagnose.findings import find
 from crossval.formats import BF16, F16, FORMATS
+from crossval.model.taps import BITLINEARS
 from crossval.model.weights import SpecWeights
 from crossval.passes import Numerics, PassRecord, TapArray
 from tests.support.narrow_engine import Mistake, NarrowEngine, Style, of_file, plans

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from crossval.audit.propagation import Approx
+from crossval.audit.bounds.approx import Approx
 
 
 def test_the_bound_of_an_infinity_is_no_number_and_no_warning():

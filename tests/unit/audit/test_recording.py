@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,11 @@ from crossval.audit.recording import Settled, settle
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.spec import SpecRunner
 from crossval.model import taps
-from crossval.model.ops import Op
+from crossval.model.op import Op
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, short_list
 from crossval.receipts import file as receipt
+from tests.support.changed_op import changed
 from tests.support.rewritten import Change, Passes, put, rewritten
 from tests.support.strangers import Fault, error_line, run
 
@@ -205,7 +205,7 @@ class Wrong(SpecRunner):
 
     def _changed(self, op: Op) -> Op:
         change = self._changes.get(op.output)
-        return op if change is None else replace(op, function=lambda *given: change(op.function(*given)))
+        return op if change is None else changed(op, change)
 
 
 PLANS = [PassPlan("prefill", (1, 17, 42, 250, 3, 99, 8), 0), PassPlan("decode", (11,), 7)]

@@ -12,9 +12,12 @@ from crossval.causal.view import CausalView, LayerEffect, causal_view, is_reliab
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError
-from crossval.model import ops, taps
+from crossval.model import taps
+from crossval.model.graphs import op_table
+from crossval.model.op import KVState, forward
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord, TapArray
+from tests.support.changed_op import changed
 
 N_LAYERS = 5
 IDS = tuple(int(i) for i in np.random.default_rng(3).integers(0, 1000, 12))
@@ -36,14 +39,11 @@ def broken(
     weights: SpecWeights, tap: str, change: Callable[[np.ndarray], np.ndarray], chunks=(IDS,)
 ) -> list[PassRecord]:
     """Run the specification with one op's output changed, and record its outline."""
-    table = [
-        replace(op, function=lambda *a, f=op.function: change(f(*a))) if op.output == tap else op
-        for op in ops.op_table(weights.config)
-    ]
-    state, records, start = ops.KVState(), [], 0
+    table = [changed(op, change) if op.output == tap else op for op in op_table(weights.config)]
+    state, records, start = KVState(), [], 0
     for chunk in chunks:
         taken = {}
-        for op, output in ops.forward(table, weights, chunk, state):
+        for op, output in forward(table, weights, chunk, state):
             if op.output in OUTLINE:
                 rows = (len(chunk) - 1,) if op.last_row_only else None
                 taken[op.output] = TapArray(output.astype(np.float32), rows)

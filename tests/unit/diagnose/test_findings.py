@@ -14,7 +14,7 @@ from crossval.diagnose.diagnosis import UNDETERMINED
 from crossval.diagnose.findings import Finding
 from crossval.diagnose.probing import LENGTHS
 from crossval.model import taps
-from crossval.model.ops import op_table
+from crossval.model.graphs import op_table
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord, TapArray
 from tests.support.strangers import Fault, Stranger

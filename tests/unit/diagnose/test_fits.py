@@ -10,7 +10,7 @@ from crossval.diagnose.diagnosis import UNDETERMINED
 from crossval.diagnose.search import diagnose, diagnose_passes
 from crossval.diagnose.variants import fitted, of_records
 from crossval.engines.spec import SpecRunner
-from crossval.model.ops import op_table
+from crossval.model.graphs import op_table
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassRecord, TapArray
 from tests.support import drawn

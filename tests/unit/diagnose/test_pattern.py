@@ -12,7 +12,7 @@ import pytest
 from crossval.diagnose.variants.context import Context, of_records
 from crossval.diagnose.variants.pattern import describe
 from crossval.engines.spec import SpecRunner
-from crossval.model.ops import op_table
+from crossval.model.graphs import op_table
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord
 

@@ -12,7 +12,7 @@ from crossval.audit.bounds import Arithmetic
 from crossval.diagnose.replay import HeldWeights, Mistake, Mode, Replay
 from crossval.diagnose.variants import Inapplicable, candidates
 from crossval.model import taps
-from crossval.model.ops import op_table
+from crossval.model.graphs import op_table
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassRecord, TapArray
 from tests.support.faulty_engine import FaultyRunner

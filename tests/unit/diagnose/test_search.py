@@ -14,7 +14,8 @@ from crossval.diagnose.variants.distance import per_token
 from crossval.diagnose.variants.linear import linear
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.spec import SpecRunner
-from crossval.model.ops import op_table, rms_norm
+from crossval.model.graphs import op_table
+from crossval.model.kinds import rms_norm
 from crossval.model.weights import SpecWeights
 from crossval.passes import Numerics
 

@@ -18,7 +18,7 @@ from crossval.diagnose.segment import diagnose_segment
 from crossval.diagnose.variants import candidates
 from crossval.engines.recorded import RecordedRunner
 from crossval.model import taps
-from crossval.model.ops import op_table
+from crossval.model.graphs import op_table
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassRecord
 from tests.support.faulty_engine import FAULTS, FaultyRunner

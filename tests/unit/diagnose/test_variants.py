@@ -19,7 +19,9 @@ from crossval.diagnose.variants.rope import rotate
 from crossval.engines.spec import SpecRunner
 from crossval.errors import BadInputError
 from crossval.formats import to_bf16
-from crossval.model.ops import SpecConfig, TernaryMatrix, op_table
+from crossval.model.config import SpecConfig
+from crossval.model.graphs import op_table
+from crossval.model.kinds import TernaryMatrix
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord, TapArray
 

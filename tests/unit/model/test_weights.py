@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from crossval.errors import BadInputError
 from crossval.model import weights as spec_weights
-from crossval.model.ops import TernaryMatrix
+from crossval.model.kinds import TernaryMatrix
 from crossval.model.weights import SpecWeights, decode_i2_s
 from tests.support.tiny_gguf import (
     ARCH,

@@ -17,7 +17,7 @@ from tests.zoo.recording import first_difference
 
 PROMPT = (5, 17, 255, 42, 9, 133, 60)
 FORMULAS = (
-    "crossval.model.ops",
+    "crossval.model.kinds",
     "crossval.diagnose.variants",
     "crossval.audit",
     "crossval.engines.spec",

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit.bounds import SECOND_ORDER, TINY, Arithmetic, U
+from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, Arithmetic, U
 from crossval.formats import Format, to_f32
-from crossval.model.ops import FloatArray, TernaryMatrix, accumulate, quantize_activations
+from crossval.model.kinds import FloatArray, TernaryMatrix, accumulate, quantize_activations
 
 TIE_DISTANCE = 127 * 4 * U
 """Scaled activations reach 127 and pass at most four roundings (scale twice, product, sum)."""

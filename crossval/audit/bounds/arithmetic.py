@@ -1,0 +1,92 @@
+"""What is known about how an engine rounds, and which inputs of an operation it may round first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crossval.formats import F16, F32, FORMATS, Dtype, Format
+from crossval.model.kinds import FloatArray, widen
+from crossval.model.op import Op
+from crossval.passes import Numerics
+
+U = F32.unit_roundoff
+"""Largest relative error of one rounding to binary32."""
+U16 = F16.unit_roundoff
+"""The same for binary16."""
+TINY = F32.tiny
+"""Smallest binary32 above zero: what underflow may lose."""
+SECOND_ORDER = 1.02
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What is known about how an engine rounds."""
+
+    numerics: Numerics
+    n_heads: int
+    """A single head takes another code path in bitnet.cpp."""
+    recorded: Format = F32
+    """What was recorded is in this format although the engine computes with more digits."""
+
+    @property
+    def known(self) -> bool:
+        """Whether the engine states that it rounds as bitnet.cpp's family does, which is in binary32."""
+        stated = self.numerics.simd_width is not None and self.numerics.fused_quantizer is not None
+        return stated and not self.low
+
+    @property
+    def format(self) -> Format:
+        """What tensors and elementwise steps are rounded to."""
+        return FORMATS[self.numerics.compute_dtype or "f32"]
+
+    @property
+    def low(self) -> bool:
+        """Whether that is a 16-bit format."""
+        return self.format is not F32
+
+    @property
+    def carried(self) -> float:
+        """Roundings of two factors and of their sum, where an engine may carry more digits than it records."""
+        return 0.0 if self.known or self.low else 3.0
+
+    def sum_steps(self, n: int) -> float:
+        """Return the roundings that one term of a sum of ``n`` may pass through."""
+        width = self.numerics.simd_width
+        # bitnet.cpp: one accumulator of W lanes and a tree at worst (llamafile sgemm); four in ggml_vec_dot_f16
+        return n / width + np.log2(width) + 3 if width else float(n)
+
+    def stored(self, exact: FloatArray) -> FloatArray | float:
+        """Return what the rounding of a binary32 result to a 16-bit format may change; nothing in binary32."""
+        form = self.format if self.low else self.recorded
+        return 0.0 if form is F32 else form.unit_roundoff * np.abs(exact) + form.tiny
+
+    def cached(self, op: Op, exact: FloatArray, recorded: Array) -> FloatArray | float:
+        """Return what the stated format of keys and values may change of them, where they were recorded in it."""
+        kv = FORMATS[self.numerics.kv_dtype or "f32"]
+        if op.appends_to is None or kv is F32 or not kv.holds(recorded):
+            return 0.0
+        return kv.unit_roundoff * SECOND_ORDER * np.abs(exact) + kv.tiny
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One allowed choice of which inputs of an operation are rounded to a 16-bit format first."""
+
+    name: str
+    rounded: tuple[Dtype | None, ...]
+    """For each array input: what to; None: it is read as it was recorded."""
+
+    def apply(self, index: int, array: Array) -> Array:
+        """Return an input as the operation reads it, float64; integers as they are."""
+        return read_as(self.rounded[index], array)
+
+
+def read_as(dtype: Dtype | None, array: Array) -> Array:
+    """Return an array in float64, rounded to a format first unless that is None; integers as they are."""
+    return widen(array) if dtype is None else FORMATS[dtype].round(array)

@@ -1,0 +1,62 @@
+"""Shape and hyper-parameters of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from crossval.model.kinds import Pairs
+
+
+class Dimensions(Protocol):
+    """What the shapes of a model's tensors are made of."""
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads."""
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key and value heads."""
+
+    @property
+    def head_dim(self) -> int:
+        """Elements of one head."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the residual stream."""
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the feed-forward part."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+
+
+@dataclass(frozen=True)
+class SpecConfig:
+    """Shape and hyper-parameters the graph depends on."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    dim: int
+    hidden_dim: int
+    vocab_size: int
+    context_length: int
+    rope_base: float
+    rms_eps: float
+    attn_sub_norm: bool = True
+    """Whether the attention output is normed before its projection."""
+    ffn_sub_norm: bool = True
+    """Whether the gated activation is normed before the down projection."""
+    tied_head: bool = True
+    """Whether the head multiplies with ``token_embd.weight``; otherwise with ``output.weight``."""
+    architecture: str = "bitnet-b1.58"
+    """Key of ``crossval.model.graphs.GRAPHS``."""
+    activation: Literal["squared_relu", "silu"] = "squared_relu"
+    rope_pairs: Pairs = "halves"

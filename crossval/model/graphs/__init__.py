@@ -1,0 +1,33 @@
+"""The graphs of the architectures that the specification defines: a file each, listing operations in order.
+
+To add one: a file with its ``operations``, and a line in ``GRAPHS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from crossval.errors import BadInputError
+from crossval.model.config import SpecConfig
+from crossval.model.graphs import bitnet
+from crossval.model.op import Op
+
+GRAPHS: dict[str, Callable[[SpecConfig], tuple[Op, ...]]] = {
+    "bitnet-b1.58": bitnet.operations,
+    "bitnet-25": bitnet.operations,
+}
+"""``general.architecture`` of a model file -> what lists its operations."""
+
+
+def op_table(config: SpecConfig) -> tuple[Op, ...]:
+    """List every operation of a model in execution order.
+
+    Raises:
+        BadInputError: no graph for its architecture.
+    """
+    if config.architecture not in GRAPHS:
+        raise BadInputError(
+            f"architecture {config.architecture!r}: expected {' or '.join(GRAPHS)}; "
+            "the specification defines no other"
+        )
+    return GRAPHS[config.architecture](config)
