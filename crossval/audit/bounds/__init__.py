@@ -17,46 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from crossval.audit.bounds import attention, elementwise, tables
 from crossval.audit.bounds.approx import Approx
-from crossval.audit.bounds.arithmetic import (
-    SECOND_ORDER,
-    TINY,
-    U16,
-    Arithmetic,
-    Array,
-    Reading,
-    U,
-    read_as,
-)
-from crossval.audit.bounds.attention import AttendRule, ScoresRule, SoftmaxRule
+from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, U16, Arithmetic, Array, Reading, U, read_as
 from crossval.audit.bounds.bitlinear import propagate_bitlinear
-from crossval.audit.bounds.elementwise import AddRule, MultiplyRule, OneRounding, SiluRule, SquaredReluRule
-from crossval.audit.bounds.norm import NormRule
-from crossval.audit.bounds.rope import RopeRule
 from crossval.audit.bounds.rule import Rule, one_rounding
-from crossval.audit.bounds.tables import EmbeddingRule, HeadRule, head_bound, row_norms
-from crossval.model.kinds import (
-    KINDS,
-    Add,
-    Attend,
-    AttentionScores,
-    BitLinear,
-    Embedding,
-    FloatArray,
-    Head,
-    Kind,
-    Multiply,
-    RmsNorm,
-    Rope,
-    Silu,
-    Softmax,
-    SquaredRelu,
-)
+from crossval.audit.bounds.tables import head_bound, row_norms
+from crossval.model.kinds import KINDS, BitLinear, FloatArray, Kind
 from crossval.model.op import Op
 
 __all__ = [
@@ -77,32 +48,10 @@ __all__ = [
     "row_norms",
 ]
 
-RULES: Mapping[type[Kind], Rule[Any]] = MappingProxyType(
-    {
-        Embedding: EmbeddingRule(),
-        RmsNorm: NormRule(),
-        Rope: RopeRule(),
-        AttentionScores: ScoresRule(),
-        Softmax: SoftmaxRule(),
-        Attend: AttendRule(),
-        SquaredRelu: SquaredReluRule(),
-        Silu: SiluRule(),
-        Multiply: MultiplyRule(),
-        Add: AddRule(),
-        Head: HeadRule(),
-    }
-)
+RULES: Mapping[type[Kind], Rule] = {**elementwise.RULES, **attention.RULES, **tables.RULES}
+"""No kind falls through to a default: a bound that is too narrow reports a correct engine as wrong."""
 if RULES.keys() | {BitLinear} != KINDS:
     raise TypeError(f"kinds without a rule, or rules without a kind: {KINDS ^ (RULES.keys() | {BitLinear})}")
-
-
-def _rule(op: Op) -> Rule[Any]:
-    """Return the rule of an operation.
-
-    Raises:
-        KeyError: its kind has none. There is no default: a bound that is too narrow would report a correct engine.
-    """
-    return RULES[type(op.kind)]
 
 
 def readings(op: Op, arithmetic: Arithmetic, n_tokens: int, n_rows: int) -> tuple[Reading, ...]:
@@ -112,7 +61,7 @@ def readings(op: Op, arithmetic: Arithmetic, n_tokens: int, n_rows: int) -> tupl
     """
     if isinstance(op.kind, BitLinear):
         return (Reading("", (None,)),)
-    return _rule(op).readings(op.kind, len(op.inputs), arithmetic, n_tokens, n_rows)
+    return RULES[type(op.kind)].readings(op.kind, len(op.inputs), arithmetic, n_tokens, n_rows)
 
 
 def bound(
@@ -122,19 +71,19 @@ def bound(
 
     ``inputs`` are the arrays as the reading has them, float64; ``expected`` is the op's output on them.
     """
-    return _rule(op).bound(op.kind, inputs, expected, weights, arithmetic)
+    return RULES[type(op.kind)].bound(op.kind, inputs, expected, weights, arithmetic)
 
 
 def is_one_rounding(op: Op) -> bool:
     """Return whether each value of the output is one rounding of an exact result."""
-    return isinstance(RULES.get(type(op.kind)), OneRounding)
+    return not isinstance(op.kind, BitLinear) and RULES[type(op.kind)].one_rounding
 
 
 def propagate(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], arithmetic: Arithmetic) -> Approx:
     """Compute an operation other than BitLinear with its error; inputs are rounded to binary16 already."""
-    rule = _rule(op)
+    rule = RULES[type(op.kind)]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        found: Approx = rule.propagate(op.kind, inputs, weights, arithmetic)
+        found = rule.propagate(op.kind, inputs, weights, arithmetic)
         if not arithmetic.low:
             return found
         # the roundings of a 16-bit format are more than those of binary32, which are in there too

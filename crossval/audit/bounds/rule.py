@@ -1,10 +1,10 @@
-"""What every kind of operation has to say about rounding, and what several of them share."""
+"""What a kind of operation has to say about rounding; parts that several kinds share."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,60 +13,61 @@ from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, Arithmetic, Arr
 from crossval.formats import F32, Format
 from crossval.model.kinds import FloatArray, Kind
 
-K = TypeVar("K", bound=Kind)
+Arrays = Sequence[Array]
+"""Inputs as the reading has them, float64."""
+Approxes = Sequence[Approx]
+Bound = Callable[[Any, Arrays, FloatArray, Sequence[Any], Arithmetic], FloatArray]
+"""(kind, inputs, expected, weights, arithmetic) -> largest allowed ``|recorded - expected|``, elementwise."""
 
 
-class Rule(ABC, Generic[K]):
-    """How one kind of operation rounds. Arrays are float64, as the reading has them; bounds are elementwise."""
-
-    def readings(
-        self, kind: K, n_inputs: int, arithmetic: Arithmetic, n_tokens: int, n_rows: int
-    ) -> tuple[Reading, ...]:
-        """Return the allowed readings: no input is rounded, unless the kind says otherwise."""
-        return (Reading("", (None,) * n_inputs),)
-
-    @abstractmethod
-    def bound(
-        self, kind: K, inputs: Sequence[Array], expected: FloatArray, weights: Sequence[Any], a: Arithmetic
-    ) -> FloatArray:
-        """Return the largest allowed ``|recorded - expected|``."""
-
-    @abstractmethod
-    def propagate(self, kind: K, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmetic) -> Approx:
-        """Compute the operation in binary32 with its error, from inputs with errors of their own (``approx``)."""
+def unrounded(kind: Kind, n_inputs: int, a: Arithmetic, n_tokens: int, n_rows: int) -> tuple[Reading, ...]:
+    """Return the only reading of a kind whose inputs no engine rounds first."""
+    return (Reading("", (None,) * n_inputs),)
 
 
-class PartsRule(Rule[K]):
-    """A rule whose bound is that of the engine's format, and more where less was recorded than it had."""
+@dataclass(frozen=True)
+class Rule:
+    """How one kind of operation rounds."""
 
-    def bound(
-        self, kind: K, inputs: Sequence[Array], expected: FloatArray, weights: Sequence[Any], a: Arithmetic
-    ) -> FloatArray:
-        """Return the largest allowed difference."""
-        allowed = (self.low if a.low else self.single)(kind, inputs, expected, a)
-        form = a.recorded
-        if form is F32:
+    bound: Bound
+    propagate: Callable[[Any, Approxes, Sequence[Any], Arithmetic], Approx]
+    """(kind, inputs, weights, arithmetic) -> the result in binary32 with its error, from inputs with errors."""
+    readings: Callable[[Any, int, Arithmetic, int, int], tuple[Reading, ...]] = unrounded
+    one_rounding: bool = False
+    """Whether each value of the result is one rounding of the exact result of its inputs."""
+
+
+def in_parts(
+    single: Callable[[Any, Arrays, FloatArray, Arithmetic], FloatArray],
+    low: Callable[[Any, Arrays, FloatArray, Arithmetic], FloatArray],
+    of_inputs: Callable[[Any, Arrays, FloatArray, Format], FloatArray],
+) -> Bound:
+    """Return a bound made of three: in binary32, in a 16-bit format, and of inputs recorded with fewer digits.
+
+    The first two take inputs to be what the engine had; ``of_inputs`` is what one rounding of every input to a
+    format may change of the output, to first order.
+    """
+
+    def bound(kind: Kind, inputs: Arrays, expected: FloatArray, weights: Any, a: Arithmetic) -> FloatArray:
+        allowed = (low if a.low else single)(kind, inputs, expected, a)
+        if a.recorded is F32:
             return allowed
-        rounded = form.unit_roundoff * np.abs(expected) + form.tiny
-        return allowed + (self.input_error(kind, inputs, expected, form) + rounded) * SECOND_ORDER
+        changed = of_inputs(kind, inputs, expected, a.recorded)
+        return allowed + (changed + rounding(expected, a.recorded)) * SECOND_ORDER
 
-    @abstractmethod
-    def single(self, kind: K, inputs: Sequence[Array], expected: FloatArray, a: Arithmetic) -> FloatArray:
-        """Return the bound in binary32, for inputs that the engine had as they were recorded."""
-
-    @abstractmethod
-    def low(self, kind: K, inputs: Sequence[Array], expected: FloatArray, a: Arithmetic) -> FloatArray:
-        """Return the same for an engine that computes in a 16-bit format."""
-
-    @abstractmethod
-    def input_error(self, kind: K, inputs: Sequence[Array], expected: FloatArray, form: Format) -> FloatArray:
-        """Return what one rounding of every input to a format may change of the output; first order."""
+    return bound
 
 
-def rounded(array: Array, form: Format) -> FloatArray:
+def rounding(array: Array, form: Format) -> FloatArray:
     """Return what one rounding to a format may change of an array."""
     changed: FloatArray = form.unit_roundoff * np.abs(array) + form.tiny
     return changed
+
+
+def of_factors(kind: Kind, inputs: Arrays, expected: FloatArray, form: Format) -> FloatArray:
+    """Return what one rounding of both factors of a product may change of it."""
+    (x, y), (of_x, of_y) = inputs, (rounding(array, form) for array in inputs)
+    return kind.compute(of_x, np.abs(y)) + kind.compute(np.abs(x), of_y)
 
 
 def one_rounding(a: Arithmetic) -> tuple[float, float]:

@@ -2,67 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from crossval.audit.bounds.approx import Approx, exact, random_sum
 from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, Arithmetic, Array, Reading, U
-from crossval.audit.bounds.rule import PartsRule, Rule
+from crossval.audit.bounds.rule import Approxes, Arrays, Rule, in_parts
 from crossval.formats import F32, Format
-from crossval.model.kinds import HEAD_CHUNK_ROWS, Embedding, FloatArray, Head
+from crossval.model.kinds import HEAD_CHUNK_ROWS, Embedding, FloatArray, Head, Kind
 
 
-class EmbeddingRule(PartsRule[Embedding]):
-    """A copy: F16 widened is exact, unless the engine's own format has fewer digits."""
-
-    def single(self, kind: Embedding, inputs: Sequence[Array], expected: FloatArray, a: Arithmetic) -> FloatArray:
-        """What the rounding of the table's rows changes."""
-        changed: FloatArray = np.abs(a.format.round(expected) - expected)
-        return changed
-
-    low = single
-
-    def input_error(
-        self, kind: Embedding, inputs: Sequence[Array], expected: FloatArray, form: Format
-    ) -> FloatArray:
-        """Token ids are exact."""
-        return np.zeros_like(expected)
-
-    def propagate(
-        self, kind: Embedding, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmetic
-    ) -> Approx:
-        """No error."""
-        return exact(kind.compute(inputs[0].value, *weights))
+def _embedding(kind: Embedding, inputs: Arrays, expected: FloatArray, a: Arithmetic) -> FloatArray:
+    # F16 widened is exact, unless the engine's own format has fewer digits
+    changed: FloatArray = np.abs(a.format.round(expected) - expected)
+    return changed
 
 
-class HeadRule(Rule[Head]):
-    """The logits. bitnet.cpp rounds their input to binary16 when it multiplies one row only (docs/numerics.md)."""
+def _embedding_inputs(kind: Embedding, inputs: Arrays, expected: FloatArray, form: Format) -> FloatArray:
+    return np.zeros_like(expected)  # token ids
 
-    def readings(
-        self, kind: Head, n_inputs: int, arithmetic: Arithmetic, n_tokens: int, n_rows: int
-    ) -> tuple[Reading, ...]:
-        """Return them: the input in binary16, or as it was recorded."""
-        narrow, plain = Reading("input in F16", ("f16",)), Reading("no F16", (None,))
-        if arithmetic.known:
-            return (narrow if n_rows == 1 else plain,)
-        return (plain,) if arithmetic.low else (narrow, plain)
 
-    def bound(
-        self, kind: Head, inputs: Sequence[Array], expected: FloatArray, weights: Sequence[Any], a: Arithmetic
-    ) -> FloatArray:
-        """``head_bound``, with the norms of the table's rows."""
-        return head_bound(inputs[0], row_norms(weights[0]), a, expected)
+def _carry_embedding(kind: Embedding, inputs: Approxes, weights: Sequence[Any], a: Arithmetic) -> Approx:
+    return exact(kind.compute(inputs[0].value, *weights))
 
-    def propagate(self, kind: Head, inputs: Sequence[Approx], weights: Sequence[Any], a: Arithmetic) -> Approx:
-        """Errors of the input times the table, as squares."""
-        x, table = inputs[0], weights[0]
-        value = kind.compute(x.value, table)
-        squares = _times_squares(np.concatenate([x.value**2, x.noise**2 + x.jump**2]), table)
-        length, carried = np.sqrt(squares[: len(value)]), squares[len(value) :]
-        own = random_sum(x.value.shape[-1], length, value, a)
-        return Approx(value, np.sqrt(carried + own * own) + TINY, np.zeros_like(value), x.shared)
+
+def _head_readings(kind: Head, n_inputs: int, a: Arithmetic, n_tokens: int, n_rows: int) -> tuple[Reading, ...]:
+    # bitnet.cpp rounds the input to binary16 only when it multiplies one row (docs/numerics.md)
+    narrow, plain = Reading("input in F16", ("f16",)), Reading("no F16", (None,))
+    if a.known:
+        return (narrow if n_rows == 1 else plain,)
+    return (plain,) if a.low else (narrow, plain)
+
+
+def _head(kind: Head, inputs: Arrays, expected: FloatArray, weights: Sequence[Any], a: Arithmetic) -> FloatArray:
+    return head_bound(inputs[0], row_norms(weights[0]), a, expected)
+
+
+def _carry_head(kind: Head, inputs: Approxes, weights: Sequence[Any], a: Arithmetic) -> Approx:
+    x, table = inputs[0], weights[0]
+    value = kind.compute(x.value, table)
+    squares = _times_squares(np.concatenate([x.value**2, x.noise**2 + x.jump**2]), table)
+    length, carried = np.sqrt(squares[: len(value)]), squares[len(value) :]
+    own = random_sum(x.value.shape[-1], length, value, a)
+    return Approx(value, np.sqrt(carried + own * own) + TINY, np.zeros_like(value), x.shared)
 
 
 def head_bound(
@@ -81,12 +65,12 @@ def head_bound(
     return allowed if expected is None else allowed + arithmetic.stored(expected)
 
 
-def row_norms(table: Array, chunk_rows: int = HEAD_CHUNK_ROWS) -> FloatArray:
+def row_norms(table: Array) -> FloatArray:
     """Return the Euclidean norm of every row of a large table, ``(rows,)``."""
     norms = np.empty(table.shape[0])
-    for start in range(0, table.shape[0], chunk_rows):
-        rows = table[start : start + chunk_rows].astype(np.float32)
-        norms[start : start + chunk_rows] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    for start in range(0, table.shape[0], HEAD_CHUNK_ROWS):
+        rows = table[start : start + HEAD_CHUNK_ROWS].astype(np.float32)
+        norms[start : start + HEAD_CHUNK_ROWS] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
     return norms
 
 
@@ -95,3 +79,9 @@ def _times_squares(x: FloatArray, table: Array) -> FloatArray:
     starts = range(0, table.shape[0], HEAD_CHUNK_ROWS)
     parts = [x @ (table[s : s + HEAD_CHUNK_ROWS].astype(np.float64) ** 2).T for s in starts]
     return np.concatenate(parts, axis=-1)
+
+
+RULES: Mapping[type[Kind], Rule] = {
+    Embedding: Rule(in_parts(_embedding, _embedding, _embedding_inputs), _carry_embedding),
+    Head: Rule(_head, _carry_head, _head_readings),
+}
