@@ -40,7 +40,7 @@ _EVERYTHING = SpecConfig(
 """A model that lacks no optional operation."""
 
 
-def _vocabulary() -> dict[str, Op]:
+def vocabulary() -> dict[str, Op]:
     """Return the operations of all architectures by name, in execution order.
 
     Raises:
@@ -63,7 +63,7 @@ def _vocabulary() -> dict[str, Op]:
     return {name: replace(op, optional=op.optional or name not in shared) for name, op in found.items()}
 
 
-OPS: dict[str, Op] = _vocabulary()
+OPS: dict[str, Op] = vocabulary()
 """By tap, without the layer: an operation of one layer of a model that lacks none, whose sizes mean nothing."""
 _IN_LAYERS = [name for name, op in OPS.items() if op.layer is not None]
 _OUTSIDE = [name for name in OPS if name not in _IN_LAYERS]
