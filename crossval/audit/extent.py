@@ -22,7 +22,7 @@ def of_check(check: OpCheck) -> dict[str, Any] | None:
         return None
     names = sorted({*check.spans}, key=_index)
     layers = sorted({layer for name in [*names, check.tap] if (layer := taps.parse(name).layer) is not None})
-    between = [name for name in names if taps.parse(name).tap == "l_out"]
+    between = [name for name in names if taps.parse(name).tap == taps.LAYER_TAPS[-1]]
     return {
         "first_layer": layers[0] if layers else None,
         "last_layer": layers[-1] if layers else None,

@@ -60,7 +60,7 @@ def find(runner: Runner, plans: Sequence[PassPlan], place: tuple[int, str], weig
     records = _capture(runner, plans, place, weights.config.n_layers)
     taken = records[index].taps[tap]
     n_bad = int(np.count_nonzero(~np.isfinite(taken.array)))
-    if n_bad and taps.parse(tap).tap != "kq":
+    if n_bad and not taps.op_of(tap).kind.unmasked:
         return Instead(f"{n_bad} of {taken.array.size} values are not finite, and nothing read them", _COPY)
     found = _of_same_bits(records, place) or _of_another_pass(records, place)
     if found is not None:

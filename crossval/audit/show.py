@@ -151,9 +151,7 @@ def guilty_line(found: Mapping[str, Any]) -> str:
 
 def _axes(found: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what the indices of an element count."""
-    if found["op"] in ("kq", "kq_soft_max"):
-        return "head", "key"
-    return ("head", "feature") if len(found["worst"]["index"]) == 2 else ("feature",)
+    return tuple(name for name in taps.axis_names(found["tap"]) if name != "token")
 
 
 def _times(found: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.model.config import SpecConfig
 from crossval.model.graphs import op_table
+from crossval.model.kinds import Attend, AttentionScores, Softmax
 from crossval.model.op import Op
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord, Runner
@@ -189,8 +190,11 @@ def _elsewhere(op: Op, config: SpecConfig, plans: Sequence[PassPlan]) -> list[st
     if layer is None:
         return []
     n_tokens = sum(len(plan.token_ids) for plan in plans)
-    widest = max(config.hidden_dim, config.n_heads * n_tokens if "kq" in op.name else 0)
-    wanted = {op.name, "k_rope", "v", *(name.split(".")[-1] for name in op.inputs)}
+    widest = max(
+        config.hidden_dim,
+        config.n_heads * n_tokens if isinstance(op.kind, AttentionScores | Softmax | Attend) else 0,
+    )
+    wanted = {op.name, *taps.STATES.values(), *(name.split(".")[-1] for name in op.inputs)}
     kinds = [tap for tap in taps.LAYER_TAPS if tap in wanted]
     if len(kinds) * config.n_layers * n_tokens * widest * 4 > MAX_BYTES:
         return []

@@ -212,7 +212,7 @@ class Replay:
             if not context.is_linear:
                 return
             near = np.asarray(context.rows)[_near_tie(context.inputs[0])]
-            if context.op.name in ("k", "v") and near.size:
+            if "n_kv_heads" in context.op.axes and near.size:
                 tokens[near.min() if i == self._last else 0 :] = True
             elif i == self._last:
                 tokens[near] = True

@@ -3,37 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from crossval.model.kinds import Pairs
-
-
-class Dimensions(Protocol):
-    """What the shapes of a model's tensors are made of."""
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads."""
-
-    @property
-    def n_kv_heads(self) -> int:
-        """Key and value heads."""
-
-    @property
-    def head_dim(self) -> int:
-        """Elements of one head."""
-
-    @property
-    def dim(self) -> int:
-        """Width of the residual stream."""
-
-    @property
-    def hidden_dim(self) -> int:
-        """Width of the feed-forward part."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the embedding."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from crossval.model.config import Dimensions
 from crossval.model.kinds import FloatArray, Kind, Weight, widen
 
 Axis = Literal["n_tokens", "n_kv", "n_heads", "n_kv_heads", "head_dim", "q_dim", "dim", "hidden_dim", "vocab_size"]
@@ -58,12 +57,15 @@ class Op:
         """Axis of the output that counts tokens."""
         return self.axes.index("n_tokens")
 
-    def shape(self, model: Dimensions, n_tokens: int, n_kv: int) -> tuple[int, ...]:
-        """Return the shape of the output for some tokens of a pass; ``n_kv`` is the tokens so far."""
+    def shape(self, model: Any, n_tokens: int, n_kv: int) -> tuple[int, ...]:
+        """Return the shape of the output for some tokens of a pass.
+
+        ``model`` has the other axes as attributes (``SpecConfig``, ``TraceModel``); ``n_kv``: tokens so far.
+        """
         lengths = {"n_tokens": n_tokens, "n_kv": n_kv, "q_dim": model.n_heads * model.head_dim}
         return tuple(lengths[axis] if axis in lengths else getattr(model, axis) for axis in self.axes)
 
-    def n_features(self, model: Dimensions) -> int:
+    def n_features(self, model: Any) -> int:
         """Return the values of one token (of scores: and one key)."""
         return math.prod(self.shape(model, 1, 1))
 

@@ -263,7 +263,7 @@ def _element_range(model: Mapping[str, Any], one: PassPlan, row: TapRow) -> tupl
     """Return least and most elements a row can have; raw attention scores count only what the mask shows."""
     shape = trace.TraceModel(sha256=model["sha256"], **{name: model["shape"][name] for name in _SHAPE})
     dims = trace.expected_shape(row.tap, shape, one, tuple(range(row.rows_compared)))
-    if taps.parse(row.tap).tap == "kq":
+    if taps.op_of(row.tap).kind.unmasked:
         visible = [position + 1 for position in one.positions]
         return shape.n_heads * sum(visible[: row.rows_compared]), shape.n_heads * sum(
             visible[len(visible) - row.rows_compared :]

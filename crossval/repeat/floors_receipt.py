@@ -111,7 +111,7 @@ def _floor(floor: Floor, model: trace.TraceModel, n_tokens: int) -> Iterator[str
 def _elements(tap: str, model: trace.TraceModel, n_tokens: int) -> tuple[int, int]:
     """Return what the number of elements must be a multiple of, and its largest value."""
     plan = PassPlan("prefill", tuple(range(n_tokens)), 0)
-    if taps.parse(tap).tap == "kq":  # raw scores count up to each token's own position
+    if taps.op_of(tap).kind.unmasked:  # raw scores count up to each token's own position
         return model.n_heads, model.n_heads * n_tokens * (n_tokens + 1) // 2
     unit = math.prod(trace.expected_shape(tap, model, plan, (0,)))
     return unit, math.prod(trace.expected_shape(tap, model, plan, None))

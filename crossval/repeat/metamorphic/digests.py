@@ -88,7 +88,7 @@ def digest_tap(name: str, tap: TapArray, plan: PassPlan) -> TapDigests:
 
 def _row_of_scores(name: str, row: npt.NDArray[np.float32], position: int) -> npt.NDArray[np.float32]:
     n_keys = position + 1
-    if taps.parse(name).tap == "kq_soft_max":
+    if not taps.op_of(name).kind.unmasked:  # masked: what an engine leaves after the position is compared, too
         used = np.flatnonzero(np.ascontiguousarray(row).view(np.uint32).any(axis=0))
         n_keys = max(n_keys, int(used[-1]) + 1 if used.size else 0)
     return np.ascontiguousarray(row[..., :n_keys])
@@ -136,8 +136,8 @@ def compare_digests(name: str, one: TapDigests, other: TapDigests) -> TapDiffere
         return TapDifference(name, 0, note=f"shape mismatch: rows of {one.shape} and of {other.shape}")
     different = (one.digests[first] != other.digests[second]).any(axis=1)
     finite = one.finite[first] & other.finite[second]
-    tap, n_rows = taps.parse(name).tap, math.prod(one.shape)
-    if tap == "kq":
+    n_rows = math.prod(one.shape)
+    if taps.op_of(name).kind.unmasked:
         n_elements = n_rows * int((common + 1).sum())  # up to each token's own position
     else:
         n_elements = n_rows * int(max(one.n_keys.max(), other.n_keys.max())) * len(common)
