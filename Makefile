@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard bitnet_py/csrc/*)
+# An editable installation lists the modules it found: it is made anew when files come or go.
+SOURCES += $(shell find bitnet_py crossval -type d -not -name __pycache__)
 INSTALLED := $(VENV)/.installed
 DEMO_RECEIPT := build/demo-receipt.json
 
