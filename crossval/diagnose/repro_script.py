@@ -191,7 +191,7 @@ return (codes @ signs.T) / scale * {c["weight_scale"]!r}
 
 
 def _rope(c: Mapping[str, Any]) -> str:
-    if c["pairs"] == "neighbours":
+    if c["pairing"] == "adjacent":
         return f"""
 # RoPE: the pairs (2i, 2i + 1) turned by position * base^(-2i/head_dim)
 x, position, base = {_read(c, "x")}, {c["position"]!r}, {c["base"]!r}

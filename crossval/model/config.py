@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from crossval.model.kinds import Pairs
+from crossval.model.kinds import RopePairing
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,5 @@ class SpecConfig:
     """Whether the head multiplies with ``token_embd.weight``; otherwise with ``output.weight``."""
     architecture: str = "bitnet-b1.58"
     """Key of ``crossval.model.graphs.GRAPHS``."""
-    activation: Literal["squared_relu", "silu"] = "squared_relu"
-    rope_pairs: Pairs = "halves"
+    activation: Literal["relu_squared", "silu"] = "relu_squared"
+    rope_pairing: RopePairing = "halves"

@@ -28,7 +28,7 @@ IntArray = npt.NDArray[np.int64]
 HEAD_CHUNK_ROWS = 4096
 """Vocabulary rows of the head widened to float64 at a time (4096 x 2560 x 8 bytes = 84 MB)."""
 
-Pairs = Literal["halves", "neighbours"]
+RopePairing = Literal["halves", "adjacent"]
 """Which elements of a head RoPE rotates together: ``(i, i + head_dim/2)`` (NeoX), or ``(2i, 2i + 1)``."""
 
 
@@ -95,27 +95,27 @@ def bitlinear(x: FloatArray, weight: TernaryMatrix, *, n_heads: int | None = Non
     return y if n_heads is None else y.reshape(y.shape[0], n_heads, -1)
 
 
-def split_pairs(x: npt.NDArray[Any], pairs: Pairs) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def split_pairs(x: npt.NDArray[Any], pairing: RopePairing) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return the first and the second element of every pair that RoPE rotates: last axis ``head_dim/2``."""
     half = x.shape[-1] // 2
-    return (x[..., :half], x[..., half:]) if pairs == "halves" else (x[..., ::2], x[..., 1::2])
+    return (x[..., :half], x[..., half:]) if pairing == "halves" else (x[..., ::2], x[..., 1::2])
 
 
-def join_pairs(first: FloatArray, second: FloatArray, pairs: Pairs) -> FloatArray:
+def join_pairs(first: FloatArray, second: FloatArray, pairing: RopePairing) -> FloatArray:
     """Undo ``split_pairs``."""
-    if pairs == "halves":
+    if pairing == "halves":
         return np.concatenate([first, second], axis=-1)
     return np.stack([first, second], axis=-1).reshape(*first.shape[:-1], -1)
 
 
-def rope(x: FloatArray, positions: IntArray, *, base: float, pairs: Pairs = "halves") -> FloatArray:
+def rope(x: FloatArray, positions: IntArray, *, base: float, pairing: RopePairing = "halves") -> FloatArray:
     """Rotate pair ``i`` of every head by ``position * base^(-2i/head_dim)``."""
     half = x.shape[-1] // 2
     frequency = base ** (-np.arange(half, dtype=np.float64) / half)
     angle = positions[:, None, None] * frequency  # (n_tokens, 1, half): the same for all heads
     cos, sin = np.cos(angle), np.sin(angle)
-    first, second = split_pairs(x, pairs)
-    return join_pairs(first * cos - second * sin, first * sin + second * cos, pairs)
+    first, second = split_pairs(x, pairing)
+    return join_pairs(first * cos - second * sin, first * sin + second * cos, pairing)
 
 
 def attention_scores(q: FloatArray, k: FloatArray) -> FloatArray:
@@ -237,7 +237,7 @@ class Rope(Kind):
 
     formula = staticmethod(rope)
     base: float
-    pairs: Pairs = "halves"
+    pairing: RopePairing = "halves"
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ class Head(Kind):
 
 KINDS: frozenset[type[Kind]] = frozenset(Kind.__subclasses__())
 """Every kind there is."""
-ACTIVATIONS: dict[str, Kind] = {"squared_relu": SquaredRelu(), "silu": Silu()}
+ACTIVATIONS: dict[str, Kind] = {"relu_squared": SquaredRelu(), "silu": Silu()}
 """By the name that ``SpecConfig.activation`` has."""
 
 

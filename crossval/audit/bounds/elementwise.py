@@ -189,33 +189,33 @@ def _carry_norm(kind: RmsNorm, inputs: Approxes, weights: Sequence[Any], a: Arit
 
 def _rope(kind: Rope, inputs: Arrays, expected: FloatArray, a: Arithmetic) -> FloatArray:
     x, positions = inputs
-    first, second = split_pairs(np.abs(x), kind.pairs)
+    first, second = split_pairs(np.abs(x), kind.pairing)
     angle_error = _angle(kind, x, positions) * _angle_steps(x) * U
     allowed: FloatArray = (first + second) * (angle_error + 4 * U)  # cos or sin, two products, one addition
-    return join_pairs(allowed, allowed, kind.pairs) * SECOND_ORDER + TINY
+    return join_pairs(allowed, allowed, kind.pairing) * SECOND_ORDER + TINY
 
 
 def _low_rope(kind: Rope, inputs: Arrays, expected: FloatArray, a: Arithmetic) -> FloatArray:
     x, positions = inputs
     u, tiny = a.format.unit_roundoff, a.format.tiny
     angle = _angle(kind, x, positions)
-    first, second = split_pairs(np.abs(x), kind.pairs)
+    first, second = split_pairs(np.abs(x), kind.pairing)
     # angles are carried in binary32, as in ``_rope``; cos and sin, both products and their sum are rounded
     either = (first + second) * angle * _angle_steps(x) * U + (first + second + 3) * tiny
     allowed: FloatArray = (2 * u * _turned(first, second, angle, kind) + u * np.abs(expected)) * SECOND_ORDER
-    return allowed + join_pairs(either, either, kind.pairs)
+    return allowed + join_pairs(either, either, kind.pairing)
 
 
 def _rope_inputs(kind: Rope, inputs: Arrays, expected: FloatArray, form: Format) -> FloatArray:
-    first, second = split_pairs(rounding(inputs[0], form), kind.pairs)
-    return join_pairs(first + second, first + second, kind.pairs)
+    first, second = split_pairs(rounding(inputs[0], form), kind.pairing)
+    return join_pairs(first + second, first + second, kind.pairing)
 
 
 def _carry_rope(kind: Rope, inputs: Approxes, weights: Sequence[Any], a: Arithmetic) -> Approx:
     x, positions = inputs
     value = kind.compute(x.value, positions.value)
     angle = _angle(kind, x.value, positions.value)
-    noise, jump = (_turned(*split_pairs(error, kind.pairs), angle, kind) for error in (x.noise, x.jump))
+    noise, jump = (_turned(*split_pairs(error, kind.pairing), angle, kind) for error in (x.noise, x.jump))
     own = RULES[Rope].bound(kind, [x.value, positions.value], value, (), a)
     return Approx(value, noise + own, jump, x.shared)
 
@@ -240,7 +240,7 @@ def _angle_steps(x: Array) -> Array:
 def _turned(first: FloatArray, second: FloatArray, angle: FloatArray, kind: Rope) -> FloatArray:
     """Return magnitudes after a rotation in which nothing cancels."""
     cos, sin = np.abs(np.cos(angle)), np.abs(np.sin(angle))
-    return join_pairs(first * cos + second * sin, first * sin + second * cos, kind.pairs)
+    return join_pairs(first * cos + second * sin, first * sin + second * cos, kind.pairing)
 
 
 _multiply = _rounded_once(lambda inputs, size: 2 * size)

@@ -54,7 +54,7 @@ def _layer(c: SpecConfig, layer: int, x: str) -> list[Op]:
     """List the operations of one transformer layer whose input is the tap ``x``."""
     ops: list[Op] = []
     norm = RmsNorm(c.rms_eps)
-    rope = Rope(c.rope_base, c.rope_pairs)
+    rope = Rope(c.rope_base, c.rope_pairing)
 
     def op(
         name: str, kind: Kind, *inputs: str, axes: tuple[Axis, ...], weight: str | None = None, **facts: Any

@@ -19,7 +19,7 @@ from crossval.diagnose import findings, repro, repro_script
 from crossval.diagnose.findings import Finding
 from crossval.errors import BadInputError
 from crossval.model import taps
-from crossval.model.kinds import KINDS
+from crossval.model.kinds import KINDS, SquaredRelu
 from crossval.model.taps import token_axis
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, TapArray
@@ -237,7 +237,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, engine: Altered, weights:
 
 def test_hostile_names_stay_in_the_docstring() -> None:
     text = 'x"""\\\nimport os'
-    facts = repro_script.Facts("blk.0.ffn_act", "ffn_act", text, 0, "prefill", 3, text, {}, (1, 4), False)
+    facts = repro_script.Facts("blk.0.ffn_act", SquaredRelu, text, 0, "prefill", 3, text, {}, (1, 4), False)
     tree = ast.parse(repro_script.render(facts))
     assert {n.name for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names} == {
         "sys",

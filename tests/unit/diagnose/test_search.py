@@ -1,7 +1,6 @@
 """Diagnosis: every known mistake is recognised, nothing else is, and no name is ever wrong."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from crossval.diagnose.variants.linear import linear
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.spec import SpecRunner
 from crossval.model.graphs import op_table
-from crossval.model.kinds import rms_norm
+from crossval.model.kinds import RmsNorm
 from crossval.model.weights import SpecWeights
 from crossval.passes import Numerics
 
@@ -336,7 +335,7 @@ class TestAmbiguity:
             context,
             raw=(30 * context.raw[0],),
             config=replace(context.config, rms_eps=1e-3),
-            op=replace(context.op, function=partial(rms_norm, eps=1e-3)),
+            op=replace(context.op, kind=RmsNorm(1e-3)),
         )
         x = context.inputs[0]
         without = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True)) * context.vector

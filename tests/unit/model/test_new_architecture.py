@@ -35,7 +35,7 @@ from crossval.model.op import Op
 
 
 def operations(c):
-    norm, rope = RmsNorm(c.rms_eps), Rope(c.rope_base, "neighbours")
+    norm, rope = RmsNorm(c.rms_eps), Rope(c.rope_base, "adjacent")
     ops = [Op("inp_embd", None, Embedding(), ("token_ids",), ("token_embd.weight",), HIDDEN)]
     for i in range(c.n_layers):
         b, x, last = f"blk.{i}.", ops[-1].output, i == c.n_layers - 1
