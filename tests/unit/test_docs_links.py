@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tools.module_list import module_list
+
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*DOCS, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
 PAGES += [path for folder in ("models", "tools") for path in sorted((ROOT / folder).rglob("README.md"))]
-GENERATED = {"commands.md", "variants.md", "zoo.md", "recordings.md"}
-WRAPPED = [page for page in PAGES if page.name not in {*GENERATED, "architecture.md"}]
+GENERATED = {"commands.md", "variants.md", "zoo.md", "recordings.md", "modules.md"}
+WRAPPED = [page for page in PAGES if page.name not in GENERATED]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(r"`((?:bitnet_py|crossval|docs|examples|models|schemas|tests|tools)/[\w/.-]+\.\w+)`")
 
@@ -57,3 +59,8 @@ def test_prose_is_wrapped_at_100_columns(page: Path) -> None:
 def test_every_page_is_in_the_index() -> None:
     listed = set(LINK.findall((ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
     assert {page.name for page in DOCS} - {"README.md"} <= listed
+
+
+def test_the_list_of_modules_is_what_the_files_say() -> None:
+    page = ROOT / "docs" / "modules.md"
+    assert page.read_text(encoding="utf-8") == module_list(), "python -m tools.module_list > docs/modules.md"
