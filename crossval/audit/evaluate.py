@@ -172,7 +172,7 @@ def judge(
 
 
 def judge_segment(op: Op, state: PassState, tap: TapArray, outcome: Outcome, covered: Covered) -> OpCheck:
-    """Return the check of a settled segment: its rows beyond their bound, else those that fit.
+    """Return the check of a settled segment: its rows outside their bound, else those that fit.
 
     It spans ``op`` and what it ``covered``, in this pass and, for what the KV cache holds, in those before.
     """

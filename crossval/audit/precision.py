@@ -31,7 +31,7 @@ MIN_TAPS = 3
 MIN_VALUES = 256
 """Least evidence for a property of the engine: tensors, and values in them."""
 _PROBE = 64
-"""Values looked at first: a tensor of binary32 is told by them."""
+"""Values looked at first: they are enough to recognise a tensor of binary32."""
 
 Scope = Literal["all", "some", "recorded"]
 
@@ -107,7 +107,7 @@ class Survey:
         return self._partly(n_taps)
 
     def _stated(self, form: Format, n_taps: int) -> Precision:
-        """Return what is held to because the engine says so; ``declared`` where nothing speaks against it."""
+        """Return the format that the engine states; ``declared`` where every tensor agrees."""
         n_held = sum(seen.held[form.name] for seen in self._seen.values())
         n_values = sum(seen.values[form.name] for seen in self._seen.values())
         return Precision(form.name, "all", n_held == n_taps, form.unit_roundoff, n_taps, n_held, n_values)
@@ -135,12 +135,12 @@ def _says_something(array: npt.NDArray[np.float32]) -> bool:
 
 
 def differs(found: Precision) -> bool:
-    """Return whether what was found changes what agreement is held to, beyond what the engine states."""
+    """Return whether the finding changes what counts as agreement, which the engine does not state."""
     return found.scope != "some" and not found.declared
 
 
 def arithmetic_of(numerics: Numerics, n_heads: int, found: Precision | None) -> Arithmetic:
-    """Return what an engine's operations are held to: what it states, and what was found."""
+    """Return the arithmetic an engine is judged by: what it states, and what was found."""
     if found is None or found.scope == "some":
         return Arithmetic(numerics, n_heads)
     if found.scope == "recorded":
@@ -204,7 +204,7 @@ def sentence(found: Mapping[str, Any]) -> str:
 
 
 def overflow(recorded: npt.NDArray[np.float32], expected: FloatArray) -> str | None:
-    """Say that infinities are where the right value is beyond a format's largest; None where that is not so."""
+    """Say that infinities are where the expected value exceeds a format's largest; None where they are not."""
     if recorded.shape != expected.shape:
         return None
     infinite = np.isinf(recorded)
@@ -224,7 +224,7 @@ def overflow(recorded: npt.NDArray[np.float32], expected: FloatArray) -> str | N
 def overflow_inside(
     op: Op, inputs: Sequence[npt.NDArray[Any]], recorded: npt.NDArray[np.float32], arithmetic: Arithmetic
 ) -> str | None:
-    """Say that a norm's squares are beyond the engine's format; None where that does not explain its output.
+    """Say that a norm's squares exceed the engine's format; None where that does not explain its output.
 
     It does where exactly the tokens with such a square are zero: they were divided by infinity.
     """

@@ -37,7 +37,7 @@ MOST_TRIALS, FEWEST_TRIALS = 100, 8
 FAILED_TRIALS = 300
 """Choices tried in vain for one engine, after which only the fewest are tried for a token: bounds its time."""
 RESOLVES = 2e-3
-"""Largest bound of a token, relative L2, that counts as rounding level (docs/audit.md: mistakes lie above it)."""
+"""Largest bound of a token, relative L2, that counts as rounding level (docs/audit.md: bugs lie above it)."""
 MOST_TIES = 100
 """Ties of one token and tensor that are looked at; with more of them it is not shown that nothing explains it."""
 NEARNESS_COST = 4.0

@@ -21,7 +21,7 @@ from crossval.diagnose.variants.distance import per_token
 from crossval.model.config import SpecConfig
 from crossval.model.kinds import Attend, FloatArray, Weight, widen
 from crossval.model.op import Op, WeightSource
-from crossval.model.taps import is_state, state_source, token_axis
+from crossval.model.taps import is_state, state_source, take_rows, token_axis
 from crossval.passes import PassKind, PassRecord, TapArray
 
 BoolArray = npt.NDArray[np.bool_]
@@ -348,6 +348,4 @@ def _input(context: Context, name: str) -> Array:
 def _rows(name: str, tap: TapArray, wanted: Iterable[int], have: Sequence[int]) -> TapArray:
     """Return some tokens of a tensor whose tokens are ``have``."""
     kept = tuple(row for row in have if row in set(wanted))
-    where = {row: i for i, row in enumerate(have)}
-    taken = np.take(tap.array, [where[row] for row in kept], axis=token_axis(name))
-    return TapArray(widen(taken), kept)
+    return TapArray(widen(take_rows(name, tap.array, have, kept)), kept)

@@ -8,8 +8,8 @@ dequantised weights, so that its sums are binary32 sums: near the integer, not o
 
 An engine that computes in a 16-bit format had exactly the input it recorded, but rounds its output, so integers
 can no longer be read from it; and it may round its scale, its scaled values or its dequantised activations to that
-format, too. Each of these *recipes* gives definite codes, hence a definite output, which is held to the few
-roundings behind the sum: the format costs tightness of the output, not knowledge of the codes.
+format, too. Each of these *recipes* gives definite codes, hence a definite output, which the few roundings after
+the sum bound: the format costs tightness of the output, not knowledge of the codes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class BitLinearCheck:
     expected: FloatArray
     bound: FloatArray
     flips: int
-    flipped_tokens: int
     multiplied: FloatArray | None = None
     """Of a 16-bit engine: what the signs are multiplied with, ``(n_tokens, cols)``, without the flips."""
     scale: FloatArray | None = None
@@ -64,19 +63,18 @@ def check(
     with np.errstate(invalid="ignore", over="ignore"):
         found = recorded.astype(np.float64) * scale / weight.scale
         off = np.rint(found - sums)
-    flips = flipped_tokens = 0
+    flips = 0
     for token in np.flatnonzero((off != 0).any(axis=-1)):
         moved = _explain(off[token], codes[token], scaled[token], weight)
         if moved:
             sums[token] += off[token]
             flips += moved
-            flipped_tokens += 1
     expected = sums / scale * weight.scale
     bound = RESCALE_STEPS * U * SECOND_ORDER * np.abs(expected) + TINY
     if not arithmetic.known:
         magnitudes = np.abs(codes.astype(np.float64)).sum(axis=-1, keepdims=True)
         bound += np.minimum(codes.shape[-1] * U * magnitudes, HALF_UNIT) / scale * weight.scale
-    return BitLinearCheck(expected, bound, flips, flipped_tokens)
+    return BitLinearCheck(expected, bound, flips)
 
 
 def quantize(
@@ -135,7 +133,7 @@ class _Recipe:
 
     @property
     def steps(self) -> float:
-        """Roundings to the format behind the sum."""
+        """Roundings to the format after the sum."""
         return RESCALES if self.exact_ties or self.dequantised is not None else FUSED_RESCALES
 
     def values(self, token: slice | int, codes: FloatArray) -> FloatArray:
@@ -145,7 +143,7 @@ class _Recipe:
 
 
 RESCALES = 4.0
-"""Roundings behind the sum where nothing is in binary32: the sum, the weight's scale, two products."""
+"""Roundings after the sum where nothing is in binary32: the sum, the weight's scale, two products."""
 FUSED_RESCALES = 2.0
 """The same where the scale is in binary32: at most the sum, if that leaves the kernel, and the result."""
 MOST_ENUMERATED = 8
@@ -204,17 +202,17 @@ def _by_recipe(recipe: _Recipe, recorded: FloatArray, weight: TernaryMatrix, for
     fixed = np.minimum(everything.shape[-1] * U * np.abs(everything).sum(axis=-1, keepdims=True), HALF_UNIT) * unit
     fixed = fixed + form.tiny * (1 + weight.scale + unit)
     relative = (recipe.steps * form.unit_roundoff + RESCALE_STEPS * U) * SECOND_ORDER
-    flips = flipped_tokens = 0
+    flips = 0
     if not recipe.exact_ties:
         beyond = np.abs(recorded - sums * unit) > relative * np.abs(sums * unit) + fixed
         for token in np.flatnonzero(beyond.any(axis=-1)):
             allowed = fixed[token] / unit[token]
             moved = _explain_rounded(recorded[token] / unit[token], int(token), recipe, weight, relative, allowed)
             if moved is not None:
-                flips, flipped_tokens, sums[token] = flips + moved[0], flipped_tokens + 1, moved[1]
+                flips, sums[token] = flips + moved[0], moved[1]
     expected = sums * unit
     bound = relative * np.abs(expected) + fixed
-    return BitLinearCheck(expected, bound, flips, flipped_tokens, everything, recipe.scale)
+    return BitLinearCheck(expected, bound, flips, everything, recipe.scale)
 
 
 def _explain_rounded(
@@ -265,4 +263,4 @@ def check_recorded(
     bound = worst + (2 * u + RESCALE_STEPS * U) * SECOND_ORDER * np.abs(expected) + form.tiny
     sums = np.abs(codes.astype(np.float64)).sum(axis=-1, keepdims=True)
     bound = bound + np.minimum(codes.shape[-1] * U * sums, HALF_UNIT) / scale * weight.scale
-    return BitLinearCheck(expected, bound, 0, 0)
+    return BitLinearCheck(expected, bound, 0)
