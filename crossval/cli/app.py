@@ -1,8 +1,11 @@
-"""The command group: what every command shares, above all how a failure becomes one line and an exit code.
+"""The command group: what every command shares, above all how a failure becomes one line and an
+exit code.
 
-Exit codes, the same in table and JSON mode: 0 parity or pass; 1 divergence or gate failure; 2 usage; 3 reference
-unavailable, coverage incomplete, or agreement shown only within a distance; 4 bad input; 5 an engine crashed or
-timed out, or a defect of crossval itself; 130 interrupted; 141 the reader of the output went away.
+Exit codes, the same in table and JSON mode: 0 parity or pass; 1 divergence or gate failure; 2
+usage; 3 reference unavailable, coverage incomplete, or agreement shown only within a distance; 4
+bad input; 5 an engine crashed or timed out, or a defect of crossval itself; 130 interrupted; 141
+the reader of the output went away. Each error class has its code (``crossval.errors``), each
+verdict too (``crossval.cli.output``).
 """
 
 from __future__ import annotations
@@ -18,24 +21,13 @@ from bitnet_py.errors import BitnetError
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError
 
 DEBUG_VARIABLE = "CROSSVAL_DEBUG"
-EXIT_OF_VERDICT = {
-    "parity": 0,
-    "pass": 0,
-    "divergence": 1,
-    "shared_deviation": 1,
-    "reference_defect": 1,
-    "candidate_defect": 1,
-    "both_differ": 1,
-    "fail": 1,
-    "incomplete": 3,
-    "agrees_within": 3,
-}
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
 class Group(click.Group):
-    """A command group in which no exception leaves as a traceback, unless ``--debug`` asks for one."""
+    """A command group in which no exception leaves as a traceback, unless ``--debug`` asks for
+    one."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn every exception into a line on stderr and an exit code."""
@@ -56,7 +48,8 @@ class Group(click.Group):
 
 
 def fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
-    """Print ``error: ...`` on stderr (an engine's log tail may follow in further lines) and exit."""
+    """Print ``error: ...`` on stderr (an engine's log tail may follow in further lines) and
+    exit."""
     click.echo(f"error: {message}", err=True)
     ctx.exit(exit_code)
 
@@ -90,8 +83,8 @@ def _one_line(error: BaseException) -> str:
 def cli(debug: bool) -> None:
     """Find out which BitNet engine is wrong, and in which layer and operation.
 
-    Compares a candidate engine with a reference (real bitnet.cpp, live or recorded), tap by tap or token by
-    token, and writes receipts that CI can check.
+    Compares a candidate engine with a reference (real bitnet.cpp, live or recorded), tap by tap or
+    token by token, and writes receipts that CI can check.
 
     \b
     Exit codes: 0 parity or pass; 1 divergence or gate failure; 2 usage; 3 reference unavailable or

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from crossval.cli import comparison as run
+from crossval.cli.output import write_json
 from crossval.engines import doctor
 from crossval.engines.doctor import PartCheck
 from crossval.errors import BadInputError, UnavailableError
@@ -33,7 +33,7 @@ def command(as_json: bool) -> None:
     code = exit_code(checks)
     if as_json:
         report = {"ok": code == 0, "checks": [asdict(check) for check in checks]}
-        run.write_json(json.dumps(report, indent=1) + "\n")
+        write_json(json.dumps(report, indent=1) + "\n")
     else:
         show_parts(console(), checks)
     raise click.exceptions.Exit(code)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from crossval.cli import comparison as run
+from crossval.cli.output import write_json
 from crossval.errors import BadInputError
 from crossval.receipts import file as receipt
 from crossval.receipts import gate
@@ -134,7 +134,7 @@ def _show(judged: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         plain = [{**one, "checks": [asdict(check) for check in one["checks"]]} for one in judged]
         report = {"passed": exit_code(judged) == 0, "receipts": plain}
-        run.write_json(json.dumps(report, indent=1, ensure_ascii=True) + "\n")
+        write_json(json.dumps(report, indent=1, ensure_ascii=True) + "\n")
         return
     out = console()
     for one in judged:

@@ -54,7 +54,7 @@ def stranger(monkeypatch: pytest.MonkeyPatch) -> type[Stranger]:
     """A reference that is there; nobody rests."""
     monkeypatch.setattr("crossval.bitnet_cpp.library.find_library", lambda: object())
     monkeypatch.setattr("crossval.bench.rounds.REST_S", 0.0)
-    monkeypatch.setattr("crossval.cli.bench.BitnetCppRunner", Stranger)
+    monkeypatch.setattr("crossval.api.benchmark.BitnetCppRunner", Stranger)
     monkeypatch.setattr(Stranger, "wrong_from", None)
     return Stranger
 

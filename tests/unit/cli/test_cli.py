@@ -17,7 +17,8 @@ import crossval.cli.gate as gate_command
 import crossval.engines.session as session_module
 from bitnet_py import _native
 from bitnet_py.gguf import GGUFFile
-from crossval.cli import app, cli, docs, greedy
+from crossval.api import read_prompts
+from crossval.cli import app, cli, docs
 from crossval.engines import doctor
 from crossval.engines import registry as select
 from crossval.engines.bitnet_py import BitnetPyRunner
@@ -462,10 +463,10 @@ def test_prompt_files_that_cannot_be_used(tmp_path: Path, name: str, text: bytes
 def test_prompt_files(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('"one"\n\n{"prompt": "two\\nlines", "id": 7}\n')
-    assert greedy.read_prompts(path) == ["one", "two\nlines"]
+    assert read_prompts(path) == ["one", "two\nlines"]
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffone\r\n  two \u2028 still two\n".encode())
-    assert greedy.read_prompts(path) == ["one", "  two \u2028 still two"]
+    assert read_prompts(path) == ["one", "  two \u2028 still two"]
 
 
 def test_a_forced_kernel_that_does_not_exist(

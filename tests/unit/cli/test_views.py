@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from crossval import registry, schema
+from crossval.api import views
+from crossval.api.request import Request
 from crossval.causal import receipt as causal_receipt
 from crossval.causal import show as render_causal
 from crossval.causal import view as causal
 from crossval.causal.view import LayerEffect
-from crossval.cli import comparison as cli_run
-from crossval.cli import views
+from crossval.cli.output import exit_code
 from crossval.compare.rows import Skip
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.session import Prompt, Session
@@ -90,7 +91,7 @@ def test_a_reference_that_turns_out_to_be_recorded_has_no_floors(
 
 
 def test_a_prompt_of_one_token_has_no_floors(model_path: Path) -> None:
-    request = cli_run.Request("layers", model_path, "bitnet_py", "auto", None, None, None, False, floors=True)
+    request = Request("layers", model_path, floors=True)
     with BitnetPyRunner(model_path) as live, pytest.raises(Exception, match="at least 2 tokens") as error:
         views.check_reference(request, live, Prompt("a", (1,), True))
     assert getattr(error.value, "exit_code", None) == 2
@@ -99,14 +100,12 @@ def test_a_prompt_of_one_token_has_no_floors(model_path: Path) -> None:
 @pytest.mark.parametrize("n_tokens", [2, 3, 4, 9])
 def test_a_short_prompt_is_enough(n_tokens: int, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody but bitnet.cpp is ever a live reference; here our engine plays it, so that no library is needed."""
-    request = cli_run.Request("layers", model_path, "bitnet_py", "auto", None, None, None, False, floors=True)
-    monkeypatch.setattr(
-        Session, "another_reference", lambda self, **asked: BitnetPyRunner(self.model.path, **asked)
-    )
-    session = Session(cli_run.load_model(request, lambda *_: None), "bitnet_py", "auto")
+    request = Request("layers", model_path, floors=True)
+    monkeypatch.setattr(Session, "reopen", lambda self, side, **asked: BitnetPyRunner(self.model.path, **asked))
+    session = request.session(request.load_model())
     prompt = Prompt(None, tuple(range(3, 3 + n_tokens)), True)
     with BitnetPyRunner(model_path) as ours:
-        found, notes = views.make(request, session, (ours, ours), prompt, samples.layers_result(), lambda *_: None)
+        found, notes = views.make(request, session, (ours, ours), prompt, samples.layers_result())
     assert notes == []
     table = FloorTable.from_json(found["floors"]["table"])
     assert table.n_tokens == (n_tokens,)
@@ -120,14 +119,12 @@ def test_a_reference_that_gives_nan_has_no_floors_and_the_comparison_stays(
     class Nan(Stranger):
         fault = Fault(invalid="blk.1.ffn_up")
 
-    request = cli_run.Request("layers", model_path, "bitnet_py", "auto", None, None, None, False, floors=True)
-    monkeypatch.setattr(Session, "another_reference", lambda self, **asked: Nan(self.model.path, **asked))
-    session = Session(cli_run.load_model(request, lambda *_: None), "bitnet_py", "auto")
+    request = Request("layers", model_path, floors=True)
+    monkeypatch.setattr(Session, "reopen", lambda self, side, **asked: Nan(self.model.path, **asked))
+    session = request.session(request.load_model())
     with Nan(model_path) as engine:
         prompt = Prompt(None, (1, 2, 3), True)
-        found, notes = views.make(
-            request, session, (engine, engine), prompt, samples.layers_result(), lambda *_: None
-        )
+        found, notes = views.make(request, session, (engine, engine), prompt, samples.layers_result())
     assert found == {}
     assert len(notes) == 1
     assert "no floors" in notes[0]
@@ -157,7 +154,7 @@ def test_a_causal_view_that_cannot_be_made_is_said_and_is_no_pass(
     kept = receipt.read(out)
     assert kept["settings"]["causal"] is True
     assert "causal" not in kept
-    assert views.exit_code({**kept, "verdict": "parity"}) == 3
+    assert exit_code({**kept, "verdict": "parity"}) == 3
     checks = {check.name: check for check in registry.judge(kept)}
     assert (checks["causal"].passed, checks["causal"].detail) == (False, "asked for, but not made: see the notes")
 

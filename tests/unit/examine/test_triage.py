@@ -237,7 +237,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_work(
 ) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    monkeypatch.setattr("crossval.cli.comparison.examine_engines", None)
+    monkeypatch.setattr("crossval.api.comparison.examine", None)
     result = run("layers", "--prompt", PROMPT, "--model", model_path, "--reference", golden, "--repro", file)
     assert result.exit_code == 4
     assert "cannot write a reproducer" in error_line(result)

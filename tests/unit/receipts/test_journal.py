@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossval import schema
-from crossval.cli import greedy as command
+from crossval.api import generation as command
 from crossval.compare.greedy import compare_greedy
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.errors import BadInputError
@@ -387,8 +387,8 @@ def test_a_receipt_too_large_to_read_is_refused_before_the_run(bench: Bench) -> 
 
 def test_progress_counts_prompts() -> None:
     said: list[tuple[str, int, int]] = []
-    report = command._of_prompt(lambda *what: said.append(what), 2, 7)
+    report = command.of_prompt(lambda *what: said.append(what), 2, 7)
     report("tokens", 5, 32)
     assert said == [("prompt 3 of 7, tokens 5/32", 2, 7)]
-    command._of_prompt(lambda *what: said.append(what), 0, 1)("tokens", 5, 32)
+    command.of_prompt(lambda *what: said.append(what), 0, 1)("tokens", 5, 32)
     assert said[1:] == [("tokens", 5, 32)]

@@ -390,7 +390,7 @@ def test_the_synthetic_model_says_nothing(make_model: Callable[..., Path]) -> No
 
 
 def test_a_small_model_runs_on_one_thread() -> None:
-    from crossval.cli.smoke import SMALL_MODEL_BYTES, _own_threads
+    from crossval.api.single import SMALL_MODEL_BYTES, _own_threads
 
     assert _own_threads(SimpleNamespace(facts={"size_bytes": SMALL_MODEL_BYTES})) == 1  # type: ignore[arg-type]
     assert _own_threads(SimpleNamespace(facts={"size_bytes": 1 << 30})) is None  # type: ignore[arg-type]

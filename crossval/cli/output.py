@@ -1,0 +1,83 @@
+"""What the commands write: the receipt, its tables, a progress bar; and the exit code that
+follows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from crossval import terms
+from crossval.errors import UnavailableError
+from crossval.receipts import evidence
+from crossval.receipts import file as receipt
+from crossval.reports import render
+
+EXIT_OF_VERDICT = {
+    "parity": 0,
+    "pass": 0,
+    "divergence": 1,
+    "shared_deviation": 1,
+    "reference_defect": 1,
+    "candidate_defect": 1,
+    "both_differ": 1,
+    "fail": 1,
+    "incomplete": 3,
+    "agrees_within": 3,
+}
+
+
+def exit_code(made: receipt.Receipt) -> int:
+    """Return the exit code of a receipt's verdict; 3 when a view that was asked for is missing from
+    a good one."""
+    missing = [name for name in evidence.VIEWS if made["settings"].get(name) and name not in made]
+    return EXIT_OF_VERDICT[made["verdict"]] or (UnavailableError.exit_code if missing else 0)
+
+
+def publish(made: Mapping[str, Any], path: Path | None, as_json: bool) -> None:
+    """Write the receipt where it was asked for, and to stdout in JSON mode."""
+    if path is not None:
+        receipt.write(path, dict(made))
+    if as_json:
+        write_json(receipt.to_text(dict(made)))
+
+
+def write_json(text: str) -> None:
+    """Write to stdout as UTF-8, whatever the locale says."""
+    sys.stdout.buffer.write(text.encode("utf-8"))
+    sys.stdout.buffer.flush()
+
+
+def finish(made: receipt.Receipt, path: Path | None, as_json: bool, *, plain_words: bool = False) -> NoReturn:
+    """Publish the receipt, show the tables (or the finding in plain words), and exit by the
+    verdict."""
+    publish(made, path, as_json)
+    if not as_json:
+        console = render.console()
+        show = render.show_triage if plain_words else render.show_receipt
+        show(console, made)
+        if path is not None:
+            render.show_path(console, "receipt", path)
+    raise click.exceptions.Exit(exit_code(made))
+
+
+@contextmanager
+def progress() -> Iterator[terms.Progress]:
+    """Yield a progress callback (what, done, total): a bar on a terminal's stderr, silence anywhere
+    else."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+        task = bars.add_task("", total=1)
+        yield lambda what, done, total: bars.update(
+            task, description=render.plain(what), completed=done, total=total
+        )
