@@ -38,8 +38,7 @@ def bench(
     min_ratios: Mapping[str, float | None] | None = None,
     progress: Progress = silent,
 ) -> Receipt:
-    """Measure our engine and live bitnet.cpp alternately on the same tokens, and compare their
-    logits.
+    """Measure our engine and live bitnet.cpp alternately on the same tokens, and compare their logits.
 
     ``n_rounds``: rounds that count, after one that warms up. ``n_threads``: of each engine; None:
     as many as there are cores to use. ``min_ratios``: minimum ratio of our speed to the
@@ -96,8 +95,7 @@ def _facts(
 
 @dataclass(frozen=True)
 class _Open:
-    """Starts engines for one benchmark: same threads, same longest pass, no more context than is
-    needed."""
+    """Starts engines for one benchmark: same threads, same longest pass, no more context than is needed."""
 
     path: Path
     work: Work

@@ -39,8 +39,7 @@ def compare(
     progress: Progress = silent,
     say: Say = silent,
 ) -> Receipt:
-    """Run a prompt through two engines, compare and audit them tap by tap, and diagnose what is
-    wrong.
+    """Run a prompt through two engines, compare and audit them tap by tap, and diagnose what is wrong.
 
     ``n_decode``: tokens decoded after the prompt; None: 4, or fewer where a trace holds fewer.
     ``full``: compare every operation of every layer. ``floors`` and ``causal``: measure both as
@@ -124,8 +123,7 @@ def audit_trace(
 
 
 def _examined(request: Request, session: Session, engines: Engines, prompt: Prompt) -> Receipt:
-    """Compare and audit candidate and reference, write the reproducers asked for, and return the
-    receipt.
+    """Compare and audit candidate and reference, write the reproducers asked for, and return the receipt.
 
     Raises:
         BadInputError, UnavailableError, EngineCrashError: from traces and engines.

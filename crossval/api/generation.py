@@ -40,8 +40,7 @@ def greedy(
     progress: Progress = silent,
     say: Say = silent,
 ) -> Receipt:
-    """Generate ``n_steps`` tokens greedily with two engines per prompt and compare them,
-    free-running and forced.
+    """Generate ``n_steps`` tokens greedily with two engines per prompt and compare them, free-running and forced.
 
     ``journal``: a file to which every finished prompt is appended; prompts that it holds are not
     run again. ``audit``: recompute every operation of both engines in the first prompt's pass and
@@ -83,8 +82,7 @@ def greedy(
 def _compare_all(
     request: Request, session: Session, resume: Resume, texts: Sequence[str], n_steps: int
 ) -> tuple[GreedyResult, list[Prompt], tuple[Runner, Runner]]:
-    """Compare every prompt, or take it from the journal; the engines are those of the first
-    prompt."""
+    """Compare every prompt, or take it from the journal; the engines are those of the first prompt."""
     results, encoded, engines = [], [], []
     for index, text in enumerate(texts):
         ours, theirs, one = request.open_prompt(session, text)
@@ -118,8 +116,7 @@ def _with_audit(result: GreedyResult, found: GreedyAudit) -> GreedyResult:
 
 
 def of_prompt(report: Progress, index: int, n_prompts: int) -> Progress:
-    """Return the callback for one of several prompts: the bar counts prompts, the words count
-    tokens."""
+    """Return the callback for one of several prompts: the bar counts prompts, the words count tokens."""
     if n_prompts == 1:
         return report
     return lambda what, done, total: report(
@@ -140,8 +137,7 @@ def _told(request: Request, resume: Resume, n_prompts: int) -> Iterator[None]:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Return the prompts in a file: one per line, or JSON lines (``.jsonl``); lines of whitespace
-    do not count.
+    """Return the prompts in a file: one per line, or JSON lines (``.jsonl``); lines of whitespace do not count.
 
     Raises:
         BadInputError: unreadable, not UTF-8, a JSON line without a prompt, or no prompt at all.

@@ -89,14 +89,12 @@ class Request:
         return candidate, reference, prompt
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """Return the receipt's ``settings``; engines given as directories are named without their
-        path."""
+        """Return the receipt's ``settings``; engines given as directories are named without their path."""
         words = {"candidate": _plain_word(self.candidate), "reference": _plain_word(self.reference)}
         return {"n_threads": self.n_threads, **words, "floors": self.floors, "causal": self.causal, **more}
 
     def command(self, model: ModelFile, text: str | None, n_decode: int) -> str:
-        """Return the command line that writes the reproducer of this comparison's finding; files
-        without paths."""
+        """Return the command line that writes the reproducer of this comparison's finding; files without paths."""
         given: list[str] = []
         if self.kind == "diff":
             words = ["diff", _plain_word(self.candidate), _plain_word(self.reference)]
@@ -111,8 +109,7 @@ class Request:
     def facts(
         self, session: Session, prompts: Sequence[Prompt], sides: tuple[Side, ...] = SIDES, **settings: Any
     ) -> Context:
-        """Return everything the receipt says beside the results, after the run; only ``sides`` were
-        used."""
+        """Return everything the receipt says beside the results, after the run; only ``sides`` were used."""
         parties = {"candidate": session.candidate, "reference": session.reference}
         for side in set(SIDES) - set(sides):
             parties[side] = Party("unused", parties[side].identity)
@@ -130,8 +127,7 @@ class Request:
 
     @contextmanager
     def unavailable(self, session: Session, sides: tuple[Side, ...] = SIDES, **settings: Any) -> Iterator[None]:
-        """Give an ``UnavailableError`` from the block the receipt that says which engine is
-        missing."""
+        """Give an ``UnavailableError`` from the block the receipt that says which engine is missing."""
         try:
             yield
         except UnavailableError as error:
@@ -147,8 +143,7 @@ class Request:
 
 
 def _environment() -> list[str]:
-    """Return the variables that choose libraries and kernels, as words before a command; files
-    without paths."""
+    """Return the variables that choose libraries and kernels, as words before a command; files without paths."""
     held = ((name, os.environ.get(name, "")) for name in ENVIRONMENT)
     return [f"{name}={Path(value).name}" for name, value in held if value]
 

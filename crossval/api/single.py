@@ -215,8 +215,7 @@ def record(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> TraceInfo:
-    """Record an engine's taps for one prompt as a trace in ``out_dir``, and return what
-    ``trace.json`` holds.
+    """Record an engine's taps for one prompt as a trace in ``out_dir``, and return what ``trace.json`` holds.
 
     ``outline``: layer outputs and logits only. ``overwrite``: replace an earlier trace.
 
@@ -248,8 +247,7 @@ def record(
 
 
 def selftest(model: str | Path | None = None, *, progress: Progress = silent) -> Receipt:
-    """Put known faults into the model file or the output of our engine, and check that each is
-    found.
+    """Put known faults into the model file or the output of our engine, and check that each is found.
 
     Raises:
         BadInputError, ModelError: the model is unusable, or a fault cannot be put into it.

@@ -23,8 +23,7 @@ from crossval.repeat import floors_receipt
 from crossval.repeat.floors import measure_floors
 
 N_DECODE = 2
-"""Tokens that are decoded one by one where the number of threads varies; fewer of a short
-prompt."""
+"""Tokens that are decoded one by one where the number of threads varies; fewer of a short prompt."""
 
 
 def check_words(request: Request) -> None:
@@ -41,8 +40,7 @@ def check_words(request: Request) -> None:
 
 
 def check_reference(request: Request, reference: Runner, prompt: Prompt) -> None:
-    """Refuse a reference that turned out to be recorded, and a prompt that can be fed in one way
-    only.
+    """Refuse a reference that turned out to be recorded, and a prompt that can be fed in one way only.
 
     Raises:
         UnavailableError: the reference is a trace; our own engine never stands in for it.

@@ -1,9 +1,9 @@
 """ctypes mirror of the C interface of bitnet.cpp's llama.cpp, and behavioural checks that it fits.
 
 The structs are those of the llama.cpp generation inside bitnet.cpp (``include/llama.h``,
-``ggml/include/ggml.h``). Nothing in the library says which version it is, so before it is trusted it has
-to behave like it: ``verify`` compares sizes, default values and the fields of tensors it makes itself with
-what the library's own accessor functions say. Used in the child process only.
+``ggml/include/ggml.h``). Nothing in the library says which version it is, so before it is trusted
+it has to behave like it: ``verify`` compares sizes, default values and the fields of tensors it
+makes itself with what the library's own accessor functions say. Used in the child process only.
 """
 
 from __future__ import annotations

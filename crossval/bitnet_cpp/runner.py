@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.bitnet_cpp import library as cpp_library
-from crossval.child.process import ChildProcess
+from crossval.child.process import ChildProcess, child_command
 from crossval.child.protocol import Frame
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
@@ -46,12 +46,16 @@ class LoadedModel:
 class BitnetCppRunner:
     """bitnet.cpp behind ``crossval.passes.Runner``.
 
-    ``library``: path of a libllama; None: what ``cpp_library.find_library`` finds. ``n_ctx``: tokens the KV cache
-    holds; None: 2048 or the model's context if shorter. ``n_ubatch``: longest pass; lowered further when the
-    child's stack cannot hold bitnet.cpp's intermediate results (``cpp_limits.max_ubatch``), never raised. A
-    pass is one call of the engine and is never split here: a longer one is a ``BadInputError``. ``timeout_s``
-    limits each load and each pass. After an ``EngineCrashError`` the runner is closed.
+    ``library``: path of a libllama; None: what ``cpp_library.find_library`` finds. ``n_ctx``:
+    tokens the KV cache holds; None: 2048 or the model's context if shorter. ``n_ubatch``: longest
+    pass; lowered further when the child's stack cannot hold bitnet.cpp's intermediate results
+    (``crossval.bitnet_cpp.limits``), never raised. A pass is one call of the engine and is never
+    split here: a longer one is a ``BadInputError``. ``timeout_s`` limits each load and each pass.
+    After an ``EngineCrashError`` the runner is closed.
     """
+
+    status: Literal["live", "recorded"] = "live"
+    plan: tuple[PassPlan, ...] | None = None
 
     def __init__(
         self,
@@ -81,16 +85,6 @@ class BitnetCppRunner:
         return self._identity
 
     @property
-    def status(self) -> Literal["live", "recorded"]:
-        """Results are computed now."""
-        return "live"
-
-    @property
-    def plan(self) -> tuple[PassPlan, ...] | None:
-        """Any pass can be run."""
-        return None
-
-    @property
     def available_taps(self) -> frozenset[str] | None:
         """All taps of the vocabulary can be captured."""
         return None
@@ -102,19 +96,15 @@ class BitnetCppRunner:
         assert self._model is not None
         return self._model
 
-    def describe(self) -> dict[str, Any]:
-        """Return identity and model facts as plain JSON values, for people and for ``doctor``."""
-        return {"identity": self._identity.to_json(), "model": dict(vars(self.model))}
-
     def __enter__(self) -> BitnetCppRunner:
         _check_gguf(self._model_path)
         library = self._library or cpp_library.require_library().path
-        self._child = ChildProcess()
+        self._child = start_child()
         try:
             facts = _open(self._child, library)
             model = {"model": str(self._model_path.resolve()), **self._requested}
             loaded = self._request("load", model, what=f"loading {self._model_path.name}").header
-            self._model = _loaded_model(loaded)
+            self._model = LoadedModel(**{field.name: loaded[field.name] for field in fields(LoadedModel)})
             if self._model.arch not in SUPPORTED_ARCHITECTURES:
                 raise BadInputError(
                     f"{self._model_path}: architecture {self._model.arch!r}; this runner knows the graph of "
@@ -180,11 +170,12 @@ class BitnetCppRunner:
     def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
         """Run one pass; without taps other than ``result_output`` no callback is installed.
 
-        ``elapsed_s`` is the time of ``llama_decode`` in the child; with capture it includes the copying.
+        ``elapsed_s`` is the time of ``llama_decode`` in the child; with capture it includes the
+        copying.
 
         Raises:
-            BadInputError: no tokens, a token outside the vocabulary, a pass longer than ``n_ubatch``, a
-                sequence longer than ``n_ctx``, an unknown tap.
+            BadInputError: no tokens, a token outside the vocabulary, a pass longer than
+                ``n_ubatch``, a sequence longer than ``n_ctx``, an unknown tap.
             EngineCrashError: bitnet.cpp failed; the runner is closed.
         """
         ids = [int(token) for token in token_ids]
@@ -254,13 +245,22 @@ class BitnetCppRunner:
         return sorted(set(select) - {"result_output"})
 
 
+def start_child() -> ChildProcess:
+    """Start the process that loads bitnet.cpp.
+
+    Raises:
+        UnavailableError: it cannot be started.
+    """
+    return ChildProcess("bitnet.cpp", child_command("crossval.bitnet_cpp.serve"))
+
+
 def open_library(path: Path) -> dict[str, Any]:
     """Load a library in a child process of its own, check it, and return what ``Engine.open`` found.
 
     Raises:
         UnavailableError: it cannot be loaded, or is not of bitnet.cpp's llama.cpp generation.
     """
-    with ChildProcess() as child:
+    with start_child() as child:
         return _open(child, path)
 
 
@@ -284,22 +284,6 @@ def _check_gguf(path: Path) -> None:
         raise BadInputError(f"cannot read the model {path}: {error.strerror or error}") from error
     if magic != b"GGUF":
         raise BadInputError(f"{path} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
-
-
-def _loaded_model(facts: Mapping[str, Any]) -> LoadedModel:
-    return LoadedModel(
-        arch=facts["arch"],
-        n_layers=facts["n_layers"],
-        vocab_size=facts["n_vocab"],
-        dim=facts["dim"],
-        n_heads=facts["n_heads"],
-        head_dim=facts["head_dim"],
-        n_ctx_train=facts["n_ctx_train"],
-        n_ctx=facts["n_ctx"],
-        n_ubatch=facts["n_ubatch"],
-        has_vocab=facts["has_vocab"],
-        has_output_weight=facts["has_output_weight"],
-    )
 
 
 def _identity(library: Path, facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIdentity:

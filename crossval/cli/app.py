@@ -1,5 +1,4 @@
-"""The command group: what every command shares, above all how a failure becomes one line and an
-exit code.
+"""The command group: what every command shares, above all how a failure becomes one line and an exit code.
 
 Exit codes, the same in table and JSON mode: 0 parity or pass; 1 divergence or gate failure; 2
 usage; 3 reference unavailable, coverage incomplete, or agreement shown only within a distance; 4
@@ -26,8 +25,7 @@ EXIT_BROKEN_PIPE = 141
 
 
 class Group(click.Group):
-    """A command group in which no exception leaves as a traceback, unless ``--debug`` asks for
-    one."""
+    """A command group in which no exception leaves as a traceback, unless ``--debug`` asks for one."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn every exception into a line on stderr and an exit code."""
@@ -48,8 +46,7 @@ class Group(click.Group):
 
 
 def fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
-    """Print ``error: ...`` on stderr (an engine's log tail may follow in further lines) and
-    exit."""
+    """Print ``error: ...`` on stderr (an engine's log tail may follow in further lines) and exit."""
     click.echo(f"error: {message}", err=True)
     ctx.exit(exit_code)
 

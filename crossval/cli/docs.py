@@ -1,5 +1,4 @@
-"""Write ``docs/commands.md`` from the commands themselves (``python -m crossval.cli.docs >
-docs/commands.md``)."""
+"""Write ``docs/commands.md`` from the commands themselves (``python -m crossval.cli.docs > docs/commands.md``)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Options that several commands share, each defined once, and the decorator that makes a command of
-a function."""
+"""Options that several commands share, each defined once, and the decorator that makes a command of a function."""
 
 from __future__ import annotations
 
@@ -101,8 +100,7 @@ def which_engine(help_text: str) -> Option:
 
 
 def receipt_command(name: str, *options: Option, plain_words: bool = False) -> Callable[[Any], click.Command]:
-    """Make a command of a function that returns a receipt: it is written, shown, and exits by its
-    verdict.
+    """Make a command of a function that returns a receipt: it is written, shown, and exits by its verdict.
 
     The function gets the options as they are named in ``crossval.api``, and two callbacks,
     ``progress`` and ``say``. The options of ``OUTPUT`` are added here. ``plain_words``: show what
@@ -129,8 +127,7 @@ def receipt_command(name: str, *options: Option, plain_words: bool = False) -> C
 
 
 def plain_command(name: str, *options: Option) -> Callable[[Any], click.Command]:
-    """Make a command of a function, with these options in their order; its docstring is the
-    command's help."""
+    """Make a command of a function, with these options in their order; its docstring is the command's help."""
 
     def make(function: Callable[..., Any]) -> click.Command:
         for option in reversed(options):

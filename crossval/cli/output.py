@@ -1,5 +1,4 @@
-"""What the commands write: the receipt, its tables, a progress bar; and the exit code that
-follows."""
+"""What the commands write: the receipt, its tables, a progress bar; and the exit code that follows."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ EXIT_OF_VERDICT = {
 
 
 def exit_code(made: receipt.Receipt) -> int:
-    """Return the exit code of a receipt's verdict; 3 when a view that was asked for is missing from
-    a good one."""
+    """Return the exit code of a receipt's verdict; 3 when a view that was asked for is missing from a good one."""
     missing = [name for name in evidence.VIEWS if made["settings"].get(name) and name not in made]
     return EXIT_OF_VERDICT[made["verdict"]] or (UnavailableError.exit_code if missing else 0)
 
@@ -55,8 +53,7 @@ def write_json(text: str) -> None:
 
 
 def finish(made: receipt.Receipt, path: Path | None, as_json: bool, *, plain_words: bool = False) -> NoReturn:
-    """Publish the receipt, show the tables (or the finding in plain words), and exit by the
-    verdict."""
+    """Publish the receipt, show the tables (or the finding in plain words), and exit by the verdict."""
     publish(made, path, as_json)
     if not as_json:
         console = render.console()
@@ -69,8 +66,7 @@ def finish(made: receipt.Receipt, path: Path | None, as_json: bool, *, plain_wor
 
 @contextmanager
 def progress() -> Iterator[terms.Progress]:
-    """Yield a progress callback (what, done, total): a bar on a terminal's stderr, silence anywhere
-    else."""
+    """Yield a progress callback (what, done, total): a bar on a terminal's stderr, silence anywhere else."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda what, done, total: None

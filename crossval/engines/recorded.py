@@ -70,7 +70,8 @@ class RecordedRunner:
         """Return the selected and recorded taps of the next pass; arrays are read when accessed.
 
         Raises:
-            UnavailableError: the tokens are not those of the next recorded pass, or no pass is left.
+            UnavailableError: the tokens are not those of the next recorded pass, or no pass is
+            left.
             BadInputError: (on access) the pass file is not what ``trace.json`` says.
         """
         passes = self.trace.info.passes

@@ -84,8 +84,7 @@ def _spec(asked: Asked) -> Runner:
 
 
 def _auto(asked: Asked) -> Runner:
-    """Return live bitnet.cpp when its library is there, else a golden of this model file and
-    prompt."""
+    """Return live bitnet.cpp when its library is there, else a golden of this model file and prompt."""
     if library.find_library() is not None:
         return _bitnet_cpp(asked)
     path, prompt = asked.model_path, asked.prompt
@@ -206,8 +205,7 @@ def open_live(word: str, model_path: str | Path, *, n_threads: int | None = None
 
 
 def require_bitnet_cpp(recorded: str, otherwise: str = "") -> None:
-    """Check that live bitnet.cpp is there; ``recorded``: what a recorded one lacks, for the
-    message.
+    """Check that live bitnet.cpp is there; ``recorded``: what a recorded one lacks, for the message.
 
     Raises:
         UnavailableError: it is not built.

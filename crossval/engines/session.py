@@ -27,8 +27,7 @@ KERNEL_VARIABLE = "BITNET_KERNEL"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as both engines are fed it; ``tokenizers_agree`` is None when only one of them could
-    tokenize."""
+    """A prompt as both engines are fed it; ``tokenizers_agree`` is None when only one of them could tokenize."""
 
     text: str | None
     token_ids: tuple[int, ...]
@@ -88,8 +87,7 @@ class Session:
         return {"candidate": candidate, "reference": reference}
 
     def reopen(self, side: Side, **options: Any) -> Runner:
-        """Return an engine once more, not entered; ``options`` (``n_threads``, ``kernel``): where
-        it differs.
+        """Return an engine once more, not entered; ``options`` (``n_threads``, ``kernel``): where it differs.
 
         Raises:
             UnavailableError, BadInputError: it cannot be had.
@@ -153,8 +151,7 @@ class Session:
 
 
 def compute_of(runner: Runner | None) -> Compute:
-    """Return what computes an engine's numbers, with the counters of its kernels where it has
-    some."""
+    """Return what computes an engine's numbers, with the counters of its kernels where it has some."""
     if runner is None:
         return Compute("none")
     if runner.status == "recorded":
@@ -172,8 +169,7 @@ def kernel_counts(counters: Iterable[KernelCount]) -> tuple[dict[str, Any], ...]
 
 
 def is_fallback(kernel: Any) -> bool:
-    """Return whether a kernel family slower than this machine's best runs without ``BITNET_KERNEL``
-    asking."""
+    """Return whether a kernel family slower than this machine's best runs without ``BITNET_KERNEL`` asking."""
     if os.environ.get(KERNEL_VARIABLE):
         return False
     best = next((family.name for family in _native.kernel_families() if family.available), None)
@@ -181,8 +177,7 @@ def is_fallback(kernel: Any) -> bool:
 
 
 def trace_digest(runner: Runner) -> str | None:
-    """Return the sha256 of a recorded runner's ``trace.json``, which holds the sha256 of every pass
-    file."""
+    """Return the sha256 of a recorded runner's ``trace.json``, which holds the sha256 of every pass file."""
     if not isinstance(runner, RecordedRunner):
         return None
     return hashlib.sha256((Path(runner.trace.directory) / TRACE_FILE).read_bytes()).hexdigest()
@@ -203,8 +198,7 @@ def check_text(text: str) -> None:
 
 
 def encode(candidate: Runner, reference: Runner, text: str, rendered: str, context_length: int) -> Prompt:
-    """Return the token ids of ``rendered`` by the reference, and whether the candidate's tokenizer
-    agrees.
+    """Return the token ids of ``rendered`` by the reference, and whether the candidate's tokenizer agrees.
 
     ``text``: the prompt that was checked by ``check_text``, ``rendered``: the same put into its
     chat template.

@@ -28,8 +28,8 @@ from crossval.passes import EngineIdentity, PassPlan, PassRecord, TapArray
 class SpecRunner:
     """Runs ``crossval.model.graphs`` on a GGUF file, with a cache of keys and values in float64.
 
-    Every tap covers all tokens of the pass, except ``result_norm`` and ``result_output``: the last one. Taps are
-    rounded to float32 on the way out; inside, nothing is.
+    Every tap covers all tokens of the pass, except ``result_norm`` and ``result_output``: the last
+    one. Taps are rounded to float32 on the way out; inside, nothing is.
     """
 
     def __init__(self, model_path: str | os.PathLike[str]) -> None:
@@ -94,8 +94,8 @@ class SpecRunner:
         """Run one pass and return the selected taps as float32.
 
         Raises:
-            BadInputError: no tokens, a token outside the vocabulary, more tokens than the context holds, or
-                weights that make an activation infinite or NaN.
+            BadInputError: no tokens, a token outside the vocabulary, more tokens than the context
+                holds, or weights that make an activation infinite or NaN.
         """
         weights = self._loaded()
         start = self._state.n_tokens

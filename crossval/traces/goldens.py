@@ -1,7 +1,7 @@
 """Record the goldens of the shipped model from live bitnet.cpp (``make record``).
 
-Two short prompts with every tap, eight more with every layer's output and the logits, 32 greedy steps each: enough
-to hold parity in CI without a C++ build, in under 10 MB.
+Two short prompts with every tap, eight more with every layer's output and the logits, 32 greedy
+steps each: enough to hold parity in CI without a C++ build, in under 10 MB.
 """
 
 from __future__ import annotations

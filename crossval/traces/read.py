@@ -1,8 +1,9 @@
 """Traces on disk: what one engine computed for one token sequence (docs/trace-format.md).
 
 A trace is a directory: ``trace.json`` (who, which model, which tokens, which taps) and one
-``pass-NNNN.safetensors`` per pass with the arrays. Reading is lazy: ``Trace.open`` reads ``trace.json`` only; a
-pass file is hashed and checked when the first of its taps is asked for. What is read is checked, then believed.
+``pass-NNNN.safetensors`` per pass with the arrays. Reading is lazy: ``Trace.open`` reads
+``trace.json`` only; a pass file is hashed and checked when the first of its taps is asked for. What
+is read is checked, then believed.
 """
 
 from __future__ import annotations
@@ -136,7 +137,8 @@ class Trace:
         """Return the taps of a pass, name -> array, each read from disk on access.
 
         Raises:
-            BadInputError: (on access) the pass file is missing, truncated, or not what ``trace.json`` says.
+            BadInputError: (on access) the pass file is missing, truncated, or not what
+            ``trace.json`` says.
         """
         return _LazyTaps(self, index)
 
@@ -216,7 +218,8 @@ def parse_info(data: bytes, where: str) -> TraceInfo:
     """Parse and check the bytes of a ``trace.json``.
 
     Raises:
-        BadInputError: not strict JSON, against the schema, or contradicting itself; the message names the field.
+        BadInputError: not strict JSON, against the schema, or contradicting itself; the message
+        names the field.
     """
     value = parse_json(data, where)
     error = next(validator("trace.v1").iter_errors(value), None)
