@@ -16,7 +16,7 @@ from crossval.child.process import ChildProcess, child_command
 from crossval.child.protocol import Frame
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
-from crossval.passes import EngineIdentity, Numerics, PassKind, PassPlan, PassRecord, TapArray
+from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
 
 SUPPORTED_ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
 """What bitnet.cpp builds with ``build_bitnet_158``, whose node names the taps are mapped from."""
@@ -83,11 +83,6 @@ class BitnetCppRunner:
     def identity(self) -> EngineIdentity:
         """Who this is: build facts from the manifest of the library really loaded; complete after entering."""
         return self._identity
-
-    @property
-    def available_taps(self) -> frozenset[str] | None:
-        """All taps of the vocabulary can be captured."""
-        return None
 
     @property
     def model(self) -> LoadedModel:
@@ -181,8 +176,7 @@ class BitnetCppRunner:
         ids = [int(token) for token in token_ids]
         self._check_pass(ids, self._n_past)
         captured = self._check_select(select)
-        kind: PassKind = "decode" if len(ids) == 1 and self._n_past else "prefill"
-        plan = PassPlan(kind, tuple(ids), self._n_past)
+        plan = PassPlan(pass_kind(len(ids), self._n_past), tuple(ids), self._n_past)
         answer = self._request(
             "eval",
             {"select": captured},

@@ -9,10 +9,9 @@ import click
 from crossval import api
 from crossval.bench.measures import BOUNDED
 from crossval.cli.metamorphic import check_kernel
-from crossval.cli.options import MODEL, receipt_command
+from crossval.cli.options import MAX_THREADS, MODEL, count, receipt_command
 from crossval.receipts.file import Receipt
 
-MAX_TOKENS = 100_000
 MAX_SEED = 2**53 - 1
 """JSON readers keep integers up to here."""
 _RATIOS = [
@@ -36,39 +35,14 @@ def _kernel(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 
 @receipt_command(
     "bench",
-    click.option(
-        "--prompt-tokens",
-        "n_prompt",
-        type=click.IntRange(1, MAX_TOKENS),
-        default=128,
-        show_default=True,
-        metavar="N",
-        help="Length of the prompt.",
-    ),
-    click.option(
-        "--decode",
-        "n_decode",
-        type=click.IntRange(1, MAX_TOKENS),
-        default=16,
-        show_default=True,
-        metavar="N",
-        help="Tokens to decode after it.",
-    ),
-    click.option(
-        "--rounds",
-        "n_rounds",
-        type=click.IntRange(1, 1000),
-        default=5,
-        show_default=True,
-        metavar="N",
-        help="Rounds that count; one more, the first, warms up.",
-    ),
-    click.option(
+    count("--prompt-tokens", "n_prompt", "Length of the prompt.", 128),
+    count("--decode", "n_decode", "Tokens to decode after it.", 16),
+    count("--rounds", "n_rounds", "Rounds that count; one more, the first, warms up.", 5, high=1000),
+    count(
         "--threads",
         "n_threads",
-        type=click.IntRange(1, 1024),
-        metavar="N",
-        help="Threads of each engine. Default: as many as there are cores to use.",
+        "Threads of each engine. Default: as many as there are cores to use.",
+        high=MAX_THREADS,
     ),
     click.option(
         "--kernel",
@@ -76,9 +50,7 @@ def _kernel(ctx: click.Context, param: click.Parameter, value: str | None) -> st
         metavar="NAME",
         help="Kernel family of our engine. Default: the best of this CPU.",
     ),
-    click.option(
-        "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Of the token ids."
-    ),
+    count("--seed", "seed", "Of the token ids.", 0, low=0, high=MAX_SEED),
     click.option(
         "--reference",
         type=click.Choice(["auto", "bitnet.cpp"]),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from crossval import api
-from crossval.cli.options import CAUSAL, FULL, MODEL, PATH, REPRO, receipt_command
+from crossval.cli.options import CAUSAL, FULL, MODEL, PATH, REPRO, count, receipt_command
 from crossval.receipts.file import Receipt
 
 
@@ -16,13 +16,7 @@ from crossval.receipts.file import Receipt
     "diff",
     click.argument("trace_a", type=PATH),
     click.argument("trace_b", type=PATH),
-    click.option(
-        "--decode",
-        "n_decode",
-        type=click.IntRange(0, 100_000),
-        metavar="N",
-        help="Decoded tokens to compare. Default: all that the longer trace holds.",
-    ),
+    count("--decode", "n_decode", "Decoded tokens to compare. Default: all that the longer trace holds.", low=0),
     FULL,
     CAUSAL,
     REPRO,

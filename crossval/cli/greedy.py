@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from crossval import api
-from crossval.cli.options import ENGINES, PATH, receipt_command
+from crossval.cli.options import ENGINES, count, file, receipt_command
 from crossval.errors import BadInputError
 from crossval.receipts.file import Receipt
 
@@ -19,26 +19,16 @@ MAX_RECEIPT_STEPS = 50_000
 @receipt_command(
     "greedy",
     click.option("--prompt", metavar="TEXT", help="Text both engines continue."),
-    click.option(
+    file(
         "--prompts",
         "prompts_path",
-        type=PATH,
-        metavar="FILE",
-        help="Many prompts: one per line, or JSON lines (*.jsonl: strings, or objects with a `prompt`).",
+        "Many prompts: one per line, or JSON lines (*.jsonl: strings, or objects with a `prompt`).",
     ),
-    click.option(
-        "--steps",
-        "n_steps",
-        type=click.IntRange(1, 100_000),
-        default=32,
-        show_default=True,
-        help="Tokens to generate per prompt.",
-    ),
-    click.option(
+    count("--steps", "n_steps", "Tokens to generate per prompt.", 32),
+    file(
         "--journal",
-        type=PATH,
-        metavar="FILE",
-        help="Append every finished prompt to this file; prompts that are already there are not run again.",
+        "journal",
+        "Append every finished prompt to this file; prompts that are already there are not run again.",
     ),
     click.option(
         "--no-audit",

@@ -17,13 +17,26 @@ from crossval.receipts.file import Receipt
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 PATH = click.Path(path_type=Path)
+MAX_THREADS = 1024
+
+
+def count(
+    word: str, name: str, help_text: str, default: int | None = None, *, low: int = 1, high: int = 100_000
+) -> Option:
+    """Return an option for a whole number from ``low`` to ``high``, shown as N."""
+    numbers = click.IntRange(low, high)
+    shown = default is not None
+    return click.option(word, name, type=numbers, metavar="N", default=default, show_default=shown, help=help_text)
+
+
+def file(word: str, name: str, help_text: str, metavar: str = "FILE", *, required: bool = False) -> Option:
+    """Return an option for the path of a file or directory."""
+    return click.option(word, name, type=PATH, metavar=metavar, required=required, help=help_text)
+
 
 PROMPT = click.option("--prompt", required=True, metavar="TEXT", help="Text both engines read.")
-MODEL = click.option(
-    "--model",
-    type=PATH,
-    metavar="PATH",
-    help="GGUF model both engines run. Default: the model that ships with crossval.",
+MODEL = file(
+    "--model", "model", "GGUF model both engines run. Default: the model that ships with crossval.", "PATH"
 )
 CANDIDATE = click.option(
     "--candidate",
@@ -39,13 +52,7 @@ REFERENCE = click.option(
     metavar="|".join([*words("reference"), TRACE.word]),
     help="auto: live bitnet.cpp when it is built, else its recorded trace of this model and prompt.",
 )
-THREADS = click.option(
-    "--threads",
-    "n_threads",
-    type=click.IntRange(1, 1024),
-    metavar="N",
-    help="Threads of each engine. Default: each engine's own.",
-)
+THREADS = count("--threads", "n_threads", "Threads of each engine. Default: each engine's own.", high=MAX_THREADS)
 TEMPLATE = click.option(
     "--template",
     type=click.Choice(sorted(TEMPLATES)),
@@ -56,17 +63,16 @@ TEMPLATE = click.option(
 ENGINES = (MODEL, REFERENCE, CANDIDATE, THREADS, TEMPLATE)
 """What every command takes that runs or replays a candidate and a reference."""
 OUTPUT = (
-    click.option("--receipt", "receipt_path", type=PATH, metavar="PATH", help="Write the receipt to this file."),
+    file("--receipt", "receipt_path", "Write the receipt to this file.", "PATH"),
     click.option(
         "--json", "as_json", is_flag=True, help="Print the receipt as JSON on stdout, and nothing else there."
     ),
 )
-DECODE = click.option(
+DECODE = count(
     "--decode",
     "n_decode",
-    type=click.IntRange(0, 100_000),
-    metavar="N",
-    help="Tokens to decode after the prompt. Default: 4, or what a recorded trace holds when that is less.",
+    "Tokens to decode after the prompt. Default: 4, or what a recorded trace holds when that is less.",
+    low=0,
 )
 FULL = click.option(
     "--full", is_flag=True, help="Compare every operation of every layer, not only of the one found."
@@ -83,13 +89,12 @@ CAUSAL = click.option(
     help="Show which layer's error matters for the logits: both engines' states after each layer are "
     "continued by the specification. Takes time with the square of the number of layers.",
 )
-REPRO = click.option(
+REPRO = file(
     "--repro",
     "repro_dir",
-    type=PATH,
-    metavar="DIR",
-    help="Write the first wrong operation there: its inputs, and a script that needs NumPy only. When both "
-    "engines are wrong, the reference's goes to DIR/reference.",
+    "Write the first wrong operation there: its inputs, and a script that needs NumPy only. When both engines are "
+    "wrong, the reference's goes to DIR/reference.",
+    "DIR",
 )
 
 

@@ -1,4 +1,4 @@
-"""What the commands write: the receipt, its tables, a progress bar; and the exit code that follows."""
+"""What the commands write: the receipt, its tables, a progress bar."""
 
 from __future__ import annotations
 
@@ -13,29 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from crossval import terms
-from crossval.errors import UnavailableError
-from crossval.receipts import evidence
+from crossval.cli.exits import exit_code
 from crossval.receipts import file as receipt
 from crossval.reports import render
-
-EXIT_OF_VERDICT = {
-    "parity": 0,
-    "pass": 0,
-    "divergence": 1,
-    "shared_deviation": 1,
-    "reference_defect": 1,
-    "candidate_defect": 1,
-    "both_differ": 1,
-    "fail": 1,
-    "incomplete": 3,
-    "agrees_within": 3,
-}
-
-
-def exit_code(made: receipt.Receipt) -> int:
-    """Return the exit code of a receipt's verdict; 3 when a view that was asked for is missing from a good one."""
-    missing = [name for name in evidence.VIEWS if made["settings"].get(name) and name not in made]
-    return EXIT_OF_VERDICT[made["verdict"]] or (UnavailableError.exit_code if missing else 0)
 
 
 def publish(made: Mapping[str, Any], path: Path | None, as_json: bool) -> None:

@@ -9,7 +9,7 @@ import click
 
 from crossval import api
 from crossval.cli import output
-from crossval.cli.options import MODEL, PATH, TEMPLATE, plain_command
+from crossval.cli.options import MAX_THREADS, MODEL, TEMPLATE, count, file, plain_command
 from crossval.engines.registry import live_words
 from crossval.reports import render
 
@@ -17,7 +17,7 @@ from crossval.reports import render
 @plain_command(
     "record",
     click.option("--prompt", required=True, metavar="TEXT", help="Text the engine reads."),
-    click.option("--out", "out_dir", required=True, type=PATH, metavar="DIR", help="New trace."),
+    file("--out", "out_dir", "New trace.", "DIR", required=True),
     click.option(
         "--engine",
         type=click.Choice(live_words()),
@@ -25,19 +25,10 @@ from crossval.reports import render
         show_default=True,
         help="Engine to record.",
     ),
-    click.option(
-        "--decode",
-        "n_decode",
-        type=click.IntRange(0, 100_000),
-        default=4,
-        show_default=True,
-        help="Decoded tokens.",
-    ),
+    count("--decode", "n_decode", "Decoded tokens.", 4, low=0),
     click.option("--outline", is_flag=True, help="Record layer outputs and logits only, not every tap."),
     TEMPLATE,
-    click.option(
-        "--threads", "n_threads", type=click.IntRange(1, 1024), metavar="N", help="Threads of the engine."
-    ),
+    count("--threads", "n_threads", "Threads of the engine.", high=MAX_THREADS),
     click.option("--overwrite", is_flag=True, help="Replace an earlier trace in DIR."),
     MODEL,
 )

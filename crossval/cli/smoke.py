@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from crossval import api
-from crossval.cli.options import ENGINES, receipt_command, which_engine
+from crossval.cli.options import ENGINES, count, receipt_command, which_engine
 from crossval.receipts.file import Receipt
 from crossval.smoke.answers import MinCorrect
 
@@ -46,14 +46,7 @@ def _read_fraction(ctx: click.Context, param: click.Parameter, value: str) -> Mi
         metavar="N/M",
         help="Minimum fraction of correct answers of each engine, as 7/10 or 0.7.",
     ),
-    click.option(
-        "--max-tokens",
-        type=click.IntRange(1, 100_000),
-        default=24,
-        show_default=True,
-        metavar="N",
-        help="Longest answer, in tokens.",
-    ),
+    count("--max-tokens", "max_tokens", "Longest answer, in tokens.", 24),
     *ENGINES,
 )
 def command(say: object, **options: Any) -> Receipt:

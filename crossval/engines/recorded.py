@@ -44,11 +44,6 @@ class RecordedRunner:
         """The recorded passes."""
         return self.trace.info.plan
 
-    @property
-    def available_taps(self) -> frozenset[str]:
-        """Taps recorded in the first pass."""
-        return frozenset(self.trace.info.passes[0].taps)
-
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Return the recorded token ids when ``text`` is the recorded prompt.
 
@@ -57,7 +52,7 @@ class RecordedRunner:
         """
         if text != self.trace.info.prompt_text:
             raise UnavailableError(
-                f"{self.trace.directory} holds no tokenizer; it knows the ids of its own prompt only: "
+                f"{self.trace.directory} holds no tokenizer; it has the ids of its own prompt only: "
                 f"{_quote(self.trace.info.prompt_text)}"
             )
         return list(self.trace.info.prompt_ids)

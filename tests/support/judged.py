@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossval.audit.checks import OpCheck
-from crossval.cli.output import EXIT_OF_VERDICT
+from crossval.cli.exits import EXIT_OF_VERDICT
 from crossval.diagnose.findings import Finding
 from crossval.examine import layers_receipt
 from crossval.examine.examination import Examination, examine

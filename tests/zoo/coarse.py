@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit.checks import OpCheck
-from crossval.cli.output import EXIT_OF_VERDICT
+from crossval.cli.exits import EXIT_OF_VERDICT
 from crossval.compare.greedy import compare_greedy
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.spec import SpecRunner

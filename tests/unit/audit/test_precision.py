@@ -134,7 +134,7 @@ def test_a_cache_stated_to_be_binary32_may_not_be_rounded(shipped_model):
 class Stating:
     """An engine that states other numerics, or records some operations through another format."""
 
-    status, plan, available_taps = "live", None, None
+    status, plan = "live", None
 
     def __init__(self, engine: NarrowEngine, numerics: Numerics, through: dict[str, Any] | None = None) -> None:
         self._engine, self._through = engine, {} if through is None else through

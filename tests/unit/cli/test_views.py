@@ -17,7 +17,7 @@ from crossval.causal import receipt as causal_receipt
 from crossval.causal import show as render_causal
 from crossval.causal import view as causal
 from crossval.causal.view import LayerEffect
-from crossval.cli.output import exit_code
+from crossval.cli.exits import exit_code
 from crossval.compare.rows import Skip
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.session import Prompt, Session

@@ -36,8 +36,6 @@ def test_it_is_a_runner(recorded: RecordedRunner) -> None:
         assert (entered.status, entered.identity) == ("recorded", NumpyRunner().identity)
         assert entered.plan is not None
         assert [plan.start for plan in entered.plan] == [0, 4, 5]
-        assert entered.available_taps is not None
-        assert "blk.2.kq" in entered.available_taps
         assert entered.tokenize("hello") == list(PROMPT)
 
 

@@ -29,7 +29,6 @@ class ScriptedRunner:
     """An engine that writes what it is told, one list of token ids per prompt, NaN for None."""
 
     status = "live"
-    available_taps = None
 
     def __init__(self, decoder: Decoder, scripts: dict[str, list[int | None]], n_ctx: int | None = None) -> None:
         self.decoder = decoder
