@@ -16,6 +16,7 @@ from crossval.engines.session import Prompt, Session, check_text
 from crossval.errors import BadInputError
 from crossval.examine.greedy_audit import GreedyAudit, audit_prompt
 from crossval.examine.resume import Resume
+from crossval.files import read_limited
 from crossval.model.weights import SpecWeights
 from crossval.passes import Runner
 from crossval.receipts import evidence
@@ -144,15 +145,9 @@ def read_prompts(path: str | Path) -> list[str]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_PROMPTS_BYTES + 1)
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise BadInputError(f"cannot read prompts {path}: {error.strerror or error}") from error
+        text = read_limited(path, "prompts", MAX_PROMPTS_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInputError(f"{path}: not UTF-8 at byte {error.start}") from error
-    if len(data) > MAX_PROMPTS_BYTES:
-        raise BadInputError(f"{path}: larger than {MAX_PROMPTS_BYTES} bytes")
     # str.splitlines would also cut at characters that belong inside a prompt (U+2028, form feed).
     lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix == ".jsonl":
