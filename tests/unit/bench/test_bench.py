@@ -19,7 +19,7 @@ from crossval.bench import figures
 from crossval.bench.engine import BitnetPyProcess
 from crossval.bench.measures import MEASURES, Sample
 from crossval.bench.rounds import _Tally
-from crossval.bitnet_cpp.runner import decode_records
+from crossval.child.client import decode_records
 from crossval.child.protocol import Frame
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError
