@@ -141,8 +141,8 @@ def check_goldens() -> list[PartCheck]:
     """Return how many recordings of real bitnet.cpp fit the default model."""
     from bitnet_py.errors import BitnetError
     from bitnet_py.resources import default_model_path
-    from crossval.engines.recorded import goldens_dir, list_goldens
     from crossval.files import file_sha256
+    from crossval.traces.goldens import goldens_dir, list_goldens
 
     name = "goldens (recorded bitnet.cpp)"
     remedy = "record them with `make record` (needs bitnet.cpp)"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from crossval.errors import BadInputError, UnavailableError
+from crossval.errors import UnavailableError
 from crossval.passes import EngineIdentity, PassPlan, PassRecord, TapArray, short_list
-from crossval.traces.read import TRACE_FILE, Trace, TraceInfo
-
-GOLDENS_SUFFIX = ".goldens"
+from crossval.traces.read import Trace, TraceInfo
 
 
 class RecordedRunner:
@@ -117,61 +114,6 @@ class _Selected(Mapping[str, TapArray]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-@dataclass(frozen=True)
-class Golden:
-    """A trace that lies beside a model."""
-
-    path: Path
-    info: TraceInfo
-
-
-def goldens_dir(model_path: str | Path) -> Path:
-    """Return the directory of a model's goldens: ``model.gguf`` -> ``model.goldens/``."""
-    path = Path(model_path)
-    return path.with_name(path.name.removesuffix(".gguf") + GOLDENS_SUFFIX)
-
-
-def list_goldens(model_path: str | Path) -> list[Golden]:
-    """Return the finished traces beside a model, sorted by name.
-
-    Raises:
-        BadInputError: one of them is malformed.
-    """
-    root = goldens_dir(model_path)
-    if not root.is_dir():
-        return []
-    try:
-        found = sorted(path for path in root.iterdir() if (path / TRACE_FILE).exists())
-    except OSError as error:
-        raise BadInputError(f"cannot read {root}: {error.strerror or error}") from error
-    return [Golden(path, Trace.open(path).info) for path in found]
-
-
-def find_golden(model_path: str | Path, model_sha256: str, prompt: str | Sequence[int]) -> Path | None:
-    """Return the golden of this very model file and prompt (text or token ids), or None.
-
-    Among several the one with the most passes, then the most taps, is chosen.
-
-    Raises:
-        BadInputError: a golden beside the model is malformed.
-    """
-    matching = [
-        golden
-        for golden in list_goldens(model_path)
-        if golden.info.model.sha256 == model_sha256 and _same_prompt(golden.info, prompt)
-    ]
-    best = max(matching, key=_extent, default=None)
-    return None if best is None else best.path
-
-
-def _same_prompt(info: TraceInfo, prompt: str | Sequence[int]) -> bool:
-    return info.prompt_text == prompt if isinstance(prompt, str) else info.prompt_ids == tuple(prompt)
-
-
-def _extent(golden: Golden) -> tuple[int, int]:
-    return len(golden.info.passes), sum(len(recorded.taps) for recorded in golden.info.passes)
 
 
 def _quote(text: str | None) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossval.engines.recorded import RecordedRunner, find_golden, goldens_dir, list_goldens
+from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner
+from crossval.traces.goldens import find_golden, goldens_dir, list_goldens
 from crossval.traces.read import TraceModel
 from crossval.traces.record import record_trace
 from tests.support.numpy_engine import MODEL, NumpyRunner

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from crossval.engines import registry
-from crossval.engines.recorded import RecordedRunner, goldens_dir
+from crossval.engines.recorded import RecordedRunner
 from crossval.engines.registry import (
     engine_name,
     find_engine,
@@ -25,6 +25,7 @@ from crossval.errors import BadInputError, UnavailableError
 from crossval.files import file_sha256
 from crossval.passes import Numerics
 from crossval.terms import SIDES
+from crossval.traces.goldens import goldens_dir
 from crossval.traces.record import record_trace
 from tests.support.numpy_engine import MODEL, NumpyRunner
 
