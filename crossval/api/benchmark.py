@@ -11,17 +11,17 @@ from bitnet_py.model import DEFAULT_UBATCH, available_cores
 from crossval.api.request import Request, silent
 from crossval.bench.engine import BitnetPyProcess, Engine
 from crossval.bench.measures import BOUNDED, Work
+from crossval.bench.receipt import BENCH
 from crossval.bench.rounds import run_bench
 from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.engines import registry
-from crossval.engines.party import REFERENCE_NAME, Compute, Party
 from crossval.engines.session import is_fallback, kernel_counts
 from crossval.errors import BadInputError, UnavailableError
 from crossval.model.file import ModelFile
 from crossval.passes import EngineIdentity, Numerics
-from crossval.receipts import evidence
-from crossval.receipts.evidence import Context
 from crossval.receipts.file import Receipt
+from crossval.receipts.kind import RunFacts, build, build_unavailable
+from crossval.receipts.party import REFERENCE_NAME, Compute, Party
 from crossval.terms import Progress, Side
 
 
@@ -50,7 +50,7 @@ def bench(
         EngineCrashError: from the engines.
     """
     n_threads = n_threads or available_cores()
-    request = Request("bench", model, reference=reference, n_threads=n_threads, progress=progress)
+    request = Request(BENCH, model, reference=reference, n_threads=n_threads, progress=progress)
     bounds = {name: (min_ratios or {}).get(name) for name in BOUNDED}
     checked = request.load_model()
     work = Work(seed, n_prompt, n_decode, n_rounds, n_threads, checked.config.vocab_size)
@@ -66,20 +66,18 @@ def bench(
     except UnavailableError as error:
         ours = Party("unavailable", EngineIdentity("bitnet_py"), note="not opened")
         theirs = Party("unavailable", EngineIdentity(REFERENCE_NAME), note=str(error))
-        error.receipt = evidence.build_unavailable(
-            "bench", _facts(checked, request, work, ours, theirs, Compute("none"))
-        )
+        error.receipt = build_unavailable(BENCH, _facts(checked, request, work, ours, theirs, Compute("none")))
         raise
     ours, theirs = (Party("live", done.identities[side]) for side in ("candidate", "reference"))
     fallback = kernel is None and is_fallback(ours.identity.settings.get("kernel"))
     compute = Compute("real", fallback, kernel_counts(done.counters))
-    return evidence.build("bench", done.findings, _facts(checked, request, work, ours, theirs, compute))
+    return build(BENCH, done.findings, _facts(checked, request, work, ours, theirs, compute))
 
 
 def _facts(
     model: ModelFile, request: Request, work: Work, ours: Party, theirs: Party, compute: Compute
-) -> Context:
-    return Context(
+) -> RunFacts:
+    return RunFacts(
         model=model.facts,
         tokenizer={**model.tokenizer, "engines_agree": None},
         text=None,

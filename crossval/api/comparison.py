@@ -14,9 +14,10 @@ from crossval.engines.recorded import RecordedRunner
 from crossval.engines.session import Prompt, Session, check_text
 from crossval.errors import BadInputError
 from crossval.examine.examination import examine
+from crossval.examine.layers_receipt import DIFF, LAYERS, Examined
 from crossval.passes import Runner
-from crossval.receipts import evidence
 from crossval.receipts.file import Receipt
+from crossval.receipts.kind import build
 from crossval.terms import SIDES, Progress
 
 Engines = tuple[Runner, Runner]
@@ -51,7 +52,7 @@ def compare(
         UnavailableError, EngineCrashError: from the engines.
     """
     request = Request(
-        "layers", model, candidate, reference, n_threads, template, n_decode, full, floors, causal, repro_dir,
+        LAYERS, model, candidate, reference, n_threads, template, n_decode, full, floors, causal, repro_dir,
         progress, say,
     )  # fmt: skip
     views.check_words(request)
@@ -88,7 +89,7 @@ def diff(
             raise BadInputError(f"{path} is not a directory with a trace")
     ours, theirs = (str(Path(path).resolve()) for path in (candidate, reference))
     request = Request(
-        "diff", model, ours, theirs, n_decode=n_decode, full=full, causal=causal, repro_dir=repro_dir,
+        DIFF, model, ours, theirs, n_decode=n_decode, full=full, causal=causal, repro_dir=repro_dir,
         progress=progress, say=say,
     )  # fmt: skip
     with request.session(request.load_model()) as session:
@@ -116,7 +117,7 @@ def audit_trace(
     """
     if not Path(trace).is_dir():
         raise BadInputError(f"{trace} is not a directory with a trace")
-    request = Request("layers", model, str(trace), "spec", n_decode=n_decode, full=full, progress=progress)
+    request = Request(LAYERS, model, str(trace), "spec", n_decode=n_decode, full=full, progress=progress)
     with request.session(request.load_model()) as session:
         ours, theirs = session.open()
         return _examined(request, session, (ours, theirs), _prompt_of(ours))
@@ -149,7 +150,7 @@ def _examined(request: Request, session: Session, engines: Engines, prompt: Prom
     _write_reproducers(request, found.findings, engines)
     seen, notes = views.make(request, session, engines, prompt, found.result)
     facts = replace(facts, notes=[*facts.notes, *notes])
-    return evidence.build(request.kind, found.result, facts, found.audits_json(), diagnosis, seen)
+    return build(request.kind, Examined(found.result, found.audits_json(), diagnosis, seen), facts)
 
 
 def _write_reproducers(request: Request, found: Sequence[Finding], engines: Engines) -> None:

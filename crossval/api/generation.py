@@ -15,12 +15,13 @@ from crossval.diagnose import findings
 from crossval.engines.session import Prompt, Session, check_text
 from crossval.errors import BadInputError
 from crossval.examine.greedy_audit import GreedyAudit, audit_prompt
+from crossval.examine.greedy_receipt import GREEDY, GreedyExamined
 from crossval.examine.resume import Resume
 from crossval.files import read_limited
 from crossval.model.weights import SpecWeights
 from crossval.passes import Runner
-from crossval.receipts import evidence
 from crossval.receipts.file import Receipt
+from crossval.receipts.kind import build
 from crossval.schema import parse_json
 from crossval.terms import Progress
 
@@ -56,7 +57,7 @@ def greedy(
         raise BadInputError("no prompt; comparing nothing is not a comparison")
     for text in texts:
         check_text(text)
-    request = Request("greedy", model, candidate, reference, n_threads, template, progress=progress, say=say)
+    request = Request(GREEDY, model, candidate, reference, n_threads, template, progress=progress, say=say)
     checked = request.load_model()
     weights = SpecWeights(checked.path) if audit else None  # before the run: the model may have no specification
     with (
@@ -73,11 +74,11 @@ def greedy(
         facts = request.facts(session, encoded, n_steps=n_steps)
         facts = replace(facts, compute=resume.compute(facts.compute))
         if found is None:
-            return evidence.build("greedy", result, facts)
+            return build(GREEDY, GreedyExamined(result, {}), facts)
         command = request.command(checked, texts[0], sum(one.kind == "decode" for one in found.passes))
         diagnosis = [findings.to_json(one, command) for one in found.findings]
         facts = replace(facts, notes=[*facts.notes, *found.notes])
-        return evidence.build("greedy", result, facts, found.audits, diagnosis)
+        return build(GREEDY, GreedyExamined(result, found.audits, diagnosis), facts)
 
 
 def _compare_all(

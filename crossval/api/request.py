@@ -12,13 +12,12 @@ from typing import Any
 
 from bitnet_py.resources import default_model_path
 from bitnet_py.template import get_template
-from crossval.engines.party import Party
 from crossval.engines.session import Prompt, Session, check_text, encode
 from crossval.errors import BadInputError, UnavailableError
 from crossval.model.file import ModelFile, check_model, missing_tokens
 from crossval.passes import Runner
-from crossval.receipts import evidence
-from crossval.receipts.evidence import Context, Kind
+from crossval.receipts.kind import Kind, RunFacts, build_unavailable
+from crossval.receipts.party import Party
 from crossval.terms import SIDES, Progress, Side
 
 Say = Callable[[str], None]
@@ -37,7 +36,8 @@ def silent(*_: object) -> None:
 class Request:
     """Which model and engines, and what about them."""
 
-    kind: Kind
+    kind: Kind[Any]
+    """Of the receipt."""
     model: str | Path | None = None
     candidate: str = "bitnet_py"
     reference: str = "auto"
@@ -96,7 +96,7 @@ class Request:
     def command(self, model: ModelFile, text: str | None, n_decode: int) -> str:
         """Return the command line that writes the reproducer of this comparison's finding; files without paths."""
         given: list[str] = []
-        if self.kind == "diff":
+        if self.kind.name == "diff":
             words = ["diff", _plain_word(self.candidate), _plain_word(self.reference)]
         else:
             words = ["layers", "--prompt", text or ""]
@@ -108,12 +108,12 @@ class Request:
 
     def facts(
         self, session: Session, prompts: Sequence[Prompt], sides: tuple[Side, ...] = SIDES, **settings: Any
-    ) -> Context:
+    ) -> RunFacts:
         """Return everything the receipt says beside the results, after the run; only ``sides`` were used."""
         parties = {"candidate": session.candidate, "reference": session.reference}
         for side in set(SIDES) - set(sides):
             parties[side] = Party("unused", parties[side].identity)
-        return Context(
+        return RunFacts(
             model=session.model.facts,
             tokenizer={**session.model.tokenizer, "engines_agree": _agree(prompts)},
             text=prompts[0].text if prompts else None,
@@ -138,7 +138,7 @@ class Request:
             else:
                 missing = Party("unavailable", facts.candidate.identity, note=str(error))
                 facts = replace(facts, candidate=missing)
-            error.receipt = evidence.build_unavailable(self.kind, facts)
+            error.receipt = build_unavailable(self.kind, facts)
             raise
 
 

@@ -12,22 +12,23 @@ from typing import Any, Literal
 from bitnet_py._native import kernel_families
 from crossval.api.request import Request, silent
 from crossval.engines import registry
-from crossval.engines.party import REFERENCE_NAME, Party
 from crossval.engines.session import Prompt, Session, check_text, compute_of, encode
 from crossval.errors import BadInputError, UsageError
+from crossval.examine.layers_receipt import LAYERS
 from crossval.model.file import ModelFile
 from crossval.model.taps import outline_taps
 from crossval.passes import EngineIdentity, Runner
-from crossval.receipts import evidence
-from crossval.receipts.evidence import Context
 from crossval.receipts.file import Receipt
+from crossval.receipts.kind import RunFacts, build
+from crossval.receipts.party import REFERENCE_NAME, Party
 from crossval.repeat.metamorphic.cases import LENGTHS, THREAD_COUNTS, Options
-from crossval.repeat.metamorphic.receipt import MetamorphicFindings
+from crossval.repeat.metamorphic.receipt import METAMORPHIC, MetamorphicFindings
 from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
 from crossval.selftest import catalogue, trials
+from crossval.selftest.receipt import SELFTEST
 from crossval.smoke import ask
-from crossval.smoke import receipt as smoke_receipt
 from crossval.smoke.answers import Answer, MinCorrect, SmokeResult
+from crossval.smoke.receipt import SMOKE, tokenizers_agree
 from crossval.smoke.suite import load_suite
 from crossval.terms import Progress, Side
 from crossval.traces.read import TraceInfo
@@ -73,7 +74,7 @@ def smoke(
     """
     sides = ENGINES[engine]
     questions = load_suite(suite)
-    request = Request("smoke", model, candidate, reference, n_threads, template, progress=progress)
+    request = Request(SMOKE, model, candidate, reference, n_threads, template, progress=progress)
     checked = request.load_model()
     decoder = ask.Decoder.of_model(checked.path)
     limits = ask.Limits(max_tokens, checked.config.context_length)
@@ -91,16 +92,16 @@ def smoke(
             suite=questions.name,
             suite_digest=questions.digest,
             n_prompts=len(questions.prompts),
-            engines=sides,
+            sides=sides,
             answers=tuple(answer for row in zip(*given, strict=True) for answer in row),
             min_correct=min_correct,
             stop_ids=tuple(sorted(decoder.stop_ids)),
             special_ids=tuple(sorted(decoder.special_ids)),
         )
-        first, agree = result.answers[0], smoke_receipt.tokenizers_agree(result)
+        first, agree = result.answers[0], tokenizers_agree(result)
         note = _tokenizer_note(result.answers) if agree is False else None
         prompt = Prompt(first.prompt.prompt, first.prompt_ids, agree, note)
-        return evidence.build("smoke", result, request.facts(session, [prompt], sides, n_steps=max_tokens))
+        return build(SMOKE, result, request.facts(session, [prompt], sides, n_steps=max_tokens))
 
 
 def _own_threads(model: ModelFile) -> int | None:
@@ -151,7 +152,7 @@ def metamorphic(
         raise UsageError("--kernels: only the candidate has kernel families")
     runnable = tuple(family.name for family in kernel_families() if family.available)
     options = Options(lengths, thread_counts, (kernels or runnable) if "candidate" in sides else ())
-    request = Request("metamorphic", model, candidate, reference, n_threads, template, progress=progress)
+    request = Request(METAMORPHIC, model, candidate, reference, n_threads, template, progress=progress)
     checked = request.load_model()
     longest = checked.config.context_length
     if options.n_tokens > longest:
@@ -166,14 +167,14 @@ def metamorphic(
                 _Reopen(session, side, runners[side]),
                 tokens,
                 n_layers=checked.config.n_layers,
-                party=side,
+                side=side,
                 options=options if side == "candidate" else replace(options, kernels=()),
                 progress=progress,
             )
             for side in sides
         )
         facts = request.facts(session, [Prompt(prompt, tokens, None)], sides)
-        return evidence.build("metamorphic", MetamorphicFindings(options, results), facts)
+        return build(METAMORPHIC, MetamorphicFindings(options, results), facts)
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def record(
         UnavailableError, EngineCrashError: from the engine.
     """
     check_text(prompt)
-    request = Request("layers", model, template=template, progress=progress)
+    request = Request(LAYERS, model, template=template, progress=progress)
     checked = request.load_model()
     with registry.open_live(engine, checked.path, n_threads=n_threads) as runner:
         rendered = request.render(prompt)
@@ -252,11 +253,11 @@ def selftest(model: str | Path | None = None, *, progress: Progress = silent) ->
     Raises:
         BadInputError, ModelError: the model is unusable, or a fault cannot be put into it.
     """
-    checked = Request("selftest", model, progress=progress).load_model()
+    checked = Request(SELFTEST, model, progress=progress).load_model()
     with trials.open_bench(checked) as opened:
         result = trials.run(opened, progress=progress)
         engine = opened.healthy["candidate"]
-        facts = Context(
+        facts = RunFacts(
             model=checked.facts,
             tokenizer={**checked.tokenizer, "engines_agree": None},
             text=None,
@@ -268,4 +269,4 @@ def selftest(model: str | Path | None = None, *, progress: Progress = silent) ->
             settings={"candidate": "bitnet_py", "n_decode": catalogue.N_DECODE},
             notes=[*checked.notes, SELFTEST_NOTE],
         )
-        return evidence.build("selftest", result, facts)
+        return build(SELFTEST, result, facts)

@@ -12,13 +12,13 @@ from typing import Any
 from crossval.api.request import Request
 from crossval.causal import receipt as causal_receipt
 from crossval.causal.view import view_of_engines
+from crossval.compare.receipt import row_from_json, row_to_json
 from crossval.compare.rows import LayersResult
 from crossval.engines.registry import find_engine
 from crossval.engines.session import Prompt, Session
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError, UsageError
 from crossval.model.weights import SpecWeights
 from crossval.passes import Runner
-from crossval.receipts import evidence
 from crossval.repeat import floors_receipt
 from crossval.repeat.floors import measure_floors
 
@@ -78,7 +78,7 @@ def make(
                 thread_counts=floors_receipt.THREAD_COUNTS,
                 progress=request.progress,
             )
-            rows = [evidence.row_from_json(evidence.row_to_json(row)) for row in result.rows]
+            rows = [row_from_json(row_to_json(row)) for row in result.rows]
             made["floors"] = floors_receipt.to_json(table, rows)
         except (UnavailableError, EngineCrashError):
             raise

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from bitnet_py.errors import BitnetError
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError
-from crossval.receipts import evidence
 from crossval.receipts.file import Receipt
+from crossval.receipts.kind import VIEWS
 
 DEBUG_VARIABLE = "CROSSVAL_DEBUG"
 """Set: failures print a traceback."""
@@ -43,7 +43,7 @@ EXIT_OF_VERDICT = {
 
 def exit_code(made: Receipt) -> int:
     """Return the exit code of a receipt's verdict; 3 when a view that was asked for is missing from a good one."""
-    missing = [name for name in evidence.VIEWS if made["settings"].get(name) and name not in made]
+    missing = [name for name in VIEWS if made["settings"].get(name) and name not in made]
     return EXIT_OF_VERDICT[made["verdict"]] or (UnavailableError.exit_code if missing else 0)
 
 

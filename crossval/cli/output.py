@@ -14,8 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from crossval import terms
 from crossval.cli.exits import exit_code
+from crossval.examine.triage import show_triage
 from crossval.receipts import file as receipt
-from crossval.reports import render
+from crossval.registry import show_receipt
+from crossval.reports.console import console, plain, show_line
 
 
 def publish(made: Mapping[str, Any], path: Path | None, as_json: bool) -> None:
@@ -36,24 +38,22 @@ def finish(made: receipt.Receipt, path: Path | None, as_json: bool, *, plain_wor
     """Publish the receipt, show the tables (or the finding in plain words), and exit by the verdict."""
     publish(made, path, as_json)
     if not as_json:
-        console = render.console()
-        show = render.show_triage if plain_words else render.show_receipt
-        show(console, made)
+        out = console()
+        show = show_triage if plain_words else show_receipt
+        show(out, made)
         if path is not None:
-            render.show_path(console, "receipt", path)
+            show_line(out, f"receipt: {path}")
     raise click.exceptions.Exit(exit_code(made))
 
 
 @contextmanager
 def progress() -> Iterator[terms.Progress]:
     """Yield a progress callback (what, done, total): a bar on a terminal's stderr, silence anywhere else."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    err = Console(stderr=True)
+    if not err.is_terminal:
         yield lambda what, done, total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as bars:
         task = bars.add_task("", total=1)
-        yield lambda what, done, total: bars.update(
-            task, description=render.plain(what), completed=done, total=total
-        )
+        yield lambda what, done, total: bars.update(task, description=plain(what), completed=done, total=total)

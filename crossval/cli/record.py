@@ -11,7 +11,7 @@ from crossval import api
 from crossval.cli import output
 from crossval.cli.options import MAX_THREADS, MODEL, TEMPLATE, count, file, plain_command
 from crossval.engines.registry import live_words
-from crossval.reports import render
+from crossval.reports.console import console, show_line
 
 
 @plain_command(
@@ -43,7 +43,7 @@ def command(out_dir: Path, **options: Any) -> None:
     """
     with output.progress() as progress:
         info = api.record(out_dir=out_dir, progress=progress, **options)
-    console = render.console()
+    out = console()
     n_taps = sum(len(one.taps) for one in info.passes)
-    render.show_line(console, f"recorded {len(info.passes)} passes, {n_taps} taps of {info.engine.name}")
-    render.show_path(console, "trace", out_dir)
+    show_line(out, f"recorded {len(info.passes)} passes, {n_taps} taps of {info.engine.name}")
+    show_line(out, f"trace: {out_dir}")

@@ -21,6 +21,7 @@ from crossval.cli.exits import exit_code
 from crossval.compare.rows import Skip
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.session import Prompt, Session
+from crossval.examine.layers_receipt import LAYERS
 from crossval.model import taps
 from crossval.receipts import file as receipt
 from crossval.receipts import gate
@@ -91,7 +92,7 @@ def test_a_reference_that_turns_out_to_be_recorded_has_no_floors(
 
 
 def test_a_prompt_of_one_token_has_no_floors(model_path: Path) -> None:
-    request = Request("layers", model_path, floors=True)
+    request = Request(LAYERS, model_path, floors=True)
     with BitnetPyRunner(model_path) as live, pytest.raises(Exception, match="at least 2 tokens") as error:
         views.check_reference(request, live, Prompt("a", (1,), True))
     assert getattr(error.value, "exit_code", None) == 2
@@ -100,7 +101,7 @@ def test_a_prompt_of_one_token_has_no_floors(model_path: Path) -> None:
 @pytest.mark.parametrize("n_tokens", [2, 3, 4, 9])
 def test_a_short_prompt_is_enough(n_tokens: int, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody but bitnet.cpp is ever a live reference; here our engine plays it, so that no library is needed."""
-    request = Request("layers", model_path, floors=True)
+    request = Request(LAYERS, model_path, floors=True)
     monkeypatch.setattr(Session, "reopen", lambda self, side, **asked: BitnetPyRunner(self.model.path, **asked))
     session = request.session(request.load_model())
     prompt = Prompt(None, tuple(range(3, 3 + n_tokens)), True)
@@ -119,7 +120,7 @@ def test_a_reference_that_gives_nan_has_no_floors_and_the_comparison_stays(
     class Nan(Stranger):
         fault = Fault(invalid="blk.1.ffn_up")
 
-    request = Request("layers", model_path, floors=True)
+    request = Request(LAYERS, model_path, floors=True)
     monkeypatch.setattr(Session, "reopen", lambda self, side, **asked: Nan(self.model.path, **asked))
     session = request.session(request.load_model())
     with Nan(model_path) as engine:
