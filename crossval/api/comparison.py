@@ -117,7 +117,9 @@ def audit_trace(
     """
     if not Path(trace).is_dir():
         raise BadInputError(f"{trace} is not a directory with a trace")
-    request = Request(LAYERS, model, str(trace), "spec", n_decode=n_decode, full=full, progress=progress)
+    request = Request(
+        LAYERS, model, str(Path(trace).resolve()), "spec", n_decode=n_decode, full=full, progress=progress
+    )
     with request.session(request.load_model()) as session:
         ours, theirs = session.open()
         return _examined(request, session, (ours, theirs), _prompt_of(ours))

@@ -168,7 +168,7 @@ def test_a_kernel_that_this_cpu_lacks_is_left_open(model_path, tmp_path, monkeyp
     opened = BitnetPyRunner.__enter__
 
     def lacking(self: BitnetPyRunner) -> BitnetPyRunner:
-        if self._options[1] == "scalar":
+        if self._options["kernel"] == "scalar":
             raise UnavailableError("this CPU lacks it")
         return opened(self)
 
