@@ -1,5 +1,4 @@
-"""The ``crossval`` command: one module per subcommand over ``crossval.api``; exit codes in
-``crossval.cli.app``."""
+"""The ``crossval`` command: one module per subcommand over ``crossval.api``."""
 
 from crossval.cli import bench, diff, doctor, gate, greedy, layers, metamorphic, record, selftest, smoke
 from crossval.cli.app import cli
