@@ -5,7 +5,7 @@ bitnet.cpp keeps the result of an I2_S matrix product on the stack of the thread
 one thread and 512 tokens of a 2B-4T shape end in SIGSEGV. The main thread takes its stack limit
 from RLIMIT_STACK, threads of glibc read it when the process starts, OpenMP runtimes have variables
 of their own. So the limits have to be in place before the process starts: the child sets them and
-executes itself again.
+executes the server.
 """
 
 from __future__ import annotations
@@ -13,22 +13,25 @@ from __future__ import annotations
 import math
 import os
 import resource
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NoReturn
 
+from crossval.child.command import child_command
+
 STACK_BYTES = 64 << 20
-"""Stack asked for, per thread: 512 tokens of 24,000 rows on one thread. Memory is used as it is touched."""
+"""Stack asked for, per thread: 512 tokens of 24,000 rows on one thread. Memory is used as it is
+touched."""
 _RESERVE_BYTES = 1 << 20
 
 
-def restart_with_large_stack(fds: Sequence[int]) -> NoReturn:
-    """Execute this program again with a large stack, no core files, and the stack's bytes as a further argument.
+def main(argv: list[str]) -> NoReturn:
+    """Set a large stack and no core files, then execute ``crossval.bitnet_cpp.serve``.
 
-    ``fds``: descriptors that stay open.
+    ``argv``: descriptors of requests, responses and lifeline; the server gets them, and the bytes
+    of the stack.
     """
-    for fd in fds:
-        os.set_inheritable(fd, True)
+    for fd in argv:
+        os.set_inheritable(int(fd), True)
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     size_bytes = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (size_bytes, hard))
@@ -38,7 +41,8 @@ def restart_with_large_stack(fds: Sequence[int]) -> NoReturn:
     environment = {**os.environ, "OMP_STACKSIZE": f"{size_bytes // 1024}K"}
     for variable in ("KMP_STACKSIZE", "GOMP_STACKSIZE"):
         environment.pop(variable, None)
-    os.execve(sys.executable, [*sys.orig_argv, str(size_bytes)], environment)
+    command = [*child_command("crossval.bitnet_cpp.serve"), *argv, str(size_bytes)]
+    os.execve(command[0], command, environment)
 
 
 def max_ubatch(stack_bytes: int, row_counts: Iterable[int], n_threads: int) -> int:

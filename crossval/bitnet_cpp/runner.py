@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from crossval.bitnet_cpp import library as cpp_library
 from crossval.child.client import EngineProcess, array_of
-from crossval.child.process import ChildProcess, child_command
+from crossval.child.command import child_command
+from crossval.child.process import ChildProcess
 from crossval.child.protocol import Frame
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
@@ -19,7 +20,8 @@ from crossval.terms import LOGITS
 SUPPORTED_ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
 """What bitnet.cpp builds with ``build_bitnet_158``, whose node names the taps are mapped from."""
 
-CHILD = "crossval.bitnet_cpp.serve"
+CHILD = "crossval.bitnet_cpp.limits"
+"""Sets the limits and goes on as ``crossval.bitnet_cpp.serve``."""
 OUTPUT_WEIGHT_NOTE = "ignored: bitnet.cpp multiplies the head with token_embd.weight"
 
 _OPEN_TIMEOUT_S = 60.0

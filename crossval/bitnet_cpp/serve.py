@@ -1,6 +1,6 @@
-"""The child process that runs bitnet.cpp: its limits, and the commands of ``BitnetCppRunner``.
+"""The child process that runs bitnet.cpp: the commands of ``BitnetCppRunner``.
 
-``crossval.child.serve`` describes requests and answers.
+``crossval.bitnet_cpp.limits`` starts it; ``crossval.child.serve`` describes requests and answers.
 """
 
 from __future__ import annotations
@@ -8,39 +8,34 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from crossval.bitnet_cpp import limits
+import numpy as np
+
+from crossval.bitnet_cpp.engine import Engine, RefusedError
+from crossval.child.protocol import Frame
+from crossval.child.serve import serve
+from crossval.errors import BadInputError, UnavailableError
 
 
 def main(argv: list[str]) -> None:
-    """Set the process limits, which takes a second start, then serve requests until the pipe ends.
+    """Serve requests until the pipe ends.
 
-    ``argv``: descriptors of requests, responses and lifeline; after the second start also the bytes
-    of the stack in force.
+    ``argv``: descriptors of requests, responses and lifeline, and the bytes of the stack in force.
     """
-    fds, stack = [int(fd) for fd in argv[:3]], argv[3:]
-    if not stack:
-        limits.restart_with_large_stack(fds)
-    # Imported here so that the first start, which only sets limits, takes milliseconds.
-    from crossval.bitnet_cpp.engine import Engine, RefusedError
-    from crossval.child.serve import serve
-    from crossval.errors import BadInputError, UnavailableError
-
+    *fds, stack_bytes = map(int, argv)
+    engine = Engine(stack_bytes)
     kinds = ((BadInputError, "bad_input"), (UnavailableError, "unavailable"), (RefusedError, "refused"))
-    engine = Engine(int(stack[0]))
     serve(fds, lambda request: handle(engine, request), kinds)
     # Destructors of a library that may be broken have nothing to add.
     os._exit(0)
 
 
-def handle(engine: Any, request: Any) -> tuple[Any, dict[str, Any]]:
-    """Return result and arrays of one request to a ``crossval.bitnet_cpp.engine.Engine``.
+def handle(engine: Engine, request: Frame) -> tuple[Any, dict[str, Any]]:
+    """Return result and arrays of one request.
 
     Raises:
         BadInputError, UnavailableError, RefusedError: from the engine.
         ValueError: an unknown command.
     """
-    import numpy as np  # as above
-
     header = request.header
     command = header.get("command")
     if command == "open":
@@ -52,7 +47,8 @@ def handle(engine: Any, request: Any) -> tuple[Any, dict[str, Any]]:
         ids = engine.tokenize(header["text"], add_bos=header["add_bos"], parse_special=header["parse_special"])
         return {}, {"token_ids": np.array(ids, np.int32)}
     if command == "reset":
-        return engine.reset(), {}
+        engine.reset()
+        return {}, {}
     if command == "eval_each":
         passes = [engine.eval([token], ()) for token in request.arrays["token_ids"].tolist()]
         logits = np.concatenate([one.logits for one in passes])

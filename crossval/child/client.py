@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.child.process import ChildProcess, child_command
+from crossval.child.command import child_command
+from crossval.child.process import ChildProcess
 from crossval.child.protocol import Frame
 from crossval.errors import EngineCrashError
 from crossval.passes import PassPlan, PassRecord, TapArray

@@ -6,11 +6,9 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
@@ -41,7 +39,7 @@ class ChildProcess:
     def __init__(self, engine: str, command: Sequence[str]) -> None:
         """Start the child: ``command``, with three file descriptors as further arguments.
 
-        ``engine``: its name in messages. ``child_command`` gives the command of a module.
+        ``engine``: its name in messages. ``child_command`` (``child.command``) gives that of a module.
 
         Raises:
             UnavailableError: the program cannot be started.
@@ -178,19 +176,6 @@ class ChildProcess:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
-
-
-def child_command(module: str) -> list[str]:
-    """Return the command of a child that calls ``main(argv)`` of a module of this package.
-
-    Nothing is imported from the working directory.
-    """
-    root = str(Path(__file__).resolve().parents[2])
-    code = (
-        f"import sys; sys.path.pop(0); {root!r} in sys.path or sys.path.insert(0, {root!r}); "
-        f"from {module} import main; main(sys.argv[1:])"
-    )
-    return [sys.executable, "-c", code]
 
 
 def _environment() -> dict[str, str]:

@@ -10,10 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitnet_py import _native, resources
+from bitnet_py.errors import BitnetError
+from bitnet_py.gguf import GGUFFile
 from crossval.bitnet_cpp import library as cpp_library
+from crossval.bitnet_cpp import runner as cpp_runner
 from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp import toolchain as cpp_toolchain
 from crossval.errors import CrossvalError, UnavailableError
+from crossval.files import file_sha256
+from crossval.traces.goldens import goldens_dir, list_goldens
 
 PACKAGES = ("numpy", "gguf", "tokenizers", "pandas", "jsonschema", "click", "safetensors", "rich")
 
@@ -81,9 +87,6 @@ def check_packages() -> list[PartCheck]:
 
 def check_c_library() -> list[PartCheck]:
     """Return whether the engine's C library loads."""
-    from bitnet_py import _native
-    from bitnet_py.errors import BitnetError
-
     try:
         return [PartCheck("engine C library", True, str(_native.library_path()))]
     except BitnetError as error:
@@ -92,9 +95,6 @@ def check_c_library() -> list[PartCheck]:
 
 def check_kernels() -> list[PartCheck]:
     """Return which kernel families this CPU can run."""
-    from bitnet_py import _native
-    from bitnet_py.errors import BitnetError
-
     try:
         families = _native.kernel_families()
     except BitnetError as error:
@@ -108,9 +108,6 @@ def check_kernels() -> list[PartCheck]:
 
 def check_libm() -> list[PartCheck]:
     """Return whether cosf, sinf and powf round here as they did where references were recorded."""
-    from bitnet_py import _native
-    from bitnet_py.errors import BitnetError
-
     try:
         name = _native.libm_name()
     except BitnetError:
@@ -124,12 +121,8 @@ def check_libm() -> list[PartCheck]:
 
 def check_default_model() -> list[PartCheck]:
     """Return whether the model that ships with the project is there and readable."""
-    from bitnet_py.errors import BitnetError
-    from bitnet_py.gguf import GGUFFile
-    from bitnet_py.resources import default_model_path
-
     try:
-        path = default_model_path()
+        path = resources.default_model_path()
         with GGUFFile.open(path) as gguf:
             detail = f"{path} ({len(gguf.tensors)} tensors, {path.stat().st_size / 1e6:.1f} MB)"
         return [PartCheck("default model", True, detail)]
@@ -139,15 +132,10 @@ def check_default_model() -> list[PartCheck]:
 
 def check_goldens() -> list[PartCheck]:
     """Return how many recordings of real bitnet.cpp fit the default model."""
-    from bitnet_py.errors import BitnetError
-    from bitnet_py.resources import default_model_path
-    from crossval.files import file_sha256
-    from crossval.traces.goldens import goldens_dir, list_goldens
-
     name = "goldens (recorded bitnet.cpp)"
     remedy = "record them with `make record` (needs bitnet.cpp)"
     try:
-        model = default_model_path()
+        model = resources.default_model_path()
         goldens = list_goldens(model)
         sha256 = file_sha256(model)
     except (BitnetError, CrossvalError) as error:
@@ -216,14 +204,12 @@ def check_submodule() -> list[PartCheck]:
 
 def check_bitnet_cpp() -> list[PartCheck]:
     """Return whether bitnet.cpp's library is there and, loaded in a child process, behaves as expected."""
-    from crossval.bitnet_cpp.runner import open_library
-
     name = "bitnet.cpp library"
     try:
         library = cpp_library.find_library()
         if library is None:
             return [PartCheck(name, False, "not built", cpp_library.HOW_TO_GET, required=False)]
-        facts = open_library(library.path)
+        facts = cpp_runner.open_library(library.path)
     except CrossvalError as error:
         return [PartCheck(name, False, str(error), cpp_library.HOW_TO_GET, required=False)]
     manifest = cpp_library.manifest_for(facts["files"])
