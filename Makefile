@@ -39,7 +39,7 @@ fetch-cpp: $(INSTALLED)  ## Build bitnet.cpp: downloaded, or the source in BITNE
 	$(BIN)/python -m crossval.bitnet_cpp.build
 
 record: $(INSTALLED)  ## Record the goldens of the shipped model anew from live bitnet.cpp
-	$(BIN)/python -m crossval.traces.goldens
+	$(BIN)/python -m crossval.cli.goldens
 
 bench: $(INSTALLED)  ## Measure our engine and live bitnet.cpp, interleaved
 	$(BIN)/crossval bench

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class CrossvalError(Exception):
     """Root of all errors raised by ``crossval``. ``exit_code`` is what the command line exits with."""
 
     exit_code = 4
+
+
+class UsageError(CrossvalError):
+    """What was asked for contradicts itself (exit 2)."""
+
+    exit_code = 2
 
 
 class BadInputError(CrossvalError):
@@ -19,6 +28,8 @@ class UnavailableError(CrossvalError):
     """The reference asked for is not available, or coverage is incomplete (exit 3)."""
 
     exit_code = 3
+    receipt: Mapping[str, Any] | None = None
+    """The ``incomplete`` receipt that states it, from the functions of ``crossval.api`` that make receipts."""
 
 
 class EngineCrashError(CrossvalError):

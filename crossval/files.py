@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -41,6 +42,35 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def read_limited(path: Path, what: str, max_bytes: int) -> bytes:
+    """Return the bytes of a file; ``what`` it is, for messages.
+
+    Raises:
+        BadInputError: it cannot be read, or is larger than ``max_bytes``.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"cannot read {what} {path}: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > max_bytes:
+        raise BadInputError(f"{path}: larger than {max_bytes} bytes")
+    return data
+
+
+def check_regular(path: Path) -> None:
+    """Check that a path names a regular file: reading anything else may never end.
+
+    Raises:
+        BadInputError: it does not, or it is not there (from FileNotFoundError).
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadInputError(f"{path}: not a regular file")
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
 def file_sha256(path: str | Path) -> str:
     """Return the lower-case hexadecimal sha256 of a file, read in chunks.
 
@@ -71,8 +101,8 @@ def file_sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _cache_key(path: Path, stat: os.stat_result) -> str:
-    parts = (path.resolve(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+def _cache_key(path: Path, at: os.stat_result) -> str:
+    parts = (path.resolve(), at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
     return "|".join(str(part) for part in parts)
 
 

@@ -122,10 +122,6 @@ class Runner(Protocol):
     def plan(self) -> tuple[PassPlan, ...] | None:
         """The only passes this runner can give (a recorded trace), or None when it can run anything."""
 
-    @property
-    def available_taps(self) -> frozenset[str] | None:
-        """Full names of the taps the engine can give in its first pass, or None when it can give all."""
-
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of ``text`` by the engine's own tokenizer."""
 
@@ -153,7 +149,7 @@ class Runner(Protocol):
 
 
 def pass_kind(n_tokens: int, start: int) -> PassKind:
-    """Return what one call of an engine is: one token behind others is a decode pass, all else is prefill."""
+    """Return what one call of an engine is: one token after others is a decode pass, all else is prefill."""
     return "decode" if n_tokens == 1 and start > 0 else "prefill"
 
 

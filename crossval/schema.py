@@ -72,6 +72,15 @@ def validate_policy(policy: Any, where: str = "policy") -> None:
     _validate(policy, "policy.v1", where)
 
 
+def validate_trace(value: Any, where: str) -> None:
+    """Check the contents of a ``trace.json`` against ``schemas/trace.v1.schema.json``.
+
+    Raises:
+        BadInputError: naming the field and what is wrong with it.
+    """
+    _validate(value, "trace.v1", where)
+
+
 def _validate(value: Any, schema_name: str, where: str) -> None:
     _check(value, validator(schema_name), f"{schema_name}.schema.json", where)
 

@@ -31,11 +31,6 @@ class Wrapped:
         """The engine's own."""
         return self.runner.plan
 
-    @property
-    def available_taps(self) -> frozenset[str] | None:
-        """The engine's own."""
-        return self.runner.available_taps
-
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Ask the engine."""
         return self.runner.tokenize(text, add_bos=add_bos, parse_special=parse_special)

@@ -1,16 +1,16 @@
 """ctypes mirror of the C interface of bitnet.cpp's llama.cpp, and behavioural checks that it fits.
 
 The structs are those of the llama.cpp generation inside bitnet.cpp (``include/llama.h``,
-``ggml/include/ggml.h``). Nothing in the library says which version it is, so before it is trusted it has
-to behave like it: ``verify`` compares sizes, default values and the fields of tensors it makes itself with
-what the library's own accessor functions say. Used in the child process only.
+``ggml/include/ggml.h``). Nothing in the library says which version it is, so before it is trusted
+it has to behave like it: ``verify`` compares sizes, default values and the fields of tensors it
+makes itself with what the library's own accessor functions say. Used in the child process only.
 """
 
 from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from ctypes import (
     CFUNCTYPE,
@@ -46,58 +46,66 @@ _SIZE_OF_GGML_OBJECT = 32
 _CANARY_BYTES = 1024
 
 
+BUILD_DEPENDENT = object()
+"""Stands for a default value that depends on the build."""
+MODEL_PARAMS: tuple[tuple[str, Any, Any], ...] = (
+    ("n_gpu_layers", c_int32, BUILD_DEPENDENT),
+    ("split_mode", c_int32, 1),
+    ("main_gpu", c_int32, 0),
+    ("tensor_split", c_void_p, None),
+    ("rpc_servers", c_void_p, None),
+    ("progress_callback", c_void_p, None),
+    ("progress_callback_user_data", c_void_p, None),
+    ("kv_overrides", c_void_p, None),
+    ("vocab_only", c_bool, False),
+    ("use_mmap", c_bool, True),
+    ("use_mlock", c_bool, False),
+    ("check_tensors", c_bool, False),
+)
+"""Fields of ``struct llama_model_params``: name, type, value in ``llama_model_default_params``."""
+CONTEXT_PARAMS: tuple[tuple[str, Any, Any], ...] = (
+    ("n_ctx", c_uint32, 512),
+    ("n_batch", c_uint32, 2048),
+    ("n_ubatch", c_uint32, 512),
+    ("n_seq_max", c_uint32, 1),
+    ("n_threads", c_int32, 4),
+    ("n_threads_batch", c_int32, 4),
+    ("rope_scaling_type", c_int32, -1),
+    ("pooling_type", c_int32, -1),
+    ("attention_type", c_int32, -1),
+    ("rope_freq_base", c_float, 0.0),
+    ("rope_freq_scale", c_float, 0.0),
+    ("yarn_ext_factor", c_float, -1.0),
+    ("yarn_attn_factor", c_float, 1.0),
+    ("yarn_beta_fast", c_float, 32.0),
+    ("yarn_beta_slow", c_float, 1.0),
+    ("yarn_orig_ctx", c_uint32, 0),
+    ("defrag_thold", c_float, -1.0),
+    ("cb_eval", c_void_p, None),
+    ("cb_eval_user_data", c_void_p, None),
+    ("type_k", c_int32, TYPE_F16),
+    ("type_v", c_int32, TYPE_F16),
+    ("logits_all", c_bool, False),
+    ("embeddings", c_bool, False),
+    ("offload_kqv", c_bool, True),
+    ("flash_attn", c_bool, False),
+    ("no_perf", c_bool, True),
+    ("abort_callback", c_void_p, None),
+    ("abort_callback_data", c_void_p, None),
+)
+"""Fields of ``struct llama_context_params``, likewise."""
+
+
 class ModelParams(ctypes.Structure):
     """``struct llama_model_params``."""
 
-    _fields_ = (
-        ("n_gpu_layers", c_int32),
-        ("split_mode", c_int32),
-        ("main_gpu", c_int32),
-        ("tensor_split", c_void_p),
-        ("rpc_servers", c_void_p),
-        ("progress_callback", c_void_p),
-        ("progress_callback_user_data", c_void_p),
-        ("kv_overrides", c_void_p),
-        ("vocab_only", c_bool),
-        ("use_mmap", c_bool),
-        ("use_mlock", c_bool),
-        ("check_tensors", c_bool),
-    )
+    _fields_ = tuple((name, kind) for name, kind, _ in MODEL_PARAMS)
 
 
 class ContextParams(ctypes.Structure):
     """``struct llama_context_params``."""
 
-    _fields_ = (
-        ("n_ctx", c_uint32),
-        ("n_batch", c_uint32),
-        ("n_ubatch", c_uint32),
-        ("n_seq_max", c_uint32),
-        ("n_threads", c_int32),
-        ("n_threads_batch", c_int32),
-        ("rope_scaling_type", c_int32),
-        ("pooling_type", c_int32),
-        ("attention_type", c_int32),
-        ("rope_freq_base", c_float),
-        ("rope_freq_scale", c_float),
-        ("yarn_ext_factor", c_float),
-        ("yarn_attn_factor", c_float),
-        ("yarn_beta_fast", c_float),
-        ("yarn_beta_slow", c_float),
-        ("yarn_orig_ctx", c_uint32),
-        ("defrag_thold", c_float),
-        ("cb_eval", c_void_p),
-        ("cb_eval_user_data", c_void_p),
-        ("type_k", c_int32),
-        ("type_v", c_int32),
-        ("logits_all", c_bool),
-        ("embeddings", c_bool),
-        ("offload_kqv", c_bool),
-        ("flash_attn", c_bool),
-        ("no_perf", c_bool),
-        ("abort_callback", c_void_p),
-        ("abort_callback_data", c_void_p),
-    )
+    _fields_ = tuple((name, kind) for name, kind, _ in CONTEXT_PARAMS)
 
 
 class Batch(ctypes.Structure):
@@ -210,53 +218,6 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 }
 """Every function used: name -> (result type, argument types)."""
 
-CONTEXT_DEFAULTS: dict[str, float | bool | None] = {
-    "n_ctx": 512,
-    "n_batch": 2048,
-    "n_ubatch": 512,
-    "n_seq_max": 1,
-    "n_threads": 4,
-    "n_threads_batch": 4,
-    "rope_scaling_type": -1,
-    "pooling_type": -1,
-    "attention_type": -1,
-    "rope_freq_base": 0.0,
-    "rope_freq_scale": 0.0,
-    "yarn_ext_factor": -1.0,
-    "yarn_attn_factor": 1.0,
-    "yarn_beta_fast": 32.0,
-    "yarn_beta_slow": 1.0,
-    "yarn_orig_ctx": 0,
-    "defrag_thold": -1.0,
-    "cb_eval": None,
-    "cb_eval_user_data": None,
-    "type_k": TYPE_F16,
-    "type_v": TYPE_F16,
-    "logits_all": False,
-    "embeddings": False,
-    "offload_kqv": True,
-    "flash_attn": False,
-    "no_perf": True,
-    "abort_callback": None,
-    "abort_callback_data": None,
-}
-"""What ``llama_context_default_params`` returns in this generation (llama.cpp)."""
-
-MODEL_DEFAULTS: dict[str, float | bool | None] = {
-    "split_mode": 1,
-    "main_gpu": 0,
-    "tensor_split": None,
-    "rpc_servers": None,
-    "progress_callback": None,
-    "progress_callback_user_data": None,
-    "kv_overrides": None,
-    "vocab_only": False,
-    "use_mmap": True,
-    "use_mlock": False,
-    "check_tensors": False,
-}
-"""What ``llama_model_default_params`` returns; ``n_gpu_layers`` depends on the build."""
-
 
 def load(path: str) -> ctypes.CDLL:
     """Open the shared library and declare every function used.
@@ -296,8 +257,8 @@ def verify(library: ctypes.CDLL) -> None:
         *_size_problems(library, "llama_model_default_params", ModelParams),
     ]
     if not problems:
-        problems += _default_problems(library.llama_context_default_params(), CONTEXT_DEFAULTS)
-        problems += _default_problems(library.llama_model_default_params(), MODEL_DEFAULTS)
+        problems += _default_problems(library.llama_context_default_params(), CONTEXT_PARAMS)
+        problems += _default_problems(library.llama_model_default_params(), MODEL_PARAMS)
         problems += _tensor_problems(library)
     if problems:
         raise UnavailableError(
@@ -328,11 +289,11 @@ def _size_problems(library: ctypes.CDLL, function: str, struct: type[ctypes.Stru
     return [f"{function} writes {size} bytes, expected {expected}"]
 
 
-def _default_problems(struct: ctypes.Structure, expected: dict[str, float | bool | None]) -> list[str]:
+def _default_problems(struct: ctypes.Structure, fields: Iterable[tuple[str, Any, Any]]) -> list[str]:
     problems = []
-    for name, value in expected.items():
+    for name, _, value in fields:
         actual = getattr(struct, name)
-        if actual != value:
+        if value is not BUILD_DEPENDENT and actual != value:
             problems.append(f"default {name} is {actual!r}, expected {value!r}")
     return problems
 

@@ -1,7 +1,8 @@
 """Build bitnet.cpp's ``llama`` library out of tree and record how (``python -m crossval.bitnet_cpp.build``).
 
-Where the source comes from, first match: ``BITNET_CPP_LIB`` (a ready library: nothing to build, only checked),
-``BITNET_CPP_DIR`` (an existing checkout: no network, nothing written into it), else the pinned submodule.
+Where the source comes from, first match: ``BITNET_CPP_LIB`` (a ready library: nothing to build,
+only checked), ``BITNET_CPP_DIR`` (an existing checkout: no network, nothing written into it), else
+the pinned submodule.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def build(source: Source, options: Options) -> BuiltLibrary:
     """Configure and compile the ``llama`` target, write the manifest beside the library.
 
     Raises:
-        UnavailableError: a tool is missing or the build failed; the message has the tail of its log.
+        UnavailableError: a tool is missing or the build failed; the message has the tail of its
+        log.
     """
     started = time.monotonic()
     tools = find_toolchain(options.cc, options.cxx)

@@ -1,7 +1,8 @@
 """From nodes of bitnet.cpp's compute graph to taps: which node is which tap, and copying it out.
 
-``llama.cpp`` names its nodes in ``build_bitnet_158``, ``llm_build_ffn``, ``llm_build_kqv`` (``src/llama.cpp``)
-as ``name-layer``. Some names occur twice (``Qcur`` before and after RoPE), so the operation decides as well.
+``llama.cpp`` names its nodes in ``build_bitnet_158``, ``llm_build_ffn``, ``llm_build_kqv``
+(``src/llama.cpp``) as ``name-layer``. Some names occur twice (``Qcur`` before and after RoPE), so
+the operation decides as well.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.bitnet_cpp import abi as llama_abi
+from crossval.bitnet_cpp import abi
 from crossval.model import taps
 
 _LINEAR = frozenset({"MUL_MAT", "ADD", "MUL"})
@@ -46,9 +47,9 @@ NODES: dict[str, tuple[tuple[str, frozenset[str] | None], ...]] = {
 }
 """Tap -> the nodes that may hold it and the operations that make it one (None: any).
 
-Where several nodes of one pass match, the last one computed is the tap: a projection with its bias, or the
-square after ReLU. ``ffn_silu`` is what a build with the wrong activation computes there. ``result_output`` is
-not here: logits come from ``llama_get_logits_ith``, with capture and without.
+Where several nodes of one pass match, the last one computed is the tap: a projection with its bias,
+or the square after ReLU. ``ffn_silu`` is what a build with the wrong activation computes there.
+``result_output`` is not here: logits come from ``llama_get_logits_ith``, with capture and without.
 """
 
 
@@ -97,10 +98,10 @@ class Capture:
                 self.error = self.error or error
                 return False
 
-        return llama_abi.EVAL_CALLBACK(on_node)
+        return abi.EVAL_CALLBACK(on_node)
 
     def _on_node(self, address: int, ask: bool) -> bool:
-        tensor = llama_abi.Tensor.from_address(address)
+        tensor = abi.Tensor.from_address(address)
         candidates = self.wanted.get(tensor.name)
         if candidates is None:
             return False
@@ -117,25 +118,27 @@ def node_index(select: Collection[str]) -> dict[bytes, list[tuple[str, str, froz
     """Return node name -> [(full tap name, tap, operations)] for the selected taps.
 
     Raises:
-        ValueError: a name is not in the vocabulary.
+        ValueError: a name is not in the vocabulary, or ``NODES`` has no node for it.
     """
     index: dict[bytes, list[tuple[str, str, frozenset[str] | None]]] = {}
     for full_name in select:
         parsed = taps.parse(full_name)
-        for node, ops in NODES.get(parsed.tap, ()):
+        if parsed.tap not in NODES:
+            raise ValueError(f"{full_name}: no node of bitnet.cpp's graph is known to hold this tap")
+        for node, ops in NODES[parsed.tap]:
             name = node if parsed.layer is None else f"{node}-{parsed.layer}"
             index.setdefault(name.encode(), []).append((full_name, parsed.tap, ops))
     return index
 
 
-def read_tensor(library: ctypes.CDLL, tensor: llama_abi.Tensor) -> npt.NDArray[np.float32]:
+def read_tensor(library: ctypes.CDLL, tensor: abi.Tensor) -> npt.NDArray[np.float32]:
     """Copy a float32 tensor of any strides into a C-contiguous array, slowest dimension first.
 
     Raises:
         ValueError: it is not float32, or its memory is not the host's.
     """
     name = tensor.name.decode("utf-8", "replace")
-    if tensor.type != llama_abi.TYPE_F32:
+    if tensor.type != abi.TYPE_F32:
         raise ValueError(f"node {name} has ggml type {tensor.type}, expected float32")
     if not tensor.data or (tensor.buffer and not library.ggml_backend_buffer_is_host(tensor.buffer)):
         raise ValueError(f"node {name} is not in host memory")

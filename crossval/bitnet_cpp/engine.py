@@ -1,8 +1,9 @@
 """bitnet.cpp inside the child process: the library, one model, its contexts, one pass at a time.
 
-Two contexts share the model: a plain one without any callback, for passes of which only logits are wanted,
-and one with ``cb_eval`` for passes that are traced (llama.cpp takes the callback when a context is made). The
-KV cache moves between them as an exact copy when a sequence changes from one kind of pass to the other.
+Two contexts share the model: a plain one without any callback, for passes of which only logits are
+wanted, and one with ``cb_eval`` for passes that are traced (llama.cpp takes the callback when a
+context is made). The KV cache moves between them as an exact copy when a sequence changes from one
+kind of pass to the other.
 """
 
 from __future__ import annotations
@@ -18,10 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.bitnet_cpp import abi as llama_abi
-from crossval.bitnet_cpp import probe as cpp_probe
+from crossval.bitnet_cpp import abi, limits, probe
 from crossval.bitnet_cpp.capture import Capture, CapturedTap, PassShape
-from crossval.child import limits as cpp_limits
 from crossval.errors import BadInputError, UnavailableError
 
 _TOKENIZER_NONE = 0
@@ -46,7 +45,6 @@ class EvalResult:
     taps: dict[str, CapturedTap]
     logits: npt.NDArray[np.float32]
     elapsed_s: float
-    n_kv: int
 
 
 @dataclass
@@ -78,16 +76,16 @@ class Engine:
         """Load the library, check its layout, find how it rounds; return facts about it.
 
         Raises:
-            UnavailableError: it cannot be loaded or is not of the generation mirrored by ``llama_abi``.
+            UnavailableError: it cannot be loaded or is not of the generation that ``abi`` mirrors.
         """
-        library = llama_abi.load(path)
-        llama_abi.verify(library)
+        library = abi.load(path)
+        abi.verify(library)
         library.llama_backend_init()
         self.library = library
         return {
             "files": mapped_libraries(),
-            "simd_width": cpp_probe.simd_width(library),
-            "fused_quantizer": cpp_probe.fused_quantizer(library),
+            "simd_width": probe.simd_width(library),
+            "fused_quantizer": probe.fused_quantizer(library),
             "system_info": library.llama_print_system_info().decode("utf-8", "replace").strip(),
         }
 
@@ -107,7 +105,7 @@ class Engine:
         n_ctx_train = self.lib.llama_n_ctx_train(self.model)
         if n_ctx is not None and n_ctx > n_ctx_train:
             raise BadInputError(f"n_ctx {n_ctx} is longer than the model's context of {n_ctx_train} tokens")
-        limit = cpp_limits.max_ubatch(self.stack_bytes, self._projection_rows(), n_threads)
+        limit = limits.max_ubatch(self.stack_bytes, self._projection_rows(), n_threads)
         if limit < 1:
             raise UnavailableError(
                 f"a stack of {self.stack_bytes} bytes is too small for this model; "
@@ -126,7 +124,7 @@ class Engine:
         return {
             "arch": arch,
             "n_layers": n_layers,
-            "n_vocab": self.n_vocab,
+            "vocab_size": self.n_vocab,
             "dim": self.lib.llama_n_embd(self.model),
             "n_heads": n_heads,
             "head_dim": self.head_dim,
@@ -192,7 +190,7 @@ class Engine:
         logits = np.ctypeslib.as_array(pointer, (self.n_vocab,)).copy().reshape(1, self.n_vocab)
         self.n_past = context.n_past = n_kv
         taken = self.capture.taken if select and self.capture is not None else {}
-        return EvalResult(taken, logits, elapsed_s, n_kv)
+        return EvalResult(taken, logits, elapsed_s)
 
     def _context_for(self, tapped: bool) -> _Context:
         """Return the context to use, with the KV cache of the sequence so far in it."""
@@ -232,7 +230,7 @@ class Engine:
             raise RefusedError(f"bitnet.cpp could not make a context of {self.n_ctx} tokens")
         return _Context(address)
 
-    def _batch(self, token_ids: Sequence[int]) -> llama_abi.Batch:
+    def _batch(self, token_ids: Sequence[int]) -> abi.Batch:
         """Build a batch of one sequence that asks for the logits of the last token."""
         n_tokens = len(token_ids)
         tokens = (ctypes.c_int32 * n_tokens)(*token_ids)
@@ -243,7 +241,7 @@ class Engine:
         sequences = (ctypes.POINTER(ctypes.c_int32) * n_tokens)(*[pointer] * n_tokens)
         outputs = (ctypes.c_int8 * n_tokens)()
         outputs[n_tokens - 1] = 1
-        batch = llama_abi.Batch(n_tokens, tokens, None, positions, counts, sequences, outputs, 0, 0, 0)
+        batch = abi.Batch(n_tokens, tokens, None, positions, counts, sequences, outputs, 0, 0, 0)
         # ctypes structs do not keep what their pointers point to alive.
         batch.keep = (tokens, positions, counts, sequence, sequences, outputs)
         return batch
@@ -254,7 +252,7 @@ class Engine:
         for weight in _I2S_WEIGHTS:
             address = self.lib.llama_get_model_tensor(self.model, f"blk.0.{weight}.weight".encode())
             if address:
-                rows.append(int(llama_abi.Tensor.from_address(address).ne[1]))
+                rows.append(int(abi.Tensor.from_address(address).ne[1]))
         return rows
 
     def _meta(self, key: str) -> str | None:

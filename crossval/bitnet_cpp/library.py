@@ -1,7 +1,7 @@
 """Where bitnet.cpp's shared library is, and the manifest that says how it was built.
 
-The manifest is only believed for a library whose files have the digests it lists: identity comes from the
-files a process really loaded, never from a file lying next to them.
+The manifest is only believed for a library whose files have the digests it lists: identity comes
+from the files a process really loaded, never from a file lying next to them.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def find_library() -> BuiltLibrary | None:
     """Return the library to use: ``BITNET_CPP_LIB`` first, then the built one; None when there is neither.
 
     Raises:
-        UnavailableError: ``BITNET_CPP_LIB`` points at nothing, which must not be papered over by another library.
+        UnavailableError: ``BITNET_CPP_LIB`` points at nothing, which must not be papered over by
+        another library.
     """
     configured = os.environ.get(LIBRARY_VARIABLE)
     if configured:

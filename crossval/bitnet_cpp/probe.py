@@ -1,8 +1,8 @@
 """How a loaded bitnet.cpp rounds, found by calling it (docs/numerics.md names what depends on the build).
 
-Two things depend on compiler and instruction set: the shape of float32 reductions (8 lanes in AVX2 builds,
-16 in AVX-512 builds) and whether the activation quantiser's product is rounded before it is rounded to an
-integer (clang) or not (gcc contracts both into one fused operation).
+Two things depend on compiler and instruction set: the shape of float32 reductions (8 lanes in AVX2
+builds, 16 in AVX-512 builds) and whether the activation quantiser's product is rounded before it is
+rounded to an integer (clang) or not (gcc contracts both into one fused operation).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 import numpy as np
 import numpy.typing as npt
 
-from crossval.bitnet_cpp import abi as llama_abi
+from crossval.bitnet_cpp import abi
 
 _ROWS = 24
 _LENGTH = 256
@@ -25,13 +25,13 @@ def simd_width(library: ctypes.CDLL) -> int | None:
         lookup = library.ggml_get_type_traits
     except AttributeError:
         return None
-    lookup.restype = POINTER(llama_abi.TypeTraits)
+    lookup.restype = POINTER(abi.TypeTraits)
     lookup.argtypes = [ctypes.c_int]
-    traits = lookup(llama_abi.TYPE_F16).contents
+    traits = lookup(abi.TYPE_F16).contents
     layout = (traits.type_name, traits.blck_size, traits.type_size, traits.vec_dot_type, traits.nrows)
-    if layout != (b"f16", 1, 2, llama_abi.TYPE_F16, 1) or not traits.vec_dot:
+    if layout != (b"f16", 1, 2, abi.TYPE_F16, 1) or not traits.vec_dot:
         return None
-    vec_dot = llama_abi.VEC_DOT(traits.vec_dot)
+    vec_dot = abi.VEC_DOT(traits.vec_dot)
     x, y = dot_inputs()
     actual = np.zeros(len(x), np.float32)
     for i in range(len(x)):
@@ -55,8 +55,9 @@ def dot_inputs() -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
 def dot16(x: npt.NDArray[np.float16], y: npt.NDArray[np.float16], width: int) -> npt.NDArray[np.float32]:
     """Emulate ``ggml_vec_dot_f16`` (``ggml.c``) with ``width`` lanes on rows whose length is a multiple of 64.
 
-    Four accumulators of ``width`` lanes take the products in turn by fused multiply-add. Products of two F16
-    numbers are exact in binary32 at these magnitudes, so adding them rounds exactly as the fused operation.
+    Four accumulators of ``width`` lanes take the products, one accumulator after the other, by
+    fused multiply-add. Products of two F16 numbers are exact in binary32 at these magnitudes, so
+    adding them rounds exactly as the fused operation.
     """
     products = x.astype(np.float32) * y.astype(np.float32)
     steps = products.reshape(len(x), -1, 4, width)
@@ -97,8 +98,8 @@ def fused_quantizer(library: ctypes.CDLL) -> bool | None:
 def quantizer_row() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int8]]:
     """Return a row with maximum 1 (so the scale is 127) and its int8 values rounded in two steps and in one.
 
-    Its elements are those float32 neighbours of ``(k + 1/2) / 127`` whose product with 127 is a tie after
-    rounding to binary32 but not before.
+    Its elements are those float32 neighbours of ``(k + 1/2) / 127`` whose product with 127 is a tie
+    after rounding to binary32 but not before.
     """
     found = [np.float32(1.0)]
     for k in range(-126, 126):

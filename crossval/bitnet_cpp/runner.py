@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from crossval.bitnet_cpp import library as cpp_library
+from crossval.child.client import EngineProcess, array_of
+from crossval.child.command import child_command
 from crossval.child.process import ChildProcess
 from crossval.child.protocol import Frame
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
-from crossval.passes import EngineIdentity, Numerics, PassKind, PassPlan, PassRecord, TapArray
+from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
+from crossval.terms import LOGITS
 
 SUPPORTED_ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
 """What bitnet.cpp builds with ``build_bitnet_158``, whose node names the taps are mapped from."""
 
+CHILD = "crossval.bitnet_cpp.limits"
+"""Sets the limits and goes on as ``crossval.bitnet_cpp.serve``."""
 OUTPUT_WEIGHT_NOTE = "ignored: bitnet.cpp multiplies the head with token_embd.weight"
 
 _OPEN_TIMEOUT_S = 60.0
@@ -43,15 +44,19 @@ class LoadedModel:
     has_output_weight: bool
 
 
-class BitnetCppRunner:
+class BitnetCppRunner(EngineProcess):
     """bitnet.cpp behind ``crossval.passes.Runner``.
 
-    ``library``: path of a libllama; None: what ``cpp_library.find_library`` finds. ``n_ctx``: tokens the KV cache
-    holds; None: 2048 or the model's context if shorter. ``n_ubatch``: longest pass; lowered further when the
-    child's stack cannot hold bitnet.cpp's intermediate results (``cpp_limits.max_ubatch``), never raised. A
-    pass is one call of the engine and is never split here: a longer one is a ``BadInputError``. ``timeout_s``
-    limits each load and each pass. After an ``EngineCrashError`` the runner is closed.
+    ``library``: path of a libllama; None: what ``cpp_library.find_library`` finds. ``n_ctx``:
+    tokens the KV cache holds; None: 2048 or the model's context if shorter. ``n_ubatch``: longest
+    pass; lowered further when the child's stack cannot hold bitnet.cpp's intermediate results
+    (``crossval.bitnet_cpp.limits``), never raised. A pass is one call of the engine and is never
+    split here: a longer one is a ``BadInputError``. ``timeout_s`` limits each load and each pass.
+    After an ``EngineCrashError`` the runner is closed.
     """
+
+    status: Literal["live", "recorded"] = "live"
+    plan: tuple[PassPlan, ...] | None = None
 
     def __init__(
         self,
@@ -65,15 +70,12 @@ class BitnetCppRunner:
     ) -> None:
         if n_threads < 1 or n_ubatch < 1 or (n_ctx is not None and n_ctx < 1):
             raise BadInputError("n_threads, n_ubatch and n_ctx must be at least 1")
+        super().__init__("bitnet.cpp", CHILD, timeout_s)
         self._model_path = Path(model_path)
         self._library = Path(library) if library is not None else None
         self._requested = {"n_ctx": n_ctx, "n_ubatch": n_ubatch, "n_threads": n_threads}
-        self._timeout_s = timeout_s
-        self._child: ChildProcess | None = None
-        self._closed_because = "the runner has not been entered"
         self._model: LoadedModel | None = None
         self._identity = EngineIdentity(name="bitnet.cpp")
-        self._n_past = 0
 
     @property
     def identity(self) -> EngineIdentity:
@@ -81,40 +83,21 @@ class BitnetCppRunner:
         return self._identity
 
     @property
-    def status(self) -> Literal["live", "recorded"]:
-        """Results are computed now."""
-        return "live"
-
-    @property
-    def plan(self) -> tuple[PassPlan, ...] | None:
-        """Any pass can be run."""
-        return None
-
-    @property
-    def available_taps(self) -> frozenset[str] | None:
-        """All taps of the vocabulary can be captured."""
-        return None
-
-    @property
     def model(self) -> LoadedModel:
         """Return what bitnet.cpp says about the model; only after entering."""
-        self._live()
+        self.live()
         assert self._model is not None
         return self._model
-
-    def describe(self) -> dict[str, Any]:
-        """Return identity and model facts as plain JSON values, for people and for ``doctor``."""
-        return {"identity": self._identity.to_json(), "model": dict(vars(self.model))}
 
     def __enter__(self) -> BitnetCppRunner:
         _check_gguf(self._model_path)
         library = self._library or cpp_library.require_library().path
-        self._child = ChildProcess()
+        child = self.start()
         try:
-            facts = _open(self._child, library)
+            facts = _open(child, library)
             model = {"model": str(self._model_path.resolve()), **self._requested}
-            loaded = self._request("load", model, what=f"loading {self._model_path.name}").header
-            self._model = _loaded_model(loaded)
+            loaded = self.request("load", model, what=f"loading {self._model_path.name}").header
+            self._model = LoadedModel(**{field.name: loaded[field.name] for field in fields(LoadedModel)})
             if self._model.arch not in SUPPORTED_ARCHITECTURES:
                 raise BadInputError(
                     f"{self._model_path}: architecture {self._model.arch!r}; this runner knows the graph of "
@@ -124,42 +107,7 @@ class BitnetCppRunner:
         except BaseException:
             self.close()
             raise
-        self._n_past = 0
         return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the child process."""
-        self._close("the runner has been closed")
-
-    def _close(self, because: str) -> None:
-        if self._child is not None:
-            self._child.close()
-            self._child = None
-            self._closed_because = because
-
-    def _request(
-        self,
-        command: str,
-        params: Mapping[str, Any] | None = None,
-        arrays: Mapping[str, npt.NDArray[Any]] | None = None,
-        *,
-        what: str,
-    ) -> Frame:
-        try:
-            return self._live().request(command, params, arrays, what=what, timeout_s=self._timeout_s)
-        except EngineCrashError as error:
-            self._close(f"it was closed after this failure: {error}")
-            raise
-
-    def _live(self) -> ChildProcess:
-        if self._child is None:
-            raise EngineCrashError(f"bitnet.cpp is not running: {self._closed_because}")
-        return self._child
 
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of ``llama_tokenize``; BOS only if the model's own settings add one."""
@@ -168,62 +116,34 @@ class BitnetCppRunner:
         except UnicodeEncodeError as error:
             raise BadInputError(f"the text is not valid Unicode: {error.reason} at {error.start}") from error
         params = {"text": text, "add_bos": add_bos, "parse_special": parse_special}
-        answer = self._request("tokenize", params, what=f"tokenizing {len(text)} characters")
-        ids: list[int] = _array(answer.arrays, "token_ids", "int32").tolist()
+        answer = self.request("tokenize", params, what=f"tokenizing {len(text)} characters")
+        ids: list[int] = array_of(answer, "token_ids", "int32").tolist()
         return ids
-
-    def reset(self) -> None:
-        """Empty the KV cache."""
-        self._request("reset", what="emptying the KV cache")
-        self._n_past = 0
 
     def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
         """Run one pass; without taps other than ``result_output`` no callback is installed.
 
-        ``elapsed_s`` is the time of ``llama_decode`` in the child; with capture it includes the copying.
+        ``elapsed_s`` is the time of ``llama_decode`` in the child; with capture it includes the
+        copying.
 
         Raises:
-            BadInputError: no tokens, a token outside the vocabulary, a pass longer than ``n_ubatch``, a
-                sequence longer than ``n_ctx``, an unknown tap.
+            BadInputError: no tokens, a token outside the vocabulary, a pass longer than
+                ``n_ubatch``, a sequence longer than ``n_ctx``, an unknown tap.
             EngineCrashError: bitnet.cpp failed; the runner is closed.
         """
         ids = [int(token) for token in token_ids]
         self._check_pass(ids, self._n_past)
         captured = self._check_select(select)
-        kind: PassKind = "decode" if len(ids) == 1 and self._n_past else "prefill"
-        plan = PassPlan(kind, tuple(ids), self._n_past)
-        answer = self._request(
-            "eval",
-            {"select": captured},
-            {"token_ids": np.array(ids, np.int32)},
-            what=f"a pass of {len(ids)} tokens at position {self._n_past}",
-        )
-        taken = _tap_arrays(answer.header, answer.arrays, set(select), len(ids))
-        self._n_past += len(ids)
+        plan = PassPlan(pass_kind(len(ids), self._n_past), tuple(ids), self._n_past)
+        answer = self.run_pass(ids, {"select": captured})
+        taken = _tap_arrays(answer, set(select), len(ids))
         return PassRecord(plan, taken, elapsed_s=float(answer.header["elapsed_s"]))
 
     def eval_each(self, token_ids: Sequence[int]) -> list[PassRecord]:
-        """Run one decode pass per token, in one request, and return their logits; the cache must not be empty.
-
-        As in a program that generates text, nothing waits for the harness between two passes.
-
-        Raises:
-            BadInputError: as ``eval``.
-            EngineCrashError: bitnet.cpp failed; the runner is closed.
-        """
-        ids = [int(token) for token in token_ids]
-        for index in range(len(ids)):
-            self._check_pass(ids[index : index + 1], self._n_past + index)
-        what = f"{len(ids)} decoded tokens from position {self._n_past}"
-        answer = self._request("eval_each", None, {"token_ids": np.array(ids, np.int32)}, what=what)
-        records = decode_records(ids, self._n_past, answer)
-        self._n_past += len(ids)
-        return records
-
-    @property
-    def pid(self) -> int:
-        """Return the id of bitnet.cpp's process; only after entering."""
-        return self._live().pid
+        """As ``EngineProcess.eval_each``; no pass may leave the vocabulary or the context."""
+        for index, token in enumerate(token_ids):
+            self._check_pass([int(token)], self._n_past + index)
+        return super().eval_each(token_ids)
 
     def _check_pass(self, ids: list[int], n_past: int) -> None:
         model = self.model
@@ -251,7 +171,16 @@ class BitnetCppRunner:
                 raise BadInputError(str(error)) from error
             if parsed.layer is not None and parsed.layer >= self.model.n_layers:
                 raise BadInputError(f"tap {name}: the model has {self.model.n_layers} layers")
-        return sorted(set(select) - {"result_output"})
+        return sorted(set(select) - {LOGITS})
+
+
+def start_child() -> ChildProcess:
+    """Start the process that loads bitnet.cpp.
+
+    Raises:
+        UnavailableError: it cannot be started.
+    """
+    return ChildProcess("bitnet.cpp", child_command(CHILD))
 
 
 def open_library(path: Path) -> dict[str, Any]:
@@ -260,7 +189,7 @@ def open_library(path: Path) -> dict[str, Any]:
     Raises:
         UnavailableError: it cannot be loaded, or is not of bitnet.cpp's llama.cpp generation.
     """
-    with ChildProcess() as child:
+    with start_child() as child:
         return _open(child, path)
 
 
@@ -284,22 +213,6 @@ def _check_gguf(path: Path) -> None:
         raise BadInputError(f"cannot read the model {path}: {error.strerror or error}") from error
     if magic != b"GGUF":
         raise BadInputError(f"{path} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
-
-
-def _loaded_model(facts: Mapping[str, Any]) -> LoadedModel:
-    return LoadedModel(
-        arch=facts["arch"],
-        n_layers=facts["n_layers"],
-        vocab_size=facts["n_vocab"],
-        dim=facts["dim"],
-        n_heads=facts["n_heads"],
-        head_dim=facts["head_dim"],
-        n_ctx_train=facts["n_ctx_train"],
-        n_ctx=facts["n_ctx"],
-        n_ubatch=facts["n_ubatch"],
-        has_vocab=facts["has_vocab"],
-        has_output_weight=facts["has_output_weight"],
-    )
 
 
 def _identity(library: Path, facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIdentity:
@@ -328,41 +241,12 @@ def _identity(library: Path, facts: Mapping[str, Any], loaded: Mapping[str, Any]
     )
 
 
-def decode_records(ids: Sequence[int], start: int, answer: Frame) -> list[PassRecord]:
-    """Return the records in an answer to ``eval_each``.
-
-    Raises:
-        EngineCrashError: it does not hold one time and one row of logits per token.
-    """
-    times, logits = answer.header.get("elapsed_s"), _array(answer.arrays, "result_output", "float32")
-    if not isinstance(times, list) or not len(times) == len(logits) == len(ids):
-        raise EngineCrashError(f"the engine's process did not answer {len(ids)} passes with as many results")
-    return [
-        PassRecord(
-            PassPlan("decode", (token,), start + i),
-            {"result_output": TapArray(logits[i : i + 1], (0,))},
-            float(times[i]),
-        )
-        for i, token in enumerate(ids)
-    ]
-
-
-def _array(arrays: Mapping[str, npt.NDArray[Any]], name: str, dtype: str) -> npt.NDArray[Any]:
-    array = arrays.get(name)
-    if array is None or array.dtype.name != dtype:
-        raise EngineCrashError(f"bitnet.cpp's process did not answer with {name} as {dtype}")
-    return array
-
-
-def _tap_arrays(
-    result: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], select: set[str], n_tokens: int
-) -> dict[str, TapArray]:
-    rows = result.get("rows", {})
+def _tap_arrays(answer: Frame, select: set[str], n_tokens: int) -> dict[str, TapArray]:
+    rows = answer.header.get("rows", {})
     taken = {}
-    for name in arrays:
-        if name not in select:
-            continue
-        array = _array(arrays, name, "float32")
-        kept = (n_tokens - 1,) if name == "result_output" else rows.get(name)
-        taken[name] = TapArray(array, tuple(kept) if kept is not None else None)
+    for name in answer.arrays:
+        if name in select:
+            kept = (n_tokens - 1,) if name == LOGITS else rows.get(name)
+            array = array_of(answer, name, "float32")
+            taken[name] = TapArray(array, tuple(kept) if kept is not None else None)
     return taken

@@ -59,11 +59,12 @@ class Source:
 def fetch(root: Path | None, fallback_dir: Path) -> Path:
     """Download the pinned source with its own submodule and return its directory.
 
-    In a git checkout of the project this is the submodule ``third_party/bitnet.cpp``; elsewhere the pinned
-    commit is fetched into ``fallback_dir``. What is already there is not fetched again.
+    In a git checkout of the project this is the submodule ``third_party/bitnet.cpp``; elsewhere the
+    pinned commit is fetched into ``fallback_dir``. What is already there is not fetched again.
 
     Raises:
-        UnavailableError: no git, no network, or the commit is not there; the message ends with git's own.
+        UnavailableError: no git, no network, or the commit is not there; the message ends with
+        git's own.
     """
     if root is not None and (root / ".git").exists():
         _git(root, "submodule", "update", "--init", "--", SUBMODULE)
@@ -145,8 +146,9 @@ def git_commit(directory: Path) -> str | None:
 def buildable_tree(source: Path, shadow: Path) -> tuple[Path, tuple[str, ...]]:
     """Return the directory to build from and what was adapted in it.
 
-    A checkout that compiles as it is comes back itself. Otherwise ``shadow`` becomes a tree of links to it in
-    which the few files that stand in the way are replaced; the checkout is never written to.
+    A checkout that compiles as it is comes back itself. Otherwise ``shadow`` becomes a tree of
+    links to it in which the few files that stand in the way are replaced; the checkout is never
+    written to.
 
     Raises:
         UnavailableError: the shadow cannot be written.

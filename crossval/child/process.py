@@ -6,19 +6,22 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy.typing as npt
 
-from crossval.child import limits as cpp_limits
-from crossval.child import protocol as cpp_protocol
-from crossval.child.protocol import DeadlineError, Frame, PeerClosedError, ProtocolError
+from crossval.child.protocol import (
+    DeadlineError,
+    Frame,
+    PeerClosedError,
+    ProtocolError,
+    read_frame,
+    write_frame,
+)
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError
 
 _TAIL_BYTES = 16 << 10
@@ -33,8 +36,14 @@ class ChildProcess:
     After ``EngineCrashError`` the child is gone and every further request raises the same error.
     """
 
-    def __init__(self, engine: str = "bitnet.cpp", command: Sequence[str] | None = None) -> None:
-        """Start the child; ``command`` replaces the program (it gets three file descriptors as arguments)."""
+    def __init__(self, engine: str, command: Sequence[str]) -> None:
+        """Start the child: ``command``, with three file descriptors as further arguments.
+
+        ``engine``: its name in messages. ``child_command`` (``child.command``) gives that of a module.
+
+        Raises:
+            UnavailableError: the program cannot be started.
+        """
         self.engine = engine
         self._failure: str | None = None
         self._log: IO[bytes] = tempfile.TemporaryFile(prefix="crossval-", suffix=".log")  # noqa: SIM115
@@ -43,10 +52,9 @@ class ChildProcess:
         lifeline_read, self._lifeline_fd = os.pipe()
         os.set_blocking(self._request_fd, False)
         theirs = (request_read, response_write, lifeline_read)
-        program = list(command) if command is not None else child_command()
         try:
             self._process = subprocess.Popen(
-                [*program, *map(str, theirs)],
+                [*command, *map(str, theirs)],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
@@ -78,17 +86,16 @@ class ChildProcess:
         """Send a command and return the answer; its ``header`` is the command's result.
 
         Raises:
-            EngineCrashError: the child died, hung, spoke garbage or reported a failure of the engine.
+            EngineCrashError: the child died, hung, spoke garbage or reported a failure of the
+            engine.
             BadInputError, UnavailableError: what the child's own checks found.
         """
         if self._failure is not None:
             raise EngineCrashError(f"{self.engine} is closed after an earlier failure: {self._failure}")
         deadline = time.monotonic() + timeout_s
         try:
-            cpp_protocol.write_frame(
-                self._request_fd, {"command": command, **(params or {})}, arrays, deadline=deadline
-            )
-            answer = cpp_protocol.read_frame(self._response_fd, deadline=deadline)
+            write_frame(self._request_fd, {"command": command, **(params or {})}, arrays, deadline=deadline)
+            answer = read_frame(self._response_fd, deadline=deadline)
         except DeadlineError:
             raise self._fail(f"timed out after {timeout_s:g} s during {what}") from None
         except ProtocolError as error:
@@ -171,26 +178,10 @@ class ChildProcess:
         self.close()
 
 
-def child_command(module: str = "crossval.bitnet_cpp.serve") -> list[str]:
-    """Return the command of a child, by default bitnet.cpp's: it imports ``main`` of a module of this package.
-
-    Nothing comes from the working directory.
-    """
-    root = str(Path(__file__).resolve().parents[2])
-    code = (
-        f"import sys; sys.path.pop(0); {root!r} in sys.path or sys.path.insert(0, {root!r}); "
-        f"from {module} import main; main(sys.argv[1:])"
-    )
-    return [sys.executable, "-c", code]
-
-
 def _environment() -> dict[str, str]:
-    environment = dict(os.environ)
-    # A harness that is itself a child must not make its own child skip setting the limits.
-    environment.pop(cpp_limits.STACK_VARIABLE, None)
+    # A child multiplies nothing with NumPy: no pool of idle threads, each with a large stack.
     # ggml's abort starts gdb or lldb when it finds one: slow, and its output hides ggml's own message.
-    environment["PATH"] = os.devnull
-    return environment
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PATH": os.devnull}
 
 
 def _signal_name(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Frames between the harness and the child process that runs bitnet.cpp.
+"""Frames between the harness and a child process that runs an engine.
 
 One frame, both directions, little endian::
 
@@ -9,7 +9,7 @@ One frame, both directions, little endian::
     16      ...    header: UTF-8 JSON object; "arrays" lists {"name", "dtype", "shape"}
     ...     ...    payload: the arrays one after the other, C order, no padding
 
-A peer that says anything else is broken: every deviation raises ``ProtocolError``.
+Anything else is an error of the peer: every deviation raises ``ProtocolError``.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def write_frame(
     """Write one frame to a pipe; ``deadline`` is a ``time.monotonic`` value, None waits forever.
 
     Raises:
-        PeerClosedError: nobody reads the pipe any more.
+        PeerClosedError: the peer closed its end.
         DeadlineError: the peer did not take the frame in time (only for a non-blocking ``fd``).
     """
     arrays = arrays or {}

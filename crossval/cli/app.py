@@ -1,9 +1,4 @@
-"""The command group: what every command shares, above all how a failure becomes one line and an exit code.
-
-Exit codes, the same in table and JSON mode: 0 parity or pass; 1 divergence or gate failure; 2 usage; 3 reference
-unavailable, coverage incomplete, or agreement shown only within a distance; 4 bad input; 5 an engine crashed or
-timed out, or a defect of crossval itself; 130 interrupted; 141 the reader of the output went away.
-"""
+"""The command group: what every command shares, above all how a failure becomes one line and an exit code."""
 
 from __future__ import annotations
 
@@ -14,24 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from bitnet_py.errors import BitnetError
-from crossval.errors import BadInputError, CrossvalError, EngineCrashError
-
-DEBUG_VARIABLE = "CROSSVAL_DEBUG"
-EXIT_OF_VERDICT = {
-    "parity": 0,
-    "pass": 0,
-    "divergence": 1,
-    "shared_deviation": 1,
-    "reference_defect": 1,
-    "candidate_defect": 1,
-    "both_differ": 1,
-    "fail": 1,
-    "incomplete": 3,
-    "agrees_within": 3,
-}
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
+from crossval.cli.exits import BROKEN_PIPE, DEBUG_VARIABLE, INTERRUPTED, of_error
 
 
 class Group(click.Group):
@@ -44,15 +22,15 @@ class Group(click.Group):
         except (click.ClickException, click.exceptions.Exit):
             raise
         except (KeyboardInterrupt, click.Abort):
-            fail(ctx, "interrupted", EXIT_INTERRUPTED)
+            fail(ctx, "interrupted", INTERRUPTED)
         except BrokenPipeError:
             # Python would complain once more when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(EXIT_BROKEN_PIPE)
+            ctx.exit(BROKEN_PIPE)
         except Exception as error:
             if debugging(ctx):
                 traceback.print_exc()
-            fail(ctx, *describe(error))
+            fail(ctx, *of_error(error))
 
 
 def fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
@@ -66,32 +44,14 @@ def debugging(ctx: click.Context) -> bool:
     return bool(ctx.find_root().params.get("debug")) or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
-def describe(error: Exception) -> tuple[str, int]:
-    """Return message and exit code of an exception."""
-    if isinstance(error, EngineCrashError):
-        return str(error).strip(), error.exit_code
-    if isinstance(error, CrossvalError):
-        return _one_line(error), error.exit_code
-    if isinstance(error, BitnetError):
-        return _one_line(error), BadInputError.exit_code
-    if isinstance(error, MemoryError):
-        return "out of memory; use a shorter prompt or fewer decoded tokens", EngineCrashError.exit_code
-    hint = f"this is a defect of crossval; set {DEBUG_VARIABLE}=1 for a traceback and report it"
-    return f"{type(error).__name__}: {_one_line(error)} ({hint})", EngineCrashError.exit_code
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="bitnet-parity", prog_name="crossval")
 @click.option("--debug", is_flag=True, help="Print a traceback when something fails.")
 def cli(debug: bool) -> None:
     """Find out which BitNet engine is wrong, and in which layer and operation.
 
-    Compares a candidate engine with a reference (real bitnet.cpp, live or recorded), tap by tap or token by
-    token, and writes receipts that CI can check.
+    Compares a candidate engine with a reference (real bitnet.cpp, live or recorded), tap by tap or
+    token by token, and writes receipts that CI can check.
 
     \b
     Exit codes: 0 parity or pass; 1 divergence or gate failure; 2 usage; 3 reference unavailable or

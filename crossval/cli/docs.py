@@ -20,7 +20,8 @@ Generated from the commands' own help; do not edit. Renew with
 def commands_markdown() -> str:
     """Return the page: the group's help, then every command's, in the order of the group.
 
-    Built from names, options and docstrings, not from click's layout, which changes between its versions.
+    Built from names, options and docstrings, not from click's layout, which changes between its
+    versions.
     """
     sections = [("crossval", cli), *((f"crossval {name}", command) for name, command in cli.commands.items())]
     return "\n".join([HEADER, *("\n".join(_section(title, command)) for title, command in sections)])

@@ -1,127 +1,142 @@
-"""Options that several commands share, each defined once."""
+"""Options that several commands share, each defined once, and the decorator that makes a command of a function."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from bitnet_py.resources import default_model_path
+from bitnet_py.template import TEMPLATES
+from crossval.cli import output
+from crossval.engines.registry import TRACE, words
+from crossval.errors import UnavailableError, UsageError
+from crossval.receipts.file import Receipt
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def model_option(function: F) -> F:
-    """Add ``--model``."""
-    return click.option(
-        "--model",
-        "model_path",
-        type=click.Path(path_type=Path),
-        metavar="PATH",
-        help="GGUF model both engines run. Default: the model that ships with crossval.",
-    )(function)
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+PATH = click.Path(path_type=Path)
+MAX_THREADS = 1024
 
 
-def output_options(function: F) -> F:
-    """Add ``--receipt`` and ``--json``."""
-    function = click.option(
+def count(
+    word: str, name: str, help_text: str, default: int | None = None, *, low: int = 1, high: int = 100_000
+) -> Option:
+    """Return an option for a whole number from ``low`` to ``high``, shown as N."""
+    numbers = click.IntRange(low, high)
+    shown = default is not None
+    return click.option(word, name, type=numbers, metavar="N", default=default, show_default=shown, help=help_text)
+
+
+def file(word: str, name: str, help_text: str, metavar: str = "FILE", *, required: bool = False) -> Option:
+    """Return an option for the path of a file or directory."""
+    return click.option(word, name, type=PATH, metavar=metavar, required=required, help=help_text)
+
+
+PROMPT = click.option("--prompt", required=True, metavar="TEXT", help="Text both engines read.")
+MODEL = file(
+    "--model", "model", "GGUF model both engines run. Default: the model that ships with crossval.", "PATH"
+)
+CANDIDATE = click.option(
+    "--candidate",
+    default="bitnet_py",
+    show_default=True,
+    metavar="|".join([*words("candidate"), TRACE.word]),
+    help="Engine under test: ours, the float64 specification, or a trace directory of any engine.",
+)
+REFERENCE = click.option(
+    "--reference",
+    default="auto",
+    show_default=True,
+    metavar="|".join([*words("reference"), TRACE.word]),
+    help="auto: live bitnet.cpp when it is built, else its recorded trace of this model and prompt.",
+)
+THREADS = count("--threads", "n_threads", "Threads of each engine. Default: each engine's own.", high=MAX_THREADS)
+TEMPLATE = click.option(
+    "--template",
+    type=click.Choice(sorted(TEMPLATES)),
+    default="raw",
+    show_default=True,
+    help="Chat template the prompt is put into.",
+)
+ENGINES = (MODEL, REFERENCE, CANDIDATE, THREADS, TEMPLATE)
+"""What every command takes that runs or replays a candidate and a reference."""
+OUTPUT = (
+    file("--receipt", "receipt_path", "Write the receipt to this file.", "PATH"),
+    click.option(
         "--json", "as_json", is_flag=True, help="Print the receipt as JSON on stdout, and nothing else there."
-    )(function)
-    return click.option(
-        "--receipt",
-        "receipt_path",
-        type=click.Path(path_type=Path),
-        metavar="PATH",
-        help="Write the receipt to this file.",
-    )(function)
+    ),
+)
+DECODE = count(
+    "--decode",
+    "n_decode",
+    "Tokens to decode after the prompt. Default: 4, or what a recorded trace holds when that is less.",
+    low=0,
+)
+FULL = click.option(
+    "--full", is_flag=True, help="Compare every operation of every layer, not only of the one found."
+)
+FLOORS = click.option(
+    "--floors",
+    is_flag=True,
+    help="Measure how far the live reference is from itself on this prompt (in one pass or token by token, 1 and "
+    "2 threads, with and without capture) and give differences in multiples of that.",
+)
+CAUSAL = click.option(
+    "--causal",
+    is_flag=True,
+    help="Show which layer's error matters for the logits: both engines' states after each layer are "
+    "continued by the specification. Takes time with the square of the number of layers.",
+)
+REPRO = file(
+    "--repro",
+    "repro_dir",
+    "Write the first wrong operation there: its inputs, and a script that needs NumPy only. When both engines are "
+    "wrong, the reference's goes to DIR/reference.",
+    "DIR",
+)
 
 
-def compare_options(function: F) -> F:
-    """Add everything that the commands share which run or replay a candidate and a reference."""
-    function = output_options(function)
-    function = click.option(
-        "--template",
-        type=click.Choice(template_names()),
-        default="raw",
-        show_default=True,
-        help="Chat template the prompt is put into.",
-    )(function)
-    function = click.option(
-        "--threads",
-        "n_threads",
-        type=click.IntRange(1, 1024),
-        metavar="N",
-        help="Threads of each engine. Default: each engine's own.",
-    )(function)
-    function = click.option(
-        "--candidate",
-        default="bitnet_py",
-        show_default=True,
-        metavar="bitnet_py|spec|DIR",
-        help="Engine under test: ours, the float64 specification, or a trace directory of any engine.",
-    )(function)
-    function = click.option(
-        "--reference",
-        default="auto",
-        show_default=True,
-        metavar="auto|bitnet.cpp|spec|DIR",
-        help="auto: live bitnet.cpp when it is built, else its recorded trace of this model and prompt.",
-    )(function)
-    return model_option(function)
+def which_engine(help_text: str) -> Option:
+    """Return ``--engine`` of a command that runs one engine or both, each by itself."""
+    choice = click.Choice(["candidate", "reference", "both"])
+    return click.option("--engine", type=choice, default="candidate", show_default=True, help=help_text)
 
 
-def decode_option(function: F) -> F:
-    """Add ``--decode`` of the commands that run a prompt."""
-    return click.option(
-        "--decode",
-        "n_decode",
-        type=click.IntRange(0, 100_000),
-        metavar="N",
-        help="Tokens to decode after the prompt. Default: 4, or what a recorded trace holds when that is less.",
-    )(function)
+def receipt_command(name: str, *options: Option, plain_words: bool = False) -> Callable[[Any], click.Command]:
+    """Make a command of a function that returns a receipt: it is written, shown, and exits by its verdict.
+
+    The function gets the options as they are named in ``crossval.api``, and two callbacks,
+    ``progress`` and ``say``. The options of ``OUTPUT`` are added here. ``plain_words``: show what
+    ``crossval triage`` shows.
+    """
+
+    def make(function: Callable[..., Receipt]) -> click.Command:
+        @functools.wraps(function)
+        def run(receipt_path: Path | None, as_json: bool, **given: Any) -> None:
+            try:
+                with output.progress() as progress:
+                    made = function(**given, progress=progress, say=functools.partial(click.echo, err=True))
+            except UnavailableError as error:
+                if error.receipt is not None:
+                    output.publish(error.receipt, receipt_path, as_json)
+                raise
+            except UsageError as error:
+                raise click.UsageError(str(error)) from error
+            output.finish(made, receipt_path, as_json, plain_words=plain_words)
+
+        return plain_command(name, *options, *OUTPUT)(run)
+
+    return make
 
 
-def repro_option(function: F) -> F:
-    """Add ``--repro``."""
-    return click.option(
-        "--repro",
-        "repro_dir",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Write the first guilty operation there: its inputs, and a script that needs NumPy only. When both "
-        "engines are guilty, the reference's goes to DIR/reference.",
-    )(function)
+def plain_command(name: str, *options: Option) -> Callable[[Any], click.Command]:
+    """Make a command of a function, with these options in their order; its docstring is the command's help."""
 
+    def make(function: Callable[..., Any]) -> click.Command:
+        for option in reversed(options):
+            function = option(function)
+        return click.command(name)(function)
 
-def floors_option(function: F) -> F:
-    """Add ``--floors``."""
-    return click.option(
-        "--floors",
-        is_flag=True,
-        help="Measure how far the live reference is from itself on this prompt (at once or token by token, 1 and "
-        "2 threads, with and without capture) and give differences in multiples of that.",
-    )(function)
-
-
-def causal_option(function: F) -> F:
-    """Add ``--causal``."""
-    return click.option(
-        "--causal",
-        is_flag=True,
-        help="Show which layer's error matters for the logits: both engines' states after each layer are "
-        "continued by the specification. Takes time with the square of the number of layers.",
-    )(function)
-
-
-def template_names() -> list[str]:
-    """Return the names of the chat templates."""
-    from bitnet_py import template
-
-    return sorted(template.TEMPLATES)
-
-
-def model_or_default(path: Path | None) -> Path:
-    """Return the model asked for, or the one that ships with the project (``ModelError`` when it is missing)."""
-    return default_model_path() if path is None else path
+    return make

@@ -8,18 +8,18 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 import bitnet_py
 from bitnet_py import _native
-from bitnet_py import taps as engine_taps
 from bitnet_py.errors import InputError
 from bitnet_py.model import KernelCount
 from crossval.errors import BadInputError, CrossvalError
-from crossval.model import taps
-from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray
+from crossval.model.taps import token_axis
+from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
+from crossval.terms import LOGITS
 
 
 class BitnetPyRunner:
@@ -39,32 +39,31 @@ class BitnetPyRunner:
         n_ubatch: int = 512,
     ) -> None:
         self.model_path = Path(model_path)
-        self._options = (n_threads, kernel, simd_width, fused_quantizer, n_ubatch)
+        self._numerics = Numerics(simd_width, fused_quantizer)
+        self._options: dict[str, Any] = {
+            "n_threads": n_threads,
+            "kernel": kernel,
+            "simd_width": simd_width,
+            "fused_quantizer": fused_quantizer,
+            "n_ubatch": n_ubatch,
+        }
         self._model: bitnet_py.Model | None = None
         self._cache: bitnet_py.KVCache | None = None
         self._identity: EngineIdentity | None = None
 
     def __enter__(self) -> BitnetPyRunner:
-        n_threads, kernel, simd_width, fused_quantizer, n_ubatch = self._options
-        self._model = bitnet_py.Model.from_gguf(
-            self.model_path,
-            n_threads=n_threads,
-            kernel=kernel,
-            simd_width=simd_width,
-            fused_quantizer=fused_quantizer,
-            n_ubatch=n_ubatch,
-        )
+        self._model = bitnet_py.Model.from_gguf(self.model_path, **self._options)
         self._cache = self._model.new_cache()
         library = _native.library_path().read_bytes()
         self._identity = EngineIdentity(
             name="bitnet_py",
             version=importlib.metadata.version("bitnet-parity"),
             library_digest=hashlib.sha256(library).hexdigest(),
-            numerics=Numerics(simd_width, fused_quantizer),
+            numerics=self._numerics,
             settings={
                 "n_threads": self._model.n_threads,
                 "kernel": self._model.kernel_name,
-                "n_ubatch": n_ubatch,
+                "n_ubatch": self._options["n_ubatch"],
                 "libm": _native.libm_name() or "unknown",
             },
         )
@@ -91,13 +90,6 @@ class BitnetPyRunner:
             raise CrossvalError("the bitnet_py runner was never opened")
         return self._identity
 
-    @property
-    def available_taps(self) -> frozenset[str] | None:
-        """Every tap the model has: models without sub-norms lack those two."""
-        config, has_sub_norms = self.model.config, self.model.has_sub_norms
-        names = taps.all_taps(config.n_layers)
-        return frozenset(n for n in names if engine_taps.exists(n, config, has_sub_norms=has_sub_norms))
-
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids by the model's own tokenizer."""
         return self.model.tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
@@ -116,22 +108,22 @@ class BitnetPyRunner:
         model, cache = self.model, self._cache
         assert cache is not None  # opened together with the model
         start = cache.n_tokens
-        kind: Literal["prefill", "decode"] = "decode" if start and len(token_ids) == 1 else "prefill"
-        plan = PassPlan(kind, tuple(int(i) for i in token_ids), start)
+        plan = PassPlan(pass_kind(len(token_ids), start), tuple(int(i) for i in token_ids), start)
         begun = time.perf_counter()
         try:
-            result = model.forward(plan.token_ids, cache, taps=[n for n in select if n != "result_output"])
+            result = model.forward(plan.token_ids, cache, taps=[n for n in select if n != LOGITS])
         except InputError as error:
             raise BadInputError(str(error)) from None
         elapsed = time.perf_counter() - begun
-        last = (len(plan.token_ids) - 1,)
-        gathered = len(plan.token_ids) > 1
+        n_tokens = len(plan.token_ids)
+        last = (n_tokens - 1,)
         arrays = {
-            name: TapArray(array, last if gathered and taps.may_be_gathered(name, model.config.n_layers) else None)
+            # At the end of the model only the rows exist whose logits were asked for: the last token's.
+            name: TapArray(array, last if array.shape[token_axis(name)] < n_tokens else None)
             for name, array in result.taps.items()
         }
-        if "result_output" in select and result.logits is not None:
-            arrays["result_output"] = TapArray(result.logits, last)
+        if LOGITS in select and result.logits is not None:
+            arrays[LOGITS] = TapArray(result.logits, last)
         return PassRecord(plan, arrays, elapsed)
 
     def prepare_best(self) -> None:

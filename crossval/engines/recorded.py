@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from crossval.errors import BadInputError, UnavailableError
+from crossval.errors import UnavailableError
 from crossval.passes import EngineIdentity, PassPlan, PassRecord, TapArray, short_list
-from crossval.traces.read import TRACE_FILE, Trace, TraceInfo
-
-GOLDENS_SUFFIX = ".goldens"
+from crossval.traces.read import Trace, TraceInfo
 
 
 class RecordedRunner:
@@ -44,11 +41,6 @@ class RecordedRunner:
         """The recorded passes."""
         return self.trace.info.plan
 
-    @property
-    def available_taps(self) -> frozenset[str]:
-        """Taps recorded in the first pass."""
-        return frozenset(self.trace.info.passes[0].taps)
-
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Return the recorded token ids when ``text`` is the recorded prompt.
 
@@ -57,7 +49,7 @@ class RecordedRunner:
         """
         if text != self.trace.info.prompt_text:
             raise UnavailableError(
-                f"{self.trace.directory} holds no tokenizer; it knows the ids of its own prompt only: "
+                f"{self.trace.directory} holds no tokenizer; it has the ids of its own prompt only: "
                 f"{_quote(self.trace.info.prompt_text)}"
             )
         return list(self.trace.info.prompt_ids)
@@ -70,7 +62,8 @@ class RecordedRunner:
         """Return the selected and recorded taps of the next pass; arrays are read when accessed.
 
         Raises:
-            UnavailableError: the tokens are not those of the next recorded pass, or no pass is left.
+            UnavailableError: the tokens are not those of the next recorded pass, or no pass is
+            left.
             BadInputError: (on access) the pass file is not what ``trace.json`` says.
         """
         passes = self.trace.info.passes
@@ -121,61 +114,6 @@ class _Selected(Mapping[str, TapArray]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-@dataclass(frozen=True)
-class Golden:
-    """A trace that lies beside a model."""
-
-    path: Path
-    info: TraceInfo
-
-
-def goldens_dir(model_path: str | Path) -> Path:
-    """Return the directory of a model's goldens: ``model.gguf`` -> ``model.goldens/``."""
-    path = Path(model_path)
-    return path.with_name(path.name.removesuffix(".gguf") + GOLDENS_SUFFIX)
-
-
-def list_goldens(model_path: str | Path) -> list[Golden]:
-    """Return the finished traces beside a model, sorted by name.
-
-    Raises:
-        BadInputError: one of them is malformed.
-    """
-    root = goldens_dir(model_path)
-    if not root.is_dir():
-        return []
-    try:
-        found = sorted(path for path in root.iterdir() if (path / TRACE_FILE).exists())
-    except OSError as error:
-        raise BadInputError(f"cannot read {root}: {error.strerror or error}") from error
-    return [Golden(path, Trace.open(path).info) for path in found]
-
-
-def find_golden(model_path: str | Path, model_sha256: str, prompt: str | Sequence[int]) -> Path | None:
-    """Return the golden of this very model file and prompt (text or token ids), or None.
-
-    Among several the one with the most passes, then the most taps, is chosen.
-
-    Raises:
-        BadInputError: a golden beside the model is malformed.
-    """
-    matching = [
-        golden
-        for golden in list_goldens(model_path)
-        if golden.info.model.sha256 == model_sha256 and _same_prompt(golden.info, prompt)
-    ]
-    best = max(matching, key=_extent, default=None)
-    return None if best is None else best.path
-
-
-def _same_prompt(info: TraceInfo, prompt: str | Sequence[int]) -> bool:
-    return info.prompt_text == prompt if isinstance(prompt, str) else info.prompt_ids == tuple(prompt)
-
-
-def _extent(golden: Golden) -> tuple[int, int]:
-    return len(golden.info.passes), sum(len(recorded.taps) for recorded in golden.info.passes)
 
 
 def _quote(text: str | None) -> str:

@@ -1,9 +1,10 @@
-"""Two opened engines and everything a receipt says about them."""
+"""Two opened engines, the prompt they are fed, and what a receipt holds about them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ from types import TracebackType
 from typing import Any
 
 from bitnet_py import _native
-from crossval.engines.party import Compute, Party
+from bitnet_py.model import KernelCount
 from crossval.engines.recorded import RecordedRunner
-from crossval.engines.registry import open_candidate, open_reference
+from crossval.engines.registry import engine_name, find_engine, open_candidate, open_reference
 from crossval.errors import BadInputError, UnavailableError
 from crossval.model.file import ModelFile
 from crossval.passes import EngineIdentity, Runner
-from crossval.terms import Side
+from crossval.receipts.party import Compute, Party
+from crossval.terms import SIDES, Side
 from crossval.traces.read import TRACE_FILE
 
 KERNEL_VARIABLE = "BITNET_KERNEL"
@@ -34,22 +36,20 @@ class Prompt:
 
 
 class Session:
-    """Opens candidate and reference as words on the command line name them; use as a context manager.
+    """Opens candidate and reference as words name them; use as a context manager.
 
-    Engines that can run any prompt stay open from prompt to prompt; a recorded reference found by itself
-    (``auto``) is opened per prompt.
+    Engines that can run any prompt stay open from prompt to prompt; a reference that is chosen per
+    prompt (``auto``) and turned out to be recorded is opened for each.
     """
 
     def __init__(self, model: ModelFile, candidate: str, reference: str, n_threads: int | None = None) -> None:
         self.model = model
-        self.words = (candidate, reference)
+        self.words: dict[Side, str] = {"candidate": candidate, "reference": reference}
         self.n_threads = n_threads
         self._stack = ExitStack()
-        self._candidate: Runner | None = None
-        self._reference: Runner | None = None
-        self._counts: dict[str, list[int]] = {}
-        self._candidate_traces: list[str] = []
-        self._reference_traces: list[str] = []
+        self._runners: dict[Side, Runner] = {}
+        self._traces: dict[Side, list[str]] = {side: [] for side in SIDES}
+        """Digests of the traces that were opened."""
 
     def __enter__(self) -> Session:
         return self
@@ -62,84 +62,110 @@ class Session:
     def open(self, text: str | None = None) -> tuple[Runner, Runner]:
         """Return candidate and reference, both entered, for a prompt.
 
-        The reference opens first: a live candidate rounds where the reference says it rounds.
+        The reference opens first: a live candidate rounds where the reference states that it
+        rounds.
 
         Raises:
             UnavailableError, BadInputError, EngineCrashError: from the runners.
-            BadInputError: prompts of one comparison would be held against different builds of the reference.
+            BadInputError: prompts of one comparison would be compared with different builds of the
+            reference.
         """
         reference = self._open_reference(text)
-        candidate = self._open_candidate(reference)
-        return candidate, reference
+        return self._open_candidate(reference), reference
 
-    def open_alone(self, side: Side) -> Runner:
-        """Return one of the two, entered, without opening the other; a lone candidate rounds by its default.
+    def open_sides(self, sides: Sequence[Side]) -> dict[Side, Runner]:
+        """Return the engines of these sides, entered; a lone candidate rounds by its default.
 
         Raises:
-            UnavailableError, BadInputError, EngineCrashError: from the runner.
+            UnavailableError, BadInputError, EngineCrashError: from the runners.
         """
-        return self._open_candidate(None) if side == "candidate" else self._open_reference(None)
+        if "reference" not in sides:
+            return {"candidate": self._open_candidate(None)}
+        if "candidate" not in sides:
+            return {"reference": self._open_reference(None)}
+        candidate, reference = self.open()
+        return {"candidate": candidate, "reference": reference}
 
-    def another_reference(self, *, n_threads: int | None = None) -> Runner:
-        """Return the live reference once more, not entered; ``n_threads`` None: as many as the first one's.
+    def reopen(self, side: Side, **options: Any) -> Runner:
+        """Return an engine once more, not entered; ``options`` (``n_threads``, ``kernel``): where it differs.
 
         Raises:
             UnavailableError, BadInputError: it cannot be had.
         """
-        return open_reference(self.words[1], self.model.path, n_threads=n_threads or self.n_threads)
+        given = {name: value for name, value in options.items() if value is not None}
+        given = {"n_threads": self.n_threads, **given}
+        if side == "reference":
+            return open_reference(self.words[side], self.model.path, **given)
+        numerics = self._runners[side].identity.numerics
+        return open_candidate(self.words[side], self.model.path, numerics=numerics, **given)
 
     def _open_reference(self, text: str | None) -> Runner:
-        before = self._reference
-        if before is not None and (before.status == "live" or self.words[1] != "auto"):
+        word, before = self.words["reference"], self._runners.get("reference")
+        if before is not None and (before.status == "live" or find_engine("reference", word).live is None):
             return before
-        runner = open_reference(self.words[1], self.model.path, text, n_threads=self.n_threads)
+        runner = open_reference(word, self.model.path, text, n_threads=self.n_threads)
         runner = self._stack.enter_context(runner)
         if before is not None and before.identity != runner.identity:
             raise BadInputError(
                 "the recorded references of these prompts come from different builds of "
                 f"{runner.identity.name}; compare them in separate commands"
             )
-        self._reference = runner
-        self._reference_traces += _digests(runner)
-        return runner
+        return self._keep("reference", runner)
 
     def _open_candidate(self, reference: Runner | None) -> Runner:
-        if self._candidate is not None:
-            return self._candidate
+        if "candidate" in self._runners:
+            return self._runners["candidate"]
         numerics = None if reference is None else reference.identity.numerics
-        runner = open_candidate(self.words[0], self.model.path, numerics=numerics, n_threads=self.n_threads)
-        self._candidate = self._stack.enter_context(runner)
-        self._candidate_traces += _digests(runner)
-        return self._candidate
+        word = self.words["candidate"]
+        runner = open_candidate(word, self.model.path, numerics=numerics, n_threads=self.n_threads)
+        return self._keep("candidate", self._stack.enter_context(runner))
+
+    def _keep(self, side: Side, runner: Runner) -> Runner:
+        self._runners[side] = runner
+        digest = trace_digest(runner)
+        self._traces[side] += [] if digest is None else [digest]
+        return runner
 
     @property
     def candidate(self) -> Party:
         """Return the candidate as a receipt names it."""
-        return _party(self._candidate, self._candidate_traces, self.words[0])
+        return self._party("candidate")
 
     @property
     def reference(self) -> Party:
         """Return the reference as a receipt names it."""
-        return _party(self._reference, self._reference_traces, self.words[1])
+        return self._party("reference")
 
-    def unavailable(self, why: str) -> Party:
-        """Return the reference that could not be opened."""
-        name = "specification" if self.words[1] == "spec" else "bitnet.cpp"
-        return Party("unavailable", EngineIdentity(name), note=why)
+    def _party(self, side: Side) -> Party:
+        runner, traces = self._runners.get(side), self._traces[side]
+        if runner is None:
+            return Party("unavailable", EngineIdentity(engine_name(self.words[side])), note="not opened")
+        digest = traces[0] if len(traces) == 1 else None
+        if len(traces) > 1:
+            digest = hashlib.sha256("".join(traces).encode()).hexdigest()
+        return Party(runner.status, runner.identity, digest)
 
     def compute(self) -> Compute:
         """Return what computed the candidate's numbers, read from its C library now."""
-        runner = self._candidate
-        if runner is None:
-            return Compute("none")
-        if runner.status == "recorded":
-            return Compute("recorded")
-        if runner.identity.name == "specification":
-            return Compute("specification")
-        if not hasattr(runner, "counters"):
-            return Compute("none")
-        kernels = tuple({"name": c.name, "calls": int(c.calls), "bytes": int(c.bytes)} for c in runner.counters())
-        return Compute("real", is_fallback(runner.identity.settings.get("kernel")), kernels)
+        return compute_of(self._runners.get("candidate"))
+
+
+def compute_of(runner: Runner | None) -> Compute:
+    """Return what computes an engine's numbers, with the counters of its kernels where it has some."""
+    if runner is None:
+        return Compute("none")
+    if runner.status == "recorded":
+        return Compute("recorded")
+    if runner.identity.name == "specification":
+        return Compute("specification")
+    if not hasattr(runner, "counters"):
+        return Compute("none")
+    return Compute("real", is_fallback(runner.identity.settings.get("kernel")), kernel_counts(runner.counters()))
+
+
+def kernel_counts(counters: Iterable[KernelCount]) -> tuple[dict[str, Any], ...]:
+    """Return the C library's counters as a receipt holds them."""
+    return tuple({"name": one.name, "calls": int(one.calls), "bytes": int(one.bytes)} for one in counters)
 
 
 def is_fallback(kernel: Any) -> bool:
@@ -157,35 +183,29 @@ def trace_digest(runner: Runner) -> str | None:
     return hashlib.sha256((Path(runner.trace.directory) / TRACE_FILE).read_bytes()).hexdigest()
 
 
-def _digests(runner: Runner) -> list[str]:
-    digest = trace_digest(runner)
-    return [] if digest is None else [digest]
+def check_text(text: str) -> None:
+    """Refuse an empty prompt and one that is not Unicode.
 
-
-def _party(runner: Runner | None, traces: list[str], word: str) -> Party:
-    if runner is None:
-        return Party("unavailable", EngineIdentity(_NAMES.get(word, Path(word).name or word)), note="not opened")
-    digest = traces[0] if len(traces) == 1 else None
-    if len(traces) > 1:
-        digest = hashlib.sha256("".join(traces).encode()).hexdigest()
-    return Party(runner.status, runner.identity, digest)
-
-
-_NAMES = {"spec": "specification", "bitnet_py": "bitnet_py"}
+    Raises:
+        BadInputError: either of them.
+    """
+    if not text:
+        raise BadInputError("the prompt is empty; give at least one character")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInputError(f"the prompt is not valid UTF-8 at character {error.start}") from error
 
 
 def encode(candidate: Runner, reference: Runner, text: str, rendered: str, context_length: int) -> Prompt:
     """Return the token ids of ``rendered`` by the reference, and whether the candidate's tokenizer agrees.
 
+    ``text``: the prompt that was checked by ``check_text``, ``rendered``: the same put into its
+    chat template.
+
     Raises:
-        BadInputError: empty or not Unicode, longer than the context, or no engine can tokenize it.
+        BadInputError: longer than the context, without tokens, or no engine can tokenize it.
     """
-    if not text:
-        raise BadInputError("the prompt is empty; give at least one character")
-    try:
-        rendered.encode()
-    except UnicodeEncodeError as error:
-        raise BadInputError(f"the prompt is not valid Unicode at character {error.start}") from error
     ours, theirs = _try_tokenize(candidate, rendered), _try_tokenize(reference, rendered)
     ids = ours if theirs is None else theirs
     if ids is None:

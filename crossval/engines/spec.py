@@ -1,4 +1,4 @@
-"""The specification as a runner: slow, exact, and in agreement with nobody but the model's definition."""
+"""The specification as a runner: slow, exact, and the model's definition itself."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ from crossval.model.graphs import op_table
 from crossval.model.kinds import FloatArray
 from crossval.model.op import KVState, Op, forward
 from crossval.model.weights import SpecWeights
-from crossval.passes import EngineIdentity, PassPlan, PassRecord, TapArray
+from crossval.passes import EngineIdentity, PassPlan, PassRecord, TapArray, pass_kind
 
 
 class SpecRunner:
     """Runs ``crossval.model.graphs`` on a GGUF file, with a cache of keys and values in float64.
 
-    Every tap covers all tokens of the pass, except ``result_norm`` and ``result_output``: the last one. Taps are
-    rounded to float32 on the way out; inside, nothing is.
+    Every tap covers all tokens of the pass, except ``result_norm`` and ``result_output``: the last
+    one. Taps are rounded to float32 on the way out; inside, nothing is.
     """
+
+    status: Literal["live", "recorded"] = "live"
+    plan: tuple[PassPlan, ...] | None = None
 
     def __init__(self, model_path: str | os.PathLike[str]) -> None:
         self._path = Path(model_path)
@@ -56,22 +59,6 @@ class SpecRunner:
             },
         )
 
-    @property
-    def status(self) -> Literal["live", "recorded"]:
-        """Computed now."""
-        return "live"
-
-    @property
-    def plan(self) -> tuple[PassPlan, ...] | None:
-        """None: any pass can be run."""
-        return None
-
-    @property
-    def available_taps(self) -> frozenset[str] | None:
-        """Every op's output; a model without sub-norms lacks those taps."""
-        self._loaded()
-        return frozenset(op.output for op in self._table)
-
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Return token ids by ``bitnet_py``'s tokenizer; the specification has none of its own.
 
@@ -94,14 +81,13 @@ class SpecRunner:
         """Run one pass and return the selected taps as float32.
 
         Raises:
-            BadInputError: no tokens, a token outside the vocabulary, more tokens than the context holds, or
-                weights that make an activation infinite or NaN.
+            BadInputError: no tokens, a token outside the vocabulary, more tokens than the context
+                holds, or weights that make an activation infinite or NaN.
         """
         weights = self._loaded()
         start = self._state.n_tokens
         self._check_tokens(weights, token_ids)
-        kind: Literal["prefill", "decode"] = "decode" if start and len(token_ids) == 1 else "prefill"
-        plan = PassPlan(kind, tuple(int(t) for t in token_ids), start)
+        plan = PassPlan(pass_kind(len(token_ids), start), tuple(int(t) for t in token_ids), start)
         selected = frozenset(select)
         taps: dict[str, TapArray] = {}
         began = time.perf_counter()

@@ -100,11 +100,6 @@ class _Watched:
         """The only passes it can give."""
         return self._runner.plan
 
-    @property
-    def available_taps(self) -> frozenset[str] | None:
-        """Taps it can give."""
-        return self._runner.available_taps
-
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Return token ids by the engine's own tokenizer."""
         return self._runner.tokenize(text, add_bos=add_bos, parse_special=parse_special)

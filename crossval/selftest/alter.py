@@ -122,11 +122,6 @@ class Altered:
         """The engine's."""
         return self._engine.plan
 
-    @property
-    def available_taps(self) -> frozenset[str] | None:
-        """The engine's."""
-        return self._engine.available_taps
-
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids by the engine's tokenizer."""
         return self._engine.tokenize(text, add_bos=add_bos, parse_special=parse_special)

@@ -1,25 +1,23 @@
-"""Record the goldens of the shipped model from live bitnet.cpp (``make record``).
+"""Goldens: traces of real bitnet.cpp beside a model, so that parity can be checked without a C++ build.
 
-Two short prompts with every tap, eight more with every layer's output and the logits, 32 greedy steps each: enough
-to hold parity in CI without a C++ build, in under 10 MB.
+Of the shipped model: two short prompts with every tap, eight more with every layer's output and
+the logits, 32 greedy steps each, in under 10 MB.
 """
 
 from __future__ import annotations
 
 import re
-import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
-from bitnet_py.errors import BitnetError
-from bitnet_py.resources import default_model_path
-from crossval.bitnet_cpp.runner import BitnetCppRunner
-from crossval.engines.recorded import goldens_dir
-from crossval.errors import CrossvalError
+from crossval.errors import BadInputError
 from crossval.model import taps
+from crossval.passes import Runner
+from crossval.traces.read import TRACE_FILE, Trace, TraceInfo
 from crossval.traces.record import record_trace, trace_model
 
+SUFFIX = ".goldens"
 FULL_PROMPTS = ("What is 2+2?", "The capital of France is")
 OUTLINE_PROMPTS = (
     "Hello",
@@ -41,54 +39,81 @@ def slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "prompt"
 
 
-def record_goldens(model_path: Path, out: Path) -> list[Path]:
-    """Record every golden of a model into ``out``; returns the trace directories.
+@dataclass(frozen=True)
+class Golden:
+    """A trace that lies beside a model."""
+
+    path: Path
+    info: TraceInfo
+
+
+def goldens_dir(model_path: str | Path) -> Path:
+    """Return the directory of a model's goldens: ``model.gguf`` -> ``model.goldens/``."""
+    path = Path(model_path)
+    return path.with_name(path.name.removesuffix(".gguf") + SUFFIX)
+
+
+def list_goldens(model_path: str | Path) -> list[Golden]:
+    """Return the finished traces beside a model, sorted by name.
 
     Raises:
-        UnavailableError: bitnet.cpp is not built.
+        BadInputError: one of them is malformed.
+    """
+    root = goldens_dir(model_path)
+    if not root.is_dir():
+        return []
+    try:
+        found = sorted(path for path in root.iterdir() if (path / TRACE_FILE).exists())
+    except OSError as error:
+        raise BadInputError(f"cannot read {root}: {error.strerror or error}") from error
+    return [Golden(path, Trace.open(path).info) for path in found]
+
+
+def find_golden(model_path: str | Path, model_sha256: str, prompt: str | Sequence[int]) -> Path | None:
+    """Return the golden of this very model file and prompt (text or token ids), or None.
+
+    Among several the one with the most passes, then the most taps, is chosen.
+
+    Raises:
+        BadInputError: a golden beside the model is malformed.
+    """
+    matching = [
+        golden
+        for golden in list_goldens(model_path)
+        if golden.info.model.sha256 == model_sha256 and _same_prompt(golden.info, prompt)
+    ]
+    best = max(matching, key=_extent, default=None)
+    return None if best is None else best.path
+
+
+def _same_prompt(info: TraceInfo, prompt: str | Sequence[int]) -> bool:
+    return info.prompt_text == prompt if isinstance(prompt, str) else info.prompt_ids == tuple(prompt)
+
+
+def _extent(golden: Golden) -> tuple[int, int]:
+    return len(golden.info.passes), sum(len(recorded.taps) for recorded in golden.info.passes)
+
+
+def record_goldens(runner: Runner, model_path: Path, out: Path) -> Iterator[Path]:
+    """Record every golden of a model with an entered runner; yields each trace directory when it is written.
+
+    Raises:
         BadInputError, EngineCrashError: from the runner.
     """
     model = trace_model(model_path)
     outline = taps.outline_taps(model.n_layers)
-    written = []
-    with BitnetCppRunner(model_path) as runner:
-        for prompt in (*FULL_PROMPTS, *OUTLINE_PROMPTS):
-            full = prompt in FULL_PROMPTS
-            directory = out / slug(prompt)
-            record_trace(
-                runner,
-                model,
-                directory,
-                prompt_ids=runner.tokenize(prompt),
-                prompt_text=prompt,
-                n_decode=N_DECODE,
-                select_prefill=None if full else outline,
-                n_decode_full=N_DECODE_FULL if full else 0,
-                overwrite=True,
-            )
-            written.append(directory)
-    return written
-
-
-@click.command(help=__doc__)
-@click.option(
-    "--model", type=click.Path(path_type=Path), default=None, help="GGUF file (default: the shipped one)."
-)
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Default: beside the model.")
-def main(model: Path | None, out: Path | None) -> None:
-    """Command line of this module."""
-    try:
-        path = model or default_model_path()
-        for directory in record_goldens(path, out or goldens_dir(path)):
-            size = sum(f.stat().st_size for f in directory.iterdir())
-            click.echo(f"{directory}  {size} bytes", err=True)
-    except CrossvalError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except BitnetError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(4)
-
-
-if __name__ == "__main__":
-    main()
+    for prompt in (*FULL_PROMPTS, *OUTLINE_PROMPTS):
+        full = prompt in FULL_PROMPTS
+        directory = out / slug(prompt)
+        record_trace(
+            runner,
+            model,
+            directory,
+            prompt_ids=runner.tokenize(prompt),
+            prompt_text=prompt,
+            n_decode=N_DECODE,
+            select_prefill=None if full else outline,
+            n_decode_full=N_DECODE_FULL if full else 0,
+            overwrite=True,
+        )
+        yield directory

@@ -1,15 +1,14 @@
 """Traces on disk: what one engine computed for one token sequence (docs/trace-format.md).
 
 A trace is a directory: ``trace.json`` (who, which model, which tokens, which taps) and one
-``pass-NNNN.safetensors`` per pass with the arrays. Reading is lazy: ``Trace.open`` reads ``trace.json`` only; a
-pass file is hashed and checked when the first of its taps is asked for. What is read is checked, then believed.
+``pass-NNNN.safetensors`` per pass with the arrays. Reading is lazy: ``Trace.open`` reads
+``trace.json`` only; a pass file is hashed and checked when the first of its taps is asked for. What
+is read is checked, then believed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from crossval.errors import BadInputError
+from crossval.files import check_regular, file_sha256, read_limited
 from crossval.model import taps
 from crossval.model.taps import shape_hint
 from crossval.passes import EngineIdentity, Numerics, PassPlan, TapArray, check_rows, pass_kind
-from crossval.schema import parse_json, validator
+from crossval.schema import one_line, parse_json, validate_trace
 
 FORMAT = "crossval-trace"
 FORMAT_VERSION = 1
 TRACE_FILE = "trace.json"
 MAX_TRACE_JSON_BYTES = 32 << 20
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -130,13 +129,22 @@ class Trace:
         """
         root = Path(directory)
         path = root / TRACE_FILE
-        return cls(root, parse_info(_read_small(path), str(path)))
+        try:
+            check_regular(path)
+        except BadInputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            raise BadInputError(
+                f"{root} holds no finished trace (no {TRACE_FILE}); it is written last, by `crossval record`"
+            ) from error
+        return cls(root, parse_info(read_limited(path, "trace", MAX_TRACE_JSON_BYTES), str(path)))
 
     def taps(self, index: int) -> Mapping[str, TapArray]:
         """Return the taps of a pass, name -> array, each read from disk on access.
 
         Raises:
-            BadInputError: (on access) the pass file is missing, truncated, or not what ``trace.json`` says.
+            BadInputError: (on access) the pass file is missing, truncated, or not what
+            ``trace.json`` says.
         """
         return _LazyTaps(self, index)
 
@@ -154,7 +162,8 @@ class Trace:
         recorded = self.info.passes[index]
         path = self.directory / recorded.file
         if index not in self._digest_checked:
-            found = _file_sha256(path)
+            check_regular(path)
+            found = file_sha256(path)
             if found != recorded.sha256:
                 raise BadInputError(
                     f"{path}: sha256 is {found[:12]}…, trace.json says {recorded.sha256[:12]}…; "
@@ -177,7 +186,7 @@ class Trace:
                             f"{path}: tensor {key!r} is {dtype} {shape}, trace.json says F32 {tap.shape}"
                         )
         except (SafetensorError, OSError, ValueError) as error:
-            raise BadInputError(f"{path}: not a usable safetensors file: {_one_line(error)}") from error
+            raise BadInputError(f"{path}: not a usable safetensors file: {one_line(error)}") from error
         self._digest_checked.add(index)
         return file
 
@@ -199,7 +208,7 @@ class _LazyTaps(Mapping[str, TapArray]):
             array = self._file.get_tensor(tensor_key(self._index, name))
         except (SafetensorError, OSError, ValueError) as error:
             where = self._trace.directory / pass_file_name(self._index)
-            raise BadInputError(f"{where}: cannot read {name}: {_one_line(error)}") from error
+            raise BadInputError(f"{where}: cannot read {name}: {one_line(error)}") from error
         return TapArray(np.ascontiguousarray(array, dtype=np.float32), tap.rows)
 
     def __contains__(self, name: object) -> bool:
@@ -216,18 +225,16 @@ def parse_info(data: bytes, where: str) -> TraceInfo:
     """Parse and check the bytes of a ``trace.json``.
 
     Raises:
-        BadInputError: not strict JSON, against the schema, or contradicting itself; the message names the field.
+        BadInputError: not strict JSON, against the schema, or contradicting itself; the message
+        names the field.
     """
     value = parse_json(data, where)
-    error = next(validator("trace.v1").iter_errors(value), None)
-    if error is not None:
-        place = ".".join(str(part) for part in error.absolute_path) or "(top level)"
-        raise BadInputError(f"{where}: violates trace.v1.schema.json at {place}: {_one_line(error.message)}")
+    validate_trace(value, where)
     try:
         _check_text(value)
         return _info(value)
     except ValueError as problem:
-        raise BadInputError(f"{where}: {_one_line(problem)}") from problem
+        raise BadInputError(f"{where}: {one_line(problem)}") from problem
 
 
 def _info(value: dict[str, Any]) -> TraceInfo:
@@ -257,18 +264,9 @@ def _info(value: dict[str, Any]) -> TraceInfo:
 
 
 def _model(value: dict[str, Any]) -> TraceModel:
-    return TraceModel(
-        sha256=value["sha256"],
-        n_layers=int(value["n_layers"]),
-        n_heads=int(value["n_heads"]),
-        n_kv_heads=int(value["n_kv_heads"]),
-        head_dim=int(value["head_dim"]),
-        dim=int(value["dim"]),
-        hidden_dim=int(value["hidden_dim"]),
-        vocab_size=int(value["vocab_size"]),
-        file_name=value.get("file_name"),
-        architecture=value.get("architecture"),
-    )
+    # JSON may write a whole number as 2.0.
+    whole: dict[str, Any] = {name: int(one) if isinstance(one, float) else one for name, one in value.items()}
+    return TraceModel(**whole)
 
 
 def _engine(value: dict[str, Any]) -> EngineIdentity:
@@ -326,38 +324,3 @@ def _check_text(value: Any) -> None:
             pending += [*item.keys(), *item.values()]
         elif isinstance(item, list):
             pending += item
-
-
-def _read_small(path: Path) -> bytes:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise BadInputError(f"{path}: not a regular file")
-        with path.open("rb") as stream:
-            data = stream.read(MAX_TRACE_JSON_BYTES + 1)
-    except FileNotFoundError as error:
-        raise BadInputError(
-            f"{path.parent} holds no finished trace (no {TRACE_FILE}); it is written last, by `crossval record`"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"cannot read {path}: {_one_line(error)}") from error
-    if len(data) > MAX_TRACE_JSON_BYTES:
-        raise BadInputError(f"{path}: larger than {MAX_TRACE_JSON_BYTES} bytes")
-    return data
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise BadInputError(f"{path}: not a regular file")
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError as error:
-        raise BadInputError(f"cannot read {path}: {error.strerror or error}") from error
-    return digest.hexdigest()
-
-
-def _one_line(error: object, limit: int = 300) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -75,7 +75,8 @@ class TraceWriter:
         """Write the next pass with all taps of ``record``.
 
         Raises:
-            BadInputError: the pass does not follow the one before it, or a tap has the wrong shape or type.
+            BadInputError: the pass does not follow the one before it, or a tap has the wrong shape
+            or type.
         """
         index = len(self._passes)
         plan = record.plan
@@ -128,7 +129,8 @@ class TraceWriter:
         """Write ``trace.json``, which makes the directory a trace, and return what it says.
 
         Raises:
-            BadInputError: what would be written is not a valid trace (no passes, prompt not what was fed).
+            BadInputError: what would be written is not a valid trace (no passes, prompt not what
+            was fed).
         """
         value = {
             "format": FORMAT,
@@ -153,8 +155,9 @@ class TraceWriter:
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]) -> str:
     """Write float32 arrays as a safetensors file, one at a time, and return the file's sha256.
 
-    Layout: uint64 little-endian header length, JSON header (padded with spaces to a multiple of 8), then the
-    arrays one after another, little-endian (https://github.com/huggingface/safetensors, "Format").
+    Layout: uint64 little-endian header length, JSON header (padded with spaces to a multiple of 8),
+    then the arrays one after another, little-endian (https://github.com/huggingface/safetensors,
+    "Format").
     """
     header: dict[str, Any] = {}
     offset = 0

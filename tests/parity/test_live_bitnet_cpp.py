@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from crossval.bitnet_cpp import library as cpp_library
+from crossval.bitnet_cpp import limits as cpp_limits
 from crossval.bitnet_cpp.runner import OUTPUT_WEIGHT_NOTE, BitnetCppRunner
-from crossval.child import limits as cpp_limits
-from crossval.child.process import ChildProcess, child_command
+from crossval.child.command import child_command
+from crossval.child.process import ChildProcess
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
 
@@ -257,9 +258,11 @@ WIDE = {"n_layers": 2, "dim": 128, "n_heads": 1, "n_kv_heads": 1, "hidden_dim": 
 """512 rows of 4608 results are 9 MiB on the stack of one thread (in the first layer: the last has one row)."""
 
 
-def start_with_small_stack(environment: str) -> ChildProcess:
-    script = f'ulimit -s 8192; {environment} exec "$@"'
-    return ChildProcess(command=["/bin/sh", "-c", script, "sh", *child_command()])
+def start_with_small_stack(claimed_bytes: int | None = None) -> ChildProcess:
+    """Start the child with 8 MiB; ``claimed_bytes``: the stack that it believes it has, None: it looks."""
+    script = f'ulimit -s 8192; exec "$@" {claimed_bytes or ""}'
+    module = "crossval.bitnet_cpp.limits" if claimed_bytes is None else "crossval.bitnet_cpp.serve"
+    return ChildProcess("bitnet.cpp", ["/bin/sh", "-c", script, "sh", *child_command(module)])
 
 
 def load(child: ChildProcess, library: Path, model: Path) -> dict[str, object]:
@@ -281,14 +284,14 @@ def test_a_long_batch_of_wide_rows_fits_our_stack(make_model, bitnet_cpp_library
 
 def test_the_same_batch_overflows_the_usual_stack(make_model, bitnet_cpp_library):
     """What the limits are for: a child that is told it has a large stack, and has 8 MiB."""
-    with start_with_small_stack(f"{cpp_limits.STACK_VARIABLE}={cpp_limits.STACK_BYTES}") as child:
+    with start_with_small_stack(cpp_limits.STACK_BYTES) as child:
         assert load(child, bitnet_cpp_library, make_model(**WIDE))["n_ubatch"] == 512
         with pytest.raises(EngineCrashError, match="SIGSEGV"):
             decode_512(child)
 
 
 def test_where_the_stack_cannot_grow_the_batch_is_limited_instead(make_model, bitnet_cpp_library):
-    with start_with_small_stack("") as child:
+    with start_with_small_stack() as child:
         limit = load(child, bitnet_cpp_library, make_model(**WIDE))["n_ubatch"]
     assert limit == cpp_limits.max_ubatch(8 << 20, [4608], 1) < 512
 

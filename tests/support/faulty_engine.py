@@ -159,7 +159,6 @@ class FaultyRunner:
 
     status = "live"
     plan = None
-    available_taps = None
     identity = EngineIdentity("third engine")
 
     def __init__(

@@ -109,7 +109,7 @@ def engine_recording(situation: Situation, model: Model) -> Recording:
     if situation.style is not None:
         return record(model, prompt, situation.n_decode, situation.style)
     with BitnetPyRunner(model.path, n_threads=2, kernel=situation.engine.split(", ")[1]) as runner:
-        return ours(runner, _greedy_plans(runner, prompt, situation.n_decode))
+        return ours(runner, _greedy_plans(runner, prompt, situation.n_decode), model.n_layers)
 
 
 def _greedy_plans(runner: BitnetPyRunner, prompt: list[int], n_decode: int) -> list[PassPlan]:
@@ -123,9 +123,9 @@ def _greedy_plans(runner: BitnetPyRunner, prompt: list[int], n_decode: int) -> l
     return plans
 
 
-def ours(runner: Runner, plans: list[PassPlan], n_layers: int | None = None) -> Recording:
+def ours(runner: Runner, plans: list[PassPlan], n_layers: int) -> Recording:
     """Return what an engine computes over passes, with every tap."""
-    names = runner.available_taps or taps.all_taps(n_layers or 0)
+    names = taps.all_taps(n_layers)
     return Recording(runner.identity, [runner.eval(plan.token_ids, names) for plan in plans])
 
 

@@ -89,7 +89,6 @@ class NarrowEngine:
 
     status = "live"
     plan = None
-    available_taps = None
 
     def __init__(self, model: Path, style: Style, mistake: Mistake | None = None) -> None:
         self.file = of_file(model)

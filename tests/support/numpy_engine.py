@@ -55,7 +55,6 @@ class NumpyRunner:
 
     status: Literal["live", "recorded"] = "live"
     plan: tuple[PassPlan, ...] | None = None
-    available_taps: frozenset[str] | None = None
 
     def __init__(
         self,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from crossval.api.request import ENVIRONMENT
 from crossval.audit import segments
-from crossval.cli.comparison import ENVIRONMENT
 from crossval.model import taps
 from crossval.model.file import SEPARATE_OUTPUT_NOTE
 from crossval.receipts import file as receipt

@@ -20,7 +20,6 @@ class Replay:
     """A recording as a runner."""
 
     status = "recorded"
-    available_taps: frozenset[str] | None = None
 
     def __init__(self, recording: Recording) -> None:
         self._passes = recording.passes

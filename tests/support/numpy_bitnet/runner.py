@@ -19,7 +19,6 @@ class NumpyBitnetRunner:
 
     status: Literal["live"] = "live"
     plan: tuple[PassPlan, ...] | None = None
-    available_taps: frozenset[str] | None = None
 
     def __init__(
         self,

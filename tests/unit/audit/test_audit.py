@@ -30,7 +30,6 @@ class Altered:
 
     status = "live"
     plan = None
-    available_taps = None
 
     def __init__(self, runner, change=None, only=None, anonymous=False):
         self._runner, self._change, self._only, self._n = runner, change or {}, only, 0

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossval.bitnet_cpp.runner import BitnetCppRunner, open_library
-from crossval.child import limits as cpp_limits
+from crossval.bitnet_cpp import limits as cpp_limits
+from crossval.bitnet_cpp.runner import BitnetCppRunner, open_library, start_child
 from crossval.child.process import ChildProcess
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError
 
@@ -173,7 +173,7 @@ def limits_of(pid: int) -> dict[str, str]:
 
 
 def test_the_real_child_runs_with_a_large_stack_and_no_core_files():
-    with ChildProcess() as child:
+    with start_child() as child:
         assert wait_until(lambda: limits_of(child.pid)["Max stack size"] == str(cpp_limits.STACK_BYTES))
         assert limits_of(child.pid)["Max core file size"] == "0"
         # the limits are set before the child's program starts, and while it starts it has no environment
@@ -184,20 +184,20 @@ def test_the_real_child_runs_with_a_large_stack_and_no_core_files():
 def test_the_real_child_imports_nothing_from_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "numpy.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
-    with ChildProcess() as child, pytest.raises(EngineCrashError, match="unknown command 'work'"):
+    with start_child() as child, pytest.raises(EngineCrashError, match="unknown command 'work'"):
         ask(child)
 
 
 def test_the_real_child_reports_an_unknown_command():
-    with ChildProcess() as child, pytest.raises(EngineCrashError, match="unknown command 'work'"):
+    with start_child() as child, pytest.raises(EngineCrashError, match="unknown command 'work'"):
         ask(child)
 
 
 def test_the_real_child_does_not_outlive_a_killed_harness():
     code = """
         import time
-        from crossval.child.process import ChildProcess
-        child = ChildProcess()
+        from crossval.bitnet_cpp.runner import start_child
+        child = start_child()
         print(child.pid, flush=True)
         time.sleep(60)
     """
@@ -216,8 +216,8 @@ def test_the_real_child_does_not_outlive_a_killed_harness():
 def test_a_busy_child_ends_when_its_lifeline_does(fake):
     child = fake("""
         import threading
-        from crossval.bitnet_cpp import serve as cpp_child
-        threading.Thread(target=cpp_child._exit_with_parent, args=(lifeline,), daemon=True).start()
+        from crossval.child.serve import live_with_parent
+        live_with_parent(lifeline)
         os.write(2, b"started")
         while True: time.sleep(1)
     """)

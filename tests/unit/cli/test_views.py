@@ -10,22 +10,25 @@ from typing import Any
 
 import pytest
 
-from crossval import schema
+from crossval import registry, schema
+from crossval.api import views
+from crossval.api.request import Request
 from crossval.causal import receipt as causal_receipt
 from crossval.causal import show as render_causal
 from crossval.causal import view as causal
 from crossval.causal.view import LayerEffect
-from crossval.cli import comparison as cli_run
-from crossval.cli import views
+from crossval.cli.exits import exit_code
 from crossval.compare.rows import Skip
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.session import Prompt, Session
+from crossval.examine.layers_receipt import LAYERS
 from crossval.model import taps
-from crossval.receipts import consistency, gate
 from crossval.receipts import file as receipt
+from crossval.receipts import gate
+from crossval.registry import show_receipt
 from crossval.repeat import floors_show as render_floors
 from crossval.repeat.floors import FloorTable
-from crossval.reports import render
+from crossval.reports.console import console
 from tests.support import receipt_samples as samples
 from tests.support.strangers import PROMPT, Fault, Stranger, error_line, run
 
@@ -55,7 +58,7 @@ DISAGREEING = {
 
 def shown(what: receipt.Receipt) -> str:
     out = io.StringIO()
-    render.show_receipt(render.console(out), what)
+    show_receipt(console(out), what)
     return out.getvalue()
 
 
@@ -89,7 +92,7 @@ def test_a_reference_that_turns_out_to_be_recorded_has_no_floors(
 
 
 def test_a_prompt_of_one_token_has_no_floors(model_path: Path) -> None:
-    request = cli_run.Request("layers", model_path, "bitnet_py", "auto", None, None, None, False, floors=True)
+    request = Request(LAYERS, model_path, floors=True)
     with BitnetPyRunner(model_path) as live, pytest.raises(Exception, match="at least 2 tokens") as error:
         views.check_reference(request, live, Prompt("a", (1,), True))
     assert getattr(error.value, "exit_code", None) == 2
@@ -98,14 +101,12 @@ def test_a_prompt_of_one_token_has_no_floors(model_path: Path) -> None:
 @pytest.mark.parametrize("n_tokens", [2, 3, 4, 9])
 def test_a_short_prompt_is_enough(n_tokens: int, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody but bitnet.cpp is ever a live reference; here our engine plays it, so that no library is needed."""
-    request = cli_run.Request("layers", model_path, "bitnet_py", "auto", None, None, None, False, floors=True)
-    monkeypatch.setattr(
-        Session, "another_reference", lambda self, **asked: BitnetPyRunner(self.model.path, **asked)
-    )
-    session = Session(cli_run.load_model(request, lambda *_: None), "bitnet_py", "auto")
+    request = Request(LAYERS, model_path, floors=True)
+    monkeypatch.setattr(Session, "reopen", lambda self, side, **asked: BitnetPyRunner(self.model.path, **asked))
+    session = request.session(request.load_model())
     prompt = Prompt(None, tuple(range(3, 3 + n_tokens)), True)
     with BitnetPyRunner(model_path) as ours:
-        found, notes = views.make(request, session, (ours, ours), prompt, samples.layers_result(), lambda *_: None)
+        found, notes = views.make(request, session, (ours, ours), prompt, samples.layers_result())
     assert notes == []
     table = FloorTable.from_json(found["floors"]["table"])
     assert table.n_tokens == (n_tokens,)
@@ -119,14 +120,12 @@ def test_a_reference_that_gives_nan_has_no_floors_and_the_comparison_stays(
     class Nan(Stranger):
         fault = Fault(invalid="blk.1.ffn_up")
 
-    request = cli_run.Request("layers", model_path, "bitnet_py", "auto", None, None, None, False, floors=True)
-    monkeypatch.setattr(Session, "another_reference", lambda self, **asked: Nan(self.model.path, **asked))
-    session = Session(cli_run.load_model(request, lambda *_: None), "bitnet_py", "auto")
+    request = Request(LAYERS, model_path, floors=True)
+    monkeypatch.setattr(Session, "reopen", lambda self, side, **asked: Nan(self.model.path, **asked))
+    session = request.session(request.load_model())
     with Nan(model_path) as engine:
         prompt = Prompt(None, (1, 2, 3), True)
-        found, notes = views.make(
-            request, session, (engine, engine), prompt, samples.layers_result(), lambda *_: None
-        )
+        found, notes = views.make(request, session, (engine, engine), prompt, samples.layers_result())
     assert found == {}
     assert len(notes) == 1
     assert "no floors" in notes[0]
@@ -137,7 +136,7 @@ def test_the_causal_view_of_equal_engines(model_path: Path, golden: Path, tmp_pa
     words = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--receipt", out)
     result = run("layers", *words, "--causal")
     assert result.exit_code == 0, result.output
-    assert "the logits of the last token are equal in every bit" in result.stdout
+    assert "the logits of the last token are bit-identical" in result.stdout
     assert "tolerance  none is needed: no value differs" in result.stdout
     assert run("gate", out).exit_code == 0
     assert "disagreement" not in run("layers", *words).stdout
@@ -156,8 +155,8 @@ def test_a_causal_view_that_cannot_be_made_is_said_and_is_no_pass(
     kept = receipt.read(out)
     assert kept["settings"]["causal"] is True
     assert "causal" not in kept
-    assert views.exit_code({**kept, "verdict": "parity"}) == 3
-    checks = {check.name: check for check in gate.judge(kept)}
+    assert exit_code({**kept, "verdict": "parity"}) == 3
+    checks = {check.name: check for check in registry.judge(kept)}
     assert (checks["causal"].passed, checks["causal"].detail) == (False, "asked for, but not made: see the notes")
 
 
@@ -223,7 +222,7 @@ def test_the_smallest_tolerance_in_a_line(errors: dict[tuple[int, str], float], 
             samples.causal_of(0.01, [0.0, 0.0099, 0.0099]),
             [
                 "(99 % of KL 0.01) arises between the embedding and the output of layer 0",
-                "nothing is recovered from the output of layer 0 on: by then the damage is done",
+                "nothing is recovered from the output of layer 0 on: the error entered before that",
                 "it is the candidate that departs there from the specification: from the embedding on its "
                 "logits are 0.3 away, the reference's 1e-05",
             ],
@@ -286,7 +285,7 @@ def test_of_many_layers_those_are_shown_where_something_happens() -> None:
     ]
     view = causal.CausalView(0.01, tuple(effects), "blk.16.l_out", "blk.16.l_out", 1e-4, True, ())
     out = io.StringIO()
-    render.console(out).print(render_causal.effects_table(causal_receipt.to_json(view)))
+    console(out).print(render_causal.effects_table(causal_receipt.to_json(view)))
     text = out.getvalue()
     assert "layer 15" in text
     assert "layer 16" in text
@@ -300,7 +299,7 @@ def test_of_many_layers_those_are_shown_where_something_happens() -> None:
 
 def complaints_of(what: receipt.Receipt, name: str) -> list[str]:
     assert schema.validator("receipt.v1").is_valid({**what, "digest": receipt.digest(what)})
-    return consistency.checks_of(what)[name](what)
+    return gate.complaints(registry.KINDS[what["kind"]].kind, what)[name]
 
 
 def test_what_the_commands_write_stands() -> None:
@@ -367,7 +366,7 @@ def test_a_view_that_contradicts_itself_or_the_rows(path: tuple[Any, ...], value
 def test_a_view_must_fit_the_logits() -> None:
     what = made(**DISAGREEING)
     equal = made(causal=DISAGREEING["causal"])
-    assert any("the logits are equal in every bit" in line for line in complaints_of(equal, "causal"))
+    assert any("the logits are bit-identical" in line for line in complaints_of(equal, "causal"))
     far = samples.causal_of(1.0, [0.0, 0.0, 0.99])
     found = complaints_of(samples.forge(what, "causal", far), "causal")
     assert any("is more than logits" in line for line in found), found

@@ -12,6 +12,7 @@ import pytest
 from crossval.diagnose.variants.context import Context, of_records
 from crossval.diagnose.variants.pattern import describe
 from crossval.engines.spec import SpecRunner
+from crossval.model import taps
 from crossval.model.graphs import op_table
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord
@@ -24,8 +25,9 @@ Change = Callable[[np.ndarray], None]
 def records(make_model: Callable[..., Path]) -> Iterator[tuple[SpecWeights, list[PassRecord]]]:
     path = make_model(n_heads=4, n_kv_heads=2)
     with SpecRunner(path) as runner:
-        assert runner.available_taps is not None
-        yield SpecWeights(path), [runner.eval(plan.token_ids, runner.available_taps) for plan in PLANS]
+        weights = SpecWeights(path)
+        names = taps.all_taps(weights.config.n_layers)
+        yield weights, [runner.eval(plan.token_ids, names) for plan in PLANS]
 
 
 def context(records: tuple[SpecWeights, list[PassRecord]], tap: str, change: Change) -> Context:

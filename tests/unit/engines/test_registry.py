@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from crossval.engines import registry
-from crossval.engines.recorded import RecordedRunner, goldens_dir
-from crossval.engines.registry import open_candidate, open_reference
+from crossval.engines.recorded import RecordedRunner
+from crossval.engines.registry import (
+    engine_name,
+    find_engine,
+    live_word,
+    live_words,
+    open_candidate,
+    open_live,
+    open_reference,
+    words,
+)
 from crossval.errors import BadInputError, UnavailableError
 from crossval.files import file_sha256
 from crossval.passes import Numerics
+from crossval.terms import SIDES
+from crossval.traces.goldens import goldens_dir
 from crossval.traces.record import record_trace
 from tests.support.numpy_engine import MODEL, NumpyRunner
 
@@ -136,3 +149,37 @@ def test_unknown_words_are_refused_with_the_known_ones(word: str, model: Path) -
         open_candidate(word, model)
     with pytest.raises(BadInputError, match=r"neither auto, bitnet\.cpp, spec nor a directory"):
         open_reference(word, model)
+
+
+@pytest.mark.parametrize("module", ["crossval.engines", "crossval.engines.registry", "crossval.engines.session"])
+def test_opening_engines_loads_nothing_that_judges_them(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted(name for name in sys.modules if name.startswith('crossval.')))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    above = {
+        "audit",
+        "bench",
+        "causal",
+        "cli",
+        "compare",
+        "diagnose",
+        "examine",
+        "repeat",
+        "reports",
+        "selftest",
+        "smoke",
+    }
+    assert not [name for name in loaded if name.split(".")[1] in above]
+
+
+def test_every_engine_is_one_row_that_says_how_it_can_take_part() -> None:
+    rows = {row.word: row for row in registry.ENGINES}
+    assert list(rows) == ["auto", "bitnet.cpp", "bitnet_py", "spec"]
+    for side in SIDES:
+        assert all(find_engine(side, word) is rows[word] for word in words(side))
+    assert live_words() == ["bitnet.cpp", "bitnet_py", "spec"]
+    assert [live_word(word) for word in ("auto", "spec", "traces/x")] == ["bitnet.cpp", "spec", "traces/x"]
+    assert [engine_name(word) for word in ("auto", "spec", "traces/x")] == ["bitnet.cpp", "specification", "x"]
+    with pytest.raises(BadInputError, match=r"engine 'auto': expected bitnet\.cpp, bitnet_py, spec"):
+        open_live("auto", "m.gguf")

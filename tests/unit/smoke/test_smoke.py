@@ -29,7 +29,6 @@ class ScriptedRunner:
     """An engine that writes what it is told, one list of token ids per prompt, NaN for None."""
 
     status = "live"
-    available_taps = None
 
     def __init__(self, decoder: Decoder, scripts: dict[str, list[int | None]], n_ctx: int | None = None) -> None:
         self.decoder = decoder
@@ -390,7 +389,7 @@ def test_the_synthetic_model_says_nothing(make_model: Callable[..., Path]) -> No
 
 
 def test_a_small_model_runs_on_one_thread() -> None:
-    from crossval.cli.smoke import SMALL_MODEL_BYTES, _own_threads
+    from crossval.api.single import SMALL_MODEL_BYTES, _own_threads
 
     assert _own_threads(SimpleNamespace(facts={"size_bytes": SMALL_MODEL_BYTES})) == 1  # type: ignore[arg-type]
     assert _own_threads(SimpleNamespace(facts={"size_bytes": 1 << 30})) is None  # type: ignore[arg-type]

@@ -1,0 +1,26 @@
+"""Everything the commands do, as functions for programs and notebooks; each returns a receipt.
+
+Nothing here reads a command line or prints. Errors are ``crossval.errors.CrossvalError``. A
+``model`` is the path of a GGUF file, by default the model that ships with the project. Engines are
+given by the words that ``crossval.engines.registry`` lists, or as a directory with a trace.
+``progress`` is called with what is going on, steps done and steps in total; ``say`` with a line for
+people, such as where a file was written.
+"""
+
+from crossval.api.benchmark import bench
+from crossval.api.comparison import audit_trace, compare, diff
+from crossval.api.generation import greedy, read_prompts
+from crossval.api.single import metamorphic, record, selftest, smoke
+
+__all__ = [
+    "audit_trace",
+    "bench",
+    "compare",
+    "diff",
+    "greedy",
+    "metamorphic",
+    "read_prompts",
+    "record",
+    "selftest",
+    "smoke",
+]

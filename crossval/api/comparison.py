@@ -1,0 +1,197 @@
+"""Two engines compared and audited tap by tap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from crossval.api import views
+from crossval.api.request import Request, Say, silent
+from crossval.diagnose import findings, repro
+from crossval.diagnose.findings import Finding
+from crossval.engines.recorded import RecordedRunner
+from crossval.engines.session import Prompt, Session, check_text
+from crossval.errors import BadInputError
+from crossval.examine.examination import examine
+from crossval.examine.layers_receipt import DIFF, LAYERS, Examined
+from crossval.passes import Runner
+from crossval.receipts.file import Receipt
+from crossval.receipts.kind import build
+from crossval.terms import SIDES, Progress
+
+Engines = tuple[Runner, Runner]
+"""Candidate and reference, both entered."""
+
+
+def compare(
+    prompt: str,
+    model: str | Path | None = None,
+    *,
+    candidate: str = "bitnet_py",
+    reference: str = "auto",
+    n_threads: int | None = None,
+    template: str = "raw",
+    n_decode: int | None = None,
+    full: bool = False,
+    floors: bool = False,
+    causal: bool = False,
+    repro_dir: str | Path | None = None,
+    progress: Progress = silent,
+    say: Say = silent,
+) -> Receipt:
+    """Run a prompt through two engines, compare and audit them tap by tap, and diagnose what is wrong.
+
+    ``n_decode``: tokens decoded after the prompt; None: 4, or fewer where a trace holds fewer.
+    ``full``: compare every operation of every layer. ``floors`` and ``causal``: measure both as
+    well (docs/numerics.md). ``repro_dir``: write a reproducer of each finding there.
+
+    Raises:
+        UsageError: ``floors`` of a reference or a prompt that cannot be run in another way.
+        BadInputError, ModelError: unusable prompt, model, trace or directory.
+        UnavailableError, EngineCrashError: from the engines.
+    """
+    request = Request(
+        LAYERS, model, candidate, reference, n_threads, template, n_decode, full, floors, causal, repro_dir,
+        progress, say,
+    )  # fmt: skip
+    views.check_words(request)
+    check_text(prompt)
+    checked = request.load_model()
+    with request.session(checked) as session, request.unavailable(session, full=full, n_decode=n_decode):
+        ours, theirs, encoded = request.open_prompt(session, prompt)
+        return _examined(request, session, (ours, theirs), encoded)
+
+
+def diff(
+    candidate: str | Path,
+    reference: str | Path,
+    model: str | Path | None = None,
+    *,
+    n_decode: int | None = None,
+    full: bool = False,
+    causal: bool = False,
+    repro_dir: str | Path | None = None,
+    progress: Progress = silent,
+    say: Say = silent,
+) -> Receipt:
+    """Compare and audit two traces of one model over the same tokens; no engine is needed.
+
+    ``n_decode``: decoded tokens to compare; None: all that the longer trace holds. The rest as in
+    ``compare``.
+
+    Raises:
+        BadInputError, ModelError: an unusable model, trace or directory, or traces of different
+        prompts.
+    """
+    for path in (candidate, reference):
+        if not Path(path).is_dir():
+            raise BadInputError(f"{path} is not a directory with a trace")
+    ours, theirs = (str(Path(path).resolve()) for path in (candidate, reference))
+    request = Request(
+        DIFF, model, ours, theirs, n_decode=n_decode, full=full, causal=causal, repro_dir=repro_dir,
+        progress=progress, say=say,
+    )  # fmt: skip
+    with request.session(request.load_model()) as session:
+        engines = session.open()
+        if n_decode is None:
+            request = replace(request, n_decode=max(map(_n_decode, engines)))
+        return _examined(request, session, engines, _shared_prompt(*engines))
+
+
+def audit_trace(
+    trace: str | Path,
+    model: str | Path | None = None,
+    *,
+    n_decode: int | None = None,
+    full: bool = False,
+    progress: Progress = silent,
+) -> Receipt:
+    """Check every operation of one trace against the specification; no other engine is needed.
+
+    The receipt is that of ``compare`` with the trace as the candidate and the specification as the
+    reference.
+
+    Raises:
+        BadInputError, ModelError: an unusable model or trace.
+    """
+    if not Path(trace).is_dir():
+        raise BadInputError(f"{trace} is not a directory with a trace")
+    request = Request(
+        LAYERS, model, str(Path(trace).resolve()), "spec", n_decode=n_decode, full=full, progress=progress
+    )
+    with request.session(request.load_model()) as session:
+        ours, theirs = session.open()
+        return _examined(request, session, (ours, theirs), _prompt_of(ours))
+
+
+def _examined(request: Request, session: Session, engines: Engines, prompt: Prompt) -> Receipt:
+    """Compare and audit candidate and reference, write the reproducers asked for, and return the receipt.
+
+    Raises:
+        BadInputError, UnavailableError, EngineCrashError: from traces and engines.
+        BadInputError: the reproducer cannot be written.
+    """
+    if request.repro_dir is not None:
+        repro.check_writable(Path(request.repro_dir))
+    views.check_reference(request, engines[1], prompt)
+    model = session.model
+    found = examine(
+        *engines,
+        prompt.token_ids,
+        model.path,
+        n_layers=model.config.n_layers,
+        n_decode=request.n_decode,
+        full=request.full,
+        progress=request.progress,
+    )
+    n_decoded = sum(plan.kind == "decode" for plan in found.result.plan)
+    facts = request.facts(session, [prompt], full=request.full, n_decode=n_decoded)
+    command = request.command(model, prompt.text, n_decoded)
+    diagnosis = [findings.to_json(one, command) for one in found.findings]
+    _write_reproducers(request, found.findings, engines)
+    seen, notes = views.make(request, session, engines, prompt, found.result)
+    facts = replace(facts, notes=[*facts.notes, *notes])
+    return build(request.kind, Examined(found.result, found.audits_json(), diagnosis, seen), facts)
+
+
+def _write_reproducers(request: Request, found: Sequence[Finding], engines: Engines) -> None:
+    """Write a reproducer of each finding and say where it is, or why there is none."""
+    if request.repro_dir is None:
+        return
+    if not found:
+        request.say("no reproducer: no operation is guilty")
+    names = dict(zip(SIDES, (engine.identity.name for engine in engines), strict=True))
+    for number, one in enumerate(found):
+        why = repro.why_not(one)
+        if why is not None:
+            request.say(f"no reproducer of the {one.side}: {why}")
+            continue
+        folder = Path(request.repro_dir, one.side) if number else Path(request.repro_dir)
+        request.say(f"reproducer of the {one.side}: {repro.write(one, names[one.side], folder)}")
+
+
+def _prompt_of(trace: Runner) -> Prompt:
+    """Return the prompt that was recorded."""
+    assert isinstance(trace, RecordedRunner)
+    return Prompt(trace.info.prompt_text, trace.info.prompt_ids, None)
+
+
+def _shared_prompt(ours: Runner, theirs: Runner) -> Prompt:
+    """Return the prompt of the second trace, which the first must share.
+
+    Raises:
+        BadInputError: it does not.
+    """
+    first, second = _prompt_of(ours), _prompt_of(theirs)
+    if first.token_ids != second.token_ids:
+        places = [runner.trace.directory for runner in (ours, theirs) if isinstance(runner, RecordedRunner)]
+        raise BadInputError(
+            f"the traces were recorded with different prompts: {list(first.token_ids[:8])} in {places[0]}, "
+            f"{list(second.token_ids[:8])} in {places[1]}"
+        )
+    return second
+
+
+def _n_decode(runner: Runner) -> int:
+    return sum(plan.kind == "decode" for plan in runner.plan or ())

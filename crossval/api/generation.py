@@ -1,0 +1,169 @@
+"""Two engines compared token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from crossval.api.request import Request, Say, silent
+from crossval.audit.summary import audit_verdict
+from crossval.compare.greedy import compare_greedy, merge_greedy, name_near_ties
+from crossval.compare.rows import GreedyResult
+from crossval.diagnose import findings
+from crossval.engines.session import Prompt, Session, check_text
+from crossval.errors import BadInputError
+from crossval.examine.greedy_audit import GreedyAudit, audit_prompt
+from crossval.examine.greedy_receipt import GREEDY, GreedyExamined
+from crossval.examine.resume import Resume
+from crossval.files import read_limited
+from crossval.model.weights import SpecWeights
+from crossval.passes import Runner
+from crossval.receipts.file import Receipt
+from crossval.receipts.kind import build
+from crossval.schema import parse_json
+from crossval.terms import Progress
+
+MAX_PROMPTS_BYTES = 16 << 20
+
+
+def greedy(
+    prompts: str | Sequence[str],
+    model: str | Path | None = None,
+    *,
+    candidate: str = "bitnet_py",
+    reference: str = "auto",
+    n_threads: int | None = None,
+    template: str = "raw",
+    n_steps: int = 32,
+    journal: str | Path | None = None,
+    audit: bool = True,
+    progress: Progress = silent,
+    say: Say = silent,
+) -> Receipt:
+    """Generate ``n_steps`` tokens greedily with two engines per prompt and compare them, free-running and forced.
+
+    ``journal``: a file to which every finished prompt is appended; prompts that it holds are not
+    run again. ``audit``: recompute every operation of both engines in the first prompt's pass and
+    one decoded token; without it, equal tokens leave the verdict ``incomplete``.
+
+    Raises:
+        BadInputError, ModelError: an unusable prompt, model, trace or journal.
+        UnavailableError, EngineCrashError: from the engines.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise BadInputError("no prompt; comparing nothing is not a comparison")
+    for text in texts:
+        check_text(text)
+    request = Request(GREEDY, model, candidate, reference, n_threads, template, progress=progress, say=say)
+    checked = request.load_model()
+    weights = SpecWeights(checked.path) if audit else None  # before the run: the model may have no specification
+    with (
+        request.session(checked) as session,
+        Resume(None if journal is None else Path(journal), session, template, n_steps) as resume,
+        request.unavailable(session, n_steps=n_steps),
+        _told(request, resume, len(texts)),
+    ):
+        result, encoded, engines = _compare_all(request, session, resume, texts, n_steps)
+        found = None
+        if weights is not None:
+            found = audit_prompt(*engines, result.prompts[0], weights, progress=progress)
+            result = _with_audit(result, found)
+        facts = request.facts(session, encoded, n_steps=n_steps)
+        facts = replace(facts, compute=resume.compute(facts.compute))
+        if found is None:
+            return build(GREEDY, GreedyExamined(result, {}), facts)
+        command = request.command(checked, texts[0], sum(one.kind == "decode" for one in found.passes))
+        diagnosis = [findings.to_json(one, command) for one in found.findings]
+        facts = replace(facts, notes=[*facts.notes, *found.notes])
+        return build(GREEDY, GreedyExamined(result, found.audits, diagnosis), facts)
+
+
+def _compare_all(
+    request: Request, session: Session, resume: Resume, texts: Sequence[str], n_steps: int
+) -> tuple[GreedyResult, list[Prompt], tuple[Runner, Runner]]:
+    """Compare every prompt, or take it from the journal; the engines are those of the first prompt."""
+    results, encoded, engines = [], [], []
+    for index, text in enumerate(texts):
+        ours, theirs, one = request.open_prompt(session, text)
+        encoded.append(one)
+        engines.append((ours, theirs))
+        found = resume.take(one, ours, theirs)
+        if found is None:
+            found = compare_greedy(
+                ours,
+                theirs,
+                one.token_ids,
+                n_steps,
+                n_layers=session.model.config.n_layers,
+                text=text,
+                progress=of_prompt(request.progress, index, len(texts)),
+            )
+            resume.keep(found, ours, theirs)
+        results.append(found)
+    resume.finish()
+    n_taken = None if resume.path is None else resume.n_taken
+    return replace(merge_greedy(results), from_journal=n_taken), encoded, engines[0]
+
+
+def _with_audit(result: GreedyResult, found: GreedyAudit) -> GreedyResult:
+    """Return the result as the audits let it be read: only correct engines have near ties."""
+    if all(audit_verdict(audit) == "clean" for audit in found.audits.values()):
+        result = name_near_ties(result)
+    if all(audit is None for audit in found.audits.values()):
+        return result
+    return replace(result, audited=found.passes)
+
+
+def of_prompt(report: Progress, index: int, n_prompts: int) -> Progress:
+    """Return the callback for one of several prompts: the bar counts prompts, the words count tokens."""
+    if n_prompts == 1:
+        return report
+    return lambda what, done, total: report(
+        f"prompt {index + 1} of {n_prompts}, {what} {done}/{total}", index, n_prompts
+    )
+
+
+@contextmanager
+def _told(request: Request, resume: Resume, n_prompts: int) -> Iterator[None]:
+    """When a run with a journal is interrupted, say what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if resume.path is not None:
+            kept = f"{resume.n_done} of {n_prompts} prompts are in {resume.path}"
+            request.say(f"{kept}; rerun the same command to resume")
+        raise
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Return the prompts in a file: one per line, or JSON lines (``.jsonl``); lines of whitespace do not count.
+
+    Raises:
+        BadInputError: unreadable, not UTF-8, a JSON line without a prompt, or no prompt at all.
+    """
+    path = Path(path)
+    try:
+        text = read_limited(path, "prompts", MAX_PROMPTS_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{path}: not UTF-8 at byte {error.start}") from error
+    # str.splitlines would also cut at characters that belong inside a prompt (U+2028, form feed).
+    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if path.suffix == ".jsonl":
+        found = [_json_prompt(line, f"{path}:{number}") for number, line in lines]
+    else:
+        found = [line for _, line in lines]
+    if not found:
+        raise BadInputError(f"{path} holds no prompt")
+    return found
+
+
+def _json_prompt(line: str, where: str) -> str:
+    value = parse_json(line.encode(), where)
+    if isinstance(value, dict):
+        value = value.get("prompt")
+    if not isinstance(value, str) or not value:
+        raise BadInputError(f'{where}: expected a string, or an object like {{"prompt": "text"}}')
+    return value

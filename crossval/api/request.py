@@ -1,0 +1,165 @@
+"""What a comparison was asked for, and what every receipt holds beside its results."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bitnet_py.resources import default_model_path
+from bitnet_py.template import get_template
+from crossval.engines.session import Prompt, Session, check_text, encode
+from crossval.errors import BadInputError, UnavailableError
+from crossval.model.file import ModelFile, check_model, missing_tokens
+from crossval.passes import Runner
+from crossval.receipts.kind import Kind, RunFacts, build_unavailable
+from crossval.receipts.party import Party
+from crossval.terms import SIDES, Progress, Side
+
+Say = Callable[[str], None]
+"""Called with a line for people."""
+ENVIRONMENT = ("BITNET_KERNEL", "BITNET_LIBRARY", "BITNET_CPP_LIB")
+MAX_PROMPT_NOTES = 5
+REPRO_DIR = "repro"
+"""Where the command in a diagnosis writes its reproducer."""
+
+
+def silent(*_: object) -> None:
+    """Take a progress report or a line, and do nothing with it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which model and engines, and what about them."""
+
+    kind: Kind[Any]
+    """Of the receipt."""
+    model: str | Path | None = None
+    candidate: str = "bitnet_py"
+    reference: str = "auto"
+    n_threads: int | None = None
+    template: str | None = None
+    n_decode: int | None = None
+    full: bool = False
+    floors: bool = False
+    causal: bool = False
+    repro_dir: str | Path | None = None
+    progress: Progress = silent
+    say: Say = silent
+
+    def load_model(self) -> ModelFile:
+        """Check the model and the template's tokens.
+
+        Raises:
+            ModelError: the model is unusable.
+            BadInputError: the model lacks a special token of the template.
+        """
+        path = default_model_path() if self.model is None else Path(self.model)
+        self.progress("checking the model", 0, 1)
+        model = check_model(path)
+        self.progress("checking the model", 1, 1)
+        missing = missing_tokens(path, get_template(self.template or "raw").special_tokens)
+        if missing:
+            raise BadInputError(f"{path.name} has no token {missing[0]!r}, which template {self.template} needs")
+        return model
+
+    def session(self, model: ModelFile) -> Session:
+        """Return the session of both engines, none of them open yet."""
+        return Session(model, self.candidate, self.reference, self.n_threads)
+
+    def render(self, text: str) -> str:
+        """Return the prompt as it is tokenized: put into the chat template."""
+        return get_template(self.template or "raw").render(text)
+
+    def open_prompt(self, session: Session, text: str) -> tuple[Runner, Runner, Prompt]:
+        """Open candidate and reference for a prompt and tokenize it.
+
+        Raises:
+            BadInputError: the prompt is empty, not Unicode, or too long.
+            UnavailableError, EngineCrashError: from the engines.
+        """
+        check_text(text)
+        rendered = self.render(text)
+        candidate, reference = session.open(rendered)
+        prompt = encode(candidate, reference, text, rendered, session.model.config.context_length)
+        return candidate, reference, prompt
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """Return the receipt's ``settings``; engines given as directories are named without their path."""
+        words = {"candidate": _plain_word(self.candidate), "reference": _plain_word(self.reference)}
+        return {"n_threads": self.n_threads, **words, "floors": self.floors, "causal": self.causal, **more}
+
+    def command(self, model: ModelFile, text: str | None, n_decode: int) -> str:
+        """Return the command line that writes the reproducer of this comparison's finding; files without paths."""
+        given: list[str] = []
+        if self.kind.name == "diff":
+            words = ["diff", _plain_word(self.candidate), _plain_word(self.reference)]
+        else:
+            words = ["layers", "--prompt", text or ""]
+            given += ["--candidate", _plain_word(self.candidate), "--reference", _plain_word(self.reference)]
+            given += [] if self.template in (None, "raw") else ["--template", str(self.template)]
+            given += [] if self.n_threads is None else ["--threads", str(self.n_threads)]
+        given += ["--decode", str(n_decode), *(["--full"] if self.full else []), "--repro", REPRO_DIR]
+        return shlex.join([*_environment(), "crossval", *words, "--model", model.path.name, *given])
+
+    def facts(
+        self, session: Session, prompts: Sequence[Prompt], sides: tuple[Side, ...] = SIDES, **settings: Any
+    ) -> RunFacts:
+        """Return everything the receipt says beside the results, after the run; only ``sides`` were used."""
+        parties = {"candidate": session.candidate, "reference": session.reference}
+        for side in set(SIDES) - set(sides):
+            parties[side] = Party("unused", parties[side].identity)
+        return RunFacts(
+            model=session.model.facts,
+            tokenizer={**session.model.tokenizer, "engines_agree": _agree(prompts)},
+            text=prompts[0].text if prompts else None,
+            template=self.template,
+            token_ids=prompts[0].token_ids if prompts else (),
+            compute=session.compute(),
+            settings=self.settings(**settings),
+            notes=[*session.model.notes, *_prompt_notes(prompts)],
+            **parties,
+        )
+
+    @contextmanager
+    def unavailable(self, session: Session, sides: tuple[Side, ...] = SIDES, **settings: Any) -> Iterator[None]:
+        """Give an ``UnavailableError`` from the block the receipt that says which engine is missing."""
+        try:
+            yield
+        except UnavailableError as error:
+            facts = self.facts(session, (), sides, **settings)
+            if "reference" in sides:
+                missing = Party("unavailable", facts.reference.identity, note=str(error))
+                facts = replace(facts, reference=missing)
+            else:
+                missing = Party("unavailable", facts.candidate.identity, note=str(error))
+                facts = replace(facts, candidate=missing)
+            error.receipt = build_unavailable(self.kind, facts)
+            raise
+
+
+def _environment() -> list[str]:
+    """Return the variables that choose libraries and kernels, as words before a command; files without paths."""
+    held = ((name, os.environ.get(name, "")) for name in ENVIRONMENT)
+    return [f"{name}={Path(value).name}" for name, value in held if value]
+
+
+def _plain_word(word: str) -> str:
+    return Path(word).name if Path(word).is_dir() else word
+
+
+def _prompt_notes(prompts: Sequence[Prompt]) -> list[str]:
+    notes = [prompt.note for prompt in prompts if prompt.note]
+    more = len(notes) - MAX_PROMPT_NOTES
+    return notes if more <= 0 else [*notes[:MAX_PROMPT_NOTES], f"the same of {more} more prompts"]
+
+
+def _agree(prompts: Sequence[Prompt]) -> bool | None:
+    answers = [prompt.tokenizers_agree for prompt in prompts]
+    if False in answers:
+        return False
+    return None if not answers or None in answers else True

@@ -1,0 +1,65 @@
+"""Exit codes, the same in table and JSON mode.
+
+====  ==========================================================================================
+code  meaning
+====  ==========================================================================================
+0     parity or pass
+1     divergence or gate failure
+2     usage
+3     reference unavailable, coverage incomplete, or agreement shown only within a distance
+4     bad input: model, trace, receipt
+5     an engine crashed or timed out, or a defect of crossval itself
+130   interrupted
+141   the reader of the output went away
+====  ==========================================================================================
+
+Each class of ``crossval.errors`` has its code; the verdicts' are here.
+"""
+
+from __future__ import annotations
+
+from bitnet_py.errors import BitnetError
+from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError
+from crossval.receipts.file import Receipt
+from crossval.receipts.kind import VIEWS
+
+DEBUG_VARIABLE = "CROSSVAL_DEBUG"
+"""Set: failures print a traceback."""
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+EXIT_OF_VERDICT = {
+    "parity": 0,
+    "pass": 0,
+    "divergence": 1,
+    "shared_deviation": 1,
+    "reference_defect": 1,
+    "candidate_defect": 1,
+    "both_differ": 1,
+    "fail": 1,
+    "incomplete": 3,
+    "agrees_within": 3,
+}
+
+
+def exit_code(made: Receipt) -> int:
+    """Return the exit code of a receipt's verdict; 3 when a view that was asked for is missing from a good one."""
+    missing = [name for name in VIEWS if made["settings"].get(name) and name not in made]
+    return EXIT_OF_VERDICT[made["verdict"]] or (UnavailableError.exit_code if missing else 0)
+
+
+def of_error(error: Exception) -> tuple[str, int]:
+    """Return message and exit code of an exception."""
+    if isinstance(error, EngineCrashError):
+        return str(error).strip(), error.exit_code
+    if isinstance(error, CrossvalError):
+        return _one_line(error), error.exit_code
+    if isinstance(error, BitnetError):
+        return _one_line(error), BadInputError.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory; use a shorter prompt or fewer decoded tokens", EngineCrashError.exit_code
+    hint = f"this is a defect of crossval; set {DEBUG_VARIABLE}=1 for a traceback and report it"
+    return f"{type(error).__name__}: {_one_line(error)} ({hint})", EngineCrashError.exit_code
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
