@@ -9,6 +9,9 @@ Side = Literal["candidate", "reference"]
 """The engine under test, and what it is compared with."""
 SIDES: tuple[Side, ...] = ("candidate", "reference")
 
+PassFail = Literal["pass", "fail", "incomplete"]
+"""Verdict on engines that are checked one by one, on a benchmark, and on the self-test."""
+
 LOGITS = "result_output"
 """Name of the tap that holds the logits."""
 

@@ -1,4 +1,4 @@
-"""What the audit of one engine says: one check per recorded tensor, and what follows from them."""
+"""The audit of one engine: one check per recorded tensor, and what follows from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crossval.model import taps
 from crossval.passes import PassKind
 
 CheckStatus = Literal["ok", "within", "guilty", "invalid", "unchecked"]
-"""``within``: a segment that agrees up to a distance at which int8 flips and small mistakes look alike;
+"""``within``: a segment that agrees up to a distance at which int8 rounding ties and small errors look alike;
 ``invalid``: NaN, infinity or a wrong shape; ``unchecked``: an input or the output was not recorded."""
 AuditVerdict = Literal["clean", "within", "guilty", "incomplete"]
 
@@ -49,7 +49,7 @@ class OpCheck:
     n_beyond: int
     """Elements (of a segment: tokens) beyond their bound."""
     n_ops: int = 1
-    """Operations between the recorded inputs and the output: 1, or more for a coarse trace's segment."""
+    """Operations between the recorded inputs and the output: 1, or more for a segment."""
     flips: int = 0
     """Int8 activations on the other side of a rounding tie that explain a BitLinear's integers exactly."""
     worst: Worst | None = None
@@ -60,13 +60,15 @@ class OpCheck:
     """Of a segment that is ``within``: largest relative L2 distance of a token that could not be explained."""
     n_within: int = 0
     """How many tokens that are."""
+    n_nonfinite: int = 0
+    """Elements that are NaN or infinite; with any, the check is ``invalid``."""
     spans: tuple[str, ...] = ()
     """Of a segment: full names of the taps that were computed because they were not recorded."""
 
 
 @dataclass(frozen=True)
 class Misrecorded:
-    """What was written down wrongly: everything else is right when it is treated as missing."""
+    """What was recorded incorrectly: everything else passes when it is treated as missing."""
 
     kind: Literal["tap", "tokens", "order"]
     """An array; the arrays of other tokens than stated; passes in another order."""
@@ -99,7 +101,7 @@ class AuditResult:
 def decide(checks: Sequence[OpCheck], n_ops: int, n_covered: int) -> AuditVerdict:
     """Return the verdict that follows from the checks.
 
-    A guilty one convicts, a missing one leaves it open, one that agrees only within a distance is no proof.
+    One ``guilty`` check decides; a missing one leaves the verdict open; agreement within a distance proves less.
     """
     if any(check.status in ("guilty", "invalid") for check in checks):
         return "guilty"
@@ -110,12 +112,12 @@ def decide(checks: Sequence[OpCheck], n_ops: int, n_covered: int) -> AuditVerdic
 
 
 def unless_misrecorded(verdict: AuditVerdict, n_misrecorded: int) -> AuditVerdict:
-    """Return the verdict of an audit part of whose recording is wrong: what was to be judged there was not."""
+    """Return the verdict of an audit; where a part of the recording is wrong, that part was not judged."""
     return "incomplete" if n_misrecorded and verdict != "guilty" else verdict
 
 
 def first_guilty(checks: Iterable[OpCheck], n_layers: int) -> OpCheck | None:
-    """Return the guilty check that was executed first: earliest pass, then earliest operation."""
+    """Return the wrong check that was executed first: earliest pass, then earliest operation."""
     guilty = [check for check in checks if check.status in ("guilty", "invalid")]
     return min(guilty, key=lambda c: (c.pass_index, taps.execution_index(c.tap, n_layers)), default=None)
 

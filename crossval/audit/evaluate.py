@@ -223,8 +223,15 @@ def _segment_note(outcome: Outcome, n_ops: int) -> str:
 
 def invalid(op: Op, state: PassState, tap: TapArray) -> OpCheck | None:
     """Return the check of a recorded tensor that cannot be judged as it is; None: it can."""
-    why = _invalid(op, state, tap)
-    return None if why is None else _check(op, state, "invalid", tap, note=why)
+    why = _misshapen(op, state, tap)
+    if why is not None:
+        return _check(op, state, "invalid", tap, note=why)
+    seen = _visible(op, state, tap)
+    n_bad = int(np.count_nonzero(~np.isfinite(tap.array) & (True if seen is None else seen)))
+    if not n_bad:
+        return None
+    note = f"{n_bad} of {tap.array.size} values are not finite"
+    return _check(op, state, "invalid", tap, n_nonfinite=n_bad, note=note)
 
 
 def unchecked(op: Op, state: PassState, tap: TapArray, why: str) -> OpCheck:
@@ -237,16 +244,13 @@ def _visible(op: Op, state: PassState, tap: TapArray) -> npt.NDArray[np.bool_] |
     return visible(op.output, tap.array.shape, [state.plan.positions[row] for row in rows])
 
 
-def _invalid(op: Op, state: PassState, tap: TapArray) -> str | None:
+def _misshapen(op: Op, state: PassState, tap: TapArray) -> str | None:
     if tap.array.size == 0:
         return "it has no elements"
     n_rows = state.n_tokens if tap.rows is None else len(tap.rows)
     if tap.array.ndim <= op.token_axis or tap.array.shape[op.token_axis] != n_rows:
         return f"shape {tap.array.shape} does not hold {n_rows} tokens"
-    seen = _visible(op, state, tap)
-    bad = ~np.isfinite(tap.array) & (True if seen is None else seen)
-    n_bad = int(np.count_nonzero(bad))
-    return f"{n_bad} of {tap.array.size} values are not finite" if n_bad else None
+    return None
 
 
 def _worst(

@@ -1,4 +1,4 @@
-"""Where a guilty segment lies: its operations and layers, and which taps would narrow it down."""
+"""Where a wrong segment lies: its operations and layers, and which taps would narrow it down."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def of_check(check: OpCheck) -> dict[str, Any] | None:
     """Return what a check spans as a receipt's ``segment``; None for a single operation.
 
     ``first_layer`` and ``last_layer`` are null when no layer is in it; ``first_op`` is the full name of the first
-    tap that was not recorded; ``record`` lists the taps to record to get nearer: of several layers their outputs.
+    tap that was not recorded; ``record`` lists the taps that would narrow it down: of several layers their
+    outputs.
     """
     if not check.spans:
         return None
@@ -35,7 +36,7 @@ def _index(name: str) -> int:
     return taps.execution_index(name, 1 << 20)
 
 
-def behind(tap: str, after: str | None, n_layers: int, optional: Collection[str] = ()) -> dict[str, Any] | None:
+def between(tap: str, after: str | None, n_layers: int, optional: Collection[str] = ()) -> dict[str, Any] | None:
     """Return what lies between two taps as a ``segment`` that ends at ``tap``; None when that is one operation.
 
     ``optional``: taps, without layer, that the model lacks.
@@ -54,7 +55,7 @@ def behind(tap: str, after: str | None, n_layers: int, optional: Collection[str]
 
 
 def where(found: Mapping[str, Any]) -> str:
-    """Return the place of a guilty operation, or the range of a segment, without its pass.
+    """Return the place of a wrong operation, or the range of a segment, without its pass.
 
     ``found``: an item with ``layer``, ``op`` and perhaps ``segment``: a ``first_guilty``, a ``diagnosis``.
     """
@@ -74,7 +75,7 @@ def where(found: Mapping[str, Any]) -> str:
 
 
 def narrower(segment: Mapping[str, Any]) -> str:
-    """Return what to record to find a segment's mistake: ``l_out of layers 6 and 7``."""
+    """Return what to record to find the error in a segment: ``l_out of layers 6 and 7``."""
     parsed = [taps.parse(name) for name in segment["record"]]
     layers = sorted({one.layer for one in parsed if one.layer is not None})
     if len({one.tap for one in parsed}) == 1 and layers:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit.bounds import Arithmetic
+from crossval.compare.receipt import compute_dtypes
 from crossval.formats import BF16, F16, F32, FORMATS, Dtype, Format
 from crossval.model import taps
 from crossval.model.kinds import Embedding, FloatArray, RmsNorm
@@ -153,22 +154,12 @@ def of_json(data: Mapping[str, Any] | None) -> Precision | None:
     return None if data is None else Precision(**{**data, "ops": tuple(data["ops"])})
 
 
-def compute_dtype(numerics: Mapping[str, Any], audit: Mapping[str, Any] | None) -> Dtype:
-    """Return the format of what an engine in a receipt gave: found by its audit, or stated."""
-    found = (audit or {}).get("precision")
-    dtype: Dtype = numerics.get("compute_dtype") or "f32"
-    if found is not None and found["scope"] != "some":
-        dtype = found["dtype"]
-    return dtype
-
-
 # --- in words -------------------------------------------------------------------------------------------------
 
 
 def within(receipt: Mapping[str, Any]) -> str | None:
     """Return what agreement in a receipt is within: the format with the fewest digits of both; None: binary32."""
-    audits = receipt.get("audit") or {}
-    used = {compute_dtype(receipt[side]["numerics"], audits.get(side)) for side in ("candidate", "reference")}
+    used = compute_dtypes(receipt)
     return next((form.label for form in NARROW if form.name in used), None)
 
 

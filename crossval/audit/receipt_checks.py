@@ -1,8 +1,8 @@
-"""The audits in a receipt held against themselves: what must follow from their rows, the passes and the model.
+"""The audits in a receipt checked for consistency: what must follow from their rows, the passes and the model.
 
-Returns complaints, empty when all is well, as in ``crossval.receipts.consistency``. What an engine computed is not
-in a receipt, so numbers can be checked against each other only: a ratio against the values it is made of, counts
-against shapes, the verdict and the first guilty operation against the rows.
+Returns complaints, empty when all is well. What an engine computed is not in a receipt, so numbers can be checked
+against each other only: a ratio against the values it is made of, counts against shapes, the verdict and the first
+wrong operation against the rows.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from crossval.audit import bounds, precision, summary
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import CheckStatus
 from crossval.audit.summary import AuditRow, WorstElement
+from crossval.compare.receipt import trace_model
 from crossval.formats import FORMATS
 from crossval.model import taps
 from crossval.model.kinds import BitLinear
@@ -25,9 +26,11 @@ from crossval.model.op import Op
 from crossval.model.taps import token_axis
 from crossval.passes import Numerics, PassPlan
 from crossval.receipts.file import Receipt
+from crossval.receipts.policy import GateCheck, Policy
+from crossval.receipts.values import plan_from_json
+from crossval.terms import SIDES, Side
 from crossval.traces import read as trace
 
-SIDES = ("candidate", "reference")
 UNDETERMINED = "undetermined"
 _PLACE = ("tap", "layer", "op", "pass_index", "pass_kind")
 _ROUNDING = 1e-9
@@ -40,7 +43,7 @@ class _World:
     shape: trace.TraceModel
     plan: tuple[PassPlan, ...]
     arithmetic: Arithmetic
-    """What its operations were held to."""
+    """What its operations were checked against."""
     stated: Numerics
 
 
@@ -56,6 +59,31 @@ def complaints(receipt: Receipt) -> list[str]:
             continue
         found += [f"audit of the {side}: {what}" for what in _audit(audit, _world(receipt, side))]
     return [*found, *_diagnoses(receipt), *_version(receipt)]
+
+
+def demands(
+    side: Side, audit: Mapping[str, Any] | None, policy: Policy, *, vouched: bool = False
+) -> Iterator[GateCheck]:
+    """Check that every operation of an engine was judged and is within its bound, and in which format.
+
+    ``vouched``: its logits are bit-identical to those of the other engine, whose audit is clean.
+    """
+    verdict = summary.audit_verdict(audit)
+    detail = f"{verdict}: there is none"
+    if audit is not None:
+        detail = f"{verdict}, {audit['n_covered']} of {audit['n_ops']} operations judged"
+    if vouched:
+        detail += "; its logits are bit-equal to those of the other engine, which is correct"
+    accepted = verdict == "within" and policy.accepts(summary.within_of(audit))
+    yield GateCheck(f"audit of the {side}", verdict == "clean" or vouched or accepted, detail)
+    found = (audit or {}).get("precision")
+    if found is None or found["scope"] == "some":
+        return
+    dtype, declared = found["dtype"], found["declared"]
+    detail = f"{dtype}, {'as the engine states' if declared else 'which the engine does not state'}"
+    if not declared:  # parity within it is less than parity
+        detail += f"; accepted: {', '.join(policy.allow_precision) or 'none'}"
+    yield GateCheck(f"precision of the {side}", declared or dtype in policy.allow_precision, detail)
 
 
 def _rows_of(receipt: Receipt, side: str) -> Sequence[Mapping[str, Any]]:
@@ -74,21 +102,21 @@ def _version(receipt: Receipt) -> Iterator[str]:
 
 
 def _diagnoses(receipt: Receipt) -> Iterator[str]:
-    """Check that each guilty engine has one diagnosis, of its first guilty operation, that explains it better."""
+    """Check that each wrong engine has one diagnosis, of its first wrong operation, and that it fits."""
     held = {side: (receipt["audit"][side] or {}).get("first_guilty") for side in SIDES}
     firsts: dict[str, Mapping[str, Any]] = {side: first for side, first in held.items() if first is not None}
     expected = list(firsts)
     found = receipt["diagnosis"] or []
     if [one["party"] for one in found] != expected:
-        yield f"diagnosis is of {[one['party'] for one in found]}, guilty are {expected}"
+        yield f"diagnosis is of {[one['party'] for one in found]}, wrong are {expected}"
         return
     for one in found:
         where, first = f"diagnosis of the {one['party']}", firsts[one["party"]]
         if one.get("segment") != first.get("segment"):
-            yield f"{where}: its segment is not that of the first guilty operation"
+            yield f"{where}: its segment is not that of the first wrong operation"
         for name in _PLACE:
             if one[name] != first[name]:
-                yield f"{where}: {name} is {one[name]}, the first guilty operation's is {first[name]}"
+                yield f"{where}: {name} is {one[name]}, the first wrong operation's is {first[name]}"
         ratio, right = one["ratio"], one["specification_ratio"]
         fits = None not in (ratio, right) and 0.0 <= ratio < right
         named = one["name"] != UNDETERMINED
@@ -109,20 +137,17 @@ def _segment_ops(one: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[s
     if inside and not (named and first["n_ops"] > 1):
         yield f"it blames {inside[0]} inside a segment, but names nothing or there is no segment"
     if named and first["n_ops"] > 1 and not inside:
-        yield "it names a mistake inside a segment, but no operation"
+        yield "it names a bug inside a segment, but no operation"
     order = [summary.execution_index(name) for name in inside]
     if order and (order != sorted(set(order)) or order[-1] > summary.execution_index(one["tap"])):
-        yield "the operations it blames are not in order of execution, up to the guilty one"
+        yield "the operations it blames are not in order of execution, up to the wrong one"
 
 
 def _world(receipt: Receipt, side: str) -> _World:
-    shape = receipt["model"]["shape"]
-    names = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
-    model = trace.TraceModel(sha256=receipt["model"]["sha256"], **{name: shape[name] for name in names})
-    plan = tuple(PassPlan(p["kind"], tuple(p["token_ids"]), p["start"]) for p in receipt["results"]["passes"])
+    model, plan = trace_model(receipt), plan_from_json(receipt["results"]["passes"])
     numerics = Numerics(**receipt[side]["numerics"])
     found = precision.of_json(receipt["audit"][side].get("precision"))
-    return _World(model, plan, precision.arithmetic_of(numerics, shape["n_heads"], found), numerics)
+    return _World(model, plan, precision.arithmetic_of(numerics, model.n_heads, found), numerics)
 
 
 def _audit(audit: Mapping[str, Any], world: _World) -> Iterator[str]:
@@ -177,7 +202,7 @@ def _totals(audit: Mapping[str, Any], rows: Sequence[AuditRow], world: _World) -
 
 
 def _precision(found: Mapping[str, Any] | None, world: _World) -> Iterator[str]:
-    """Check what is said of a 16-bit format: whether it can follow from the counts, and what was held to it."""
+    """Check a finding of a 16-bit format: whether it follows from the counts, and which bounds it gives."""
     stated = world.stated.compute_dtype or "f32"
     if found is None:
         if stated != "f32":
@@ -260,7 +285,7 @@ def _segments_fit(row: AuditRow, n_checked: int) -> bool:
 
 
 def _segment(found: Mapping[str, Any], world: _World) -> Iterator[str]:
-    """Check that a guilty segment's range ends where it is judged and holds the taps it asks for."""
+    """Check that a wrong segment's range ends where it is judged and holds the taps it asks for."""
     segment = found.get("segment")
     if segment is None:
         return
@@ -339,15 +364,15 @@ def _readings(op: Op, one: PassPlan, world: _World) -> set[str]:
 
 
 def _first(found: Mapping[str, Any] | None, rows: Sequence[AuditRow], world: _World) -> Iterator[str]:
-    """Check the first guilty operation against its row."""
+    """Check the first wrong operation against its row."""
     place = summary.first_place([row for row in rows if _known(row.tap, world)])
     stated = None if found is None else (found["pass_index"], found["tap"])
     if stated != place:
-        yield f"first guilty is {stated}, the rows say {place}"
+        yield f"first wrong is {stated}, the rows say {place}"
         return
     if found is None or place is None or place[0] >= len(world.plan):
         return
-    where = f"first guilty, {found['tap']}"
+    where = f"first wrong, {found['tap']}"
     row = next(row for row in rows if row.tap == found["tap"])
     name = taps.parse(found["tap"])
     one = world.plan[found["pass_index"]]
@@ -380,7 +405,7 @@ def _first(found: Mapping[str, Any] | None, rows: Sequence[AuditRow], world: _Wo
 
 
 def _check_status(found: Mapping[str, Any]) -> CheckStatus:
-    """Judge a single check that is guilty by its place."""
+    """Judge a single check from its numbers."""
     beyond = found["n_beyond"] > 0 and (found["ratio"] is None or found["ratio"] > 1.0)
     empty = found["n_beyond"] == 0 and found["ratio"] is None and found["worst"] is None
     return "guilty" if beyond else "invalid" if empty else "ok"

@@ -193,7 +193,7 @@ class _Search:
         found = set()
         for place in guilty:
             check, states = self.checks[place], self._states(place, (), self.checks)
-            unread = check.status == "invalid" and "finite" in (check.note or "") and set(states) == {"ok"}
+            unread = check.n_nonfinite > 0 and set(states) == {"ok"}
             if unread and taps.parse(place[1]).tap not in SWALLOWED:
                 found.add(place)
             if check.status == "guilty" and "guilty" in states:

@@ -1,9 +1,8 @@
-"""The audits and diagnoses of a receipt for people: a line per engine, what is guilty and why, what follows."""
+"""The audits and diagnoses of a receipt for people: a line per engine, what is wrong and why."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -12,18 +11,17 @@ from rich.text import Text
 from crossval.audit import extent, precision, summary
 from crossval.audit.receipt_checks import UNDETERMINED
 from crossval.audit.summary import AuditRow
-from crossval.examine.verdict import ADVICE, Advice
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
 from crossval.receipts.file import Receipt
 from crossval.reports.console import plain, show_line
+from crossval.terms import SIDES, Side
 
-SIDES = ("candidate", "reference")
 _STYLE = {"clean": "green", "within": "bold yellow", "guilty": "bold red", "incomplete": "bold yellow"}
 
 
 def show_audits(out: Console, receipt: Receipt) -> None:
-    """Print a line per engine, and what explains each guilty operation."""
+    """Print a line per engine, and what explains each wrong operation."""
     if receipt["audit"] is None:
         return
     show_line(
@@ -45,7 +43,7 @@ def show_audits(out: Console, receipt: Receipt) -> None:
         show_line(out, f"reproduce  {found['command']}")
 
 
-def misrecorded(receipt: Receipt) -> list[tuple[str, Mapping[str, Any]]]:
+def misrecorded(receipt: Receipt) -> list[tuple[Side, Mapping[str, Any]]]:
     """Return what was recorded wrongly of which engine."""
     audits = receipt["audit"] or {}
     return [(side, one) for side in SIDES for one in (audits.get(side) or {}).get("misrecorded", ())]
@@ -69,12 +67,12 @@ def what_recorded(found: Mapping[str, Any]) -> str:
 
 
 def audit_line(audit: Mapping[str, Any], n_layers: int) -> str:
-    """Return one engine's audit in a line: all is within its bound, or what is guilty, or what is missing."""
+    """Return one engine's audit in a line: all is within its bound, or what is wrong, or what is missing."""
     rows = [summary.row_from_json(row) for row in audit["rows"]]
     if audit["first_guilty"] is not None:
-        n_guilty = sum(summary.status_of(row) in ("guilty", "invalid") for row in rows)
-        more = f"; {n_guilty - 1} more tensors are beyond their bounds" if n_guilty > 1 else ""
-        return f"GUILTY  {guilty_line(audit['first_guilty'])}{more}"
+        n_wrong = sum(summary.status_of(row) in ("guilty", "invalid") for row in rows)
+        more = f"; {n_wrong - 1} more tensors exceed their bounds" if n_wrong > 1 else ""
+        return f"WRONG  {wrong_line(audit['first_guilty'])}{more}"
     within = summary.within_of(audit)
     if summary.audit_verdict(audit) == "within":
         n_within = sum(row.n_within for row in rows)
@@ -82,14 +80,13 @@ def audit_line(audit: Mapping[str, Any], n_layers: int) -> str:
             f"agrees within {within:.2g} (relative L2): {n_within} tokens of segments were not explained; "
             f"not checked below that; record {summary.unsettled(rows, n_layers)}"
         )
-    counts = f"{_counts(audit)} within their bounds"
     worst = max((row for row in rows if row.ratio is not None), key=lambda row: row.ratio or 0.0, default=None)
     extreme = "" if worst is None else f", worst {worst.ratio:.2g} of its bound ({worst.tap})"
-    return f"{counts}{extreme}{_flips(rows)}{_unchecked(rows)}"
+    return f"{counts(audit)} within their bounds{extreme}{_flips(rows)}{_unchecked(rows)}"
 
 
-def _counts(audit: Mapping[str, Any]) -> str:
-    """Return how many operations were judged, and how: one by one, or inside segments."""
+def counts(audit: Mapping[str, Any]) -> str:
+    """Return how many operations were judged, one by one or inside segments."""
     found = summary.depth(audit)
     if not found.n_segments:
         return f"{audit['n_covered']} of {audit['n_ops']} operations"
@@ -109,29 +106,29 @@ def _unchecked(rows: Sequence[AuditRow]) -> str:
 
 
 def place(found: Mapping[str, Any]) -> str:
-    """Return where a guilty operation is, in words."""
+    """Return where a wrong operation is, in words."""
     return f"{extent.where(found)} (pass {found['pass_index']}, {found['pass_kind']})"
 
 
 def seen_at(receipt: Receipt, location: Mapping[str, Any]) -> str:
-    """Return where the engines are first seen to differ: an operation, or all that lies behind the one before."""
+    """Return where the engines first differ: an operation, or all that follow the last one compared before."""
     name = taps.parse(location["tap"])
     rows = (receipt["audit"] or {}).get("reference") or {"rows": []}
     known = {taps.parse(row["tap"]).tap for row in [*rows["rows"], *receipt["results"]["rows"]]}
     n_layers = receipt["model"]["shape"]["n_layers"]
     segment = None
     if "after" in location:
-        segment = extent.behind(location["tap"], location["after"], n_layers, OPTIONAL_TAPS - known)
+        segment = extent.between(location["tap"], location["after"], n_layers, OPTIONAL_TAPS - known)
     return extent.where({"layer": name.layer, "op": name.tap, "segment": segment})
 
 
-def guilty_line(found: Mapping[str, Any]) -> str:
-    """Return a guilty operation with its worst element, how far it is off, and how many are."""
+def wrong_line(found: Mapping[str, Any]) -> str:
+    """Return a wrong operation with its worst element, how far that is off, and how many are."""
     parts = [place(found)]
     if found["n_ops"] > 1:
         parts[0] += f", the last of {found['n_ops']} operations judged as one"
     if found.get("segment") is not None:
-        parts[0] += f"; record {extent.narrower(found['segment'])} to come nearer"
+        parts[0] += f"; record {extent.narrower(found['segment'])} to narrow it down"
     worst = found["worst"]
     if worst is not None:
         at = ", ".join(f"{name} {value}" for name, value in zip(_axes(found), worst["index"], strict=False))
@@ -139,13 +136,13 @@ def guilty_line(found: Mapping[str, Any]) -> str:
         parts.append(f"position {worst['token']}, {at}: {values}, {_times(found)}")
     if found["n_beyond"]:
         unit = "tokens" if found["n_ops"] > 1 else f"of {found['n_elements']} values"
-        parts.append(f"{found['n_beyond']} {unit} are beyond it")
+        parts.append(f"{found['n_beyond']} {unit} exceed it")
     if found["flips"]:
         parts.append(f"{found['flips']} int8 flips explained")
     if found["status"] == "invalid":
         parts.append(found["note"] or "invalid")
-    elif "overflow" in (found["note"] or ""):
-        parts.append(found["note"])
+    elif found["n_ops"] == 1 and found["note"] and not found["flips"]:
+        parts.append(found["note"])  # an overflow inside the operation
     return "; ".join(parts)
 
 
@@ -171,12 +168,6 @@ def cause(found: Mapping[str, Any]) -> str:
     return f"{found['name']}{family}: {found['explanation'].rstrip('.')}; {fit}"
 
 
-_RECORD_ANEW = Advice(
-    "Nothing is proven against either engine: a recording is wrong, and all that is around it fits without it.",
-    "Change the recording as said above, record anew, and run this again.",
-)
-
-
 def segmented(receipt: Receipt) -> bool:
     """Return whether any operation of either engine was judged inside a segment only."""
     audits = receipt["audit"] or {}
@@ -184,7 +175,7 @@ def segmented(receipt: Receipt) -> bool:
 
 
 def before(audit: Mapping[str, Any]) -> str:
-    """Return what is known of the operations before the first guilty one."""
+    """Return what is known of the operations before the first wrong one."""
     found = audit["first_guilty"]
     at = found["pass_index"], summary.execution_index(found["tap"])
     rows = [summary.row_from_json(row) for row in audit["rows"]]
@@ -193,54 +184,5 @@ def before(audit: Mapping[str, Any]) -> str:
     if any(row.n_unchecked for row in earlier):
         return "not everything before it was judged"
     if any(row.segments for row in earlier):
-        return "what lies before it was judged in segments, not operation by operation"
-    return "everything before it is right"
-
-
-def advice_of(receipt: Receipt) -> Advice:
-    """Return what the verdict means and what to do next, no more than the audits show."""
-    if receipt["verdict"] == "incomplete" and misrecorded(receipt):
-        return _RECORD_ANEW
-    advice, limits = _advice(receipt), []
-    precise = precision.within(receipt)
-    if precise:
-        limits.append(f" This is seen at the precision of {precise} only.")
-    other = _ACQUITTED.get(receipt["verdict"])
-    if other and summary.audit_verdict((receipt["audit"] or {}).get(other)) == "within":
-        limits.append(f" Of the {other} this is shown only within the distance stated.")
-    return replace(advice, meaning=advice.meaning + "".join(limits))
-
-
-_ACQUITTED = {"candidate_defect": "reference", "reference_defect": "candidate"}
-"""Verdict -> the side it says is right."""
-
-
-def _advice(receipt: Receipt) -> Advice:
-    verdict, audits = receipt["verdict"], receipt["audit"] or {}
-    advice = ADVICE[verdict]
-    if verdict == "parity" and segmented(receipt):
-        counts = [f"{side}: {_counts(audits[side])} within their bounds" for side in SIDES]
-        agree = "Both engines agree with each other, and with the specification as far as they were checked"
-        return replace(advice, meaning=f"{agree}: {'; '.join(counts)}.")
-    if verdict == "divergence" and segmented(receipt):
-        return Advice(
-            "The engines differ from each other, but every operation or segment of each is within its bounds "
-            "given its own inputs.",
-            f"{advice.next_step.rstrip('.')}, or inside a segment: record every tap to look into it.",
-        )
-    if verdict == "candidate_defect" and (audits.get("candidate") or {}).get("first_guilty"):
-        first = audits["candidate"]["first_guilty"]
-        what = "the operation named above" if first["n_ops"] == 1 else f"the mistake in {extent.where(first)},"
-        return replace(advice, next_step=f"Fix {what} in the candidate; {before(audits['candidate'])}.")
-    if verdict == "reference_defect" and (audits.get("reference") or {}).get("first_guilty"):
-        first = audits["reference"]["first_guilty"]
-        if first["n_ops"] > 1:
-            step = f"The mistake is in {extent.where(first)}: find it before you report it."
-            return replace(advice, next_step=f"Do not change the candidate. {step}")
-    return advice
-
-
-def show_advice(out: Console, advice: Advice) -> None:
-    """Print what the verdict means and what to do next."""
-    show_line(out, f"meaning    {advice.meaning}")
-    show_line(out, f"next step  {advice.next_step}")
+        return "what precedes it was judged in segments, not operation by operation"
+    return "everything before it is correct"

@@ -1,7 +1,7 @@
 """One engine's audit as a receipt holds it: a row per operation, and the pure functions from rows to a verdict.
 
 A row is about one tap in all passes: counts over all of them, and the worst check. The builder and the gate share
-these functions, so a verdict in a receipt is right exactly when it is what its rows say.
+these functions, so a verdict in a receipt is correct exactly when it follows from its rows.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _SEVERITY: dict[CheckStatus, int] = {"ok": 0, "within": 0, "unchecked": 1, "inva
 
 @dataclass(frozen=True)
 class WorstElement:
-    """The element farthest beyond its bound, or nearest to it."""
+    """The element with the largest ratio to its bound."""
 
     pass_index: int
     pass_kind: PassKind
     n_ops: int
-    """Operations between the recorded inputs and this output: 1, or more for a coarse trace's segment."""
+    """Operations between the recorded inputs and this output: 1, or more for a segment."""
     token: int
     """Position in the sequence."""
     index: tuple[int, ...]
@@ -45,7 +45,7 @@ class AuditRow:
     n_passes: int
     """Passes in which it was recorded."""
     n_unchecked: int
-    """Of these, passes in which nothing could be said about it."""
+    """Of these, passes in which nothing could be judged."""
     n_invalid: int
     """Of these, passes in which it holds NaN or infinities, or has the wrong shape."""
     n_elements: int
@@ -57,7 +57,7 @@ class AuditRow:
     """Largest ``|recorded - expected| / bound``; null: infinite (the bound is 0), or nothing could be computed."""
     status: CheckStatus
     first_beyond: int | None
-    """First pass in which it is guilty or invalid."""
+    """First pass in which it is wrong or invalid."""
     flips: int
     """Int8 activations on the other side of a rounding tie that explain a BitLinear's integers exactly."""
     worst: WorstElement | None
@@ -164,7 +164,7 @@ def spans(layers: Iterable[int]) -> str:
 
 
 def first_place(rows: Iterable[AuditRow]) -> tuple[int, str] | None:
-    """Return pass and tap of the first guilty operation: earliest pass, then earliest in execution order."""
+    """Return pass and tap of the first wrong operation: earliest pass, then earliest in execution order."""
     places = [(row.first_beyond, row.tap) for row in rows if row.first_beyond is not None]
     return min(places, key=lambda place: (place[0], execution_index(place[1])), default=None)
 
@@ -211,7 +211,7 @@ def _row(tap: str, checks: Sequence[OpCheck]) -> AuditRow:
 
 
 def _badness(check: OpCheck) -> tuple[int, float]:
-    """Order checks by what they say, then by how far they are off; an infinite ratio is None in a guilty one."""
+    """Order checks by status, then by how far they are off; None in a wrong one is an infinite ratio."""
     endless = math.inf if check.status == "guilty" else -1.0
     return _SEVERITY[check.status], endless if check.ratio is None else check.ratio
 
@@ -249,7 +249,7 @@ def misrecorded_to_json(found: Misrecorded) -> dict[str, Any]:
 
 
 def row_to_json(row: AuditRow) -> dict[str, Any]:
-    """Return a row as JSON; its status is judged anew."""
+    """Return a row as JSON; its status is recomputed."""
     data = {**asdict(row), "worst": _worst_to_json(row.worst), "status": status_of(row)}
     if row.n_segments is None:
         del data["n_segments"]
@@ -271,13 +271,13 @@ def row_from_json(data: Mapping[str, Any]) -> AuditRow:
 CHECK_FIELDS = tuple(
     field.name
     for field in fields(OpCheck)
-    if field.name not in ("worst", "pass_index", "pass_kind", "tap", "spans")
+    if field.name not in ("worst", "pass_index", "pass_kind", "tap", "spans", "n_nonfinite")
 )
 """Fields of a check that a receipt states as they are."""
 
 
 def check_to_json(check: OpCheck) -> dict[str, Any]:
-    """Return one guilty check as JSON, with its layer and operation spelt out."""
+    """Return one wrong check as JSON, with its layer and operation spelt out."""
     name, segment = taps.parse(check.tap), extent.of_check(check)
     return {
         "tap": check.tap,

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from bitnet_py.bench import spread
 from crossval.bench.measures import MEASURES, Measure, Work
-from crossval.terms import Side
-
-Verdict = Literal["pass", "fail", "incomplete"]
+from crossval.terms import PassFail, Side
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def missed(findings: BenchFindings) -> list[str]:
     return found
 
 
-def decide(findings: BenchFindings) -> Verdict:
+def decide(findings: BenchFindings) -> PassFail:
     """Return the verdict: another result fails, whatever its speed; what was not measured is incomplete."""
     if any(one.n_equal != one.n_compared for one in findings.taken.values()):
         return "fail"

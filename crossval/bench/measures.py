@@ -75,7 +75,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Sample:
     """What one measure gave once: seconds or bytes (None: not known), and what was computed, pass by pass.
 
     ``outputs`` are arrays whose bits have to equal the other engine's.
@@ -85,7 +85,7 @@ class Reading:
     outputs: tuple[npt.NDArray[Any], ...] = ()
 
 
-Run = Callable[[Running, Work], Reading]
+Run = Callable[[Running, Work], Sample]
 Unit = Literal["tok/s", "s", "bytes"]
 Scope = Literal["round", "process"]
 """Taken in every round, or in every fresh process."""
@@ -123,34 +123,34 @@ def _both(run: Run) -> Mapping[Side, Run]:
     return {"candidate": run, "reference": run}
 
 
-def _prefill(running: Running, work: Work) -> Reading:
+def _prefill(running: Running, work: Work) -> Sample:
     running.engine.reset()
     record = running.engine.eval(work.prompt_ids, LOGITS)
-    return Reading(record.elapsed_s, (record.taps[LOGITS[0]].array,))
+    return Sample(record.elapsed_s, (record.taps[LOGITS[0]].array,))
 
 
-def _decode(running: Running, work: Work) -> Reading:
+def _decode(running: Running, work: Work) -> Sample:
     records = running.engine.eval_each(work.decode_ids)
     outputs = tuple(record.taps[LOGITS[0]].array for record in records)
     times = [record.elapsed_s for record in records if record.elapsed_s is not None]
-    return Reading(sum(times) if len(times) == work.n_decode else None, outputs)
+    return Sample(sum(times) if len(times) == work.n_decode else None, outputs)
 
 
-def _greedy_search(running: Running, work: Work) -> Reading:
+def _greedy_search(running: Running, work: Work) -> Sample:
     """Our engine: the next token without all logits."""
     assert isinstance(running.engine, BitnetPyProcess)
     found = running.engine.best_each(work.decode_ids)
     outputs = tuple(_choice(best.token_id, best.logit) for best in found)
-    return Reading(sum(best.elapsed_s for best in found), outputs)
+    return Sample(sum(best.elapsed_s for best in found), outputs)
 
 
-def _greedy_by_logits(running: Running, work: Work) -> Reading:
+def _greedy_by_logits(running: Running, work: Work) -> Sample:
     """The reference computes all logits, as it always does; choosing among them is not timed."""
     records = running.engine.eval_each(work.decode_ids)
     rows = [record.taps[LOGITS[0]].array[-1] for record in records]
     times = [record.elapsed_s for record in records if record.elapsed_s is not None]
     outputs = tuple(_choice(int(row.argmax()), row.max()) for row in rows)
-    return Reading(sum(times) if len(times) == work.n_decode else None, outputs)
+    return Sample(sum(times) if len(times) == work.n_decode else None, outputs)
 
 
 def _choice(token_id: int, logit: float) -> npt.NDArray[Any]:
@@ -158,21 +158,21 @@ def _choice(token_id: int, logit: float) -> npt.NDArray[Any]:
     return np.array([token_id, logit], np.float64)
 
 
-def _first_token(running: Running, work: Work) -> Reading:
+def _first_token(running: Running, work: Work) -> Sample:
     record = running.engine.eval(work.first_ids, LOGITS)
-    return Reading(time.perf_counter() - running.started_s, (record.taps[LOGITS[0]].array,))
+    return Sample(time.perf_counter() - running.started_s, (record.taps[LOGITS[0]].array,))
 
 
-def _memory_searching(running: Running, work: Work) -> Reading:
+def _memory_searching(running: Running, work: Work) -> Sample:
     """Our engine as ``bitnet run`` generates: the first token by all logits, the others by its certified head."""
     assert isinstance(running.engine, BitnetPyProcess)
     running.engine.best_each(work.decode_ids)
-    return Reading(peak_resident_bytes(running.engine.pid))
+    return Sample(peak_resident_bytes(running.engine.pid))
 
 
-def _memory_by_logits(running: Running, work: Work) -> Reading:
+def _memory_by_logits(running: Running, work: Work) -> Sample:
     running.engine.eval_each(work.decode_ids)
-    return Reading(peak_resident_bytes(running.engine.pid))
+    return Sample(peak_resident_bytes(running.engine.pid))
 
 
 MEASURES = (

@@ -1,11 +1,8 @@
-"""A benchmark as a receipt's JSON and back, and that receipt held against itself.
-
-The checks return complaints, empty when all is well, as in ``crossval.receipts.consistency``.
-"""
+"""Receipts of kind ``bench``: measurements as JSON and back, and what must follow from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -25,18 +22,20 @@ from crossval.bench.figures import (
 )
 from crossval.bench.measures import BOUNDED, MEASURES, N_FIRST, N_PROCESSES, Measure, Work
 from crossval.receipts.file import Receipt
-from crossval.terms import Side
-
-SIDES: tuple[Side, ...] = ("candidate", "reference")
-
-
-def criterion(findings: BenchFindings) -> dict[str, Any]:
-    """Return the smallest ratios asked for, as the receipt's ``thresholds``."""
-    return {"min_ratios": dict(findings.min_ratios)}
+from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.party import family_of, is_quantized
+from crossval.receipts.policy import GateCheck, Policy
+from crossval.receipts.values import vocabulary_conflicts
+from crossval.terms import SIDES
 
 
 def to_json(findings: BenchFindings) -> dict[str, Any]:
-    """Return the receipt's ``results``: what was taken, and everything that follows from it."""
+    """Return the fields of the receipt that hold a benchmark."""
+    return {"thresholds": {"min_ratios": dict(findings.min_ratios)}, "results": results_to_json(findings)}
+
+
+def results_to_json(findings: BenchFindings) -> dict[str, Any]:
+    """Return the receipt's ``results``: what was measured, and everything that follows from it."""
     work = {name: value for name, value in asdict(findings.work).items() if name != "vocab_size"}
     return {
         "work": {**work, "kernel": findings.kernel},
@@ -86,27 +85,19 @@ def _spread(values: list[float]) -> dict[str, float] | None:
     return None if found is None else asdict(found)
 
 
-def summarize(findings: BenchFindings) -> dict[str, Any]:
-    """Return the receipt's summary fields; ``exact_match_rate`` is the share of passes with equal logits."""
-    verdict = decide(findings)
+def summarize(findings: BenchFindings) -> Summary:
+    """Return verdict and coverage; ``exact_match_rate`` is the fraction of passes with bit-identical logits."""
     compared = sum(taken.n_compared for taken in findings.taken.values())
     equal = sum(taken.n_equal for taken in findings.taken.values())
-    return {
-        "first_divergence": None,
-        "first_inexact": None,
-        "coverage": {"required": n_required(findings), "compared": compared, "skipped": []},
-        "parity": {
-            "cosine_similarity": None,
-            "exact_match_rate": equal / compared if compared else None,
-            "logits_exact_match_rate": None,
-            "cpp_available": False,
-            "status": verdict,
-        },
-        "verdict": verdict,
-    }
+    return Summary(
+        status=decide(findings),
+        required=n_required(findings),
+        compared=compared,
+        exact_match_rate=equal / compared if compared else None,
+    )
 
 
-# --- a receipt against itself ---------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------------------
 
 
 def from_json(receipt: Receipt) -> BenchFindings:
@@ -131,24 +122,16 @@ def _taken(data: Mapping[str, Any]) -> Taken:
     return Taken(raw, data["passes"]["compared"], data["passes"]["equal"], reads)
 
 
-def recompute(receipt: Receipt) -> dict[str, Any]:
-    """Return summary fields, figures and ratios as the receipt's own measurements give them."""
-    findings = from_json(receipt)
-    return {**summarize(findings), "results": to_json(findings)}
-
-
 def workload(receipt: Receipt) -> list[str]:
     """Check that both engines ran live, on the tokens, threads and kernel that the receipt states."""
     findings = from_json(receipt)
     work, settings, ids = findings.work, receipt["settings"], receipt["prompt"]["token_ids"]
-    vocab_size = receipt["tokenizer"]["vocab_size"]
     complaints = [
         f"the {side} is {receipt[side]['status']}; only a live engine can be measured"
         for side in SIDES
         if receipt[side]["status"] != "live"
     ]
-    if vocab_size != work.vocab_size:
-        complaints.append(f"tokenizer.vocab_size is {vocab_size}, the model's is {work.vocab_size}")
+    complaints += vocabulary_conflicts(receipt)
     if (work.n_first, work.n_processes) != (N_FIRST, N_PROCESSES):
         complaints.append(
             f"{work.n_processes} fresh processes on {work.n_first} tokens, "
@@ -212,8 +195,8 @@ def _read_conflicts(measure: Measure, taken: Taken, work: Work, receipt: Receipt
         if n > totals.get(name, 0):
             yield f"{name} read {n} bytes of weights, {totals.get(name, 0)} by the counters of the whole run"
     ran = receipt["candidate"]["settings"].get("kernel")
-    ternary = [name for name in taken.reads if name.startswith("i2s_")]
-    if [name.rpartition("_")[2] for name in ternary] != [ran]:
+    ternary = [name for name in taken.reads if is_quantized(name)]
+    if [family_of(name) for name in ternary] != [ran]:
         yield f"ternary weights were read by {', '.join(ternary) or 'nothing'}, the kernel is {ran}"
     n_tokens = measure.n_tokens(work) * len(taken.raw["candidate"])
     expected = n_tokens * ternary_bytes(receipt["model"]["shape"])
@@ -228,9 +211,36 @@ def ternary_bytes(shape: Mapping[str, int]) -> int:
     return shape["n_layers"] * (2 * dim * dim + 2 * dim * kv_dim + 3 * dim * hidden) // 4
 
 
-CHECKS: Mapping[str, Callable[[Receipt], list[str]]] = {
-    "workload": workload,
-    "measurements": measurements,
-    "reads": reads,
-}
-"""Name of a check -> function; the summary is checked with every other kind's."""
+def amount(receipt: Receipt) -> Amount:
+    """Return how many passes were compared; tokens of prompt and decoding."""
+    work, n_passes = from_json(receipt).work, receipt["coverage"]["compared"]
+    n_tokens = work.n_prompt + work.n_decode
+    return Amount(n_passes, n_tokens, f"{n_passes} passes, {n_tokens} tokens")
+
+
+def median_ratios(receipt: Receipt) -> dict[str, float | None]:
+    """Return the median ratio of every measure, computed anew."""
+    found = {name: spread(ratios(taken)) for name, taken in from_json(receipt).taken.items()}
+    return {name: None if one is None else one.median for name, one in found.items()}
+
+
+def exactness(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
+    """Check that the logits of every pass are bit-identical."""
+    if policy.require_bitwise:
+        rate = receipt["parity"]["exact_match_rate"]
+        shown = "null" if rate is None else f"{rate:.6g}"
+        yield GateCheck("bitwise", rate == 1.0, f"{shown} of the passes have equal logits")
+
+
+BENCH = Kind[BenchFindings](
+    name="bench",
+    counted="passes",
+    to_json=to_json,
+    from_json=from_json,
+    summarize=summarize,
+    derived=results_to_json,
+    checks={"workload": workload, "measurements": measurements, "reads": reads},
+    amount=amount,
+    exactness=exactness,
+    ratios=median_ratios,
+)

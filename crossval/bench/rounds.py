@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,14 +19,12 @@ from bitnet_py.bench import BandwidthProbe, weight_reads
 from bitnet_py.model import KernelCount
 from crossval.bench.engine import BitnetPyProcess, Engine
 from crossval.bench.figures import BenchFindings, Taken
-from crossval.bench.measures import MEASURES, Measure, Reading, Running, Scope, Work
+from crossval.bench.measures import MEASURES, Measure, Running, Sample, Scope, Work
 from crossval.passes import EngineIdentity
-from crossval.terms import Side
+from crossval.terms import SIDES, Progress, Side
 
 REST_S = 0.3
 """Between engines: OpenMP workers of bitnet.cpp keep spinning for about 0.2 s after a pass."""
-SIDES: tuple[Side, ...] = ("candidate", "reference")
-Report = Callable[[str, int, int], None]
 
 
 class OpenEngine(Protocol):
@@ -54,17 +52,17 @@ class _Tally:
         self.n_compared = self.n_equal = 0
         self.reads: Counter[str] = Counter()
 
-    def add(self, readings: Mapping[Side, Reading], reads: Mapping[str, int], *, counted: bool) -> None:
+    def add(self, samples: Mapping[Side, Sample], reads: Mapping[str, int], *, counted: bool) -> None:
         """Take in what both engines gave; results are compared in the warm-up, too."""
-        same = [_same(*pair) for pair in zip(*(readings[side].outputs for side in SIDES), strict=False)]
+        same = [_same(*pair) for pair in zip(*(samples[side].outputs for side in SIDES), strict=False)]
         self.n_compared += len(same)
         self.n_equal += sum(same)
         if not counted:
             return
         self.reads.update(reads)
-        for side, reading in readings.items():
-            if reading.raw is not None and reading.raw > 0:
-                self.raw[side].append(reading.raw)
+        for side, sample in samples.items():
+            if sample.raw is not None and sample.raw > 0:
+                self.raw[side].append(sample.raw)
 
     def taken(self) -> Taken:
         """Return all of it."""
@@ -83,7 +81,7 @@ def run_bench(
     *,
     kernel: str | None,
     min_ratios: Mapping[str, float | None],
-    progress: Report,
+    progress: Progress,
 ) -> BenchRun:
     """Measure both engines.
 
@@ -115,7 +113,7 @@ def run_bench(
         counters = _counters(running["candidate"])
     for index in range(work.n_processes):
         progress("fresh processes", 1 + work.n_rounds + index, total)
-        found_of: dict[Side, dict[str, Reading]] = {}
+        found_of: dict[Side, dict[str, Sample]] = {}
         for side in _order(index):
             time.sleep(REST_S)
             started = time.perf_counter()
@@ -147,16 +145,16 @@ def _round(
     counted: bool,
 ) -> None:
     """Let one engine take all measures, then the other, and compare what they computed."""
-    readings: dict[str, dict[Side, Reading]] = {measure.name: {} for measure in _of("round")}
+    samples: dict[str, dict[Side, Sample]] = {measure.name: {} for measure in _of("round")}
     reads: dict[str, dict[str, int]] = {}
     for side in order:
         time.sleep(REST_S)
         for measure in _of("round"):
             before = _counters(running[side])
-            readings[measure.name][side] = measure.run[side](running[side], work)
+            samples[measure.name][side] = measure.run[side](running[side], work)
             if measure.reads and side == "candidate":
                 reads[measure.name] = weight_reads(before, _counters(running[side]))
-    for name, found in readings.items():
+    for name, found in samples.items():
         tallies[name].add(found, reads.get(name, {}), counted=counted)
 
 

@@ -7,17 +7,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from crossval.bench.measures import MEASURES, Measure
 from crossval.receipts.file import Receipt
-from crossval.reports.console import VERDICT_STYLE, new_table, plain, show_line
-
-SIDES = ("candidate", "reference")
+from crossval.reports.console import new_table, plain, show_line
+from crossval.reports.receipt import show_verdict
+from crossval.terms import SIDES
 
 
 def show_bench(out: Console, receipt: Receipt) -> None:
-    """Print what was measured, the verdict and the notes; no headline."""
+    """Print what was measured, and the verdict."""
     results = receipt["results"]
     work = results["work"]
     tokens = f"{work['n_prompt']} + {work['n_decode']} tokens, {work['n_threads']} threads"
@@ -30,17 +29,11 @@ def show_bench(out: Console, receipt: Receipt) -> None:
         if text:
             show_line(out, text)
     verdict, parity, coverage = receipt["verdict"], receipt["parity"], receipt["coverage"]
-    line = Text.assemble((verdict.upper(), VERDICT_STYLE[verdict]), "  ")
-    line.append(f"{coverage['compared']} of {coverage['required']} passes compared, ")
     equal = sum(one["passes"]["equal"] for one in results["measures"].values())
-    line.append(
-        "all logits equal in every bit" if parity["exact_match_rate"] == 1.0 else f"{equal} with equal logits"
-    )
-    out.print(line, soft_wrap=True)
+    bits = "all logits bit-identical" if parity["exact_match_rate"] == 1.0 else f"{equal} with equal logits"
+    show_verdict(out, verdict, f"{coverage['compared']} of {coverage['required']} passes compared, {bits}")
     for text in results["missed"]:
         show_line(out, f"missed: {text}")
-    for note in receipt["notes"]:
-        show_line(out, f"note: {note}")
 
 
 def measures_table(receipt: Receipt) -> Table:

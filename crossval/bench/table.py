@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from crossval.bench.measures import MEASURES
+from crossval.bench.receipt import BENCH
 from crossval.bench.show import label, spread_cell, unit_of
 from crossval.errors import BadInputError, CrossvalError
 from crossval.receipts import file as receipt
@@ -36,7 +37,7 @@ def read_bench(path: Path) -> Receipt:
     found = receipt.read(path)
     if found["kind"] != "bench":
         raise BadInputError(f"{path}: a receipt of kind {found['kind']}, not bench")
-    failed = [check for check in gate.judge(found) if not check.passed]
+    failed = [check for check in gate.judge(BENCH, found) if not check.passed]
     if failed:
         raise RefusedError(f"{path}: the gate does not pass it: {failed[0].name}: {failed[0].detail}")
     return found

@@ -1,4 +1,4 @@
-"""The causal view in a receipt: as JSON, and held against itself and the rows."""
+"""The causal view in a receipt: as JSON, and checked against itself and the rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def effects_of(section: Section) -> tuple[LayerEffect, ...]:
     return tuple(LayerEffect(**one) for one in section["effects"])
 
 
-# --- held against itself --------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------------------
 
 
 def complaints(receipt: Receipt, rows: Sequence[TapRow]) -> list[str]:
@@ -50,7 +50,7 @@ def complaints(receipt: Receipt, rows: Sequence[TapRow]) -> list[str]:
 
 
 def _places(section: Section, n_layers: int) -> Iterator[str]:
-    """Check that every state was patched or is said not to be, in order; the embedding is optional."""
+    """Check that every state was patched or is listed as not patched, in order; the embedding is optional."""
     wanted = ["inp_embd", *(f"blk.{i}.l_out" for i in range(n_layers))]
     patched, left = [one["tap"] for one in section["effects"]], section["not_patched"]
     for name, found in (("effects", patched), ("not_patched", left)):
@@ -114,7 +114,7 @@ def _against_rows(section: Section, rows: Sequence[TapRow], n_layers: int) -> It
         yield "the comparison has no logits of the last pass"
         return
     if compare.row_status(logits) == "equal" and section["baseline_kl"] != 0.0:
-        yield f"the logits are equal in every bit, the baseline is {section['baseline_kl']:.6g}"
+        yield f"the logits are bit-identical, the baseline is {section['baseline_kl']:.6g}"
     # Logits that are at most d apart give log-probabilities at most 2 d apart.
     if section["baseline_kl"] > 2.0 * logits.max_abs * (1.0 + _SLACK) + _SLACK:
         yield f"the baseline {section['baseline_kl']:.6g} is more than logits {logits.max_abs:.6g} apart can give"

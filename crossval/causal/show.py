@@ -10,8 +10,8 @@ from rich.table import Table
 from crossval.causal.receipt import Section, effects_of, last_row
 from crossval.causal.view import LOGITS, STANDS_OUT, LayerEffect
 from crossval.compare import rows as compare
+from crossval.compare.receipt import row_from_json
 from crossval.model import taps
-from crossval.receipts import evidence
 from crossval.receipts.file import Receipt
 from crossval.reports.console import new_table, show_line
 
@@ -78,16 +78,16 @@ def conclusions(receipt: Receipt) -> Iterator[str]:
     section = receipt["causal"]
     effects, baseline = effects_of(section), section["baseline_kl"]
     if baseline == 0.0:
-        logits = last_row([evidence.row_from_json(row) for row in receipt["results"]["rows"]], LOGITS)
+        logits = last_row([row_from_json(row) for row in receipt["results"]["rows"]], LOGITS)
         equal = logits is not None and compare.row_status(logits) == "equal"
-        what = "are equal in every bit" if equal else "give the same probabilities"
+        what = "are bit-identical" if equal else "give the same probabilities"
         yield f"the logits of the last token {what}: there is no disagreement to explain"
     elif not section["reliable"]:
         least = min(effects[0].candidate_own_kl, effects[0].reference_own_kl)
         noise = max(section["noise_kl"], least)
         yield (
             f"the disagreement (KL {baseline:.2g}) does not stand out from rounding noise: it is less than "
-            f"{STANDS_OUT:g} times KL {noise:.2g}, so no layer can be blamed for it"
+            f"{STANDS_OUT:g} times KL {noise:.2g}, so it cannot be attributed to a layer"
         )
     else:
         if receipt["verdict"] == "parity":
@@ -95,9 +95,9 @@ def conclusions(receipt: Receipt) -> Iterator[str]:
         yield _most(section, effects)
         if section["nothing_recovered_from"] is not None:
             where = place(section["nothing_recovered_from"])
-            yield f"nothing is recovered from {where} on: by then the damage is done"
+            yield f"nothing is recovered from {where} on: the error entered before that"
         if receipt["verdict"] != "parity":
-            yield from _whose(section, effects)
+            yield from _which_side(section, effects)
     if section["not_patched"]:
         names = ", ".join(place(tap) for tap in section["not_patched"][:4])
         more = ", and more" if len(section["not_patched"]) > 4 else ""
@@ -131,8 +131,8 @@ def _largest_index(section: Section, effects: Sequence[LayerEffect]) -> int | No
     return next((i for i, one in enumerate(effects) if one.tap == section["largest"]), None)
 
 
-def _whose(section: Section, effects: Sequence[LayerEffect]) -> Iterator[str]:
-    """Yield which engine does there what the specification does not, if only one clearly does."""
+def _which_side(section: Section, effects: Sequence[LayerEffect]) -> Iterator[str]:
+    """Yield which engine departs from the specification there, if only one clearly does."""
     index = _largest_index(section, effects)
     after = effects[-1].recovered or 0.0
     if index is None or after > (effects[index].introduced or 0.0):

@@ -14,18 +14,18 @@ from bitnet_py._native import kernel_families
 from bitnet_py.model import DEFAULT_UBATCH, available_cores
 from crossval.bench.engine import BitnetPyProcess, Engine
 from crossval.bench.measures import BOUNDED, Work
+from crossval.bench.receipt import BENCH
 from crossval.bench.rounds import BenchRun, run_bench
 from crossval.bitnet_cpp import library
 from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.cli import comparison as run
 from crossval.cli.options import model_option, output_options
-from crossval.engines.party import REFERENCE_NAME, Compute, Party
 from crossval.engines.session import is_fallback
 from crossval.errors import BadInputError, UnavailableError
 from crossval.model.file import ModelFile
 from crossval.passes import EngineIdentity, Numerics
-from crossval.receipts import evidence
-from crossval.receipts.evidence import Context
+from crossval.receipts.kind import RunFacts, build, build_unavailable
+from crossval.receipts.party import REFERENCE_NAME, Compute, Party
 from crossval.terms import Side
 
 MAX_TOKENS = 100_000
@@ -144,7 +144,7 @@ def command(
             _require_reference()
             opener = Opener(model.path, work, kernel)
             done = run_bench(opener, work, kernel=kernel, min_ratios=asked, progress=report)
-    run.finish(evidence.build("bench", done.findings, _context(model, request, done)), request)
+    run.finish(build(BENCH, done.findings, _context(model, request, done)), request)
 
 
 def _require_reference() -> None:
@@ -170,11 +170,11 @@ def _unavailable_receipt(model: ModelFile, request: run.Request, work: Work) -> 
             ours = Party("unavailable", EngineIdentity("bitnet_py"), note="not opened")
             theirs = Party("unavailable", EngineIdentity(REFERENCE_NAME), note=str(error))
             facts = _facts(model, request, work, ours, theirs, Compute("none"))
-            run.publish(evidence.build_unavailable("bench", facts), request)
+            run.publish(build_unavailable(BENCH, facts), request)
         raise
 
 
-def _context(model: ModelFile, request: run.Request, done: BenchRun) -> Context:
+def _context(model: ModelFile, request: run.Request, done: BenchRun) -> RunFacts:
     counters = tuple({"name": c.name, "calls": int(c.calls), "bytes": int(c.bytes)} for c in done.counters)
     ours, theirs = done.identities["candidate"], done.identities["reference"]
     fallback = done.findings.kernel is None and is_fallback(ours.settings.get("kernel"))
@@ -184,8 +184,8 @@ def _context(model: ModelFile, request: run.Request, done: BenchRun) -> Context:
 
 def _facts(
     model: ModelFile, request: run.Request, work: Work, ours: Party, theirs: Party, compute: Compute
-) -> Context:
-    return Context(
+) -> RunFacts:
+    return RunFacts(
         model=model.facts,
         tokenizer={**model.tokenizer, "engines_agree": None},
         text=None,

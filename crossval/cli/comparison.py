@@ -24,12 +24,14 @@ from crossval.diagnose.findings import Finding
 from crossval.engines.session import Prompt, Session, encode
 from crossval.errors import BadInputError, UnavailableError
 from crossval.examine.examination import examine as examine_engines
+from crossval.examine.layers_receipt import Examined
+from crossval.examine.triage import show_triage
 from crossval.model.file import ModelFile, check_model, missing_tokens
 from crossval.passes import Runner
-from crossval.receipts import evidence
 from crossval.receipts import file as receipt
-from crossval.receipts.evidence import Context, Kind
-from crossval.reports import render
+from crossval.receipts.kind import RunFacts, build, build_unavailable
+from crossval.registry import KINDS, show_receipt
+from crossval.reports.console import console, plain, show_line
 from crossval.terms import SIDES
 
 Report = Callable[[str, int, int], None]
@@ -43,7 +45,8 @@ REPRO_DIR = "repro"
 class Request:
     """The options every comparison has."""
 
-    kind: Kind
+    kind: str
+    """Of the receipt."""
     model_path: Path | None
     candidate: str
     reference: str
@@ -159,9 +162,9 @@ def check_text(text: str) -> None:
         raise BadInputError(f"the prompt is not valid UTF-8 at character {error.start}") from error
 
 
-def context(session: Session, request: Request, prompts: list[Prompt], **settings: Any) -> Context:
+def context(session: Session, request: Request, prompts: list[Prompt], **settings: Any) -> RunFacts:
     """Return everything the receipt says beside the results, after the run."""
-    return Context(
+    return RunFacts(
         model=session.model.facts,
         tokenizer={**session.model.tokenizer, "engines_agree": _agree(prompts)},
         text=prompts[0].text if prompts else None,
@@ -212,7 +215,8 @@ def examine(
         _write_reproducers(found.findings, engines, request.repro_dir)
     seen, notes = views.make(request, session, engines, prompt, found.result, report)
     facts = replace(facts, notes=[*facts.notes, *notes])
-    return evidence.build(request.kind, found.result, facts, found.audits_json(), diagnosis, seen)
+    examined = Examined(found.result, found.audits_json(), diagnosis, seen)
+    return build(KINDS[request.kind].kind, examined, facts)
 
 
 def _write_reproducers(found: Sequence[Finding], engines: tuple[Runner, Runner], directory: Path) -> None:
@@ -249,7 +253,7 @@ def unavailable_receipt(session: Session, request: Request, **settings: Any) -> 
         yield
     except UnavailableError as error:
         if request.as_json or request.receipt_path is not None:
-            facts = Context(
+            facts = RunFacts(
                 model=session.model.facts,
                 tokenizer={**session.model.tokenizer, "engines_agree": None},
                 text=None,
@@ -261,7 +265,7 @@ def unavailable_receipt(session: Session, request: Request, **settings: Any) -> 
                 settings=request.settings(**settings),
                 notes=list(session.model.notes),
             )
-            publish(evidence.build_unavailable(request.kind, facts), request)
+            publish(build_unavailable(KINDS[request.kind].kind, facts), request)
         raise
 
 
@@ -283,24 +287,22 @@ def finish(made: receipt.Receipt, request: Request, *, plain_words: bool = False
     """Publish the receipt, show the tables (or the finding in plain words), and exit by the verdict."""
     publish(made, request)
     if not request.as_json:
-        console = render.console()
-        show = render.show_triage if plain_words else render.show_receipt
-        show(console, made)
+        out = console()
+        show = show_triage if plain_words else show_receipt
+        show(out, made)
         if request.receipt_path is not None:
-            render.show_path(console, "receipt", request.receipt_path)
+            show_line(out, f"receipt: {request.receipt_path}")
     raise click.exceptions.Exit(EXIT_OF_VERDICT[made["verdict"]] or views.exit_code(made))
 
 
 @contextmanager
 def progress() -> Iterator[Report]:
     """Yield a progress callback (what, done, total): a bar on a terminal's stderr, silence anywhere else."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    err = Console(stderr=True)
+    if not err.is_terminal:
         yield lambda what, done, total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as bars:
         task = bars.add_task("", total=1)
-        yield lambda what, done, total: bars.update(
-            task, description=render.plain(what), completed=done, total=total
-        )
+        yield lambda what, done, total: bars.update(task, description=plain(what), completed=done, total=total)

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
+from rich.console import Console
+from rich.text import Text
 
 from crossval.cli import comparison as run
 from crossval.engines import doctor
-from crossval.engines.doctor import Check
+from crossval.engines.doctor import PartCheck
 from crossval.errors import BadInputError, UnavailableError
-from crossval.reports import render
-
-REFERENCES = ("bitnet.cpp library", "goldens (recorded bitnet.cpp)")
-"""Names of the checks either of which gives a reference to compare with."""
+from crossval.reports.console import console, new_table, plain, show_line
 
 
 @click.command("doctor")
@@ -36,14 +35,29 @@ def command(as_json: bool) -> None:
         report = {"ok": code == 0, "checks": [asdict(check) for check in checks]}
         run.write_json(json.dumps(report, indent=1) + "\n")
     else:
-        render.show_findings(render.console(), checks)
+        show_parts(console(), checks)
     raise click.exceptions.Exit(code)
 
 
-def exit_code(checks: Sequence[Check]) -> int:
+def exit_code(checks: Sequence[PartCheck]) -> int:
     """Return 4 when something required is missing, 3 when no reference is there, else 0."""
     if not checks or any(check.required and not check.ok for check in checks):
         return BadInputError.exit_code
-    if not any(check.ok for check in checks if check.name in REFERENCES):
+    if not any(check.ok and check.reference for check in checks):
         return UnavailableError.exit_code
     return 0
+
+
+def show_parts(out: Console, checks: Sequence[PartCheck]) -> None:
+    """Print the state of every part, and what to do about those that are missing."""
+    table = new_table()
+    for name in ("part", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("detail", overflow="fold")
+    for check in checks:
+        state = Text("ok", "green") if check.ok else Text("MISSING" if check.required else "missing", "bold red")
+        table.add_row(plain(check.name), state, plain(check.detail))
+    out.print(table)
+    for check in checks:
+        if not check.ok and check.remedy:
+            show_line(out, f"{check.name}: {check.remedy}")

@@ -11,12 +11,12 @@ import click
 
 from crossval.bitnet_cpp import library
 from crossval.cli import comparison as run
-from crossval.engines.party import Party
 from crossval.engines.session import Session
 from crossval.errors import UnavailableError
 from crossval.passes import Runner
-from crossval.receipts import evidence
-from crossval.receipts.evidence import Context
+from crossval.receipts.kind import RunFacts, build_unavailable
+from crossval.receipts.party import Party
+from crossval.registry import KINDS
 from crossval.smoke import ask as smoke
 from crossval.terms import Side
 
@@ -64,7 +64,7 @@ def open_sides(
     return runners
 
 
-def without_unused(facts: Context, sides: tuple[Side, ...]) -> Context:
+def without_unused(facts: RunFacts, sides: tuple[Side, ...]) -> RunFacts:
     """Mark the engine that was not asked."""
     if "reference" not in sides:
         facts = replace(facts, reference=Party("unused", facts.reference.identity))
@@ -88,5 +88,6 @@ def unavailable_receipt(
                 facts = replace(facts, reference=session.unavailable(why))
             else:
                 facts = replace(facts, candidate=Party("unavailable", facts.candidate.identity, note=why))
-            run.publish(evidence.build_unavailable(request.kind, without_unused(facts, sides)), request)
+            made = build_unavailable(KINDS[request.kind].kind, without_unused(facts, sides))
+            run.publish(made, request)
         raise

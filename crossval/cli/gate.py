@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,70 +14,57 @@ from crossval.cli import comparison as run
 from crossval.errors import BadInputError
 from crossval.receipts import file as receipt
 from crossval.receipts import gate
-from crossval.receipts.gate import Check, Policy
-from crossval.reports import render
+from crossval.receipts.policy import GateCheck, Policy, read_policy
+from crossval.registry import judge
+from crossval.reports.console import console
+from crossval.reports.receipt import show_checks
+
+_FRACTION = click.FloatRange(0, 1)
+_POSITIVE_FRACTION = click.FloatRange(0, 1, min_open=True)
+_POSITIVE = click.FloatRange(0, min_open=True)
+DEMANDS: tuple[tuple[str, Any, str, str], ...] = (
+    ("--min-exact-match", _FRACTION, "R",
+     "Minimum fraction of what a receipt of its kind counts: equal tokens (greedy, as --min-token-match), "
+     "bit-equal values (layers, diff), equal texts (smoke), passes with equal logits (bench)."),
+    ("--min-token-match", _FRACTION, "R", "Minimum fraction of equal tokens (greedy; other kinds fail)."),
+    ("--min-logit-match", _FRACTION, "R",
+     "Minimum fraction of bit-equal logits (greedy, layers, diff; other kinds fail)."),
+    ("--min-cosine", click.FloatRange(-1, 1), "C", "Minimum cosine similarity."),
+    ("--min-correct", _POSITIVE_FRACTION, "R",
+     "Minimum fraction of correct answers of every engine (smoke). Default: 0.7."),
+    ("--min-prefill-ratio", _POSITIVE, "R", "Minimum ratio of the prompt's speed to the reference's (bench)."),
+    ("--min-decode-ratio", _POSITIVE, "R", "Minimum ratio of the speed of decoding to the reference's (bench)."),
+    ("--min-greedy-ratio", _POSITIVE, "R",
+     "Minimum ratio of the speed of greedy decoding to the reference's (bench)."),
+    ("--accept-within", _POSITIVE_FRACTION, "X",
+     "Accept agreement shown only within this distance (relative L2), as from a trace with few taps."),
+    ("--min-tokens", click.IntRange(1), "N", "Minimum number of tokens or steps compared."),
+    ("--max-age-days", _POSITIVE, "N", "Oldest accepted."),
+)  # fmt: skip
+"""Options that take a number: name, type, placeholder, help. Each sets the policy's field of its name."""
+FLAGS = (
+    ("--require-bitwise", "Every row must be bit-equal."),
+    ("--require-live", "The reference must have run live."),
+    ("--allow-fallback", "Accept a slower kernel than the CPU offers."),
+)
+
+
+def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of ``FLAGS`` and ``DEMANDS``, these first."""
+    for name, text in reversed(FLAGS):
+        function = click.option(name, is_flag=True, help=text)(function)
+    for name, kind, placeholder, text in reversed(DEMANDS):
+        function = click.option(name, type=kind, metavar=placeholder, help=text)(function)
+    return function
 
 
 @click.command("gate")
 @click.argument("receipts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECEIPT...")
 @click.option("--policy", "policy_path", type=click.Path(path_type=Path), metavar="FILE", help="Policy as JSON.")
-@click.option(
-    "--min-exact-match",
-    type=click.FloatRange(0, 1),
-    metavar="R",
-    help="Least share of what a receipt of its kind counts: equal tokens (greedy, the same as --min-token-match), "
-    "bit-equal values (layers, diff), equal texts (smoke), passes with equal logits (bench).",
-)
-@click.option(
-    "--min-token-match",
-    type=click.FloatRange(0, 1),
-    metavar="R",
-    help="Least share of equal tokens (greedy; other kinds fail).",
-)
-@click.option(
-    "--min-logit-match",
-    type=click.FloatRange(0, 1),
-    metavar="R",
-    help="Least share of bit-equal logits (greedy, layers, diff; other kinds fail).",
-)
-@click.option("--min-cosine", type=click.FloatRange(-1, 1), metavar="C", help="Least cosine similarity.")
-@click.option(
-    "--min-correct",
-    type=click.FloatRange(0, 1, min_open=True),
-    metavar="R",
-    help="Least share of correct answers of every engine (smoke). Default: 0.7.",
-)
-@click.option(
-    "--min-prefill-ratio",
-    type=click.FloatRange(0, min_open=True),
-    metavar="R",
-    help="Least ratio of the prompt's speed to the reference's (bench).",
-)
-@click.option(
-    "--min-decode-ratio",
-    type=click.FloatRange(0, min_open=True),
-    metavar="R",
-    help="Least ratio of the speed of decoding to the reference's (bench).",
-)
-@click.option(
-    "--min-greedy-ratio",
-    type=click.FloatRange(0, min_open=True),
-    metavar="R",
-    help="Least ratio of the speed of greedy decoding to the reference's (bench).",
-)
-@click.option(
-    "--accept-within",
-    type=click.FloatRange(0, 1, min_open=True),
-    metavar="X",
-    help="Accept agreement shown only within this distance (relative L2), as from a coarse trace.",
-)
-@click.option("--min-tokens", type=click.IntRange(1), metavar="N", help="Least tokens or steps compared.")
-@click.option("--require-bitwise", is_flag=True, help="Every row must be bit-equal.")
-@click.option("--require-live", is_flag=True, help="The reference must have run live.")
-@click.option("--max-age-days", type=click.FloatRange(0, min_open=True), metavar="N", help="Oldest accepted.")
-@click.option("--allow-fallback", is_flag=True, help="Accept a slower kernel than the CPU offers.")
+@_demands
 @click.option(
     "--allow-compute",
+    "allow_compute_paths",
     multiple=True,
     type=click.Choice(["recorded", "specification", "none"]),
     help="Accept a candidate without kernels: a trace, the specification, or none at all (smoke). Repeatable.",
@@ -87,7 +75,13 @@ from crossval.reports import render
     type=click.Choice(["bf16", "f16"]),
     help="Accept an engine that computes in this format and does not state it. Repeatable.",
 )
-@click.option("--reference-name", multiple=True, metavar="NAME", help="Accepted reference. Default: bitnet.cpp.")
+@click.option(
+    "--reference-name",
+    "reference_names",
+    multiple=True,
+    metavar="NAME",
+    help="Accepted reference. Default: bitnet.cpp.",
+)
 @click.option("--model-sha256", multiple=True, metavar="HEX", help="Accepted model file. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print every check as JSON on stdout.")
 def command(receipts: tuple[Path, ...], policy_path: Path | None, as_json: bool, **demands: Any) -> None:
@@ -106,7 +100,7 @@ def command(receipts: tuple[Path, ...], policy_path: Path | None, as_json: bool,
     judged: list[dict[str, Any]] = []
     for path in receipts:
         try:
-            checks = gate.judge(receipt.read(path), policy)
+            checks = judge(receipt.read(path), policy)
         except BadInputError as error:
             judged.append({"receipt": str(path), "passed": False, "error": str(error), "checks": []})
             continue
@@ -119,7 +113,7 @@ def command(receipts: tuple[Path, ...], policy_path: Path | None, as_json: bool,
 
 
 def exit_code(judged: list[dict[str, Any]]) -> int:
-    """Return 4 when a receipt is unreadable, else 1 when one failed, else 0; no receipt at all is no pass."""
+    """Return 4 when a receipt is unreadable, else 1 when one failed or there is none, else 0."""
     if any(one["error"] for one in judged):
         return BadInputError.exit_code
     return 0 if judged and all(one["passed"] for one in judged) else 1
@@ -127,14 +121,9 @@ def exit_code(judged: list[dict[str, Any]]) -> int:
 
 def _policy(path: Path | None, demands: dict[str, Any]) -> Policy:
     """Return the file's policy with every option that was given in its place."""
-    policy = Policy() if path is None else gate.read_policy(path)
-    names = {"allow_compute": "allow_compute_paths", "reference_name": "reference_names"}
+    policy = Policy() if path is None else read_policy(path)
     # By identity: 0 is a value that was given, although it equals False.
-    given = {
-        names.get(name, name): value
-        for name, value in demands.items()
-        if value is not None and value is not False and value != ()
-    }
+    given = {name: v for name, v in demands.items() if v is not None and v is not False and v != ()}
     for sha256 in given.get("model_sha256", ()):
         if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
             raise click.BadParameter("expected 64 lower-case hexadecimal digits", param_hint="--model-sha256")
@@ -147,8 +136,8 @@ def _show(judged: list[dict[str, Any]], as_json: bool) -> None:
         report = {"passed": exit_code(judged) == 0, "receipts": plain}
         run.write_json(json.dumps(report, indent=1, ensure_ascii=True) + "\n")
         return
-    console = render.console()
+    out = console()
     for one in judged:
-        checks: list[Check] = one["checks"]
+        checks: list[GateCheck] = one["checks"]
         if checks:
-            render.show_checks(console, one["receipt"], checks, one["passed"])
+            show_checks(out, one["receipt"], checks, one["passed"])

@@ -18,12 +18,12 @@ from crossval.diagnose import findings
 from crossval.engines.session import Prompt, Session
 from crossval.errors import BadInputError
 from crossval.examine.greedy_audit import GreedyAudit, audit_prompt
+from crossval.examine.greedy_receipt import GREEDY, GreedyExamined
 from crossval.examine.resume import Resume
 from crossval.model.weights import SpecWeights
 from crossval.passes import Runner
-from crossval.receipts import evidence
-from crossval.receipts.evidence import Context
 from crossval.receipts.file import Receipt
+from crossval.receipts.kind import RunFacts, build
 from crossval.schema import parse_json
 
 MAX_PROMPTS_BYTES = 16 << 20
@@ -166,14 +166,14 @@ def _with_audit(result: GreedyResult, found: GreedyAudit) -> GreedyResult:
     return replace(result, audited=found.passes)
 
 
-def _receipt(request: run.Request, result: GreedyResult, facts: Context, found: GreedyAudit | None) -> Receipt:
+def _receipt(request: run.Request, result: GreedyResult, facts: RunFacts, found: GreedyAudit | None) -> Receipt:
     if found is None:
-        return evidence.build("greedy", result, facts)
+        return build(GREEDY, GreedyExamined(result, {}), facts)
     n_decode = sum(one.kind == "decode" for one in found.passes)
     command_line = request.command(result.prompts[0].text, n_decode, False)
     diagnosis = [findings.to_json(one, command_line) for one in found.findings]
     facts = replace(facts, notes=[*facts.notes, *found.notes])
-    return evidence.build("greedy", result, facts, found.audits, diagnosis)
+    return build(GREEDY, GreedyExamined(result, found.audits, diagnosis), facts)
 
 
 def _of_prompt(report: run.Report, index: int, n_prompts: int) -> run.Report:

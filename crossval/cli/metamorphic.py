@@ -17,9 +17,9 @@ from crossval.engines.registry import open_candidate, open_reference
 from crossval.engines.session import Prompt, Session
 from crossval.errors import BadInputError
 from crossval.passes import Runner
-from crossval.receipts import evidence
+from crossval.receipts.kind import build
 from crossval.repeat.metamorphic.cases import LENGTHS, THREAD_COUNTS, Options
-from crossval.repeat.metamorphic.receipt import MetamorphicFindings
+from crossval.repeat.metamorphic.receipt import METAMORPHIC, MetamorphicFindings
 from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
 from crossval.terms import Side
 
@@ -137,16 +137,15 @@ def command(
                     _Opener(session, side, runners[side]),
                     tokens,
                     n_layers=model.config.n_layers,
-                    party=side,
+                    side=side,
                     options=options if side == "candidate" else replace(options, kernels=()),
                     progress=report,
                 )
                 for side in sides
             )
             facts = run.context(session, request, [Prompt(prompt, tokens, None)])
-            made = evidence.build(
-                "metamorphic", MetamorphicFindings(options, results), without_unused(facts, sides)
-            )
+            found = MetamorphicFindings(options, results)
+            made = build(METAMORPHIC, found, without_unused(facts, sides))
     run.finish(made, request)
 
 

@@ -11,7 +11,7 @@ from crossval.cli.options import model_option, template_names
 from crossval.engines.registry import open_candidate, open_reference
 from crossval.engines.session import encode
 from crossval.model.taps import outline_taps
-from crossval.reports import render
+from crossval.reports.console import console, show_line
 from crossval.traces.record import record_trace, trace_model
 
 
@@ -82,7 +82,7 @@ def command(
                 overwrite=overwrite,
                 progress=report,
             )
-    console = render.console()
+    out = console()
     n_taps = sum(len(one.taps) for one in info.passes)
-    render.show_line(console, f"recorded {len(info.passes)} passes, {n_taps} taps of {info.engine.name}")
-    render.show_path(console, "trace", out_dir)
+    show_line(out, f"recorded {len(info.passes)} passes, {n_taps} taps of {info.engine.name}")
+    show_line(out, f"trace: {out_dir}")

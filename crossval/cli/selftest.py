@@ -8,13 +8,13 @@ import click
 
 from crossval.cli import comparison as run
 from crossval.cli.options import model_option, output_options
-from crossval.engines.party import REFERENCE_NAME, Compute, Party
 from crossval.engines.session import is_fallback
 from crossval.passes import EngineIdentity
-from crossval.receipts import evidence
-from crossval.receipts.evidence import Context
+from crossval.receipts.kind import RunFacts, build
+from crossval.receipts.party import REFERENCE_NAME, Compute, Party
 from crossval.selftest import catalogue
 from crossval.selftest import trials as selftest
+from crossval.selftest.receipt import SELFTEST
 from crossval.selftest.trials import Bench
 
 NOTE = (
@@ -43,14 +43,14 @@ def command(model_path: Path | None, receipt_path: Path | None, as_json: bool) -
         model = run.load_model(request, report)
         with selftest.open_bench(model) as bench:
             result = selftest.run(bench, progress=report)
-            made = evidence.build("selftest", result, _context(bench))
+            made = build(SELFTEST, result, _context(bench))
     run.finish(made, request)
 
 
-def _context(bench: Bench) -> Context:
+def _context(bench: Bench) -> RunFacts:
     engine = bench.healthy["candidate"]
     kernels = tuple({"name": c.name, "calls": int(c.calls), "bytes": int(c.bytes)} for c in engine.counters())
-    return Context(
+    return RunFacts(
         model=bench.model.facts,
         tokenizer={**bench.model.tokenizer, "engines_agree": None},
         text=None,

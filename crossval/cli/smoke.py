@@ -13,8 +13,7 @@ from crossval.cli.engines import SIDES, engine_option, live_word, open_sides, un
 from crossval.cli.options import compare_options
 from crossval.engines.session import Prompt, Session
 from crossval.model.file import ModelFile
-from crossval.receipts import evidence
-from crossval.receipts.evidence import Context
+from crossval.receipts.kind import RunFacts, build
 from crossval.smoke import ask as smoke
 from crossval.smoke import receipt as smoke_receipt
 from crossval.smoke import suite
@@ -113,13 +112,13 @@ def command(
                 suite=questions.name,
                 suite_digest=questions.digest,
                 n_prompts=len(questions.prompts),
-                engines=sides,
+                sides=sides,
                 answers=tuple(answer for row in zip(*given, strict=True) for answer in row),
                 min_correct=min_correct,
                 stop_ids=tuple(sorted(decoder.stop_ids)),
                 special_ids=tuple(sorted(decoder.special_ids)),
             )
-            made = evidence.build("smoke", result, _context(session, request, result, max_tokens))
+            made = build(smoke_receipt.SMOKE, result, _context(session, request, result, max_tokens))
     run.finish(made, request)
 
 
@@ -128,12 +127,12 @@ def _own_threads(model: ModelFile) -> int | None:
     return 1 if model.facts["size_bytes"] <= SMALL_MODEL_BYTES else None
 
 
-def _context(session: Session, request: run.Request, result: SmokeResult, max_tokens: int) -> Context:
+def _context(session: Session, request: run.Request, result: SmokeResult, max_tokens: int) -> RunFacts:
     first = result.answers[0]
     agree = smoke_receipt.tokenizers_agree(result)
     prompt = Prompt(first.prompt.prompt, first.prompt_ids, agree, _tokenizer_note(result.answers, agree))
     facts = run.context(session, request, [prompt], n_steps=max_tokens)
-    return without_unused(facts, result.engines)
+    return without_unused(facts, result.sides)
 
 
 def _tokenizer_note(answers: tuple[Answer, ...], agree: bool | None) -> str | None:

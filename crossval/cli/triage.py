@@ -31,7 +31,7 @@ def command(
     receipt_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Say in plain words whose fault bad output is, and what to do next.
+    """Say in plain words which side is wrong, and what to do next.
 
     The examination is that of `crossval layers`, and so are receipt and exit code. Same output from both engines:
     the model or its configuration. Reference right, candidate wrong: the candidate's bug, named. Both wrong in

@@ -14,13 +14,14 @@ import click
 from crossval.causal import receipt as causal_receipt
 from crossval.causal.view import view_of_engines
 from crossval.compare.layers import Progress
+from crossval.compare.receipt import row_from_json, row_to_json
 from crossval.compare.rows import LayersResult
 from crossval.engines.session import Prompt, Session
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError
 from crossval.model.weights import SpecWeights
 from crossval.passes import Runner
-from crossval.receipts import evidence
 from crossval.receipts.file import Receipt
+from crossval.receipts.kind import VIEWS
 from crossval.repeat import floors_receipt
 from crossval.repeat.floors import measure_floors
 
@@ -82,7 +83,7 @@ def make(
     """
     made: dict[str, Any] = {}
     notes = []
-    rows = [evidence.row_from_json(evidence.row_to_json(row)) for row in result.rows]
+    rows = [row_from_json(row_to_json(row)) for row in result.rows]
     if request.floors:
         n_decode = min(N_DECODE, len(prompt.token_ids) - 2)
         try:
@@ -110,5 +111,5 @@ def make(
 
 def exit_code(made: Receipt) -> int:
     """Return 3 when something that was asked for is missing from the receipt, else 0."""
-    missing = [name for name in evidence.VIEWS if made["settings"].get(name) and name not in made]
+    missing = [name for name in VIEWS if made["settings"].get(name) and name not in made]
     return UnavailableError.exit_code if missing else 0

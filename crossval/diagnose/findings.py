@@ -134,7 +134,7 @@ def _inside(
 
 def _why_not(check: OpCheck) -> str | None:
     """Return why an operation cannot be looked at."""
-    if check.status == "invalid" and "finite" not in (check.note or ""):
+    if check.status == "invalid" and not check.n_nonfinite:
         return check.note or "the recorded array cannot be used"
     return None
 

@@ -21,10 +21,10 @@ _GIT_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
-class Check:
-    """One finding. ``required``: nothing works without it; otherwise only the named part does not.
+class PartCheck:
+    """The state of one part. ``required``: nothing works without it; otherwise only the named part does not.
 
-    ``remedy`` is what to do, empty when ``ok``.
+    ``remedy`` is what to do, empty when ``ok``. ``reference``: with this part there is something to compare with.
     """
 
     name: str
@@ -32,11 +32,12 @@ class Check:
     detail: str
     remedy: str = ""
     required: bool = True
+    reference: bool = False
 
 
-def collect() -> list[Check]:
+def collect() -> list[PartCheck]:
     """Run every check, the cheap and necessary ones first."""
-    checks: list[Check] = []
+    checks: list[PartCheck] = []
     for check in (
         check_packages,
         check_c_library,
@@ -53,41 +54,43 @@ def collect() -> list[Check]:
     return checks
 
 
-def _guarded(check: Callable[[], list[Check]]) -> list[Check]:
+def _guarded(check: Callable[[], list[PartCheck]]) -> list[PartCheck]:
     """A check that fails itself is a finding too: the doctor always gives a complete list."""
     try:
         return check()
     except Exception as error:
         name = check.__name__.removeprefix("check_").replace("_", " ")
         return [
-            Check(name, False, f"the check itself failed: {type(error).__name__}: {error}", "report this as a bug")
+            PartCheck(
+                name, False, f"the check itself failed: {type(error).__name__}: {error}", "report this as a bug"
+            )
         ]
 
 
-def check_packages() -> list[Check]:
+def check_packages() -> list[PartCheck]:
     """Return one check per Python package the project depends on."""
     checks = []
     for package in PACKAGES:
         try:
-            checks.append(Check(f"python package {package}", True, importlib.metadata.version(package)))
+            checks.append(PartCheck(f"python package {package}", True, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
             remedy = f"pip install {package}"
-            checks.append(Check(f"python package {package}", False, "not installed", remedy))
+            checks.append(PartCheck(f"python package {package}", False, "not installed", remedy))
     return checks
 
 
-def check_c_library() -> list[Check]:
+def check_c_library() -> list[PartCheck]:
     """Return whether the engine's C library loads."""
     from bitnet_py import _native
     from bitnet_py.errors import BitnetError
 
     try:
-        return [Check("engine C library", True, str(_native.library_path()))]
+        return [PartCheck("engine C library", True, str(_native.library_path()))]
     except BitnetError as error:
-        return [Check("engine C library", False, str(error), "pip install . (needs a C compiler and CMake)")]
+        return [PartCheck("engine C library", False, str(error), "pip install . (needs a C compiler and CMake)")]
 
 
-def check_kernels() -> list[Check]:
+def check_kernels() -> list[PartCheck]:
     """Return which kernel families this CPU can run."""
     from bitnet_py import _native
     from bitnet_py.errors import BitnetError
@@ -95,15 +98,15 @@ def check_kernels() -> list[Check]:
     try:
         families = _native.kernel_families()
     except BitnetError as error:
-        return [Check("engine kernels", False, str(error), "see: engine C library")]
+        return [PartCheck("engine kernels", False, str(error), "see: engine C library")]
     usable = [family.name for family in families if family.available]
     other = [family.name for family in families if not family.available]
     detail = ", ".join(usable) + (f" (not on this CPU: {', '.join(other)})" if other else "")
     remedy = "" if usable else "reinstall the package"
-    return [Check("engine kernels", bool(usable), detail or "none", remedy)]
+    return [PartCheck("engine kernels", bool(usable), detail or "none", remedy)]
 
 
-def check_libm() -> list[Check]:
+def check_libm() -> list[PartCheck]:
     """Return whether cosf, sinf and powf round here as they did where references were recorded."""
     from bitnet_py import _native
     from bitnet_py.errors import BitnetError
@@ -113,13 +116,13 @@ def check_libm() -> list[Check]:
     except BitnetError:
         return []  # said by the check of the C library
     if name is not None:
-        return [Check("C library's cosf, sinf, powf", True, f"bits as in {name}", "", required=False)]
+        return [PartCheck("C library's cosf, sinf, powf", True, f"bits as in {name}", "", required=False)]
     detail = "round differently from every C library that references were recorded with"
     remedy = "expect single bits of RoPE to differ from recorded references; compare with live bitnet.cpp instead"
-    return [Check("C library's cosf, sinf, powf", False, detail, remedy, required=False)]
+    return [PartCheck("C library's cosf, sinf, powf", False, detail, remedy, required=False)]
 
 
-def check_default_model() -> list[Check]:
+def check_default_model() -> list[PartCheck]:
     """Return whether the model that ships with the project is there and readable."""
     from bitnet_py.errors import BitnetError
     from bitnet_py.gguf import GGUFFile
@@ -129,12 +132,12 @@ def check_default_model() -> list[Check]:
         path = default_model_path()
         with GGUFFile.open(path) as gguf:
             detail = f"{path} ({len(gguf.tensors)} tensors, {path.stat().st_size / 1e6:.1f} MB)"
-        return [Check("default model", True, detail)]
+        return [PartCheck("default model", True, detail)]
     except BitnetError as error:
-        return [Check("default model", False, str(error), "reinstall the package, or give --model")]
+        return [PartCheck("default model", False, str(error), "reinstall the package, or give --model")]
 
 
-def check_goldens() -> list[Check]:
+def check_goldens() -> list[PartCheck]:
     """Return how many recordings of real bitnet.cpp fit the default model."""
     from bitnet_py.errors import BitnetError
     from bitnet_py.resources import default_model_path
@@ -148,47 +151,47 @@ def check_goldens() -> list[Check]:
         goldens = list_goldens(model)
         sha256 = file_sha256(model)
     except (BitnetError, CrossvalError) as error:
-        return [Check(name, False, str(error), remedy, required=False)]
+        return [PartCheck(name, False, str(error), remedy, required=False)]
     fitting = sum(golden.info.model.sha256 == sha256 for golden in goldens)
     if fitting == 0:
         detail = f"none of {len(goldens)} in {goldens_dir(model)} was recorded from this model file"
-        return [Check(name, False, detail, remedy, required=False)]
+        return [PartCheck(name, False, detail, remedy, required=False)]
     detail = f"{fitting} in {goldens_dir(model)}"
     if fitting < len(goldens):
-        return [Check(name, False, f"{detail}; {len(goldens) - fitting} are of another model", remedy, False)]
-    return [Check(name, True, detail, required=False)]
+        return [PartCheck(name, False, f"{detail}; {len(goldens) - fitting} are of another model", remedy, False)]
+    return [PartCheck(name, True, detail, required=False, reference=True)]
 
 
-def check_toolchain() -> list[Check]:
+def check_toolchain() -> list[PartCheck]:
     """Return whether bitnet.cpp could be built here."""
     name = "compiler and CMake (to build bitnet.cpp)"
     try:
         tools = cpp_toolchain.find_toolchain()
     except UnavailableError as error:
-        return [Check(name, False, str(error), "install clang (or gcc) and CMake", required=False)]
-    return [Check(name, True, f"{tools.version}; {tools.cmake_version}; {tools.generator}", required=False)]
+        return [PartCheck(name, False, str(error), "install clang (or gcc) and CMake", required=False)]
+    return [PartCheck(name, True, f"{tools.version}; {tools.cmake_version}; {tools.generator}", required=False)]
 
 
-def check_git() -> list[Check]:
+def check_git() -> list[PartCheck]:
     """Return whether git is there, which only downloading bitnet.cpp needs."""
     name = "git (to download bitnet.cpp)"
     git = shutil.which("git")
     if git is None:
-        return [Check(name, False, "not installed", "install git, or set BITNET_CPP_DIR", required=False)]
+        return [PartCheck(name, False, "not installed", "install git, or set BITNET_CPP_DIR", required=False)]
     try:
         done = subprocess.run(
             [git, "--version"], capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return [Check(name, False, f"{git} does not run: {error}", "reinstall git", required=False)]
+        return [PartCheck(name, False, f"{git} does not run: {error}", "reinstall git", required=False)]
     return [
-        Check(
+        PartCheck(
             name, done.returncode == 0, done.stdout.strip(), "" if done.returncode == 0 else "reinstall git", False
         )
     ]
 
 
-def check_submodule() -> list[Check]:
+def check_submodule() -> list[PartCheck]:
     """Return the state of bitnet.cpp's source: the directory configured, or the submodule."""
     name = "bitnet.cpp source"
     configured = os.environ.get(cpp_library.SOURCE_VARIABLE)
@@ -196,22 +199,22 @@ def check_submodule() -> list[Check]:
     path = Path(configured) if configured else (root / cpp_source.SUBMODULE if root else None)
     where = f"{cpp_library.SOURCE_VARIABLE}={configured}" if configured else str(path)
     if path is None:
-        return [Check(name, False, "not a git checkout", cpp_library.HOW_TO_GET, required=False)]
+        return [PartCheck(name, False, "not a git checkout", cpp_library.HOW_TO_GET, required=False)]
     try:
         cpp_source.check_layout(path)
     except UnavailableError as error:
         # git makes an empty directory where a submodule would be.
         absent = not path.is_dir() or not any(path.iterdir())
         detail = f"the submodule {path} is not initialised" if absent and not configured else str(error)
-        return [Check(name, False, detail, cpp_library.HOW_TO_GET, required=False)]
+        return [PartCheck(name, False, detail, cpp_library.HOW_TO_GET, required=False)]
     commit = cpp_source.git_commit(path)
     if not configured and commit not in (None, cpp_source.PINNED_COMMIT):
         detail = f"{where} is at {commit}, expected {cpp_source.PINNED_COMMIT}"
-        return [Check(name, False, detail, f"git submodule update {cpp_source.SUBMODULE}", required=False)]
-    return [Check(name, True, f"{where}, commit {commit or 'unknown (not a git checkout)'}", required=False)]
+        return [PartCheck(name, False, detail, f"git submodule update {cpp_source.SUBMODULE}", required=False)]
+    return [PartCheck(name, True, f"{where}, commit {commit or 'unknown (not a git checkout)'}", required=False)]
 
 
-def check_bitnet_cpp() -> list[Check]:
+def check_bitnet_cpp() -> list[PartCheck]:
     """Return whether bitnet.cpp's library is there and, loaded in a child process, behaves as expected."""
     from crossval.bitnet_cpp.runner import open_library
 
@@ -219,15 +222,15 @@ def check_bitnet_cpp() -> list[Check]:
     try:
         library = cpp_library.find_library()
         if library is None:
-            return [Check(name, False, "not built", cpp_library.HOW_TO_GET, required=False)]
+            return [PartCheck(name, False, "not built", cpp_library.HOW_TO_GET, required=False)]
         facts = open_library(library.path)
     except CrossvalError as error:
-        return [Check(name, False, str(error), cpp_library.HOW_TO_GET, required=False)]
+        return [PartCheck(name, False, str(error), cpp_library.HOW_TO_GET, required=False)]
     manifest = cpp_library.manifest_for(facts["files"])
     built = f"built by {manifest.compiler}" if manifest else "no build manifest, so its origin is unknown"
     width, fused = facts["simd_width"], facts["fused_quantizer"]
     detail = f"{library.path} ({library.origin}; {built}; simd_width {width}, fused_quantizer {fused})"
     if width is None or fused is None:
         remedy = "its rounding is of no known kind, so bits will differ; build the pinned source for x86-64"
-        return [Check(name, False, detail, remedy, required=False)]
-    return [Check(name, True, detail, required=False)]
+        return [PartCheck(name, False, detail, remedy, required=False)]
+    return [PartCheck(name, True, detail, required=False, reference=True)]

@@ -11,12 +11,12 @@ from types import TracebackType
 from typing import Any
 
 from bitnet_py import _native
-from crossval.engines.party import Compute, Party
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.registry import open_candidate, open_reference
 from crossval.errors import BadInputError, UnavailableError
 from crossval.model.file import ModelFile
 from crossval.passes import EngineIdentity, Runner
+from crossval.receipts.party import Compute, Party
 from crossval.terms import Side
 from crossval.traces.read import TRACE_FILE
 

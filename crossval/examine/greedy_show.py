@@ -9,20 +9,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossval.audit import show as render_audit
+from crossval.audit import precision
+from crossval.audit import show as audit_show
 from crossval.audit.checks import AuditVerdict
 from crossval.audit.summary import audit_verdict, within_of
 from crossval.compare import rows as compare
+from crossval.compare.receipt import fraction_equal
 from crossval.compare.rows import GreedyPrompt, TapRow
-from crossval.examine.greedy_verdict import SIDES, is_exact
+from crossval.examine import greedy_receipt
+from crossval.examine.advice import show_advice
+from crossval.examine.greedy_receipt import SAME_ARITHMETIC
+from crossval.examine.greedy_verdict import is_exact
+from crossval.examine.layers_show import show_skipped
 from crossval.examine.verdict import ADVICE, Advice, Verdict
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
-from crossval.receipts import evidence
 from crossval.receipts.file import Receipt
 from crossval.repeat.cells import STYLE, cell, number
 from crossval.reports.console import clip, new_table, percent, show_line
-from crossval.terms import Side
+from crossval.reports.receipt import show_verdict, sides_and_counts
+from crossval.terms import SIDES, Side
 
 MAX_PROMPT_LINES = 12
 MAX_NAMED = 4
@@ -31,7 +37,7 @@ MAX_NAMED = 4
 
 def show_greedy(out: Console, receipt: Receipt) -> None:
     """Print a line per prompt (of many: per prompt that differs), one per range of steps, and what was audited."""
-    result = evidence.greedy_from_json(receipt)
+    result = greedy_receipt.from_json(receipt).result
     everything, policy = list(enumerate(result.prompts)), result.policy
     listed = everything
     if len(everything) > MAX_PROMPT_LINES:
@@ -51,13 +57,34 @@ def show_greedy(out: Console, receipt: Receipt) -> None:
     if result.audited:
         n_decoded = sum(one.kind == "decode" for one in result.audited)
         show_line(out, f"\nAudited: the first prompt's pass and {n_decoded} decoded token.")
-        render_audit.show_audits(out, receipt)
+        audit_show.show_audits(out, receipt)
+    parity, text = receipt["parity"], sides_and_counts(receipt)
+    within = precision.within(receipt) if receipt["verdict"] == "parity" else None
+    text += "" if within is None else f", within {within}"
+    if parity["exact_match_rate"] is not None:
+        text += f", {percent(parity['exact_match_rate'])} of the tokens equal, "
+        text += f"{percent(parity['logits_exact_match_rate'])} of the logits bit-equal"
+    show_verdict(out, receipt["verdict"], text)
+    show_advice(out, conclude(receipt))
+    for name, what in (("first_divergence", "first divergence"), ("first_inexact", "first inexact bits")):
+        step = receipt[name]
+        if step is not None and (name == "first_divergence" or step != receipt["first_divergence"]):
+            show_line(out, f"{what}: {_step(step)}")
+    skipped = receipt["coverage"]["skipped"]
+    show_skipped(out, [(f"prompt {one['prompt_index']}", one["why"]) for one in skipped])
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    ours, theirs = step["candidate_token"], step["reference_token"]
+    chosen = f"logits, both choose {ours}" if ours == theirs else f"candidate {ours}, reference {theirs}"
+    why = f": {step['explanation']}" if step["explanation"] else ""
+    return f"prompt {step['prompt_index']}, step {step['step']}: {chosen}{why}"
 
 
 def steps_table(prompts: Sequence[GreedyPrompt]) -> Table:
     """Return exact-match rates over all prompts, one line per range of steps, each as long as all before it."""
     table = new_table()
-    names = ("equal tokens", "share", "bit-equal logits", "share", "bit-equal values")
+    names = ("equal tokens", "fraction", "bit-equal logits", "fraction", "bit-equal values")
     for name in ("", "compared", *names, "worst logits"):
         left = name in ("", "worst logits")
         table.add_column(name, no_wrap=True, justify="left" if left else "right")
@@ -78,7 +105,7 @@ def steps_table(prompts: Sequence[GreedyPrompt]) -> Table:
             percent(tokens / len(steps)),
             str(logits),
             percent(logits / len(steps)),
-            percent(evidence.share_equal(rows)),
+            percent(fraction_equal(rows)),
             _worst_cell(rows),
         )
         start, stop = stop, 2 * stop
@@ -160,7 +187,7 @@ def _logits(receipt: Receipt) -> str:
     if is_exact(parity):
         return "all logits are bit-equal"
     if (receipt["thresholds"] or {}).get("policy") == "same":
-        return "the logits differ although both engines state the same arithmetic"
+        return SAME_ARITHMETIC
     statuses = [step["logits"]["status"] for prompt in receipt["results"]["prompts"] for step in prompt["steps"]]
     within = all(status in ("equal", "within") for status in statuses)
     return "the logits agree within their bounds" if within else "the logits differ beyond their bounds"
@@ -169,9 +196,9 @@ def _logits(receipt: Receipt) -> str:
 def _proof(receipt: Receipt, audits: Mapping[Side, AuditVerdict]) -> str:
     clean = [side for side in SIDES if audits[side] == "clean"]
     if len(clean) == len(SIDES):
-        return "every operation of both engines is right in the passes that were audited"
+        return "every operation of both engines is correct in the passes that were audited"
     if clean:
-        return f"every operation of the {clean[0]} is right in the passes that were audited"
+        return f"every operation of the {clean[0]} is correct in the passes that were audited"
     return "arithmetic not audited" if is_exact(receipt["parity"]) else "arithmetic not checked"
 
 

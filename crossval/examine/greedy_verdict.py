@@ -12,9 +12,8 @@ from typing import Any
 
 from crossval.audit.summary import audit_verdict
 from crossval.examine.verdict import Comparison, Verdict, arbitrate
-from crossval.terms import Side
+from crossval.terms import SIDES, Side
 
-SIDES: tuple[Side, ...] = ("candidate", "reference")
 Audit = Mapping[str, Any] | None
 """One engine's audit as ``crossval.audit.summary.to_json`` gives it; None: not audited."""
 Audits = Mapping[Side, Audit]
@@ -23,8 +22,8 @@ Audits = Mapping[Side, Audit]
 def vouched(side: Side, audits: Audits, exact: bool) -> bool:
     """Return whether an engine that could be audited in part only has its numbers vouched for by the other engine.
 
-    ``exact``: the logits of all steps have equal bits; when the other engine was audited whole and is right, so is
-    what reaches the logits of this one.
+    ``exact``: the logits of all steps are bit-identical; when the other engine's audit is complete and
+    clean, what reaches the logits of this one is correct, too.
     """
     other: Side = "reference" if side == "candidate" else "candidate"
     partly = audits[side] is not None and audit_verdict(audits[side]) != "guilty"
@@ -49,5 +48,5 @@ def decide(comparison: Comparison, exact: bool, audits: Audits | None) -> Verdic
 
 
 def is_exact(parity: Mapping[str, Any]) -> bool:
-    """Return whether a receipt's ``parity`` says that all logits have equal bits."""
+    """Return whether a receipt's ``parity`` says that all logits are bit-identical."""
     return bool(parity["logits_exact_match_rate"] == 1.0)

@@ -1,8 +1,8 @@
-"""A greedy comparison over many prompts that can be stopped: what its journal holds, and when that is believed.
+"""A greedy comparison over many prompts that can be resumed: what its journal holds, and when that is used.
 
 An entry counts only for the run that wrote it: same model, engines, steps, template, tool and machine (first line
-of the journal), same prompt with the same token ids, same recorded traces. It must stand every check that the gate
-makes of a prompt in a receipt. The engines are opened and every prompt is encoded anew, whether or not it is run.
+of the journal), same prompt with the same token ids, same recorded traces. It must pass every check that the gate
+makes of a prompt in a receipt. The engines are opened and every prompt is encoded again, whether or not it is run.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from crossval.compare.receipt import ROW_CHECKS, thresholds, tolerance_policy
 from crossval.compare.rows import GreedyResult, decide_greedy, exact_match_rate
 from crossval.compare.tolerance import choose_policy, describe
-from crossval.engines.party import Compute
 from crossval.engines.session import Prompt, Session, trace_digest
 from crossval.errors import BadInputError
+from crossval.examine.greedy_receipt import prompt_from_json, prompt_to_json, structure
 from crossval.passes import Runner
-from crossval.receipts import consistency, evidence, provenance
+from crossval.receipts import provenance
 from crossval.receipts.journal import Journal
+from crossval.receipts.party import Compute
 from crossval.schema import validate_part
 
-FORMAT = "crossval greedy journal, version 1"
+FORMAT = "crossval greedy journal, version 2"
 _KERNEL_FIELDS = ("name", "calls", "bytes")
-_CHECKS = (consistency.thresholds, consistency.structure, consistency.metrics, consistency.statuses)
+_CHECKS = (thresholds, structure, *ROW_CHECKS.values())
 
 Kernels = dict[str, tuple[int, int]]
 """Name of a kernel -> calls, bytes."""
@@ -91,7 +93,7 @@ class Resume:
         for name, (calls, n_bytes) in now.items():
             before = self._counted.get(name, (0, 0))
             used[name] = (calls - before[0], n_bytes - before[1])
-        data = evidence.prompt_to_json(result.prompts[0])
+        data = prompt_to_json(result.prompts[0])
         validate_part(data, "greedy_prompt", "result of this prompt")
         self._journal.append(
             {
@@ -162,12 +164,12 @@ class Resume:
         if complaints:
             raise BadInputError(f"{where}: {complaints[0]}")
         self._count(where, entry["kernels"])
-        found = evidence.prompt_from_json(data)
+        found = prompt_from_json(data)
         policy = choose_policy(candidate.identity, reference.identity)
         return GreedyResult((found,), exact_match_rate([found]), decide_greedy([found], policy), describe(policy))
 
     def _complaints(self, data: Mapping[str, Any], prompt: Prompt) -> list[str]:
-        """Hold the prompt to what the gate holds a receipt to."""
+        """Make the checks of the prompt that the gate makes of a receipt."""
         session = self._session
         part: dict[str, Any] = {
             "kind": "greedy",
@@ -179,7 +181,7 @@ class Resume:
             "settings": {"n_steps": self._steps},
             "results": {"prompts": [data]},
         }
-        part["thresholds"] = consistency.expected_thresholds(part)
+        part["thresholds"] = describe(tolerance_policy(part))
         return [what for check in _CHECKS for what in check(part)]
 
     def _count(self, where: str, kernels: Any) -> None:

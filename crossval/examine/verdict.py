@@ -1,6 +1,6 @@
-"""Three parties, one verdict: who is wrong, the candidate, the reference, both, or what they share.
+"""Candidate, reference and specification: one verdict on which of the two engines is wrong, or what they share.
 
-The harness never assumes that the reference is right: candidate and reference are compared with each other, and
+The harness never assumes that the reference is correct: candidate and reference are compared with each other, and
 each is audited against the specification.
 """
 
@@ -40,13 +40,13 @@ ADVICE: dict[Verdict, Advice] = {
         "If the text is still bad, the model, its conversion, the prompt template or the sampling is the cause.",
     ),
     "agrees_within": Advice(
-        "Both engines agree with each other and with the specification within the distance stated; a mistake "
+        "Both engines agree with each other and with the specification within the distance stated; an error "
         "smaller than that was not looked for, because too little was recorded.",
         "Record the tensors named above and compare again, or accept the distance: crossval gate --accept-within.",
     ),
     "shared_deviation": Advice(
         "Both engines agree with each other, and both differ from the specification in the same place.",
-        "Suspect what they share: weights converted wrongly, a wrong header value, or a bug ported along.",
+        "Suspect what they share: weights converted wrongly, a wrong header value, or a bug that was ported.",
     ),
     "reference_defect": Advice(
         "The reference is wrong: the candidate does what the model defines.",
@@ -54,15 +54,15 @@ ADVICE: dict[Verdict, Advice] = {
     ),
     "candidate_defect": Advice(
         "The candidate is wrong: the reference does what the model defines.",
-        "Fix the operation named above in the candidate; everything before it is right.",
+        "Fix the operation named above in the candidate; everything before it is correct.",
     ),
     "both_differ": Advice(
         "Both engines differ from the specification, each in its own way.",
         "Check first what both are given: tokenizer, configuration, weight layout of the file.",
     ),
     "divergence": Advice(
-        "The engines differ from each other, but every operation of each is right given its own inputs.",
-        "The difference entered before the first operation or through the state: tokens, positions, cache.",
+        "The engines differ from each other, but every operation of each is correct given its own inputs.",
+        "The difference entered before the first operation or through the state: tokens, positions, KV cache.",
     ),
     "incomplete": Advice(
         "Something that had to be compared was not.",

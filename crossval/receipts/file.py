@@ -1,13 +1,12 @@
 """Receipts on disk: canonical JSON, digest, schema, reading and writing (docs/receipts.md).
 
-A receipt is a plain ``dict`` of JSON values. ``evidence`` fills one in; ``gate`` judges one.
+A receipt is a plain ``dict`` of JSON values. ``kind`` builds one; ``gate`` judges one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import stat
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ def write(path: str | Path, receipt: Receipt) -> None:
 
 
 def to_text(receipt: Receipt) -> str:
-    """Return the receipt as people read it: indented JSON, one line feed at the end."""
+    """Return the receipt as people read it: indented JSON, one newline at the end."""
     return json.dumps(receipt, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -92,8 +91,3 @@ def read(path: str | Path) -> Receipt:
     receipt = parse_json(data, str(file))
     validate(receipt, str(file))
     return dict(receipt)
-
-
-def number(value: float | None) -> float | None:
-    """Return a float as JSON can hold it: None for NaN and infinities."""
-    return float(value) if value is not None and math.isfinite(value) else None

@@ -1,15 +1,13 @@
-"""Finished work on disk, line by line, so that a run that was stopped goes on where it stopped.
+"""Finished work on disk, line by line, so that a run that was stopped can be resumed.
 
-A file of JSON lines: the first says which run it belongs to, every further one is a result. Each holds a sha256
-over itself and the line before it, so that no line can be edited, dropped, repeated or moved unnoticed. (Who
-wants to can compute all of them anew, as with a receipt's digest: a journal proves nothing, it saves time.) A line
-is complete once its line feed is written; what follows the last line feed was cut short and is written again.
+A file of JSON lines: the first states which run it belongs to, every further one is a result. A journal proves
+nothing, it saves time; what is in a line is for its reader to check. A line is complete once its newline is
+written; what follows the last newline was cut short and is written again.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -28,7 +26,7 @@ class Journal:
     """A journal of one run, locked; use as a context manager. Read all entries, then append."""
 
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
-        """Open the journal of the run that ``header`` identifies, or begin one.
+        """Open the journal of the run that ``header`` identifies, or start one.
 
         Raises:
             BadInputError: it cannot be written, another process writes it, or it belongs to another run.
@@ -36,8 +34,6 @@ class Journal:
         self.path = Path(path)
         self._end = 0
         """Where the last good line ends."""
-        self._last = ""
-        """Digest of that line."""
         self._number = 0
         self._exhausted = False
         try:
@@ -79,10 +75,10 @@ class Journal:
             raise BadInputError(f"journal {self.path} is being written by another process") from error
 
     def _begin(self, header: dict[str, Any]) -> None:
-        expected = self._line("run", header)[0]
+        expected = _line("run", header)
         first = self._readline()
         if not first.endswith(b"\n"):
-            # Nothing, or the beginning of this very line; anything else is somebody's file, to be left alone.
+            # Nothing, or the beginning of this very line; anything else is another file and is left alone.
             if not expected.startswith(first):
                 raise BadInputError(f"{self.path}:1: not the journal of a run")
             self._exhausted = True
@@ -97,7 +93,7 @@ class Journal:
         """Yield every complete entry with its place for messages (``file:line``).
 
         Raises:
-            BadInputError: a complete line is malformed, edited, or not where it was written.
+            BadInputError: a complete line is malformed.
         """
         while not self._exhausted:
             line = self._readline()
@@ -107,7 +103,7 @@ class Journal:
             yield f"{self.path}:{self._number + 1}", self._parse(line, "entry")
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Write an entry, whole and for good; what was cut short goes.
+        """Write an entry and flush it to disk; what was cut short is overwritten.
 
         Raises:
             BadInputError: it cannot be written, or is not JSON.
@@ -117,7 +113,7 @@ class Journal:
         self._append("entry", dict(entry))
 
     def _append(self, kind: str, content: dict[str, Any]) -> None:
-        line, digest = self._line(kind, content)
+        line = _line(kind, content)
         try:
             os.ftruncate(self._file, self._end)
             written = 0
@@ -126,16 +122,11 @@ class Journal:
             os.fsync(self._file)
         except OSError as error:
             raise self._unusable(error) from error
-        self._accept(line, digest)
+        self._accept(line)
 
-    def _accept(self, line: bytes, digest: str) -> None:
+    def _accept(self, line: bytes) -> None:
         self._end += len(line)
-        self._last = digest
         self._number += 1
-
-    def _line(self, kind: str, content: dict[str, Any]) -> tuple[bytes, str]:
-        digest = hashlib.sha256(self._last.encode() + canonical_json({kind: content})).hexdigest()
-        return canonical_json({kind: content, "digest": digest}) + b"\n", digest
 
     def _readline(self) -> bytes:
         try:
@@ -152,11 +143,14 @@ class Journal:
         content = data.get(kind) if isinstance(data, dict) else None
         if not isinstance(content, dict):
             raise BadInputError(f"{where}: not a line of a journal: an object with {kind!r} is expected")
-        expected, digest = self._line(kind, content)
-        if line != expected:
-            raise BadInputError(f"{where}: edited, or not where it was written: its digest says otherwise")
-        self._accept(line, digest)
+        if line != _line(kind, content):
+            raise BadInputError(f"{where}: not a line of a journal: its JSON is not canonical, or has more in it")
+        self._accept(line)
         return content
+
+
+def _line(kind: str, content: dict[str, Any]) -> bytes:
+    return canonical_json({kind: content}) + b"\n"
 
 
 def _first_difference(found: Any, expected: Any, name: str = "") -> str | None:

@@ -39,7 +39,7 @@ def _version() -> str | None:
 def git_state(root: Path) -> tuple[str | None, bool | None]:
     """Return ``(commit, dirty)`` of the checkout at ``root``, or ``(None, None)`` when it is not one.
 
-    A package installed below somebody else's repository must not report that repository's commit, so
+    A package installed below another project's repository must not report that repository's commit, so
     ``root`` itself has to be the top of a checkout that tracks ``crossval``.
     """
     if not (root / ".git").exists() or _git(root, "ls-files", "--error-unmatch", "crossval/__init__.py") is None:

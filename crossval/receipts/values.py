@@ -1,8 +1,17 @@
-"""JSON values of receipts: compared, and shown in messages."""
+"""JSON values of receipts: written, compared, and shown in messages."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from crossval.passes import PassPlan, pass_kind
+
+
+def number(value: float | None) -> float | None:
+    """Return a float as JSON can hold it: None for NaN and infinities."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def same(expected: Any, found: Any) -> bool:
@@ -12,7 +21,44 @@ def same(expected: Any, found: Any) -> bool:
     return type(expected) is type(found) and bool(expected == found)
 
 
+def differences(expected: Any, found: Any, name: str = "") -> Iterator[str]:
+    """Yield where a receipt holds something else than what follows from its rows, field by field."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key, value in expected.items():
+            yield from differences(value, found.get(key), f"{name}.{key}".lstrip("."))
+    elif not same(expected, found):
+        yield f"{name} is {show(found)}, the rows say {show(expected)}"
+
+
 def show(value: Any) -> str:
     """Return a value for a message, cut when it is long."""
     text = "null" if value is None else str(value)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def plan_to_json(plan: Sequence[PassPlan]) -> list[dict[str, Any]]:
+    """Return passes as a receipt holds them."""
+    return [{"kind": one.kind, "start": one.start, "token_ids": list(one.token_ids)} for one in plan]
+
+
+def plan_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[PassPlan, ...]:
+    """Return the passes of a receipt that is valid by the schema."""
+    return tuple(PassPlan(one["kind"], tuple(one["token_ids"]), one["start"]) for one in data)
+
+
+def plan_conflicts(plan: Sequence[PassPlan], what: str = "pass") -> Iterator[str]:
+    """Check that each pass continues the one before it and is of the kind that its tokens make it."""
+    start = 0
+    for index, one in enumerate(plan):
+        if one.start != start or not one.token_ids or one.kind != pass_kind(len(one.token_ids), start):
+            yield f"{what} {index} does not follow the one before it"
+        start += len(one.token_ids)
+
+
+def vocabulary_conflicts(receipt: Mapping[str, Any], *ids: Sequence[int]) -> list[str]:
+    """Check that tokenizer and token ids (the prompt's and ``ids``) belong to the model's vocabulary."""
+    size, stated = receipt["model"]["shape"]["vocab_size"], receipt["tokenizer"]["vocab_size"]
+    if stated != size:
+        return [f"tokenizer.vocab_size is {stated}, the model's is {size}"]
+    bad = [token for one in (receipt["prompt"]["token_ids"], *ids) for token in one if token >= size]
+    return [f"token id {bad[0]} is outside the vocabulary of {size}"] if bad else []

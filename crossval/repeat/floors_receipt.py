@@ -1,4 +1,4 @@
-"""Measured floors in a receipt: as JSON, held against themselves, and the rows in multiples of them."""
+"""Measured floors in a receipt: as JSON, checked for consistency, and the rows in multiples of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from crossval.compare import rows as compare
+from crossval.compare.receipt import is_tap, trace_model
 from crossval.compare.rows import TapRow
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS, token_axis
@@ -22,7 +23,6 @@ VARIATIONS = (PREFILL_DECODE, *(f"{n} threads" for n in THREAD_COUNTS))
 """Ways of running it that every tap is measured in; the logits also with and without capture."""
 
 _ROUNDING = 1e-9
-_SHAPE = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
 
 
 def to_json(table: FloorTable, rows: Sequence[TapRow]) -> dict[str, Any]:
@@ -58,10 +58,10 @@ def complaints(receipt: Receipt, rows: Sequence[TapRow]) -> list[str]:
     if table.n_tokens != (n_tokens,) or n_tokens < 2:
         found.append(f"floors of prompts of {list(table.n_tokens)} tokens, the prompt has {n_tokens}")
         return found
-    if any(not _known(floor.tap, shape["n_layers"]) for floor in table.floors):
+    if any(not is_tap(floor.tap, shape["n_layers"]) for floor in table.floors):
         return [*found, "a floor of a tap that the model does not have"]
     found += _complete(table, rows, shape["n_layers"])
-    model = trace.TraceModel(sha256=receipt["model"]["sha256"], **{name: shape[name] for name in _SHAPE})
+    model = trace_model(receipt)
     for floor in table.floors:
         found += [f"{floor.tap}, {floor.variation}: {what}" for what in _floor(floor, model, n_tokens)]
     if receipt["floors"]["multiples"] != multiples_of(rows, table):
@@ -70,7 +70,7 @@ def complaints(receipt: Receipt, rows: Sequence[TapRow]) -> list[str]:
 
 
 def _complete(table: FloorTable, rows: Sequence[TapRow], n_layers: int) -> Iterator[str]:
-    """Check that every tap was measured in every way, or is said not to be, once and in order."""
+    """Check that every tap was measured in every way, or is listed as not measured, once and in order."""
     keys = [(floor.tap, floor.variation) for floor in table.floors]
     if keys != sorted(set(keys), key=lambda key: (taps.execution_index(key[0], n_layers), key[1])):
         yield "floors are repeated or out of order"
@@ -86,7 +86,7 @@ def _complete(table: FloorTable, rows: Sequence[TapRow], n_layers: int) -> Itera
     if {*keys, *unmeasured} != wanted:
         missing = sorted(wanted - {*keys, *unmeasured})
         yield (
-            f"{missing[0][0]}, {missing[0][1]}: neither measured nor said not to be"
+            f"{missing[0][0]}, {missing[0][1]}: neither measured nor listed as not measured"
             if missing
             else ("measured in a way that this version does not know")
         )
@@ -115,8 +115,3 @@ def _elements(tap: str, model: trace.TraceModel, n_tokens: int) -> tuple[int, in
         return model.n_heads, model.n_heads * n_tokens * (n_tokens + 1) // 2
     unit = math.prod(trace.expected_shape(tap, model, plan, (0,)))
     return unit, math.prod(trace.expected_shape(tap, model, plan, None))
-
-
-def _known(tap: str, n_layers: int) -> bool:
-    layer = taps.parse(tap).layer
-    return layer is None or layer < n_layers

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
+from crossval.compare.receipt import row_from_json
 from crossval.compare.rows import TapRow
-from crossval.receipts import evidence
 from crossval.receipts.file import Receipt
 from crossval.repeat.floors import LOGITS, FloorTable
 from crossval.repeat.margins import smallest_tolerance
@@ -23,7 +23,7 @@ def show_floors(out: Console, receipt: Receipt) -> None:
 
 def lines(receipt: Receipt) -> Iterator[tuple[str, str]]:
     """Yield the same as (label, sentence)."""
-    rows = [evidence.row_from_json(row) for row in receipt["results"]["rows"]]
+    rows = [row_from_json(row) for row in receipt["results"]["rows"]]
     if rows:
         yield "tolerance", tolerance_line(rows)
     if "floors" in receipt:

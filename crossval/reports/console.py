@@ -1,4 +1,4 @@
-"""What everything that prints for people shares: the console, plain lines, tables, shares as percent."""
+"""What all printing shares: the console, plain lines, tables, fractions as percent."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def new_table() -> Table:
 
 
 def show_line(out: Console, text: str) -> None:
-    """Print one line, never wrapped or cut, control characters escaped; leading line feeds stay."""
+    """Print one line, never wrapped or cut, control characters escaped; leading newlines stay."""
     body = text.lstrip("\n")
     out.print(Text("\n" * (len(text) - len(body)) + plain(body)), soft_wrap=True)
 
@@ -57,7 +57,7 @@ def clip(text: str, limit: int) -> str:
 
 
 def percent(rate: float | None) -> str:
-    """Return a share as percent; only a true 1 shows as 100 %."""
+    """Return a fraction as percent; only a true 1 shows as 100 %."""
     if rate is None:
         return "-"
     if rate == 1.0:

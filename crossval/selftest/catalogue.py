@@ -16,7 +16,7 @@ from crossval.passes import PassKind
 from crossval.selftest import alter, damage
 from crossval.selftest.alter import Change, Feed
 from crossval.selftest.damage import Damage
-from crossval.terms import Side
+from crossval.terms import SIDES, Side
 
 How = Literal["healthy", "file", "output"]
 Where = Literal["first", "middle", "last", "model"]
@@ -176,8 +176,7 @@ def cases(shape: Shape) -> tuple[Case, ...]:
         if n <= room
     ]
     fitting = [fault for fault in FAULTS if fault.fits(shape) and room >= FAULT_LENGTH]
-    sides: tuple[Side, Side] = ("candidate", "reference")
-    return (*healthy, *(_case(fault, shape, sides[index % 2]) for index, fault in enumerate(fitting)))
+    return (*healthy, *(_case(fault, shape, SIDES[index % 2]) for index, fault in enumerate(fitting)))
 
 
 def fault_of(case: Case, shape: Shape) -> Fault:

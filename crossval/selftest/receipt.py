@@ -1,27 +1,25 @@
-"""Results of the self-test as a receipt's JSON, and that receipt held against itself.
-
-The checks return complaints, empty when all is well, as in ``crossval.receipts.consistency``.
-"""
+"""Receipts of kind ``selftest``: results as JSON and back, and what must follow from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from crossval.audit.checks import AuditVerdict
 from crossval.examine.verdict import COMPARISON, Verdict, arbitrate
 from crossval.passes import PassKind
 from crossval.receipts.file import Receipt
+from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.values import vocabulary_conflicts
 from crossval.selftest import catalogue
 from crossval.selftest.catalogue import Case, Shape
-
-ResultVerdict = Literal["pass", "fail"]
+from crossval.terms import PassFail
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the harness said about one case."""
+    """What the harness reported of one case."""
 
     comparison: str
     """The direct comparison: ``parity``, ``divergence`` or ``incomplete``."""
@@ -32,7 +30,7 @@ class Found:
     op: str | None = None
     pass_kind: PassKind | None = None
     name: str | None = None
-    """The diagnosis; None: nothing is guilty."""
+    """The diagnosis; None: nothing is wrong."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the right thing was found in the right place under a right name, or rightly nothing."""
+        """Whether verdict, place and name are those expected; of a healthy run, whether nothing was found."""
         expected, found = self.case.expected, self.found
         names = expected.names or (None,)
         return found.name in names and all(
@@ -60,7 +58,7 @@ class SelftestResult:
     shape: Shape
 
     @property
-    def verdict(self) -> ResultVerdict:
+    def verdict(self) -> PassFail:
         """``pass`` when every case of the catalogue ran and every one is as it has to be."""
         cases = tuple(row.case for row in self.rows)
         kinds = {case.side is None for case in cases}
@@ -69,16 +67,16 @@ class SelftestResult:
 
 
 def criterion(shape: Shape) -> dict[str, int]:
-    """Return what has to be run, all of it rightly answered, as the receipt's ``thresholds``."""
+    """Return how many faults and healthy runs are required, as the receipt's ``thresholds``."""
     cases = catalogue.cases(shape)
     n_healthy = sum(case.side is None for case in cases)
     return {"n_faults": len(cases) - n_healthy, "n_healthy": n_healthy}
 
 
 def to_json(result: SelftestResult) -> dict[str, Any]:
-    """Return the receipt's ``results``."""
+    """Return the fields of the receipt that hold the results."""
     rows = [{**_case_to_json(row.case), "found": asdict(row.found), "ok": row.ok} for row in result.rows]
-    return {"rows": rows, "summary": count(result)}
+    return {"thresholds": criterion(result.shape), "results": {"rows": rows, **derived(result)}}
 
 
 def _case_to_json(case: Case) -> dict[str, Any]:
@@ -87,35 +85,19 @@ def _case_to_json(case: Case) -> dict[str, Any]:
     return data
 
 
-def count(result: SelftestResult) -> dict[str, Any]:
+def derived(result: SelftestResult) -> dict[str, Any]:
     """Return how many faults and healthy runs there are, and how many of them are as they have to be."""
     faults = [row for row in result.rows if row.case.side is not None]
     healthy = [row for row in result.rows if row.case.side is None]
+    counts = {"faults": faults, "healthy": healthy}
     return {
-        "faults": {"n": len(faults), "ok": sum(row.ok for row in faults)},
-        "healthy": {"n": len(healthy), "ok": sum(row.ok for row in healthy)},
+        "summary": {name: {"n": len(rows), "ok": sum(row.ok for row in rows)} for name, rows in counts.items()}
     }
 
 
-def summarize(result: SelftestResult) -> dict[str, Any]:
-    """Return the receipt's summary fields."""
-    return {
-        "first_divergence": None,
-        "first_inexact": None,
-        "coverage": {
-            "required": len(catalogue.cases(result.shape)),
-            "compared": len(result.rows),
-            "skipped": [],
-        },
-        "parity": {
-            "cosine_similarity": None,
-            "exact_match_rate": None,
-            "logits_exact_match_rate": None,
-            "cpp_available": False,
-            "status": result.verdict,
-        },
-        "verdict": result.verdict,
-    }
+def summarize(result: SelftestResult) -> Summary:
+    """Return verdict and coverage."""
+    return Summary(result.verdict, required=len(catalogue.cases(result.shape)), compared=len(result.rows))
 
 
 def from_json(receipt: Receipt) -> SelftestResult:
@@ -127,12 +109,6 @@ def _row_from_json(row: Mapping[str, Any]) -> Row:
     data = {name: value for name, value in row.items() if name not in ("found", "ok")}
     expected = {**row["expected"], "names": tuple(row["expected"]["names"])}
     return Row(Case(**{**data, "expected": catalogue.Expected(**expected)}), Found(**row["found"]))
-
-
-def recompute(receipt: Receipt) -> dict[str, Any]:
-    """Return summary fields and counts as the receipt's own rows give them."""
-    result = from_json(receipt)
-    return {**summarize(result), "results": {"summary": count(result)}}
 
 
 def thresholds(receipt: Receipt) -> list[str]:
@@ -158,10 +134,7 @@ def structure(receipt: Receipt) -> list[str]:
         complaints.append(
             f"prompt.token_ids has {len(ids)} tokens, the longest prompt of this version another number"
         )
-    if any(token >= shape["vocab_size"] for token in ids):
-        complaints.append(f"a token id is outside the vocabulary of {shape['vocab_size']}")
-    if receipt["tokenizer"]["vocab_size"] != shape["vocab_size"]:
-        complaints.append("tokenizer.vocab_size is not the model's")
+    complaints += vocabulary_conflicts(receipt)
     found = [row.case for row in from_json(receipt).rows]
     required = catalogue.cases(shape)
     if len(found) != len(required):
@@ -190,9 +163,20 @@ def rows(receipt: Receipt) -> list[str]:
     return complaints
 
 
-CHECKS: Mapping[str, Callable[[Receipt], list[str]]] = {
-    "thresholds": thresholds,
-    "structure": structure,
-    "row status": rows,
-}
-"""Name of a check -> function; the summary is checked with every other kind's."""
+def amount(receipt: Receipt) -> Amount:
+    """Return how many comparisons were made, over how many tokens."""
+    found = receipt["results"]["rows"]
+    n_tokens = sum(row["n_prompt"] + row["n_decode"] for row in found)
+    return Amount(len(found), n_tokens, f"{len(found)} comparisons, {n_tokens} tokens")
+
+
+SELFTEST = Kind[SelftestResult](
+    name="selftest",
+    counted="comparisons",
+    to_json=to_json,
+    from_json=from_json,
+    summarize=summarize,
+    derived=derived,
+    checks={"thresholds": thresholds, "structure": structure, "row status": rows},
+    amount=amount,
+)

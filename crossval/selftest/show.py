@@ -10,13 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from crossval.receipts.file import Receipt
-from crossval.reports.console import VERDICT_STYLE, new_table, plain, show_line
+from crossval.reports.console import new_table, plain, show_line
+from crossval.reports.receipt import show_verdict
 
 _SIDE_OF = {"candidate_defect": "candidate", "reference_defect": "reference"}
 
 
 def show_selftest(out: Console, receipt: Receipt) -> None:
-    """Print one line per case, what was found elsewhere than expected, the verdict and notes; no headline."""
+    """Print one line per case, what was found elsewhere than expected, and the verdict."""
     rows = receipt["results"]["rows"]
     show_line(
         out,
@@ -24,14 +25,12 @@ def show_selftest(out: Console, receipt: Receipt) -> None:
     )
     out.print(cases_table(rows))
     counts, verdict = receipt["results"]["summary"], receipt["verdict"]
-    line = Text.assemble((verdict.upper(), VERDICT_STYLE[verdict]), "  ")
-    line.append(
+    show_verdict(
+        out,
+        verdict,
         f"faults found in place: {counts['faults']['ok']} of {receipt['thresholds']['n_faults']}; "
-        f"healthy runs without a finding: {counts['healthy']['ok']} of {receipt['thresholds']['n_healthy']}"
+        f"healthy runs without a finding: {counts['healthy']['ok']} of {receipt['thresholds']['n_healthy']}",
     )
-    out.print(line, soft_wrap=True)
-    for note in receipt["notes"]:
-        show_line(out, f"note: {note}")
 
 
 def cases_table(rows: list[Mapping[str, Any]]) -> Table:

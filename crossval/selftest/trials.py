@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,8 @@ from crossval.selftest import catalogue, damage
 from crossval.selftest.alter import Altered
 from crossval.selftest.catalogue import Case
 from crossval.selftest.receipt import Found, Row, SelftestResult
-from crossval.terms import Side
+from crossval.terms import SIDES, Progress, Side
 
-Progress = Callable[[str, int, int], None]
 TEXT = (
     "What is 2+2? The sun is warm and the water is cold; seven birds sat on the old wall, and none of them "
     "knew how far it was to the sea."
@@ -55,8 +54,7 @@ def open_bench(model: ModelFile) -> Iterator[Bench]:
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossval-selftest-")))
-        sides: tuple[Side, ...] = ("candidate", "reference")
-        healthy = {side: stack.enter_context(_engine(model, model.path, side)) for side in sides}
+        healthy = {side: stack.enter_context(_engine(model, model.path, side)) for side in SIDES}
         yield Bench(model, _prompt(healthy["candidate"], model), healthy, folder)
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any, Literal
 
 from crossval.smoke import patterns
 from crossval.smoke.suite import SmokePrompt
-from crossval.terms import Side
+from crossval.terms import PassFail, Side
 
 Finish = Literal["stop", "newline", "limit", "context", "invalid"]
 AnswerClass = Literal["correct", "coherent", "garbled"]
-SmokeVerdict = Literal["pass", "fail", "incomplete"]
 
 MAX_REPEATS = 3
 """A token may follow itself so often that it stands there this many times."""
@@ -50,7 +50,7 @@ class Answer:
     """What one engine generated for one prompt; ``token_ids`` includes the token that ended it."""
 
     prompt: SmokePrompt
-    engine: Side
+    side: Side
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     finish: Finish
@@ -65,20 +65,32 @@ class Answer:
         return self.token_ids[:-1] if self.finish == "stop" else self.token_ids
 
 
+Classified = tuple[Answer, AnswerClass]
+
+
 @dataclass(frozen=True)
 class SmokeResult:
-    """All answers of one run, prompt by prompt, within a prompt in the order of ``engines``."""
+    """All answers of one run, prompt by prompt, within a prompt in the order of ``sides``."""
 
     suite: str
     suite_digest: str
     n_prompts: int
-    engines: tuple[Side, ...]
+    sides: tuple[Side, ...]
     answers: tuple[Answer, ...]
     min_correct: MinCorrect
     stop_ids: tuple[int, ...]
     """The vocabulary's end-of-text tokens, ascending."""
     special_ids: tuple[int, ...]
     """Tokens that are not text: control, unknown, unused; ascending."""
+
+    @cached_property
+    def classified(self) -> tuple[Classified, ...]:
+        """Each answer with its class.
+
+        Raises:
+            BadInputError: a pattern is unusable or takes too long.
+        """
+        return tuple(zip(self.answers, classify(self.answers, self.special_ids), strict=True))
 
 
 def classify(answers: Sequence[Answer], special_ids: Collection[int]) -> list[AnswerClass]:
@@ -149,30 +161,23 @@ def thresholds(min_correct: MinCorrect) -> dict[str, Any]:
     }
 
 
-Classified = tuple[Answer, AnswerClass]
-
-
-def decide(result: SmokeResult, classes: Sequence[AnswerClass]) -> SmokeVerdict:
+def decide(result: SmokeResult) -> PassFail:
     """Return ``pass`` when every engine answered every prompt and enough of them correctly."""
-    if not result.n_prompts or not result.engines or len(classes) != result.n_prompts * len(result.engines):
+    if not result.n_prompts or not result.sides or len(result.answers) != result.n_prompts * len(result.sides):
         return "incomplete"
-    per_engine = [
-        sum(
-            kind == "correct"
-            for answer, kind in zip(result.answers, classes, strict=True)
-            if answer.engine == side
-        )
-        for side in result.engines
+    n_correct = [
+        sum(kind == "correct" for answer, kind in result.classified if answer.side == side)
+        for side in result.sides
     ]
-    return "pass" if all(result.min_correct.is_met(n, result.n_prompts) for n in per_engine) else "fail"
+    return "pass" if all(result.min_correct.is_met(n, result.n_prompts) for n in n_correct) else "fail"
 
 
-def count(result: SmokeResult, classes: Sequence[AnswerClass]) -> dict[str, Any]:
+def count(result: SmokeResult) -> dict[str, Any]:
     """Return the receipt's ``results.summary``: counts per engine and family, and how many texts are equal."""
-    pairs = list(zip(result.answers, classes, strict=True))
+    pairs = result.classified
     return {
-        "engines": [_engine_counts(side, [p for p in pairs if p[0].engine == side]) for side in result.engines],
-        "texts": _texts(result.answers) if len(result.engines) == 2 else None,
+        "engines": [_engine_counts(side, [p for p in pairs if p[0].side == side]) for side in result.sides],
+        "texts": _texts(result.answers) if len(result.sides) == 2 else None,
     }
 
 

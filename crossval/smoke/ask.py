@@ -14,10 +14,7 @@ from crossval.feed import LOGITS, greedy_token
 from crossval.passes import Runner
 from crossval.smoke.answers import Answer, Finish
 from crossval.smoke.suite import SmokePrompt, Suite
-from crossval.terms import Side
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is going on, prompts done, prompts in total)."""
+from crossval.terms import Progress, Side
 
 _TEXT_KINDS = (TokenKind.NORMAL, TokenKind.USER_DEFINED)
 

@@ -1,47 +1,53 @@
-"""Answers of a suite as a receipt's JSON and back, and a smoke receipt held against itself.
-
-The checks return complaints, empty when all is well, as in ``crossval.receipts.consistency``.
-"""
+"""Receipts of kind ``smoke``: answers of a suite as JSON and back, and what must follow from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
 from crossval.errors import BadInputError
 from crossval.receipts.file import Receipt
+from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.policy import GateCheck, Policy
+from crossval.receipts.values import vocabulary_conflicts
 from crossval.smoke import answers
-from crossval.smoke.answers import Answer, AnswerClass, MinCorrect, SmokeResult
+from crossval.smoke.answers import Answer, MinCorrect, SmokeResult
 from crossval.smoke.ask import first_line, room_of
 from crossval.smoke.suite import SHIPPED, SmokePrompt, digest_of, load_suite
-from crossval.terms import Side
+from crossval.terms import SIDES
 
 _PROMPT_FIELDS = tuple(field.name for field in fields(SmokePrompt))
 
 
-def results_to_json(result: SmokeResult, classes: list[AnswerClass]) -> dict[str, Any]:
-    """Return the receipt's ``results``: one row per prompt and engine, and the counts that follow from them."""
+def to_json(result: SmokeResult) -> dict[str, Any]:
+    """Return the fields of the receipt that hold the answers: a row per prompt and engine, and the counts."""
     rows = [
         {
             **asdict(answer.prompt),
-            "engine": answer.engine,
+            "engine": answer.side,
             "prompt_ids": list(answer.prompt_ids),
             "token_ids": list(answer.token_ids),
             "finish": answer.finish,
             "text": answer.text,
             "class": kind,
         }
-        for answer, kind in zip(result.answers, classes, strict=True)
+        for answer, kind in result.classified
     ]
-    return {
+    results = {
         "suite": {"name": result.suite, "digest": result.suite_digest, "n_prompts": result.n_prompts},
-        "engines": list(result.engines),
+        "engines": list(result.sides),
         "stop_ids": list(result.stop_ids),
         "special_ids": list(result.special_ids),
         "rows": rows,
-        "summary": answers.count(result, classes),
+        **derived(result),
     }
+    return {"thresholds": answers.thresholds(result.min_correct), "results": results}
+
+
+def derived(result: SmokeResult) -> dict[str, Any]:
+    """Return the counts that follow from the answers."""
+    return {"summary": answers.count(result)}
 
 
 def from_json(receipt: Receipt) -> SmokeResult:
@@ -51,7 +57,7 @@ def from_json(receipt: Receipt) -> SmokeResult:
         suite=results["suite"]["name"],
         suite_digest=results["suite"]["digest"],
         n_prompts=results["suite"]["n_prompts"],
-        engines=tuple(results["engines"]),
+        sides=tuple(results["engines"]),
         answers=tuple(map(_answer_from_json, results["rows"])),
         min_correct=MinCorrect(**receipt["thresholds"]["min_correct"]),
         stop_ids=tuple(results["stop_ids"]),
@@ -62,7 +68,7 @@ def from_json(receipt: Receipt) -> SmokeResult:
 def _answer_from_json(row: Mapping[str, Any]) -> Answer:
     return Answer(
         prompt=SmokePrompt(**{name: row[name] for name in _PROMPT_FIELDS}),
-        engine=row["engine"],
+        side=row["engine"],
         prompt_ids=tuple(row["prompt_ids"]),
         token_ids=tuple(row["token_ids"]),
         finish=row["finish"],
@@ -70,49 +76,29 @@ def _answer_from_json(row: Mapping[str, Any]) -> Answer:
     )
 
 
-def summarize(result: SmokeResult, classes: list[AnswerClass]) -> dict[str, Any]:
-    """Return the receipt's summary fields; ``exact_match_rate`` is the share of prompts with equal texts."""
-    verdict = answers.decide(result, classes)
-    texts = answers.count(result, classes)["texts"]
-    rate = texts["equal"] / texts["compared"] if texts is not None and texts["compared"] else None
-    return {
-        "first_divergence": None,
-        "first_inexact": None,
-        "coverage": {
-            "required": result.n_prompts * len(result.engines),
-            "compared": len(result.answers),
-            "skipped": [],
-        },
-        "parity": {
-            "cosine_similarity": None,
-            "exact_match_rate": rate,
-            "logits_exact_match_rate": None,
-            "cpp_available": False,
-            "status": verdict,
-        },
-        "verdict": verdict,
-    }
-
-
-def recompute(receipt: Receipt) -> dict[str, Any]:
-    """Return summary fields and counts as the receipt's own answers give them."""
-    result = from_json(receipt)
-    classes = answers.classify(result.answers, result.special_ids)
-    return {**summarize(result, classes), "results": {"summary": answers.count(result, classes)}}
+def summarize(result: SmokeResult) -> Summary:
+    """Return verdict and coverage; ``exact_match_rate`` is the fraction of prompts with equal texts."""
+    texts = answers.count(result)["texts"]
+    return Summary(
+        status=answers.decide(result),
+        required=result.n_prompts * len(result.sides),
+        compared=len(result.answers),
+        exact_match_rate=texts["equal"] / texts["compared"] if texts is not None and texts["compared"] else None,
+    )
 
 
 def thresholds(receipt: Receipt) -> list[str]:
-    """Check that answers were held to this version's criterion, and to a share that can be missed."""
+    """Check that answers were checked against this version's criterion, and a fraction that can be missed."""
     found = receipt["thresholds"]
     share = MinCorrect(**found["min_correct"])
     expected = answers.thresholds(share)
     complaints = [
-        f"thresholds.{name} is {found[name]}, this version holds answers to {value}"
+        f"thresholds.{name} is {found[name]}, this version checks answers against {value}"
         for name, value in expected.items()
         if found[name] != value
     ]
     if not 0 < share.correct <= share.of:
-        complaints.append(f"thresholds.min_correct is {share}, no share between 0 and 1")
+        complaints.append(f"thresholds.min_correct is {share}, expected a fraction above 0 and up to 1")
     return complaints
 
 
@@ -120,12 +106,12 @@ def structure(receipt: Receipt) -> list[str]:
     """Check suite, order of the rows, engines, tokenizer and prompt."""
     result = from_json(receipt)
     complaints = []
-    sides = _sides(receipt)
-    if list(result.engines) != sides:
-        complaints.append(f"results.engines is {list(result.engines)}, the engines that took part are {sides}")
-    asked = [answer.prompt for answer in result.answers if answer.engine == result.engines[0]]
-    expected = [(prompt, side) for prompt in asked for side in result.engines]
-    if [(answer.prompt, answer.engine) for answer in result.answers] != expected:
+    sides = [side for side in SIDES if receipt[side]["status"] not in ("unused", "unavailable")]
+    if list(result.sides) != sides:
+        complaints.append(f"results.engines is {list(result.sides)}, the engines that took part are {sides}")
+    asked = [answer.prompt for answer in result.answers if answer.side == result.sides[0]]
+    expected = [(prompt, side) for prompt in asked for side in result.sides]
+    if [(answer.prompt, answer.side) for answer in result.answers] != expected:
         complaints.append("rows are missing, repeated or out of order: every prompt needs one per engine")
     if len({prompt.id for prompt in asked}) != len(asked):
         complaints.append("a prompt id occurs twice")
@@ -143,11 +129,6 @@ def structure(receipt: Receipt) -> list[str]:
     return complaints
 
 
-def _sides(receipt: Receipt) -> list[Side]:
-    sides: tuple[Side, ...] = ("candidate", "reference")
-    return [side for side in sides if receipt[side]["status"] not in ("unused", "unavailable")]
-
-
 def _shipped(result: SmokeResult) -> list[str]:
     """Check that a suite under a shipped name is the one that ships with this version."""
     if result.suite not in SHIPPED:
@@ -162,27 +143,20 @@ def _shipped(result: SmokeResult) -> list[str]:
 
 
 def _vocabulary(receipt: Receipt, result: SmokeResult) -> list[str]:
-    vocab_size, tokenizer = receipt["model"]["shape"]["vocab_size"], receipt["tokenizer"]
-    complaints = []
-    if tokenizer["vocab_size"] != vocab_size:
-        complaints.append(f"tokenizer.vocab_size is {tokenizer['vocab_size']}, the model's is {vocab_size}")
-    lists = [result.stop_ids, result.special_ids]
-    lists += [ids for answer in result.answers for ids in (answer.prompt_ids, answer.token_ids)]
-    bad = [token for ids in lists for token in ids if token >= vocab_size]
-    if bad:
-        complaints.append(f"token id {bad[0]} is outside the vocabulary of {vocab_size}")
+    used = [ids for answer in result.answers for ids in (answer.prompt_ids, answer.token_ids)]
+    complaints = vocabulary_conflicts(receipt, result.stop_ids, result.special_ids, *used)
     for name, ids in (("stop_ids", result.stop_ids), ("special_ids", result.special_ids)):
         if list(ids) != sorted(set(ids)):
             complaints.append(f"results.{name} are not ascending")
-    agree = tokenizers_agree(result)
-    if tokenizer["engines_agree"] is not agree:
-        complaints.append(f"tokenizer.engines_agree is {tokenizer['engines_agree']}, the prompts' ids say {agree}")
+    agree, stated = tokenizers_agree(result), receipt["tokenizer"]["engines_agree"]
+    if stated is not agree:
+        complaints.append(f"tokenizer.engines_agree is {stated}, the prompts' ids say {agree}")
     return complaints
 
 
 def tokenizers_agree(result: SmokeResult) -> bool | None:
     """Return whether both engines turned every prompt into the same ids; None when only one took part."""
-    if len(result.engines) < 2:
+    if len(result.sides) < 2:
         return None
     ids: dict[str, set[tuple[int, ...]]] = {}
     for answer in result.answers:
@@ -199,10 +173,8 @@ def generation(receipt: Receipt) -> list[str]:
         max_tokens = 0
     texts: dict[tuple[tuple[int, ...], str], str] = {}
     for answer in result.answers:
-        where = f"{answer.engine}, prompt {answer.prompt.id!r}"
-        room = room_of(
-            receipt["model"]["shape"]["context_length"], receipt[answer.engine]["settings"].get("n_ctx")
-        )
+        where = f"{answer.side}, prompt {answer.prompt.id!r}"
+        room = room_of(receipt["model"]["shape"]["context_length"], receipt[answer.side]["settings"].get("n_ctx"))
         complaints += [f"{where}: {what}" for what in _conflicts(answer, set(result.stop_ids), max_tokens, room)]
         how = "newline" if answer.finish == "newline" else "all"
         if texts.setdefault((answer.body, how), answer.text) != answer.text:
@@ -229,7 +201,7 @@ def _conflicts(answer: Answer, stop_ids: set[int], max_tokens: int, room: int) -
         yield "finish is newline, which does not end this prompt"
     lines = first_line(answer.text)
     if answer.prompt.stop == "newline" and finish != "invalid" and lines is not None:
-        yield "the text goes on behind a line feed, which ends this prompt"
+        yield "the text continues after a newline, which ends this prompt"
     if not answer.body and answer.text:
         yield "a text without tokens"
 
@@ -240,19 +212,38 @@ def classes(receipt: Receipt) -> list[str]:
     Raises:
         BadInputError: a pattern is unusable or takes too long.
     """
-    result = from_json(receipt)
-    expected = answers.classify(result.answers, result.special_ids)
     return [
         f"{row['engine']}, prompt {row['id']!r}: class is {row['class']}, the answer is {kind}"
-        for row, kind in zip(receipt["results"]["rows"], expected, strict=True)
+        for row, (_, kind) in zip(receipt["results"]["rows"], from_json(receipt).classified, strict=True)
         if row["class"] != kind
     ]
 
 
-CHECKS: Mapping[str, Callable[[Receipt], list[str]]] = {
-    "thresholds": thresholds,
-    "structure": structure,
-    "generation": generation,
-    "classes": classes,
-}
-"""Name of a check -> function; the summary is checked with every other kind's."""
+def amount(receipt: Receipt) -> Amount:
+    """Return how many answers there are, of how many tokens."""
+    rows = receipt["results"]["rows"]
+    n_tokens = sum(len(row["token_ids"]) for row in rows)
+    return Amount(len(rows), n_tokens, f"{len(rows)} answers, {n_tokens} tokens generated")
+
+
+def demands(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
+    """Check the fraction of correct answers of each engine against the policy's, not the command's."""
+    for counts in derived(from_json(receipt))["summary"]["engines"]:
+        correct, n_prompts = counts["all"]["correct"], counts["all"]["n_prompts"]
+        met = n_prompts > 0 and correct / n_prompts >= policy.min_correct
+        detail = f"{correct} of {n_prompts} correct, {policy.min_correct:g} required"
+        yield GateCheck(f"answers of the {counts['engine']}", met, detail)
+
+
+SMOKE = Kind[SmokeResult](
+    name="smoke",
+    counted="texts",
+    to_json=to_json,
+    from_json=from_json,
+    summarize=summarize,
+    derived=derived,
+    same_tokens=False,
+    checks={"thresholds": thresholds, "structure": structure, "generation": generation, "classes": classes},
+    amount=amount,
+    demands=demands,
+)

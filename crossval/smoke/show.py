@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from crossval.receipts.file import Receipt
-from crossval.reports.console import VERDICT_STYLE, clip, new_table, percent, plain, show_line
+from crossval.reports.console import clip, new_table, percent, show_line
+from crossval.reports.receipt import show_verdict
 from crossval.smoke import answers
 from crossval.smoke import receipt as smoke_receipt
 from crossval.smoke.answers import Answer
@@ -19,8 +20,8 @@ MAX_WRONG_SHOWN = 10
 _CLASS_STYLE = {"correct": "green", "coherent": "yellow", "garbled": "bold red"}
 
 
-def show_answers(out: Console, receipt: Receipt) -> None:
-    """Print the counts of every engine, the verdict, wrong answers and notes; headline not included."""
+def show_smoke(out: Console, receipt: Receipt) -> None:
+    """Print the counts of every engine, the verdict and wrong answers."""
     results = receipt["results"]
     suite = results["suite"]
     show_line(
@@ -32,8 +33,6 @@ def show_answers(out: Console, receipt: Receipt) -> None:
         show_line(out, f"\n{_name(receipt, counts['engine'])}")
         out.print(counts_table(counts))
     _show_verdict(out, receipt)
-    for note in receipt["notes"]:
-        show_line(out, f"note: {note}")
 
 
 def _name(receipt: Receipt, side: str) -> str:
@@ -69,13 +68,11 @@ def _share(counts: Mapping[str, int]) -> str:
 def _show_verdict(out: Console, receipt: Receipt) -> None:
     summary, verdict = receipt["results"]["summary"], receipt["verdict"]
     need = receipt["thresholds"]["min_correct"]
-    line = Text.assemble((verdict.upper(), VERDICT_STYLE[verdict]), "  ")
     parts = [
         f"{_name(receipt, one['engine'])}: {one['all']['correct']} of {one['all']['n_prompts']} correct"
         for one in summary["engines"]
     ]
-    line.append(plain("; ".join(parts) + f" ({need['correct']}/{need['of']} required)"))
-    out.print(line, soft_wrap=True)
+    show_verdict(out, verdict, "; ".join(parts) + f" ({need['correct']}/{need['of']} required)")
     texts = summary["texts"]
     if texts is not None:
         first = "" if texts["first_unequal"] is None else f"; first different: {texts['first_unequal']}"
@@ -90,9 +87,9 @@ def _show_wrong(out: Console, receipt: Receipt) -> None:
     for answer, row in zip(result.answers, receipt["results"]["rows"], strict=True):
         if row["class"] != "correct":
             key = (answer.prompt.id, answer.text, row["class"])
-            wrong.setdefault(key, (answer, []))[1].append(answer.engine)
+            wrong.setdefault(key, (answer, []))[1].append(answer.side)
     for (name, _, kind), (answer, sides) in list(wrong.items())[:MAX_WRONG_SHOWN]:
-        who = "" if len(result.engines) == 1 else "both, " if len(sides) == 2 else f"{sides[0]}, "
+        who = "" if len(result.sides) == 1 else "both, " if len(sides) == 2 else f"{sides[0]}, "
         show_line(out, f"wrong: {who}{name}: {_quoted(answer, kind, result.special_ids)}")
     if len(wrong) > MAX_WRONG_SHOWN:
         show_line(out, f"wrong: {len(wrong) - MAX_WRONG_SHOWN} more (all are in the receipt)")

@@ -123,7 +123,7 @@ def test_a_live_candidate(world: World, tmp_path: Path, name: str) -> None:
         code, text, made = greedy(model, golden, out)
     assert code == 1
     assert f"meaning    {SAME}. The candidate is wrong" in text
-    assert f"candidate  bitnet_py   GUILTY  layer {CASES[name][1]}, op {CASES[name][0]} (pass 0, prefill)" in text
+    assert f"candidate  bitnet_py   WRONG  layer {CASES[name][1]}, op {CASES[name][0]} (pass 0, prefill)" in text
     assert_found(made, name)
     assert made["first_divergence"]["explanation"] == SAME.partition("; ")[2]
     assert run("gate", out, "--min-exact-match", "1").exit_code == 1
@@ -247,4 +247,4 @@ def test_bits_that_are_equal_in_all_but_one_step_are_not_vouched_for(world: Worl
     golden = record(Stranger, model, tmp_path / "golden")
     code, text, made = greedy(model, golden, out, "--candidate", mine)
     assert (code, made["verdict"], made["first_divergence"]["step"]) == (1, "divergence", 1)
-    assert f"{SAME}; every operation of the reference is right in the passes that were audited" in text
+    assert f"{SAME}; every operation of the reference is correct in the passes that were audited" in text

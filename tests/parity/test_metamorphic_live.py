@@ -36,7 +36,7 @@ def test_bitnet_cpp_holds_every_relation(five_layers, bitnet_cpp_library):
         lambda **asked: BitnetCppRunner(five_layers, library=bitnet_cpp_library, **asked),
         enough_tokens([], 1000, options.n_tokens),
         n_layers=N_LAYERS,
-        party="reference",
+        side="reference",
         options=options,
     )
     assert result.verdict == "holds", [c for c in result.checks if c.status != "ok"]

@@ -159,6 +159,6 @@ def test_a_finding_of_precision_cannot_be_edited(shipped_model, golden, traced):
 
 def gate_complains(made: dict[str, Any]) -> bool:
     """Whether a resealed receipt fails without any option but the trace's."""
-    from crossval.receipts.gate import Policy, judge, passed
+    from crossval.receipts.policy import Policy, judge, passed
 
     return not passed(judge(receipt.seal(made), Policy(allow_compute_paths=("recorded",))))

@@ -105,7 +105,7 @@ class TestLive:
         )
         result = run("layers", *words, "--floors", "--causal")
         assert result.exit_code == 0, result.output
-        assert "the logits of the last token are equal in every bit" in result.stdout
+        assert "the logits of the last token are bit-identical" in result.stdout
         assert "no row differs, so none is a multiple of its floor" in result.stdout
         made = receipt.read(out)
         assert made["floors"]["table"]["unmeasured"] == []

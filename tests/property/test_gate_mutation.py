@@ -19,17 +19,18 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crossval import schema
+from crossval import registry, schema
 from crossval.cli import cli
 from crossval.compare import rows as compare
 from crossval.compare import tolerance
+from crossval.compare.receipt import metrics, row_to_json, statuses
 from crossval.compare.rows import TapRow
-from crossval.engines.party import Party
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.passes import PassPlan, TapArray, pass_kind
-from crossval.receipts import consistency, evidence, gate
 from crossval.receipts import file as receipt
+from crossval.receipts import gate
+from crossval.receipts.party import Party
 from tests.support import receipt_samples as samples
 
 COARSE = [*taps.outline_taps(2)[1:]]
@@ -356,12 +357,12 @@ def without(original: Any, path: tuple[Any, ...]) -> Any:
 def accepted(made: receipt.Receipt) -> bool:
     """Return what the gate says of this receipt in a file; the schema only speaks when the rest is content."""
     try:
-        passed = gate.passed(gate.judge(made))
+        passed = gate.passed(registry.judge(made))
     except BadInputError:
         return False
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError):
         # the gate never sees such a thing: the schema must refuse it
-        return schema.validator("receipt.v1").is_valid(made) and gate.passed(gate.judge(made))
+        return schema.validator("receipt.v1").is_valid(made) and gate.passed(registry.judge(made))
     return passed and schema.validator("receipt.v1").is_valid(made)
 
 
@@ -478,6 +479,6 @@ def test_honest_metrics_never_contradict_each_other(
     held = tolerance.tolerance_for(tap, 2, "same")
     row = compare.compare_tap(tap, 0, plan, TapArray(ours), TapArray(theirs), held)
     assert isinstance(row, TapRow)
-    made = {"results": {"rows": [evidence.row_to_json(row)]}, "model": samples.MODEL}
-    assert consistency.metrics(made) == []
-    assert consistency.statuses(made) == []
+    made = {"results": {"rows": [row_to_json(row)]}, "model": samples.MODEL}
+    assert metrics(made) == []
+    assert statuses(made) == []

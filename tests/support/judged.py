@@ -9,11 +9,10 @@ from pathlib import Path
 from crossval.audit.checks import OpCheck
 from crossval.cli.app import EXIT_OF_VERDICT
 from crossval.diagnose.findings import Finding
-from crossval.engines.party import Party
+from crossval.examine import layers_receipt
 from crossval.examine.examination import Examination, examine
 from crossval.examine.verdict import Verdict
 from crossval.passes import Runner
-from crossval.receipts import evidence
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def judge(
 ) -> Judged:
     """Compare two entered runners as ``crossval layers`` does; ``diagnosed``: with the cause of what is guilty."""
     found = examine(candidate, reference, prompt, model, n_layers=n_layers, n_decode=n_decode, diagnosed=diagnosed)
-    verdict = verdict_of(found, reference)
+    verdict = verdict_of(found)
     return Judged(
         verdict,
         EXIT_OF_VERDICT[verdict],
@@ -53,10 +52,7 @@ def judge(
     )
 
 
-def verdict_of(found: Examination, reference: Runner) -> Verdict:
+def verdict_of(found: Examination) -> Verdict:
     """Return the verdict that a receipt of this examination holds."""
-    summary = evidence.summarize_layers(found.result)
-    audits = found.audits_json()
-    evidence.finish_summary("layers", summary, Party(reference.status, reference.identity), None, audits)
-    verdict: Verdict = summary["verdict"]
-    return verdict
+    examined = layers_receipt.Examined(found.result, found.audits_json())
+    return layers_receipt.verdict(examined, layers_receipt.summarize(examined))

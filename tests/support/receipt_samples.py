@@ -15,29 +15,32 @@ from crossval.audit import summary
 from crossval.audit.checks import AuditResult, OpCheck, Worst, decide, first_guilty
 from crossval.bench.figures import BenchFindings, Taken
 from crossval.bench.measures import MEASURES, Work
-from crossval.bench.receipt import ternary_bytes
+from crossval.bench.receipt import BENCH, ternary_bytes
 from crossval.causal import receipt as causal_receipt
 from crossval.causal import view as causal
 from crossval.causal.view import CausalView, LayerEffect
 from crossval.compare import rows as compare
 from crossval.compare import tolerance
 from crossval.compare.rows import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Skip, TapRow
-from crossval.engines.party import Compute, Party
+from crossval.examine.greedy_receipt import GREEDY, GreedyExamined
+from crossval.examine.layers_receipt import LAYERS, Examined
 from crossval.model import taps
 from crossval.passes import EngineIdentity, Numerics, PassPlan, TapArray
-from crossval.receipts import evidence
 from crossval.receipts import file as receipt
-from crossval.receipts.evidence import Context
+from crossval.receipts.kind import RunFacts
+from crossval.receipts.kind import build as write
+from crossval.receipts.party import Compute, Party
 from crossval.repeat import floors_receipt
 from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, Floor, FloorTable
 from crossval.repeat.floors_receipt import VARIATIONS
 from crossval.repeat.metamorphic.cases import Options, required
 from crossval.repeat.metamorphic.checks import MetamorphicCheck, MetamorphicResult, check_status
-from crossval.repeat.metamorphic.receipt import MetamorphicFindings
+from crossval.repeat.metamorphic.receipt import METAMORPHIC, MetamorphicFindings
 from crossval.repeat.metamorphic.recorded import n_elements
 from crossval.selftest import catalogue
-from crossval.selftest.receipt import Found, Row, SelftestResult
+from crossval.selftest.receipt import SELFTEST, Found, Row, SelftestResult
 from crossval.smoke.answers import Answer, MinCorrect, SmokeResult
+from crossval.smoke.receipt import SMOKE
 from crossval.smoke.suite import SmokePrompt, digest_of
 from crossval.terms import SIDES, Side
 from crossval.traces import read as trace
@@ -80,7 +83,7 @@ TRACE_MODEL = trace.TraceModel(sha256=MODEL["sha256"], **{k: SHAPE[k] for k in l
 _SEED = 20240
 
 
-def context(**changes: Any) -> Context:
+def context(**changes: Any) -> RunFacts:
     base: dict[str, Any] = {
         "model": MODEL,
         "tokenizer": TOKENIZER,
@@ -93,7 +96,7 @@ def context(**changes: Any) -> Context:
         "settings": {"n_threads": 2, "n_decode": 2, "n_steps": None, "full": False},
         "notes": (),
     }
-    return Context(**{**base, **changes})
+    return RunFacts(**{**base, **changes})
 
 
 def array(name: str, plan: PassPlan) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -287,7 +290,7 @@ def audits(
 
 def build(
     result: LayersResult,
-    facts: Context | None = None,
+    facts: RunFacts | None = None,
     held: dict[Side, dict[str, Any]] | None = None,
     views: dict[str, Any] | None = None,
 ) -> receipt.Receipt:
@@ -297,7 +300,7 @@ def build(
     facts = facts or context()
     if views:
         facts = dataclasses.replace(facts, settings={**facts.settings, **dict.fromkeys(views, True)})
-    return evidence.build("layers", result, facts, held, found, views)
+    return write(LAYERS, Examined(result, held, found, views or {}), facts)
 
 
 def floor_table(unmeasured: Sequence[tuple[str, str]] = (), n_tokens: int = len(PLAN[0].token_ids)) -> FloorTable:
@@ -376,7 +379,7 @@ def greedy_receipt(
     audited = GREEDY_PLAN if any(held.values()) else ()
     result = greedy_result(3, differs_at, inexact_at=inexact_at, policy=policy, audited=audited)
     found = [diagnosis_of(side, audit) for side, audit in held.items() if audit and audit["first_guilty"]]
-    return evidence.build("greedy", result, context(settings=settings, **changes), held, found)
+    return write(GREEDY, GreedyExamined(result, held, found), context(settings=settings, **changes))
 
 
 def coarse_audit(within: float = 0.125) -> dict[str, Any]:
@@ -404,7 +407,7 @@ QUESTIONS = (
 EOS, BOS = 299, 298
 
 
-def smoke_answer(index: int, engine: Side = "candidate", **changes: Any) -> Answer:
+def smoke_answer(index: int, side: Side = "candidate", **changes: Any) -> Answer:
     """The right answer to one of ``QUESTIONS``, unless changed."""
     given: dict[str, Any] = (
         {"token_ids": (60, 61, EOS), "finish": "stop", "text": " 4."},
@@ -412,27 +415,27 @@ def smoke_answer(index: int, engine: Side = "candidate", **changes: Any) -> Answ
         {"token_ids": (70, 71, 72), "finish": "newline", "text": "It is Paris."},
         {"token_ids": (80, 61, EOS), "finish": "stop", "text": " cold."},
     )[index]
-    base = {"prompt": QUESTIONS[index], "engine": engine, "prompt_ids": (BOS, 10 + index, 20), **given}
+    base = {"prompt": QUESTIONS[index], "side": side, "prompt_ids": (BOS, 10 + index, 20), **given}
     return Answer(**{**base, **changes})
 
 
 def smoke_result(
     *replaced: Answer,
-    engines: tuple[Side, ...] = ("candidate", "reference"),
+    sides: tuple[Side, ...] = SIDES,
     min_correct: MinCorrect | None = None,
 ) -> SmokeResult:
     """Every question answered rightly by every engine, but for what ``replaced`` says."""
-    other = {(answer.prompt.id, answer.engine): answer for answer in replaced}
+    other = {(answer.prompt.id, answer.side): answer for answer in replaced}
     answers = tuple(
         other.get((QUESTIONS[index].id, side), smoke_answer(index, side))
         for index in range(len(QUESTIONS))
-        for side in engines
+        for side in sides
     )
     return SmokeResult(
         suite="questions.jsonl",
         suite_digest=digest_of(QUESTIONS),
         n_prompts=len(QUESTIONS),
-        engines=engines,
+        sides=sides,
         answers=answers,
         min_correct=min_correct or MinCorrect(),
         stop_ids=(EOS,),
@@ -447,7 +450,7 @@ def smoke_receipt(*replaced: Answer, **changes: Any) -> receipt.Receipt:
         "settings": {"n_threads": None, "n_decode": None, "n_steps": 24, "full": None},
         "token_ids": result.answers[0].prompt_ids,
     }
-    return evidence.build("smoke", result, context(**{**facts, **changes}))
+    return write(SMOKE, result, context(**{**facts, **changes}))
 
 
 def one_sided(side: Side) -> receipt.Receipt:
@@ -457,7 +460,7 @@ def one_sided(side: Side) -> receipt.Receipt:
     if side == "reference":
         changes["compute"] = Compute("none")
     agree = {**TOKENIZER, "engines_agree": None}
-    return smoke_receipt(result=smoke_result(engines=(side,)), tokenizer=agree, **changes)
+    return smoke_receipt(result=smoke_result(sides=(side,)), tokenizer=agree, **changes)
 
 
 def selftest_receipt() -> receipt.Receipt:
@@ -477,7 +480,7 @@ def selftest_receipt() -> receipt.Receipt:
         token_ids=tuple(range(catalogue.prompt_length(SHAPE))),
         settings={"n_threads": None, "n_decode": catalogue.N_DECODE, "n_steps": None, "full": None},
     )  # fmt: skip
-    return evidence.build("selftest", SelftestResult(tuple(rows), SHAPE), facts)
+    return write(SELFTEST, SelftestResult(tuple(rows), SHAPE), facts)
 
 
 def metamorphic_receipt() -> receipt.Receipt:
@@ -502,7 +505,7 @@ def metamorphic_receipt() -> receipt.Receipt:
         tokenizer={**TOKENIZER, "engines_agree": None}, token_ids=tuple(range(options.n_tokens)),
         settings={"n_threads": None, "n_decode": None, "n_steps": None, "full": None},
     )  # fmt: skip
-    return evidence.build("metamorphic", MetamorphicFindings(options, tuple(results)), facts)
+    return write(METAMORPHIC, MetamorphicFindings(options, tuple(results)), facts)
 
 
 BENCH_WORK = Work(seed=7, n_prompt=5, n_decode=2, n_rounds=3, n_threads=2, vocab_size=SHAPE["vocab_size"])
@@ -558,7 +561,7 @@ def bench_receipt(findings: BenchFindings | None = None, **changes: Any) -> rece
         "compute": Compute("real", False, tuple({"name": k, "calls": 99, "bytes": 10**8} for k in kernels)),
         "settings": {"n_threads": work.n_threads, "n_decode": work.n_decode, "n_steps": None, "full": None},
     }  # fmt: skip
-    return evidence.build("bench", findings, context(**{**facts, **changes}))
+    return write(BENCH, findings, context(**{**facts, **changes}))
 
 
 def forge(original: receipt.Receipt, *path_and_value: Any) -> receipt.Receipt:

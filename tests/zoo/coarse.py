@@ -16,15 +16,14 @@ from crossval.audit.checks import OpCheck
 from crossval.cli.app import EXIT_OF_VERDICT
 from crossval.compare.greedy import compare_greedy
 from crossval.engines.bitnet_py import BitnetPyRunner
-from crossval.engines.party import Party
 from crossval.engines.spec import SpecRunner
+from crossval.examine import greedy_receipt
 from crossval.examine.greedy_audit import audit_prompt
 from crossval.model.config import SpecConfig
 from crossval.model.graphs import op_table
 from crossval.model.taps import token_axis
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord, Runner
-from crossval.receipts import evidence
 from tests.support.judged import Judged, judge
 from tests.support.numpy_bitnet.recorded import only
 from tests.support.recordings import NORMS, RECORDINGS, answers
@@ -240,9 +239,8 @@ def judged_greedy(
     """Return what ``crossval greedy`` says of two entered engines: verdict, how right it is, and where."""
     result = compare_greedy(candidate, reference, prompt, GREEDY_STEPS, n_layers=weights.config.n_layers)
     audited = audit_prompt(candidate, reference, result.prompts[0], weights)
-    summary = evidence.summarize_greedy(result)
-    evidence.finish_summary("greedy", summary, Party(reference.status, reference.identity), None, audited.audits)
-    verdict = summary["verdict"]
+    examined = greedy_receipt.GreedyExamined(result, audited.audits)
+    verdict = greedy_receipt.verdict(examined, greedy_receipt.summarize(examined))
     check = next((one.check for one in audited.findings if one.side == "candidate"), None)
     if verdict != "candidate_defect" or check is None:
         kinds: dict[int, Place] = {0: "parity", 3: "open"}

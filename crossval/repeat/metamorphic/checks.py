@@ -28,6 +28,7 @@ from crossval.repeat.metamorphic.digests import TapDifference, TapDigests
 from crossval.repeat.metamorphic.recorded import KQV, measured_taps, up_to_attention
 from crossval.repeat.metamorphic.runs import Names, Recorded, compare_taps
 from crossval.repeat.rerun import Element, assemble, compare_runs, worst_element
+from crossval.terms import Side
 
 NOT_AGAIN = "the bits differ, and not when both runs are repeated: the engine is not deterministic"
 
@@ -42,7 +43,7 @@ class MetamorphicCheck:
     name: Relation
     case: str
     """Which lengths, threads or kernels, and which taps where a relation is checked in parts."""
-    party: str
+    side: Side
     """``candidate``, ``reference``, or whatever the caller calls the engine."""
     expectation: Expectation
     status: CheckStatus
@@ -68,7 +69,7 @@ class MetamorphicCheck:
 class MetamorphicResult:
     """All checks of one engine; ``n_required`` of them were asked for."""
 
-    party: str
+    side: Side
     engine: str
     checks: tuple[MetamorphicCheck, ...]
     n_required: int
@@ -92,7 +93,7 @@ def decide(checks: Sequence[MetamorphicCheck], n_required: int) -> MetamorphicVe
     states = [check_status(check) for check in checks]
     if "failed" in states:
         return "violated"
-    distinct = {(check.name, check.case, check.party) for check in checks}
+    distinct = {(check.name, check.case, check.side) for check in checks}
     complete = 0 < n_required == len(checks) == len(distinct) and all(state == "ok" for state in states)
     return "holds" if complete else "incomplete"
 
@@ -127,7 +128,7 @@ class _Measured:
 class Notebook:
     """The checks made of one engine. Every check that was asked for is counted, made or not."""
 
-    party: str
+    side: Side
     numerics: Numerics
     n_layers: int
     names: Names
@@ -172,7 +173,7 @@ class Notebook:
         check = MetamorphicCheck(
             relation,
             case,
-            self.party,
+            self.side,
             "bits",
             "unchecked",
             n_compared=sum(tap.n_elements for tap in made),
@@ -229,7 +230,7 @@ class Notebook:
 
     def unchecked(self, relation: Relation, case: str, why: str) -> None:
         """Note a check that was asked for and could not be made."""
-        self._append(MetamorphicCheck(relation, case, self.party, "bits", "unchecked", 0, 0, note=why))
+        self._append(MetamorphicCheck(relation, case, self.side, "bits", "unchecked", 0, 0, note=why))
 
     # --- measuring --------------------------------------------------------------------------------------------
 
@@ -239,7 +240,7 @@ class Notebook:
 
     def _kqv(self, relation: Relation, case: str, batch: Recorded, single: Recorded) -> MetamorphicCheck:
         """Hold layer 0's KQV to the rounding of attention weights to binary16 and the order of summation."""
-        empty = MetamorphicCheck(relation, case, self.party, "floor", "unchecked", 0, 0)
+        empty = MetamorphicCheck(relation, case, self.side, "floor", "unchecked", 0, 0)
         try:
             p, v = (assemble(batch.records, f"blk.0.{tap}") for tap in ("kq_soft_max", "v"))
             one, other = (assemble(side.records, KQV) for side in (batch, single))
@@ -295,7 +296,7 @@ class Notebook:
         check = MetamorphicCheck(
             relation,
             case,
-            self.party,
+            self.side,
             "floor",
             "unchecked",
             n_compared=sum(row.n_elements for row in made),

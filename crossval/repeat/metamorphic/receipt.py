@@ -1,22 +1,23 @@
-"""Metamorphic checks as a receipt's JSON, and that receipt held against itself.
-
-The checks of a receipt return complaints, empty when all is well, as in ``crossval.receipts.consistency``.
-"""
+"""Receipts of kind ``metamorphic``: checks as JSON and back, and what must follow from them."""
 
 from __future__ import annotations
 
 import math
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
+from crossval.compare.receipt import trace_model
 from crossval.model import taps
 from crossval.model.taps import token_axis
 from crossval.passes import PassPlan
-from crossval.receipts.file import Receipt, number
+from crossval.receipts.file import Receipt
+from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.policy import GateCheck, Policy
+from crossval.receipts.values import number, vocabulary_conflicts
 from crossval.repeat.metamorphic.cases import RELATIONS, Case, Options, Relation, place, required
 from crossval.repeat.metamorphic.checks import (
     MetamorphicCheck,
@@ -27,14 +28,11 @@ from crossval.repeat.metamorphic.checks import (
 )
 from crossval.repeat.metamorphic.recorded import GATHERED, Scope, compared_taps, n_elements
 from crossval.repeat.rerun import Element
+from crossval.terms import SIDES, PassFail, Side
 from crossval.traces.read import TraceModel, expected_shape
 
-Side = Literal["candidate", "reference"]
-SIDES: tuple[Side, ...] = ("candidate", "reference")
-ReceiptVerdict = Literal["pass", "fail", "incomplete"]
 MAX_LAYERS = 10_000
-"""Of any model; what a receipt says beyond that is no reason to list as many taps."""
-_SHAPE = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
+"""Upper limit on a model's layers, so that a forged receipt cannot make us enumerate millions of taps."""
 _WHERE = re.compile(r"(?P<tap>(?:blk\.(?:0|[1-9][0-9]{0,5})\.)?[a-z_]{1,20})(?:, token (?P<token>[0-9]{1,9})"
                     r"(?P<passes>, pass(?:es)? [0-9]{1,9}(?: and [0-9]{1,9})?)?)?")  # fmt: skip
 STATES = ("ok", "failed", "unchecked")
@@ -48,7 +46,7 @@ class MetamorphicFindings:
     results: tuple[MetamorphicResult, ...]
 
 
-def verdict_of(verdicts: list[MetamorphicVerdict]) -> ReceiptVerdict:
+def verdict_of(verdicts: list[MetamorphicVerdict]) -> PassFail:
     """Return the verdict on all engines: one that violates fails, and nothing checked is no pass."""
     if "violated" in verdicts:
         return "fail"
@@ -68,9 +66,9 @@ def criterion(findings: MetamorphicFindings) -> dict[str, Any]:
 
 
 def to_json(findings: MetamorphicFindings) -> dict[str, Any]:
-    """Return the receipt's ``results``."""
+    """Return the fields of the receipt that hold the checks."""
     rows = [_row(check) for result in findings.results for check in result.checks]
-    return {"rows": rows, "summary": _summary(findings.results)}
+    return {"thresholds": criterion(findings), "results": {"rows": rows, **derived(findings)}}
 
 
 def _row(check: MetamorphicCheck) -> dict[str, Any]:
@@ -79,7 +77,9 @@ def _row(check: MetamorphicCheck) -> dict[str, Any]:
         one = check.element
         values = [number(value) for value in one.values]
         element = {"token": one.position, "index": list(one.index), "values": values}
-    return {**asdict(check), "missing": list(check.missing), "element": element}
+    data = {**asdict(check), "missing": list(check.missing), "element": element}
+    data["party"] = data.pop("side")
+    return data
 
 
 def check_from_json(row: Mapping[str, Any]) -> MetamorphicCheck:
@@ -88,44 +88,34 @@ def check_from_json(row: Mapping[str, Any]) -> MetamorphicCheck:
     if row["element"] is not None:
         first, second = (math.nan if value is None else value for value in row["element"]["values"])
         element = Element(row["element"]["token"], tuple(row["element"]["index"]), (first, second))
-    return MetamorphicCheck(**{**row, "missing": tuple(row["missing"]), "element": element})
+    data = {name: value for name, value in row.items() if name != "party"}
+    return MetamorphicCheck(**{**data, "side": row["party"], "missing": tuple(row["missing"]), "element": element})
 
 
-def _summary(results: tuple[MetamorphicResult, ...]) -> dict[str, Any]:
+def derived(findings: MetamorphicFindings) -> dict[str, Any]:
+    """Return how many checks of each engine are in which state."""
     return {
-        result.party: {
-            "verdict": decide(result.checks, result.n_required),
-            **{state: sum(check_status(check) == state for check in result.checks) for state in STATES},
+        "summary": {
+            result.side: {
+                "verdict": decide(result.checks, result.n_required),
+                **{state: sum(check_status(check) == state for check in result.checks) for state in STATES},
+            }
+            for result in findings.results
         }
-        for result in results
     }
 
 
-def summarize(findings: MetamorphicFindings) -> dict[str, Any]:
-    """Return the receipt's summary fields."""
+def summarize(findings: MetamorphicFindings) -> Summary:
+    """Return verdict and coverage."""
     results = findings.results
-    verdict = verdict_of([decide(result.checks, result.n_required) for result in results])
-    checks = [check for result in results for check in result.checks]
-    return {
-        "first_divergence": None,
-        "first_inexact": None,
-        "coverage": {
-            "required": sum(result.n_required for result in results),
-            "compared": sum(check_status(check) != "unchecked" for check in checks),
-            "skipped": [],
-        },
-        "parity": {
-            "cosine_similarity": None,
-            "exact_match_rate": None,
-            "logits_exact_match_rate": None,
-            "cpp_available": False,
-            "status": verdict,
-        },
-        "verdict": verdict,
-    }
+    return Summary(
+        status=verdict_of([decide(result.checks, result.n_required) for result in results]),
+        required=sum(result.n_required for result in results),
+        compared=sum(check_status(check) != "unchecked" for result in results for check in result.checks),
+    )
 
 
-# --- a receipt against itself ---------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------------------
 
 
 def from_json(receipt: Receipt) -> MetamorphicFindings:
@@ -137,7 +127,7 @@ def from_json(receipt: Receipt) -> MetamorphicFindings:
     rows = [check_from_json(row) for row in receipt["results"]["rows"]]
     results = []
     for side in _asked(receipt):
-        checks = tuple(row for row in rows if row.party == side)
+        checks = tuple(row for row in rows if row.side == side)
         n_required = len(_required(receipt, side, options))
         verdict = decide(checks, n_required)
         results.append(MetamorphicResult(side, receipt[side]["name"], checks, n_required, verdict))
@@ -157,12 +147,6 @@ def _required(receipt: Receipt, side: Side, options: Options) -> list[Case]:
     return list(required(only, stated=stated, single_head=single_head))
 
 
-def recompute(receipt: Receipt) -> dict[str, Any]:
-    """Return summary fields and counts as the receipt's own rows give them."""
-    findings = from_json(receipt)
-    return {**summarize(findings), "results": {"summary": _summary(findings.results)}}
-
-
 def structure(receipt: Receipt) -> list[str]:
     """Check engines, prompt, and that the rows are those of the checks asked for, in their order."""
     findings = from_json(receipt)
@@ -175,13 +159,10 @@ def structure(receipt: Receipt) -> list[str]:
         for side in asked
         if receipt[side]["status"] != "live"
     ]
-    ids, vocab_size = receipt["prompt"]["token_ids"], receipt["model"]["shape"]["vocab_size"]
+    ids = receipt["prompt"]["token_ids"]
     if len(ids) != options.n_tokens:
         complaints.append(f"prompt.token_ids has {len(ids)} tokens, these checks read {options.n_tokens}")
-    if any(token >= vocab_size for token in ids):
-        complaints.append(f"a token id is outside the vocabulary of {vocab_size}")
-    if receipt["tokenizer"]["vocab_size"] != vocab_size:
-        complaints.append("tokenizer.vocab_size is not the model's")
+    complaints += vocabulary_conflicts(receipt)
     found = [(r["party"], r["name"], r["case"], r["expectation"]) for r in receipt["results"]["rows"]]
     wanted = [(side, *one.key) for side in asked for one in _required(receipt, side, options)]
     if len(found) != len(wanted):
@@ -220,16 +201,16 @@ def rows(receipt: Receipt) -> list[str]:
 
 def values(receipt: Receipt) -> list[str]:
     """Check that every value was compared that the model's shape and the passes give, and places and elements."""
-    findings, model = from_json(receipt), _model(receipt)
+    findings, model = from_json(receipt), trace_model(receipt)
     scope: Scope = receipt["thresholds"].get("taps", "outline")  # receipts of before do not say
     if not 0 < model.n_layers <= MAX_LAYERS:
         return [f"a model of {model.n_layers} layers"]
     complaints = []
     for result in findings.results:
-        cases = _required(receipt, _side(result.party), findings.options)
+        cases = _required(receipt, result.side, findings.options)
         pairs = list(zip(result.checks, cases, strict=False))
         for check, case in pairs:
-            where = f"{result.party}, {check.name}, {check.case}"
+            where = f"{result.side}, {check.name}, {check.case}"
             complaints += [f"{where}: {what}" for what in _place_conflicts(check, case, model, scope)]
         whole = [(check, case) for check, case in pairs if _is_whole(check)]
         if not any(
@@ -239,17 +220,8 @@ def values(receipt: Receipt) -> list[str]:
             )
             for gathered, sub in product(GATHERED, (True, False))
         ):
-            complaints.append(f"{result.party}: n_compared is not what the model's shape and the passes give")
+            complaints.append(f"{result.side}: n_compared is not what the model's shape and the passes give")
     return complaints
-
-
-def _side(party: str) -> Side:
-    return "candidate" if party == "candidate" else "reference"
-
-
-def _model(receipt: Receipt) -> TraceModel:
-    shape = receipt["model"]["shape"]
-    return TraceModel(sha256=receipt["model"]["sha256"], **{name: shape[name] for name in _SHAPE})
 
 
 def _is_whole(check: MetamorphicCheck) -> bool:
@@ -305,7 +277,7 @@ def _element_conflicts(
 def unproved(receipt: Receipt, side: Side) -> list[str]:
     """Return the relations that a receipt does not show, of those that an engine can be asked for."""
     findings = from_json(receipt)
-    result = next((one for one in findings.results if one.party == side), None)
+    result = next((one for one in findings.results if one.side == side), None)
     shown = {check.name for check in result.checks if check_status(check) == "ok"} if result else set()
     missing: list[str] = [name for name in relations_of(receipt[side]["name"]) if name not in shown]
     usual = receipt[side]["settings"].get("n_threads")
@@ -319,9 +291,31 @@ def relations_of(engine: str) -> Sequence[Relation]:
     return [name for name in RELATIONS if name != "kernels" or engine == "bitnet_py"]
 
 
-CHECKS: Mapping[str, Callable[[Receipt], list[str]]] = {
-    "structure": structure,
-    "row status": rows,
-    "values": values,
-}
-"""Name of a check -> function; the summary is checked with every other kind's."""
+def amount(receipt: Receipt) -> Amount:
+    """Return how many elements were compared, over how many tokens."""
+    checks, n_tokens = receipt["results"]["rows"], len(receipt["prompt"]["token_ids"])
+    n_elements = sum(check["n_compared"] for check in checks)
+    return Amount(n_elements, n_tokens, f"{len(checks)} checks, {n_elements} elements, {n_tokens} tokens")
+
+
+def demands(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
+    """Check that every relation of each engine is shown, whatever the command itself was asked for."""
+    for side in _asked(receipt):
+        missing = unproved(receipt, side)
+        detail = f"not shown: {', '.join(missing)}" if missing else "all of them"
+        yield GateCheck(f"relations of the {side}", not missing, detail)
+
+
+METAMORPHIC = Kind[MetamorphicFindings](
+    name="metamorphic",
+    counted="checks",
+    to_json=to_json,
+    from_json=from_json,
+    summarize=summarize,
+    derived=derived,
+    same_tokens=False,
+    one_sided=True,
+    checks={"structure": structure, "row status": rows, "values": values},
+    amount=amount,
+    demands=demands,
+)

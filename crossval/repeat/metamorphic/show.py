@@ -10,19 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from crossval.receipts.file import Receipt
-from crossval.reports.console import VERDICT_STYLE, new_table, plain, show_line
+from crossval.reports.console import new_table, plain, show_line
+from crossval.reports.receipt import show_verdict
 
 MEANING = {
-    "one_by_one": "fed at once = token by token",
+    "one_by_one": "one pass = token by token",
     "prefix": "later tokens reach no earlier one",
     "split": "one pass = two passes",
-    "reset": "an earlier sequence leaves nothing behind",
+    "reset": "an earlier sequence changes nothing",
     "capture": "recording changes nothing",
     "threads": "any number of threads",
     "kernels": "any kernel",
 }
 RUNS = {
-    "one_by_one": ("at once", "one by one"),
+    "one_by_one": ("in one pass", "token by token"),
     "prefix": ("alone", "as the beginning of more"),
     "split": ("in one pass", "in two"),
     "reset": ("after another sequence", "after the same"),
@@ -35,7 +36,7 @@ MOST_SHOWN = 5
 
 
 def show_metamorphic(out: Console, receipt: Receipt) -> None:
-    """Print a table per engine, the first failures, the verdict and notes; no headline."""
+    """Print a table per engine, the first failures, and the verdict."""
     rows, summary = receipt["results"]["rows"], receipt["results"]["summary"]
     for side, counts in summary.items():
         mine = [row for row in rows if row["party"] == side]
@@ -48,12 +49,8 @@ def show_metamorphic(out: Console, receipt: Receipt) -> None:
             show_line(out, f"{'':9}  {len(bad) - MOST_SHOWN} more of the {side}")
         if counts["verdict"] == "holds":
             show_line(out, f"{'holds':9}  {side}: all {counts['ok']} checks")
-    verdict = receipt["verdict"]
-    line = Text.assemble((verdict.upper(), VERDICT_STYLE[verdict]), "  ")
-    line.append("; ".join(_counted(side, counts) for side, counts in summary.items()) or "nothing was checked")
-    out.print(line, soft_wrap=True)
-    for note in receipt["notes"]:
-        show_line(out, f"note: {note}")
+    counted = "; ".join(_counted(side, counts) for side, counts in summary.items())
+    show_verdict(out, receipt["verdict"], counted or "nothing was checked")
 
 
 def _counted(side: str, counts: Mapping[str, Any]) -> str:
@@ -64,7 +61,7 @@ def _counted(side: str, counts: Mapping[str, Any]) -> str:
 
 
 def relations_table(rows: list[Mapping[str, Any]]) -> Table:
-    """Return one line per relation: cases, what they are held to and how far it was used."""
+    """Return one line per relation: cases, and how far they use the bound."""
     table = new_table()
     for name in (
         "relation",
@@ -75,7 +72,7 @@ def relations_table(rows: list[Mapping[str, Any]]) -> Table:
         "open",
         "values",
         "equal bits",
-        "share of allowed",
+        "fraction of bound",
     ):
         table.add_column(name, justify="left" if name in ("relation", "means") else "right", overflow="fold")
     for relation, meaning in MEANING.items():
@@ -102,10 +99,10 @@ def _figures(rows: list[Mapping[str, Any]]) -> Iterator[str | Text]:
 
 
 def sentence(row: Mapping[str, Any]) -> str:
-    """Return a check that does not hold in words."""
+    """Return a check that fails or was not made in words."""
     text = f"{row['name']}, {row['case']}: "
     if row["status"] == "failed":
-        held = "must be equal in every bit" if row["expectation"] == "bits" else "beyond what rounding allows"
+        held = "must be bit-identical" if row["expectation"] == "bits" else "more than rounding allows"
         text += f"{row['n_different']} of {row['n_compared']} values differ, {held}"
         text += "" if row["where"] is None else f"; first or worst at {row['where']}"
         text += "" if row["element"] is None else _element(row)

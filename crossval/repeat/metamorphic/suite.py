@@ -53,6 +53,7 @@ from crossval.repeat.metamorphic.cases import (
 from crossval.repeat.metamorphic.checks import MetamorphicResult, Notebook, decide
 from crossval.repeat.metamorphic.runs import Names, Recorded
 from crossval.repeat.rerun import Chunks, OpenRunner, one_by_one, one_pass, require_live, split
+from crossval.terms import Side
 
 LOGITS = "result_output"
 
@@ -69,7 +70,7 @@ def run_metamorphic(
     ids: Sequence[int],
     *,
     n_layers: int,
-    party: str = "candidate",
+    side: Side = "candidate",
     options: Options | None = None,
     floors: FloorTable | None = None,
     progress: Progress | None = None,
@@ -96,7 +97,7 @@ def run_metamorphic(
     with open_runner() as runner:
         require_live(runner)
         names = Names.of(runner, n_layers, int(ids[0]))
-        book = Notebook(party, runner.identity.numerics, n_layers, names, floors)
+        book = Notebook(side, runner.identity.numerics, n_layers, names, floors)
         work = _Work(runner, open_runner, tuple(map(int, ids)), options, book)
         steps = (work.one_by_one, work.prefix, work.split, work.reset, work.capture, work.threads, work.kernels)
         for index, step in enumerate(steps):
@@ -107,7 +108,7 @@ def run_metamorphic(
     if progress is not None:
         progress("checking the engine against itself", len(steps), len(steps))
     checks = tuple(book.checks)
-    return MetamorphicResult(party, engine, checks, book.n_required, decide(checks, book.n_required))
+    return MetamorphicResult(side, engine, checks, book.n_required, decide(checks, book.n_required))
 
 
 @dataclass

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from crossval import registry
 from crossval.audit import extent
 from crossval.audit import receipt_checks as consistency
 from crossval.audit.checks import OpCheck
-from crossval.audit.show import advice_of
 from crossval.diagnose import segment as segment_diagnosis
+from crossval.examine.advice import advice_of
 from crossval.model import taps
 from crossval.receipts import file as receipt
-from crossval.receipts import gate
 from tests.support.strangers import PROMPT, Fault, run
 
 Record = Callable[..., Path]
@@ -73,7 +73,7 @@ def test_one_operation_is_its_own_place() -> None:
 )
 def test_what_lies_behind_the_tap_compared_before(tap: str, after: str | None, where: str) -> None:
     name = taps.parse(tap)
-    found = {"layer": name.layer, "op": name.tap, "segment": extent.behind(tap, after, 6)}
+    found = {"layer": name.layer, "op": name.tap, "segment": extent.between(tap, after, 6)}
     assert extent.where(found) == where
 
 
@@ -107,17 +107,16 @@ def test_a_mistake_between_coarse_taps_is_a_range_of_layers(
     assert made["diagnosis"][0]["segment"] == {**segment, "record": record_these}
     place = "layers 3 to 5, up to op l_out (pass 0, prefill)"
     assert (
-        f"GUILTY  {place}, the last of 60 operations judged as one; record l_out of layers 3 and 4"
-        in result.stdout
+        f"WRONG  {place}, the last of 60 operations judged as one; record l_out of layers 3 and 4" in result.stdout
     )
-    assert "everything before it is right" not in result.stdout
+    assert "everything before it is correct" not in result.stdout
     assert (
-        "next step  Fix the mistake in layers 3 to 5, up to op l_out, in the candidate; what lies before it was "
+        "next step  Fix the error in layers 3 to 5, up to op l_out, in the candidate; what precedes it was "
         "judged in segments, not operation by operation."
     ) in result.stdout
     assert f"first divergence: {place.removesuffix(')')}, worst at position" in result.stdout
     assert "layer 5, op l_out" not in result.stdout
-    checks = {check.name: check.passed for check in gate.judge(made)}
+    checks = {check.name: check.passed for check in registry.judge(made)}
     assert (checks["audits"], checks["summary"]) == (True, True)
 
 
@@ -127,9 +126,9 @@ def test_triage_says_the_range_too(deep: Path, record: Record) -> None:
     args = ("--prompt", PROMPT, "--model", deep, "--candidate", wrong, "--reference", record(model=deep))
     result = run("triage", *args)
     assert result.exit_code == 1, result.output
-    assert "differs, beyond rounding from layers 3 to 5, up to op l_out (pass 0, prefill) on" in result.stdout
-    assert "1. Fix layers 3 to 5, up to op l_out (pass 0, prefill) in other; what lies before" in result.stdout
-    assert "everything before it is right" not in result.stdout
+    assert "differs by more than rounding from layers 3 to 5, up to op l_out (pass 0, prefill) on" in result.stdout
+    assert "1. Fix layers 3 to 5, up to op l_out (pass 0, prefill) in other; what precedes" in result.stdout
+    assert "everything before it is correct" not in result.stdout
 
 
 def test_everything_before_it_is_right_only_where_it_was_looked_at(
@@ -138,13 +137,13 @@ def test_everything_before_it_is_right_only_where_it_was_looked_at(
     wrong = record("other", Fault(rolled_from="1/ffn_sub_norm"))
     result = run("diff", wrong, record(), "--model", model_path)
     assert (
-        "next step  Fix the operation named above in the candidate; everything before it is right."
+        "next step  Fix the operation named above in the candidate; everything before it is correct."
         in result.stdout
     )
     fused = [name for name in taps.all_taps(2) if taps.parse(name).tap != "attn_norm"]
     wrong = record("other", Fault(rolled_from="1/ffn_sub_norm"), taps=fused)
     result = run("diff", wrong, record(), "--model", model_path)
-    assert "candidate; what lies before it was judged in segments, not operation by operation." in result.stdout
+    assert "candidate; what precedes it was judged in segments, not operation by operation." in result.stdout
 
 
 def test_operations_inside_segments_are_counted_apart(model_path: Path, record: Record, tmp_path: Path) -> None:

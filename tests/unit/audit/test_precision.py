@@ -15,6 +15,7 @@ from crossval.audit import precision, summary
 from crossval.audit.audit import audit
 from crossval.audit.checks import AuditResult
 from crossval.audit.precision import MIN_TAPS, Precision, Survey
+from crossval.compare.receipt import compute_dtypes
 from crossval.diagnose import repro
 from crossval.diagnose.findings import find
 from crossval.formats import BF16, F16, FORMATS
@@ -365,10 +366,12 @@ def test_a_receipt_holds_the_finding_and_where_it_is_missing_nothing_is_said():
     result = AuditResult("x", (), 0, 0, None, "incomplete", precision=found)
     assert summary.to_json(result)["precision"] == {**vars(found), "ops": []}
     assert "precision" not in summary.to_json(replace(result, precision=None))
-    numerics = Numerics().to_json()
-    assert precision.compute_dtype(numerics, summary.to_json(result)) == "f16"
-    assert precision.compute_dtype(numerics, None) == "f32"
-    assert precision.compute_dtype(Numerics(compute_dtype="bf16").to_json(), None) == "bf16"
+    made = {
+        "candidate": {"numerics": Numerics().to_json()},
+        "reference": {"numerics": Numerics(compute_dtype="bf16").to_json()},
+    }
+    assert compute_dtypes(made) == {"f32", "bf16"}
+    assert compute_dtypes({**made, "audit": {"candidate": summary.to_json(result)}}) == {"f16", "bf16"}
 
 
 # --- the reproducer -------------------------------------------------------------------------------------------

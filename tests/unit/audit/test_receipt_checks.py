@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from crossval import schema
+from crossval import registry, schema
 from crossval.audit import receipt_checks as consistency
 from crossval.model import taps
 from crossval.receipts import file as receipt
@@ -60,8 +60,8 @@ def test_honest_audits_have_no_complaints(held: Any) -> None:
 
 
 def test_the_clean_one_passes_the_gate_and_the_guilty_one_does_not(clean: Receipt, guilty: Receipt) -> None:
-    assert gate.passed(gate.judge(clean))
-    assert [check.name for check in gate.judge(guilty) if not check.passed] == [
+    assert gate.passed(registry.judge(clean))
+    assert [check.name for check in registry.judge(guilty) if not check.passed] == [
         "verdict",
         "audit of the candidate",
     ]
@@ -72,7 +72,7 @@ def test_the_clean_one_passes_the_gate_and_the_guilty_one_does_not(clean: Receip
 def test_a_missing_audit_fails_the_gate(clean: Receipt, side: str) -> None:
     made = samples.build(samples.layers_result(), None, {**samples.audits(), side: None})  # type: ignore[dict-item]
     assert made["verdict"] == "incomplete"
-    found = [check.name for check in gate.judge(made) if not check.passed]
+    found = [check.name for check in registry.judge(made) if not check.passed]
     assert found == ["audits", "verdict", f"audit of the {side}"]
     assert complaints(made) == f"the {side} was not audited"
 
@@ -82,7 +82,7 @@ def test_an_audit_of_nothing_is_incomplete() -> None:
     made = samples.layers_receipt(held={**samples.audits(), "reference": nothing})
     assert made["verdict"] == "incomplete"
     assert complaints(made) == ""
-    assert "audit of the reference" in [check.name for check in gate.judge(made) if not check.passed]
+    assert "audit of the reference" in [check.name for check in registry.judge(made) if not check.passed]
 
 
 FORGERIES: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -136,12 +136,12 @@ def test_each_contradiction_has_its_complaint(name: str, clean: Receipt, guilty:
     original = guilty if ACT in edit else clean
     made = forged(original, edit)
     assert expected in complaints(made)
-    assert not gate.passed(gate.judge(made))
+    assert not gate.passed(registry.judge(made))
 
 
 FIRST = ("audit", "candidate", "first_guilty")
 FORGED_FIRST: dict[str, tuple[list[tuple[Any, ...]], str]] = {
-    "none": ([(*FIRST, None)], "first guilty is None, the rows say (1, 'blk.1.ffn_act')"),
+    "none": ([(*FIRST, None)], "first wrong is None, the rows say (1, 'blk.1.ffn_act')"),
     "another operation": ([(*FIRST, "tap", "blk.1.ffn_out")], "the rows say (1, 'blk.1.ffn_act')"),
     "another pass": ([(*FIRST, "pass_index", 2)], "the rows say (1, 'blk.1.ffn_act')"),
     "another layer": ([(*FIRST, "layer", 0)], "layer, operation or kind of pass"),
@@ -177,9 +177,9 @@ def test_the_first_guilty_operation_follows_from_the_rows(name: str, guilty: Rec
 
 WHY = ("diagnosis", 0)
 FORGED_DIAGNOSES: dict[str, tuple[tuple[Any, ...], str]] = {
-    "none": (("diagnosis", []), "diagnosis is of [], guilty are ['candidate']"),
+    "none": (("diagnosis", []), "diagnosis is of [], wrong are ['candidate']"),
     "of the other engine": ((*WHY, "party", "reference"), "diagnosis is of ['reference']"),
-    "another operation": ((*WHY, "tap", "blk.1.ffn_out"), "tap is blk.1.ffn_out, the first guilty operation's is"),
+    "another operation": ((*WHY, "tap", "blk.1.ffn_out"), "tap is blk.1.ffn_out, the first wrong operation's is"),
     "another pass": ((*WHY, "pass_index", 2), "pass_index is 2"),
     "fits no better": ((*WHY, "ratio", 0.25), "fits no better than the specification"),
     "a negative fit": ((*WHY, "ratio", -1.0), "fits no better than the specification"),
@@ -198,10 +198,10 @@ def test_a_diagnosis_belongs_to_its_finding(name: str, guilty: Receipt) -> None:
 
 
 FORGED_SEGMENTS: dict[str, tuple[Any, str]] = {
-    "no operation": ([], "it names a mistake inside a segment, but no operation"),
-    "behind the segment": (["blk.1.attn_norm"], "not in order of execution, up to the guilty one"),
-    "twice": (["blk.0.q", "blk.0.q"], "not in order of execution, up to the guilty one"),
-    "backwards": (["blk.0.k", "blk.0.q"], "not in order of execution, up to the guilty one"),
+    "no operation": ([], "it names a bug inside a segment, but no operation"),
+    "behind the segment": (["blk.1.attn_norm"], "not in order of execution, up to the wrong one"),
+    "twice": (["blk.0.q", "blk.0.q"], "not in order of execution, up to the wrong one"),
+    "backwards": (["blk.0.k", "blk.0.q"], "not in order of execution, up to the wrong one"),
 }
 
 
@@ -248,5 +248,5 @@ def test_the_ratio_of_a_segment_is_of_whole_tokens() -> None:
 
 def test_a_row_cannot_hide_behind_a_clean_verdict(guilty: Receipt) -> None:
     lies = [("verdict", "parity"), ("audit", "candidate", "verdict", "clean"), (*FIRST, None)]
-    found = [check.name for check in gate.judge(forged(guilty, *lies)) if not check.passed]
+    found = [check.name for check in registry.judge(forged(guilty, *lies)) if not check.passed]
     assert found == ["summary", "audits", "verdict", "audit of the candidate"]

@@ -10,11 +10,12 @@ import pytest
 
 from crossval.audit import summary
 from crossval.audit.checks import OpCheck
-from crossval.audit.show import audit_line, cause, guilty_line
+from crossval.audit.show import audit_line, cause, wrong_line
 from crossval.examine.verdict import ADVICE
 from crossval.model import taps
 from crossval.receipts import file as receipt
-from crossval.reports import render
+from crossval.registry import show_receipt
+from crossval.reports.console import console
 from tests.support import receipt_samples as samples
 
 GUILTY = samples.audit_result({(1, "blk.1.ffn_act"): 8.0, (1, "blk.1.ffn_out"): 9.0})
@@ -22,7 +23,7 @@ GUILTY = samples.audit_result({(1, "blk.1.ffn_act"): 8.0, (1, "blk.1.ffn_out"): 
 
 def shown(made: receipt.Receipt) -> str:
     out = io.StringIO()
-    render.show_receipt(render.console(out), made)
+    show_receipt(console(out), made)
     return out.getvalue()
 
 
@@ -38,9 +39,9 @@ def test_a_guilty_operation_is_named_with_both_values() -> None:
     made = samples.layers_receipt(held=samples.audits(GUILTY))
     text = shown(made)
     assert (
-        "candidate  bitnet_py   GUILTY  layer 1, op ffn_act (pass 1, decode); position 3, feature 255: "
-        "recorded 1.50000763, expected 1.5, 8 times the bound; 2 of 256 values are beyond it; "
-        "1 more tensors are beyond their bounds\n"
+        "candidate  bitnet_py   WRONG  layer 1, op ffn_act (pass 1, decode); position 3, feature 255: "
+        "recorded 1.50000763, expected 1.5, 8 times the bound; 2 of 256 values exceed it; "
+        "1 more tensors exceed their bounds\n"
     ) in text
     assert "reference  bitnet.cpp  129 of 129 operations" in text
     assert (
@@ -53,7 +54,7 @@ def test_a_guilty_operation_is_named_with_both_values() -> None:
 
 def test_the_order_is_finding_diagnosis_verdict_advice() -> None:
     text = shown(samples.layers_receipt(held=samples.audits(GUILTY)))
-    marks = ["GUILTY", "diagnosis", "reproduce", "CANDIDATE_DEFECT", "meaning", "next step"]
+    marks = ["WRONG", "diagnosis", "reproduce", "CANDIDATE_DEFECT", "meaning", "next step"]
     assert [text.index(mark) for mark in marks] == sorted(text.index(mark) for mark in marks)
 
 
@@ -97,19 +98,19 @@ def first(check: OpCheck) -> dict[str, Any]:
 def test_other_guilty_operations() -> None:
     plan = samples.PLAN[0]
     segment = first(samples.audit_check("blk.1.l_out", 0, plan, 3.0, 20))
-    assert guilty_line(segment) == (
+    assert wrong_line(segment) == (
         "layer 1, op l_out (pass 0, prefill), the last of 20 operations judged as one; position 2, feature 127: "
-        "recorded 1.50000286, expected 1.5, 3 times the bound; 2 tokens are beyond it"
+        "recorded 1.50000286, expected 1.5, 3 times the bound; 2 tokens exceed it"
     )
     exact = first(samples.audit_check("inp_embd", 0, plan, None))
     assert "op inp_embd (pass 0, prefill); position 2, feature 127: recorded 2.5, expected 1.5, which has" in (
-        guilty_line(exact)
+        wrong_line(exact)
     )
     scores = first(samples.audit_check("blk.0.kq", 0, plan, 3.0))
-    assert "position 2, head 1, key 2: recorded" in guilty_line(scores)
+    assert "position 2, head 1, key 2: recorded" in wrong_line(scores)
     heads = first(samples.audit_check("blk.0.v", 0, plan, 3.0))
-    assert "position 2, head 0, feature 63: recorded" in guilty_line(heads)
-    assert guilty_line(heads).endswith("2 of 192 values are beyond it; 1 int8 flips explained")
+    assert "position 2, head 0, feature 63: recorded" in wrong_line(heads)
+    assert wrong_line(heads).endswith("2 of 192 values exceed it; 1 int8 flips explained")
     invalid = dataclasses.replace(
         samples.audit_check("blk.0.q", 0, plan, 3.0),
         status="invalid",
@@ -118,7 +119,7 @@ def test_other_guilty_operations() -> None:
         n_beyond=0,
         note="7 of 384 values are not finite",
     )
-    assert guilty_line(first(invalid)) == "layer 0, op q (pass 0, prefill); 7 of 384 values are not finite"
+    assert wrong_line(first(invalid)) == "layer 0, op q (pass 0, prefill); 7 of 384 values are not finite"
 
 
 def test_what_could_not_be_judged_is_said() -> None:

@@ -17,7 +17,7 @@ from bitnet_py.errors import InputError, NativeError
 from bitnet_py.model import KernelCount
 from crossval.bench import figures
 from crossval.bench.engine import BitnetPyProcess
-from crossval.bench.measures import MEASURES, Reading
+from crossval.bench.measures import MEASURES, Sample
 from crossval.bench.rounds import _Tally
 from crossval.bitnet_cpp.runner import decode_records
 from crossval.child.protocol import Frame
@@ -141,7 +141,7 @@ class TestFigures:
 class TestTally:
     def add(self, ours, theirs, counted=True):
         tally = _Tally(DECODE)
-        readings = {"candidate": Reading(1.0, ours), "reference": Reading(2.0, theirs)}
+        readings = {"candidate": Sample(1.0, ours), "reference": Sample(2.0, theirs)}
         tally.add(readings, {"i2s_gemv_avx2": 5}, counted=counted)
         return tally.taken()
 
@@ -168,7 +168,7 @@ class TestTally:
     @pytest.mark.parametrize("raw", [None, 0.0])
     def test_what_took_nothing_was_not_measured(self, raw):
         tally = _Tally(DECODE)
-        tally.add({"candidate": Reading(raw), "reference": Reading(2.0)}, {}, counted=True)
+        tally.add({"candidate": Sample(raw), "reference": Sample(2.0)}, {}, counted=True)
         assert tally.taken().raw == {"candidate": (), "reference": (2.0,)}
 
     def test_the_warm_up_is_compared_and_not_counted(self):

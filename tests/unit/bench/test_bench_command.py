@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from crossval import registry
 from crossval.bench import table as bench_table
 from crossval.bench.engine import BitnetPyProcess
 from crossval.errors import EngineCrashError
 from crossval.passes import EngineIdentity, Numerics, PassRecord
 from crossval.receipts import file as receipt
-from crossval.receipts import gate
 from crossval.receipts.file import Receipt
-from crossval.receipts.gate import Policy
-from crossval.reports import render
+from crossval.receipts.policy import Policy, read_policy
+from crossval.registry import show_receipt
+from crossval.reports.console import console
 from tests.support import receipt_samples as samples
 from tests.support.strangers import error_line
 from tests.support.strangers import run as crossval
@@ -63,14 +64,14 @@ def bench(model: Path, *arguments: Any) -> Result:
 
 
 def failures(made: Receipt, policy: Policy | None = None) -> list[str]:
-    return [check.name for check in gate.judge(receipt.seal(made), policy) if not check.passed]
+    return [check.name for check in registry.judge(receipt.seal(made), policy) if not check.passed]
 
 
 def test_a_right_engine_passes(stranger: type[Stranger], model_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     result = bench(model_path, "--receipt", out, "--min-decode-ratio", "0.0001", "--seed", "3")
     assert result.exit_code == 0, result.output
-    assert "PASS  18 of 18 passes compared, all logits equal in every bit" in result.stdout
+    assert "PASS  18 of 18 passes compared, all logits bit-identical" in result.stdout
     assert result.stderr == ""
     made = receipt.read(out)
     assert made["thresholds"] == {"min_ratios": {"prefill": None, "decode": 0.0001, "greedy": None}}
@@ -269,19 +270,19 @@ def test_the_policys_ratios(name: str) -> None:
 def test_a_policy_file_may_demand_them(tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
     path.write_text(json.dumps({"schema_version": 1, "min_prefill_ratio": 1.5, "min_decode_ratio": 1.2}))
-    assert gate.read_policy(path).min_ratios == {"prefill": 1.5, "decode": 1.2}
+    assert read_policy(path).min_ratios == {"prefill": 1.5, "decode": 1.2}
 
 
 def test_a_receipt_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     made = samples.bench_receipt(
         samples.bench_findings(min_ratios={"prefill": 3.0, "decode": None, "greedy": None})
     )
-    render.show_receipt(render.console(), made)
+    show_receipt(console(), made)
     shown = capsys.readouterr().out
     assert "prefill 5    tok/s" in shown
     assert "2.00 (1.50 to 2.00)" in shown
     assert "missed: prefill: ratio 2.000, 3 asked for" in shown
-    assert "FAIL  23 of 23 passes compared, all logits equal in every bit" in shown
+    assert "FAIL  23 of 23 passes compared, all logits bit-identical" in shown
 
 
 def test_a_table_is_made_only_of_what_the_gate_passes(tmp_path: Path) -> None:

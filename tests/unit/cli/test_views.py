@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from crossval import schema
+from crossval import registry, schema
 from crossval.causal import receipt as causal_receipt
 from crossval.causal import show as render_causal
 from crossval.causal import view as causal
@@ -21,11 +21,12 @@ from crossval.compare.rows import Skip
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.session import Prompt, Session
 from crossval.model import taps
-from crossval.receipts import consistency, gate
 from crossval.receipts import file as receipt
+from crossval.receipts import gate
+from crossval.registry import show_receipt
 from crossval.repeat import floors_show as render_floors
 from crossval.repeat.floors import FloorTable
-from crossval.reports import render
+from crossval.reports.console import console
 from tests.support import receipt_samples as samples
 from tests.support.strangers import PROMPT, Fault, Stranger, error_line, run
 
@@ -55,7 +56,7 @@ DISAGREEING = {
 
 def shown(what: receipt.Receipt) -> str:
     out = io.StringIO()
-    render.show_receipt(render.console(out), what)
+    show_receipt(console(out), what)
     return out.getvalue()
 
 
@@ -137,7 +138,7 @@ def test_the_causal_view_of_equal_engines(model_path: Path, golden: Path, tmp_pa
     words = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--receipt", out)
     result = run("layers", *words, "--causal")
     assert result.exit_code == 0, result.output
-    assert "the logits of the last token are equal in every bit" in result.stdout
+    assert "the logits of the last token are bit-identical" in result.stdout
     assert "tolerance  none is needed: no value differs" in result.stdout
     assert run("gate", out).exit_code == 0
     assert "disagreement" not in run("layers", *words).stdout
@@ -157,7 +158,7 @@ def test_a_causal_view_that_cannot_be_made_is_said_and_is_no_pass(
     assert kept["settings"]["causal"] is True
     assert "causal" not in kept
     assert views.exit_code({**kept, "verdict": "parity"}) == 3
-    checks = {check.name: check for check in gate.judge(kept)}
+    checks = {check.name: check for check in registry.judge(kept)}
     assert (checks["causal"].passed, checks["causal"].detail) == (False, "asked for, but not made: see the notes")
 
 
@@ -223,7 +224,7 @@ def test_the_smallest_tolerance_in_a_line(errors: dict[tuple[int, str], float], 
             samples.causal_of(0.01, [0.0, 0.0099, 0.0099]),
             [
                 "(99 % of KL 0.01) arises between the embedding and the output of layer 0",
-                "nothing is recovered from the output of layer 0 on: by then the damage is done",
+                "nothing is recovered from the output of layer 0 on: the error entered before that",
                 "it is the candidate that departs there from the specification: from the embedding on its "
                 "logits are 0.3 away, the reference's 1e-05",
             ],
@@ -286,7 +287,7 @@ def test_of_many_layers_those_are_shown_where_something_happens() -> None:
     ]
     view = causal.CausalView(0.01, tuple(effects), "blk.16.l_out", "blk.16.l_out", 1e-4, True, ())
     out = io.StringIO()
-    render.console(out).print(render_causal.effects_table(causal_receipt.to_json(view)))
+    console(out).print(render_causal.effects_table(causal_receipt.to_json(view)))
     text = out.getvalue()
     assert "layer 15" in text
     assert "layer 16" in text
@@ -300,7 +301,7 @@ def test_of_many_layers_those_are_shown_where_something_happens() -> None:
 
 def complaints_of(what: receipt.Receipt, name: str) -> list[str]:
     assert schema.validator("receipt.v1").is_valid({**what, "digest": receipt.digest(what)})
-    return consistency.checks_of(what)[name](what)
+    return gate.complaints(registry.KINDS[what["kind"]].kind, what)[name]
 
 
 def test_what_the_commands_write_stands() -> None:
@@ -367,7 +368,7 @@ def test_a_view_that_contradicts_itself_or_the_rows(path: tuple[Any, ...], value
 def test_a_view_must_fit_the_logits() -> None:
     what = made(**DISAGREEING)
     equal = made(causal=DISAGREEING["causal"])
-    assert any("the logits are equal in every bit" in line for line in complaints_of(equal, "causal"))
+    assert any("the logits are bit-identical" in line for line in complaints_of(equal, "causal"))
     far = samples.causal_of(1.0, [0.0, 0.0, 0.99])
     found = complaints_of(samples.forge(what, "causal", far), "causal")
     assert any("is more than logits" in line for line in found), found

@@ -13,7 +13,7 @@ from crossval.bitnet_cpp import library as cpp_library
 from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp import toolchain as cpp_toolchain
 from crossval.engines import doctor
-from crossval.engines.doctor import Check
+from crossval.engines.doctor import PartCheck
 from crossval.errors import UnavailableError
 
 
@@ -26,7 +26,7 @@ def no_bitnet_cpp(tmp_path, monkeypatch):
     monkeypatch.setattr(cpp_library, "repository_root", lambda: tmp_path)
 
 
-def only(checks: list[Check]) -> Check:
+def only(checks: list[PartCheck]) -> PartCheck:
     assert len(checks) == 1
     return checks[0]
 
@@ -52,6 +52,11 @@ def test_every_part_is_looked_at_and_every_failure_has_a_remedy():
 
 def test_what_the_project_itself_needs_is_here():
     assert [check for check in doctor.collect() if check.required and not check.ok] == []
+
+
+def test_the_goldens_are_a_reference():
+    check = only(doctor.check_goldens())
+    assert (check.ok, check.reference) == (True, True)
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -141,14 +146,14 @@ def test_the_states_of_the_library_are_told_apart(tmp_path, monkeypatch):
     facts = {"files": {str(library): "1"}, "simd_width": 8, "fused_quantizer": False}
     monkeypatch.setattr("crossval.bitnet_cpp.runner.open_library", lambda _: facts)
     check = only(doctor.check_bitnet_cpp())
-    assert check.ok
+    assert (check.ok, check.reference) == (True, True)
     assert "no build manifest" in check.detail
     facts["simd_width"] = None
     assert "no known kind" in only(doctor.check_bitnet_cpp()).remedy
 
 
 def test_a_check_that_breaks_is_a_finding_itself(monkeypatch):
-    def check_git() -> list[Check]:
+    def check_git() -> list[PartCheck]:
         raise RuntimeError("boom")
 
     monkeypatch.setattr(doctor, "check_git", check_git)

@@ -12,8 +12,10 @@ from crossval import schema
 from crossval.compare import rows as compare
 from crossval.compare import tolerance
 from crossval.examine import greedy_show as render_greedy
-from crossval.receipts import consistency, evidence
-from crossval.reports import render
+from crossval.examine.greedy_receipt import GREEDY, SAME_ARITHMETIC, GreedyExamined
+from crossval.receipts.kind import build, recompute
+from crossval.registry import show_receipt
+from crossval.reports.console import console
 from tests.support import receipt_samples as samples
 
 SCREEN = 45
@@ -32,12 +34,12 @@ def shown(n_prompts: int, n_differ: int, n_steps: int = 3, from_journal: int | N
         from_journal,
     )
     settings = {"n_threads": 2, "n_decode": None, "n_steps": n_steps, "full": None}
-    made = evidence.build("greedy", found, samples.context(settings=settings, text="prompt 0"))
-    assert consistency.recompute(made)["parity"]["logits_exact_match_rate"] is not None
+    made = build(GREEDY, GreedyExamined(found, {}), samples.context(settings=settings, text="prompt 0"))
+    assert recompute(GREEDY, made)["parity"]["logits_exact_match_rate"] is not None
     assert made["results"].get("from_journal") == from_journal
     schema.validate(made)
     out = io.StringIO()
-    render.show_receipt(render.console(out), made)
+    show_receipt(console(out), made)
     return out.getvalue()
 
 
@@ -82,12 +84,12 @@ GUILTY = samples.summary.to_json(samples.audit_result({(0, "blk.0.q"): 40.0}, pl
 COARSE = samples.coarse_audit()
 TOKENS = "100 % of the tokens equal"
 BITS = f"{TOKENS}; all logits are bit-equal"
-DIFFER = f"{TOKENS}; {evidence.SAME_ARITHMETIC}"
+DIFFER = f"{TOKENS}; {SAME_ARITHMETIC}"
 WITHIN = f"{TOKENS}; the logits agree within their bounds"
 APART = {"policy": "independent", "inexact_at": 0}
 SAME = {"inexact_at": 0}
 CONCLUSIONS = (
-    (CLEAN, CLEAN, {}, f"{BITS}; every operation of both engines is right", "If the text"),
+    (CLEAN, CLEAN, {}, f"{BITS}; every operation of both engines is correct", "If the text"),
     (CLEAN, COARSE, {}, f"{BITS}; every operation of the candidate is", "If the text"),
     (
         COARSE,
@@ -132,5 +134,5 @@ def test_what_is_proven_is_said_in_a_sentence(
     assert found.next_step.startswith(next_step)
     assert found.next_step.endswith(".")
     out = io.StringIO()
-    render.show_receipt(render.console(out), made)
+    show_receipt(console(out), made)
     assert f"meaning    {found.meaning}\nnext step  {found.next_step}\n" in out.getvalue()

@@ -13,13 +13,17 @@ import pytest
 from crossval import schema
 from crossval.compare import rows as compare
 from crossval.compare import tolerance
+from crossval.compare.receipt import row_to_json
 from crossval.compare.rows import Skip
-from crossval.engines.party import Party
 from crossval.errors import BadInputError
+from crossval.examine import greedy_receipt, layers_receipt
+from crossval.examine.greedy_receipt import GREEDY, GreedyExamined
+from crossval.examine.layers_receipt import LAYERS
 from crossval.model import taps
 from crossval.passes import EngineIdentity, Numerics
-from crossval.receipts import evidence
 from crossval.receipts import file as receipt
+from crossval.receipts.kind import build, build_unavailable
+from crossval.receipts.party import Party
 from tests.support import receipt_samples as samples
 
 
@@ -139,14 +143,14 @@ def test_missing_greedy_steps_are_reported_as_skipped() -> None:
         why_incomplete="the trace ends",
     )
     result = dataclasses.replace(result, prompts=(result.prompts[0], short))
-    made = evidence.build("greedy", result, samples.context())
+    made = build(GREEDY, GreedyExamined(result, {}), samples.context())
     assert made["verdict"] == "incomplete"
     assert made["coverage"]["skipped"] == [{"prompt_index": 1, "n_steps": 1, "why": "the trace ends"}]
 
 
 def test_a_receipt_without_a_reference_is_incomplete() -> None:
     nobody = Party("unavailable", EngineIdentity("bitnet.cpp"), note="not built")
-    made = evidence.build_unavailable("layers", samples.context(reference=nobody))
+    made = build_unavailable(LAYERS, samples.context(reference=nobody))
     assert (made["verdict"], made["parity"]["cpp_available"]) == ("incomplete", False)
     assert made["parity"]["cosine_similarity"] is made["parity"]["exact_match_rate"] is None
 
@@ -163,13 +167,14 @@ def test_cpp_available_means_real_bitnet_cpp(status: Any, name: str, available: 
 @pytest.mark.parametrize("mode", ["outline", "full"])
 def test_layer_results_survive_the_round_trip(mode: str) -> None:
     result = samples.layers_result({(0, "blk.1.l_out"): 1e-6}, mode=mode)
-    assert evidence.layers_from_json(samples.build(result, samples.context())) == result
+    assert layers_receipt.from_json(samples.build(result, samples.context())).result == result
 
 
 @pytest.mark.parametrize("differs_at", [None, 1])
 def test_greedy_results_survive_the_round_trip(differs_at: int | None) -> None:
     result = samples.greedy_result(differs_at=differs_at)
-    assert evidence.greedy_from_json(evidence.build("greedy", result, samples.context())) == result
+    made = build(GREEDY, GreedyExamined(result, {}), samples.context())
+    assert greedy_receipt.from_json(made).result == result
 
 
 def test_parties_survive_the_round_trip() -> None:
@@ -181,7 +186,7 @@ def test_parties_survive_the_round_trip() -> None:
 def test_row_status_is_judged_anew_when_written() -> None:
     row = dataclasses.replace(samples.row("result_output", 0, samples.PLAN[0], 0.9), status="equal")
     assert compare.row_status(row) == "diverged"
-    assert evidence.row_to_json(row)["status"] == "diverged"
+    assert row_to_json(row)["status"] == "diverged"
 
 
 # Reading and the schema

@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 
-from crossval import schema
+from crossval import registry, schema
 from crossval.compare import rows as compare
+from crossval.compare.receipt import metrics
 from crossval.compare.rows import Skip
-from crossval.engines.party import Compute, Party
 from crossval.errors import BadInputError
+from crossval.examine import layers_receipt
 from crossval.passes import EngineIdentity, Numerics
-from crossval.receipts import consistency, evidence, gate
 from crossval.receipts import file as receipt
+from crossval.receipts import gate
 from crossval.receipts.file import Receipt
-from crossval.receipts.gate import Policy
+from crossval.receipts.kind import build_unavailable
+from crossval.receipts.party import Compute, Party
+from crossval.receipts.policy import Policy, read_policy
 from tests.support import receipt_samples as samples
 
 
@@ -37,7 +40,7 @@ def greedy() -> Receipt:
 
 
 def failures(made: Receipt, policy: Policy | None = None, **options: Any) -> list[str]:
-    return [check.name for check in gate.judge(made, policy, **options) if not check.passed]
+    return [check.name for check in registry.judge(made, policy, **options) if not check.passed]
 
 
 # What passes
@@ -51,7 +54,7 @@ def test_honest_receipts_pass(exact: Receipt, inexact: Receipt, greedy: Receipt)
     for made in (exact, inexact, greedy, full):
         schema.validate(made)
         assert failures(made) == []
-        assert gate.passed(gate.judge(made))
+        assert gate.passed(registry.judge(made))
 
 
 def test_no_check_at_all_is_no_pass() -> None:
@@ -87,7 +90,7 @@ def test_nothing_compared_fails() -> None:
 
 def test_a_receipt_without_reference_fails() -> None:
     nobody = Party("unavailable", EngineIdentity("bitnet.cpp"), note="not built")
-    assert "reference" in failures(evidence.build_unavailable("layers", samples.context(reference=nobody)))
+    assert "reference" in failures(build_unavailable(layers_receipt.LAYERS, samples.context(reference=nobody)))
 
 
 def party(name: str = "bitnet.cpp", status: Any = "live", **facts: Any) -> Party:
@@ -213,9 +216,9 @@ def test_engines_of_the_same_arithmetic_may_not_use_the_wider_table() -> None:
 def test_policy_files(tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
     path.write_text(json.dumps({"schema_version": 1, "require_live": True, "reference_names": ["a", "b"]}))
-    assert gate.read_policy(path) == Policy(require_live=True, reference_names=("a", "b"))
+    assert read_policy(path) == Policy(require_live=True, reference_names=("a", "b"))
     path.write_text(json.dumps({"schema_version": 1}))
-    assert gate.read_policy(path) == Policy()
+    assert read_policy(path) == Policy()
 
 
 def test_every_policy_field_can_be_written_in_a_file(tmp_path: Path) -> None:
@@ -231,7 +234,7 @@ def test_a_broken_policy_is_bad_input(tmp_path: Path, text: str) -> None:
     path = tmp_path / "policy.json"
     path.write_text(text)
     with pytest.raises(BadInputError, match=r"policy\.json"):
-        gate.read_policy(path)
+        read_policy(path)
 
 
 # Forgeries: one lie and a recomputed digest
@@ -313,8 +316,8 @@ def test_each_metric_is_held_against_the_others(
     inexact: Receipt, field: str, value: object, complaint: str
 ) -> None:
     made = samples.forge(inexact, "results", "rows", 2, field, value)
-    assert complaint in " ".join(consistency.metrics(made))
-    assert consistency.metrics(inexact) == []
+    assert complaint in " ".join(metrics(made))
+    assert metrics(inexact) == []
 
 
 def test_a_deleted_or_doubled_row_fails(inexact: Receipt) -> None:
@@ -351,7 +354,7 @@ GUILTY = samples.summary.to_json(samples.audit_result({(1, "blk.0.v"): 9.0}, pla
 
 
 def detail(made: Receipt, name: str, policy: Policy | None = None) -> str:
-    (found,) = [check.detail for check in gate.judge(made, policy) if check.name == name]
+    (found,) = [check.detail for check in registry.judge(made, policy) if check.name == name]
     return found
 
 
@@ -482,10 +485,10 @@ def test_a_forged_greedy_field_contradicts_the_others(name: str, greedy: Receipt
 
 def test_the_complaint_names_expected_and_actual(inexact: Receipt) -> None:
     made = samples.forge(inexact, "parity", "exact_match_rate", 1.0)
-    (check,) = [check for check in gate.judge(made) if check.name == "summary"]
+    (check,) = [check for check in registry.judge(made) if check.name == "summary"]
     assert "parity.exact_match_rate is 1.0, the rows say 0.95" in check.detail
 
 
 def test_the_gate_agrees_with_decide(inexact: Receipt) -> None:
-    result = evidence.layers_from_json(inexact)
+    result = layers_receipt.from_json(inexact).result
     assert compare.decide(result.rows, result.coverage) == inexact["verdict"] == "parity"

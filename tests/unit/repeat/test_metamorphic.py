@@ -98,7 +98,7 @@ def relations(checks: Sequence[MetamorphicCheck]) -> set[str]:
 
 def test_a_healthy_engine_holds_every_relation_bit_for_bit():
     result = check(options=Options(lengths=(1, 2, 3, 5, 7), kernels=("a", "b")))
-    assert (result.verdict, result.party, result.engine) == ("holds", "candidate", "numpy")
+    assert (result.verdict, result.side, result.engine) == ("holds", "candidate", "numpy")
     assert relations(result.checks) == {"one_by_one", "prefix", "split", "reset", "capture", "threads", "kernels"}
     assert all(c.n_compared > 0 and c.n_different == 0 for c in result.checks)
     assert len({(c.name, c.case) for c in result.checks}) == result.n_required == len(result.checks)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from crossval import registry
 from crossval.cli import cli
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.errors import UnavailableError
 from crossval.model.file import check_model
 from crossval.passes import PassRecord, TapArray
 from crossval.receipts import file as receipt
-from crossval.receipts import gate
 from crossval.receipts.file import Receipt
 from crossval.repeat.metamorphic.cases import Options, required
 from crossval.repeat.metamorphic.receipt import STATES
@@ -52,7 +52,7 @@ def good(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Receipt:
 
 
 def failures(made: Receipt) -> list[str]:
-    return [check.name for check in gate.judge(receipt.seal(made)) if not check.passed]
+    return [check.name for check in registry.judge(receipt.seal(made)) if not check.passed]
 
 
 def test_a_right_engine_passes_and_everything_asked_for_is_there(good: Receipt) -> None:
@@ -191,7 +191,7 @@ def test_a_receipt_that_shows_less_than_every_relation_is_refused(model_path, tm
     path = tmp_path / "r.json"
     result = run(model_path, *arguments, "--receipt", path)
     assert result.exit_code == 0, result.output
-    checks = {check.name: check for check in gate.judge(receipt.read(path)) if not check.passed}
+    checks = {check.name: check for check in registry.judge(receipt.read(path)) if not check.passed}
     assert list(checks) == ["relations of the candidate"]
     assert checks["relations of the candidate"].detail == f"not shown: {missing}"
 

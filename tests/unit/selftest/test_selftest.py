@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from crossval import registry
 from crossval.cli import cli
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.examine import examination as examine
 from crossval.model.file import check_model
 from crossval.receipts import file as receipt
-from crossval.receipts import gate
 from crossval.receipts.file import Receipt
-from crossval.receipts.gate import Policy
+from crossval.receipts.policy import Policy
 from crossval.selftest import alter, catalogue
 from crossval.selftest import trials as run
 from crossval.selftest.alter import Altered
@@ -53,7 +53,7 @@ def bench(model_path: Path) -> Iterator[Bench]:
 
 
 def failures(made: Receipt, policy: Policy | None = None) -> list[str]:
-    return [check.name for check in gate.judge(made, policy) if not check.passed]
+    return [check.name for check in registry.judge(made, policy) if not check.passed]
 
 
 def test_every_fault_is_found_and_the_gate_agrees(done: tuple[Result, Path], good: Receipt) -> None:

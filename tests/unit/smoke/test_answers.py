@@ -17,7 +17,7 @@ EOS, SPECIAL = 299, 250
 
 
 def answer(text: str, prompt: SmokePrompt = EXACT, **changes: Any) -> Answer:
-    base: dict[str, Any] = {"engine": "candidate", "prompt_ids": (1,), "token_ids": (5, 6, EOS), "finish": "stop"}
+    base: dict[str, Any] = {"side": "candidate", "prompt_ids": (1,), "token_ids": (5, 6, EOS), "finish": "stop"}
     return Answer(**{**base, "prompt": prompt, "text": text, **changes})
 
 
@@ -95,7 +95,7 @@ def test_a_share_is_reached_exactly_and_never_by_nothing() -> None:
 
 def decide(*wrong: Answer, **changes: Any) -> str:
     result = samples.smoke_result(*wrong, **changes)
-    return answers.decide(result, answers.classify(result.answers, result.special_ids))
+    return answers.decide(result)
 
 
 def test_every_engine_has_to_answer_well_enough() -> None:
@@ -103,23 +103,23 @@ def test_every_engine_has_to_answer_well_enough() -> None:
     theirs = [samples.smoke_answer(index, "reference", text="5.") for index in (0, 1)]
     assert decide() == decide(ours) == "pass"
     assert decide(ours, *theirs) == "fail"
-    assert decide(ours, *theirs, engines=("candidate",)) == "pass"
+    assert decide(ours, *theirs, sides=("candidate",)) == "pass"
     assert decide(ours, min_correct=MinCorrect(4, 5)) == "fail"
 
 
 def test_a_missing_answer_is_incomplete_and_nothing_is_no_pass() -> None:
     result = samples.smoke_result()
     short = dataclasses.replace(result, answers=result.answers[:-1])
-    assert answers.decide(short, answers.classify(short.answers, ())) == "incomplete"
+    assert answers.decide(short) == "incomplete"
     empty = dataclasses.replace(result, answers=(), n_prompts=0)
-    assert answers.decide(empty, []) == "incomplete"
+    assert answers.decide(empty) == "incomplete"
 
 
 def test_counts_by_family_and_by_what_was_seen() -> None:
     result = samples.smoke_result(
         samples.smoke_answer(1, text="12."), samples.smoke_answer(3, "reference", text="", token_ids=(299,))
     )
-    summary = answers.count(result, answers.classify(result.answers, result.special_ids))
+    summary = answers.count(result)
     ours, theirs = summary["engines"]
     assert ours["all"] == {"n_prompts": 4, "correct": 3, "coherent": 1, "garbled": 0}
     assert ours["seen"] == {"n_prompts": 1, "correct": 1, "coherent": 0, "garbled": 0}

@@ -9,22 +9,24 @@ from typing import Any
 
 import pytest
 
-from crossval import schema
-from crossval.engines.party import Compute, Party
+from crossval import registry, schema
 from crossval.errors import BadInputError
 from crossval.passes import EngineIdentity
-from crossval.receipts import evidence, gate
 from crossval.receipts.file import Receipt
-from crossval.receipts.gate import Policy
-from crossval.reports import render
+from crossval.receipts.kind import build, build_unavailable
+from crossval.receipts.party import Compute, Party
+from crossval.receipts.policy import Policy
+from crossval.registry import show_receipt
+from crossval.reports.console import console
 from crossval.smoke import receipt as smoke_receipt
 from crossval.smoke import suite
 from crossval.smoke.answers import MinCorrect
+from crossval.smoke.receipt import SMOKE
 from tests.support import receipt_samples as samples
 
 
 def failures(made: Receipt, policy: Policy | None = None) -> list[str]:
-    return [check.name for check in gate.judge(made, policy) if not check.passed]
+    return [check.name for check in registry.judge(made, policy) if not check.passed]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def test_an_honest_receipt_passes_and_reads_back(good: Receipt) -> None:
     assert good["parity"]["cpp_available"] is True
     result = smoke_receipt.from_json(good)
     assert result.answers[7].text == "x"
-    assert evidence.build("smoke", result, samples.context())["results"] == good["results"]
+    assert build(SMOKE, result, samples.context())["results"] == good["results"]
 
 
 @pytest.mark.parametrize("side", ["candidate", "reference"])
@@ -71,14 +73,14 @@ def test_wrong_answers_fail_even_where_the_command_was_content() -> None:
 def test_nothing_asked_is_incomplete() -> None:
     result = samples.smoke_result()
     none = dataclasses.replace(result, answers=(), n_prompts=0, suite_digest=suite.digest_of(()))
-    made = evidence.build("smoke", none, samples.context(settings={"n_steps": 24}))
+    made = build(SMOKE, none, samples.context(settings={"n_steps": 24}))
     assert made["verdict"] == "incomplete"
     assert {"verdict", "compared", "exact match"} <= set(failures(made))
 
 
 def test_an_engine_that_could_not_be_had_fails() -> None:
     nobody = Party("unavailable", EngineIdentity("bitnet.cpp"), note="not built")
-    made = evidence.build_unavailable("smoke", samples.context(reference=nobody))
+    made = build_unavailable(SMOKE, samples.context(reference=nobody))
     assert made["verdict"] == "incomplete"
     assert failures(made) == ["reference"]
 
@@ -187,7 +189,7 @@ def test_a_pattern_that_hangs_cannot_hang_the_gate(good: Receipt, monkeypatch: p
     for row in made["results"]["rows"][4:6]:
         row["pattern"] = "(?:|||){40}(?!)"
     with pytest.raises(BadInputError, match="no answer within"):
-        gate.judge(made)
+        registry.judge(made)
 
 
 def test_kinds_do_not_mix(good: Receipt) -> None:
@@ -218,7 +220,7 @@ def test_a_candidate_without_kernels_did_not_compute(good: Receipt) -> None:
 
 def shown(made: Receipt) -> str:
     out = io.StringIO()
-    render.show_receipt(render.console(out), made)
+    show_receipt(console(out), made)
     return out.getvalue()
 
 

@@ -6,21 +6,24 @@ import json
 
 import pytest
 
+from crossval.cli.doctor import show_parts
 from crossval.compare.rows import Skip
-from crossval.engines.doctor import Check as Finding
-from crossval.engines.party import Party
+from crossval.engines.doctor import PartCheck
+from crossval.examine.greedy_receipt import GREEDY
 from crossval.passes import PassPlan
-from crossval.receipts import evidence
 from crossval.receipts import file as receipt
-from crossval.receipts.gate import Check
-from crossval.reports import render
-from crossval.reports.console import PLAIN_WIDTH
+from crossval.receipts.kind import build_unavailable
+from crossval.receipts.party import Party
+from crossval.receipts.policy import GateCheck
+from crossval.registry import show_receipt
+from crossval.reports.console import PLAIN_WIDTH, console
+from crossval.reports.receipt import show_checks
 from tests.support import receipt_samples as samples
 
 
 def shown(made: receipt.Receipt) -> str:
     out = io.StringIO()
-    render.show_receipt(render.console(out), made)
+    show_receipt(console(out), made)
     return out.getvalue()
 
 
@@ -122,7 +125,7 @@ def test_notes_are_shown() -> None:
 
 def test_a_receipt_without_reference_can_be_shown() -> None:
     nobody = Party("unavailable", samples.THEIRS, note="not built")
-    made = evidence.build_unavailable("greedy", samples.context(reference=nobody))
+    made = build_unavailable(GREEDY, samples.context(reference=nobody))
     text = shown(made)
     assert "INCOMPLETE" in text
     assert "not built" in text
@@ -151,7 +154,7 @@ def test_text_from_outside_cannot_drive_the_terminal() -> None:
 def test_an_ascii_stream_gets_replacements_instead_of_an_error() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    render.show_receipt(render.console(stream), samples.layers_receipt(text="né"))
+    show_receipt(console(stream), samples.layers_receipt(text="né"))
     stream.flush()
     assert b"n?" in raw.getvalue()
 
@@ -159,7 +162,7 @@ def test_an_ascii_stream_gets_replacements_instead_of_an_error() -> None:
 @pytest.mark.parametrize(("passed", "word"), [(True, "PASS"), (False, "FAIL")])
 def test_checks(passed: bool, word: str) -> None:
     out = io.StringIO()
-    render.show_checks(render.console(out), "r.json", [Check("digest", passed, "detail\x1b")], passed)
+    show_checks(console(out), "r.json", [GateCheck("digest", passed, "detail\x1b")], passed)
     assert f"{word}  r.json" in out.getvalue()
     assert cells(out.getvalue(), "digest")[1:] == ["pass" if passed else "FAIL", "detail\\x1b"]
 
@@ -167,11 +170,11 @@ def test_checks(passed: bool, word: str) -> None:
 def test_findings_end_with_what_to_do() -> None:
     out = io.StringIO()
     findings = [
-        Finding("a", True, "1.0"),
-        Finding("b", False, "none", "do this"),
-        Finding("c", False, "none", "", False),
+        PartCheck("a", True, "1.0"),
+        PartCheck("b", False, "none", "do this"),
+        PartCheck("c", False, "none", "", False),
     ]
-    render.show_findings(render.console(out), findings)
+    show_parts(console(out), findings)
     text = out.getvalue()
     assert cells(text, "a")[1] == "ok"
     assert cells(text, "b")[1] == "MISSING"

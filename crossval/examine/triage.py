@@ -1,26 +1,30 @@
-"""A receipt in plain words: whose fault it is, how that is known, and what to do next."""
+"""A receipt in plain words: which side is wrong, how that is known, and what to do next."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from rich.console import Console
+
 from crossval.audit import precision
 from crossval.audit.show import (
-    SIDES,
-    advice_of,
     before,
     cause,
-    guilty_line,
     misrecorded,
     place,
     recording_line,
     seen_at,
     segmented,
     what_recorded,
+    wrong_line,
 )
-from crossval.causal import show as render_causal
+from crossval.causal import show as causal_show
+from crossval.examine.advice import advice_of
 from crossval.receipts.file import Receipt
-from crossval.repeat import floors_show as render_floors
+from crossval.repeat import floors_show
+from crossval.reports.console import show_line
+from crossval.reports.receipt import show_headline, show_notes
+from crossval.terms import SIDES, Side
 
 Lines = Iterator[tuple[str, str]]
 """Label and text."""
@@ -28,34 +32,45 @@ Lines = Iterator[tuple[str, str]]
 DEFAULT_PRE = (None, "", "default")
 """Pre-tokenizers that split text in no particular way; llama-bpe models go wrong with them."""
 
-_WHOSE = {
-    "parity": "nobody's here: {candidate} and {reference} compute the same, and it is what the model defines",
-    "candidate_defect": "the candidate's: {candidate} is wrong, {reference} does what the model defines",
-    "reference_defect": "the reference's: {reference} is wrong, {candidate} does what the model defines",
-    "shared_deviation": "of what both share: {candidate} and {reference} agree, and both differ from the model's "
-    "definition",
-    "both_differ": "of both, or of what both are given: {candidate} and {reference} are wrong in different ways",
-    "divergence": "not in any operation: each of {candidate} and {reference} is right given its own inputs, "
+_WRONG_SIDE = {
+    "parity": "none: {candidate} and {reference} agree with each other and with the model's definition",
+    "candidate_defect": "the candidate: {candidate} is wrong, {reference} does what the model defines",
+    "reference_defect": "the reference: {reference} is wrong, {candidate} does what the model defines",
+    "shared_deviation": "a shared cause (weights, header, or a ported bug): {candidate} and {reference} agree, "
+    "and both differ from the model's definition",
+    "both_differ": "both, or what both are given: {candidate} and {reference} are wrong in different ways",
+    "divergence": "no operation: each of {candidate} and {reference} is correct given its own inputs, "
     "but they differ",
     "agrees_within": "none as far as was recorded: {candidate} and {reference} agree within a distance",
     "incomplete": "not known: something that had to be compared was not",
 }
 
 
+def show_triage(out: Console, receipt: Receipt) -> None:
+    """Print which side is wrong, how that is known, and what to do next."""
+    show_headline(out, receipt)
+    show_line(out, "")
+    for label, text in explain(receipt):
+        show_line(out, f"{label:11}  {text}")
+    if "causal" in receipt:
+        out.print(causal_show.effects_table(receipt["causal"]))
+    show_notes(out, receipt)
+
+
 def explain(receipt: Receipt) -> Lines:
     """Yield the findings of a ``layers`` or ``diff`` receipt as labelled sentences."""
-    names = {side: receipt[side]["name"] for side in SIDES}
+    names: dict[Side, str] = {side: receipt[side]["name"] for side in SIDES}
     recorded = misrecorded(receipt)
     if receipt["verdict"] == "divergence" and segmented(receipt):
-        whose = "not in any operation or segment, as far as they were judged: {candidate} and {reference} differ"
-        yield "whose fault", whose.format(**names)
+        text = "no operation or segment, as far as they were judged: {candidate} and {reference} differ"
+        yield "wrong side", text.format(**names)
     elif receipt["verdict"] == "parity" and segmented(receipt):
-        yield "whose fault", "nobody's that was seen: {candidate} and {reference} compute the same".format(**names)
+        yield "wrong side", "none was found: {candidate} and {reference} compute the same".format(**names)
         yield "looked at", advice_of(receipt).meaning
     elif receipt["verdict"] == "incomplete" and recorded:
-        yield "whose fault", "the recording's: nothing is proven against either engine"
+        yield "wrong side", "the recording: nothing is proven against either engine"
     else:
-        yield "whose fault", _WHOSE[receipt["verdict"]].format(**names)
+        yield "wrong side", _WRONG_SIDE[receipt["verdict"]].format(**names)
     if receipt["reference"]["status"] == "unavailable":
         yield "what to do", receipt["reference"]["note"] or "get a reference"
         return
@@ -64,7 +79,7 @@ def explain(receipt: Receipt) -> Lines:
     for side in SIDES:
         first = (receipt["audit"][side] or {}).get("first_guilty")
         if first is not None:
-            yield "first wrong", f"{side} {names[side]}: {guilty_line(first)}"
+            yield "first wrong", f"{side} {names[side]}: {wrong_line(first)}"
     for side, one in recorded:
         yield "recorded", f"{side} {names[side]}: {recording_line(one)}"
     for side in SIDES:
@@ -73,9 +88,9 @@ def explain(receipt: Receipt) -> Lines:
             yield "precision", f"{side} {names[side]}: {precision.sentence(found)}"
     for found in receipt["diagnosis"]:
         yield "why", f"{found['party']}: {cause(found)}"
-    yield from render_floors.lines(receipt)
+    yield from floors_show.lines(receipt)
     if "causal" in receipt:
-        yield from (("causal", text) for text in render_causal.conclusions(receipt))
+        yield from (("causal", text) for text in causal_show.conclusions(receipt))
     for number, step in enumerate(_steps(receipt, names), 1):
         yield "what to do" if number == 1 else "", f"{number}. {step}"
 
@@ -90,15 +105,15 @@ def _tokens(receipt: Receipt) -> str:
 def _output(receipt: Receipt) -> str:
     status, share = receipt["parity"]["status"], receipt["parity"]["logits_exact_match_rate"]
     if status == "parity":
-        return "the same from both: " + ("equal in every bit" if share == 1.0 else "equal within rounding")
+        return "the same from both: " + ("bit-identical" if share == 1.0 else "equal within rounding")
     first = receipt["first_divergence"]
     if first is not None:
         where = f"{seen_at(receipt, first)} (pass {first['pass_index']}, {first['pass_kind']})"
-        return f"differs, beyond rounding from {where} on"
+        return f"differs by more than rounding from {where} on"
     return "differs in the tokens it is made from" if status == "divergence" else "not compared completely"
 
 
-def _steps(receipt: Receipt, names: Mapping[str, str]) -> Iterator[str]:
+def _steps(receipt: Receipt, names: Mapping[Side, str]) -> Iterator[str]:
     """Yield what to do next, most promising first."""
     verdict = receipt["verdict"]
     places = {found["party"]: place(found) for found in receipt["diagnosis"]}
@@ -109,7 +124,7 @@ def _steps(receipt: Receipt, names: Mapping[str, str]) -> Iterator[str]:
     elif verdict == "candidate_defect":
         yield f"Fix {places['candidate']} in {names['candidate']}; {before(receipt['audit']['candidate'])}."
         yield from _reproduce(receipt)
-        yield "Then run this again: another mistake may lie behind it."
+        yield "Then run this again: it may hide another error."
     elif verdict == "reference_defect":
         yield f"Do not change {names['candidate']} to match {names['reference']}."
         yield f"Report {places['reference']} to its authors, with the reproducer."
@@ -117,7 +132,7 @@ def _steps(receipt: Receipt, names: Mapping[str, str]) -> Iterator[str]:
         yield "Until it is fixed, compare with --reference spec, or with another build."
     elif verdict == "shared_deviation":
         yield "Suspect the file first: weights converted wrongly, a wrong value in its header."
-        yield "Then a mistake that was ported along from one engine to the other; the operation above says where."
+        yield "Then a bug that was ported from one engine to the other, in the operation above."
         yield from _reproduce(receipt)
     elif verdict == "both_differ":
         yield "Check what both are given: tokenizer and template, header values, the layout of the packed weights."
@@ -134,7 +149,7 @@ def _steps(receipt: Receipt, names: Mapping[str, str]) -> Iterator[str]:
         yield from _configuration(receipt)
         yield "crossval layers --full compares every operation of every layer directly."
     elif misrecorded(receipt):
-        yield from (f"Record {what_recorded(one)} anew: {one['remedy']}." for _, one in misrecorded(receipt))
+        yield from (f"Record {what_recorded(one)} again: {one['remedy']}." for _, one in misrecorded(receipt))
     else:
         yield "Record what is missing, or run both engines live."
         yield from (f"Not compared: {skip['why']}." for skip in receipt["coverage"]["skipped"][:1])

@@ -1,4 +1,4 @@
-"""``crossval triage``: whose fault, why, what next; and ``--repro`` on every command that has it."""
+"""``crossval triage``: which side is wrong, why, what next; and ``--repro`` on every command that has it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import pytest
 
 from crossval.audit import summary
 from crossval.compare.rows import Skip
-from crossval.engines.party import Party
+from crossval.examine import triage
+from crossval.examine.layers_receipt import LAYERS
 from crossval.examine.verdict import ADVICE
-from crossval.receipts import evidence
 from crossval.receipts import file as receipt
-from crossval.reports import triage
+from crossval.receipts.kind import build_unavailable
+from crossval.receipts.party import Party
 from tests.support import receipt_samples as samples
 from tests.support.strangers import PROMPT, Fault, error_line, run
 
@@ -46,10 +47,10 @@ def words(errors: Any = None, candidate: Any = None, reference: Any = None, **ch
 
 def test_same_output_from_both_points_at_model_and_configuration() -> None:
     said = words(tokenizer={**samples.TOKENIZER, "pre": None})
-    assert said["whose fault"] == (
-        "nobody's here: bitnet_py and bitnet.cpp compute the same, and it is what the model defines"
+    assert said["wrong side"] == (
+        "none: bitnet_py and bitnet.cpp agree with each other and with the model's definition"
     )
-    assert said["output"] == "the same from both: equal in every bit"
+    assert said["output"] == "the same from both: bit-identical"
     assert said["tokens"] == "both read the prompt as the same 3"
     assert "it is the model or how it is used" in said["what to do"]
     assert "tokenizer.ggml.pre is missing" in said["what to do"]
@@ -59,19 +60,23 @@ def test_same_output_from_both_points_at_model_and_configuration() -> None:
 
 def test_reference_right_and_candidate_wrong_is_the_candidates_bug() -> None:
     said = words({(1, "blk.1.l_out"): 0.9}, GUILTY)
-    assert said["whose fault"].startswith("the candidate's: bitnet_py is wrong")
-    assert said["output"] == "differs, beyond rounding from layer 1, ops attn_norm to l_out (pass 1, decode) on"
+    assert said["wrong side"].startswith("the candidate: bitnet_py is wrong")
+    assert (
+        said["output"] == "differs by more than rounding from layer 1, ops attn_norm to l_out (pass 1, decode) on"
+    )
     assert said["first wrong"].startswith("candidate bitnet_py: layer 1, op ffn_act (pass 1, decode); position 3")
     assert said["why"].startswith("candidate: skipped (norms): The norm is skipped")
     steps = said["what to do"].splitlines()
-    assert steps[0] == ("1. Fix layer 1, op ffn_act (pass 1, decode) in bitnet_py; everything before it is right.")
+    assert steps[0] == (
+        "1. Fix layer 1, op ffn_act (pass 1, decode) in bitnet_py; everything before it is correct."
+    )
     assert steps[1].endswith("crossval layers --prompt 'What is 2+2?' --repro repro")
 
 
 def test_both_wrong_in_different_ways_points_at_what_both_are_given() -> None:
     other = samples.audit_result({(0, "blk.0.q"): 5.0})
     said = words({(0, "blk.0.l_out"): 0.9}, GUILTY, other, tokenizer={**samples.TOKENIZER, "pre": "default"})
-    assert said["whose fault"].startswith("of both, or of what both are given")
+    assert said["wrong side"].startswith("both, or what both are given")
     assert said["first wrong"].count("\n") == 1
     assert said["what to do"].startswith("1. Check what both are given: tokenizer and template, header values")
     assert "tokenizer.ggml.pre is default" in said["what to do"]
@@ -79,20 +84,20 @@ def test_both_wrong_in_different_ways_points_at_what_both_are_given() -> None:
 
 def test_the_reference_is_wrong() -> None:
     said = words({(1, "blk.1.l_out"): 0.9}, None, GUILTY)
-    assert said["whose fault"] == "the reference's: bitnet.cpp is wrong, bitnet_py does what the model defines"
+    assert said["wrong side"] == "the reference: bitnet.cpp is wrong, bitnet_py does what the model defines"
     assert said["what to do"].startswith("1. Do not change bitnet_py to match bitnet.cpp.\n2. Report layer 1, op")
 
 
 def test_both_wrong_in_the_same_way_points_at_what_they_share() -> None:
     said = words(None, GUILTY, GUILTY)
-    assert said["whose fault"].startswith("of what both share")
-    assert said["output"] == "the same from both: equal in every bit"
+    assert said["wrong side"].startswith("a shared cause")
+    assert said["output"] == "the same from both: bit-identical"
     assert said["what to do"].startswith("1. Suspect the file first")
 
 
 def test_right_operations_that_differ_all_the_same_point_at_the_state() -> None:
     said = words({(0, "result_norm"): 0.9})
-    assert said["whose fault"].startswith("not in any operation")
+    assert said["wrong side"].startswith("no operation")
     assert "tokens, positions, KV cache" in said["what to do"]
     agree = words(tokenizer={**samples.TOKENIZER, "engines_agree": False})
     assert agree["tokens"] == "the tokenizers disagree (see the notes)"
@@ -103,15 +108,15 @@ def test_right_operations_that_differ_all_the_same_point_at_the_state() -> None:
 def test_what_was_not_compared_is_never_anybodys_fault() -> None:
     skip = Skip(2, "blk.1.l_out", "the candidate did not give it")
     said = told(samples.build(samples.layers_result(skipped=(skip,))))
-    assert said["whose fault"] == "not known: something that had to be compared was not"
+    assert said["wrong side"] == "not known: something that had to be compared was not"
     assert said["output"] == "not compared completely"
     assert "Not compared: the candidate did not give it." in said["what to do"]
 
 
 def test_no_reference_says_how_to_get_one() -> None:
     nobody = Party("unavailable", samples.THEIRS, note="run make fetch-cpp")
-    assert told(evidence.build_unavailable("layers", samples.context(reference=nobody))) == {
-        "whose fault": "not known: something that had to be compared was not",
+    assert told(build_unavailable(LAYERS, samples.context(reference=nobody))) == {
+        "wrong side": "not known: something that had to be compared was not",
         "what to do": "run make fetch-cpp",
     }
 
@@ -121,7 +126,7 @@ def test_within_bounds_is_not_called_equal() -> None:
 
 
 def test_every_verdict_has_its_words() -> None:
-    assert set(triage._WHOSE) == set(ADVICE)
+    assert set(triage._WRONG_SIDE) == set(ADVICE)
 
 
 # The command
@@ -129,7 +134,7 @@ def test_every_verdict_has_its_words() -> None:
 
 @pytest.mark.parametrize(
     ("theirs", "code", "whose"),
-    [(None, 0, "nobody's here"), (ROLLED, 1, "the reference's: bitnet.cpp is wrong")],
+    [(None, 0, "none"), (ROLLED, 1, "the reference: bitnet.cpp is wrong")],
 )
 def test_triage_has_the_exit_code_and_receipt_of_layers(
     model_path: Path, record: Record, tmp_path: Path, theirs: Fault | None, code: int, whose: str
@@ -138,7 +143,7 @@ def test_triage_has_the_exit_code_and_receipt_of_layers(
     args = ("--prompt", PROMPT, "--model", model_path, "--reference", record(fault=theirs))
     result = run("triage", *args, "--receipt", out)
     assert result.exit_code == code
-    assert f"whose fault  {whose}" in result.stdout
+    assert f"wrong side   {whose}" in result.stdout
     assert "result_output  " not in result.stdout, "no tables"
     assert run("layers", *args, "--receipt", again).exit_code == code
     ours, plain = receipt.read(out), receipt.read(again)

@@ -24,6 +24,11 @@ class Party:
     trace_digest: str | None = None
     note: str | None = None
 
+    @property
+    def is_bitnet_cpp(self) -> bool:
+        """Whether this is real bitnet.cpp, live or recorded."""
+        return self.status in ("live", "recorded") and self.identity.name == REFERENCE_NAME
+
     def to_json(self) -> dict[str, Any]:
         """Return the party as the receipt's ``candidate`` or ``reference``."""
         return {
@@ -52,3 +57,13 @@ class Compute:
     def to_json(self) -> dict[str, Any]:
         """Return it as the receipt's ``compute``."""
         return {"path": self.path, "fallback": self.fallback, "kernels": [dict(k) for k in self.kernels]}
+
+
+def is_quantized(kernel: str) -> bool:
+    """Return whether a counter of the C library belongs to a kernel that multiplies packed ternary weights."""
+    return "i2s" in kernel.lower().replace("_", "")
+
+
+def family_of(kernel: str) -> str:
+    """Return the family of a counter's kernel: ``avx2`` of ``i2s_gemv_avx2``."""
+    return kernel.rpartition("_")[2]

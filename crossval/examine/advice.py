@@ -1,0 +1,68 @@
+"""What a verdict means and what to do next, in no more words than the audits allow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rich.console import Console
+
+from crossval.audit import extent, precision, summary
+from crossval.audit.show import before, counts, misrecorded, segmented
+from crossval.examine.verdict import ADVICE, Advice
+from crossval.receipts.file import Receipt
+from crossval.reports.console import show_line
+from crossval.terms import SIDES
+
+_RECORD_ANEW = Advice(
+    "Nothing is proven against either engine: a recording is wrong, and everything around it passes without it.",
+    "Change the recording as described above, record again, and rerun this.",
+)
+
+
+def advice_of(receipt: Receipt) -> Advice:
+    """Return what the verdict means and what to do next, no more than the audits show."""
+    if receipt["verdict"] == "incomplete" and misrecorded(receipt):
+        return _RECORD_ANEW
+    advice, limits = _advice(receipt), []
+    precise = precision.within(receipt)
+    if precise:
+        limits.append(f" This is seen at the precision of {precise} only.")
+    other = _CORRECT_SIDE.get(receipt["verdict"])
+    if other and summary.audit_verdict((receipt["audit"] or {}).get(other)) == "within":
+        limits.append(f" Of the {other} this is shown only within the distance stated.")
+    return replace(advice, meaning=advice.meaning + "".join(limits))
+
+
+_CORRECT_SIDE = {"candidate_defect": "reference", "reference_defect": "candidate"}
+"""Verdict -> the side that it states is correct."""
+
+
+def _advice(receipt: Receipt) -> Advice:
+    verdict, audits = receipt["verdict"], receipt["audit"] or {}
+    advice = ADVICE[verdict]
+    if verdict == "parity" and segmented(receipt):
+        judged = [f"{side}: {counts(audits[side])} within their bounds" for side in SIDES]
+        agree = "Both engines agree with each other, and with the specification as far as they were checked"
+        return replace(advice, meaning=f"{agree}: {'; '.join(judged)}.")
+    if verdict == "divergence" and segmented(receipt):
+        return Advice(
+            "The engines differ from each other, but every operation or segment of each is within its bounds "
+            "given its own inputs.",
+            f"{advice.next_step.rstrip('.')}, or inside a segment: record every tap to look into it.",
+        )
+    if verdict == "candidate_defect" and (audits.get("candidate") or {}).get("first_guilty"):
+        first = audits["candidate"]["first_guilty"]
+        what = "the operation named above" if first["n_ops"] == 1 else f"the error in {extent.where(first)},"
+        return replace(advice, next_step=f"Fix {what} in the candidate; {before(audits['candidate'])}.")
+    if verdict == "reference_defect" and (audits.get("reference") or {}).get("first_guilty"):
+        first = audits["reference"]["first_guilty"]
+        if first["n_ops"] > 1:
+            step = f"The error is in {extent.where(first)}: find it before you report it."
+            return replace(advice, next_step=f"Do not change the candidate. {step}")
+    return advice
+
+
+def show_advice(out: Console, advice: Advice) -> None:
+    """Print what the verdict means and what to do next."""
+    show_line(out, f"meaning    {advice.meaning}")
+    show_line(out, f"next step  {advice.next_step}")

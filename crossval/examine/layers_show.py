@@ -1,0 +1,139 @@
+"""Receipts of kind ``layers`` and ``diff`` for people: tables of taps, audits, views, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from crossval.audit import precision
+from crossval.audit import show as audit_show
+from crossval.causal import show as causal_show
+from crossval.compare import rows as compare
+from crossval.compare.rows import LayersResult, TapRow
+from crossval.examine import layers_receipt
+from crossval.examine.advice import advice_of, show_advice
+from crossval.model import taps
+from crossval.receipts.file import Receipt
+from crossval.repeat import floors_show
+from crossval.repeat.cells import STYLE, cell, number, times_floor
+from crossval.repeat.floors import FloorTable
+from crossval.repeat.floors_receipt import table_of
+from crossval.reports.console import new_table, percent, show_line
+from crossval.reports.receipt import show_verdict, sides_and_counts
+
+MAX_PASS_COLUMNS = 6
+MAX_SKIPS_SHOWN = 5
+
+
+def show_layers(out: Console, receipt: Receipt) -> None:
+    """Print the tables, the audits, the views, the verdict and the places where the engines first differ."""
+    result, floors = layers_receipt.from_json(receipt).result, table_of(receipt)
+    which = "floor" if floors is None else "measured floor"
+    legend = f"'=': all bits are equal, else the distance in ulp, or NMSE (relative error over its {which})"
+    show_line(out, f"\nTap by tap; {legend}.")
+    out.print(layers_table(result, floors))
+    for index, layer in _detailed(result):
+        rows = [row for row in result.rows if row.pass_index == index and taps.parse(row.tap).layer == layer]
+        if len(rows) > 1:
+            show_line(out, f"\nOperations of layer {layer} in pass {index} ({rows[0].pass_kind}).")
+            out.print(ops_table(rows, floors))
+    audit_show.show_audits(out, receipt)
+    floors_show.show_floors(out, receipt)
+    causal_show.show_causal(out, receipt)
+    verdict, rate = receipt["verdict"], receipt["parity"]["exact_match_rate"]
+    within = precision.within(receipt) if verdict == "parity" else None
+    text = sides_and_counts(receipt) + ("" if within is None else f", within {within}")
+    if rate is not None:
+        text += ", all bits equal" if rate == 1.0 else f", {percent(rate)} of the values bit-equal"
+    show_verdict(out, verdict, text)
+    show_advice(out, advice_of(receipt))
+    for name, what in (("first_divergence", "first divergence"), ("first_inexact", "first inexact bits")):
+        place = receipt[name]
+        if place is not None and (name == "first_divergence" or place != receipt["first_divergence"]):
+            row = "" if place["row"] is None else f", worst at position {place['row']}"
+            where = f"{audit_show.seen_at(receipt, place)} (pass {place['pass_index']}, {place['pass_kind']}{row})"
+            show_line(out, f"{what}: {where}" + (f": {place['note']}" if place["note"] else ""))
+    skipped = [(f"pass {one['pass_index']} {one['tap']}", one["why"]) for one in receipt["coverage"]["skipped"]]
+    show_skipped(out, skipped)
+
+
+def show_skipped(out: Console, skipped: Sequence[tuple[str, str]]) -> None:
+    """Print the first comparisons that were required and not made: where, and why not."""
+    for where, why in skipped[:MAX_SKIPS_SHOWN]:
+        show_line(out, f"not compared: {where}: {why}")
+    if len(skipped) > MAX_SKIPS_SHOWN:
+        show_line(out, f"not compared: {len(skipped) - MAX_SKIPS_SHOWN} more")
+
+
+def layers_table(result: LayersResult, floors: FloorTable | None = None) -> Table:
+    """Return one line per embedding, layer and head tap, one column per pass; many decoded tokens share one.
+
+    ``floors``: measured ones, to use in the place of the tolerance table's.
+    """
+    found = {(row.pass_index, row.tap): row for row in result.rows}
+    skipped = {(skip.pass_index, skip.tap) for skip in result.coverage.skipped}
+    n_passes = max([len(result.plan), *(key[0] + 1 for key in skipped)], default=0)
+    groups = _columns(result, n_passes)
+    table = new_table()
+    table.add_column("tap", no_wrap=True)
+    for title, _ in groups:
+        table.add_column(title, no_wrap=True)
+    for tap in taps.outline_taps(result.n_layers):
+        cells = [cell([(index, tap) for index in indexes], found, skipped, floors) for _, indexes in groups]
+        table.add_row(_tap_label(tap), *cells)
+    return table
+
+
+def _columns(result: LayersResult, n_passes: int) -> list[tuple[str, list[int]]]:
+    titles = {}
+    for index, plan in enumerate(result.plan):
+        titles[index] = f"{plan.kind} {len(plan.token_ids)}" if plan.kind == "prefill" else f"decode @{plan.start}"
+    if n_passes <= MAX_PASS_COLUMNS:
+        return [(titles.get(index, f"pass {index}"), [index]) for index in range(n_passes)]
+    single = [index for index, plan in enumerate(result.plan) if plan.kind == "prefill"][:MAX_PASS_COLUMNS]
+    rest = [index for index in range(n_passes) if index not in single]
+    return [(titles[index], [index]) for index in single] + [(f"{len(rest)} more, worst", rest)]
+
+
+def _tap_label(tap: str) -> str:
+    parsed = taps.parse(tap)
+    return parsed.tap if parsed.layer is None else f"layer {parsed.layer}"
+
+
+def _detailed(result: LayersResult) -> list[tuple[int, int]]:
+    """Return (pass, layer) of the tables to show: where it first diverges, else where bits first differ."""
+    place = compare.first_divergence(result.rows) or compare.first_inexact(result.rows)
+    return [(place.pass_index, place.layer)] if place is not None and place.layer is not None else []
+
+
+def ops_table(rows: Sequence[TapRow], floors: FloorTable | None = None) -> Table:
+    """Return every metric of the operations of one layer, in execution order."""
+    table = new_table()
+    names = ("op", "state", "bits equal", "max ulp", "cosine", "NMSE", "floors", "worst token", "max abs", "norm")
+    for index, name in enumerate(names):
+        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
+    for row in rows:
+        status = compare.row_status(row)
+        state = "=" if status == "equal" else status
+        table.add_row(
+            taps.parse(row.tap).tap,
+            Text(state, STYLE[status]),
+            percent(row.exact_match_rate),
+            _count(row.max_ulp),
+            number(row.cosine, ".9f"),
+            number(row.nmse, ".2e"),
+            times_floor(row, floors).strip("()") or "-",
+            number(row.worst_token_nmse, ".1e") + ("" if row.worst_token is None else f" @{row.worst_token}"),
+            number(row.max_abs, ".2e"),
+            number(row.norm_ratio, ".6f"),
+        )
+    return table
+
+
+def _count(value: int | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if value < 1_000_000 else f"{value:.1e}"

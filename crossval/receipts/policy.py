@@ -1,0 +1,92 @@
+"""What CI demands of a receipt beyond being true."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossval.errors import BadInputError
+from crossval.receipts.party import REFERENCE_NAME
+from crossval.schema import parse_json, validate_policy
+
+MAX_POLICY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The demands; fields as in ``schemas/policy.v1.schema.json``."""
+
+    min_exact_match: float = 0.0
+    """Minimum ``parity.exact_match_rate``, whatever a receipt of its kind counts (``Kind.counted``)."""
+    min_token_match: float | None = None
+    """Minimum fraction of equal tokens (``greedy``)."""
+    min_logit_match: float | None = None
+    """Minimum fraction of bit-identical logits (``greedy``, ``layers``, ``diff``)."""
+    min_cosine: float | None = None
+    require_bitwise: bool = False
+    require_live: bool = False
+    max_age_days: float | None = None
+    allow_fallback: bool = False
+    allow_dirty: bool = True
+    allow_compute_paths: tuple[str, ...] = ()
+    reference_names: tuple[str, ...] = (REFERENCE_NAME,)
+    model_sha256: tuple[str, ...] | None = None
+    min_tokens: int = 1
+    tolerance: str = "independent"
+    allow_precision: tuple[str, ...] = ()
+    """16-bit formats accepted of engines that do not state them (``layers``, ``diff``)."""
+    min_correct: float = 0.7
+    """Minimum fraction of correct answers of every engine (``smoke``), whatever the command was asked for."""
+    min_prefill_ratio: float | None = None
+    """Minimum median ratio of the candidate's prompt speed to the reference's (``bench``)."""
+    min_decode_ratio: float | None = None
+    """The same of decoding."""
+    min_greedy_ratio: float | None = None
+    """The same of greedy decoding."""
+    accept_within: float | None = None
+    """Relative L2 distance up to which agreement counts where too little was recorded to show more."""
+
+    @property
+    def min_ratios(self) -> dict[str, float]:
+        """The ratios asked for, by name of the measure."""
+        asked = {
+            "prefill": self.min_prefill_ratio,
+            "decode": self.min_decode_ratio,
+            "greedy": self.min_greedy_ratio,
+        }
+        return {name: least for name, least in asked.items() if least is not None}
+
+    def accepts(self, distance: float) -> bool:
+        """Return whether agreement that is shown only down to this distance is enough."""
+        return self.accept_within is not None and distance <= self.accept_within
+
+
+@dataclass(frozen=True)
+class GateCheck:
+    """One thing the gate looked at."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def read_policy(path: str | Path) -> Policy:
+    """Return the policy in a JSON file; what it leaves out keeps its default.
+
+    Raises:
+        BadInputError: unreadable, not strict JSON, or against the schema.
+    """
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_POLICY_BYTES + 1)
+    except OSError as error:
+        raise BadInputError(f"cannot read policy {file}: {error.strerror or error}") from error
+    if len(data) > MAX_POLICY_BYTES:
+        raise BadInputError(f"{file}: larger than {MAX_POLICY_BYTES} bytes")
+    value = parse_json(data, str(file))
+    validate_policy(value, str(file))
+    given: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
+    given.pop("schema_version")
+    return Policy(**given)

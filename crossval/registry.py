@@ -1,0 +1,74 @@
+"""The kinds of receipts, one row each. Imported by the command line and the Python API only.
+
+A further kind is a package that describes its receipts (``receipts.kind.Kind``) and shows them, its results in
+``schemas/receipt.v1.schema.json``, and a row here.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from crossval.bench.receipt import BENCH
+from crossval.bench.show import show_bench
+from crossval.examine.greedy_receipt import GREEDY
+from crossval.examine.greedy_show import show_greedy
+from crossval.examine.layers_receipt import DIFF, LAYERS
+from crossval.examine.layers_show import show_layers
+from crossval.receipts import gate
+from crossval.receipts.file import Receipt
+from crossval.receipts.kind import Kind
+from crossval.receipts.policy import GateCheck, Policy
+from crossval.repeat.metamorphic.receipt import METAMORPHIC
+from crossval.repeat.metamorphic.show import show_metamorphic
+from crossval.reports.receipt import show_headline, show_notes, show_unavailable
+from crossval.selftest.receipt import SELFTEST
+from crossval.selftest.show import show_selftest
+from crossval.smoke.receipt import SMOKE
+from crossval.smoke.show import show_smoke
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kind of receipt, and the function that prints what is in one, without headline and notes."""
+
+    kind: Kind[Any]
+    show: Callable[[Console, Receipt], None]
+
+
+KINDS: dict[str, Entry] = {
+    entry.kind.name: entry
+    for entry in (
+        Entry(LAYERS, show_layers),
+        Entry(DIFF, show_layers),
+        Entry(GREEDY, show_greedy),
+        Entry(SMOKE, show_smoke),
+        Entry(SELFTEST, show_selftest),
+        Entry(METAMORPHIC, show_metamorphic),
+        Entry(BENCH, show_bench),
+    )
+}
+"""By the receipt's ``kind``."""
+
+
+def judge(receipt: Receipt, policy: Policy | None = None, now: datetime.datetime | None = None) -> list[GateCheck]:
+    """Return every check that the gate makes of a receipt that is valid by the schema.
+
+    Raises:
+        BadInputError: a pattern among the expected answers is unusable or takes too long.
+    """
+    return gate.judge(KINDS[receipt["kind"]].kind, receipt, policy, now)
+
+
+def show_receipt(out: Console, receipt: Receipt) -> None:
+    """Print what a receipt is about, what is in it, its verdict and its notes."""
+    show_headline(out, receipt)
+    if receipt["thresholds"] is None:
+        show_unavailable(out, receipt)
+    else:
+        KINDS[receipt["kind"]].show(out, receipt)
+    show_notes(out, receipt)

@@ -1,0 +1,91 @@
+"""What receipts of all kinds have in common, for people: headline, verdict, notes, and the gate's checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from crossval.receipts.file import Receipt
+from crossval.receipts.policy import GateCheck
+from crossval.reports.console import VERDICT_STYLE, clip, new_table, plain, show_line
+from crossval.terms import SIDES
+
+
+def show_headline(out: Console, receipt: Receipt) -> None:
+    """Print model, engines and prompt."""
+    model = receipt["model"]
+    show_line(out, f"model      {model['file_name']}  sha256 {model['sha256'][:12]}  {_shape(model['shape'])}")
+    for side in SIDES:
+        if receipt[side]["status"] != "unused":
+            show_line(out, f"{side:10} {_engine(receipt[side])}")
+    prompt = receipt["prompt"]
+    if prompt["text"] is not None and receipt["kind"] != "smoke":
+        show_line(out, f"prompt     {clip(prompt['text'], 60)!r}  {len(prompt['token_ids'])} tokens")
+
+
+def _shape(shape: Mapping[str, Any]) -> str:
+    return (
+        f"{shape['n_layers']} layers, dim {shape['dim']}, {shape['n_heads']}/{shape['n_kv_heads']} heads, "
+        f"hidden {shape['hidden_dim']}, vocabulary {shape['vocab_size']}"
+    )
+
+
+def _engine(party: Mapping[str, Any]) -> str:
+    facts = [f"{party['name']}", party["status"]]
+    if party["version"]:
+        facts.append(f"version {party['version']}")
+    if party["source_commit"]:
+        facts.append(f"commit {party['source_commit'][:12]}")
+    if party["compiler"]:
+        facts.append(party["compiler"])
+    if party["settings"].get("kernel"):
+        facts.append(f"kernel {party['settings']['kernel']}")
+    if party["numerics"]["simd_width"]:
+        facts.append(f"{party['numerics']['simd_width']} lanes")
+    return ", ".join(facts)
+
+
+def show_verdict(out: Console, verdict: str, text: str) -> None:
+    """Print the verdict, and in one line what it rests on."""
+    style = VERDICT_STYLE.get(verdict, "bold red")
+    out.print(Text.assemble((verdict.upper(), style), f"  {plain(text)}"), soft_wrap=True)
+
+
+def sides_and_counts(receipt: Receipt) -> str:
+    """Return which engines were compared, and how much of what had to be compared was."""
+    ours, theirs, coverage = receipt["candidate"], receipt["reference"], receipt["coverage"]
+    return (
+        f"{ours['name']} against {theirs['name']} ({theirs['status']}): "
+        f"{coverage['compared']} of {coverage['required']} comparisons"
+    )
+
+
+def show_unavailable(out: Console, receipt: Receipt) -> None:
+    """Print which engine could not be had."""
+    for side in SIDES:
+        if receipt[side]["status"] == "unavailable":
+            show_line(out, f"{side} unavailable: {receipt[side]['note']}")
+    show_verdict(out, receipt["verdict"], sides_and_counts(receipt))
+
+
+def show_notes(out: Console, receipt: Receipt) -> None:
+    """Print what a reader must know beside the verdict."""
+    for note in receipt["notes"]:
+        show_line(out, f"note: {note}")
+
+
+def show_checks(out: Console, name: str, checks: Sequence[GateCheck], passed: bool) -> None:
+    """Print one receipt's gate checks and whether it passes."""
+    table = new_table()
+    table.add_column("check", no_wrap=True)
+    table.add_column("result", no_wrap=True)
+    table.add_column("detail", overflow="fold")
+    for check in checks:
+        state = Text("pass", "green") if check.passed else Text("FAIL", "bold red")
+        table.add_row(check.name, state, plain(check.detail))
+    out.print(table)
+    style = "bold green" if passed else "bold red"
+    out.print(Text.assemble(("PASS" if passed else "FAIL", style), f"  {plain(name)}"), soft_wrap=True)
