@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.diagnose.variants.context import Context, Inapplicable, of_records
+from crossval.audit.recorded_op import Inapplicable, RecordedOp
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.model.graphs import op_table
@@ -75,7 +75,7 @@ def bits(runner: Runner, plans: Sequence[PassPlan], place: tuple[int, str], weig
 
 
 def _capture(runner: Runner, plans: Sequence[PassPlan], place: tuple[int, str], n_layers: int) -> list[PassRecord]:
-    """Run all passes; what lies around the array up to its own, the array alone in those behind it."""
+    """Run all passes; what lies around the array up to its own, the array alone in later ones."""
     index, tap = place
     layer = taps.parse(tap).layer
     near = [n_layers - 1] if layer is None else [layer, *([layer + 1] if layer + 1 < n_layers else [])]
@@ -144,7 +144,7 @@ def _of_another_pass(records: Sequence[PassRecord], place: tuple[int, str]) -> I
 def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeights) -> Instead | None:
     """Compare with what the specification computes from the tensor's own inputs, and with what is made of that."""
     try:
-        context = of_records(op, records, weights.config, weights, index=index)
+        context = RecordedOp.of_records(op, records, weights.config, weights, index=index)
     except BadInputError:
         return None
     expected = context.expected.reshape(context.recorded.shape)
@@ -165,7 +165,7 @@ def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeight
     for reader in op_table(weights.config):
         if reader.inputs and reader.inputs[0] == op.output and reader.output not in records[index].taps:
             try:
-                others = [_input(name, context) for name in reader.inputs[1:]]
+                others = [context.input(name) for name in reader.inputs[1:]]
                 loaded = [weights[name] for name in reader.weights]
                 made = reader.function(expected, *others, *loaded)
             except (Inapplicable, ValueError):
@@ -177,17 +177,12 @@ def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeight
     return None
 
 
-def _factor(context: Context, recorded: Array, expected: Array) -> float | None:
+def _factor(context: RecordedOp, recorded: Array, expected: Array) -> float | None:
     """Return by how much all values are multiplied; of scores, those that the mask shows."""
-    if context.visible is not None:
-        recorded, expected = (np.where(context.visible, a, 0.0) for a in (recorded, expected))
+    recorded, expected = context.masked(recorded), context.masked(expected)
     square = float(np.sum(expected * expected))
     factor = float(np.sum(recorded * expected)) / square if square else 0.0
     return factor if factor and _fits(recorded, factor * expected, context.token_axis) else None
-
-
-def _input(name: str, context: Context) -> Array:
-    return np.asarray(context.positions) if name == "positions" else np.asarray(context.tap(name))
 
 
 def _permuted(op: Op, expected: Array, n_heads: int) -> Iterator[tuple[str, Array]]:

@@ -64,7 +64,7 @@ def combine(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
     worst = max(diagnoses, key=lambda d: d.specification_ratio)
     if not shared:
         if len(diagnoses) == 1 or all(d.name == diagnoses[0].name for d in diagnoses):
-            return replace(worst, explanation=diagnoses[0].explanation)  # of the first guilty pass
+            return replace(worst, explanation=diagnoses[0].explanation)  # of the first wrong pass
         why = "no one variant explains all passes: " + "; ".join(dict.fromkeys(d.explanation for d in diagnoses))
         return replace(worst, name=UNDETERMINED, family=None, explanation=why, candidates=(), replays=())
     name, family, sentence = verdict(shared)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit.bounds import Arithmetic, U, readings
+from crossval.audit.bounds import Arithmetic, readings
 from crossval.diagnose.variants import Candidate, Context, Inapplicable
 from crossval.diagnose.variants.context import Array, Held, Quantizer
-from crossval.diagnose.variants.distance import per_token
+from crossval.diagnose.variants.distance import TIE_REACH, near_ties, per_token
 from crossval.model.config import SpecConfig
 from crossval.model.kinds import Attend, FloatArray, Weight, widen
 from crossval.model.op import Op, WeightSource
@@ -26,10 +26,6 @@ from crossval.passes import PassKind, PassRecord, TapArray
 
 BoolArray = npt.NDArray[np.bool_]
 Values = Mapping[str, TapArray]
-
-"""KV state and the tap it is made of."""
-TIE_REACH = 127 * 8 * U
-"""How near to a tie a computed activation may be rounded either way: twice what a recorded one may."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +145,7 @@ class Replay:
     ) -> TapArray | None:
         """Compute the segment's last tensor with a mistake; None where it cannot be made.
 
-        ``probe``: tokens of the last pass that are enough, where tokens no longer meet. ``watch`` is shown every
+        ``probe``: tokens of the last pass that are enough, where tokens no longer mix. ``watch`` is shown every
         operation of every pass with the inputs it then has.
 
         Raises:
@@ -158,7 +154,7 @@ class Replay:
         base = self.baseline(mode)
         changed: list[MutableMapping[str, TapArray]] = [{} for _ in self.records]
         values = [ChainMap(new, old) for new, old in zip(changed, base.values, strict=True)]
-        meeting = max((i for i, op in enumerate(self.segment) if isinstance(op.kind, Attend)), default=-1)
+        mixing = max((i for i, op in enumerate(self.segment) if isinstance(op.kind, Attend)), default=-1)
         made = False
         for i, record in enumerate(self.records):
             for number, op in enumerate(self.ops[i]):
@@ -178,7 +174,7 @@ class Replay:
                     if output is None:
                         return None
                 tap = self._shaped(op, context, context.expected if output is None else output, mode)
-                if probe is not None and i == self._last and number >= meeting and not ends:
+                if probe is not None and i == self._last and number >= mixing and not ends:
                     tap = _rows(op.output, tap, probe, context.rows)
                 changed[i][op.output] = tap
         return changed[self._last][self.tap] if made or mistake is None else None
@@ -211,7 +207,8 @@ class Replay:
         def watch(i: int, context: Context) -> None:
             if not context.is_linear:
                 return
-            near = np.asarray(context.rows)[_near_tie(context.inputs[0])]
+            # computed activations are twice as uncertain as recorded ones
+            near = np.asarray(context.rows)[near_ties(context.inputs[0], 2 * TIE_REACH)]
             if "n_kv_heads" in context.op.axes and near.size:
                 tokens[near.min() if i == self._last else 0 :] = True
             elif i == self._last:
@@ -244,10 +241,10 @@ class Replay:
             values[i],
             values[:i],
             rounded,
-            mode.quantizer,
+            quantizer=mode.quantizer,
             held=held,
         )
-        return replace(context, raw=tuple(_input(context, name) for name in op.inputs))
+        return replace(context, raw=tuple(map(context.input, op.inputs)))
 
     @property
     def recorded_rows(self) -> tuple[int, ...]:
@@ -289,26 +286,12 @@ class Replay:
         return TapArray(output, None if context.whole_pass else context.rows)
 
     def _reads_changed(self, op: Op, i: int, changed: Sequence[Values]) -> bool:
-        for name in op.inputs:
-            made_of = _made_of(name)
-            if made_of is None and name in changed[i]:
-                return True
-            if made_of is not None and any(made_of in taken for taken in changed[: i + 1]):
-                return True
-        return False
-
-
-def _near_tie(x: Array) -> BoolArray:
-    """Return which rows have an activation that may be rounded to either of two codes."""
-    scaled = x * (127.0 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5))
-    with np.errstate(invalid="ignore"):
-        near: BoolArray = np.abs(scaled - np.floor(scaled) - 0.5) <= TIE_REACH
-    return np.asarray(near.any(axis=-1))
-
-
-def _made_of(name: str) -> str | None:
-    """Return the tap that a KV state consists of; None: it is no state."""
-    return state_source(name) if is_state(name) else None
+        return any(
+            any(state_source(name) in taken for taken in changed[: i + 1])
+            if is_state(name)
+            else name in changed[i]
+            for name in op.inputs
+        )
 
 
 def _needed(table: Sequence[Op], records: Sequence[PassRecord], tap: str) -> list[tuple[Op, ...]]:
@@ -325,24 +308,11 @@ def _needed(table: Sequence[Op], records: Sequence[PassRecord], tap: str) -> lis
             if op.output not in wanted or (op.output in records[i].taps and not ends):
                 continue
             ops.append(op)
-            for name in op.inputs:
-                made_of = _made_of(name)
-                wanted.add(name if made_of is None else made_of)
-                if made_of is not None:
-                    cached.add(made_of)
+            made_of = {state_source(name) for name in op.inputs if is_state(name)}
+            wanted |= made_of.union(op.inputs)
+            cached |= made_of
         found.append(tuple(reversed(ops)))
     return found[::-1]
-
-
-def _input(context: Context, name: str) -> Array:
-    if name == "positions":
-        return context.positions
-    if name == "token_ids":
-        return np.asarray(context.plan.token_ids, np.int64)[list(context.rows)]
-    made_of = _made_of(name)
-    if made_of is not None:
-        return context.cells(made_of.rsplit(".", 1)[1])
-    return context.tap(name)
 
 
 def _rows(name: str, tap: TapArray, wanted: Iterable[int], have: Sequence[int]) -> TapArray:

@@ -1,4 +1,4 @@
-"""A reproducer of one guilty operation: its inputs in ``inputs.npz``, its formula in a script for NumPy alone.
+"""A reproducer of one wrong operation: its inputs in ``inputs.npz``, its formula in a script for NumPy alone.
 
 As little as shows the mistake: one token, of a matrix product the output features that are farthest off, of the
 cache the rows that the token sees.
@@ -155,11 +155,16 @@ def _cut(context: Context, arithmetic: Arithmetic, row: int) -> tuple[_Case, Arr
 
 def _misfit(cut: tuple[_Case, Array | None]) -> tuple[int, float]:
     """Order the readings an engine may have: by values beyond their bound, then by the largest distance."""
-    case = cut[0]
+    ratio = _times(cut[0].recorded, cut[0].expected, cut[0].bound)
+    return int(np.count_nonzero(ratio > 1)), float(ratio.max())
+
+
+def _times(recorded: Array, expected: FloatArray, allowed: FloatArray) -> FloatArray:
+    """Return by how many times its bound each value is off; infinitely, where it is not a number."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        off = np.abs(case.recorded.astype(np.float64) - case.expected)
-        ratio = np.where(off == 0, 0.0, off / case.bound)
-    return int(np.count_nonzero(~(off <= case.bound))), float(np.nan_to_num(ratio, nan=np.inf).max())
+        off = np.abs(recorded.astype(np.float64) - expected)
+        ratio = np.where(off == 0, 0.0, off / allowed)
+    return np.where(np.isnan(ratio), np.inf, ratio)
 
 
 def _plain(
@@ -172,7 +177,7 @@ def _plain(
 ) -> tuple[_Case, None]:
     """Cut every operation whose output is small: norms, RoPE, attention, activation, sums."""
     op = context.op
-    if op.kind.unmasked:  # keys behind the token's own position are masked: nobody's business
+    if op.kind.unmasked:  # keys after the token's own position are causally masked
         n_visible = context.start + context.rows[row] + 1
         taken[1], recorded = taken[1][:n_visible], recorded[..., :n_visible]
     arrays = [reading.apply(index, array) for index, array in enumerate(taken)]
@@ -222,8 +227,5 @@ def _head(
 
 def _farthest(recorded: Array, expected: FloatArray, allowed: FloatArray) -> Array:
     """Return the output features of a token farthest beyond their bound, in ascending order."""
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        off = np.abs(recorded.astype(np.float64) - expected)
-        ratio = np.where(off == 0, 0.0, off / allowed)
-    ratio = np.where(np.isnan(ratio), np.inf, ratio)[0]
+    ratio = _times(recorded, expected, allowed)[0]
     return np.sort(np.argsort(-ratio, kind="stable")[:MAX_FEATURES])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,8 @@ class Facts:
 
 def render(facts: Facts) -> str:
     """Return the script as text."""
-    formula = _FORMULAS[facts.kind](facts.constants)
-    body = "\n".join(f"    {line}" if line else "" for line in formula.strip("\n").splitlines())
+    formula = _formula(facts.kind, facts.constants).strip("\n")
+    body = "\n".join(f"    {line}" if line else "" for line in formula.splitlines())
     kept = ", for the output features farthest off" if facts.sampled else ""
     title = (
         f"{facts.tap} of {facts.engine}: pass {facts.pass_index} ({facts.pass_kind}), position {facts.position}"
@@ -147,145 +147,110 @@ def f16(x):
 """What a script needs to round as the engine does; longer names first."""
 
 
-def _read(constants: Mapping[str, Any], name: str) -> str:
-    """Return the expression that reads an input in float64, rounded to 16 bits first where the engine does."""
-    dtype = constants.get(f"{name}_in")
-    return f'{dtype}(given["{name}"])' if dtype else f'given["{name}"].astype(np.float64)'
-
-
-def _embedding(_: Mapping[str, Any]) -> str:
-    return """
+_FORMULAS: dict[type[Kind], str] = {
+    Embedding: """
 # The token's row of token_embd.weight; F16 widened is exact.
 return given["table_row"].astype(np.float64)
-"""
-
-
-def _norm(c: Mapping[str, Any]) -> str:
-    return f"""
+""",
+    RmsNorm: """
 # RMSNorm: x / sqrt(mean(x^2) + eps) * weight
-x, weight, eps = {_read(c, "x")}, given["weight"].astype(np.float64), {c["eps"]!r}
+x, weight, eps = {x}, given["weight"].astype(np.float64), {eps!r}
 return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
-"""
-
-
-def _bitlinear(c: Mapping[str, Any]) -> str:
-    if "scale" in c:
-        return f"""
-# BitLinear: what this engine's 16-bit format makes of the activations ("multiplied": int8 codes, or activations
-# brought back from them, in their units) times ternary weights; one scale each.
-multiplied, signs = given["multiplied"], given["signs"].astype(np.float64)
-return multiplied @ signs.T / {c["scale"]!r} * {c["weight_scale"]!r}
-"""
-    scale = "127.0 / max(np.abs(x).max(), 1e-5)"
-    if c["scale_in_f32"]:
-        scale = f"np.float64(np.float32({scale}))  # this engine keeps it in binary32"
-    rounded = "\nscaled = scaled.astype(np.float32)  # and the product too" if c["product_in_f32"] else ""
-    return f"""
+""",
+    BitLinear: """
 # BitLinear: int8 activations of the token, ternary weights, exact integer sums, one scale each.
-x, signs = given["x"].astype(np.float64), given["signs"].astype(np.int64)
-scale = {scale}
+x, signs = {x}, given["signs"].astype(np.int64)
+scale = {quantise}
 scaled = x * scale{rounded}
 codes = np.clip(np.rint(scaled), -128, 127).astype(np.int64)
-return (codes @ signs.T) / scale * {c["weight_scale"]!r}
-"""
-
-
-def _rope(c: Mapping[str, Any]) -> str:
-    if c["pairing"] == "adjacent":
-        return f"""
-# RoPE: the pairs (2i, 2i + 1) turned by position * base^(-2i/head_dim)
-x, position, base = {_read(c, "x")}, {c["position"]!r}, {c["base"]!r}
-angle = position * base ** (-np.arange(x.shape[-1] // 2) / (x.shape[-1] // 2))
-first, second = x[..., ::2], x[..., 1::2]
-cos, sin = np.cos(angle), np.sin(angle)
-return np.stack([first * cos - second * sin, first * sin + second * cos], axis=-1).reshape(x.shape)
-"""
-    return f"""
+return (codes @ signs.T) / scale * {weight_scale!r}
+""",
+    Rope: """
 # RoPE (NeoX): the pairs (i, i + head_dim/2) turned by position * base^(-2i/head_dim)
-x, position, base = {_read(c, "x")}, {c["position"]!r}, {c["base"]!r}
+x, position, base = {x}, {position!r}, {base!r}
 half = x.shape[-1] // 2
 angle = position * base ** (-np.arange(half) / half)
 first, second = x[..., :half], x[..., half:]
 cos, sin = np.cos(angle), np.sin(angle)
 return np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
-"""
-
-
-def _scores(c: Mapping[str, Any]) -> str:
-    return f"""
+""",
+    AttentionScores: """
 # Scores: every query head times the keys of its group, unscaled; (n_heads, 1, n_keys)
-q, k = {_read(c, "q")}, {_read(c, "k")}  # (1, n_heads, head_dim), (n_keys, n_kv_heads, head_dim)
+q, k = {q}, {k}  # (1, n_heads, head_dim), (n_keys, n_kv_heads, head_dim)
 k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
 return np.einsum("thd,khd->htk", q, k)
-"""
-
-
-def _softmax(c: Mapping[str, Any]) -> str:
-    return f"""
+""",
+    Softmax: """
 # Softmax over the keys at or before the token's own position; the others are exactly zero
-scores, position, scale = {_read(c, "scores")}, {c["position"]!r}, {float(c["scale"])!r}
+scores, position, scale = {scores}, {position!r}, {scale!r}
 scaled = np.where(np.arange(scores.shape[-1]) <= position, scores * scale, -np.inf)
 weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
 return weights / weights.sum(axis=-1, keepdims=True)
-"""
-
-
-def _attend(c: Mapping[str, Any]) -> str:
-    return f"""
+""",
+    Attend: """
 # Values summed by attention weight, heads side by side
-weights, v = {_read(c, "weights")}, {_read(c, "v")}  # (n_heads, 1, n_keys), (n_keys, n_kv_heads, head_dim)
+weights, v = {weights}, {v}  # (n_heads, 1, n_keys), (n_keys, n_kv_heads, head_dim)
 v = np.repeat(v, weights.shape[0] // v.shape[1], axis=1)
 return np.einsum("htk,khd->thd", weights, v).reshape(1, -1)
-"""
-
-
-def _squared_relu(c: Mapping[str, Any]) -> str:
-    return f"""
+""",
+    SquaredRelu: """
 # Squared ReLU
-return np.maximum({_read(c, "gate")}, 0.0) ** 2
-"""
-
-
-def _silu(c: Mapping[str, Any]) -> str:
-    return f"""
+return np.maximum({gate}, 0.0) ** 2
+""",
+    Silu: """
 # SiLU
-gate = {_read(c, "gate")}
+gate = {gate}
 return gate * np.exp(np.minimum(gate, 0.0)) / (1.0 + np.exp(-np.abs(gate)))
-"""
-
-
-def _multiply(c: Mapping[str, Any]) -> str:
-    return f"""
+""",
+    Multiply: """
 # The activated gate times the up projection
-return {_read(c, "a")} * {_read(c, "b")}
-"""
-
-
-def _add(c: Mapping[str, Any]) -> str:
-    return f"""
+return {a} * {b}
+""",
+    Add: """
 # The residual connection
-return {_read(c, "a")} + {_read(c, "b")}
-"""
-
-
-def _head(c: Mapping[str, Any]) -> str:
-    return f"""
+return {a} + {b}
+""",
+    Head: """
 # The head: the final norm times rows of the table
-return {_read(c, "x")} @ given["table_rows"].astype(np.float64).T
+return {x} @ given["table_rows"].astype(np.float64).T
+""",
+}
+"""Kind -> formula. ``{x}`` reads an input in float64; the other fields are constants."""
+
+
+_LOW_BITLINEAR = """
+# BitLinear: what this engine's 16-bit format makes of the activations ("multiplied": int8 codes, or activations
+# brought back from them, in their units) times ternary weights; one scale each.
+multiplied, signs = given["multiplied"], given["signs"].astype(np.float64)
+return multiplied @ signs.T / {scale!r} * {weight_scale!r}
+"""
+_ADJACENT_ROPE = """
+# RoPE: the pairs (2i, 2i + 1) turned by position * base^(-2i/head_dim)
+x, position, base = {x}, {position!r}, {base!r}
+angle = position * base ** (-np.arange(x.shape[-1] // 2) / (x.shape[-1] // 2))
+first, second = x[..., ::2], x[..., 1::2]
+cos, sin = np.cos(angle), np.sin(angle)
+return np.stack([first * cos - second * sin, first * sin + second * cos], axis=-1).reshape(x.shape)
 """
 
 
-_FORMULAS: dict[type[Kind], Callable[[Mapping[str, Any]], str]] = {
-    Embedding: _embedding,
-    RmsNorm: _norm,
-    BitLinear: _bitlinear,
-    Rope: _rope,
-    AttentionScores: _scores,
-    Softmax: _softmax,
-    Attend: _attend,
-    SquaredRelu: _squared_relu,
-    Silu: _silu,
-    Multiply: _multiply,
-    Add: _add,
-    Head: _head,
-}
+def _formula(kind: type[Kind], constants: Mapping[str, Any]) -> str:
+    """Return the formula of an operation with its constants filled in."""
+    formula, fields = _FORMULAS[kind], dict(constants)
+    if kind is Rope and constants["pairing"] == "adjacent":
+        formula = _ADJACENT_ROPE
+    elif kind is Softmax:
+        fields["scale"] = float(constants["scale"])
+    elif kind is BitLinear and "scale" in constants:
+        formula = _LOW_BITLINEAR
+    elif kind is BitLinear:
+        scale = "127.0 / max(np.abs(x).max(), 1e-5)"
+        in_f32 = f"np.float64(np.float32({scale}))  # this engine keeps it in binary32"
+        rounded = "\nscaled = scaled.astype(np.float32)  # and the product too"
+        fields["quantise"] = in_f32 if constants["scale_in_f32"] else scale
+        fields["rounded"] = rounded if constants["product_in_f32"] else ""
+    for name in INPUT_NAMES.get(kind, ("x",)):
+        dtype = constants.get(f"{name}_in")
+        read = f'{dtype}(given["{name}"])' if dtype else f'given["{name}"].astype(np.float64)'
+        fields.setdefault(name, read)
+    return formula.format(**fields)

@@ -69,7 +69,7 @@ class _Score:
 
 
 def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosis:
-    """Find the variant that explains a guilty operation.
+    """Find the variant that explains a wrong operation.
 
     ``arithmetic``: how the engine says it rounds; unknown unless given, then every allowed rounding is tried.
     """
@@ -86,10 +86,10 @@ def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosi
 def diagnose_passes(
     contexts: Sequence[Context], arithmetic: Arithmetic | None = None, *, right: Sequence[Context] = ()
 ) -> Diagnosis:
-    """Find one cause for the same guilty operation in several passes.
+    """Find one cause for the same wrong operation in several passes.
 
     What explains one pass is replayed on the others: a mistake in some tokens need not show in every pass.
-    ``right``: passes in which the operation is right; of causes that explain the guilty ones equally, those that
+    ``right``: passes in which the operation is right; of causes that explain the wrong ones equally, those that
     would show there are dropped.
 
     Raises:
@@ -122,7 +122,7 @@ def narrowed(found: Diagnosis, context: Context, arithmetic: Arithmetic) -> Diag
     A pass that is right excludes what would show there; a pass that is wrong, what does not explain it. When that
     would leave nothing, the pass has a story of its own and nothing is excluded.
     """
-    search = _Search(_readings(context, arithmetic), arithmetic)
+    search = _Search.of(context, arithmetic)
     if search.specification.fits:
         return joined(found, [one for one in found.replays if _is_right(one, context, arithmetic)])
     return joined(found, [one for one in found.replays if _accepted(search.run([one]), search.specification)])
@@ -130,7 +130,7 @@ def narrowed(found: Diagnosis, context: Context, arithmetic: Arithmetic) -> Diag
 
 def _explains(one: Candidate, context: Context, diagnosis: Diagnosis, arithmetic: Arithmetic) -> bool:
     """Return whether a candidate explains another pass as well as the best there."""
-    search = _Search(_readings(context, arithmetic), arithmetic)
+    search = _Search.of(context, arithmetic)
     best = diagnosis.ratio if diagnosis.candidates and diagnosis.ratio is not None else 0.0
     scores = _accepted(search.run([one]), search.specification)
     return any(score.total < GAP * max(best, score.unit) or not diagnosis.candidates for score in scores)
@@ -138,8 +138,7 @@ def _explains(one: Candidate, context: Context, diagnosis: Diagnosis, arithmetic
 
 def _is_right(one: Candidate, context: Context, arithmetic: Arithmetic) -> bool:
     """Return whether a candidate changes nothing in a pass that is right."""
-    scores = _Search(_readings(context, arithmetic), arithmetic).run([one])
-    return all(score.fits for score in scores)
+    return all(score.fits for score in _Search.of(context, arithmetic).run([one]))
 
 
 # --- one pass -------------------------------------------------------------------------------------------------
@@ -185,7 +184,7 @@ def _in_parts(context: Context, arithmetic: Arithmetic, found: Diagnosis, depth:
     """
     for apart in aparts(context) if depth else ():
         rest = apart.rest(context)
-        search = _Search(_readings(rest, arithmetic), arithmetic)
+        search = _Search.of(rest, arithmetic)
         if search.specification.fits:
             bases: Sequence[Candidate | None] = (None,)
             ratio = search.specification.total
@@ -220,6 +219,11 @@ class _Search:
         assert best is not None
         self.specification = best
 
+    @classmethod
+    def of(cls, context: Context, arithmetic: Arithmetic) -> _Search:
+        """Return a search over every way in which an engine like this may round."""
+        return cls(_readings(context, arithmetic), arithmetic)
+
     def run(self, tried: Iterable[Candidate]) -> list[_Score]:
         """Return a score for every candidate that applies."""
         scores = []
@@ -253,7 +257,7 @@ def _forgiving(context: Context, arithmetic: Arithmetic) -> Array | None:
     """
     if not context.is_linear or arithmetic.known:
         return None
-    near = near_ties(context)
+    near = near_ties(context.inputs[0])
     return near if near.any() and 2 * np.count_nonzero(near) < near.size else None
 
 

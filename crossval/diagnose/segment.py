@@ -1,8 +1,9 @@
 """Diagnosis of a segment: several operations were judged as one; which of them is wrong, and how?
 
-Each known mistake of each operation inside the segment is made in turn, the others are computed rightly, and the
-end of the segment is compared with what was recorded. A mistake may sit in one operation, in all that share their
-code (both rotations, every BitLinear, every norm), in one layer or in all of the segment.
+Each known mistake of each operation inside the segment is made one at a time, the other operations are
+computed correctly, and the end of the segment is compared with what was recorded. A mistake may sit in one
+operation, in all that share their code (both rotations, every BitLinear, every norm), in one layer or in all of
+the segment.
 
 What was rounded inside is not known, so activations near an int8 tie may fall either way. A mistake fits when most
 tokens are at the level of float32 rounding and each of the others has such a tie and is off by no more than ties
@@ -12,8 +13,7 @@ tokens that fit.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -23,17 +23,15 @@ import numpy.typing as npt
 from crossval.audit import extent
 from crossval.audit.bounds import Arithmetic, readings
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis, Explanation, finite, verdict
-from crossval.diagnose.kinship import SAME, SHARED, SWAPPED
-from crossval.diagnose.replay import Mistake, Mode, Replay
-from crossval.diagnose.variants import Candidate, Inapplicable, candidates
-from crossval.diagnose.variants.cache import SCOPES
+from crossval.diagnose.hypotheses import SAME, Hypothesis, hypotheses
+from crossval.diagnose.replay import Mode, Replay
+from crossval.diagnose.variants import Inapplicable
 from crossval.diagnose.variants.context import Quantizer
 from crossval.diagnose.variants.distance import LINEAR_FLOOR, TABLE_FLOOR
 from crossval.diagnose.variants.weights import matrix_shape
 from crossval.model import taps
 from crossval.model.kinds import BitLinear, FloatArray, Head
 from crossval.model.op import Op
-from crossval.passes import PassKind
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -58,30 +56,22 @@ N_CLOSE = 40
 
 
 @dataclass(frozen=True, eq=False)
-class _Hypothesis:
-    """A mistake in some operations, and what it is called."""
-
-    mistake: Mistake
-    group: str | None
-    """What operations that share their code are called together; None: it is one kind of operation."""
-
-    @property
-    def first(self) -> tuple[str, Candidate]:
-        """The first wrong operation and what is done there."""
-        return next(iter(self.mistake.at.items()))
-
-
-@dataclass(frozen=True, eq=False)
 class _Fit:
     """A hypothesis against the recorded tensor."""
 
-    hypothesis: _Hypothesis | None
+    hypothesis: Hypothesis | None
     """None: the specification."""
     mode: Mode
     residual: FloatArray
     """Relative L2 of every token."""
     level: float
     """What rounding alone may do."""
+
+    @property
+    def one(self) -> Hypothesis:
+        """The hypothesis of a fit that is not the specification's."""
+        assert self.hypothesis is not None
+        return self.hypothesis
 
     @property
     def fitting(self) -> BoolArray:
@@ -96,7 +86,7 @@ class _Fit:
 def diagnose_segment(replays: Sequence[Replay], arithmetic: Arithmetic) -> Diagnosis:
     """Find the mistake inside a segment that explains its end in all given passes.
 
-    ``replays``: of the same tensor in the guilty passes, the first of them first.
+    ``replays``: of the same tensor in the wrong passes, the first of them first.
 
     Raises:
         Inapplicable: the segment cannot be computed.
@@ -125,73 +115,13 @@ class _Search:
         self._specification = self._best(None, [self._first])
         self._ranked: list[_Fit] = []
 
-    # --- what to try ------------------------------------------------------------------------------------------
-
-    def _hypotheses(self, deferred: bool) -> Iterator[_Hypothesis]:
-        """Yield every mistake of every operation inside, alone, where its code is shared, and in every layer."""
-        known = {op.output: self._named(op, deferred) for op in self._first.segment}
-        inside = {taps.parse(op.output).layer for op in self._first.segment}
-        layers = sorted(layer for layer in inside if layer is not None)
-        seen: set[tuple[str, frozenset[str]]] = set()
-        for label, ops in self._places(layers):
-            names = dict.fromkeys(name for op in ops for name in known[op])
-            for name in names:
-                at = {op: known[op][name] for op in ops if name in known[op]}
-                if len(at) < len(ops) or (name, frozenset(at)) in seen:
-                    continue
-                seen.add((name, frozenset(at)))
-                for kind in self._kinds():
-                    yield _Hypothesis(Mistake(at, kind), label)
-        for label, names_of in SWAPPED:
-            for layer in layers:
-                pair = {f"blk.{layer}.{tap}": name for tap, name in names_of.items()}
-                if all(name in known.get(op, {}) for op, name in pair.items()):
-                    yield _Hypothesis(Mistake({op: known[op][name] for op, name in pair.items()}), label)
-
-    def _places(self, layers: Sequence[int]) -> Iterator[tuple[str | None, list[str]]]:
-        """Yield sets of operations that may be wrong in the same way."""
-        inside = [op.output for op in self._first.segment]
-        yield from ((None, [output]) for output in inside)
-        in_layers = [set(layers)] if len(layers) == 1 else [*({layer} for layer in layers), set(layers)]
-        for chosen in in_layers:
-            here = [o for o in inside if taps.parse(o).layer in chosen]
-            if len(chosen) > 1:
-                for name in dict.fromkeys(taps.parse(o).tap for o in here):
-                    yield None, [o for o in here if taps.parse(o).tap == name]
-            for label, names in SHARED:
-                shared = [o for o in here if taps.parse(o).tap in names]
-                if len({taps.parse(o).tap for o in shared}) > 1:
-                    yield label, shared
-
-    def _named(self, op: Op, deferred: bool) -> dict[str, Candidate]:
-        """Return the known mistakes of an operation by name, own layer and tensor left out.
-
-        Several forms of one mistake are numbered. In a single pass the scopes of a mistake in the cache are one.
-        """
-        context = self._first.context(op, self._quick)
-        only_pass = len(self._first.records) == 1
-        found: dict[str, Candidate] = {}
-        forms: Counter[str] = Counter()
-        with np.errstate(all="ignore"):
-            for one in candidates(context, deferred=deferred):
-                name = _key(op, one)
-                if forms[name] and only_pass and _scope(one) is not None:
-                    continue
-                forms[name] += 1
-                found[name if forms[name] == 1 else f"{name} (form {forms[name]})"] = one
-        return found
-
-    def _kinds(self) -> tuple[PassKind | None, ...]:
-        """Return the passes a mistake may be made in: all; behind other passes also those of one kind only."""
-        return (None, self._first.records[-1].plan.kind) if len(self._first.records) > 1 else (None,)
-
     # --- trying it --------------------------------------------------------------------------------------------
 
     def close(self, deferred: bool) -> list[_Fit]:
         """Return the mistakes nearest to what was recorded in the first pass, computed for all its tokens."""
         probe = _probe(self._first)
-        rough: list[tuple[float, int, _Hypothesis]] = []
-        tried = list(self._hypotheses(deferred))
+        rough: list[tuple[float, int, Hypothesis]] = []
+        tried = list(hypotheses(self._first, self._quick, deferred))
         if len(tried) * self._size() > MOST_WORK:
             return []
         for number, one in enumerate(tried):
@@ -212,7 +142,7 @@ class _Search:
         heads = sum(config.vocab_size * config.dim for op in self._first.segment if isinstance(op.kind, Head))
         return heads + sum(int(np.prod(matrix_shape(config, tensor))) for tensor in matrices)
 
-    def _best(self, one: _Hypothesis | None, replays: Sequence[Replay]) -> _Fit | None:
+    def _best(self, one: Hypothesis | None, replays: Sequence[Replay]) -> _Fit | None:
         """Score a hypothesis under every rounding; the one that most tokens fit counts."""
         found = [fit for mode in self._wide if (fit := self._fit(one, mode, replays)) is not None]
         if not found:
@@ -221,13 +151,13 @@ class _Search:
         narrow = self._fit(one, replace(near, quantizer=self._quick.quantizer, narrow=True), replays)
         return min(found if narrow is None else [narrow, *found], key=_order)
 
-    def _fit(self, one: _Hypothesis | None, mode: Mode, replays: Sequence[Replay]) -> _Fit | None:
+    def _fit(self, one: Hypothesis | None, mode: Mode, replays: Sequence[Replay]) -> _Fit | None:
         parts = [self._residual(replay, one, mode, None) for replay in replays]
         whole = [part for part in parts if part is not None]
         return _Fit(one, mode, np.concatenate(whole), self._level(one)) if len(whole) == len(parts) else None
 
     def _residual(
-        self, replay: Replay, one: _Hypothesis | None, mode: Mode, probe: Sequence[int] | None
+        self, replay: Replay, one: Hypothesis | None, mode: Mode, probe: Sequence[int] | None
     ) -> FloatArray | None:
         with np.errstate(all="ignore"):
             try:
@@ -236,7 +166,7 @@ class _Search:
                 return None
             return None if found is None else replay.distance(found)
 
-    def _level(self, one: _Hypothesis | None) -> float:
+    def _level(self, one: Hypothesis | None) -> float:
         """Return how far rounding alone may be; ggml's activation tables count where no int8 follows."""
         if one is None or one.first[1].variant.family != 6:
             return LINEAR_FLOOR
@@ -267,13 +197,13 @@ class _Search:
         same = _without_synonyms(same)
         name, family, sentence, explained = self._named_by(same)
         order = [op.output for op in self._first.segment]
-        places = {op for fit in same if fit.hypothesis is not None for op in fit.hypothesis.mistake.at}
+        places = {op for fit in same for op in fit.one.mistake.at}
         return Diagnosis(
             name=name,
             family=family,
             explanation=sentence,
             ratio=best.distance(best.fitting),
-            runner_up=None if runner_up is None else _called(runner_up),
+            runner_up=None if runner_up is None else runner_up.one.name,
             runner_up_ratio=ratio,
             specification_ratio=finite(specification.distance(best.fitting)),
             candidates=tuple(explained),
@@ -285,8 +215,7 @@ class _Search:
 
     def _in_all_passes(self, fit: _Fit) -> _Fit | None:
         """Score a mistake of the first pass in all of them, made in all or in its kind of pass only."""
-        one, kind = fit.hypothesis, self._first.records[-1].plan.kind
-        assert one is not None
+        one, kind = fit.one, self._first.records[-1].plan.kind
         tried = [one, replace(one, mistake=replace(one.mistake, kind=kind))]
         found = [better for each in tried if (better := self._best(each, self._replays)) is not None]
         return min(found, key=_order, default=None)
@@ -296,31 +225,28 @@ class _Search:
         explained = list(dict.fromkeys(self._explain(fit) for fit in same))
         first = explained[0]
         if len({one.name for one in explained}) == 1 and len(explained) > 1:
-            seen = [_place(fit.hypothesis, self._first) for fit in same if fit.hypothesis is not None]
-            places = list(dict.fromkeys(seen))
+            places = list(dict.fromkeys(fit.one.place(self._first.tap) for fit in same))
             return first.name, first.family, f"{first.sentence}; or {', or '.join(places[1:])}", explained
         return (*verdict(explained), explained)
 
     def none(self) -> Diagnosis:
         """Say that nothing known explains the segment."""
-        everything: BoolArray = np.ones(1, np.bool_)
-        right = 0.0
-        if self._specification is not None:
-            everything = np.ones(self._specification.residual.size, np.bool_)
-            right = self._specification.distance(everything)
+        right = self._specification
+        everything: BoolArray = np.ones(1 if right is None else right.residual.size, np.bool_)
         ranked = sorted(self._ranked, key=lambda f: f.distance(everything))
-        n_ops = len(self._first.segment)
+        segment = self._first.segment
+        why = (
+            f"no one known mistake in the {len(segment)} operations judged as one explains it; "
+            f"{remedy(op.output for op in segment)}"
+        )
         return Diagnosis(
             name=UNDETERMINED,
             family=None,
-            explanation=(
-                f"no one known mistake in the {n_ops} operations judged as one explains it; "
-                f"{remedy(op.output for op in self._first.segment)}"
-            ),
+            explanation=why,
             ratio=finite(ranked[0].distance(everything)) if ranked else None,
-            runner_up=_called(ranked[1]) if len(ranked) > 1 else None,
+            runner_up=ranked[1].one.name if len(ranked) > 1 else None,
             runner_up_ratio=finite(ranked[1].distance(everything)) if len(ranked) > 1 else None,
-            specification_ratio=finite(right),
+            specification_ratio=0.0 if right is None else finite(right.distance(everything)),
         )
 
     def _fits(self, fit: _Fit, replays: Sequence[Replay]) -> bool:
@@ -333,9 +259,8 @@ class _Search:
         return bool(ties[~fit.fitting].all())
 
     def _explain(self, fit: _Fit) -> Explanation:
-        assert fit.hypothesis is not None
-        _, one = fit.hypothesis.first
-        sentence = f"{one.explanation} ({_place(fit.hypothesis, self._first)})"
+        _, one = fit.one.first
+        sentence = f"{one.explanation} ({fit.one.place(self._first.tap)})"
         return Explanation(one.name, one.group, one.variant.family, sentence)
 
 
@@ -362,74 +287,22 @@ def _apart(other: _Fit, best: _Fit) -> bool:
     return bool(np.count_nonzero(off) >= max(2.0, TELLING * fitting.size))
 
 
-def _called(fit: _Fit) -> str:
-    assert fit.hypothesis is not None
-    return fit.hypothesis.first[1].name
-
-
 def _without_synonyms(same: Sequence[_Fit]) -> list[_Fit]:
     """Leave out what is another fitting mistake seen from the next operation, or the same in fewer passes."""
-    there = {_seen_at(fit) for fit in same}
-    everywhere = {(_called(fit), *_at(fit)) for fit in same if _kind(fit) is None}
-    return [
-        fit
-        for fit in same
-        if SAME.get(_seen_at(fit), _seen_at(fit)) not in there - {_seen_at(fit)}
-        and (_kind(fit) is None or (_called(fit), *_at(fit)) not in everywhere)
-    ]
+    there = {fit.one.seen_at for fit in same}
+    everywhere = {(fit.one.name, *fit.one.mistake.at) for fit in same if fit.one.mistake.kind is None}
 
+    def is_left(one: Hypothesis) -> bool:
+        if one.seen_at in SAME and SAME[one.seen_at] in there:
+            return False
+        return one.mistake.kind is None or (one.name, *one.mistake.at) not in everywhere
 
-def _kind(fit: _Fit) -> PassKind | None:
-    assert fit.hypothesis is not None
-    return fit.hypothesis.mistake.kind
-
-
-def _at(fit: _Fit) -> tuple[str, ...]:
-    assert fit.hypothesis is not None
-    return tuple(fit.hypothesis.mistake.at)
-
-
-def _seen_at(fit: _Fit) -> tuple[str, str]:
-    assert fit.hypothesis is not None
-    return taps.parse(fit.hypothesis.first[0]).tap, fit.hypothesis.first[1].name
+    return [fit for fit in same if is_left(fit.one)]
 
 
 def _order(fit: _Fit) -> tuple[int, float]:
     """Rank fits: most tokens at rounding level, then the nearest."""
     return -int(np.count_nonzero(fit.fitting)), float(np.median(fit.residual))
-
-
-def _place(one: _Hypothesis, replay: Replay) -> str:
-    """Say in words which operations are wrong."""
-    names = [taps.parse(output) for output in one.mistake.at]
-    layers = sorted({name.layer for name in names if name.layer is not None})
-    what = one.group or names[0].tap
-    where = ""
-    if len(layers) > 1:
-        where = f" of layers {layers[0]} to {layers[-1]}"
-    elif layers and layers[0] != taps.parse(replay.tap).layer:
-        where = f" of layer {layers[0]}"
-    when = "" if one.mistake.kind is None else f", in {one.mistake.kind} passes"
-    return f"{what}{where}{when}, inside the segment that ends in {taps.parse(replay.tap).tap}"
-
-
-def _scope(one: Candidate) -> str | None:
-    """Return in which passes a mistake in the cache is made; None: it is none of the cache."""
-    last = one.arguments[-1] if one.arguments else None
-    scope = getattr(last, "scope", last)
-    return scope if isinstance(scope, str) and scope in SCOPES else None
-
-
-def _key(op: Op, one: Candidate) -> str:
-    """Return a candidate's name with its own layer and tensor left out, so that other layers have the same one."""
-    name, layer = one.name, taps.parse(op.output).layer
-    if layer is None:
-        return name
-    own = op.weights[0].split(".")[2] if op.weights else ""
-    for word, number in (("this", layer), ("next", layer + 1), ("previous", layer - 1)):
-        name = name.replace(f"blk.{number}.{own}.", f"{word}.own.") if own else name
-        name = name.replace(f"blk.{number}.", f"{word}.")
-    return name
 
 
 def _modes(segment: Sequence[Op], arithmetic: Arithmetic) -> tuple[list[Mode], Mode]:

@@ -1,8 +1,9 @@
 """Variants: the ways in which people get an operation wrong, each as a formula in NumPy float64.
 
-``VARIANTS`` is the list; the modules hold one family group each. To add a variant, add one entry to the table of
-its module: a name, its family, the operations it applies to, one sentence, and the function that computes the
-wrong output from a ``Context``. The tests simulate and diagnose it, and ``python -m crossval.diagnose.variants >
+``VARIANTS`` is the list; there is one module for each kind of operation. To add a variant, add one entry to the
+table of its module: a name, one sentence, and the function that computes the wrong output from a ``Context``. A
+variant whose parameter is estimated from what was recorded goes into ``FITTED``: a function that yields a ``Fit``
+for each estimate. The tests simulate and diagnose it, and ``python -m crossval.diagnose.variants >
 docs/variants.md`` renews the list in the documentation.
 """
 
@@ -11,72 +12,66 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from crossval.diagnose.variants import (
+    accumulator,
     attention,
     cache,
     embedding,
+    factor,
     ffn,
-    fit_cells,
-    fit_codes,
-    fit_embedding,
-    fit_factor,
-    fit_ffn,
-    fit_head,
-    fit_heads,
-    fit_inputs,
-    fit_norms,
-    fit_quantizer,
-    fit_rope,
-    fit_rows,
-    fit_softmax,
-    fit_sums,
-    fit_taps,
-    fit_tokens,
+    head,
+    inputs,
     kernels,
     norms,
+    other_taps,
     precision,
     quantizer,
     residual,
     rope,
+    rows,
     softmax,
+    tokens,
     weights,
 )
 from crossval.diagnose.variants.context import Context, Inapplicable, of_records
-from crossval.diagnose.variants.variant import FAMILIES, Candidate, Variant
+from crossval.diagnose.variants.variant import EVERY_OP, FAMILIES, Candidate, Variant
 
 VARIANTS: tuple[Variant, ...] = (
     *weights.VARIANTS,
     *quantizer.VARIANTS,
+    *accumulator.VARIANTS,
     *ffn.VARIANTS,
     *norms.VARIANTS,
     *rope.VARIANTS,
     *attention.VARIANTS,
     *softmax.VARIANTS,
-    *fit_softmax.VARIANTS,
+    *softmax.WINDOWS,
     *embedding.VARIANTS,
-    *fit_embedding.VARIANTS,
+    *head.VARIANTS,
+    *embedding.MISSING,
     *cache.VARIANTS,
     *precision.VARIANTS,
     *residual.VARIANTS,
     *kernels.VARIANTS,
-    fit_codes.ROW_SUMS,
 )
 FITTED: tuple[Variant, ...] = (
-    *fit_inputs.FITTED,
-    *fit_codes.FITTED,
-    *fit_quantizer.FITTED,
-    *fit_rows.FITTED,
-    *fit_sums.FITTED,
-    *fit_embedding.FITTED,
-    *fit_norms.FITTED,
-    *fit_rope.FITTED,
-    *fit_heads.FITTED,
-    *fit_head.FITTED,
-    *fit_softmax.FITTED,
-    *fit_ffn.FITTED,
-    *fit_factor.FITTED,
-    *fit_cells.FITTED,
-    *fit_tokens.FITTED,
-    *fit_taps.FITTED,
+    *inputs.FITTED,
+    *weights.FITTED,
+    *quantizer.FITTED,
+    *rows.FITTED,
+    *tokens.LOOKED_UP,
+    *accumulator.FITTED,
+    *embedding.FITTED,
+    *norms.FITTED,
+    *rope.FITTED,
+    *attention.FITTED,
+    *head.FITTED,
+    *softmax.FITTED,
+    *ffn.FITTED,
+    *factor.FITTED,
+    *residual.FITTED,
+    *cache.FITTED,
+    *tokens.FITTED,
+    *other_taps.FITTED,
 )
 """Their parameters are estimated from what was recorded; tried when nothing in ``VARIANTS`` explains it."""
 
@@ -95,6 +90,7 @@ def fitted(context: Context) -> Iterator[Candidate]:
 
 
 __all__ = [
+    "EVERY_OP",
     "FAMILIES",
     "FITTED",
     "VARIANTS",

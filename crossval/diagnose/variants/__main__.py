@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
-from crossval.diagnose.variants import FAMILIES, FITTED, VARIANTS, Variant
+from crossval.diagnose.variants import EVERY_OP, FAMILIES, FITTED, VARIANTS, Variant
 from crossval.model import taps
 
 HEADER = """# Known mistakes
@@ -13,14 +13,13 @@ HEADER = """# Known mistakes
 Generated from `crossval/diagnose/variants`; do not edit. Renew with
 `python -m crossval.diagnose.variants > docs/variants.md`.
 
-When an operation is guilty, it is replayed under each mistake that applies to it. One is named only when its
-output is as close to the recorded one as float32 arithmetic allows and every other is at least ten times farther;
+A wrong operation is computed again with each known mistake that applies to it. One is named only when its output
+is as close to the recorded one as float32 arithmetic allows and every other is at least ten times farther;
 mistakes that give the same output on the input at hand are reported together, and anything else is `undetermined`.
 
-`{}` stands for a value that is tried in turn: a tensor, a position, a constant. Family 14 (wrong tokens or
+`{}` stands for a value that is tried or fitted: a tensor, a position, a constant. Family 14 (wrong tokens or
 template) cannot be seen in one operation; compare the token ids.
 """
-EVERY_OP = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS})
 
 
 def variants_markdown() -> str:

@@ -1,44 +1,70 @@
-"""Attention scores and the weighted sum of values done wrong (family 9)."""
+"""Attention scores and the weighted sum of values done wrong: heads, cells, merging (families 8, 9, 11)."""
 
-# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
-from crossval.diagnose.variants.cache import SCOPES, cells_in
+from crossval.diagnose.variants.cache import READS_CACHE, SCOPES, cells_in
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
+from crossval.diagnose.variants.estimate import ROUGHLY, STRICT, Fit, fitted, is_off, sources
 from crossval.diagnose.variants.variant import Variant, on
 from crossval.model.kinds import rope, widen
 
 KQ = on("kq")
 KQV = on("kqv_out")
-HEADS = KQ | KQV
+BY_HEAD = on("q_rope", "k_rope", "kq", "kq_soft_max", "kqv_out")
+MOST_ROWS = 8
+"""Tokens by which heads are compared; the output found is verified on all."""
 
 # --- heads ----------------------------------------------------------------------------------------------------
 
 
-def attend(context: Context, heads: Array) -> Array:
-    """Compute the scores or the weighted sum with query head h reading the given kv head."""
+def by_head(context: Context, output: Array) -> Array:
+    """Return ``(heads, n_rows, values)`` of an output; scores of later tokens are zeroed."""
+    output = context.masked(output)
+    if context.op.name in ("kq", "kq_soft_max"):
+        return output
+    if context.op.name == "kqv_out":
+        output = output.reshape(context.n_rows, context.config.n_heads, -1)
+    return output.transpose(1, 0, 2)
+
+
+def _merged(context: Context, heads: Array) -> Array:
+    """Bring ``(heads, n_rows, values)`` into the shape of the output."""
+    if context.op.name in ("kq", "kq_soft_max"):
+        return heads
+    return heads.transpose(1, 0, 2).reshape(context.target.shape)
+
+
+def attended(context: Context, query_heads: Array, kv_heads: Array, rows: Array | slice = slice(None)) -> Array:
+    """Return ``(heads, rows, values)``: query (or weight) head ``query_heads[h]`` with KV head ``kv_heads[h]``."""
     first, cells = context.inputs
-    per_head = cells[:, heads]  # (n_kv, n_heads, head_dim)
+    per_head = cells[:, kv_heads].transpose(1, 0, 2)  # (heads, n_kv, head_dim)
     if context.op.name == "kq":
-        scores: Array = first.transpose(1, 0, 2) @ per_head.transpose(1, 2, 0)
-        return scores
-    merged: Array = (first @ per_head.transpose(1, 0, 2)).transpose(1, 0, 2).reshape(first.shape[1], -1)
-    return merged
+        return first[rows][:, query_heads].transpose(1, 0, 2) @ per_head.transpose(0, 2, 1)
+    return first[query_heads][:, rows] @ per_head
+
+
+def _with_map(context: Context, kv_heads: Array) -> Array:
+    """Compute scores or sums with query head h reading the KV head ``kv_heads[h]``."""
+    return _merged(context, attended(context, np.arange(context.config.n_heads), kv_heads))
+
+
+def _own_kv_heads(context: Context) -> Array:
+    return np.arange(context.config.n_heads) // (context.config.n_heads // context.config.n_kv_heads)
 
 
 def _mapped(function: Callable[[Array, int, int], Array]) -> Callable[[Context], Array]:
-    """Return a variant with another map from query heads to kv heads; not one where it is the right map."""
+    """Return a variant with another map from query heads to KV heads; none where it is the right map."""
 
     def variant(c: Context) -> Array:
-        n, n_kv = c.config.n_heads, c.config.n_kv_heads
-        heads = function(np.arange(n), n, n_kv)
-        if np.array_equal(heads, np.arange(n) // (n // n_kv)):
+        heads = function(np.arange(c.config.n_heads), c.config.n_heads, c.config.n_kv_heads)
+        if np.array_equal(heads, _own_kv_heads(c)):
             raise Inapplicable
-        return attend(c, heads)
+        return _with_map(c, heads)
 
     return variant
 
@@ -47,64 +73,22 @@ def _unexpanded(context: Context) -> Array:
     n, n_kv = context.config.n_heads, context.config.n_kv_heads
     if n == n_kv:
         raise Inapplicable
-    output = attend(context, np.minimum(np.arange(n), n_kv - 1))
-    if context.op.name == "kq":
-        output[n_kv:] = 0.0
-    else:
-        output[:, n_kv * context.config.head_dim :] = 0.0
-    return output
+    heads = attended(context, np.arange(n), np.minimum(np.arange(n), n_kv - 1))
+    heads[n_kv:] = 0.0
+    return _merged(context, heads)
 
-
-_HEADS = (
-    Variant(
-        "GQA heads tiled",
-        9,
-        HEADS,
-        "query head h reads kv head h mod n_kv_heads (tiled) instead of h / (n_heads / n_kv_heads) (repeated)",
-        _mapped(lambda h, n, n_kv: h % n_kv),
-    ),
-    Variant(
-        "all heads read kv head 0", 9, HEADS, "every query head reads kv head 0", _mapped(lambda h, n, n_kv: h * 0)
-    ),
-    Variant(
-        "kv heads in reverse",
-        9,
-        HEADS,
-        "kv heads are read in reverse order",
-        _mapped(lambda h, n, n_kv: n_kv - 1 - h // (n // n_kv)),
-        group="wrong kv head",
-    ),
-    Variant(
-        "kv head off by one",
-        9,
-        HEADS,
-        "query heads read the kv head after theirs",
-        _mapped(lambda h, n, n_kv: (h // (n // n_kv) + 1) % n_kv),
-        group="wrong kv head",
-    ),
-    Variant(
-        "kv heads not expanded",
-        9,
-        HEADS,
-        "only the first n_kv_heads query heads are computed, each with the kv head of its own number",
-        _unexpanded,
-    ),
-)
 
 # --- scores ---------------------------------------------------------------------------------------------------
 
 
-def _q_unrotated(context: Context) -> Array:
-    return context.op.function(context.round(0, context.tap(context.name("q"))), context.inputs[1])
+def _with_first(context: Context, first: Array) -> Array:
+    """Compute with other queries (or weights)."""
+    return context.op.function(context.round(0, first), context.inputs[1])
 
 
-def _k_unrotated(context: Context) -> Array:
-    return context.op.function(context.inputs[0], context.round(1, context.cells("k")))
-
-
-def _q_rotated_again(context: Context) -> Array:
-    turned = rope(widen(context.raw[0]), context.positions, base=context.config.rope_base)
-    return context.op.function(context.round(0, turned), context.inputs[1])
+def _with_cells(context: Context, cells: Array) -> Array:
+    """Compute with other cells of the cache."""
+    return context.op.function(context.inputs[0], context.round(1, cells))
 
 
 def _cells_rotated(context: Context, scope: str) -> Array:
@@ -114,51 +98,19 @@ def _cells_rotated(context: Context, scope: str) -> Array:
     return context.op.function(context.inputs[0], cells_in(context, turned, context.inputs[1], scope))
 
 
+def _q_rotated_again(context: Context) -> Array:
+    return _with_first(context, rope(widen(context.raw[0]), context.positions, base=context.config.rope_base))
+
+
 def _cells_of(tap: str) -> Callable[[Context], Array]:
-    return lambda c: c.op.function(c.inputs[0], c.round(1, c.cells(tap)))
+    return lambda c: _with_cells(c, c.cells(c.name(tap)))
 
-
-_SCORES = (
-    Variant(
-        "scaled here already",
-        9,
-        KQ,
-        "scores are multiplied by 1/sqrt(head_dim) here already",
-        lambda c: c.expected / np.sqrt(c.config.head_dim),
-    ),
-    Variant(
-        "divided by head_dim here",
-        9,
-        KQ,
-        "scores are divided by head_dim here",
-        lambda c: c.expected / c.config.head_dim,
-    ),
-    Variant("q not rotated", 8, KQ, "queries are used as they were before RoPE", _q_unrotated),
-    Variant("k not rotated", 8, KQ, "keys are stored as they were before RoPE", _k_unrotated),
-    Variant("q rotated again", 8, KQ, "queries are rotated a second time", _q_rotated_again),
-    Variant("k rotated again", 8, KQ, "keys are rotated a second time", _cells_rotated, lambda c: SCOPES),
-    Variant(
-        "RoPE applied to V",
-        8,
-        KQV,
-        "values are rotated on their way into the cache; only queries and keys should be",
-        _cells_rotated,
-        lambda c: SCOPES,
-    ),
-    Variant("V read as K", 11, KQ, "values are read where keys should be", _cells_of("v")),
-    Variant("K read as V", 11, KQV, "rotated keys are read where values should be", _cells_of("k_rope")),
-)
 
 # --- weighted sum ---------------------------------------------------------------------------------------------
 
 
-def _per_head(context: Context) -> Array:
-    """Return the weighted sums before merging, ``(n_heads, n_rows, head_dim)``."""
-    return context.expected.reshape(context.n_rows, context.config.n_heads, -1).transpose(1, 0, 2)
-
-
 def _merged_wrongly(order: tuple[int, int, int]) -> Callable[[Context], Array]:
-    return lambda c: np.ascontiguousarray(_per_head(c).transpose(order)).reshape(c.n_rows, -1)
+    return lambda c: by_head(c, c.expected).transpose(order).reshape(c.n_rows, -1)
 
 
 def _transposed_v(context: Context) -> Array:
@@ -178,14 +130,9 @@ def _transposed_weights(context: Context) -> Array:
 
 def _mean_of_values(context: Context) -> Array:
     weights = context.inputs[0]
-    uniform = _own_mask_of(context, weights.shape[-1])
-    return context.op.function(np.broadcast_to(uniform, weights.shape), context.inputs[1])
-
-
-def _own_mask_of(context: Context, n_kv: int) -> Array:
-    seen = (np.arange(n_kv) <= context.positions[:, None]).astype(np.float64)
-    normed: Array = seen / seen.sum(axis=-1, keepdims=True)
-    return normed
+    seen = context.mask(weights.shape[-1]).astype(np.float64)
+    uniform = np.broadcast_to(seen / seen.sum(axis=-1, keepdims=True), weights.shape)
+    return context.op.function(uniform, context.inputs[1])
 
 
 def _argmax(context: Context) -> Array:
@@ -194,44 +141,124 @@ def _argmax(context: Context) -> Array:
     return context.op.function(hard, context.inputs[1])
 
 
-_SUM = (
-    Variant(
-        "heads merged as (head_dim, heads)",
-        9,
-        KQV,
-        "heads are merged feature by feature instead of head by head",
-        _merged_wrongly((1, 2, 0)),
-    ),
-    Variant(
-        "heads merged without permuting",
-        9,
-        KQV,
-        "the (heads, tokens, head_dim) array is read as (tokens, heads · head_dim)",
-        _merged_wrongly((0, 1, 2)),
-    ),
-    Variant("V transposed", 9, KQV, "the cache of values is read as its transpose", _transposed_v),
-    Variant(
-        "attention weights transposed",
-        9,
-        KQV,
-        "the attention weights are transposed (queries and keys swapped)",
-        _transposed_weights,
-    ),
-    Variant(
-        "attention weights ignored",
-        9,
-        KQV,
-        "values are averaged; the attention weights are not used",
-        _mean_of_values,
-    ),
-    Variant("only the strongest key", 9, KQV, "only the value of the largest attention weight is taken", _argmax),
-    Variant(
-        "unscaled by the sum",
-        9,
-        KQV,
-        "the weighted sum is multiplied by the number of visible keys",
-        lambda c: c.expected * (c.positions[:, None] + 1.0),
-    ),
+gqa = partial(Variant, family=9, ops=READS_CACHE)
+rotation = partial(Variant, family=8, ops=KQ)
+weighted_sum = partial(Variant, family=9, ops=KQV)
+# fmt: off
+VARIANTS = (
+    gqa("GQA heads tiled",
+        "query head h reads kv head h mod n_kv_heads (tiled) instead of h / (n_heads / n_kv_heads) (repeated)",
+        _mapped(lambda h, n, n_kv: h % n_kv)),
+    gqa("all heads read kv head 0", "every query head reads kv head 0", _mapped(lambda h, n, n_kv: h * 0)),
+    gqa("kv heads in reverse", "kv heads are read in reverse order",
+        _mapped(lambda h, n, n_kv: n_kv - 1 - h // (n // n_kv)), group="wrong kv head"),
+    gqa("kv head off by one", "query heads read the kv head after theirs",
+        _mapped(lambda h, n, n_kv: (h // (n // n_kv) + 1) % n_kv), group="wrong kv head"),
+    gqa("kv heads not expanded",
+        "only the first n_kv_heads query heads are computed, each with the kv head of its own number",
+        _unexpanded),
+    Variant("scaled here already", "scores are multiplied by 1/sqrt(head_dim) here already",
+        lambda c: c.expected / np.sqrt(c.config.head_dim), family=9, ops=KQ),
+    Variant("divided by head_dim here", "scores are divided by head_dim here",
+        lambda c: c.expected / c.config.head_dim, family=9, ops=KQ),
+    rotation("q not rotated", "queries are used as they were before RoPE",
+        lambda c: _with_first(c, c.tap(c.name("q")))),
+    rotation("k not rotated", "keys are stored as they were before RoPE", _cells_of("k")),
+    rotation("q rotated again", "queries are rotated a second time", _q_rotated_again),
+    rotation("k rotated again", "keys are rotated a second time", _cells_rotated, lambda c: SCOPES),
+    Variant("RoPE applied to V",
+        "values are rotated on their way into the cache; only queries and keys should be", _cells_rotated,
+        lambda c: SCOPES, family=8, ops=KQV),
+    Variant("V read as K", "values are read where keys should be", _cells_of("v"), family=11, ops=KQ),
+    Variant("K read as V", "rotated keys are read where values should be", _cells_of("k_rope"), family=11,
+        ops=KQV),
+    weighted_sum("heads merged as (head_dim, heads)",
+        "heads are merged feature by feature instead of head by head", _merged_wrongly((1, 2, 0))),
+    weighted_sum("heads merged without permuting",
+        "the (heads, tokens, head_dim) array is read as (tokens, heads · head_dim)", _merged_wrongly((0, 1, 2))),
+    weighted_sum("V transposed", "the cache of values is read as its transpose", _transposed_v),
+    weighted_sum("attention weights transposed",
+        "the attention weights are transposed (queries and keys swapped)", _transposed_weights),
+    weighted_sum("attention weights ignored", "values are averaged; the attention weights are not used",
+        _mean_of_values),
+    weighted_sum("only the strongest key", "only the value of the largest attention weight is taken", _argmax),
+    weighted_sum("unscaled by the sum", "the weighted sum is multiplied by the number of visible keys",
+        lambda c: c.expected * (c.positions[:, None] + 1.0)),
 )
+# fmt: on
 
-VARIANTS = (*_HEADS, *_SCORES, *_SUM)
+# --- fitted: any map, any order -------------------------------------------------------------------------------
+
+
+def _some_rows(context: Context) -> Array:
+    """Choose tokens late in the pass: they see most keys."""
+    return np.arange(max(0, context.n_rows - MOST_ROWS), context.n_rows)
+
+
+def _seen(context: Context, heads: Array, rows: Array) -> Array:
+    """Return heads as vectors, ``(heads, rows · values)``; scores of later tokens are zeroed."""
+    if context.visible is not None:
+        heads = np.where(context.visible[rows], heads, 0.0)
+    return heads.reshape(heads.shape[0], -1)
+
+
+def listed(values: Array) -> str:
+    """Return ``(0, 1, 0, 1)``."""
+    return f"({', '.join(str(int(v)) for v in values)})"
+
+
+def _maps(context: Context) -> Iterator[Fit]:
+    """Find for each query head the KV head it read."""
+    n, n_kv = context.config.n_heads, context.config.n_kv_heads
+    if n_kv == 1:
+        return
+    rows, right = _some_rows(context), _own_kv_heads(context)
+    target = by_head(context, context.target)[:, rows].reshape(n, -1)
+    of_head = (_seen(context, attended(context, np.arange(n), np.full(n, j), rows), rows) for j in range(n_kv))
+    distance = np.stack([np.linalg.norm(one - target, axis=-1) for one in of_head])
+    found = np.where(np.isfinite(distance), distance, np.inf).argmin(axis=0)
+    if not np.array_equal(found, right):
+        yield Fit(f"{listed(found)} instead of {listed(right)}", lambda c: _with_map(c, found))
+
+
+def _orders(context: Context) -> Iterator[Fit]:
+    """Find for each head of the output the head whose result it holds."""
+    target, right = (by_head(context, array) for array in (context.target, context.expected))
+    n = target.shape[0]
+    if n == 1:
+        return
+    flat, pool = target.reshape(n, -1), right.reshape(n, -1)
+    limit = ROUGHLY if any(context.rounded) else STRICT
+    off = is_off(flat, pool, limit)
+    found = np.where(off, sources(flat, pool, limit), np.arange(n))
+    if off.any() and (found >= 0).all():
+        yield Fit(listed(found), lambda c: _merged(c, by_head(c, c.expected)[found]))
+
+
+def _query_orders(context: Context) -> Iterator[Fit]:
+    """Find for each head the query head (or head of attention weights) it read, with its own KV head."""
+    n, own = context.config.n_heads, _own_kv_heads(context)
+    if n == 1:
+        return
+    rows, heads = _some_rows(context), np.arange(n)
+    target = by_head(context, context.target)[:, rows].reshape(n, -1)
+    found = np.empty(n, int)
+    for h in heads:
+        pool = _seen(context, attended(context, heads, np.full(n, own[h]), rows), rows)
+        found[h] = sources(target[h : h + 1], pool, ROUGHLY)[0]
+    same_group = np.array_equal(own[found], own)  # then the output's heads are in that order
+    if (found >= 0).all() and not np.array_equal(found, heads) and not same_group:
+        yield Fit(listed(found), lambda c: _merged(c, attended(c, found, own)))
+
+
+fitted_heads = partial(fitted, family=9, ops=READS_CACHE)
+# fmt: off
+FITTED = (
+    fitted_heads("query heads use KV heads {}", "query heads 0, 1, … read the KV heads {}", _maps),
+    fitted("heads hold those of heads {}", "heads 0, 1, … of the output hold the results of heads {}", _orders,
+        family=9, ops=BY_HEAD),
+    fitted_heads("query heads read as {}",
+        "heads 0, 1, … read the queries (or attention weights) of heads {}, with their own KV heads",
+        _query_orders),
+)
+# fmt: on

@@ -1,6 +1,5 @@
 """How far a variant is from what was recorded, and how far correct float32 arithmetic may be."""
 
-# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
 from typing import Any
@@ -11,18 +10,7 @@ import numpy.typing as npt
 from crossval.audit import bounds
 from crossval.audit.bounds import Arithmetic, U
 from crossval.diagnose.variants.context import Array, Context
-from crossval.model.kinds import (
-    Add,
-    Embedding,
-    FloatArray,
-    Head,
-    Multiply,
-    RmsNorm,
-    Silu,
-    Softmax,
-    SquaredRelu,
-    visible_keys,
-)
+from crossval.model.kinds import Add, Embedding, FloatArray, Head, Multiply, RmsNorm, Silu, Softmax, SquaredRelu
 
 SLACK = 4.0
 """A variant's engine has as many roundings as a right one, within this factor."""
@@ -32,6 +20,8 @@ LOW_STEPS = 6.0
 """Roundings to a 16-bit format in any one operation."""
 LARGEST_FLOOR = 1e-2
 """However ill-conditioned an operation is on its input, a variant farther away than this does not fit."""
+TIE_REACH = 127 * 4 * U
+"""How near to a tie, in codes, a recorded activation may be rounded either way."""
 TABLE_FLOOR = 2e-3
 """ggml looks some activation functions up in a binary16 table."""
 
@@ -74,7 +64,7 @@ def floor(context: Context, output: Array, family: int, arithmetic: Arithmetic) 
         return np.full(n_rows, TABLE_FLOOR if family == 6 else SLACK * 2 * U)
     if isinstance(op.kind, Softmax):
         scores = context.inputs[0]
-        seen = np.where(visible_keys(scores.shape[-1], context.positions), np.abs(scores), 0.0)
+        seen = np.where(context.mask(scores.shape[-1]), np.abs(scores), 0.0)
         return np.minimum(SLACK * U * (16.0 + 4.0 * seen.max(axis=(0, 2))), LARGEST_FLOOR)
     if isinstance(op.kind, Head):
         allowed = _head_bound(context, arithmetic)
@@ -89,13 +79,11 @@ def floor(context: Context, output: Array, family: int, arithmetic: Arithmetic) 
     return np.minimum(SLACK * _length(context.by_token(allowed)) / size, LARGEST_FLOOR)
 
 
-def near_ties(context: Context) -> npt.NDArray[np.bool_]:
-    """Return which tokens of a BitLinear have an activation so near a rounding tie that engines may differ."""
-    x = context.inputs[0]
+def near_ties(x: Array, reach: float = TIE_REACH) -> npt.NDArray[np.bool_]:
+    """Return which rows of activations have one so near to a rounding tie that engines may differ."""
     scaled = x * (127.0 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5))
     with np.errstate(invalid="ignore"):
-        near: npt.NDArray[np.bool_] = np.abs(scaled - np.floor(scaled) - 0.5) <= 127 * 4 * U
-    return np.asarray(near.any(axis=-1))
+        return np.asarray((np.abs(scaled - np.floor(scaled) - 0.5) <= reach).any(axis=-1))
 
 
 def _head_bound(context: Context, arithmetic: Arithmetic) -> FloatArray:

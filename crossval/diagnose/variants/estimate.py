@@ -5,45 +5,72 @@ formula cannot do by chance: there are always more recorded values than fitted o
 mistakes without a parameter, so a factor of 2 keeps the name it has there.
 """
 
-# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
-from crossval.diagnose.variants.distance import per_token
+from crossval.diagnose.variants.distance import near_ties, per_token
+from crossval.diagnose.variants.variant import Variant
+from crossval.model.kinds import FloatArray, IntArray
 
 STRICT = 1e-5
 """Relative L2 per token that a fitted output must reach: float32 arithmetic does, a mere resemblance not."""
-CLOSE = 1e-4
+ROUGHLY = 2e-3
+"""The same before it is known which inputs an engine rounds to binary16."""
+SAME = 1e-4
 """Two estimates nearer than this, relative, are the same number."""
-DIGITS = 5
+CLOSE = 1e-3
+"""Relative distance on a few values below which a fit is worth checking on all of them."""
+MOST = 8
+"""Fits of one kind that are checked on all tokens."""
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
-    """An estimated parameter: how it is printed, and its value."""
+class Fit:
+    """A mistake with its parameter filled in; printed as its name."""
 
-    label: str
-    value: Any
+    name: str
+    """What the variant's ``{}`` stands for: the parameter, or all of the name."""
+    formula: Callable[[Context], Array]
+    """Computes the wrong output of any pass."""
+    sentence: str = ""
+    group: str = ""
 
     def __format__(self, spec: str) -> str:
-        return self.label
+        return self.name
 
 
-def number(x: float, digits: int = DIGITS) -> str:
+def fitted(name: str, explanation: str, fits: Callable[[Context], Iterator[Fit]], **more: Any) -> Variant:
+    """Return a variant whose parameter is fitted; ``more``: other fields of ``Variant``."""
+    return Variant(name, explanation, lambda context, fit: fit.formula(context), fits, **more)
+
+
+# --- numbers --------------------------------------------------------------------------------------------------
+
+
+def number(x: float, digits: int = 5) -> str:
     """Return a fitted number as a name prints it: the same in every pass of an engine."""
     text = f"{x:.{digits}g}"
     return "0" if float(text) == 0 else text
 
 
-def close(x: float, values: Iterable[float], rel: float = CLOSE) -> bool:
+def close(x: float, values: Iterable[float], rel: float = SAME) -> bool:
     """Return whether a number is one of those with names of their own."""
     return any(abs(x - value) <= rel * max(abs(x), abs(value)) for value in values)
+
+
+def snapped(value: float, near: float = 2e-4) -> float:
+    """Return the integer, simple fraction or two-place decimal that a fitted number stands for, or six digits."""
+    for denominator in (1, 2, 3, 4, 100):
+        whole = round(value * denominator) / denominator
+        if abs(value - whole) <= near * max(1.0, abs(value)):
+            return whole
+    return float(f"{value:.6g}")
 
 
 def factor(target: Array, right: Array) -> float:
@@ -59,6 +86,32 @@ def factor(target: Array, right: Array) -> float:
     return c
 
 
+def log_minimum(distance: Callable[[float], float], middle: float, reach: float) -> float:
+    """Return the number whose logarithm, within ``middle`` ± ``reach``, minimises a distance of the logarithm.
+
+    The best of a grid of quarters is refined by golden-section search.
+    """
+    tried = np.linspace(middle - reach, middle + reach, int(8 * reach) + 1)
+    best = float(tried[np.argmin([distance(x) for x in tried])])
+    ratio = (np.sqrt(5.0) - 1.0) / 2.0
+    a, b = best - 0.25, best + 0.25
+    c, d = b - ratio * (b - a), a + ratio * (b - a)
+    at_c, at_d = distance(c), distance(d)
+    for _ in range(80):
+        if at_c < at_d:
+            b, d, at_d = d, c, at_c
+            c = b - ratio * (b - a)
+            at_c = distance(c)
+        else:
+            a, c, at_c = c, d, at_d
+            d = a + ratio * (b - a)
+            at_d = distance(d)
+    return float(np.exp((a + b) / 2.0))
+
+
+# --- rows looked up -------------------------------------------------------------------------------------------
+
+
 def require(context: Context, output: Array, limit: float = STRICT) -> Array:
     """Return an output that fits what was recorded in every token.
 
@@ -68,11 +121,6 @@ def require(context: Context, output: Array, limit: float = STRICT) -> Array:
     if not (per_token(context, output) <= limit).all():
         raise Inapplicable
     return output
-
-
-def listed(values: Sequence[int] | Array) -> str:
-    """Return ``(0, 1, 0, 1)``."""
-    return f"({', '.join(str(int(v)) for v in values)})"
 
 
 def is_off(target: Array, right: Array, limit: float = STRICT) -> Array:
@@ -97,19 +145,34 @@ def sources(target: Array, pool: Array, limit: float = STRICT) -> Array:
     return np.where(wrong, -1, best)
 
 
-def golden(function: Callable[[float], float], low: float, high: float, steps: int = 80) -> float:
-    """Return where a function of one minimum has it, by golden-section search."""
-    ratio = (np.sqrt(5.0) - 1.0) / 2.0
-    a, b = low, high
-    c, d = b - ratio * (b - a), a + ratio * (b - a)
-    fc, fd = function(c), function(d)
-    for _ in range(steps):
-        if fc < fd:
-            b, d, fd = d, c, fc
-            c = b - ratio * (b - a)
-            fc = function(c)
-        else:
-            a, c, fc = c, d, fd
-            d = a + ratio * (b - a)
-            fd = function(d)
-    return (a + b) / 2.0
+# --- matrix products ------------------------------------------------------------------------------------------
+
+
+def recorded_sums(context: Context, scale: Array | float) -> FloatArray:
+    """Return the sums over the inputs that the recorded output stands for: ``(n_rows, features)``.
+
+    Raises:
+        Inapplicable: some values are not finite, or all are zero.
+    """
+    target = context.target
+    if not np.isfinite(target).all() or not target.any():
+        raise Inapplicable
+    return target * scale / context.matrix.scale
+
+
+def settled(context: Context) -> Context:
+    """Return a product without the tokens whose codes depend on how an engine rounds, if others are left."""
+    near = near_ties(context.inputs[0])
+    return context.of_tokens(~near) if near.any() and not near.all() else context
+
+
+def probe(context: Context, n_features: int) -> IntArray:
+    """Return some of the output features looked at, spread evenly."""
+    have = context.looked_at
+    return have[np.unique(np.linspace(0, have.size - 1, n_features).astype(np.int64))]
+
+
+def distance(recorded: Array, computed: Array) -> float:
+    """Return the relative L2 distance of two arrays."""
+    size = float(np.linalg.norm(recorded))
+    return float(np.linalg.norm(recorded - computed)) / size if size else np.inf

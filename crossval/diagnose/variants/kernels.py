@@ -1,21 +1,21 @@
 """Outputs that a kernel did not write, or wrote to the wrong place: any operation (families 11 and 15)."""
 
-# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
+from crossval.diagnose.variants.estimate import Fit, fitted
 from crossval.diagnose.variants.places import GROUPS, Flags, Rule, described, periods, rules, runs
-from crossval.diagnose.variants.variant import Variant
+from crossval.diagnose.variants.variant import EVERY_OP, Variant
 from crossval.model import taps
 from crossval.model.kinds import widen
-from crossval.model.taps import BITLINEARS, token_axis
+from crossval.model.taps import BITLINEARS
 
-EVERY_OP = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS})
 PRODUCTS = BITLINEARS | {"result_output"}
 
 # --- tokens ---------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def _reordered(order: Callable[[int], Array]) -> Callable[[Context], Array]:
 def _zero_tokens(context: Context) -> Iterator[_Tokens]:
     """Find the tokens that hold zeros; read from what was recorded."""
     if context.whole_pass:
-        found = np.moveaxis(widen(context.recorded), token_axis(context.op.output), 0)
+        found = np.moveaxis(widen(context.recorded), context.token_axis, 0)
         yield from _ruled(np.asarray(~found.reshape(found.shape[0], -1).any(axis=-1)))
 
 
@@ -118,113 +118,10 @@ def _zero_embeddings(context: Context) -> Iterator[_Tokens]:
             yield tokens
 
 
-_TOKENS = (
-    Variant(
-        "{0.rule.words} zero",
-        11,
-        EVERY_OP,
-        "{0.rule.words} were never written, or overwritten with zeros",
-        _tokens_zeroed,
-        _zero_tokens,
-        group="{0.symptom} zero",
-        shown="tokens from *a* on, last n mod *m* tokens, or tokens t mod *m* = *r*, zero",
-        shown_sentence="the tokens left over, beyond a limit, or of one remainder were never written: zeros",
-    ),
-    Variant(
-        "embedding rows of {0.rule.words} read as zeros",
-        10,
-        frozenset(taps.INPUT_TAPS),
-        "the embedding rows of the ids of {0.rule.words}, which no other token has, are read as zeros",
-        _tokens_zeroed,
-        _zero_embeddings,
-        group="{0.symptom} zero",
-    ),
-    Variant(
-        "{0.rule.words} {0.verb} the one before",
-        11,
-        EVERY_OP,
-        "{0.rule.words} hold the result of the token before them",
-        _tail_before,
-        _tails,
-        group="{0.symptom} {0.verb} the one before",
-        shown="tokens from *a* on, or last n mod *m* tokens, hold the one before",
-        shown_sentence="the tokens left over, or beyond a limit, hold the result of the token before them",
-    ),
-    Variant(
-        "{0.rule.words} {0.verb} the first ones",
-        11,
-        EVERY_OP,
-        "{0.rule.words} hold the results of the first tokens",
-        _tail_first,
-        _tails,
-        group="{0.symptom} {0.verb} the first ones",
-        shown="tokens from *a* on, or last n mod *m* tokens, hold the first ones",
-        shown_sentence="the tokens left over, or beyond a limit, hold the results of the first tokens",
-    ),
-    Variant(
-        "{0.rule.words} hold those before",
-        11,
-        EVERY_OP,
-        "{0.rule.words} hold the results of as many tokens before them",
-        _tail_shifted,
-        _tails,
-        group="{0.symptom} hold those before",
-        shown="tokens from *a* on, or last n mod *m* tokens, hold those before",
-        shown_sentence="the tokens left over, or beyond a limit, hold the results of as many tokens before them",
-    ),
-    Variant(
-        "every token holds the one before",
-        11,
-        EVERY_OP,
-        "every token holds the result of the token before",
-        _reordered(lambda n: np.maximum(np.arange(n) - 1, 0)),
-    ),
-    Variant(
-        "every token holds the one after",
-        11,
-        EVERY_OP,
-        "every token holds the result of the token after",
-        _reordered(lambda n: np.minimum(np.arange(n) + 1, n - 1)),
-    ),
-    Variant(
-        "every token holds the first",
-        11,
-        EVERY_OP,
-        "every token holds the first one's result",
-        _reordered(lambda n: np.zeros(n, int)),
-    ),
-    Variant(
-        "every token holds the last",
-        11,
-        EVERY_OP,
-        "every token holds the last one's result",
-        _reordered(lambda n: np.full(n, n - 1)),
-    ),
-    Variant(
-        "tokens in reverse order",
-        11,
-        EVERY_OP,
-        "results are stored in reverse order of the tokens",
-        _reordered(lambda n: np.arange(n)[::-1]),
-    ),
-)
-
 # --- features -------------------------------------------------------------------------------------------------
 
 
 MOST_RUNS = 3
-
-
-class _Features(NamedTuple):
-    """Features that share a fate, by number."""
-
-    flags: Flags
-    end: str = ""
-    """For values of the pass before: which of its tokens."""
-
-    @property
-    def words(self) -> str:
-        return described(self.flags, "feature")
 
 
 def _slices(flags: Flags) -> Iterator[Flags]:
@@ -247,20 +144,20 @@ def _features_of(context: Context, array: Array) -> Array:
     return array.reshape(array.shape[0], -1)
 
 
-def _zero_features(context: Context) -> Iterator[_Features]:
+def _zero_features(context: Context) -> Iterator[Fit]:
     """Find the features that are zero in every token; read from what was recorded."""
     found = _features_of(context, widen(context.recorded))
     for flags in _slices(np.asarray(~found.any(axis=tuple(range(found.ndim - 1))))):
-        yield _Features(flags)
+        yield Fit(described(flags, "feature"), partial(_sliced, flags, 0.0))
 
 
-def _stale_features(context: Context) -> Iterator[_Features]:
+def _stale_features(context: Context) -> Iterator[Fit]:
     """Find the slices of features that still hold values of the pass before."""
     found = _features_of(context, widen(context.recorded))
     for end in ENDS:
         same = found == _features_of(context, _stale(context, end))
         for flags in _slices(same.all(axis=tuple(range(found.ndim - 1)))):
-            yield _Features(flags, end)
+            yield Fit(described(flags, "feature"), partial(_stale_slice, flags, end))
 
 
 ENDS = ("first", "last")
@@ -271,8 +168,8 @@ def _stale(context: Context, end: str) -> Array:
     before = context.previous[-1].get(context.op.output) if context.previous else None
     if before is None:
         raise Inapplicable
-    axis, n = token_axis(context.op.output), context.recorded.shape[token_axis(context.op.output)]
-    total = before.array.shape[axis]
+    axis = context.token_axis
+    n, total = context.recorded.shape[axis], before.array.shape[axis]
     if total < n:
         raise Inapplicable
     rows = range(n) if end == "first" else range(total - n, total)
@@ -282,8 +179,12 @@ def _stale(context: Context, end: str) -> Array:
     return taken
 
 
-def _sliced(context: Context, features: _Features, content: Array | float) -> Array:
-    flags = features.flags
+def _stale_slice(flags: Flags, end: str, context: Context) -> Array:
+    return _sliced(flags, _stale(context, end), context)
+
+
+def _sliced(flags: Flags, content: Array | float, context: Context) -> Array:
+    """Return the right output with other content in some features (of scores: heads)."""
     if context.op.name in ("kq", "kq_soft_max"):
         out = context.expected.copy()
         out[flags] = content if isinstance(content, float) else content[flags]
@@ -298,69 +199,59 @@ def _sliced(context: Context, features: _Features, content: Array | float) -> Ar
     return flat.reshape(out.shape)
 
 
-def _all_stale(context: Context, end: str) -> Array:
-    return context.flat(_stale(context, end)).copy()
-
-
-_FEATURES = (
-    Variant(
-        "{0.words} zero",
-        15,
-        EVERY_OP - PRODUCTS,
-        "{0.words} were never written: one thread's slice, or leftover rows, lost (for scores: heads)",
-        lambda c, features: _sliced(c, features, 0.0),
-        _zero_features,
-        shown="features *a* to *b* zero",
+tokens = partial(Variant, family=11, ops=EVERY_OP)
+kernel = partial(Variant, family=15, ops=EVERY_OP)
+product = partial(fitted, family=15, ops=PRODUCTS)
+# fmt: off
+VARIANTS = (
+    tokens("{0.rule.words} zero", "{0.rule.words} were never written, or overwritten with zeros", _tokens_zeroed,
+        _zero_tokens, group="{0.symptom} zero",
+        shown="tokens from *a* on, last n mod *m* tokens, or tokens t mod *m* = *r*, zero",
+        shown_sentence="the tokens left over, beyond a limit, or of one remainder were never written: zeros"),
+    Variant("embedding rows of {0.rule.words} read as zeros",
+        "the embedding rows of the ids of {0.rule.words}, which no other token has, are read as zeros",
+        _tokens_zeroed, _zero_embeddings, group="{0.symptom} zero", family=10, ops=frozenset(taps.INPUT_TAPS)),
+    tokens("{0.rule.words} {0.verb} the one before", "{0.rule.words} hold the result of the token before them",
+        _tail_before, _tails, group="{0.symptom} {0.verb} the one before",
+        shown="tokens from *a* on, or last n mod *m* tokens, hold the one before",
+        shown_sentence="the tokens left over, or beyond a limit, hold the result of the token before them"),
+    tokens("{0.rule.words} {0.verb} the first ones", "{0.rule.words} hold the results of the first tokens",
+        _tail_first, _tails, group="{0.symptom} {0.verb} the first ones",
+        shown="tokens from *a* on, or last n mod *m* tokens, hold the first ones",
+        shown_sentence="the tokens left over, or beyond a limit, hold the results of the first tokens"),
+    tokens("{0.rule.words} hold those before", "{0.rule.words} hold the results of as many tokens before them",
+        _tail_shifted, _tails, group="{0.symptom} hold those before",
+        shown="tokens from *a* on, or last n mod *m* tokens, hold those before",
+        shown_sentence="the tokens left over, or beyond a limit, hold the results of as many tokens before them"),
+    tokens("every token holds the one before", "every token holds the result of the token before",
+        _reordered(lambda n: np.maximum(np.arange(n) - 1, 0))),
+    tokens("every token holds the one after", "every token holds the result of the token after",
+        _reordered(lambda n: np.minimum(np.arange(n) + 1, n - 1))),
+    tokens("every token holds the first", "every token holds the first one's result",
+        _reordered(lambda n: np.zeros(n, int))),
+    tokens("every token holds the last", "every token holds the last one's result",
+        _reordered(lambda n: np.full(n, n - 1))),
+    tokens("tokens in reverse order", "results are stored in reverse order of the tokens",
+        _reordered(lambda n: np.arange(n)[::-1])),
+    fitted("{} zero",
+        "{} were never written: one thread's slice, or leftover rows, lost (for scores: heads)",
+        _zero_features, shown="features *a* to *b* zero",
         shown_sentence="features were never written: a thread's slice, or leftover rows, lost (for scores: heads)",
-    ),
-    Variant(
-        "{0.words} never written",
-        15,
-        PRODUCTS,
-        "{0.words} were never written: one thread's slice, or leftover rows, lost",
-        lambda c, features: _sliced(c, features, 0.0),
-        _zero_features,
-        group="{0.words} zero",
-        shown="features *a* to *b* never written",
-        shown_sentence="features were never written: one thread's slice, or leftover rows, lost",
-    ),
-    Variant(
-        "weight rows of {0.words} read as zeros",
-        15,
-        PRODUCTS,
-        "the rows of the weight that give {0.words} are read as zeros",
-        lambda c, features: _sliced(c, features, 0.0),
-        _zero_features,
-        group="{0.words} zero",
-        shown="weight rows of features *a* to *b* read as zeros",
-        shown_sentence="the rows of the weight that give these features are read as zeros",
-    ),
-    Variant(
-        "{0.words} stale",
-        15,
-        EVERY_OP,
-        "{0.words} still hold the values of the pass before (for scores: heads)",
-        lambda c, stale: _sliced(c, stale, _stale(c, stale.end)),
-        _stale_features,
-        group="features stale",
-        shown="features *a* to *b* stale",
+        family=15, ops=EVERY_OP - PRODUCTS),
+    product("{} never written", "{} were never written: one thread's slice, or leftover rows, lost",
+        _zero_features, group="{} zero", shown="features *a* to *b* never written",
+        shown_sentence="features were never written: one thread's slice, or leftover rows, lost"),
+    product("weight rows of {} read as zeros", "the rows of the weight that give {} are read as zeros",
+        _zero_features, group="{} zero", shown="weight rows of features *a* to *b* read as zeros",
+        shown_sentence="the rows of the weight that give these features are read as zeros"),
+    fitted("{} stale", "{} still hold the values of the pass before (for scores: heads)",
+        _stale_features, group="features stale", shown="features *a* to *b* stale",
         shown_sentence="features still hold the values of the pass before (for scores: heads)",
-    ),
+        family=15, ops=EVERY_OP),
+    kernel("output zero", "the output was never written: all zeros", lambda c: np.zeros_like(c.target)),
+    kernel("output stale", "the output still holds the values of the pass before",
+        lambda c, end: c.flat(_stale(c, end)).copy(), lambda c: ENDS),
+    Variant("output negated", "the output has the wrong sign", lambda c: -c.expected, family=15,
+        ops=EVERY_OP - BITLINEARS),
 )
-
-_WHOLE = (
-    Variant(
-        "output zero", 15, EVERY_OP, "the output was never written: all zeros", lambda c: np.zeros_like(c.target)
-    ),
-    Variant(
-        "output stale",
-        15,
-        EVERY_OP,
-        "the output still holds the values of the pass before",
-        _all_stale,
-        lambda c: ENDS,
-    ),
-    Variant("output negated", 15, EVERY_OP - BITLINEARS, "the output has the wrong sign", lambda c: -c.expected),
-)
-
-VARIANTS = (*_TOKENS, *_FEATURES, *_WHOLE)
+# fmt: on

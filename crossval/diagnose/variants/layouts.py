@@ -1,6 +1,5 @@
 """Ways to take a matrix's 2-bit codes out of its bytes: the right one and those that engines use by mistake."""
 
-# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
 from collections.abc import Callable

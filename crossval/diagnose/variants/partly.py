@@ -4,7 +4,6 @@ What is set aside is visible in the values themselves: numbers that no product o
 right values where the others are wrong.
 """
 
-# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -216,5 +215,5 @@ def _made(base: Candidate, context: Context) -> Array:
 def _candidate(
     name: str, sentence: str, group: str, family: int, function: Callable[[Context], Array]
 ) -> Candidate:
-    variant = Variant("{}", family, BITLINEARS, "{}", lambda c, *_: function(c), group="{2}")
+    variant = Variant("{}", "{}", lambda c, *_: function(c), group="{2}", family=family, ops=BITLINEARS)
     return Candidate(variant, name, sentence, (name, sentence, group))

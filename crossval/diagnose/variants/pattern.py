@@ -1,6 +1,5 @@
 """Say in words where and how an output deviates, when no variant explains it."""
 
-# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
 import numpy as np
@@ -22,9 +21,7 @@ def describe(context: Context) -> str:
 
     Positions are those of the sequence, features those within their head where there are heads.
     """
-    recorded, expected = context.target, context.expected
-    if context.visible is not None:
-        recorded, expected = (np.where(context.visible, a, 0.0) for a in (recorded, expected))
+    recorded, expected = context.masked(context.target), context.masked(context.expected)
     bad = ~np.isfinite(recorded)
     if bad.any():
         others = tuple(i for i in range(bad.ndim) if i != context.token_axis)

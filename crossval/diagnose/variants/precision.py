@@ -1,19 +1,18 @@
 """Roundings that are missing, doubled or to the wrong format (family 12)."""
 
-# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from crossval.audit.bounds import U
 from crossval.diagnose.variants.cache import SCOPES, cells_in
-from crossval.diagnose.variants.context import Array, Context, Inapplicable
-from crossval.diagnose.variants.variant import Variant, on
+from crossval.diagnose.variants.context import Array, Context, Inapplicable, head, linear
+from crossval.diagnose.variants.variant import EVERY_OP, Variant, on
 from crossval.formats import to_bf16, to_f16
-from crossval.model import taps
 from crossval.model.kinds import rms_norm, widen
 from crossval.model.taps import NORMS
 
@@ -21,7 +20,6 @@ ATTENTION = on("kq", "kqv_out")
 HEAD = on("result_output")
 ALL = "all passes"
 READS_F16 = ATTENTION | HEAD
-EVERY_OP = frozenset({*taps.LAYER_TAPS, *taps.INPUT_TAPS, *taps.HEAD_TAPS})
 
 
 def truncate_bf16(x: Array) -> Array:
@@ -60,55 +58,12 @@ FORMATS: dict[str, Callable[[Array], Array]] = {
 # --- the roundings an engine states or may choose --------------------------------------------------------------
 
 
-def _float_inputs(context: Context) -> list[int]:
-    return [i for i, array in enumerate(context.raw) if array.dtype.kind == "f"]
-
-
-def _label(context: Context, index: int) -> str:
-    return context.op.inputs[index].split(".")[-1]
-
-
-def _apply(context: Context, inputs: list[Array]) -> Array:
-    if context.is_flat:
-        from crossval.diagnose.variants.linear import head, linear
-
-        return linear(context, x=inputs[0]) if context.is_linear else head(context, x=inputs[0])
-    own = [context.weights[name] for name in context.op.weights]
-    return context.op.function(*inputs, *own)
-
-
-def _changed_input(context: Context, index: int, changed: Array, scope: str) -> Array:
-    """Compute with one input changed; cells of the cache only where the scope says."""
-    if scope != ALL:
-        changed = cells_in(context, changed, context.inputs[index], scope)
-    return _apply(context, [changed if i == index else array for i, array in enumerate(context.inputs)])
-
-
-def _without(context: Context, choice: _Choice) -> Array:
-    return _changed_input(context, choice.index, widen(context.raw[choice.index]), choice.scope)
-
-
-def _with_f16(context: Context, choice: _Choice) -> Array:
-    return _changed_input(context, choice.index, to_f16(widen(context.raw[choice.index])), choice.scope)
-
-
-def _no_f16(context: Context) -> Array:
-    if context.rounded.count("f16") < 2:
-        raise Inapplicable
-    return _apply(context, [widen(array) for array in context.raw])
-
-
-def _input_as(context: Context, choice: _Choice) -> Array:
-    rounded = FORMATS[choice.form](widen(context.raw[choice.index]))
-    return _changed_input(context, choice.index, context.round(choice.index, rounded), choice.scope)
-
-
 @dataclass(frozen=True)
 class _Choice:
-    """An input, the format it is rounded to, and in which passes; printed as its label."""
+    """An input, what it is rounded to, and in which passes; printed as its label."""
 
     index: int
-    form: str
+    change: Callable[[Array], Array]
     scope: str
     label: str
 
@@ -116,35 +71,62 @@ class _Choice:
         return self.label
 
 
-def _scopes(context: Context, index: int) -> tuple[str, ...]:
-    return SCOPES if context.op.inputs[index].endswith("_cache") else (ALL,)
+def _choices(context: Context, index: int, label: str, change: Callable[[Array], Array]) -> Iterator[_Choice]:
+    """Yield the change of an input in every scope: of the cache also in some passes only."""
+    for scope in SCOPES if context.op.inputs[index].endswith("_cache") else (ALL,):
+        yield _Choice(index, change, scope, label.format(context.op.inputs[index].split(".")[-1]))
 
 
-def _missing(context: Context) -> Iterator[_Choice]:
-    return _f16_choices(context, missing=True)
-
-
-def _added(context: Context) -> Iterator[_Choice]:
-    return _f16_choices(context, missing=False)
+def _float_inputs(context: Context) -> list[int]:
+    return [i for i, array in enumerate(context.raw) if array.dtype.kind == "f"]
 
 
 def _f16_choices(context: Context, *, missing: bool) -> Iterator[_Choice]:
-    """Yield the inputs that are rounded to binary16, or are not, in every scope."""
+    """Yield the inputs that are rounded to binary16, or are not."""
     for index in _float_inputs(context) if context.rounded else ():
         if (context.rounded[index] == "f16") == missing:
-            for scope in _scopes(context, index):
-                yield _Choice(index, "F16", scope, _label(context, index))
+            yield from _choices(context, index, "{}", (lambda x: x) if missing else to_f16)
 
 
-def _choices(context: Context) -> Iterator[_Choice]:
+def _other_formats(context: Context) -> Iterator[_Choice]:
     for index in _float_inputs(context):
-        for form in FORMATS:
+        for form, change in FORMATS.items():
             if form == "Q8_0" and context.op.name not in ATTENTION:
                 continue
             if form == "F16" and (context.op.name in READS_F16 or context.op.name == "inp_embd"):
                 continue  # these are the roundings of bitnet.cpp itself: "missing" and "added"
-            for scope in _scopes(context, index):
-                yield _Choice(index, form, scope, f"{_label(context, index)} rounded to {form}")
+            yield from _choices(context, index, f"{{}} rounded to {form}", change)
+
+
+def _stored_as(context: Context, choice: _Choice) -> Array:
+    """Compute with one input in another format, and not as this engine reads it."""
+    return _with_input(context, choice, choice.change(widen(context.raw[choice.index])))
+
+
+def _read_as(context: Context, choice: _Choice) -> Array:
+    """Compute with one input in another format before this engine reads it."""
+    changed = context.round(choice.index, choice.change(widen(context.raw[choice.index])))
+    return _with_input(context, choice, changed)
+
+
+def _with_input(context: Context, choice: _Choice, changed: Array) -> Array:
+    inputs = list(context.inputs)
+    if choice.scope != ALL:
+        changed = cells_in(context, changed, inputs[choice.index], choice.scope)
+    inputs[choice.index] = changed
+    return _computed(context, inputs)
+
+
+def _computed(context: Context, inputs: list[Array]) -> Array:
+    if context.is_flat:
+        return linear(context, x=inputs[0]) if context.is_linear else head(context, x=inputs[0])
+    return context.compute(*inputs)
+
+
+def _no_f16(context: Context) -> Array:
+    if context.rounded.count("f16") < 2:
+        raise Inapplicable
+    return _computed(context, [widen(array) for array in context.raw])
 
 
 def _output_as(context: Context, form: str) -> Array:
@@ -156,55 +138,21 @@ def _output_as(context: Context, form: str) -> Array:
     return np.where(either, target, change(exact))
 
 
-_ROUNDINGS = (
-    Variant(
-        "F16 rounding of {} missing",
-        12,
-        READS_F16,
-        "{} is used in float32 where bitnet.cpp rounds it to binary16",
-        _without,
-        _missing,
-    ),
-    Variant(
-        "F16 rounding missing", 12, READS_F16, "no input is rounded to binary16 where bitnet.cpp does", _no_f16
-    ),
-    Variant(
-        "F16 rounding of {} added",
-        12,
-        READS_F16,
-        "{} is rounded to binary16 where bitnet.cpp does not",
-        _with_f16,
-        _added,
-    ),
-    Variant("{}", 12, EVERY_OP, "{} on the way in", _input_as, _choices, group="input rounded"),
-    Variant(
-        "output rounded to {}",
-        12,
-        EVERY_OP,
-        "the result is rounded to {}",
-        _output_as,
-        lambda c: ("F16", "BF16", "truncated BF16"),
-        group="output rounded to a 16-bit format",
-    ),
+FORMATS_16 = ("F16", "BF16", "truncated BF16")
+rounding = partial(Variant, family=12, ops=READS_F16)
+# fmt: off
+VARIANTS = (
+    rounding("F16 rounding of {} missing", "{} is used in float32 where bitnet.cpp rounds it to binary16",
+        _stored_as, partial(_f16_choices, missing=True)),
+    rounding("F16 rounding missing", "no input is rounded to binary16 where bitnet.cpp does", _no_f16),
+    rounding("F16 rounding of {} added", "{} is rounded to binary16 where bitnet.cpp does not",
+        _stored_as, partial(_f16_choices, missing=False)),
+    Variant("{}", "{} on the way in", _read_as, _other_formats, group="input rounded", family=12, ops=EVERY_OP),
+    Variant("output rounded to {}", "the result is rounded to {}", _output_as,
+        lambda c: FORMATS_16, group="output rounded to a 16-bit format", family=12,
+        ops=EVERY_OP),
+    Variant("norm weight rounded to {}", "the norm's weights are rounded to {}",
+        lambda c, form: rms_norm(c.inputs[0], FORMATS[form](c.vector), eps=c.config.rms_eps),
+        lambda c: FORMATS_16, group="norm weight rounded to a 16-bit format", family=12, ops=NORMS),
 )
-
-# --- weights --------------------------------------------------------------------------------------------------
-
-
-def _norm_weight(context: Context, form: str) -> Array:
-    return rms_norm(context.inputs[0], FORMATS[form](context.vector), eps=context.config.rms_eps)
-
-
-_WEIGHTS = (
-    Variant(
-        "norm weight rounded to {}",
-        12,
-        NORMS,
-        "the norm's weights are rounded to {}",
-        _norm_weight,
-        lambda c: ("F16", "BF16", "truncated BF16"),
-        group="norm weight rounded to a 16-bit format",
-    ),
-)
-
-VARIANTS = (*_ROUNDINGS, *_WEIGHTS)
+# fmt: on

@@ -1,13 +1,17 @@
 """Residual connections done wrong (family 13)."""
 
-# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
+from crossval.diagnose.variants.estimate import Fit, fitted, number
+from crossval.diagnose.variants.factor import LEAST
+from crossval.diagnose.variants.norms import unit
 from crossval.diagnose.variants.variant import Variant, on
-from crossval.model.kinds import rms_norm
 
 ADD = on("ffn_inp", "l_out")
 
@@ -20,30 +24,14 @@ def _stream(c: Context) -> Array:
     return c.inputs[1]
 
 
-def _normed_stream(context: Context) -> Array:
-    """The stream as its norm left it: what the branch started from."""
-    return context.tap(context.name("attn_norm" if context.op.name == "ffn_inp" else "ffn_norm"))
+def _norm_of(context: Context) -> str:
+    """Return the norm that the branch started from."""
+    return "attn_norm" if context.op.name == "ffn_inp" else "ffn_norm"
 
 
 def _post_norm(context: Context) -> Array:
     """Add first, norm the sum with the weight of the layer's norm."""
-    weight = context.weights[
-        context.name("attn_norm.weight" if context.op.name == "ffn_inp" else "ffn_norm.weight")
-    ]
-    assert isinstance(weight, np.ndarray)
-    return rms_norm(context.expected, weight.astype(np.float64), eps=context.config.rms_eps)
-
-
-def _layer_input(context: Context) -> Array:
-    return _branch(context) + context.tap(context.layer_input)
-
-
-def _attention_only(context: Context) -> Array:
-    return _branch(context) + context.tap(context.name("attn_o_out"))
-
-
-def _parallel(context: Context) -> Array:
-    return context.expected + context.tap(context.layer_input)
+    return unit(context, context.expected) * context.array(context.name(f"{_norm_of(context)}.weight"))
 
 
 def _shifted(context: Context) -> Array:
@@ -52,64 +40,47 @@ def _shifted(context: Context) -> Array:
     return _branch(context) + np.concatenate([_stream(context)[:1], _stream(context)[:-1]])
 
 
+residual = partial(Variant, family=13, ops=ADD)
+layer_output = partial(Variant, family=13, ops=on("l_out"))
+# fmt: off
 VARIANTS = (
-    Variant(
-        "residual skipped",
-        13,
-        ADD,
-        "the branch alone; the residual stream is not added",
-        lambda c: _branch(c).copy(),
-    ),
-    Variant(
-        "branch skipped",
-        13,
-        ADD,
-        "the residual stream alone; the branch is not added",
-        lambda c: _stream(c).copy(),
-    ),
-    Variant(
-        "residual doubled", 13, ADD, "the residual stream is added twice", lambda c: _branch(c) + 2 * _stream(c)
-    ),
-    Variant("branch doubled", 13, ADD, "the branch is added twice", lambda c: 2 * _branch(c) + _stream(c)),
-    Variant(
-        "residual after the norm",
-        13,
-        ADD,
-        "the normed stream is added instead of the stream itself",
-        lambda c: _branch(c) + _normed_stream(c),
-    ),
-    Variant("sum normed", 13, ADD, "the sum is normed (post-norm instead of pre-norm)", _post_norm),
-    Variant(
-        "residual subtracted", 13, ADD, "the residual stream is subtracted", lambda c: _branch(c) - _stream(c)
-    ),
-    Variant("branch subtracted", 13, ADD, "the branch is subtracted", lambda c: _stream(c) - _branch(c)),
-    Variant(
-        "mean instead of sum",
-        13,
-        ADD,
-        "the mean of branch and stream instead of their sum",
-        lambda c: 0.5 * c.expected,
-    ),
-    Variant(
-        "sum over root 2", 13, ADD, "the sum is divided by the root of 2", lambda c: c.expected / np.sqrt(2.0)
-    ),
-    Variant(
-        "product instead of sum", 13, ADD, "branch times stream instead of plus", lambda c: _branch(c) * _stream(c)
-    ),
-    Variant("residual of the token before", 13, ADD, "the residual stream of the token before is added", _shifted),
-    Variant(
-        "residual from the layer's input",
-        13,
-        on("l_out"),
+    residual("residual skipped", "the branch alone; the residual stream is not added",
+        lambda c: _branch(c).copy()),
+    residual("branch skipped", "the residual stream alone; the branch is not added", lambda c: _stream(c).copy()),
+    residual("residual doubled", "the residual stream is added twice", lambda c: _branch(c) + 2 * _stream(c)),
+    residual("branch doubled", "the branch is added twice", lambda c: 2 * _branch(c) + _stream(c)),
+    residual("residual after the norm", "the normed stream is added instead of the stream itself",
+        lambda c: _branch(c) + c.tap(c.name(_norm_of(c)))),
+    residual("sum normed", "the sum is normed (post-norm instead of pre-norm)", _post_norm),
+    residual("residual subtracted", "the residual stream is subtracted", lambda c: _branch(c) - _stream(c)),
+    residual("branch subtracted", "the branch is subtracted", lambda c: _stream(c) - _branch(c)),
+    residual("mean instead of sum", "the mean of branch and stream instead of their sum",
+        lambda c: 0.5 * c.expected),
+    residual("sum over root 2", "the sum is divided by the root of 2", lambda c: c.expected / np.sqrt(2.0)),
+    residual("product instead of sum", "branch times stream instead of plus", lambda c: _branch(c) * _stream(c)),
+    residual("residual of the token before", "the residual stream of the token before is added", _shifted),
+    layer_output("residual from the layer's input",
         "the layer's input is added instead of the stream after attention",
-        _layer_input,
-    ),
-    Variant(
-        "residual from the attention branch",
-        13,
-        on("l_out"),
+        lambda c: _branch(c) + c.tap(c.layer_input)),
+    layer_output("residual from the attention branch",
         "the attention's output is added instead of the stream after attention",
-        _attention_only,
-    ),
-    Variant("layer's input added again", 13, on("l_out"), "the layer's input is added a second time", _parallel),
+        lambda c: _branch(c) + c.tap(c.name("attn_o_out"))),
+    layer_output("layer's input added again", "the layer's input is added a second time",
+        lambda c: c.expected + c.tap(c.layer_input)),
 )
+# fmt: on
+
+
+def _weights(context: Context) -> Iterator[Fit]:
+    """Fit the weights of branch and residual stream by least squares."""
+    if not np.isfinite(context.target).all():
+        raise Inapplicable
+    terms = np.stack([x.ravel() for x in context.inputs], axis=-1)
+    found = np.linalg.lstsq(terms, context.target.ravel(), rcond=None)[0]
+    a, b = (0.0 if abs(x) < LEAST else 1.0 if abs(x - 1) < LEAST else float(x) for x in found)
+    if abs(a - b) > LEAST:  # a factor of the sum otherwise
+        name = f"{number(a)} times the branch plus {number(b)} times the residual stream"
+        yield Fit(name, lambda c: a * _branch(c) + b * _stream(c))
+
+
+FITTED = (fitted("{}", "the sum is {}", _weights, family=13, ops=ADD),)

@@ -1,19 +1,30 @@
-"""Rotary position embedding done wrong (family 8)."""
+"""Rotary position embedding done wrong: pairs, base, frequencies, positions, also fitted (family 8)."""
 
-# mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
-from crossval.diagnose.variants.context import Array, Context, Inapplicable
-from crossval.diagnose.variants.linear import linear
+from crossval.diagnose.variants.context import Array, Context, Inapplicable, linear
+from crossval.diagnose.variants.estimate import Fit, fitted, number
+from crossval.diagnose.variants.places import listed
 from crossval.diagnose.variants.variant import Variant, on
 from crossval.model.kinds import rope
 
 ROPE = on("q_rope", "k_rope")
 BASES = (1e4, 5e4, 1e5, 2.5e5, 5e5, 1e6, 1e7)
+MOST_POSITION = 4096
+"""Largest position that is looked for."""
+GRID = 4000
+"""Bases tried before the best is refined."""
+MOST_LISTED = 8
+REFINEMENTS = 6
+OTHER = "other positions"
+"""What rules are called that a single token cannot tell apart."""
+NEAR = 1e-3
+"""Positions nearer than this are the same."""
 
 
 def rotate(x: Array, angle: Array, *, interleaved: bool = False, split_output: bool = False) -> Array:
@@ -30,16 +41,18 @@ def rotate(x: Array, angle: Array, *, interleaved: bool = False, split_output: b
     return np.concatenate(turned, axis=-1)
 
 
-def _angle(context: Context, positions: Array | None = None, exponent: float = 1.0) -> Array:
+def _frequencies(context: Context, base: float | None = None, exponent: float = 1.0) -> Array:
     half = context.config.head_dim // 2
+    return (context.config.rope_base if base is None else base) ** (-np.arange(half) / half * exponent)
+
+
+def _rotated(
+    context: Context, positions: Array | None = None, frequencies: Array | None = None, **how: bool
+) -> Array:
+    """Rotate by other positions or frequencies than the right ones."""
     positions = context.positions if positions is None else positions
-    frequency = context.config.rope_base ** (-np.arange(half) / half * exponent)
-    angle: Array = positions[:, None, None] * frequency
-    return angle
-
-
-def _at(context: Context, positions: Array) -> Array:
-    return rotate(context.inputs[0], _angle(context, positions))
+    frequencies = _frequencies(context) if frequencies is None else frequencies
+    return rotate(context.inputs[0], positions[:, None, None] * frequencies, **how)
 
 
 def _pass_starts(context: Context) -> Iterator[int]:
@@ -61,7 +74,7 @@ def _constant(row: int) -> Callable[[Context], Array]:
         position = c.plan.positions[row]
         if c.n_tokens == 1 or position == 0:  # by position 0: not rotated, which has a name of its own
             raise Inapplicable
-        return _at(c, np.full(c.n_rows, position))
+        return _rotated(c, np.full(c.n_rows, position))
 
     return function
 
@@ -76,9 +89,12 @@ def _half_rotated(context: Context) -> Array:
     if part % 2:
         raise Inapplicable
     x = context.inputs[0]
-    return np.concatenate(
-        [rope(x[..., :part], context.positions, base=context.config.rope_base), x[..., part:]], axis=-1
-    )
+    return np.concatenate([_rope(context, x[..., :part]), x[..., part:]], axis=-1)
+
+
+def _rope(context: Context, x: Array) -> Array:
+    """Rotate heads of any size rightly."""
+    return rope(x, context.positions, base=context.config.rope_base)
 
 
 def _all_heads(context: Context) -> Iterator[int]:
@@ -88,118 +104,323 @@ def _all_heads(context: Context) -> Iterator[int]:
         yield n_heads * head_dim
 
 
-def _across_heads(context: Context, size: int) -> Array:
-    """Frequencies run over all heads, as if they were one, instead of starting again in each."""
+def _rotated_as(context: Context, head_dim: int) -> Array:
+    """Divide the tensor into heads of another size; as one head, frequencies run over all of them."""
     x = context.inputs[0]
-    flat = x.reshape(x.shape[0], 1, -1)
-    return rope(flat, context.positions, base=context.config.rope_base).reshape(x.shape)
+    return _rope(context, x.reshape(x.shape[0], -1, head_dim)).reshape(x.shape)
 
 
 def _projected(context: Context) -> Array:
     """The op's own output, rotated (of a projection, which records the tensor before it)."""
     n_heads = context.config.n_heads if context.op.name == "q" else context.config.n_kv_heads
     y = linear(context.sampled(None)).reshape(context.n_rows, n_heads, -1)
-    return context.flat(rope(y, context.positions, base=context.config.rope_base))
+    return context.flat(_rope(context, y))
 
 
+rotation = partial(Variant, family=8, ops=ROPE)
+# fmt: off
 VARIANTS = (
-    Variant("not rotated", 8, ROPE, "not rotated at all", lambda c: c.inputs[0].copy()),
-    Variant(
-        "interleaved pairs",
-        8,
-        ROPE,
-        "pairs (2i, 2i+1) are rotated instead of (i, i + head_dim/2)",
-        lambda c: rotate(c.inputs[0], _angle(c), interleaved=True),
-    ),
-    Variant(
-        "interleaved pairs, written split",
-        8,
-        ROPE,
+    rotation("not rotated", "not rotated at all", lambda c: c.inputs[0].copy()),
+    rotation("interleaved pairs", "pairs (2i, 2i+1) are rotated instead of (i, i + head_dim/2)",
+        lambda c: _rotated(c, interleaved=True)),
+    rotation("interleaved pairs, written split",
         "pairs (2i, 2i+1) are rotated and written to (i, i + head_dim/2)",
-        lambda c: rotate(c.inputs[0], _angle(c), interleaved=True, split_output=True),
-    ),
-    Variant(
-        "RoPE base {:g}",
-        8,
-        ROPE,
-        "base {:g} instead of the header's value",
-        lambda c, base: rope(c.inputs[0], c.positions, base=base),
-        _other_bases,
-        group="wrong RoPE base",
-    ),
-    Variant(
-        "position {:+d}",
-        8,
-        ROPE,
-        "positions are off by {:+d}",
-        lambda c, offset: _at(c, c.positions + offset),
-        lambda c: (-2, -1, 1, 2),
-        group="positions off by a constant",
-    ),
-    Variant(
-        "positions restart after {}",
-        8,
-        ROPE,
-        "after the first {} tokens, positions count from 0 again",
-        lambda c, start: _at(c, c.positions - start),
-        _pass_starts,
-        group="positions restart",
-    ),
-    Variant(
-        "position of the first token",
-        8,
-        ROPE,
-        "all tokens of the pass are rotated by its first position",
-        _constant(0),
-    ),
-    Variant(
-        "position of the last token",
-        8,
-        ROPE,
-        "all tokens of the pass are rotated by its last position",
-        _constant(-1),
-    ),
-    Variant("rotated twice", 8, ROPE, "rotated twice", lambda c: _at(c, c.positions * 2)),
-    Variant("rotated backwards", 8, ROPE, "rotated by the negative angle", lambda c: _at(c, -c.positions)),
-    Variant(
-        "positions scaled by {:g}",
-        8,
-        ROPE,
-        "positions are multiplied by {:g} (linear RoPE scaling)",
-        lambda c, factor: _at(c, c.positions * factor),
-        lambda c: (0.5, 0.25, 0.125, 4.0, 8.0),
-        group="scaled positions",
-    ),
-    Variant(
-        "frequencies of twice the length",
-        8,
-        ROPE,
+        lambda c: _rotated(c, interleaved=True, split_output=True)),
+    rotation("RoPE base {:g}", "base {:g} instead of the header's value",
+        lambda c, base: rope(c.inputs[0], c.positions, base=base), _other_bases, group="wrong RoPE base"),
+    rotation("position {:+d}", "positions are off by {:+d}", lambda c, offset: _rotated(c, c.positions + offset),
+        lambda c: (-2, -1, 1, 2), group="positions off by a constant"),
+    rotation("positions restart after {}", "after the first {} tokens, positions count from 0 again",
+        lambda c, start: _rotated(c, c.positions - start), _pass_starts, group="positions restart"),
+    rotation("position of the first token", "all tokens of the pass are rotated by its first position",
+        _constant(0)),
+    rotation("position of the last token", "all tokens of the pass are rotated by its last position",
+        _constant(-1)),
+    rotation("rotated twice", "rotated twice", lambda c: _rotated(c, c.positions * 2)),
+    rotation("rotated backwards", "rotated by the negative angle", lambda c: _rotated(c, -c.positions)),
+    rotation("positions scaled by {:g}", "positions are multiplied by {:g} (linear RoPE scaling)",
+        lambda c, factor: _rotated(c, c.positions * factor), lambda c: (0.5, 0.25, 0.125, 4.0, 8.0),
+        group="scaled positions"),
+    rotation("frequencies of twice the length",
         "frequency i is base^(-i/head_dim) instead of base^(-2i/head_dim)",
-        lambda c: rotate(c.inputs[0], _angle(c, exponent=0.5)),
-    ),
-    Variant(
-        "frequencies of half the length",
-        8,
-        ROPE,
+        lambda c: _rotated(c, frequencies=_frequencies(c, exponent=0.5))),
+    rotation("frequencies of half the length",
         "frequency i is base^(-4i/head_dim) instead of base^(-2i/head_dim)",
-        lambda c: rotate(c.inputs[0], _angle(c, exponent=2.0)),
-    ),
-    Variant("half of each head rotated", 8, ROPE, "only the first half of every head is rotated", _half_rotated),
-    Variant(
-        "frequencies across heads",
-        8,
-        ROPE,
+        lambda c: _rotated(c, frequencies=_frequencies(c, exponent=2.0))),
+    rotation("half of each head rotated", "only the first half of every head is rotated", _half_rotated),
+    rotation("frequencies across heads",
         "the frequencies run on from head to head: the tensor is rotated as one head of {} values",
-        _across_heads,
-        _all_heads,
-        shown_sentence="the frequencies run on from head to head: the tensor is rotated as one head",
-    ),
-    Variant("RoPE applied to V", 8, on("v"), "values are rotated; only queries and keys should be", _projected),
-    Variant(
-        "already rotated",
-        8,
-        on("q", "k"),
-        "the tensor is rotated here already, before the rotation itself",
-        _projected,
-    ),
+        _rotated_as, _all_heads,
+        shown_sentence="the frequencies run on from head to head: the tensor is rotated as one head"),
+    Variant("RoPE applied to V", "values are rotated; only queries and keys should be", _projected, family=8,
+        ops=on("v")),
+    Variant("already rotated", "the tensor is rotated here already, before the rotation itself", _projected,
+        family=8, ops=on("q", "k")),
 )
+# fmt: on
+
+# --- fitted: base and frequencies -----------------------------------------------------------------------------
+
+
+def _pairs(x: Array) -> Array:
+    """Return pairs ``(i, i + head_dim/2)`` as complex numbers, ``(n_rows, heads, head_dim / 2)``."""
+    half = x.shape[-1] // 2
+    return x[..., :half] + 1j * x[..., half:]
+
+
+def _turns(context: Context) -> tuple[Array, Array]:
+    """Return for each token and pair the rotation recorded, as a unit complex number, and how much it weighs.
+
+    ``(n_rows, head_dim / 2)``, joined over the heads.
+
+    Raises:
+        Inapplicable: what was recorded is no rotation of these pairs.
+    """
+    before, after = _pairs(context.inputs[0]), _pairs(context.target)
+    product = (np.conj(before) * after).sum(axis=1)
+    weight = (np.abs(before) ** 2).sum(axis=1)
+    length = np.abs(product)
+    if not np.isfinite(product).all() or (length == 0).any() or (np.abs(length - weight) > 1e-4 * weight).any():
+        raise Inapplicable
+    return product / length, weight
+
+
+def _bases(context: Context) -> Iterator[Fit]:
+    """Fit the base: the best of a fine grid, then refined by linear least squares of the angles."""
+    turn, weight = _turns(context)
+    half, position = turn.shape[-1], context.positions
+    if not position.any():
+        return
+    i = np.arange(half) / half
+    row = int(np.argmax(position > 0))
+    grid = np.log(np.geomspace(2.0, 1e9, GRID))
+    angles = position[row] * np.exp(-grid[:, None] * i)
+    log_base = float(grid[(np.real(turn[row] * np.exp(-1j * angles)) * weight[row]).sum(axis=-1).argmax()])
+    for _ in range(REFINEMENTS):
+        angle = position[:, None] * np.exp(-i * log_base)
+        rest, slope = np.angle(turn * np.exp(-1j * angle)), -angle * i
+        log_base += float((weight * slope * rest).sum() / (weight * slope**2).sum())
+        if not 0 < log_base < 60:
+            return
+    base = float(np.exp(log_base))
+    yield Fit(number(base, 4), lambda c: _rotated(c, frequencies=_frequencies(c, base)))
+
+
+def _own_frequencies(context: Context) -> Iterator[Fit]:
+    """Fit a frequency for each pair, from three tokens in a row or more."""
+    turn, weight = _turns(context)
+    position = context.positions
+    if position.size < 3 or (np.diff(position) != 1).any():
+        return
+    steps = (turn[1:] * np.conj(turn[:-1]) * np.minimum(weight[1:], weight[:-1])).sum(axis=0)
+    frequency = np.angle(steps)
+    for _ in range(REFINEMENTS):
+        rest = np.angle(turn * np.exp(-1j * position[:, None] * frequency))
+        square = (weight * position[:, None] ** 2).sum(axis=0)
+        frequency = frequency + (weight * position[:, None] * rest).sum(axis=0) / square
+    right = _frequencies(context)
+    off = np.flatnonzero(np.abs(frequency - right) * position.max() > NEAR)
+    if not off.size or (np.abs(frequency[off]) * position.max() <= NEAR).all():
+        return
+    if (frequency > 0).all():  # of some base, or of scaled positions
+        line = np.polynomial.Polynomial.fit(np.arange(right.size), np.log(frequency), 1, w=frequency)
+        if (np.abs(np.exp(line(np.arange(right.size))) - frequency) * position.max() <= NEAR).all():
+            return
+    ratio = frequency[off] / right[off]
+    if off.size > 1 and np.ptp(ratio) <= 1e-2 * np.abs(ratio).max():
+        times = number(float(np.median(ratio)), 2)
+    else:
+        times = ", ".join(number(float(r), 2) for r in ratio[:MOST_LISTED])
+    yield Fit(f"pairs {listed(off)} times {times}", lambda c: _rotated(c, frequencies=frequency))
+
+
+# --- fitted: positions ----------------------------------------------------------------------------------------
+
+
+def _matched_positions(context: Context) -> tuple[Array, bool]:
+    """Return the position that each token was rotated by, and whether all are whole numbers.
+
+    Raises:
+        Inapplicable: with these frequencies none gives what was recorded.
+    """
+    found = context.once("positions matched", _match_positions)
+    if found is None:
+        raise Inapplicable
+    return found
+
+
+def _match_positions(context: Context) -> tuple[Array, bool] | None:
+    turn, weight = _turns(context)
+    frequency = _frequencies(context)
+    n = min(MOST_POSITION, max(context.config.context_length, int(context.positions.max()) + 1))
+    tried = np.arange(-64 if n > 64 else -n, n, 0.25 if n <= 512 else 0.5)
+    wave = np.exp(-1j * tried[:, None] * frequency)
+    found = tried[np.real(wave @ (turn * weight).T).argmax(axis=0)]
+    for _ in range(REFINEMENTS):
+        rest = np.angle(turn * np.exp(-1j * found[:, None] * frequency))
+        found = found + (weight * frequency * rest).sum(axis=-1) / (weight * frequency**2).sum(axis=-1)
+    if np.abs(np.angle(turn * np.exp(-1j * found[:, None] * frequency))).max() > NEAR:
+        return None
+    whole = np.rint(found)
+    return (whole, True) if np.abs(found - whole).max() < NEAR else (found, False)
+
+
+def _moved(context: Context) -> Iterator[Fit]:
+    """Find a constant offset of all positions."""
+    found, whole = _matched_positions(context)
+    offset = found - context.positions
+    mean = float(offset.mean())
+    if np.ptp(offset) < NEAR and abs(mean) > NEAR:
+        mean = round(mean) if whole else mean
+        yield Fit(f"{mean:+.4g}", _on_a_line(1.0, mean))
+
+
+def _on_a_line(scale: float, offset: float) -> Callable[[Context], Array]:
+    return lambda c: _rotated(c, c.positions * scale + offset)
+
+
+def _lines(context: Context) -> Iterator[Fit]:
+    """Find a constant factor of all positions, and an offset."""
+    found, _ = _matched_positions(context)
+    position = context.positions
+    at = position > 0
+    if not at.any() or (np.ptp(found - position) < NEAR and at.sum() > 1):
+        return  # an offset alone
+    scale = float((found * position).sum() / (position**2).sum())
+    if np.abs(found - scale * position).max() < NEAR:
+        if abs(scale) > NEAR:
+            yield Fit(f"times {number(scale, 4)}", _on_a_line(scale, 0.0))
+    elif context.n_rows > 2:
+        scale, moved = np.polyfit(position, found, 1)
+        if np.abs(found - scale * position - moved).max() < NEAR and abs(scale) > NEAR:
+            yield Fit(f"times {number(scale, 4)} plus {number(moved, 4)}", _on_a_line(scale, moved))
+
+
+def _others(context: Context) -> Iterator[Fit]:
+    """Find positions that stop growing, or start again, at a limit; else list those that are wrong."""
+    found, whole = _matched_positions(context)
+    position, off = context.positions, found - context.positions
+    if not whole or not off.any():
+        return
+    if context.n_rows > 1 and (np.ptp(off) == 0 or any(True for _ in _lines(context))):
+        return
+    limit, moved = int(found.max()), off != 0
+    if context.n_rows > 1:
+        if np.array_equal(found, np.minimum(position, limit)):
+            yield Fit(f"that stop at {limit}", lambda c: _rotated(c, np.minimum(c.positions, limit)))
+            if moved.sum() > 1:
+                return
+        sizes = sorted({limit + 1, int(-off[moved].max())})
+        size = next((n for n in sizes if n > 1 and np.array_equal(found, position % n)), None)
+        if size is not None:
+            yield Fit(f"modulo {size}", lambda c: _rotated(c, c.positions % size))
+            return
+    if moved.sum() <= MOST_LISTED:
+        changed = dict(zip(position[moved].tolist(), found[moved].tolist(), strict=True))
+        yield Fit(
+            f"{listed(found[moved].astype(int))} instead of {listed(position[moved])}",
+            lambda c: _rotated(c, np.array([changed.get(int(p), int(p)) for p in c.positions])),
+        )
+
+
+# --- fitted: part and pairing ---------------------------------------------------------------------------------
+
+
+def _changed(context: Context) -> Array:
+    """Return which features of a head were changed at all."""
+    size = np.abs(context.inputs[0]).max(axis=-1, keepdims=True)
+    off = np.abs(context.target - context.inputs[0]) > 1e-6 * size
+    if not np.isfinite(context.target).all():
+        raise Inapplicable
+    return off.any(axis=(0, 1))
+
+
+def _parts(context: Context) -> Iterator[Fit]:
+    """Read from the output which features were rotated at all, and with which frequencies that can be."""
+    changed = _changed(context)
+    n = changed.size
+    if changed.all() or not changed.any():
+        return
+    first, last = int(np.flatnonzero(changed)[0]), int(np.flatnonzero(changed)[-1])
+    for start, size in {(0, last + 1 + (last + 1) % 2), (first - first % 2, n - first + first % 2)}:
+        if not 2 <= size < n:
+            continue
+        part = partial(_partly, start=start, size=size)
+        words = f"{'first' if start == 0 else 'last'} {size} of {n} values"
+        if size == 2:
+            yield Fit(words, partial(part, length=2))
+            continue
+        for pairs, interleaved in (("", False), (", in pairs (2i, 2i + 1)", True)):
+            for whose, length in (("its own", size), ("the whole head's", n)):
+                formula = partial(part, length=length, interleaved=interleaved)
+                yield Fit(f"{words}, with {whose} frequencies{pairs}", formula)
+
+
+def _partly(context: Context, start: int, size: int, length: int, interleaved: bool = False) -> Array:
+    frequency = context.config.rope_base ** (-2.0 * np.arange(size // 2) / length)
+    out = context.inputs[0].copy()
+    part = out[..., start : start + size]
+    part[:] = rotate(part, context.positions[:, None, None] * frequency, interleaved=interleaved)
+    return out
+
+
+def _slow_pairs(context: Context) -> Iterator[Fit]:
+    """Read from the output how many pairs ``(i, i + head_dim/2)`` were rotated."""
+    changed = _changed(context)
+    half = changed.size // 2
+    turned = changed[:half] | changed[half:]
+    if turned.all() or not turned.any():
+        return
+    first, stop = int(np.flatnonzero(turned)[0]), int(np.flatnonzero(turned)[-1]) + 1
+    pair = np.arange(half)
+    if stop < half:
+        yield Fit(f"first {stop} of {half}", lambda c: _rotated(c, frequencies=_frequencies(c) * (pair < stop)))
+    if first > 0:
+        slow = pair >= first
+        yield Fit(f"last {half - first} of {half}", lambda c: _rotated(c, frequencies=_frequencies(c) * slow))
+
+
+def _mirrored(context: Context) -> Array:
+    """Rotate pairs ``(i, head_dim - 1 - i)``."""
+    x = context.inputs[0]
+    half = x.shape[-1] // 2
+    folded = np.concatenate([x[..., :half], x[..., half:][..., ::-1]], axis=-1)
+    turned = _rope(context, folded)
+    return np.concatenate([turned[..., :half], turned[..., half:][..., ::-1]], axis=-1)
+
+
+def _split_to_interleaved(context: Context) -> Array:
+    """Rotate pairs ``(i, i + head_dim/2)``, write them to ``(2i, 2i + 1)``."""
+    turned = _rotated(context)
+    half = turned.shape[-1] // 2
+    return np.stack([turned[..., :half], turned[..., half:]], axis=-1).reshape(turned.shape)
+
+
+def _head_sizes(context: Context) -> Iterator[int]:
+    """Yield other even sizes of heads that the tensor could be divided into."""
+    _, n_heads, own = context.inputs[0].shape
+    total = n_heads * own
+    return (size for size in range(2, total, 2) if total % size == 0 and size != own)
+
+
+fitted_rotation = partial(fitted, family=8, ops=ROPE)
+# fmt: off
+FITTED = (
+    fitted_rotation("RoPE base {}", "base {} instead of the header's value", _bases, group="wrong RoPE base"),
+    fitted_rotation("RoPE frequencies: {}", "the frequencies are not base^(-2i/head_dim): {}", _own_frequencies,
+        group="other RoPE frequencies"),
+    fitted_rotation("position {}", "positions are off by {}", _moved, group=OTHER),
+    fitted_rotation("positions {}", "the positions are taken {}", _lines, group=OTHER),
+    fitted_rotation("rotated by positions {}", "tokens are rotated by positions {}", _others, group=OTHER),
+    fitted_rotation("rotated only the {}", "of every head only the {}, are rotated", _parts),
+    fitted_rotation("rotated only the {} pairs", "of every head only the {} pairs are rotated", _slow_pairs),
+    rotation("pairs from both ends", "pairs (i, head_dim - 1 - i) are rotated", _mirrored),
+    rotation("written interleaved", "pairs (i, i + head_dim/2) are rotated and written to (2i, 2i + 1)",
+        _split_to_interleaved),
+    rotation("frequencies in reverse", "the slowest frequency comes first",
+        lambda c: _rotated(c, frequencies=_frequencies(c)[::-1])),
+    rotation("rotated as heads of {}",
+        "the tensor is divided into heads of {} values for the rotation, with the frequencies of that size",
+        _rotated_as, _head_sizes),
+)
+# fmt: on

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
+from crossval.model import taps
+
+EVERY_OP = frozenset({*taps.INPUT_TAPS, *taps.LAYER_TAPS, *taps.HEAD_TAPS})
 
 FAMILIES: dict[int, str] = {
     1: "weight layout",
@@ -33,23 +36,24 @@ class Variant:
     """A mistake as a formula: ``function`` computes, in float64, what an engine that makes it would record.
 
     ``parameters`` makes a family of candidates, one per value; ``name`` and ``explanation`` then hold ``{}`` for
-    it, and ``function`` takes it as second argument.
+    it, and ``function`` takes it as second argument. Tables of one family and one set of operations are written
+    with ``norm = partial(Variant, family=7, ops=NORMS)``.
     """
 
     name: str
     """Short, readable, unique for each op."""
-    family: int
-    ops: frozenset[str]
-    """Names of the operations it applies to."""
     explanation: str
     """One sentence."""
     function: Callable[..., Array]
     """Takes a ``Context``; returns an array shaped as ``Context.target``; raises ``Inapplicable``."""
     parameters: Callable[[Context], Iterable[Any]] | None = None
+    family: int = field(kw_only=True)
+    ops: frozenset[str] = field(kw_only=True)
+    """Names of the operations it applies to."""
     group: str | None = None
     """What candidates that cannot be told apart are called when they all belong to this group; may hold ``{}``."""
     deferred: bool = False
-    """Costly: tried when nothing else explains the output, or when a cheaper member of its group does."""
+    """Costly: tried when nothing else explains the output, or when a cheaper variant of its group does."""
     shown: str | None = None
     """The name in the documentation, where ``name`` is made by a fit."""
     shown_sentence: str | None = None

@@ -9,8 +9,8 @@ from crossval.audit.bounds import Arithmetic
 from crossval.diagnose.diagnosis import UNDETERMINED
 from crossval.diagnose.search import diagnose, diagnose_passes
 from crossval.diagnose.variants import fitted
-from crossval.diagnose.variants.fit_rows import looked_up
 from crossval.diagnose.variants.places import Rule, described, rules
+from crossval.diagnose.variants.rows import looked_up
 from crossval.passes import Numerics
 from tests.support.drawn_products import DRAWN, draw_sum_twice, inputs, product, quantised, read, recorded
 

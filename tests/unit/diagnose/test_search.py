@@ -9,8 +9,8 @@ from crossval.audit.bounds import Arithmetic, readings
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis, Explanation, combine
 from crossval.diagnose.search import diagnose
 from crossval.diagnose.variants import candidates, of_records
+from crossval.diagnose.variants.context import linear
 from crossval.diagnose.variants.distance import per_token
-from crossval.diagnose.variants.linear import linear
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.spec import SpecRunner
 from crossval.model.graphs import op_table
@@ -108,6 +108,14 @@ def judge(cases):
         assert found.ratio is not None
         assert found.ratio <= 1e-5
     return sum(found.determined for _, found in cases) / len(cases)
+
+
+def changed(array, *places_and_factors):
+    """A copy with some places multiplied."""
+    array = array.copy()
+    for place, factor in zip(places_and_factors[::2], places_and_factors[1::2], strict=True):
+        array[place] *= factor
+    return array
 
 
 class TestEveryMistake:
@@ -220,27 +228,24 @@ class TestHealthyAndUnknown:
         assert found.family is None
         assert found.explanation.startswith("no known mistake explains it")
 
-    def test_a_constant_factor_is_described(self, spec):
-        """Of one token's norm: any factor is some eps, so it is not named."""
-        context = spec.context("blk.1.ffn_norm", 1)
-        found = diagnose(recorded_as(context, 0.8 * context.expected))
+    @pytest.mark.parametrize(
+        ("op", "index", "change", "said"),
+        [
+            ("ffn_norm", 1, lambda y: 0.8 * y, "0.8 times"),  # of one token: any factor is some eps
+            (
+                "attn_norm",
+                0,
+                lambda y: changed(y, (3, slice(10, 20)), 1.7, (3, 15), -3),
+                "only position 3, features 10-19 deviate",
+            ),
+            ("ffn_act", 0, lambda y: changed(y, (2, 5), np.nan), "1 of 1792 values are not finite"),
+        ],
+    )
+    def test_what_has_no_name_is_described(self, spec, op, index, change, said):
+        context = spec.context(f"blk.1.{op}", index)
+        found = diagnose(recorded_as(context, change(context.expected)))
         assert found.name == UNDETERMINED
-        assert "0.8 times" in found.explanation
-
-    def test_where_it_deviates_is_described(self, spec):
-        context = spec.context("blk.1.attn_norm")
-        wrong = context.expected.copy()
-        wrong[3, 10:20] *= 1.7
-        wrong[3, 15] *= -3
-        assert "only position 3, features 10-19 deviate" in diagnose(recorded_as(context, wrong)).explanation
-
-    def test_nan_is_described(self, spec):
-        context = spec.context("blk.1.ffn_act")
-        wrong = context.expected.copy()
-        wrong[2, 5] = np.nan
-        found = diagnose(recorded_as(context, wrong))
-        assert found.name == UNDETERMINED
-        assert "1 of 1792 values are not finite" in found.explanation
+        assert said in found.explanation
         assert np.isfinite(found.specification_ratio)
 
 

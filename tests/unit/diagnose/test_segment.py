@@ -23,6 +23,7 @@ from crossval.model.weights import SpecWeights
 from crossval.passes import PassRecord
 from tests.support.faulty_engine import FAULTS, FaultyRunner
 
+ARITHMETIC = Arithmetic(FaultyRunner.identity.numerics, n_heads=4)
 SWIGLU = Path(__file__).parents[2] / "data" / "gen2-swiglu"
 NAMES = {
     "no attention sub-norm": "norm skipped",
@@ -69,17 +70,17 @@ def tokens(n: int, seed: int) -> list[int]:
     return [1019, *np.random.default_rng(seed).integers(0, 1000, n - 1).tolist()]
 
 
+def replay(weights: SpecWeights, records: list[PassRecord], tap: str) -> Replay:
+    return Replay(op_table(weights.config), weights.config, HeldWeights(weights, ()), records, tap, ARITHMETIC)
+
+
 def diagnosed(
     weights: SpecWeights, engine: FaultyRunner, tap: str, passes: Sequence[Sequence[int]], guilty: Sequence[int]
 ) -> Diagnosis:
     """Diagnose the segment that ends in ``tap`` in some passes of an engine that records only outlines."""
     outline = taps.outline_taps(weights.config.n_layers)
     records: list[PassRecord] = [engine.eval(ids, outline) for ids in passes]
-    held, arithmetic = HeldWeights(weights, ()), Arithmetic(engine.identity.numerics, weights.config.n_heads)
-    table = op_table(weights.config)
-    return diagnose_segment(
-        [Replay(table, weights.config, held, records[: i + 1], tap, arithmetic) for i in guilty], arithmetic
-    )
+    return diagnose_segment([replay(weights, records[: i + 1], tap) for i in guilty], ARITHMETIC)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -112,64 +113,52 @@ def test_passes_that_contradict_each_other_have_no_name(weights: SpecWeights, sh
     broken, other = (FaultyRunner(shipped_model, fault, {0}) for fault in ("SiLU", "no feed-forward sub-norm"))
     first, _ = broken.eval(tokens(7, 1), outline), other.eval(tokens(7, 1), outline)
     records = [first, other.eval([55], outline)]
-    arithmetic, table = Arithmetic(broken.identity.numerics, 4), op_table(weights.config)
-    replays = [
-        Replay(table, weights.config, HeldWeights(weights, ()), records[: i + 1], "blk.0.l_out", arithmetic)
-        for i in range(2)
-    ]
-    assert diagnose_segment(replays[:1], arithmetic).name == "SiLU"
-    assert diagnose_segment(replays, arithmetic).name == UNDETERMINED
+    replays = [replay(weights, records[:n], "blk.0.l_out") for n in (1, 2)]
+    assert diagnose_segment(replays[:1], ARITHMETIC).name == "SiLU"
+    assert diagnose_segment(replays, ARITHMETIC).name == UNDETERMINED
 
 
 def test_a_segment_over_two_layers_has_the_mistake_in_both(weights: SpecWeights, shipped_model: Path) -> None:
     engine = FaultyRunner(shipped_model, "no attention sub-norm")
     record = engine.eval(tokens(3, 3), ["blk.0.kqv_out", "inp_embd", "blk.1.attn_o_out"])
-    arithmetic, table = Arithmetic(engine.identity.numerics, 4), op_table(weights.config)
-    replay = Replay(table, weights.config, HeldWeights(weights, ()), [record], "blk.1.attn_o_out", arithmetic)
-    found = diagnose_segment([replay], arithmetic)
+    found = diagnose_segment([replay(weights, [record], "blk.1.attn_o_out")], ARITHMETIC)
     assert (found.name, found.segment_ops) == ("norm skipped", ("blk.0.attn_sub_norm", "blk.1.attn_sub_norm"))
     assert "attn_sub_norm of layers 0 to 1, inside the segment that ends in attn_o_out" in found.explanation
 
 
 def segment(
     weights: SpecWeights, model: Path, fault: str | None, n: int = 9, change: float = 1.0, row: int = 0
-) -> tuple[Replay, Arithmetic]:
+) -> Replay:
     """The first layer of an engine, one token of its output scaled."""
-    engine = FaultyRunner(model, fault, {0})
-    record = engine.eval(tokens(n, 5), ["inp_embd", "blk.0.l_out"])
+    record = FaultyRunner(model, fault, {0}).eval(tokens(n, 5), ["inp_embd", "blk.0.l_out"])
     record.taps["blk.0.l_out"].array[row] *= np.float32(change)
-    arithmetic = Arithmetic(engine.identity.numerics, 4)
-    table = op_table(weights.config)
-    return (
-        Replay(table, weights.config, HeldWeights(weights, ()), [record], "blk.0.l_out", arithmetic),
-        arithmetic,
-    )
+    return replay(weights, [record], "blk.0.l_out")
 
 
 def test_a_healthy_engine_has_no_mistake(weights: SpecWeights, shipped_model: Path) -> None:
-    healthy, arithmetic = segment(weights, shipped_model, None)
-    found = diagnose_segment([healthy], arithmetic)
+    healthy = segment(weights, shipped_model, None)
+    found = diagnose_segment([healthy], ARITHMETIC)
     assert (found.name, found.candidates, found.segment_ops) == (UNDETERMINED, (), ())
     assert found.specification_ratio < 1e-6
 
 
 def test_a_token_that_no_flip_explains_forbids_the_name(weights: SpecWeights, shipped_model: Path) -> None:
     """One token is a hundredth off: an int8 tie would do that, but it has none."""
-    found, arithmetic = segment(weights, shipped_model, "SiLU")
-    wide = segment_diagnosis._modes(found.segment, arithmetic)[0][-1]
+    found = segment(weights, shipped_model, "SiLU")
+    wide = segment_diagnosis._modes(found.segment, ARITHMETIC)[0][-1]
     silu = next(one for one in candidates(found.context(found.segment[-5], wide)) if one.name == "SiLU")
     assert found.segment[-5].name == "ffn_act"
     ties = found.near_ties(Mistake({"blk.0.ffn_act": silu}), wide)
     row = int(np.flatnonzero(~ties)[0])
-    assert diagnose_segment([found], arithmetic).name == "SiLU"
-    changed, _ = segment(weights, shipped_model, "SiLU", change=1.01, row=row)
-    assert diagnose_segment([changed], arithmetic).name == UNDETERMINED
+    assert diagnose_segment([found], ARITHMETIC).name == "SiLU"
+    changed = segment(weights, shipped_model, "SiLU", change=1.01, row=row)
+    assert diagnose_segment([changed], ARITHMETIC).name == UNDETERMINED
 
 
 def test_mistakes_that_give_the_same_output_are_listed(weights: SpecWeights, shipped_model: Path) -> None:
     """Of two tokens the first sees the next: so it does without any mask."""
-    found, arithmetic = segment(weights, shipped_model, "mask sees the next", n=2)
-    told = diagnose_segment([found], arithmetic)
+    found = segment(weights, shipped_model, "mask sees the next", n=2)
+    told = diagnose_segment([found], ARITHMETIC)
     assert told.name == UNDETERMINED
     names = [one.name for one in told.candidates]
     assert {"mask missing", NAMES["mask sees the next"]} <= set(names)
@@ -179,8 +168,8 @@ def test_mistakes_that_give_the_same_output_are_listed(weights: SpecWeights, shi
 def test_too_large_a_search_is_not_begun(
     weights: SpecWeights, shipped_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, arithmetic = segment(weights, shipped_model, "SiLU")
+    found = segment(weights, shipped_model, "SiLU")
     monkeypatch.setattr(segment_diagnosis, "MOST_WORK", 10**6)
-    told = diagnose_segment([found], arithmetic)
+    told = diagnose_segment([found], ARITHMETIC)
     assert (told.name, told.ratio) == (UNDETERMINED, None)
     assert "record every tap of layer 0" in told.explanation

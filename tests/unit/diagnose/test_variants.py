@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from bitnet_py.quants import pack_codes
-from crossval.diagnose.variants import FAMILIES, VARIANTS, Context, Inapplicable, candidates, of_records
-from crossval.diagnose.variants.__main__ import EVERY_OP, variants_markdown
+from crossval.diagnose.variants import EVERY_OP, FAMILIES, VARIANTS, Context, Inapplicable, candidates, of_records
+from crossval.diagnose.variants.__main__ import variants_markdown
+from crossval.diagnose.variants.context import linear
 from crossval.diagnose.variants.ffn import gelu, gelu_tanh, silu
 from crossval.diagnose.variants.layouts import SHIFTS, packed, sequential, strided
-from crossval.diagnose.variants.linear import linear
 from crossval.diagnose.variants.precision import f16_read_as_bf16, to_q8_0, truncate_bf16
 from crossval.diagnose.variants.quantizer import half_away
 from crossval.diagnose.variants.rope import rotate
@@ -161,13 +161,13 @@ class TestTable:
             "F16 rounding of {} added",
             "F16 rounding missing",
             "weights of {}",  # of layers farther than the next ones
-            "{0.words} stale",
+            "{} stale",
             "{0.rule.words} zero",
-            "rows of token ids {0.words} zero",
+            "rows of token ids {} zero",
             "embedding rows of all tokens read as zeros",
             "sliding window of {}",
             "embedding rows of {0.rule.words} read as zeros",
-            *({"{0.words} zero", "{0.words} never written", "weight rows of {0.words} read as zeros"} & dead),
+            *({"{} zero", "{} never written", "weight rows of {} read as zeros"} & dead),
         }
 
     def test_documentation_is_current(self):

@@ -1,0 +1,67 @@
+"""The right output times a constant: least squares (the operation's own family)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from crossval.diagnose.variants.context import Array, Context, Inapplicable
+from crossval.diagnose.variants.estimate import Fit, close, factor, fitted, number, require
+from crossval.diagnose.variants.norms import token_factors
+from crossval.diagnose.variants.variant import on
+from crossval.model.taps import BITLINEARS, NORMS
+
+ACTIVATIONS = on("ffn_act", "ffn_out")
+FAMILY = {
+    4: BITLINEARS,
+    6: ACTIVATIONS,
+    7: NORMS,
+    8: on("q_rope", "k_rope"),
+    9: on("kq", "kq_soft_max", "kqv_out"),
+    10: on("inp_embd", "result_output"),
+    13: on("ffn_inp", "l_out"),
+}
+LEAST = 2e-6
+"""Factors this near to 1 are rounding."""
+LEAST_VALUES = 16
+"""Of fewer values, the wrong one of a single feature say, a factor says nothing."""
+WORTH = 0.1
+"""A factor must take away all but this part of what deviates to be worth trying on every token."""
+
+
+def _factor(context: Context) -> float:
+    """Return the factor between the right output and the recorded one.
+
+    Raises:
+        Inapplicable: there is none that comes near.
+    """
+    target, right = context.masked(context.target), context.masked(context.expected)
+    c = factor(target, right)
+    if np.count_nonzero(right) < LEAST_VALUES:
+        raise Inapplicable
+    if np.linalg.norm(target - c * right) > WORTH * np.linalg.norm(target - right):
+        raise Inapplicable
+    return c
+
+
+def _factors(context: Context) -> Iterator[Fit]:
+    c = _factor(context)
+    if context.op.name in NORMS and context.n_rows == 1:  # any eps explains the factor of one token
+        factors, squares, _ = token_factors(context)
+        if np.ptp(factors * np.sqrt(squares + context.config.rms_eps)) > 1e-5 * c:
+            return
+    if abs(c) > 1e-12 and not close(c, (0.0, 1.0), LEAST):
+        yield Fit(number(c), partial(_times, factor=c))
+
+
+def _times(context: Context, factor: float) -> Array:
+    output = context.expected * factor
+    return require(context, output) if context.op.name in ACTIVATIONS else output
+
+
+FITTED = tuple(
+    fitted("output times {}", "the output is {} times what it should be", _factors, family=family, ops=ops)
+    for family, ops in FAMILY.items()
+)
