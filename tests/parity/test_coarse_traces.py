@@ -50,12 +50,6 @@ def model(shipped_model) -> Model:
     return Model(shipped_model)
 
 
-@pytest.fixture(scope="module")
-def golden(shipped_model) -> Path:
-    folders = (path.parent for path in sorted(shipped_model.with_suffix(".goldens").glob("*/trace.json")))
-    return next(f for f in folders if json.loads((f / "trace.json").read_text())["prompt"].get("text") == PROMPT)
-
-
 def passes(golden: Path) -> list[list[int]]:
     return [one["token_ids"] for one in json.loads((golden / "trace.json").read_text())["passes"]]
 

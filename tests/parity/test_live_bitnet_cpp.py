@@ -145,6 +145,26 @@ def test_reset_starts_over(runner):
     np.testing.assert_array_equal(logits(runner, ids(5)), first)
 
 
+def test_decoding_in_one_request_gives_what_single_passes_give(five_layers, bitnet_cpp_library):
+    prompt, following = list(range(40, 60)), [7, 8, 9]
+    with BitnetCppRunner(five_layers, library=bitnet_cpp_library, n_ctx=64) as runner:
+        assert runner.pid > 0
+        runner.eval(prompt, LOGITS)
+        single = [runner.eval([token], LOGITS) for token in following]
+        runner.reset()
+        runner.eval(prompt, LOGITS)
+        together = runner.eval_each(following)
+        assert [record.plan for record in together] == [record.plan for record in single]
+        for one, other in zip(single, together, strict=True):
+            assert one.taps["result_output"].array.tobytes() == other.taps["result_output"].array.tobytes()
+            assert other.elapsed_s > 0
+        with pytest.raises(BadInputError, match="do not fit"):
+            runner.eval_each([1] * 64)
+        with pytest.raises(BadInputError, match="outside the vocabulary"):
+            runner.eval_each([1, 10**6])
+        assert runner.eval([1], LOGITS).plan.start == 23  # nothing of these was run
+
+
 def test_tokens_come_from_llama_tokenize(runner):
     bare = runner.tokenize("hello there", add_bos=False)
     assert len(bare) > 1

@@ -294,12 +294,7 @@ def rope_base(rng: Random, site: Site) -> Planned:
     base = rng.choice([10000.0, 100000.0, 1000000.0, float(rng.randrange(2000, 400000, 500))])
 
     def code(call: Call) -> Array:
-        old = call.engine.model.base
-        call.engine.model.base = base
-        try:
-            return call.right(*call.inputs)
-        finally:
-            call.engine.model.base = old
+        return call.right(*call.inputs, base=base)
 
     return Planned(rng.choice(("q_rope", "k_rope")), f"RoPE base {base:g}", code, ("base",), (base,))
 
