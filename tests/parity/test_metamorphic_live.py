@@ -121,7 +121,7 @@ REMAINDER = "remainder-scaled-as-first-row"
         ("", set(), None),
         (REMAINDER, {"one_by_one", "prefix", "split"}, "blk.0.q"),
         ("cache-k-overwrites-previous:layer=1:pass=decode", {"one_by_one", "split"}, None),
-        ("mask-missing:layer=2", {"one_by_one", "prefix", "split"}, "blk.2.kq_soft_max"),
+        ("only-the-last-sees-itself:layer=2", {"one_by_one", "prefix", "split"}, "blk.2.kq_soft_max"),
         ("third-thread-off-by-one", {"threads"}, "blk.0.q"),
         ("three-threads-one-ulp:layer=3:op=ffn_up", {"threads"}, "blk.3.ffn_up"),
     ],
@@ -149,7 +149,7 @@ def test_the_command_finds_a_broken_library(five_layers):
         return run(words, fault)
 
     assert command("").returncode == 0
-    done = command("mask-missing:layer=2")
+    done = command("only-the-last-sees-itself:layer=2")
     assert done.returncode == 1, done.stderr
     assert "blk.2.kq_soft_max" in done.stdout
     done = command("third-thread-off-by-one")

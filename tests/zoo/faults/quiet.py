@@ -35,6 +35,13 @@ FAULTS = (
         edits={"row_scale": "b->q8_scale[t + c >= n_tokens - n_tokens % 4 ? 0 : t + c]"},
     ),
     EngineFault(
+        "only-the-last-sees-itself", 9, "of a batch, only the last token sees its own cell", ("kq_soft_max",),
+        edits={
+            "softmax": "e->kernels->softmax[e->width_index](scores,"
+            " n_visible - (t + 1 < p->n_tokens && n_visible > 1), n_kv, scale);"
+        },
+    ),
+    EngineFault(
         # a wrong value, not a missing one: rows left unwritten may hold the right values of an earlier pass
         "third-thread-off-by-one", 15, "the third thread subtracts one too much from its sums", ("q",),
         edits={
