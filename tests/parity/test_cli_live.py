@@ -18,7 +18,7 @@ def run(*arguments: str | Path) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_layers_and_greedy_pass_the_strictest_gate(shipped_model: Path, tmp_path: Path) -> None:
+def test_layers_and_greedy_pass_the_strictest_gate(shipped_model, tmp_path):
     layers, greedy = tmp_path / "layers.json", tmp_path / "greedy.json"
     common = ("--prompt", "What is 2+2?", "--model", shipped_model, "--reference", "bitnet.cpp")
     code, output = run("layers", *common, "--receipt", layers, "--full")
@@ -33,7 +33,7 @@ def test_layers_and_greedy_pass_the_strictest_gate(shipped_model: Path, tmp_path
     assert receipt.read(layers)["tokenizer"]["engines_agree"] is True
 
 
-def test_a_recorded_bitnet_cpp_is_a_reference_too(shipped_model: Path, tmp_path: Path) -> None:
+def test_a_recorded_bitnet_cpp_is_a_reference_too(shipped_model, tmp_path):
     trace, out = tmp_path / "trace", tmp_path / "r.json"
     common = ("--prompt", "Hello", "--model", shipped_model)
     code, output = run("record", *common, "--out", trace)
@@ -47,7 +47,7 @@ def test_a_recorded_bitnet_cpp_is_a_reference_too(shipped_model: Path, tmp_path:
     assert run("gate", out, "--allow-compute", "recorded")[0] == 1  # bitnet.cpp against itself
 
 
-def test_both_engines_give_the_same_answers(shipped_model: Path, tmp_path: Path) -> None:
+def test_both_engines_give_the_same_answers(shipped_model, tmp_path):
     out = tmp_path / "smoke.json"
     code, output = run("smoke", "--engine", "both", "--model", shipped_model, "--receipt", out)
     assert code in (0, 1), output
@@ -59,7 +59,7 @@ def test_both_engines_give_the_same_answers(shipped_model: Path, tmp_path: Path)
     assert made["reference"]["status"] == "live"
 
 
-def test_both_engines_know_the_fixed_ten(shipped_model: Path, tmp_path: Path) -> None:
+def test_both_engines_know_the_fixed_ten(shipped_model, tmp_path):
     out = tmp_path / "smoke.json"
     args = ("smoke", "--engine", "both", "--model", shipped_model, "--min-correct", "10/10", "--receipt", out)
     code, output = run(*args)
@@ -68,7 +68,7 @@ def test_both_engines_know_the_fixed_ten(shipped_model: Path, tmp_path: Path) ->
     assert code == 0, output
 
 
-def test_the_reference_alone(shipped_model: Path, tmp_path: Path) -> None:
+def test_the_reference_alone(shipped_model, tmp_path):
     out = tmp_path / "smoke.json"
     suite = tmp_path / "q.jsonl"
     suite.write_text('{"prompt": "What is 2+2?", "answer": "x"}\n')
@@ -81,7 +81,7 @@ def test_the_reference_alone(shipped_model: Path, tmp_path: Path) -> None:
     assert (made["reference"]["name"], made["candidate"]["status"]) == ("bitnet.cpp", "unused")
 
 
-def test_both_engines_are_measured_and_compute_the_same(five_layers: Path, tmp_path: Path) -> None:
+def test_both_engines_are_measured_and_compute_the_same(five_layers, tmp_path):
     path = tmp_path / "r.json"
     words = ("--prompt-tokens", "20", "--decode", "3", "--rounds", "2", "--threads", "2", "--receipt", path)
     code, output = run("bench", "--model", five_layers, *words)
@@ -100,7 +100,7 @@ def test_both_engines_are_measured_and_compute_the_same(five_layers: Path, tmp_p
     assert code == 0, output
 
 
-def test_metamorphic_checks_both_engines(shipped_model: Path, tmp_path: Path) -> None:
+def test_metamorphic_checks_both_engines(shipped_model, tmp_path):
     path = tmp_path / "r.json"
     words = ("--model", shipped_model, "--engine", "both", "--prompt", "Hello", "--receipt", path)
     code, output = run("metamorphic", *words)

@@ -14,7 +14,7 @@ from tests.support.native_build import ROOT
 from tests.zoo.smoke import FAULTS, ask
 
 
-def test_the_model_answers() -> None:
+def test_the_model_answers():
     found = ask("")
     assert found.exit_code == 0
     assert found.n_prompts == len(load_suite("long").prompts)
@@ -25,7 +25,7 @@ def test_the_model_answers() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FAULTS.keys() - {"none"}))
-def test_a_broken_engine_answers_less_than_half(name: str) -> None:
+def test_a_broken_engine_answers_less_than_half(name):
     found = ask(FAULTS[name][0])
     assert found.exit_code == 1, found
     assert found.accuracy < 0.5, found

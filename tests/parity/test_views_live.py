@@ -27,7 +27,7 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-def test_the_causal_view_points_at_the_layer_that_is_broken(golden: Path, tmp_path: Path) -> None:
+def test_the_causal_view_points_at_the_layer_that_is_broken(golden, tmp_path):
     out = tmp_path / "r.json"
     words = ("--prompt", FULL_PROMPTS[0], "--reference", golden, "--causal", "--receipt", out)
     done = broken("layers", *words)
@@ -46,7 +46,7 @@ def test_the_causal_view_points_at_the_layer_that_is_broken(golden: Path, tmp_pa
     assert not checks["verdict"]
 
 
-def test_triage_says_it_too_and_in_words(golden: Path) -> None:
+def test_triage_says_it_too_and_in_words(golden):
     words = ("--prompt", FULL_PROMPTS[0], "--reference", golden, "--causal")
     done = broken("triage", *words)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -55,7 +55,7 @@ def test_triage_says_it_too_and_in_words(golden: Path) -> None:
     assert "\ntolerance    no tolerance would do: a cosine is negative (" in done.stdout
 
 
-def test_diff_shows_the_causal_view_of_two_traces(golden: Path, tmp_path: Path) -> None:
+def test_diff_shows_the_causal_view_of_two_traces(golden, tmp_path):
     trace, out = tmp_path / "t", tmp_path / "r.json"
     recorded = broken(
         "record", "--prompt", FULL_PROMPTS[0], "--engine", "bitnet_py", "--decode", "0", "--out", trace,
@@ -73,7 +73,7 @@ def test_diff_shows_the_causal_view_of_two_traces(golden: Path, tmp_path: Path) 
 class TestLive:
     WORDS = ("--prompt", FULL_PROMPTS[0], "--reference", "bitnet.cpp")
 
-    def test_two_right_engines(self, tmp_path: Path) -> None:
+    def test_two_right_engines(self, tmp_path):
         out = tmp_path / "r.json"
         result = run("layers", *self.WORDS, "--receipt", out, "--floors", "--causal")
         assert result.exit_code == 0, result.output
@@ -86,7 +86,7 @@ class TestLive:
         assert of_logits["at once / one by one"]["rel_l2"] > 0.0 == of_logits["with / without capture"]["rel_l2"]
         assert run("gate", out, "--require-live", "--require-bitwise").exit_code == 0
 
-    def test_the_specification_is_a_few_times_the_floor_away(self, tmp_path: Path) -> None:
+    def test_the_specification_is_a_few_times_the_floor_away(self, tmp_path):
         out = tmp_path / "r.json"
         result = run("triage", *self.WORDS, "--receipt", out, "--candidate", "spec", "--floors")
         assert result.exit_code == 0, result.output
@@ -97,7 +97,7 @@ class TestLive:
         assert 0.5 < max(times) < 50.0
         assert run("gate", out, "--allow-compute", "specification").exit_code == 0
 
-    def test_a_broken_engine_is_far_beyond_the_floor(self, tmp_path: Path) -> None:
+    def test_a_broken_engine_is_far_beyond_the_floor(self, tmp_path):
         out = tmp_path / "r.json"
         done = broken("layers", *self.WORDS, "--receipt", out, "--floors", "--causal")
         assert done.returncode == 1, done.stdout + done.stderr
