@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,8 +68,10 @@ def lengths(n_prompts: int) -> list[int]:
     return [1, LONGEST, *(1 + stream.below(LONGEST) for _ in range(n_prompts - 2))][:n_prompts]
 
 
-def compare(model: Path, vocab_size: int, n_prompts: int, kernel: str, library: Path) -> Score:
-    """Run all prompts on one model and compare every tap of every pass."""
+def compare(
+    model: Path, library: Path, kernel: str | None, lengths: Sequence[int], n_decode: int = N_DECODE
+) -> Score:
+    """Run prompts of these lengths on one model and compare every tap of every pass."""
     score = Score()
     with ExitStack() as stack:
         reference = stack.enter_context(BitnetCppRunner(model, library=library))
@@ -82,15 +85,16 @@ def compare(model: Path, vocab_size: int, n_prompts: int, kernel: str, library: 
                 fused_quantizer=numerics.fused_quantizer,
             )
         )
-        names = taps.all_taps(engine.model.config.n_layers)
-        for number, length in enumerate(lengths(n_prompts)):
+        config = engine.model.config
+        names = taps.all_taps(config.n_layers)
+        for number, length in enumerate(lengths):
             stream = Stream(number, "same bits prompt")
-            ids = [stream.below(vocab_size) for _ in range(length)]
+            ids = [stream.below(config.vocab_size) for _ in range(length)]
             reference.reset()
             engine.reset()
-            for _ in range(1 + N_DECODE):
+            for _ in range(1 + n_decode):
                 theirs, ours = reference.eval(ids, names), engine.eval(ids, names)
-                assert theirs.taps.keys() == ours.taps.keys()
+                assert set(theirs.taps) == set(ours.taps) == set(names)
                 for name in ours.taps:
                     score.add(name, theirs.taps[name].array, ours.taps[name].array)
                 ids = [int(theirs.taps["result_output"].array[-1].argmax())]
@@ -111,9 +115,9 @@ def main(n_prompts: int, library: Path | None) -> None:
         raise click.UsageError("expected a built bitnet.cpp (make fetch-cpp, or --library), found none")
     start_s, same = time.perf_counter(), True
     with tempfile.TemporaryDirectory() as folder:
-        for name, (model, _, vocab_size) in write_models(Path(folder)).items():
+        for name, (model, _, _) in write_models(Path(folder)).items():
             for kernel in FAMILIES:
-                score = compare(model, vocab_size, n_prompts, kernel, path)
+                score = compare(model, path, kernel, lengths(n_prompts))
                 same = same and not score.different
                 click.echo(f"{name}, {kernel}: {score}")
     click.echo(f"{time.perf_counter() - start_s:.0f} s")

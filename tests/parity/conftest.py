@@ -11,7 +11,13 @@ import pytest
 
 from crossval.bitnet_cpp import build as build_cpp
 from crossval.bitnet_cpp import source as cpp_source
-from crossval.bitnet_cpp.library import HOW_TO_GET, SOURCE_VARIABLE, default_build_dir, find_library
+from crossval.bitnet_cpp.library import (
+    HOW_TO_GET,
+    LIBRARY_VARIABLE,
+    SOURCE_VARIABLE,
+    default_build_dir,
+    find_library,
+)
 
 MISSING = f"real bitnet.cpp is missing: {HOW_TO_GET}"
 
@@ -32,6 +38,18 @@ def bitnet_cpp_library() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         described = cpp_source.describe(Path(source).resolve(), "directory")
         return build_cpp.build(described, build_cpp.Options(build_dir)).path
+
+
+@pytest.fixture
+def use_bitnet_cpp(bitnet_cpp_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands find the real library."""
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(bitnet_cpp_library))
+
+
+@pytest.fixture(scope="session")
+def golden(shipped_model: Path) -> Path:
+    """bitnet.cpp's own trace of every tap, of the prompt "What is 2+2?"."""
+    return shipped_model.with_suffix(".goldens") / "what-is-2-2"
 
 
 @pytest.hookimpl(wrapper=True)

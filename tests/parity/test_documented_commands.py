@@ -62,7 +62,7 @@ def names(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if RUN[path]], ids=names)
-def test_a_documented_command_works_as_it_is_printed(path: Path, tmp_path: Path) -> None:
+def test_a_documented_command_works_as_it_is_printed(path, tmp_path):
     for name in ("examples", "models", "receipts"):
         (tmp_path / name).symlink_to(ROOT / name)
     environment = {**os.environ, "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
@@ -73,13 +73,13 @@ def test_a_documented_command_works_as_it_is_printed(path: Path, tmp_path: Path)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
-def test_commands_are_found_where_they_are_printed() -> None:
+def test_commands_are_found_where_they_are_printed():
     assert len(RUN[ROOT / "examples" / "third_engine.py"]) == 2
     assert {"README.md", "docs/metamorphic.md", "docs/trace-format.md"} <= {names(path) for path, _ in COMMANDS}
 
 
 @pytest.mark.parametrize("path", list(dict.fromkeys(path for path, _ in COMMANDS)), ids=names)
-def test_the_words_of_a_documented_command_exist(path: Path) -> None:
+def test_the_words_of_a_documented_command_exist(path):
     commands = [command for source, command in COMMANDS if source == path and "[" not in command]
     for part in [part for command in commands for part in command.split(" && ")]:
         words = [word for word in part.split() if not re.match(r"[A-Z_]+=", word)]

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from bitnet_py.synth import PRESETS, write_model
-from crossval.bitnet_cpp.runner import BitnetCppRunner
-from crossval.engines.bitnet_py import BitnetPyRunner
-from crossval.model import taps
+from tests.same_bits import compare
 from tests.support.families import each_family
 
 pytestmark = pytest.mark.live
 
-N_DECODE = 3
-LENGTHS = (1, 2, 5, 13, 45)
 SHAPES = {
     "one head": {"n_layers": 2, "dim": 128, "n_heads": 1, "n_kv_heads": 1, "hidden_dim": 256},
     "head_dim 20": {"n_layers": 2, "dim": 640, "n_heads": 32, "n_kv_heads": 32, "hidden_dim": 384},
@@ -26,34 +20,10 @@ SHAPES = {
 }
 
 
-def assert_equal_bits(
-    model: Path, library: Path, kernel: str | None = None, lengths=LENGTHS, n_decode=N_DECODE
-) -> None:
-    rng = np.random.default_rng(7)
-    with BitnetCppRunner(model, library=library) as reference:
-        numerics = reference.identity.numerics
-        with BitnetPyRunner(
-            model,
-            n_threads=2,
-            kernel=kernel,
-            simd_width=numerics.simd_width,
-            fused_quantizer=numerics.fused_quantizer,
-        ) as engine:
-            config = engine.model.config
-            names = taps.all_taps(config.n_layers)
-            for length in lengths:
-                ids = rng.integers(0, config.vocab_size, length).tolist()
-                reference.reset()
-                engine.reset()
-                for step in range(1 + n_decode):
-                    theirs, ours = reference.eval(ids, names), engine.eval(ids, names)
-                    assert set(theirs.taps) == set(ours.taps) == set(names)
-                    for name in names:
-                        a, b = theirs.taps[name].array, ours.taps[name].array
-                        assert a.shape == b.shape, (length, step, name)
-                        n_different = int((a.view(np.uint32) != b.view(np.uint32)).sum())
-                        assert n_different == 0, (length, step, name, n_different, a.size)
-                    ids = [int(ours.taps["result_output"].array[-1].argmax())]
+def assert_equal_bits(model, library, kernel=None, lengths=(1, 2, 5, 13, 45), n_decode=3):
+    score = compare(model, library, kernel, lengths, n_decode)
+    assert score.n_prompts == len(lengths)
+    assert not score.different, score
 
 
 @each_family

@@ -88,18 +88,7 @@ def live(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def greedy(model: Path, reference: Path | str, out: Path, *more: str | Path) -> tuple[int, str, receipt.Receipt]:
-    words = (
-        "--prompt",
-        PROMPT,
-        "--steps",
-        str(STEPS),
-        "--model",
-        model,
-        "--reference",
-        reference,
-        "--receipt",
-        out,
-    )
+    words = ("--prompt", PROMPT, "--steps", STEPS, "--model", model, "--reference", reference, "--receipt", out)
     result = run("greedy", *words, *more)
     assert "Traceback" not in result.output
     assert result.stderr == ""
@@ -116,7 +105,7 @@ def assert_found(made: receipt.Receipt, name: str, side: str = "candidate") -> N
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_live_candidate(world: World, tmp_path: Path, name: str) -> None:
+def test_a_live_candidate(world, tmp_path, name):
     model = world.model(CASES[name][2])
     golden, out = record(Stranger, model, tmp_path / "golden"), tmp_path / "r.json"
     with mistaken(world, name):
@@ -131,9 +120,7 @@ def test_a_live_candidate(world: World, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.usefixtures("live")
 @pytest.mark.parametrize("name", CASES)
-def test_a_recorded_candidate_beside_a_live_reference_and_the_gate(
-    world: World, tmp_path: Path, name: str
-) -> None:
+def test_a_recorded_candidate_beside_a_live_reference_and_the_gate(world, tmp_path, name):
     model, out = world.model(CASES[name][2]), tmp_path / "r.json"
     with mistaken(world, name):
         mine = record(Mine, model, tmp_path / "mine")
@@ -154,7 +141,7 @@ def test_a_recorded_candidate_beside_a_live_reference_and_the_gate(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_mistake_of_the_reference(world: World, tmp_path: Path, name: str) -> None:
+def test_a_mistake_of_the_reference(world, tmp_path, name):
     model = world.model(CASES[name][2])
     with mistaken(world, name):
         golden = record(Stranger, model, tmp_path / "golden")
@@ -165,9 +152,7 @@ def test_a_mistake_of_the_reference(world: World, tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_alone_are_enough_for_a_divergence_where_the_arithmetic_is_stated(
-    world: World, tmp_path: Path, name: str
-) -> None:
+def test_logits_alone_are_enough_for_a_divergence_where_the_arithmetic_is_stated(world, tmp_path, name):
     model, out = world.model(CASES[name][2]), tmp_path / "r.json"
     golden = record(Stranger, model, tmp_path / "golden", LOGITS_ONLY)
     with mistaken(world, name):
@@ -181,7 +166,7 @@ def test_logits_alone_are_enough_for_a_divergence_where_the_arithmetic_is_stated
 
 @pytest.mark.usefixtures("unstated")
 @pytest.mark.parametrize("name", CASES)
-def test_an_engine_that_does_not_say_how_it_rounds(world: World, tmp_path: Path, name: str) -> None:
+def test_an_engine_that_does_not_say_how_it_rounds(world, tmp_path, name):
     model, out = world.model(CASES[name][2]), tmp_path / "r.json"
     golden = record(Stranger, model, tmp_path / "golden")
     with mistaken(world, name):
@@ -199,9 +184,7 @@ def test_an_engine_that_does_not_say_how_it_rounds(world: World, tmp_path: Path,
 # Right engines: what is proven, and what is left open.
 
 
-def test_logits_with_equal_bits_vouch_for_an_engine_that_recorded_nothing_else(
-    world: World, tmp_path: Path
-) -> None:
+def test_logits_with_equal_bits_vouch_for_an_engine_that_recorded_nothing_else(world, tmp_path):
     model, out = world.model("plain"), tmp_path / "r.json"
     golden = record(Stranger, model, tmp_path / "golden", LOGITS_ONLY)
     code, text, made = greedy(model, golden, out)
@@ -212,7 +195,7 @@ def test_logits_with_equal_bits_vouch_for_an_engine_that_recorded_nothing_else(
     assert "bit-equal to those of the other engine, which is right" in judged.stdout
 
 
-def test_equal_bits_of_two_engines_nobody_looked_into_are_no_parity(world: World, tmp_path: Path) -> None:
+def test_equal_bits_of_two_engines_nobody_looked_into_are_no_parity(world, tmp_path):
     model, out = world.model("plain"), tmp_path / "r.json"
     golden = record(Stranger, model, tmp_path / "golden", LOGITS_ONLY)
     mine = record(Mine, model, tmp_path / "mine", LOGITS_ONLY)
@@ -223,7 +206,7 @@ def test_equal_bits_of_two_engines_nobody_looked_into_are_no_parity(world: World
     assert run("gate", out, "--allow-compute", "recorded").exit_code == 1
 
 
-def test_right_tokens_of_unstated_arithmetic_need_the_audit_of_both(world: World, tmp_path: Path) -> None:
+def test_right_tokens_of_unstated_arithmetic_need_the_audit_of_both(world, tmp_path):
     model, out = world.model("plain"), tmp_path / "r.json"
     whole = record(Mine, model, tmp_path / "mine")
     code, text, made = greedy(model, "spec", out, "--candidate", whole)
@@ -238,7 +221,7 @@ def test_right_tokens_of_unstated_arithmetic_need_the_audit_of_both(world: World
     assert run("gate", out, "--allow-compute", "recorded", "--reference-name", "specification").exit_code == 1
 
 
-def test_bits_that_are_equal_in_all_but_one_step_are_not_vouched_for(world: World, tmp_path: Path) -> None:
+def test_bits_that_are_equal_in_all_but_one_step_are_not_vouched_for(world, tmp_path):
     """A mistake in decoding, in an engine that recorded logits only: the other's audit says nothing of it."""
     model, out = world.model("plain"), tmp_path / "r.json"
     with faulty_library(world.library) as select:

@@ -21,16 +21,16 @@ def check(live: bool) -> None:
     assert {situation.kernel for situation in situations} == set(FAMILIES)
 
 
-def test_no_false_alarm_against_the_engine_in_another_configuration() -> None:
+def test_no_false_alarm_against_the_engine_in_another_configuration():
     check(live=False)
 
 
 @pytest.mark.live
-def test_no_false_alarm_against_bitnet_cpp(bitnet_cpp_library) -> None:
+def test_no_false_alarm_against_bitnet_cpp(bitnet_cpp_library):
     check(live=True)
 
 
-def test_no_false_alarm_on_what_people_record(tmp_path) -> None:
+def test_no_false_alarm_on_what_people_record(tmp_path):
     few, cheap = 6, RECORDINGS[:4]
     short = [n for n in range(200, 300) if healthy_recordings.Situation.draw(n).n_tokens <= 17][:few]
     seen = list(healthy_recordings.run(short, tmp_path, recordings=cheap))
@@ -41,7 +41,7 @@ def test_no_false_alarm_on_what_people_record(tmp_path) -> None:
     assert {judged.exit_code for _, _, judged in rest} <= {0, 3}
 
 
-def test_every_engine_takes_its_turn() -> None:
+def test_every_engine_takes_its_turn():
     drawn = [healthy_recordings.Situation.draw(number) for number in range(len(healthy_recordings.ENGINES))]
     assert [one.engine for one in drawn] == list(healthy_recordings.ENGINES)
     assert len(drawn) > 12

@@ -6,25 +6,20 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.causal.view import causal_view
-from crossval.cli import cli
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.model import taps
 from crossval.model.weights import SpecWeights
-from crossval.receipts import file as receipt
 from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, measure_floors
 from crossval.repeat.metamorphic.cases import Options
 from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
-from tests.support.broken_engine import Mistake, build, run
 from tests.support.families import each_family
-from tests.support.native_build import LIBRARY
+from tests.zoo.engine import run
 
 N_LAYERS = 5
 
@@ -96,65 +91,7 @@ def test_causal_view_of_two_live_engines(five_layers, bitnet_cpp_library):
     assert not view.effects[1].equal_states
 
 
-# --- our C library with mistakes, one chosen at run time --------------------------------------------------------
-
-MISTAKES = (
-    # the last n mod 4 tokens of a pass, as a kernel for groups of four columns may forget them
-    Mistake(
-        "columns",
-        "forward.c",
-        "s = b->q8_scale[t + c];",
-        's = b->q8_scale[INSTEAD(t + c, is("columns") && t + c >= n_tokens - n_tokens % 4 ? 0 : t + c)];',
-        0,
-        "q",
-    ),
-    Mistake(
-        "slot",
-        "forward.c",
-        "const int64_t cell = p->start + t;",
-        "const int64_t cell = INSTEAD(p->start + t, p->start + t"
-        ' - (is("slot") && layer == 1 && p->n_tokens == 1 && p->start > 0));',
-        1,
-        "kq",
-    ),
-    Mistake(
-        "mask",
-        "forward.c",
-        "n_visible = p->start + t + 1,",
-        "n_visible = INSTEAD(p->start + t + 1,"
-        ' is("mask") && layer == 2 ? p->start + p->n_tokens : p->start + t + 1),',
-        2,
-        "kq_soft_max",
-    ),
-    # a wrong value, not a missing one: rows left unwritten may hold the right values of an earlier pass
-    Mistake(
-        "slice",
-        "forward.c",
-        "const float sum = (float)b->q8_sum[t + c],",
-        "const float whole = (float)b->q8_sum[t + c],"
-        ' sum = INSTEAD(whole, whole + (is("slice") && r->thread == 2)),',
-        0,
-        "q",
-    ),
-    # one unit in the last place, which may round away before the layer's output
-    Mistake(
-        "ulp",
-        "forward.c",
-        "bn_record(r, layer, BN_TAP_FFN_UP, b->up,",
-        'if (is("ulp") && layer == 3 && r->thread == 0 && r->n_threads == 3)\n'
-        "        b->up[0] = INSTEAD(b->up[0], nextafterf(b->up[0], INFINITY));\n"
-        "    bn_record(r, layer, BN_TAP_FFN_UP, b->up,",
-        3,
-        "ffn_up",
-    ),
-)
-
-
-@pytest.fixture(scope="module")
-def broken_library(tmp_path_factory) -> Path:
-    """One library with every mistake in it, all of them asleep; ``MISTAKE`` wakes one."""
-    return build(MISTAKES, tmp_path_factory.mktemp("broken") / LIBRARY)
-
+# --- our C library with one fault of the zoo ---------------------------------------------------------------------
 
 LENGTHS = (1, 4, 7)
 SCRIPT = f"""
@@ -174,21 +111,23 @@ print(json.dumps({{**dataclasses.asdict(result), "ran": sorted(kernels)}}))
 """
 
 
+REMAINDER = "remainder-scaled-as-first-row"
+
+
 @each_family
 @pytest.mark.parametrize(
-    ("mistake", "relations", "where"),
+    ("fault", "relations", "where"),
     [
-        ("none", set(), None),
-        ("columns", {"one_by_one", "prefix", "split"}, "blk.0.q"),
-        ("slot", {"one_by_one", "split"}, None),
-        ("mask", {"one_by_one", "prefix", "split"}, "blk.2.kq_soft_max"),
-        ("slice", {"threads"}, "blk.0.q"),
-        ("ulp", {"threads"}, "blk.3.ffn_up"),
+        ("", set(), None),
+        (REMAINDER, {"one_by_one", "prefix", "split"}, "blk.0.q"),
+        ("cache-k-overwrites-previous:layer=1:pass=decode", {"one_by_one", "split"}, None),
+        ("only-the-last-sees-itself:layer=2", {"one_by_one", "prefix", "split"}, "blk.2.kq_soft_max"),
+        ("third-thread-off-by-one", {"threads"}, "blk.0.q"),
+        ("three-threads-one-ulp:layer=3:op=ffn_up", {"threads"}, "blk.3.ffn_up"),
     ],
 )
-def test_a_broken_library_violates_what_it_breaks(five_layers, broken_library, mistake, relations, where, kernel):
-    command = [sys.executable, "-c", SCRIPT, five_layers]
-    done = run(command, broken_library, kernel=kernel, reached=mistake != "none", MISTAKE=mistake)
+def test_a_broken_library_violates_what_it_breaks(five_layers, fault, relations, where, kernel):
+    done = run([sys.executable, "-c", SCRIPT, five_layers], fault, kernel=kernel)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["ran"] == [kernel]
@@ -197,55 +136,25 @@ def test_a_broken_library_violates_what_it_breaks(five_layers, broken_library, m
     assert {check["name"] for check in failed} == relations
     if where is not None:
         assert all(c["where"].startswith(where + ",") for c in failed if c["expectation"] == "bits"), failed
-    if mistake == "columns":
+    if fault == REMAINDER:
         whole = [f"{n} of 32 tokens" for n in LENGTHS if n > 1 and n % 4]
         assert [c["case"] for c in failed if c["name"] == "prefix"] == whole
     if relations == {"threads"}:
         assert [c["case"] for c in failed] == ["3 threads"]
 
 
-def test_a_mistake_that_is_never_reached_fails_its_test(broken_library):
-    command = [sys.executable, "-c", "from bitnet_py import _native; _native.library()"]
-    with pytest.raises(AssertionError, match="never reached"):
-        run(command, broken_library, MISTAKE="columns")
-
-
-def test_the_command_finds_a_broken_library(five_layers, broken_library, tmp_path):
-    def command(mistake: str) -> subprocess.CompletedProcess[str]:
+def test_the_command_finds_a_broken_library(five_layers):
+    def command(fault: str) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-m", "crossval", "metamorphic", "--model", five_layers, "--lengths", "1,2,18"]
-        return run(words, broken_library, reached=mistake != "none", MISTAKE=mistake)
+        return run(words, fault)
 
-    assert command("none").returncode == 0
-    done = command("mask")
+    assert command("").returncode == 0
+    done = command("only-the-last-sees-itself:layer=2")
     assert done.returncode == 1, done.stderr
     assert "blk.2.kq_soft_max" in done.stdout
-    done = command("slice")
+    done = command("third-thread-off-by-one")
     assert done.returncode == 1, done.stderr
     place = r"blk.0.q, token \d+, pass \d+, element \d+, \d+"
     shown = re.search(rf"{place}: (\S+) so, (\S+) as usual", done.stdout)
     assert shown is not None, done.stdout
     assert float(shown[1]) != float(shown[2])
-
-
-@pytest.mark.live
-def test_the_command_checks_both_engines(shipped_model, bitnet_cpp_library, tmp_path, monkeypatch):
-    monkeypatch.setenv("BITNET_CPP_LIB", str(bitnet_cpp_library))
-    path = tmp_path / "r.json"
-    arguments = [
-        "metamorphic",
-        "--model",
-        shipped_model,
-        "--engine",
-        "both",
-        "--prompt",
-        "Hello",
-        "--receipt",
-        path,
-    ]
-    result = CliRunner().invoke(cli, [str(word) for word in arguments])
-    assert result.exit_code == 0, result.output
-    made = receipt.read(path)
-    assert {row["party"] for row in made["results"]["rows"]} == {"candidate", "reference"}
-    assert made["results"]["summary"]["reference"]["verdict"] == "holds"
-    gated = CliRunner().invoke(cli, ["gate", str(path), "--require-live"])
-    assert gated.exit_code == 0, gated.output

@@ -12,7 +12,8 @@ import pytest
 from crossval.audit import receipt_checks as consistency
 from crossval.receipts import file as receipt
 from crossval.traces.read import Trace
-from tests.support.narrow_engine import Mistake, NarrowEngine, Style, write_trace
+from tests.support.narrow_engine import Mistake, NarrowEngine, Style
+from tests.support.numpy_bitnet.recorded import write_trace
 from tests.support.strangers import error_line, run
 
 PROMPT = "What is 2+2?"
@@ -34,22 +35,13 @@ def names(style: Style) -> str:
     return f"{style.compute}-{style.kv}"
 
 
-@pytest.fixture(scope="module")
-def golden(shipped_model: Path) -> Path:
-    return next(
-        path.parent
-        for path in sorted(shipped_model.with_suffix(".goldens").glob("*/trace.json"))
-        if json.loads(path.read_text())["prompt"].get("text") == PROMPT
-    )
-
-
 @pytest.fixture
 def traced(shipped_model: Path, golden: Path, tmp_path: Path) -> Any:
     """Return ``traced(style, mistake) -> trace`` of the golden's passes."""
 
     def make(style: Style, mistake: Mistake | None = None, name: str = "trace") -> Path:
-        engine = NarrowEngine(shipped_model, style, mistake)
-        return write_trace(engine, tmp_path / name, Trace.open(golden).info.plan, text=PROMPT)
+        engine, plan = NarrowEngine(shipped_model, style, mistake), Trace.open(golden).info.plan
+        return write_trace(engine.record(plan), engine.model, plan[0].token_ids, PROMPT, tmp_path / name)
 
     return make
 

@@ -30,13 +30,6 @@ else all that follows would hold it, too; as it does not, the recording is wrong
 Arrays = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def golden(shipped_model) -> Path:
-    """bitnet.cpp's own trace of every tap: altered, it is a candidate that is right but for one thing."""
-    folders = (path.parent for path in sorted(shipped_model.with_suffix(".goldens").glob("*/trace.json")))
-    return next(f for f in folders if json.loads((f / "trace.json").read_text())["prompt"].get("text") == PROMPT)
-
-
 @pytest.fixture
 def altered(golden, tmp_path) -> Callable[..., Path]:
     """Return a function that writes a copy of the golden with one pass changed, digests and all."""

@@ -7,8 +7,8 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from tests.support.broken_engine import MISTAKES, build, run
-from tests.support.native_build import LIBRARY, ROOT
+from tests.support.native_build import ROOT
+from tests.zoo.engine import run
 
 LAYERS = [Path(sysconfig.get_path("scripts")) / "crossval", "layers", "--prompt", "What is 2+2?"]
 
@@ -29,9 +29,8 @@ def test_the_readme_shows_what_the_demo_prints() -> None:
     assert shown == plain(printed)
 
 
-def test_the_output_page_shows_what_a_broken_engine_gives(tmp_path: Path, shipped_model: Path) -> None:
-    library = build(MISTAKES[:1], tmp_path / LIBRARY)
-    done = run([*LAYERS, "--reference", shipped_model.with_suffix(".goldens") / "what-is-2-2"], library)
+def test_the_output_page_shows_what_a_broken_engine_gives(golden: Path) -> None:
+    done = run([*LAYERS, "--reference", golden], "sub-norm-skipped:layer=2:op=attn_sub_norm")
     shown, *_ = blocks("docs/output.md")
     assert (done.returncode, shown) == (1, plain(done.stdout + done.stderr))
     assert set(blocks("README.md")[2]) <= set(shown)

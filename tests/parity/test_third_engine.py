@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from tests.support.strangers import run
+from tests.support.third_engine import third_engine
 
 PROMPT = "What is 2+2?"
-EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "third_engine.py"
 N_LAYERS = 4
 OPERATION = {
     "interleaved-rope": ("q_rope", "interleaved pairs"),
@@ -25,29 +23,10 @@ OPERATION = {
 }
 
 
-@pytest.fixture(scope="module")
-def third_engine() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("third_engine", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def golden(shipped_model) -> Path:
-    return next(
-        path.parent
-        for path in sorted(shipped_model.with_suffix(".goldens").glob("*/trace.json"))
-        if json.loads(path.read_text())["prompt"].get("text") == PROMPT
-    )
-
-
-def receipt_of(third_engine: ModuleType, model: Path, golden: Path, out: Path, *arguments: str) -> dict[str, Any]:
+def receipt_of(model: Path, golden: Path, out: Path, *arguments: str) -> dict[str, Any]:
     """Let the third engine record, compare with bitnet.cpp's golden, and return the receipt."""
     ids = json.loads((golden / "trace.json").read_text())["prompt"]["token_ids"]
-    third_engine.main([str(model), "--tokens", ",".join(map(str, ids)), "--out", str(out / "trace"), *arguments])
+    third_engine().main([str(model), "--tokens", ",".join(map(str, ids)), "--out", str(out / "trace"), *arguments])
     receipt = out / "receipt.json"
     result = run(
         "layers", "--prompt", PROMPT, "--model", model, "--candidate", out / "trace", "--reference", golden,
@@ -60,15 +39,15 @@ def receipt_of(third_engine: ModuleType, model: Path, golden: Path, out: Path, *
 
 
 @pytest.mark.parametrize("taps", ["outline", "all"])
-def test_a_right_engine_is_parity(third_engine, shipped_model, golden, tmp_path, taps):
-    receipt = receipt_of(third_engine, shipped_model, golden, tmp_path, "--taps", taps)
+def test_a_right_engine_is_parity(shipped_model, golden, tmp_path, taps):
+    receipt = receipt_of(shipped_model, golden, tmp_path, "--taps", taps)
     assert receipt["verdict"] == "parity"
     assert receipt["candidate"]["name"] == "third engine"
     assert receipt["audit"]["candidate"]["first_guilty"] is None
 
 
-def test_a_right_engine_that_records_little_is_incomplete(third_engine, shipped_model, golden, tmp_path):
-    receipt = receipt_of(third_engine, shipped_model, golden, tmp_path, "--taps", "few")
+def test_a_right_engine_that_records_little_is_incomplete(shipped_model, golden, tmp_path):
+    receipt = receipt_of(shipped_model, golden, tmp_path, "--taps", "few")
     assert receipt["verdict"] == "incomplete"
     assert {skip["tap"] for skip in receipt["coverage"]["skipped"]} == {"inp_embd", "result_norm"}
 
@@ -76,9 +55,9 @@ def test_a_right_engine_that_records_little_is_incomplete(third_engine, shipped_
 @pytest.mark.usefixtures("unnamed_segments")
 @pytest.mark.parametrize("layer", [0, N_LAYERS // 2, N_LAYERS - 1])
 @pytest.mark.parametrize("mistake", OPERATION)
-def test_l_out_and_logits_give_the_layer(third_engine, shipped_model, golden, tmp_path, mistake, layer):
+def test_l_out_and_logits_give_the_layer(shipped_model, golden, tmp_path, mistake, layer):
     arguments = ("--taps", "few", "--mistake", mistake, "--layer", str(layer))
-    receipt = receipt_of(third_engine, shipped_model, golden, tmp_path, *arguments)
+    receipt = receipt_of(shipped_model, golden, tmp_path, *arguments)
     assert receipt["verdict"] == "candidate_defect"
     assert receipt["audit"]["candidate"]["first_guilty"]["tap"] == f"blk.{layer}.l_out"
     assert receipt["audit"]["reference"]["first_guilty"] is None
@@ -86,9 +65,9 @@ def test_l_out_and_logits_give_the_layer(third_engine, shipped_model, golden, tm
 
 @pytest.mark.parametrize("layer", [0, N_LAYERS - 1])
 @pytest.mark.parametrize("mistake", OPERATION)
-def test_every_tap_gives_operation_and_cause(third_engine, shipped_model, golden, tmp_path, mistake, layer):
+def test_every_tap_gives_operation_and_cause(shipped_model, golden, tmp_path, mistake, layer):
     arguments = ("--taps", "all", "--mistake", mistake, "--layer", str(layer))
-    receipt = receipt_of(third_engine, shipped_model, golden, tmp_path, *arguments)
+    receipt = receipt_of(shipped_model, golden, tmp_path, *arguments)
     operation, cause = OPERATION[mistake]
     assert receipt["verdict"] == "candidate_defect"
     assert receipt["audit"]["candidate"]["first_guilty"]["tap"] == f"blk.{layer}.{operation}"

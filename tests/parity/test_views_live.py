@@ -13,36 +13,24 @@ from click.testing import CliRunner, Result
 from crossval.cli import cli
 from crossval.receipts import file as receipt
 from crossval.traces.goldens import FULL_PROMPTS
-from tests.support import broken_engine
-from tests.support.broken_engine import MISTAKES
-from tests.support.native_build import LIBRARY
+from tests.zoo import engine
 
 CROSSVAL = Path(sysconfig.get_path("scripts")) / "crossval"
 
 
-def crossval(*arguments: str | Path, library: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [CROSSVAL, *map(str, arguments)]
-    if library is not None:
-        return broken_engine.run(command, library)
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+def broken(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command with an engine that is wrong in layer 2."""
+    return engine.run([CROSSVAL, *arguments], "sub-norm-skipped:layer=2:op=attn_sub_norm")
 
 
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-@pytest.fixture(scope="module")
-def broken_in_layer_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    (mistake,) = [mistake for mistake in MISTAKES if mistake.layer == 2]
-    return broken_engine.build([mistake], tmp_path_factory.mktemp("broken") / LIBRARY)
-
-
-def test_the_causal_view_points_at_the_layer_that_is_broken(
-    broken_in_layer_2: Path, shipped_model: Path, tmp_path: Path
-) -> None:
-    golden, out = shipped_model.with_suffix(".goldens") / "what-is-2-2", tmp_path / "r.json"
+def test_the_causal_view_points_at_the_layer_that_is_broken(golden, tmp_path):
+    out = tmp_path / "r.json"
     words = ("--prompt", FULL_PROMPTS[0], "--reference", golden, "--causal", "--receipt", out)
-    done = crossval("layers", *words, library=broken_in_layer_2)
+    done = broken("layers", *words)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "arises between the output of layer 1 and the output of layer 2" in done.stdout
     assert "nothing is recovered from the output of layer 2 on" in done.stdout
@@ -52,29 +40,25 @@ def test_the_causal_view_points_at_the_layer_that_is_broken(
     assert made["causal"]["largest"] == made["causal"]["nothing_recovered_from"] == "blk.2.l_out"
     assert [one["equal_states"] for one in made["causal"]["effects"]] == [True, True, True, False, False]
     # The receipt of a candidate that is wrong fails, but not by its causal view.
-    gate = crossval("gate", out, "--json")
+    gate = run("gate", out, "--json")
     checks = {check["name"]: check["passed"] for check in json.loads(gate.stdout)["receipts"][0]["checks"]}
     assert checks["causal"]
     assert not checks["verdict"]
 
 
-def test_triage_says_it_too_and_in_words(broken_in_layer_2: Path, shipped_model: Path) -> None:
-    golden = shipped_model.with_suffix(".goldens") / "what-is-2-2"
+def test_triage_says_it_too_and_in_words(golden):
     words = ("--prompt", FULL_PROMPTS[0], "--reference", golden, "--causal")
-    done = crossval("triage", *words, library=broken_in_layer_2)
+    done = broken("triage", *words)
     assert done.returncode == 1, done.stdout + done.stderr
     causal = [line for line in done.stdout.splitlines() if line.startswith("causal ")]
     assert "between the output of layer 1 and the output of layer 2" in causal[0]
     assert "\ntolerance    no tolerance would do: a cosine is negative (" in done.stdout
 
 
-def test_diff_shows_the_causal_view_of_two_traces(
-    broken_in_layer_2: Path, shipped_model: Path, tmp_path: Path
-) -> None:
-    golden, trace, out = shipped_model.with_suffix(".goldens") / "what-is-2-2", tmp_path / "t", tmp_path / "r.json"
-    recorded = crossval(
+def test_diff_shows_the_causal_view_of_two_traces(golden, tmp_path):
+    trace, out = tmp_path / "t", tmp_path / "r.json"
+    recorded = broken(
         "record", "--prompt", FULL_PROMPTS[0], "--engine", "bitnet_py", "--decode", "0", "--out", trace,
-        library=broken_in_layer_2,
     )  # fmt: skip
     assert recorded.returncode == 0, recorded.stderr
     result = run("diff", trace, golden, "--decode", "0", "--causal", "--receipt", out)
@@ -85,25 +69,13 @@ def test_diff_shows_the_causal_view_of_two_traces(
 
 
 @pytest.mark.live
-@pytest.mark.usefixtures("bitnet_cpp_library")
+@pytest.mark.usefixtures("use_bitnet_cpp")
 class TestLive:
-    @pytest.fixture(autouse=True)
-    def use_library(self, bitnet_cpp_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("BITNET_CPP_LIB", str(bitnet_cpp_library))
+    WORDS = ("--prompt", FULL_PROMPTS[0], "--reference", "bitnet.cpp")
 
-    def test_two_right_engines(self, shipped_model: Path, tmp_path: Path) -> None:
+    def test_two_right_engines(self, tmp_path):
         out = tmp_path / "r.json"
-        words = (
-            "--prompt",
-            "What is 2+2?",
-            "--model",
-            shipped_model,
-            "--reference",
-            "bitnet.cpp",
-            "--receipt",
-            out,
-        )
-        result = run("layers", *words, "--floors", "--causal")
+        result = run("layers", *self.WORDS, "--receipt", out, "--floors", "--causal")
         assert result.exit_code == 0, result.output
         assert "the logits of the last token are bit-identical" in result.stdout
         assert "no row differs, so none is a multiple of its floor" in result.stdout
@@ -114,19 +86,9 @@ class TestLive:
         assert of_logits["at once / one by one"]["rel_l2"] > 0.0 == of_logits["with / without capture"]["rel_l2"]
         assert run("gate", out, "--require-live", "--require-bitwise").exit_code == 0
 
-    def test_the_specification_is_a_few_times_the_floor_away(self, shipped_model: Path, tmp_path: Path) -> None:
+    def test_the_specification_is_a_few_times_the_floor_away(self, tmp_path):
         out = tmp_path / "r.json"
-        words = (
-            "--prompt",
-            "What is 2+2?",
-            "--model",
-            shipped_model,
-            "--reference",
-            "bitnet.cpp",
-            "--receipt",
-            out,
-        )
-        result = run("triage", *words, "--candidate", "spec", "--floors")
+        result = run("triage", *self.WORDS, "--receipt", out, "--candidate", "spec", "--floors")
         assert result.exit_code == 0, result.output
         assert "times their floor" in result.stdout
         assert "of the bounds in force would be enough" in result.stdout
@@ -135,12 +97,9 @@ class TestLive:
         assert 0.5 < max(times) < 50.0
         assert run("gate", out, "--allow-compute", "specification").exit_code == 0
 
-    def test_a_broken_engine_is_far_beyond_the_floor(
-        self, broken_in_layer_2: Path, shipped_model: Path, tmp_path: Path
-    ) -> None:
+    def test_a_broken_engine_is_far_beyond_the_floor(self, tmp_path):
         out = tmp_path / "r.json"
-        words = ("--prompt", "What is 2+2?", "--reference", "bitnet.cpp", "--receipt", out)
-        done = crossval("layers", *words, "--floors", "--causal", library=broken_in_layer_2)
+        done = broken("layers", *self.WORDS, "--receipt", out, "--floors", "--causal")
         assert done.returncode == 1, done.stdout + done.stderr
         made = receipt.read(out)
         assert made["causal"]["largest"] == "blk.2.l_out"

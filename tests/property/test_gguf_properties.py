@@ -21,22 +21,7 @@ from tests.support.gguf_bytes import Container, Tensor, model_container, small_c
 SMALL = small_container().to_bytes()
 MODEL = model_container().to_bytes()
 MODEL_HEADER_BYTES = MODEL.index(string("output_norm.weight")) + 64
-INTERESTING = (
-    0,
-    1,
-    2,
-    3,
-    36,
-    0x7F,
-    0xFF,
-    1 << 31,
-    (1 << 31) - 1,
-    1 << 32,
-    1 << 40,
-    1 << 62,
-    1 << 63,
-    (1 << 64) - 1,
-)
+INTERESTING = (0, 1, 2, 3, 36, 0x7F, 0xFF, (1 << 31) - 1, *(1 << n for n in (31, 32, 40, 62, 63)), (1 << 64) - 1)
 
 
 @pytest.fixture(scope="module")

@@ -1,61 +1,31 @@
-"""An engine in NumPy that computes in bfloat16, binary16 or binary32, right or wrong on purpose.
+"""The NumPy engine in bfloat16, binary16 or binary32: every elementwise step is rounded to the format.
 
-Every elementwise step is rounded to its format, sums are carried in binary32 and rounded once, weights are held in
-the format: what NumPy's own float16 does, and PyTorch's bfloat16. It shares the reader of model files with
-``examples/third_engine.py`` and no code with the harness but the writer of traces.
+Sums are carried in binary32 and rounded once, weights are held in the format: what NumPy's own float16 does, and
+PyTorch's bfloat16.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray
-from crossval.traces.read import TraceModel
-from crossval.traces.write import TraceWriter
+from crossval.model.taps import all_taps
+from crossval.passes import EngineIdentity, Numerics, PassPlan
+from tests.support.numpy_bitnet import engine as numpy_bitnet
+from tests.support.numpy_bitnet.engine import Call, Quantised, to_bf16, to_f16
+from tests.support.numpy_bitnet.mistakes import MISTAKES, silu, skipped
+from tests.support.numpy_bitnet.model import EXAMPLE, Matrix, Model
+from tests.support.numpy_bitnet.runner import NumpyBitnetRunner
+from tests.support.numpy_bitnet.styles import Array
+from tests.zoo.recording import Recording
 
-Array = npt.NDArray[np.float32]
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "third_engine.py"
-
-
-def _example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("third_engine", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def of_file(path: Path) -> Any:
-    """Return a model file opened by the example's reader."""
-    return _example().File(path)
-
-
-def _f32(x: npt.ArrayLike) -> Array:
-    return np.asarray(x, np.float32)
-
-
-def _f16(x: npt.ArrayLike) -> Array:
-    return np.asarray(x, np.float32).astype(np.float16).astype(np.float32)
-
-
-def _bf16(x: npt.ArrayLike) -> Array:
-    wide = np.array(x, np.float32)
-    finite = np.isfinite(wide)
-    step = np.ldexp(1.0, np.maximum(np.frexp(np.where(finite, wide, 1))[1] - 8, -133))
-    return np.where(finite, np.rint(wide / step) * step, wide).astype(np.float32)
-
-
-ROUND: dict[str, Callable[[npt.ArrayLike], Array]] = {"f32": _f32, "f16": _f16, "bf16": _bf16}
+of_file = EXAMPLE.File
+ROUND: dict[str, Callable[[Any], Array]] = {"f32": np.asarray, "f16": to_f16, "bf16": to_bf16}
 
 
 @dataclass(frozen=True)
@@ -80,195 +50,134 @@ class Mistake:
     name: str
     layer: int | None = 2
 
-    def at(self, layer: int, name: str) -> bool:
-        return self.name == name and self.layer in (None, layer)
+    def made(self) -> numpy_bitnet.Mistake:
+        """Return it as the NumPy engine makes it: ``SiLU``, ``kq scale``, ``ffn_norm skipped`` and the like."""
+        first, _, rest = self.name.partition(" ")
+        whole = {
+            "SiLU": (("ffn_act",), silu),
+            "kq scale": (("kq_soft_max",), MISTAKES["KQ scale x sqrt 2"].code),
+            "kq nudged": (("kq",), _nudged),
+            "128 levels": (("q", "k", "v"), partial(_quantised, levels=128)),
+            "truncation ffn_gate": (("ffn_gate",), partial(_quantised, rounding=np.trunc)),
+        }
+        of_a_norm = {"skipped": skipped, "eps": _eps, "of another": MISTAKES["another norm's weight"].code}
+        ops, code = whole[self.name] if self.name in whole else ((first,), of_a_norm[rest])
+        layers = None if self.layer is None else frozenset({self.layer})
+        return numpy_bitnet.Mistake(self.name, ops, code, layers)
 
 
-class NarrowEngine:
+def _nudged(call: Call) -> Array:
+    scores = call.right(*call.inputs)
+    scores[1, :, 0] *= np.float32(1.01)
+    return scores
+
+
+def _eps(call: Call) -> Array:
+    return call.right(*call.inputs, eps=1000 * call.engine.model.eps)
+
+
+def _quantised(call: Call, **options: Any) -> Array:
+    return call.right(*call.inputs, quantise=partial(call.engine.quantise, **options))
+
+
+class _RoundedModel(Model):
+    """A model whose weights are held in the format."""
+
+    def __init__(self, path: Path, rounding: Callable[[Any], Array]) -> None:
+        super().__init__(path)
+        self._round, self._rounded = rounding, {}
+
+    def vector(self, name: str) -> Array:
+        if name not in self._rounded:
+            self._rounded[name] = self._round(super().vector(name))
+        return self._rounded[name]
+
+
+@dataclass
+class _Engine(numpy_bitnet.Engine):
+    """The forward pass with its roundings."""
+
+    narrow: Style = field(default_factory=Style)
+
+    def __post_init__(self) -> None:
+        self.round, self.stored = ROUND[self.narrow.compute], ROUND[self.narrow.kv or self.narrow.compute]
+        self.inside = self.round if self.narrow.norm == "narrow" else ROUND["f32"]
+
+    def rounded(self, value: Array) -> Array:
+        return self.round(value)
+
+    def norm_of(self, name: str) -> Callable[..., Array]:
+        def norm(x: Array, *, eps: float = self.model.eps, weight: Array | None = None) -> Array:
+            r = self.inside
+            mean = r(r(x * x).mean(axis=-1, keepdims=True, dtype=np.float32))
+            root = r(np.sqrt(r(mean + r(np.float32(eps)))))
+            return self.round(x / root) * (self.model.vector(name) if weight is None else weight)
+
+        return norm
+
+    def quantise(
+        self, x: Array, *, levels: float = 127, rounding: Callable[[Array], Array] = np.rint
+    ) -> Quantised:
+        step = self.round if self.narrow.scale == "narrow" else ROUND["f32"]
+        scale = step(np.float32(levels) / np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-5)))
+        return np.clip(rounding(step(x * scale)), -128, 127), scale
+
+    def multiply_codes(self, codes: Array, scale: Array, m: Matrix) -> Array:
+        r, weight_scale = self.round, np.float32(m.scale)
+        match self.narrow.scale:
+            case "fake":
+                return r(r(codes / scale) @ m.signs.T) * r(weight_scale)
+            case "narrow":
+                return r(r(codes @ m.signs.T) / scale) * r(weight_scale)
+            case _:
+                return codes @ m.signs.T * (weight_scale / scale)
+
+    def rope(self, x: Array, positions: np.ndarray, **_: object) -> Array:
+        half, r = x.shape[-1] // 2, self.inside
+        cos, sin = map(r, self._turns(positions, half, self.model.base, x.dtype))
+        a, b = x[..., :half], x[..., half:]
+        return np.concatenate([r(a * cos) - r(b * sin), r(a * sin) + r(b * cos)], axis=-1)
+
+    def store_k(self, old: Array, new: Array) -> Array:
+        return np.concatenate([old, self.stored(new)])
+
+    store_v = store_k
+
+    def softmax(self, kq: Array, positions: np.ndarray, *, scale: float | None = None, ahead: int = 0) -> Array:
+        r, seen = self.inside, np.arange(kq.shape[-1]) <= positions[:, None] + ahead
+        scaled = r(kq * r(np.float32(1 / np.sqrt(self.model.head_dim) if scale is None else scale)))
+        scaled = np.where(seen, scaled, np.float32(-np.inf))
+        weights = r(np.exp(r(scaled - scaled.max(axis=-1, keepdims=True))))
+        return weights / r(weights.sum(axis=-1, keepdims=True))
+
+
+class NarrowEngine(NumpyBitnetRunner):
     """A live runner."""
 
-    status = "live"
-    plan = None
-
-    def __init__(self, model: Path, style: Style, mistake: Mistake | None = None) -> None:
-        self.file = of_file(model)
+    def __init__(self, path: Path, style: Style, mistake: Mistake | None = None) -> None:
         self.style, self.mistake = style, mistake
-        arch = self.file.metadata["general.architecture"]
-
-        def number(key: str) -> float:
-            value: float = self.file.metadata[f"{arch}.{key}"]
-            return value
-
-        self.n_layers, self.n_heads = int(number("block_count")), int(number("attention.head_count"))
-        self.n_kv_heads, self.dim = int(number("attention.head_count_kv")), int(number("embedding_length"))
-        self.hidden_dim, self.head_dim = int(number("feed_forward_length")), self.dim // self.n_heads
-        self.eps, self.base = number("attention.layer_norm_rms_epsilon"), number("rope.freq_base")
-        self.round = ROUND[style.compute]
-        self.stored = ROUND[style.kv or style.compute]
-        self.inside = self.round if style.norm == "narrow" else _f32
-        self.embedding = self.round(self.file.tensor("token_embd.weight"))
+        self.round, self.stored = ROUND[style.compute], ROUND[style.kv or style.compute]
+        self.model = model = _RoundedModel(path, self.round)
+        self.n_heads, self.n_kv_heads, self.head_dim = model.n_heads, model.n_kv_heads, model.head_dim
+        mistakes = [mistake.made()] if mistake else []
+        super().__init__(model, mistakes=mistakes)
+        stated = Numerics(compute_dtype=style.compute, kv_dtype=style.kv)  # type: ignore[arg-type]
+        self.identity = EngineIdentity("narrow engine", numerics=stated if style.states else Numerics())
+        self._new = lambda: _Engine(model, mistakes=mistakes, narrow=style)
         self.reset()
 
-    @property
-    def identity(self) -> EngineIdentity:
-        stated = Numerics(compute_dtype=self.style.compute, kv_dtype=self.style.kv)  # type: ignore[arg-type]
-        return EngineIdentity("narrow engine", numerics=stated if self.style.states else Numerics())
+    def _linear(self, layer: int, tensor: str, x: Array) -> Array:
+        """Return a BitLinear of these activations, without a mistake."""
+        return self.round(self._engine.bitlinear_of(f"blk.{layer}.{tensor}", tensor)(x))
 
-    def __enter__(self) -> NarrowEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
-        raise NotImplementedError
-
-    def reset(self) -> None:
-        self.n_past = 0
-        empty = np.empty((0, self.n_kv_heads, self.head_dim), np.float32)
-        self.keys, self.values = [empty] * self.n_layers, [empty] * self.n_layers
-
-    def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
-        start, n = self.n_past, len(token_ids)
-        plan = PassPlan("decode" if start and n == 1 else "prefill", tuple(token_ids), start)
-        self.n_past += n
-        with np.errstate(all="ignore"):
-            found = self._forward(list(token_ids), start)
-        rows = {"result_norm": (n - 1,), "result_output": (n - 1,)}
-        given = {
-            name: TapArray(np.ascontiguousarray(found[name]), rows.get(name)) for name in found if name in select
-        }
-        return PassRecord(plan, given)
-
-    # --- the model --------------------------------------------------------------------------------------------
-
-    def _is(self, layer: int, name: str) -> bool:
-        return self.mistake is not None and self.mistake.at(layer, name)
-
-    def _forward(self, tokens: list[int], start: int) -> dict[str, Array]:
-        taps: dict[str, Array] = {}
-        self._taps = taps
-        x = taps["inp_embd"] = self.embedding[tokens]
-        for layer in range(self.n_layers):
-            x = self._put(layer, "ffn_inp", self.round(x + self._attention(layer, x, start)))
-            x = self._put(layer, "l_out", self.round(x + self._feed_forward(layer, x)))
-        taps["result_norm"] = self._norm("output_norm", x[-1:], self.eps)
-        taps["result_output"] = self.round(taps["result_norm"] @ self.embedding.T)
-        return taps
-
-    def _put(self, layer: int, name: str, value: Array) -> Array:
-        self._taps[f"blk.{layer}.{name}"] = value
-        return value
-
-    def _norm(self, name: str, x: Array, eps: float) -> Array:
-        inside, weight = self.inside, self.round(self.file.tensor(f"{name}.weight"))
-        mean = inside(inside(x * x).mean(axis=-1, keepdims=True, dtype=np.float32))
-        root = inside(np.sqrt(inside(mean + inside(eps))))
-        return self.round(self.round(x / root) * weight)
-
-    def _linear(self, layer: int, name: str, x: Array, levels: float = 127.0) -> Array:
-        signs = self.file.tensor(f"blk.{layer}.{name}.weight")
-        wide_scale = np.float32(np.abs(signs).max())
-        signs, narrow = np.sign(signs), self.style.scale == "narrow"
-        step = self.round if narrow else _f32
-        scale = step(np.float32(levels) / np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-5)))
-        codes = np.clip(np.rint(step(x * scale)), -128, 127)
-        if self._is(layer, f"truncation {name}"):
-            codes = np.trunc(step(x * scale))
-        if self.style.scale == "fake":
-            return self.round(self.round(self.round(codes / scale) @ signs.T) * self.round(wide_scale))
-        if narrow:
-            return self.round(self.round(self.round(codes @ signs.T) / scale) * self.round(wide_scale))
-        return self.round(codes @ signs.T * (wide_scale / scale))
-
-    def _rope(self, x: Array, start: int) -> Array:
-        half = self.head_dim // 2
-        angles = (start + np.arange(len(x)))[:, None] * float(self.base) ** (-np.arange(half) / half)
-        cos, sin = self.inside(np.cos(angles))[:, None], self.inside(np.sin(angles))[:, None]
-        a, b, r = x[..., :half], x[..., half:], self.inside
-        return self.round(np.concatenate([r(a * cos) - r(b * sin), r(a * sin) + r(b * cos)], axis=-1))
-
-    def _attention(self, layer: int, x: Array, start: int) -> Array:
-        n = len(x)
-        normed = self._put(layer, "attn_norm", self._named(layer, "attn_norm", x))
-        parts = {}
-        for part in ("q", "k", "v"):
-            levels = 128.0 if self._is(layer, "128 levels") else 127.0
-            rows = self._linear(layer, f"attn_{part}", normed, levels).reshape(n, -1, self.head_dim)
-            parts[part] = self._put(layer, part, rows)
-        q = self._put(layer, "q_rope", self._rope(parts["q"], start))
-        k = self._put(layer, "k_rope", self._rope(parts["k"], start))
-        self.keys[layer] = np.concatenate([self.keys[layer], self.stored(k)])
-        self.values[layer] = np.concatenate([self.values[layer], self.stored(parts["v"])])
-        groups = np.repeat(np.arange(self.n_kv_heads), self.n_heads // self.n_kv_heads)
-        keys, values = self.keys[layer][:, groups], self.values[layer][:, groups]
-        scores = np.einsum("qhd,khd->hqk", q, keys)
-        if self._is(layer, "kq nudged"):
-            scores[1, :, 0] *= np.float32(1.01)
-        scores = self._put(layer, "kq", self.round(scores))
-        scale = np.sqrt(2 / self.head_dim) if self._is(layer, "kq scale") else 1 / np.sqrt(self.head_dim)
-        r = self.inside
-        scaled = r(scores * r(scale))
-        scaled[:, np.arange(len(keys))[None, :] > start + np.arange(n)[:, None]] = -np.inf
-        weights = r(np.exp(r(scaled - scaled.max(axis=-1, keepdims=True))))
-        weights = self._put(layer, "kq_soft_max", self.round(weights / r(weights.sum(axis=-1, keepdims=True))))
-        joined = self.round(np.einsum("hqk,khd->qhd", weights, values).reshape(n, self.dim))
-        joined = self._put(layer, "kqv_out", joined)
-        joined = self._put(layer, "attn_sub_norm", self._named(layer, "attn_sub_norm", joined))
-        return self._put(layer, "attn_o_out", self._linear(layer, "attn_output", joined))
-
-    def _named(self, layer: int, name: str, x: Array) -> Array:
-        """Norm with the weight of that name, unless that is where the mistake is."""
-        if self._is(layer, f"{name} skipped"):
-            return x
-        eps = self.eps * 1000 if self._is(layer, f"{name} eps") else self.eps
-        other = {"ffn_norm": "attn_norm", "attn_norm": "ffn_norm"}.get(name, name)
-        weight = other if self._is(layer, f"{name} of another") else name
-        return self._norm(f"blk.{layer}.{weight}", x, eps)
-
-    def _feed_forward(self, layer: int, x: Array) -> Array:
-        normed = self._put(layer, "ffn_norm", self._named(layer, "ffn_norm", x))
-        gate, up = (self._put(layer, f"ffn_{p}", self._linear(layer, f"ffn_{p}", normed)) for p in ("gate", "up"))
-        act = gate / (1 + np.exp(-gate)) if self._is(layer, "SiLU") else np.maximum(gate, 0) ** 2
-        act = self._put(layer, "ffn_act", self.round(act))
-        out = self._put(layer, "ffn_out", self.round(act * up))
-        out = self._put(layer, "ffn_sub_norm", self._named(layer, "ffn_sub_norm", out))
-        return self._put(layer, "ffn_down", self._linear(layer, "ffn_down", out))
+    def record(self, passes: Sequence[PassPlan]) -> Recording:
+        """Return every tap of these passes."""
+        self.reset()
+        names = all_taps(self.model.n_layers)
+        return Recording(self.identity, [self.eval(plan.token_ids, names) for plan in passes])
 
 
 def plans(prompt: Sequence[int], decoded: Sequence[int]) -> list[PassPlan]:
     """Return the passes of a prompt and tokens decoded after it."""
     found = [PassPlan("prefill", tuple(prompt), 0)]
     return found + [PassPlan("decode", (token,), len(prompt) + i) for i, token in enumerate(decoded)]
-
-
-def write_trace(
-    engine: NarrowEngine, out: Path, passes: Sequence[PassPlan], *, text: str | None = None,
-    keep: Callable[[str], bool] = lambda name: True,
-) -> Path:  # fmt: skip
-    """Write what the engine computes in these passes as a trace."""
-    model = TraceModel(
-        sha256=hashlib.sha256(engine.file.bytes).hexdigest(),
-        n_layers=engine.n_layers, n_heads=engine.n_heads, n_kv_heads=engine.n_kv_heads, head_dim=engine.head_dim,
-        dim=engine.dim, hidden_dim=engine.hidden_dim, vocab_size=len(engine.embedding),
-    )  # fmt: skip
-    engine.reset()
-    with TraceWriter(out, model) as writer:
-        for plan in passes:
-            everything = engine.eval(plan.token_ids, _Everything())
-            writer.add_pass(replace(everything, taps={n: t for n, t in everything.taps.items() if keep(n)}))
-        writer.finish(engine=engine.identity, prompt_ids=passes[0].token_ids, prompt_text=text)
-    return out
-
-
-class _Everything(Collection[str]):
-    """Selects every tap."""
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter(())
-
-    def __len__(self) -> int:
-        return 1

@@ -1,9 +1,11 @@
-"""A GGUF writer of its own for tests of the specification: bytes from the format's definition, no project code."""
+"""A small random model for tests of the specification: bytes from the format's definition, no project code."""
 
 import struct
 from pathlib import Path
 
 import numpy as np
+
+from tests.support.gguf_bytes import Container, Tensor
 
 F32, F16, I2_S = 0, 1, 36
 UINT32, FLOAT32, STRING, ARRAY = 4, 6, 8, 9
@@ -23,31 +25,12 @@ def i2_s_bytes(signs: np.ndarray, scale: float) -> bytes:
 
 
 def write_gguf(path: Path, metadata: dict, tensors: dict) -> Path:
-    """Write ``metadata`` (key: (type, value)) and ``tensors`` (name: (type, shape, bytes)), version 3."""
-
-    def string(text: str) -> bytes:
-        raw = text.encode()
-        return struct.pack("<Q", len(raw)) + raw
-
-    def value(kind: int, v: object) -> bytes:
-        if kind == STRING:
-            return string(v)
-        if kind == ARRAY:
-            element, items = v
-            return struct.pack("<IQ", element, len(items)) + b"".join(value(element, item) for item in items)
-        return struct.pack({UINT32: "<I", FLOAT32: "<f"}[kind], v)
-
-    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
-    for key, (kind, v) in metadata.items():
-        out += string(key) + struct.pack("<I", kind) + value(kind, v)
-    offset = 0
-    for name, (kind, shape, data) in tensors.items():
-        out += string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], kind, offset)
-        offset += -(-len(data) // 32) * 32
-    out += bytes(-len(out) % 32)
-    for _, _, data in tensors.values():
-        out += data + bytes(-len(data) % 32)
-    path.write_bytes(out)
+    """Write ``metadata`` (key: (type, value)) and ``tensors`` (name: (type, shape, bytes))."""
+    container = Container(
+        keys=[(key, kind, value) for key, (kind, value) in metadata.items()],
+        tensors=[Tensor(name, shape, kind, data) for name, (kind, shape, data) in tensors.items()],
+    )
+    path.write_bytes(container.to_bytes())
     return path
 
 

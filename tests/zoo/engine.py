@@ -1,18 +1,27 @@
-"""Run the faulty build of the engine inside this process."""
+"""Run the faulty build of the engine: inside this process, or in another."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
 from bitnet_py import _native
+from tests.zoo import build
+from tests.zoo.catalogue import ENGINE_FAULTS
+from tests.zoo.faults.quiet import FAULTS as QUIET
 
 Select = Callable[[str], None]
 """Switches a fault on, given the words of ``BN_FAULT``; "" switches all off."""
+
+
+def all_faults() -> Path:
+    """Return the path of the library with every C fault, none of them switched on; built on first use."""
+    return build.build((*ENGINE_FAULTS, *QUIET))
 
 
 @contextmanager
@@ -28,3 +37,15 @@ def faulty_library(path: Path) -> Iterator[Select]:
     with patch.object(_native, "library", lambda: library):
         yield select
         select("")
+
+
+def run(
+    command: Sequence[str | Path], fault: str = "", *, kernel: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command on the faulty build with this fault switched on, and with one kernel family if named."""
+    environment = {_native.LIBRARY_VARIABLE: str(all_faults()), "BN_FAULT": fault}
+    if kernel is not None:
+        environment["BITNET_KERNEL"] = kernel
+    return subprocess.run(
+        [*map(str, command)], env={**os.environ, **environment}, capture_output=True, text=True, timeout=240
+    )

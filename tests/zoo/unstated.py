@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Sequence
+from itertools import product
 
 from bitnet_py.resources import default_model_path
 from crossval.engines.bitnet_py import BitnetPyRunner
@@ -17,7 +17,7 @@ from tests.support.numpy_bitnet.model import Model
 from tests.support.numpy_bitnet.recorded import only, record
 from tests.support.numpy_bitnet.runner import NumpyBitnetRunner
 from tests.support.recordings import RECORDINGS
-from tests.zoo.coarse import GREEDY, Cell, judged_greedy, leaves_no_trace, placed, said
+from tests.zoo.coarse import COLUMNS, GREEDY, Cell, judged_greedy, leaves_no_trace, placed, said
 from tests.zoo.detect import Replay
 
 PROMPT = (1019, 273, 271, 220, 17, 10, 17, 30)
@@ -28,19 +28,24 @@ INVISIBLE = frozenset({"eps x 10"})
 """Mistakes that are smaller than a rounding in the middle of the model: not tried there."""
 
 
-def unstated_cells(names: Sequence[str] = tuple(MISTAKES)) -> Iterator[Cell]:
-    """Yield every mistake, in all layers and in one, with every recording."""
+def unstated_cells(
+    names: Sequence[str] = tuple(MISTAKES),
+    recordings: Collection[str] = COLUMNS,
+    layers: Sequence[int | None] = (None, LAYER),
+) -> Iterator[Cell]:
+    """Yield every mistake, in all layers (None) and in one, with every recording."""
     path = default_model_path()
     model, config = Model(path), SpecWeights(path).config
-    with ExitStack() as stack:
-        reference = stack.enter_context(BitnetPyRunner(path, n_threads=1))
-        for name in names:
-            for mistake in (MISTAKES[name], in_layers(MISTAKES[name], [LAYER])):
-                if mistake.layers is None or name not in INVISIBLE:
-                    yield from _cells(model, config, reference, mistake)
+    with BitnetPyRunner(path, n_threads=1) as reference:
+        for name, layer in product(names, layers):
+            mistake = MISTAKES[name] if layer is None else in_layers(MISTAKES[name], [layer])
+            if layer is None or name not in INVISIBLE:
+                yield from _cells(model, config, reference, mistake, recordings)
 
 
-def _cells(model: Model, config: SpecConfig, reference: BitnetPyRunner, mistake: Mistake) -> Iterator[Cell]:
+def _cells(
+    model: Model, config: SpecConfig, reference: BitnetPyRunner, mistake: Mistake, recordings: Collection[str]
+) -> Iterator[Cell]:
     faulty = record(model, PROMPT, N_DECODE, mistakes=[mistake])
     decoded = [one.plan.token_ids[0] for one in faulty.passes[1:]]
     healthy = record(model, PROMPT, N_DECODE, forced=decoded)
@@ -48,8 +53,10 @@ def _cells(model: Model, config: SpecConfig, reference: BitnetPyRunner, mistake:
     right = ours(reference, [one.plan for one in faulty.passes])
     layers = range(model.n_layers) if mistake.layers is None else sorted(mistake.layers)
     places = [first_place(in_layers(mistake, [layer]), op) for layer in layers for op in mistake.ops]
-    where = "all layers" if mistake.layers is None else f"layer {LAYER}"
+    where = "all layers" if mistake.layers is None else f"layer {layers[0]}"
     for kept in RECORDINGS:
+        if kept.name not in recordings:
+            continue
         found = judge(
             Replay(only(faulty, kept.keeps)), Replay(right), PROMPT, model.path,
             n_layers=model.n_layers, n_decode=N_DECODE, diagnosed=False,
@@ -58,6 +65,7 @@ def _cells(model: Model, config: SpecConfig, reference: BitnetPyRunner, mistake:
         if place == "parity" and leaves_no_trace(healthy, faulty, kept.keeps):
             place = "no trace"
         yield Cell(mistake.name, f"{mistake.name}, {where}", kept.name, place, found.verdict, said(found.guilty))
-    candidate = NumpyBitnetRunner(model, mistakes=[mistake])
-    verdict, place, at = judged_greedy(candidate, reference, PROMPT, SpecWeights(model.path), places)
-    yield Cell(mistake.name, f"{mistake.name}, {where}", GREEDY, place, verdict, at)
+    if GREEDY in recordings:
+        candidate = NumpyBitnetRunner(model, mistakes=[mistake])
+        verdict, place, at = judged_greedy(candidate, reference, PROMPT, SpecWeights(model.path), places)
+        yield Cell(mistake.name, f"{mistake.name}, {where}", GREEDY, place, verdict, at)

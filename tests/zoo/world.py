@@ -13,13 +13,11 @@ from bitnet_py.tokenizer import Tokenizer
 from crossval.audit.checks import AuditResult
 from crossval.model.weights import SpecWeights
 from crossval.selftest.damage import damaged_copy
-from tests.zoo import build, models
-from tests.zoo.catalogue import ENGINE_FAULTS
+from tests.zoo import models
 from tests.zoo.detect import audited
-from tests.zoo.engine import Select, faulty_library
+from tests.zoo.engine import Select, all_faults, faulty_library
 from tests.zoo.fault import Case, TraceFault, WeightFault
 from tests.zoo.faults.files import TOKENS
-from tests.zoo.faults.quiet import FAULTS as QUIET
 from tests.zoo.recording import Recording, record
 
 TEXT = "It's 12345 o'clock:\n\n  what'll we DO? a'The <|start_header_id|>"
@@ -44,7 +42,7 @@ class World:
     @cached_property
     def library(self) -> Path:
         """Path of the build with all C faults."""
-        return build.build((*ENGINE_FAULTS, *QUIET))
+        return all_faults()
 
     def model(self, base: str) -> Path:
         """Return the path of a base model, written on first use."""

@@ -116,7 +116,12 @@ class Engine:
         wrong = next((one for one in self.mistakes if one.applies(call)), None)
         value = right(*inputs) if wrong is None else wrong.code(call)
         if not op.endswith("_cache"):
+            value = self.rounded(value)
             self.taps[op if layer is None else f"blk.{layer}.{op}"] = value
+        return value
+
+    def rounded(self, value: Array) -> Array:
+        """Return what is kept of an operation's output: all of it, unless the engine computes in fewer bits."""
         return value
 
     def _layer(self, layer: int, x: Array, positions: np.ndarray) -> Array:
@@ -223,18 +228,23 @@ class Engine:
                     return exact.astype(codes.dtype)
                 return blas_integers(codes, signs) / scale * ws
 
-    def rope(self, x: Array, positions: np.ndarray, **rounded: Callable[[Array], Array]) -> Array:
-        """Rotate split halves; ``table`` rounds the cosines and sines."""
+    def rope(
+        self,
+        x: Array,
+        positions: np.ndarray,
+        *,
+        table: Callable[[Array], Array] | None = None,
+        base: float | None = None,
+    ) -> Array:
+        """Rotate split halves; ``table`` rounds the cosines and sines, ``base`` may be overridden."""
         half = x.shape[-1] // 2
-        cos, sin = self._turns(positions, half, x.dtype)
-        table = rounded.get("table")
+        cos, sin = self._turns(positions, half, self.model.base if base is None else base, x.dtype)
         if table is not None:
             cos, sin = table(cos), table(sin)
         a, b = x[..., :half], x[..., half:]
         return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
-    def _turns(self, positions: np.ndarray, half: int, dtype: Any) -> tuple[Array, Array]:
-        base = self.model.base
+    def _turns(self, positions: np.ndarray, half: int, base: float, dtype: Any) -> tuple[Array, Array]:
         match self.style.rope:
             case "recurrence":
                 ratio = np.float32(base) ** np.float32(-1 / half)

@@ -79,6 +79,19 @@ def _scale(factor: float) -> Callable[[Call], Array]:
     return lambda call: call.right(*call.inputs, scale=factor / np.sqrt(call.engine.model.head_dim))
 
 
+def skipped(call: Call) -> Array:
+    """Pass the first input on: no norm, or nothing added to the branch."""
+    first: Array = call.inputs[0]
+    return first
+
+
+def silu(call: Call) -> Array:
+    """Activate the gate with SiLU."""
+    (gate,) = call.inputs
+    activated: Array = gate / (1 + np.exp(-gate))
+    return activated
+
+
 MISTAKES: dict[str, Mistake] = {
     one.name: one
     for one in (

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "third_engine.py"
+from tests.support.third_engine import third_engine
 
-
-def _example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("third_engine", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+EXAMPLE = third_engine()
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ class Model:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = _example().File(path)
+        self._file = EXAMPLE.File(path)
         self._held: dict[str, Any] = {}
         arch = self._file.metadata["general.architecture"]
 

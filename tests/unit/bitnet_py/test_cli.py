@@ -127,17 +127,18 @@ class TestRun:
         result = bitnet("run", "--prompt", "x", "--max-tokens", 1, "--threads", 1, "--json")
         assert json.loads(result.stdout)["model"] == str(shipped_model)
 
-    @pytest.mark.parametrize("template", ["raw", "bitnet"])
-    def test_empty_prompt(self, model_path, template):
-        prompt = "" if template == "raw" else "  \n"
-        assert_one_clear_line(run(model_path, "--template", template, prompt=prompt), 4, "the prompt is empty")
-
-    def test_prompt_longer_than_the_context(self, model_path):
-        result = run(model_path, prompt="a b " * 3000)
-        assert_one_clear_line(result, 4, r"the prompt has \d+ tokens, the model's context \d+")
-
-    def test_prompt_that_is_not_unicode(self, model_path):
-        assert_one_clear_line(run(model_path, prompt="a\udcff"), 4, "not valid Unicode")
+    @pytest.mark.parametrize(
+        ("prompt", "args", "message"),
+        [
+            pytest.param("", (), "the prompt is empty", id="empty"),
+            pytest.param("  \n", ("--template", "bitnet"), "the prompt is empty", id="empty in a template"),
+            pytest.param("a b " * 3000, (), r"the prompt has \d+ tokens, the model's context \d+", id="too long"),
+            pytest.param("a\udcff", (), "not valid Unicode", id="not Unicode"),
+            pytest.param("a", ("--kernel", "nope"), "unknown kernel 'nope'", id="unknown kernel"),
+        ],
+    )
+    def test_what_cannot_be_run(self, model_path, prompt, args, message):
+        assert_one_clear_line(run(model_path, *args, prompt=prompt), 4, message)
 
     def test_template_whose_tokens_the_model_lacks(self, model_path, tmp_path):
         path = tmp_path / "m.gguf"
@@ -145,36 +146,32 @@ class TestRun:
         result = run(path, "--template", "bitnet")
         assert_one_clear_line(result, 4, re.escape("template 'bitnet' needs <|eot_id|>, which the model lacks"))
 
-    def test_missing_model(self, tmp_path):
-        assert_one_clear_line(run(tmp_path / "no.gguf"), 4, "no.gguf")
-
-    def test_truncated_model(self, model_path, tmp_path):
+    @pytest.mark.parametrize("size", [None, -5000], ids=["missing", "truncated"])
+    def test_unreadable_model(self, model_path, tmp_path, size):
         path = tmp_path / "m.gguf"
-        path.write_bytes(model_path.read_bytes()[:-5000])
+        if size is not None:
+            path.write_bytes(model_path.read_bytes()[:size])
         assert_one_clear_line(run(path), 4, "m.gguf")
 
-    def test_unknown_kernel(self, model_path):
-        assert_one_clear_line(run(model_path, "--kernel", "nope"), 4, "unknown kernel 'nope'")
-
     @pytest.mark.parametrize(
-        "args",
+        "words",
         [
-            ["--max-tokens", "0"],
-            ["--max-tokens", "x"],
-            ["--threads", "0"],
-            ["--template", "chatml"],
-            ["--greedy", "--seed", "1"],
-            ["--temperature", "0"],
-            ["--temperature", "nan"],
-            ["--top-k", "-1"],
-            ["--top-p", "1.5"],
-            ["--seed", "-1"],
-            ["--nope"],
-            ["extra"],
+            "--max-tokens 0",
+            "--max-tokens x",
+            "--threads 0",
+            "--template chatml",
+            "--greedy --seed 1",
+            "--temperature 0",
+            "--temperature nan",
+            "--top-k -1",
+            "--top-p 1.5",
+            "--seed -1",
+            "--nope",
+            "extra",
         ],
     )
-    def test_usage_errors(self, model_path, args):
-        result = run(model_path, *args)
+    def test_usage_errors(self, model_path, words):
+        result = run(model_path, *words.split())
         assert result.exit_code == 2, result.output
         assert result.stdout == ""
         assert "Usage: " in result.stderr
@@ -330,10 +327,8 @@ class TestTokenize:
             (("--no-bos",), {"add_bos": False}),
             (("--no-special",), {"parse_special": False}),
         ):
-            ids = [
-                int(i) for i in bitnet("tokenize", "--model", model_path, "--ids", *options, text).stdout.split()
-            ]
-            assert ids == tokenizer.encode(text, **settings)
+            result = bitnet("tokenize", "--model", model_path, "--ids", *options, text)
+            assert [int(i) for i in result.stdout.split()] == tokenizer.encode(text, **settings)
 
     def test_one_line_per_token(self, model_path):
         result = bitnet("tokenize", "--model", model_path, "--no-bos", "a\n中")

@@ -91,37 +91,28 @@ def test_unknown_tensor_name_is_an_error(write: Write) -> None:
         file.data("absent")
 
 
-def test_missing_file(tmp_path: Path) -> None:
-    refuse(tmp_path / "absent.gguf", "found nothing", ".gguf")
-
-
-def test_directory(tmp_path: Path) -> None:
-    refuse(tmp_path, "a directory")
-
-
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a platform with FIFOs")
 def test_special_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     refuse(tmp_path / "pipe", "a special file")
 
 
-def test_path_with_a_null_byte() -> None:
-    with pytest.raises(ModelError, match="null"):
-        GGUFFile.open("a\0b")
-
-
-def test_path_with_a_newline_keeps_the_message_on_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ModelError) as caught:
-        GGUFFile.open(tmp_path / "a\nb.gguf")
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("absent.gguf", "found nothing"), (".", "a directory"), ("a\nb.gguf", "found nothing"), ("a\0b", "null")],
+)
+def test_paths_that_lead_to_no_file(tmp_path: Path, name: str, found: str) -> None:
+    with pytest.raises(ModelError, match=found) as caught:
+        GGUFFile.open(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
-def test_empty_file(write: Write) -> None:
-    refuse(write(b""), "0 bytes")
-
-
-def test_wrong_magic(write: Write) -> None:
-    refuse(write(b"\x80\x02PK" + bytes(100)), "magic", "b'GGUF'", "not a GGUF file")
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [(b"", ("0 bytes",)), (b"\x80\x02PK" + bytes(100), ("magic", "b'GGUF'", "not a GGUF file"))],
+)
+def test_files_that_are_something_else(write: Write, data: bytes, parts: tuple[str, ...]) -> None:
+    refuse(write(data), *parts)
 
 
 @pytest.mark.parametrize(("version", "found"), [(0, "0"), (1, "1"), (4, "4"), (3 << 24, "big-endian")])
@@ -205,14 +196,11 @@ def test_lying_lengths_allocate_nothing(tmp_path: Path, body: bytes) -> None:
         tracemalloc.stop()
 
 
-def test_duplicate_key(write: Write) -> None:
+@pytest.mark.parametrize("name", ["", "count"])
+def test_a_key_that_is_empty_or_there_twice(write: Write, name: str) -> None:
     container = small_container()
-    container.keys.append(("count", U32, 8))
-    refuse(write(container.to_bytes()), "a new, non-empty key", "'count'")
-
-
-def test_empty_key(write: Write) -> None:
-    refuse(write(key("", U32, bytes(4))), "a new, non-empty key")
+    container.keys.append((name, U32, 8))
+    refuse(write(container.to_bytes()), "a new, non-empty key", f"'{name}'")
 
 
 @pytest.mark.parametrize(

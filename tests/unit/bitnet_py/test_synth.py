@@ -3,9 +3,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +10,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bitnet_py import resources
 from bitnet_py.errors import ModelError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.quants import unpack_i2_s
-from bitnet_py.resources import default_model_path
 from bitnet_py.synth import PRESETS, SynthConfig, main, write_model
 from bitnet_py.synth_random import Stream
 from bitnet_py.synth_vocab import BOS, EOS, EOT, MIN_VOCAB_SIZE, build_vocab, sentences
@@ -224,47 +219,5 @@ def test_command_line_errors_are_usage_errors(tmp_path: Path) -> None:
 def test_presets_are_valid_shapes() -> None:
     for config in PRESETS.values():
         config.check()
-    two_b = PRESETS["2b-4t"]
-    assert (two_b.dim, two_b.hidden_dim, two_b.n_layers, two_b.n_heads, two_b.n_kv_heads) == (
-        2560,
-        6912,
-        30,
-        20,
-        5,
-    )
-
-
-def test_default_model_is_found_in_the_checkout() -> None:
-    assert default_model_path() == Path(__file__).parents[3] / "models" / "bitnet-qa.gguf"
-
-
-def test_default_model_is_found_in_an_installed_package(tmp_path: Path) -> None:
-    """Laid out as the wheel installs it; another interpreter, so that this checkout plays no part."""
-    source = Path(resources.__file__).parent
-    (tmp_path / "bitnet_py").mkdir()
-    for name in ("errors.py", "resources.py"):
-        shutil.copy(source / name, tmp_path / "bitnet_py")
-    model = tmp_path / "crossval" / "_data" / "models" / "bitnet-qa.gguf"
-    model.parent.mkdir(parents=True)
-    (tmp_path / "crossval" / "__init__.py").write_text("raise RuntimeError('must not be imported')")
-
-    code = "\n".join(
-        (
-            "import sys",
-            f"sys.path.insert(0, {str(tmp_path)!r})",
-            "from bitnet_py import resources",
-            "try: print(resources.default_model_path())",
-            "except resources.ModelError as error: print(error)",
-        )
-    )
-
-    def find() -> str:
-        command = [sys.executable, "-S", "-E", "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        return done.stdout.strip() or done.stderr
-
-    missing = find()
-    assert str(model) in missing
-    assert "expected the shipped model at" in missing
-    model.touch()
-    assert find() == str(model)
+    published = {"dim": 2560, "hidden_dim": 6912, "n_layers": 30, "n_heads": 20, "n_kv_heads": 5}
+    assert published.items() <= dataclasses.asdict(PRESETS["2b-4t"]).items()

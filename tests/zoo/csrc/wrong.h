@@ -8,45 +8,43 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- weights: code of element i of a row of I2_S bytes, read in one of four ways -------------------------- */
+/* ---- weights: I2_S bytes read in another order ------------------------------------------------------------- */
 
-enum { ZOO_STRIDED_128, ZOO_STRIDED_64, ZOO_SEQUENTIAL_HIGH_FIRST, ZOO_SEQUENTIAL_LOW_FIRST };
+enum { ZOO_STRIDED_64, ZOO_SEQUENTIAL_HIGH_FIRST, ZOO_SEQUENTIAL_LOW_FIRST };
 
-static inline int zoo_code(const uint8_t *row, int64_t i, int layout) {
-    const int64_t block = layout == ZOO_STRIDED_64 ? 64 : 128, lane = block / 4;
-    switch (layout) {
-    case ZOO_SEQUENTIAL_HIGH_FIRST: return row[i / 4] >> (6 - 2 * (i % 4)) & 3;
-    case ZOO_SEQUENTIAL_LOW_FIRST: return row[i / 4] >> (2 * (i % 4)) & 3;
-    default: return row[i / block * lane + i % lane] >> (6 - 2 * (i % block / lane)) & 3;
-    }
+/* Which element the right reading finds where this one finds element i. */
+static inline int64_t zoo_moved(int64_t i, int layout) {
+    const int64_t byte = layout == ZOO_STRIDED_64 ? i / 64 * 16 + i % 16 : i / 4;
+    const int64_t code = layout == ZOO_STRIDED_64              ? i % 64 / 16
+                         : layout == ZOO_SEQUENTIAL_HIGH_FIRST ? i % 4
+                                                               : 3 - i % 4;
+    return byte / 32 * 128 + code * 32 + byte % 32;
 }
 
-static inline int32_t zoo_dot(const uint8_t *row, const int8_t *x, int64_t n, int layout) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += zoo_code(row, i, layout) * x[i];
-    return sum;
+/* The tile of accumulators again: the activations move to the codes that the other reading gives them. */
+static inline void zoo_dots(bn_i2s_dot_fn dot, const bn_matrix *m, int64_t row, int n_rows, const int8_t *x,
+                            int n_cols, int layout, int32_t *acc) {
+    const int64_t n = m->cols;
+    int8_t moved[n_cols * n];
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0, to = zoo_moved(i, layout); c < n_cols; c++) moved[c * n + to] = x[c * n + i];
+    dot(m->data + row * (n / 4), n, n_rows, moved, n, n_cols, acc);
 }
 
-/* The tile of accumulators again, with another reading of the codes. */
-static inline void zoo_dots(const bn_matrix *m, int64_t first_row, int n_rows, const int8_t *x, int n_cols,
-                            int layout, int32_t *acc) {
-    for (int c = 0; c < n_cols; c++)
-        for (int i = 0; i < n_rows; i++)
-            acc[c * n_rows + i] =
-                zoo_dot(m->data + (first_row + i) * (m->cols / 4), x + c * m->cols, m->cols, layout);
+static inline int zoo_code(const uint8_t *row, int64_t i) {
+    return row[i / 128 * 32 + i % 32] >> (6 - 2 * (i % 128 / 32)) & 3;
 }
 
 static inline float zoo_table_dot(const bn_matrix *m, int64_t row, const int8_t *x, const float *table) {
     double sum = 0;
-    for (int64_t i = 0; i < m->cols; i++)
-        sum += (double)table[zoo_code(m->data + row * (m->cols / 4), i, ZOO_STRIDED_128)] * x[i];
+    for (int64_t i = 0; i < m->cols; i++) sum += (double)table[zoo_code(m->data + row * (m->cols / 4), i)] * x[i];
     return (float)sum;
 }
 
 static inline float zoo_float_dot(const bn_matrix *m, int64_t row, const float *x) {
     double sum = 0;
     for (int64_t i = 0; i < m->cols; i++)
-        sum += (double)(zoo_code(m->data + row * (m->cols / 4), i, ZOO_STRIDED_128) - 1) * (double)x[i];
+        sum += (double)(zoo_code(m->data + row * (m->cols / 4), i) - 1) * (double)x[i];
     return (float)sum;
 }
 
@@ -100,7 +98,8 @@ static inline void zoo_norm(const float *x, float centre, float factor, const fl
 
 /* ---- rotary embedding ------------------------------------------------------------------------------------- */
 
-static inline void zoo_rope(const float *x, int64_t half, float position, float base, int interleaved, float *out) {
+static inline void zoo_rope(const float *x, int64_t half, float position, float base, int interleaved,
+                            float *out) {
     const float ratio = powf(base, -1.0f / (float)half);
     float theta = position;
     for (int64_t i = 0; i < half; i++, theta *= ratio) {

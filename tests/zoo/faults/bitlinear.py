@@ -29,7 +29,7 @@ def _quantizer(name: str, what: str, site: str, code: str, **more) -> EngineFaul
 
 
 def _layout(layout: str) -> str:
-    return f"zoo_dots(m, row, n_rows, b->q8 + t * m->cols, n_cols, {layout}, acc);"
+    return f"zoo_dots(e->kernels->i2s_dot, m, row, n_rows, b->q8 + t * m->cols, n_cols, {layout}, acc);"
 
 
 def _table(values: str) -> str:

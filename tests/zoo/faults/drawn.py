@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
 import numpy as np
 
 from tests.support.numpy_bitnet.engine import TENSORS, Call
-from tests.support.numpy_bitnet.mistakes import levels
+from tests.support.numpy_bitnet.mistakes import levels, skipped
 from tests.support.numpy_bitnet.model import Matrix
 from tests.support.numpy_bitnet.styles import Array
 
@@ -66,19 +67,62 @@ class Planned:
     """Right without a number."""
 
 
-def _flat(call: Call, change: Callable[[Array], Array]) -> Array:
-    """Change the right output as rows of features."""
-    right = call.right(*call.inputs)
-    return change(right.reshape(len(right), -1).copy()).reshape(right.shape).astype(right.dtype)
+Code = Callable[[Call], Array]
+
+
+def _changed(change: Callable[[Array], Array]) -> Code:
+    """Return what changes the right output as rows of features; ``change`` may work in place."""
+
+    def code(call: Call) -> Array:
+        right = call.right(*call.inputs)
+        return change(right.reshape(len(right), -1).copy()).reshape(right.shape).astype(right.dtype)
+
+    return code
+
+
+def _filled(index: Any, value: Any) -> Callable[[Array], Array]:
+    """Return a change that sets part of an array; ``value`` may be computed from the array."""
+
+    def change(y: Array) -> Array:
+        y[index] = value(y) if callable(value) else value
+        return y
+
+    return change
+
+
+def _times(factor: float) -> Code:
+    def code(call: Call) -> Array:
+        right = call.right(*call.inputs)
+        return right * right.dtype.type(factor)
+
+    return code
 
 
 def _matrix(call: Call) -> Matrix:
     return call.engine.model.matrix(f"blk.{call.layer}.{TENSORS[call.op]}")
 
 
-def _with(call: Call, weights: np.ndarray) -> Array:
-    old = _matrix(call)
-    return call.right(*call.inputs, matrix=Matrix(weights.astype(np.float32), old.scale, old.packed))
+def _weights(of: Callable[[Matrix], np.ndarray]) -> Code:
+    """Return a BitLinear with other weights, made of the right matrix."""
+
+    def code(call: Call) -> Array:
+        old = _matrix(call)
+        return call.right(*call.inputs, matrix=Matrix(of(old).astype(np.float32), old.scale, old.packed))
+
+    return code
+
+
+def _override(call: Call, **override: Any) -> Array:
+    """Compute the operation with one of its parameters replaced."""
+    return call.right(*call.inputs, **override)
+
+
+def _norm(call: Call, x: Array, name: str, group: int | None = None) -> Array:
+    """Return an RMS norm of all features, or of each group of them, with the weight of that name."""
+    parts = x.reshape(len(x), -1, group or x.shape[-1])
+    root = np.sqrt((parts * parts).mean(-1, keepdims=True) + x.dtype.type(call.engine.model.eps))
+    weight = call.engine.model.vector(f"blk.{call.layer}.{name}")
+    return ((parts / root).reshape(x.shape) * weight).astype(x.dtype)
 
 
 # --- weights --------------------------------------------------------------------------------------------------
@@ -94,10 +138,7 @@ def _table(rng: Random) -> tuple[float, float, float]:
 
 def code_table(rng: Random, site: Site) -> Planned:
     table = _table(rng)
-
-    def code(call: Call) -> Array:
-        return _with(call, np.array(table)[(_matrix(call).signs + 1).astype(int)])
-
+    code = _weights(lambda m: np.array(table)[(m.signs + 1).astype(int)])
     return Planned(rng.choice(BITLINEARS), f"codes mean {table}", code, ("code table",), table)
 
 
@@ -108,10 +149,7 @@ def _in_a_row(packed: np.ndarray, low_first: bool) -> np.ndarray:
 
 def layout_and_table(rng: Random, site: Site) -> Planned:
     table, low_first = (*_table(rng), 0.0), rng.random() < 0.5
-
-    def code(call: Call) -> Array:
-        return _with(call, np.array(table)[_in_a_row(_matrix(call).packed, low_first)])
-
+    code = _weights(lambda m: np.array(table)[_in_a_row(m.packed, low_first)])
     what = f"{'low' if low_first else 'high'} bits first, codes mean {table[:3]}"
     return Planned(rng.choice(BITLINEARS), what, code, ("four in a row",), table[:3])
 
@@ -119,24 +157,18 @@ def layout_and_table(rng: Random, site: Site) -> Planned:
 def packed_bytes(rng: Random, site: Site) -> Planned:
     signed = rng.random() < 0.5
 
-    def code(call: Call) -> Array:
-        m = _matrix(call)
-        weights = m.packed.view(np.int8) if signed else m.packed
+    def weights(m: Matrix) -> np.ndarray:
         whole = np.zeros(m.signs.shape)
-        whole[:, : weights.shape[1]] = weights
-        return _with(call, whole)
+        whole[:, : m.packed.shape[1]] = m.packed.view(np.int8) if signed else m.packed
+        return whole
 
     what = f"{'signed' if signed else 'unsigned'} packed bytes used as weights"
-    return Planned(rng.choice(BITLINEARS), what, code, ("packed", "bytes"))
+    return Planned(rng.choice(BITLINEARS), what, _weights(weights), ("packed", "bytes"))
 
 
 def weight_scale(rng: Random, site: Site) -> Planned:
     factor = round(rng.choice([rng.uniform(0.2, 0.9), rng.uniform(1.1, 6)]), 2)
-
-    def code(call: Call) -> Array:
-        return call.right(*call.inputs) * call.inputs[0].dtype.type(factor)
-
-    return Planned(rng.choice(BITLINEARS), f"scale x {factor}", code, ("scale", "times"))
+    return Planned(rng.choice(BITLINEARS), f"scale x {factor}", _times(factor), ("scale", "times"))
 
 
 def row_groups(rng: Random, site: Site) -> Planned:
@@ -155,9 +187,7 @@ def row_groups(rng: Random, site: Site) -> Planned:
         while order == sorted(order):
             rng.shuffle(order)
 
-    def code(call: Call) -> Array:
-        return _flat(call, lambda y: y.reshape(len(y), -1, group)[:, :, order].reshape(y.shape))
-
+    code = _changed(lambda y: y.reshape(len(y), -1, group)[:, :, order].reshape(y.shape))
     return Planned(op, f"output rows {how} in groups of {group}", code, ("rows", "row order", "permut"), (group,))
 
 
@@ -165,29 +195,18 @@ def rows_zero(rng: Random, site: Site) -> Planned:
     op = rng.choice(BITLINEARS)
     first = rng.randrange(site.width(op) - 8)
     last = rng.randint(first + 4, site.width(op) - 1)
-
-    def code(call: Call) -> Array:
-        weights = _matrix(call).signs.copy()
-        weights[first : last + 1] = 0
-        return _with(call, weights)
-
-    return Planned(
-        op, f"weight rows {first} to {last} are zero", code, ("weight row", "rows of the weight", "matrix row")
-    )
+    zero = _filled(slice(first, last + 1), 0)
+    words = ("weight row", "rows of the weight", "matrix row")
+    return Planned(op, f"weight rows {first} to {last} are zero", _weights(lambda m: zero(m.signs.copy())), words)
 
 
 def columns_zero(rng: Random, site: Site) -> Planned:
     op = rng.choice(BITLINEARS)
     n = int(site.shape["hidden_dim" if op == "ffn_down" else "dim"])
     kept = rng.randrange(n // 8, n - n // 8, 8)
-
-    def code(call: Call) -> Array:
-        weights = _matrix(call).signs.copy()
-        weights[:, kept:] = 0
-        return _with(call, weights)
-
-    words = ("column", "input")
-    return Planned(op, f"weight columns from {kept} on are zero", code, words, (kept,))
+    zero = _filled((slice(None), slice(kept, None)), 0)
+    code = _weights(lambda m: zero(m.signs.copy()))
+    return Planned(op, f"weight columns from {kept} on are zero", code, ("column", "input"), (kept,))
 
 
 def accumulator(rng: Random, site: Site) -> Planned:
@@ -250,26 +269,15 @@ def kv_map(rng: Random, site: Site) -> Planned:
         heads = [rng.randrange(n_kv) for _ in range(n)]
     op = rng.choice(("kq", "kqv_out"))
 
-    def code(call: Call) -> Array:
-        return call.right(*call.inputs, heads=np.array(heads))
-
+    code = partial(_override, heads=np.array(heads))
     return Planned(op, f"heads read KV heads {heads}", code, ("head",))
 
 
 def score_scale(rng: Random, site: Site) -> Planned:
     factor = round(rng.choice([rng.uniform(0.3, 0.9), rng.uniform(1.1, 3)]), 2)
-
-    def code(call: Call) -> Array:
-        return call.right(*call.inputs, scale=factor / np.sqrt(call.engine.model.head_dim))
-
-    return Planned(
-        "kq_soft_max",
-        f"score scale x {factor}",
-        code,
-        ("scale",),
-        (factor,),
-        or_numbers=((factor / site.head_dim**0.5,),),
-    )
+    whole = factor / site.head_dim**0.5
+    code = partial(_override, scale=whole)
+    return Planned("kq_soft_max", f"score scale x {factor}", code, ("scale",), (factor,), or_numbers=((whole,),))
 
 
 def head_count(rng: Random, site: Site) -> Planned:
@@ -285,22 +293,14 @@ def head_count(rng: Random, site: Site) -> Planned:
         x, positions = call.inputs
         return call.right(x.reshape(len(x), -1, other), positions).reshape(x.shape)
 
-    return Planned(
-        op, f"heads of {other} features", code, ("head", "scale"), (other,), or_numbers=((other**-0.5,),)
-    )
+    what = f"heads of {other} features"
+    return Planned(op, what, code, ("head", "scale"), (other,), or_numbers=((other**-0.5,),))
 
 
 def rope_base(rng: Random, site: Site) -> Planned:
     base = rng.choice([10000.0, 100000.0, 1000000.0, float(rng.randrange(2000, 400000, 500))])
 
-    def code(call: Call) -> Array:
-        old = call.engine.model.base
-        call.engine.model.base = base
-        try:
-            return call.right(*call.inputs)
-        finally:
-            call.engine.model.base = old
-
+    code = partial(_override, base=base)
     return Planned(rng.choice(("q_rope", "k_rope")), f"RoPE base {base:g}", code, ("base",), (base,))
 
 
@@ -320,48 +320,34 @@ def position(rng: Random, site: Site) -> Planned:
 def eps(rng: Random, site: Site) -> Planned:
     value = float(f"{10 ** rng.uniform(-6, 0):.2g}")
     op = rng.choice(NORMS)
-    return Planned(op, f"eps {value:g}", lambda call: call.right(*call.inputs, eps=value), ("eps",), (value,),
+    return Planned(op, f"eps {value:g}", partial(_override, eps=value), ("eps",), (value,),
                    or_names=("wrong eps",))  # fmt: skip
 
 
 def norm_elsewhere(rng: Random, site: Site) -> Planned:
-    how = rng.choice(("per head", "behind the projection", "before the product"))
-    if how == "per head":
+    def per_head(call: Call) -> Array:
+        return _norm(call, call.inputs[0], "attn_sub_norm", site.head_dim)
 
-        def per_head(call: Call) -> Array:
-            (x,) = call.inputs
-            heads = x.reshape(len(x), -1, site.head_dim)
-            root = np.sqrt((heads * heads).mean(-1, keepdims=True) + x.dtype.type(call.engine.model.eps))
-            weight = call.engine.model.vector(f"blk.{call.layer}.attn_sub_norm")
-            return ((heads / root).reshape(x.shape) * weight).astype(x.dtype)
-
-        return Planned("attn_sub_norm", "sub-norm of each head", per_head, ("head",))
-    if how == "behind the projection":
-
-        def behind(call: Call) -> Array:
-            (x,) = call.inputs
-            if call.op == "attn_sub_norm":
-                return x
-            y = call.right(x)
-            weight = call.engine.model.vector(f"blk.{call.layer}.attn_sub_norm")
-            root = np.sqrt((y * y).mean(-1, keepdims=True) + y.dtype.type(call.engine.model.eps))
-            return (y / root * weight).astype(y.dtype)
-
-        words = ("norm skipped", "behind", "after", "another place")
-        return Planned("attn_sub_norm", "sub-norm behind the projection", behind, words,
-                       ops=("attn_sub_norm", "attn_o_out"))  # fmt: skip
+    def behind(call: Call) -> Array:
+        (x,) = call.inputs
+        return x if call.op == "attn_sub_norm" else _norm(call, call.right(x), "attn_sub_norm")
 
     def before(call: Call) -> Array:
         if call.op == "ffn_sub_norm":
-            (x,) = call.inputs
-            return x
+            return skipped(call)
         act, up = call.inputs
-        weight = call.engine.model.vector(f"blk.{call.layer}.ffn_sub_norm")
-        root = np.sqrt((act * act).mean(-1, keepdims=True) + act.dtype.type(call.engine.model.eps))
-        return (act / root * weight * up).astype(act.dtype)
+        return (_norm(call, act, "ffn_sub_norm") * up).astype(act.dtype)
 
-    return Planned("ffn_out", "sub-norm before the product with up", before, ("norm",),
-                   ops=("ffn_out", "ffn_sub_norm"))  # fmt: skip
+    match rng.choice(("per head", "behind the projection", "before the product")):
+        case "per head":
+            return Planned("attn_sub_norm", "sub-norm of each head", per_head, ("head",))
+        case "behind the projection":
+            words = ("norm skipped", "behind", "after", "another place")
+            return Planned("attn_sub_norm", "sub-norm behind the projection", behind, words,
+                           ops=("attn_sub_norm", "attn_o_out"))  # fmt: skip
+        case _:
+            return Planned("ffn_out", "sub-norm before the product with up", before, ("norm",),
+                           ops=("ffn_out", "ffn_sub_norm"))  # fmt: skip
 
 
 def norm_groups(rng: Random, site: Site) -> Planned:
@@ -369,11 +355,7 @@ def norm_groups(rng: Random, site: Site) -> Planned:
     group = rng.choice([g for g in (32, 64, 128) if site.width(op) % g == 0])
 
     def code(call: Call) -> Array:
-        (x,) = call.inputs
-        parts = x.reshape(len(x), -1, group)
-        root = np.sqrt((parts * parts).mean(-1, keepdims=True) + x.dtype.type(call.engine.model.eps))
-        weight = call.engine.model.vector(f"blk.{call.layer}.{op}")
-        return ((parts / root).reshape(x.shape) * weight).astype(x.dtype)
+        return _norm(call, call.inputs[0], op, group)
 
     return Planned(op, f"root mean square of {group} features each", code, ("group", "each", "head"))
 
@@ -385,45 +367,21 @@ def token_residue(rng: Random, site: Site) -> Planned:
     m = rng.choice((2, 3, 4, 8))
     left = sorted(rng.sample(range(m), rng.randint(1, m - 1)))
     value = rng.choice((0.0, float("nan"), 1e18))
-
-    def code(call: Call) -> Array:
-        def change(y: Array) -> Array:
-            y[np.isin(np.arange(len(y)) % m, left)] = value
-            return y
-
-        return _flat(call, change)
-
+    code = _changed(lambda y: _filled(np.isin(np.arange(len(y)) % m, left), value)(y))
     what = f"tokens with t mod {m} in {left} hold {value:g}"
     return Planned(rng.choice(BITLINEARS), what, code, ("mod", "tokens"), (), PROMPT)
 
 
 def token_limit(rng: Random, site: Site) -> Planned:
     limit = rng.randint(2, site.n_tokens - 2)
-
-    def code(call: Call) -> Array:
-        def change(y: Array) -> Array:
-            y[limit:] = 0
-            return y
-
-        return _flat(call, change)
-
-    return Planned(
-        rng.choice(PLAIN), f"tokens from {limit} on are zero", code, ("tokens from", "limit"), (limit,), PROMPT
-    )
+    code, words = _changed(_filled(slice(limit, None), 0)), ("tokens from", "limit")
+    return Planned(rng.choice(PLAIN), f"tokens from {limit} on are zero", code, words, (limit,), PROMPT)
 
 
 def another_row(rng: Random, site: Site) -> Planned:
     at = rng.randrange(site.n_tokens)
     source = rng.choice([t for t in range(site.n_tokens) if t != at])
-
-    def code(call: Call) -> Array:
-        def change(y: Array) -> Array:
-            y[at] = y[source]
-            return y
-
-        return _flat(call, change)
-
-    words = ("token", "row")
+    code, words = _changed(_filled(at, lambda y: y[source])), ("token", "row")
     return Planned(rng.choice(PLAIN), f"token {at} holds token {source}", code, words, (at, source), PROMPT)
 
 
@@ -437,25 +395,19 @@ def another_pass(rng: Random, site: Site) -> Planned:
         call.engine.memory[key] = right
         return right if old is None or not call.decodes else old[:1]
 
-    return Planned(
-        op, "a decoded token has the array of the pass before", code, ("stale", "pass"), (), ("decode",)
-    )
-
-
-def _remembering(op: str, source: int, target: int) -> Callable[[Call], Array]:
-    def code(call: Call) -> Array:
-        return call.engine.taps[f"blk.{source}.{op}"].astype(call.right(*call.inputs).dtype)
-
-    return code
+    what = "a decoded token has the array of the pass before"
+    return Planned(op, what, code, ("stale", "pass"), (), ("decode",))
 
 
 def another_layer(rng: Random, site: Site) -> Planned:
-    n = int(site.shape["n_layers"])
-    target = rng.randrange(1, n)
+    target = rng.randrange(1, int(site.shape["n_layers"]))
     source = rng.randrange(target)
     op = rng.choice([op for op in PLAIN if op not in ("ffn_inp", "l_out")])
-    what = f"the array of layer {source}"
-    return Planned(op, what, _remembering(op, source, target), ("layer", "blk."), (), BOTH, (), target)
+
+    def code(call: Call) -> Array:
+        return call.engine.taps[f"blk.{source}.{op}"].astype(call.right(*call.inputs).dtype)
+
+    return Planned(op, f"the array of layer {source}", code, ("layer", "blk."), layer=target)
 
 
 def block_shifted(rng: Random, site: Site) -> Planned:
@@ -464,13 +416,8 @@ def block_shifted(rng: Random, site: Site) -> Planned:
     at = rng.randrange(0, site.width(op) - size + 1, 16)
     by = rng.randrange(1, size)
 
-    def code(call: Call) -> Array:
-        def change(y: Array) -> Array:
-            y[:, at : at + size] = np.roll(y[:, at : at + size], by, axis=-1)
-            return y
-
-        return _flat(call, change)
-
+    part = (slice(None), slice(at, at + size))
+    code = _changed(_filled(part, lambda y: np.roll(y[part], by, axis=-1)))
     words = ("shift", "rotat", "rows", "moved")
     return Planned(op, f"features {at} to {at + size - 1} rotated by {by}", code, words)
 
@@ -482,9 +429,7 @@ def embedding_shard(rng: Random, site: Site) -> Planned:
     limit = rng.randrange(site.vocab_size // 4, 3 * site.vocab_size // 4)
 
     def code(call: Call) -> Array:
-        right = call.right(*call.inputs)
-        right[np.asarray(call.tokens) >= limit] = 0
-        return right
+        return _filled(np.asarray(call.tokens) >= limit, 0)(call.right(*call.inputs))
 
     return Planned("inp_embd", f"rows of token ids from {limit} on are zero", code, ("ids", "embedding row"))
 
@@ -492,12 +437,7 @@ def embedding_shard(rng: Random, site: Site) -> Planned:
 def factor_of_the_ends(rng: Random, site: Site) -> Planned:
     factor = round(rng.choice([rng.uniform(0.2, 0.9), rng.uniform(1.1, 9)]), 2)
     op = rng.choice(("inp_embd", "result_output", "ffn_out", "kqv_out", "kq"))
-
-    def code(call: Call) -> Array:
-        right = call.right(*call.inputs)
-        return right * right.dtype.type(factor)
-
-    return Planned(op, f"x {factor}", code, ("times", "factor", "scale", "multipl"), (factor,))
+    return Planned(op, f"x {factor}", _times(factor), ("times", "factor", "scale", "multipl"), (factor,))
 
 
 FAMILIES: tuple[tuple[str, Callable[[Random, Site], Planned]], ...] = (

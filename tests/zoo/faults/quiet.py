@@ -1,4 +1,8 @@
-"""C faults so small that the engine goes on choosing the same tokens; for the tests of ``greedy``."""
+"""C faults for tests outside the zoo's tables.
+
+Some are so small that the engine goes on choosing the same tokens (``greedy``); others appear only with some
+batches or threads (``metamorphic``).
+"""
 
 from __future__ import annotations
 
@@ -25,5 +29,30 @@ FAULTS = (
             " double whole = 0; for (int64_t i = 0; i < m->cols; i++) whole += (double)x[i] * s; (void)sum;"
             " for (int i = 0; i < n_rows; i++) out[i] = ((float)d[i] - (float)whole) / s * m->scale;"
         },
+    ),
+    EngineFault(
+        "remainder-scaled-as-first-row", 15, "the last n mod 4 tokens take the first one's scale", ("q",),
+        edits={"row_scale": "b->q8_scale[t + c >= n_tokens - n_tokens % 4 ? 0 : t + c]"},
+    ),
+    EngineFault(
+        "only-the-last-sees-itself", 9, "of a batch, only the last token sees its own cell", ("kq_soft_max",),
+        edits={
+            "softmax": "e->kernels->softmax[e->width_index](scores,"
+            " n_visible - (t + 1 < p->n_tokens && n_visible > 1), n_kv, scale);"
+        },
+    ),
+    EngineFault(
+        # a wrong value, not a missing one: rows left unwritten may hold the right values of an earlier pass
+        "third-thread-off-by-one", 15, "the third thread subtracts one too much from its sums", ("q",),
+        edits={
+            "rescale": "const int32_t *d = acc + c * n_rows; for (int i = 0; i < n_rows; i++)"
+            " out[i] = ((float)d[i] - sum - (float)(r->thread == 2)) / s * m->scale;"
+        },
+    ),
+    EngineFault(
+        # one unit in the last place, which may round away before the layer's output
+        "three-threads-one-ulp", 15, "one ulp in one value, if three threads run", ("ffn_up",),
+        ops={"ffn_up": "ffn_up"},
+        edits={"damage": "if (r->thread == 0 && r->n_threads == 3) y[0] = nextafterf(y[0], INFINITY);"},
     ),
 )  # fmt: skip

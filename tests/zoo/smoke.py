@@ -1,7 +1,7 @@
-"""Table of faults and what they do to the text: ``python -m tests.support.fault_table [--write]``.
+"""Faults that turn the text into nonsense, and what ``crossval smoke`` says of each.
 
-Builds the engine with each mistake of ``broken_engine.TEXT_MISTAKES``, asks it the long suite, and prints
-the table of docs/smoke.md (``--write``: puts it there).
+``python -m tests.zoo.smoke [--write]`` asks the engine the long suite once per fault and prints the table of
+docs/smoke.md (``--write``: puts it there).
 """
 
 from __future__ import annotations
@@ -9,19 +9,35 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sysconfig
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.broken_engine import ROOT, TEXT_MISTAKES, TextMistake, build, run
-from tests.support.native_build import LIBRARY
+from tests.support.native_build import ROOT
+from tests.zoo.engine import run
 
 PAGE = ROOT / "docs" / "smoke.md"
 MARKS = ("<!-- faults -->\n", "<!-- /faults -->\n")
 CROSSVAL = Path(sysconfig.get_path("scripts")) / "crossval"
+FAULTS = {
+    "none": ("", ""),
+    "interleaved RoPE": (
+        "rope-interleaved",
+        "pairs (2i, 2i+1) are rotated instead of (i, i + head_dim/2)",
+    ),
+    "sequential I2_S decode": (
+        "codes-sequential-high-first",
+        "the four codes of a byte are taken for four neighbours",
+    ),
+    "skipped attention sub-norm": (
+        "sub-norm-skipped:op=attn_sub_norm",
+        "attn_sub_norm is left out in every layer",
+    ),
+    "skipped FFN sub-norm": ("sub-norm-skipped:op=ffn_sub_norm", "ffn_sub_norm is left out in every layer"),
+    "SiLU": ("act-silu", "x * sigmoid(x) instead of relu(x)^2"),
+}
+"""Name -> the fault in the words of ``BN_FAULT``, in every layer, and what is wrong. Which of these it is, the
+text does not say."""
 
 
 @dataclass(frozen=True)
@@ -36,34 +52,23 @@ class Outcome:
 
     @property
     def accuracy(self) -> float:
+        """Share of right answers."""
         return self.correct / self.n_prompts
 
 
-def ask(library: Path | None, model: Path | None = None) -> Outcome:
-    """Ask a model (the shipped one) the long suite, through another build of the engine if one is given."""
-    words = [CROSSVAL, "smoke", "--suite", "long", "--json", *(("--model", model) if model else ())]
-    if library is None:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=240)
-    else:
-        done = run(words, library)
+def ask(fault: str, model: Path | None = None) -> Outcome:
+    """Ask a model (the shipped one) the long suite, with this fault in the engine."""
+    done = run([CROSSVAL, "smoke", "--suite", "long", "--json", *(("--model", model) if model else ())], fault)
     assert done.returncode in (0, 1), done.stderr
     counts = json.loads(done.stdout)["results"]["summary"]["engines"][0]["all"]
     return Outcome(done.returncode, **counts)
 
 
-def outcomes(model: Path | None) -> Iterator[tuple[TextMistake | None, Outcome]]:
-    """Yield the engine as it is, then with each mistake."""
-    yield None, ask(None, model)
-    for mistake in TEXT_MISTAKES:
-        with tempfile.TemporaryDirectory() as folder:
-            yield mistake, ask(build([mistake], Path(folder) / LIBRARY), model)
-
-
 def table(model: Path | None = None) -> str:
     """Return the table in Markdown."""
     lines = ["| fault | what is wrong | correct | coherent | garbled |", "|---|---|---:|---:|---:|"]
-    for mistake, found in outcomes(model):
-        name, what = ("none", "") if mistake is None else (mistake.name, mistake.what)
+    for name, (fault, what) in FAULTS.items():
+        found = ask(fault, model)
         share = f"{found.correct} of {found.n_prompts} ({100 * found.accuracy:.1f} %)"
         lines.append(f"| {name} | {what} | {share} | {found.coherent} | {found.garbled} |")
     return "\n".join(lines) + "\n"

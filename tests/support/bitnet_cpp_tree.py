@@ -1,0 +1,47 @@
+"""The files of a checkout of bitnet.cpp, in miniature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# The layout of bitnet.cpp in miniature: the paths CMake goes through, the header only upstream's script makes,
+# and the lost const that only gcc forgives.
+FILES = {
+    "CMakeLists.txt": """
+        cmake_minimum_required(VERSION 3.14)
+        project(standin C CXX)
+        add_subdirectory(3rdparty/llama.cpp)
+    """,
+    "include/ggml-bitnet.h": "#define STANDIN 1\n",
+    "src/ggml-bitnet-mad.cpp": """
+        #include "ggml-bitnet.h"
+        #include "bitnet-lut-kernels.h"
+        extern "C" int dot(const void * vy) {
+            const signed char * y = (const signed char *) vy;
+            typedef signed char int8_t;
+            int8_t * y_col = y + STANDIN;
+            return y_col[0];
+        }
+    """,
+    "3rdparty/llama.cpp/CMakeLists.txt": "add_subdirectory(ggml)\nadd_subdirectory(src)\n",
+    "3rdparty/llama.cpp/ggml/CMakeLists.txt": "add_subdirectory(src)\n",
+    "3rdparty/llama.cpp/ggml/src/CMakeLists.txt": """
+        add_library(ggml SHARED ../../../../include/bitnet-lut-kernels.h ../../../../src/ggml-bitnet-mad.cpp)
+        target_include_directories(ggml PUBLIC ../../../../include)
+        target_compile_options(ggml PRIVATE ${GGML_TEST_OPTIONS})
+    """,
+    "3rdparty/llama.cpp/src/CMakeLists.txt": """
+        add_library(llama SHARED llama.cpp)
+        target_link_libraries(llama PUBLIC ggml)
+    """,
+    "3rdparty/llama.cpp/src/llama.cpp": 'extern "C" int llama(void) { return 7; }\n',
+}
+
+
+def write_tree(root: Path, prefix: str = "") -> Path:
+    for name, text in FILES.items():
+        if name.startswith(prefix):
+            path = root / name.removeprefix(prefix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    return root

@@ -1,0 +1,21 @@
+"""A stand-in for a checkout of bitnet.cpp, taken for real by git, CMake and compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crossval.bitnet_cpp.library import LIBRARY_VARIABLE, SOURCE_VARIABLE
+from tests.support.bitnet_cpp_tree import write_tree
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "checkout")
+
+
+@pytest.fixture(autouse=True)
+def no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+    monkeypatch.delenv(SOURCE_VARIABLE, raising=False)
