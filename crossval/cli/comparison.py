@@ -199,7 +199,6 @@ def examine(
         *engines,
         prompt.token_ids,
         model.path,
-        n_layers=model.config.n_layers,
         n_decode=n_decode,
         full=full,
         progress=report,
@@ -210,7 +209,7 @@ def examine(
     diagnosis = [findings.to_json(one, command) for one in found.findings]
     if request.repro_dir is not None:
         _write_reproducers(found.findings, engines, request.repro_dir)
-    seen, notes = views.make(request, session, engines, prompt, found.result, report)
+    seen, notes = views.make(request, session, found.captures, prompt, found.result, report)
     facts = replace(facts, notes=[*facts.notes, *notes])
     return evidence.build(request.kind, found.result, facts, found.audits_json(), diagnosis, seen)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossval.capture import Capture
 from crossval.causal import receipt as causal_receipt
 from crossval.causal.view import view_of_engines
-from crossval.compare.layers import Progress
 from crossval.compare.rows import LayersResult
 from crossval.engines.session import Prompt, Session
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError
@@ -23,6 +23,7 @@ from crossval.receipts import evidence
 from crossval.receipts.file import Receipt
 from crossval.repeat import floors_receipt
 from crossval.repeat.floors import measure_floors
+from crossval.terms import Progress
 
 if TYPE_CHECKING:
     from crossval.cli.comparison import Request
@@ -70,7 +71,7 @@ def check_reference(request: Request, reference: Runner, prompt: Prompt) -> None
 def make(
     request: Request,
     session: Session,
-    engines: tuple[Runner, Runner],
+    captures: tuple[Capture, Capture],
     prompt: Prompt,
     result: LayersResult,
     report: Progress,
@@ -101,7 +102,7 @@ def make(
             notes.append(f"no floors: {error}")
     if request.causal:
         try:
-            view = view_of_engines(*engines, result.plan, SpecWeights(session.model.path), progress=report)
+            view = view_of_engines(*captures, SpecWeights(session.model.path), progress=report)
             made["causal"] = causal_receipt.to_json(view)
         except BadInputError as error:
             notes.append(f"no causal view: {error}")
