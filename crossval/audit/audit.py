@@ -157,7 +157,6 @@ def _audit(
             list(threads.map(held.__getitem__, [name for op in stage for name in op.weights]))
             list(threads.map(lambda party, stage=stage: _audit_stage(party, stage, held), parties))
             held.drop()
-        held.drop()  # once more: the head needs the memory of the last layer's matrices
         _audit_heads(parties, ops[-1], held)
     if progress is not None:
         progress("auditing", len(stages), len(stages))
