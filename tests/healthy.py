@@ -108,7 +108,7 @@ def run(n_runs: int, *, first: int = 0, live: bool | None = None) -> Iterator[tu
         references: dict[str, Runner] = {}
         for number in range(first, first + n_runs):
             situation = Situation.draw(number, list(models))
-            path, n_layers, vocab_size = models[situation.model]
+            path, _, vocab_size = models[situation.model]
             if situation.model not in references:
                 references[situation.model] = stack.enter_context(
                     BitnetPyRunner(path, n_threads=1) if library is None
@@ -117,7 +117,7 @@ def run(n_runs: int, *, first: int = 0, live: bool | None = None) -> Iterator[tu
             with BitnetPyRunner(path, n_threads=situation.n_threads, kernel=situation.kernel) as candidate:
                 found = examine(
                     candidate, references[situation.model], situation.tokens(vocab_size), path,
-                    n_layers=n_layers, n_decode=situation.n_decode, full=True,
+                    n_decode=situation.n_decode, full=True,
                 )  # fmt: skip
                 yield situation, verdict_of(found)
 

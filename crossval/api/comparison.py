@@ -140,7 +140,6 @@ def _examined(request: Request, session: Session, engines: Engines, prompt: Prom
         *engines,
         prompt.token_ids,
         model.path,
-        n_layers=model.config.n_layers,
         n_decode=request.n_decode,
         full=request.full,
         progress=request.progress,
@@ -150,7 +149,7 @@ def _examined(request: Request, session: Session, engines: Engines, prompt: Prom
     command = request.command(model, prompt.text, n_decoded)
     diagnosis = [findings.to_json(one, command) for one in found.findings]
     _write_reproducers(request, found.findings, engines)
-    seen, notes = views.make(request, session, engines, prompt, found.result)
+    seen, notes = views.make(request, session, found.captures, prompt, found.result)
     facts = replace(facts, notes=[*facts.notes, *notes])
     return build(request.kind, Examined(found.result, found.audits_json(), diagnosis, seen), facts)
 

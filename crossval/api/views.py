@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from crossval.api.request import Request
+from crossval.capture import Capture
 from crossval.causal import receipt as causal_receipt
 from crossval.causal.view import view_of_engines
 from crossval.compare.receipt import row_from_json, row_to_json
@@ -59,7 +60,11 @@ def check_reference(request: Request, reference: Runner, prompt: Prompt) -> None
 
 
 def make(
-    request: Request, session: Session, engines: tuple[Runner, Runner], prompt: Prompt, result: LayersResult
+    request: Request,
+    session: Session,
+    captures: tuple[Capture, Capture],
+    prompt: Prompt,
+    result: LayersResult,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what was asked for as a receipt holds it, and a note for each that could not be made.
 
@@ -86,8 +91,7 @@ def make(
             notes.append(f"no floors: {error}")
     if request.causal:
         try:
-            weights = SpecWeights(session.model.path)
-            view = view_of_engines(*engines, result.plan, weights, progress=request.progress)
+            view = view_of_engines(*captures, SpecWeights(session.model.path), progress=request.progress)
             made["causal"] = causal_receipt.to_json(view)
         except BadInputError as error:
             notes.append(f"no causal view: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -12,35 +11,32 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from crossval import capture
 from crossval.audit import assembly, bounds
 from crossval.audit import evaluate as ev
 from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.checks import AuditResult, OpCheck, decide, first_guilty, only_recorded
 from crossval.audit.precision import Survey, arithmetic_of
 from crossval.audit.state import Covered, PassState, Pending, Value, gather, stack_state, take_recorded
+from crossval.capture import Place, Source
 from crossval.errors import BadInputError
-from crossval.model.config import SpecConfig
 from crossval.model.graphs import op_table
 from crossval.model.kinds import Weight
 from crossval.model.op import Op
 from crossval.model.taps import is_state, state_source
 from crossval.model.weights import SpecWeights
-from crossval.passes import PassPlan, Runner, TapArray
+from crossval.passes import PassPlan, TapArray
+from crossval.terms import Progress
 
-GROUP_BYTES = 128 << 20
-"""Recorded arrays of one engine held at a time; a live engine runs once per group of layers."""
-
-Place = tuple[int, str]
-"""Index of a pass and full name of a tap."""
-Progress = Callable[[str, int, int], None]
-"""Called with (what is going on, steps done, steps in total)."""
+Watch = Callable[[Sequence[str]], None]
+"""Called with the taps of each stage (the embedding, a layer, the head) while they are held."""
 
 
 @dataclass
 class _Party:
     """One engine under audit."""
 
-    runner: Runner
+    source: Source
     arithmetic: Arithmetic
     states: list[PassState]
     checks: list[OpCheck] = field(default_factory=list)
@@ -53,14 +49,9 @@ class _Party:
     distrusted: frozenset[Place] = frozenset()
     survey: Survey = field(default_factory=Survey)
 
-    def capture(self, names: Collection[str]) -> None:
-        """Run all passes (or read them) and hold these taps."""
-        self.runner.reset()
-        self.recorded = []
-        for state in self.states:
-            taps = self.runner.eval(state.plan.token_ids, names).taps
-            self.recorded.append({name: taps[name] for name in names if name in taps})
-            self.survey.add(self.recorded[-1])
+    def take(self, names: Collection[str]) -> None:
+        """Hold these taps of all passes."""
+        self.recorded = [record.taps for record in self.source.records(names, ahead=True)]
 
     def note(self, op: Op, state: PassState, check: OpCheck, computed: Covered) -> None:
         """Keep a check and what it covers."""
@@ -76,31 +67,30 @@ class _LayerWeights:
     def __init__(self, weights: SpecWeights) -> None:
         self._weights = weights
         self._held: dict[str, Weight] = {}
-        self._lock = threading.Lock()
 
     def __getitem__(self, name: str, /) -> Weight:
-        with self._lock:
-            if name not in self._held:
-                self._held[name] = self._weights[name]
-            return self._held[name]
+        found = self._held.get(name)
+        return self._held.setdefault(name, self._weights[name]) if found is None else found
 
     def drop(self) -> None:
+        """Let go of a layer's weights; the next one's are decoded into their memory."""
+        self._weights.reuse(self._held.values())
         self._held.clear()
 
 
 def audit(
-    runners: Sequence[Runner],
-    plans: Sequence[PassPlan],
+    sources: Sequence[Source],
     weights: SpecWeights,
     *,
     progress: Progress | None = None,
     distrusted: Collection[Place] = (),
+    watch: Watch | None = None,
 ) -> list[AuditResult]:
-    """Audit entered runners over the same passes; one result per runner, in their order.
+    """Audit engines over their passes; one result per source, in their order.
 
     Every operation of every pass is recomputed from the inputs the engine itself recorded. Taps that an engine
     does not give are bridged by segments of several operations. ``distrusted``: these are judged, but what reads
-    them is judged as if they had not been recorded.
+    them is judged as if they had not been recorded. ``watch`` sees each stage once.
 
     An engine that is found to compute in another format than it states is audited again, held to that format.
 
@@ -108,21 +98,20 @@ def audit(
         BadInputError: no passes, or passes that do not continue each other.
         UnavailableError, EngineCrashError: from a runner.
     """
-    _check_plans(plans)
+    for source in sources:
+        _check_plans(source.plans)
     n_heads = weights.config.n_heads
-    held = [arithmetic_of(runner.identity.numerics, n_heads, None) for runner in runners]
-    results = _audit(runners, held, plans, weights, progress, distrusted)
+    numerics = [source.runner.identity.numerics for source in sources]
+    held = [arithmetic_of(one, n_heads, None) for one in numerics]
+    results = _audit(sources, held, weights, progress, distrusted, watch)
     for _ in range(2):  # held to what was found; then, if that explains less, to having recorded in it only
         found = [one.precision for one in results]
-        meant = [
-            arithmetic_of(runner.identity.numerics, n_heads, precision)
-            for runner, precision in zip(runners, found, strict=True)
-        ]
-        again = [i for i in range(len(runners)) if meant[i] != held[i]]
+        meant = [arithmetic_of(one, n_heads, precision) for one, precision in zip(numerics, found, strict=True)]
+        again = [i for i in range(len(sources)) if meant[i] != held[i]]
         if not again:
             break
         others = _audit(
-            [runners[i] for i in again], [meant[i] for i in again], plans, weights, progress, distrusted
+            [sources[i] for i in again], [meant[i] for i in again], weights, progress, distrusted, None
         )
         for i, other in zip(again, others, strict=True):
             precision = found[i]
@@ -133,49 +122,45 @@ def audit(
 
 
 def _audit(
-    runners: Sequence[Runner],
+    sources: Sequence[Source],
     arithmetics: Sequence[Arithmetic],
-    plans: Sequence[PassPlan],
     weights: SpecWeights,
     progress: Progress | None,
     distrusted: Collection[Place],
+    watch: Watch | None,
 ) -> list[AuditResult]:
-    """Audit runners once, each held to the arithmetic given for it."""
+    """Audit once, each engine held to the arithmetic given for it."""
     config = weights.config
     parties = [
         _Party(
-            runner,
+            source,
             arithmetic,
-            [PassState(index, plan) for index, plan in enumerate(plans)],
+            [PassState(index, plan) for index, plan in enumerate(source.plans)],
             distrusted=frozenset(distrusted),
         )
-        for runner, arithmetic in zip(runners, arithmetics, strict=True)
+        for source, arithmetic in zip(sources, arithmetics, strict=True)
     ]
     ops = op_table(config)
-    stages = _stages(ops)
+    outputs = {op.output for op in ops}
+    stages = list(zip(capture.stages(config.n_layers), _stages(ops[:-1]), strict=True))
     held = _LayerWeights(weights)
-    n_done = 0
-    groups = list(_groups(stages, config, plans))
-    # One thread per engine; BLAS gets one too, because its own threads wait for each other on a busy machine and
-    # then turn a product of a millisecond into hundreds.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(len(parties)) as threads:
-        for group in groups:
-            names = [op.output for stage in group for op in stage]
-            if group is groups[-1]:
-                names.append(ops[-1].output)  # the logits, judged at the end
+    # One thread per engine, two for decoding; BLAS gets one, because its own threads wait for each other on a busy
+    # machine and then turn a product of a millisecond into hundreds.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(2) as threads:
+        for n_done, (names, stage) in enumerate(stages):
+            if progress is not None:
+                progress("auditing", n_done, len(stages))
             for party in parties:
-                party.capture(names)
-            for stage in group:
-                if progress is not None:
-                    progress("auditing", n_done, len(stages))
-                list(threads.map(lambda party, stage=stage: _audit_stage(party, stage, held), parties))
-                held.drop()
-                n_done += 1
+                party.take([name for name in names if name in outputs])
+            if watch is not None:
+                watch(names)
+            list(threads.map(held.__getitem__, [name for op in stage for name in op.weights]))
+            list(threads.map(lambda party, stage=stage: _audit_stage(party, stage, held), parties))
+            held.drop()
         _audit_heads(parties, ops[-1], held)
     if progress is not None:
         progress("auditing", len(stages), len(stages))
-    n_ops = len(ops) * len(plans)
-    return [_result(party, n_ops, config.n_layers, ops) for party in parties]
+    return [_result(party, config.n_layers, ops) for party in parties]
 
 
 def _check_plans(plans: Sequence[PassPlan]) -> None:
@@ -192,23 +177,13 @@ def _stages(ops: Sequence[Op]) -> list[list[Op]]:
     """Split the table into the embedding, one stage per layer, and the final norm; the head comes by itself."""
     stages: list[list[Op]] = []
     key: str | None = None
-    for op in ops[:-1]:
+    for op in ops:
         this = op.output.split(".")[1] if op.output.startswith("blk.") else op.output
         if this != key:
             stages.append([])
             key = this
         stages[-1].append(op)
     return stages
-
-
-def _groups(stages: list[list[Op]], config: SpecConfig, plans: Sequence[PassPlan]) -> Iterator[list[list[Op]]]:
-    """Put stages together whose recorded arrays fit into memory; the last group also brings the logits."""
-    n_tokens = sum(len(plan.token_ids) for plan in plans)
-    per_token = 4 * (10 * config.dim + 5 * config.hidden_dim + 4 * config.n_kv_heads * config.head_dim)
-    scores = 8 * config.n_heads * sum(len(p.token_ids) * (p.start + len(p.token_ids)) for p in plans)
-    size = max(1, GROUP_BYTES // (per_token * n_tokens + scores))
-    for first in range(0, len(stages), size):
-        yield stages[first : first + size]
 
 
 def _order(stage: Sequence[Op], states: Sequence[PassState]) -> Iterator[tuple[Op, PassState]]:
@@ -219,6 +194,8 @@ def _order(stage: Sequence[Op], states: Sequence[PassState]) -> Iterator[tuple[O
 
 
 def _audit_stage(party: _Party, stage: Sequence[Op], weights: _LayerWeights) -> None:
+    for taken in party.recorded:
+        party.survey.add(taken)
     for op, state in _order(stage, party.states):
         _audit_op(party, op, state, weights)
     _forget(party, stage)
@@ -330,16 +307,17 @@ def _audit_heads(parties: Sequence[_Party], op: Op, weights: _LayerWeights) -> N
             party.note(op, state, ev.best(checks), frozenset())
 
 
-def _result(party: _Party, n_ops: int, n_layers: int, ops: Sequence[Op]) -> AuditResult:
+def _result(party: _Party, n_layers: int, ops: Sequence[Op]) -> AuditResult:
     order = {op.output: i for i, op in enumerate(ops)}
     checks = tuple(sorted(party.checks, key=lambda c: (c.pass_index, order[c.tap])))
-    n_covered = len(party.covered)
+    n_ops, n_covered = len(ops) * len(party.states), len(party.covered)
+    identity = party.source.runner.identity
     return AuditResult(
-        engine=party.runner.identity.name,
+        engine=identity.name,
         checks=checks,
         n_ops=n_ops,
         n_covered=n_covered,
         first_guilty=first_guilty(checks, n_layers),
         verdict=decide(checks, n_ops, n_covered),
-        precision=party.survey.found(party.runner.identity.numerics),
+        precision=party.survey.found(identity.numerics),
     )

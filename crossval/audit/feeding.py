@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit.altered import Refed, Reordered
+from crossval.audit.altered import Altered
 from crossval.audit.checks import Misrecorded
+from crossval.capture import Source
 from crossval.model.graphs import op_table
 from crossval.model.op import Op, WeightSource
 from crossval.model.weights import SpecWeights
-from crossval.passes import PassPlan, Runner, TapArray, short_list
+from crossval.passes import PassPlan, PassRecord, TapArray, short_list
 
 EMBEDDING = "inp_embd"
 ROTATED = (("blk.0.q", "blk.0.q_rope"), ("blk.0.k", "blk.0.k_rope"))
@@ -28,8 +29,7 @@ Array = npt.NDArray[Any]
 class Refeeding:
     """Another reading of a recording: what its passes were really fed."""
 
-    runner: Runner
-    plans: tuple[PassPlan, ...]
+    source: Source
     misrecorded: Misrecorded
 
 
@@ -53,32 +53,33 @@ def words(index: int, found: Sequence[int], given: Sequence[int]) -> str:
     return f"inp_embd of pass {index} belongs to token ids {short_list(found)}, not {short_list(given)}"
 
 
-def embedded(runner: Runner, plans: Sequence[PassPlan], weights: WeightSource) -> dict[int, list[int]]:
+def embedded(source: Source, weights: WeightSource, n_passes: int | None = None) -> dict[int, list[int]]:
     """Return for each pass, by index, the token ids whose embeddings it holds; without passes of other rows.
 
     Raises:
         UnavailableError, EngineCrashError: from the runner.
     """
-    return _ids(_capture(runner, plans), weights)
+    return _ids(source.records([EMBEDDING], n_passes), weights)
 
 
-def other_order(runner: Runner, plans: Sequence[PassPlan], weights: SpecWeights) -> Refeeding | None:
+def other_order(source: Source, weights: SpecWeights) -> Refeeding | None:
     """Return the recording with its passes where they fit; None when they fit where they are, or nowhere."""
+    runner, plans = source.runner, source.plans
     if runner.status != "recorded" or runner.plan is None or len(plans) < 2:
         return None
-    given = _capture(runner, plans)
+    given = source.records([EMBEDDING, *(name for pair in ROTATED for name in pair)])
     ids = _ids(given, weights)
     rotations = [op for op in op_table(weights.config) if op.output in [rotated for _, rotated in ROTATED]]
     belongs: list[int] = []
     for index, plan in enumerate(plans):
         sized = [at for at, other in enumerate(plans) if len(other.token_ids) == len(plan.token_ids)]
         fed = [at for at in sized if index not in ids or list(plans[at].token_ids) == ids[index]]
-        fits = [at for at in fed if _rotated_at(given[index], plans[at], rotations) is not False]
+        fits = [at for at in fed if _rotated_at(given[index].taps, plans[at], rotations) is not False]
         belongs.append(index if index in fits or not fits else fits[0])
     moved = [index for index, at in enumerate(belongs) if at != index]
     if not moved or sorted(belongs) != list(range(len(plans))):
         return None
-    shown = [name for name in (EMBEDDING, *(rotated for _, rotated in ROTATED)) if name in given[moved[0]]]
+    shown = [name for name in (EMBEDDING, *(rotated for _, rotated in ROTATED)) if name in given[moved[0]].taps]
     told = Misrecorded(
         kind="order",
         taps=tuple(shown),
@@ -86,17 +87,18 @@ def other_order(runner: Runner, plans: Sequence[PassPlan], weights: SpecWeights)
         explanation="; ".join(f"the arrays of pass {index} fit pass {belongs[index]}" for index in moved),
         remedy="write each pass's arrays under its own index, in the order in which they ran",
     )
-    return Refeeding(Reordered(runner, [belongs.index(at) for at in range(len(plans))]), tuple(plans), told)
+    order = tuple(belongs.index(at) for at in range(len(plans)))
+    return Refeeding(Altered(source, plans, order), told)
 
 
-def other_tokens(runner: Runner, plans: Sequence[PassPlan], weights: SpecWeights) -> Refeeding | None:
+def other_tokens(source: Source, weights: SpecWeights) -> Refeeding | None:
     """Return the recording as one of other tokens; None when it is of these, or an engine may look up wrongly.
 
     An engine with a mistake in its lookup takes the same wrong row for the same token everywhere: off by a number,
     or one row for all beyond a limit, or no right one at all. Or it takes rows of the right tokens elsewhere.
     A recording of another prompt with the same beginning does not look like that.
     """
-    found = embedded(runner, plans, weights)
+    plans, found = source.plans, embedded(source, weights)
     wrong = [index for index in found if found[index] != list(plans[index].token_ids)]
     pairs = [pair for index in found for pair in zip(plans[index].token_ids, found[index], strict=True)]
     if not wrong or _by_lookup(pairs):
@@ -111,8 +113,8 @@ def other_tokens(runner: Runner, plans: Sequence[PassPlan], weights: SpecWeights
         explanation="; ".join(words(index, found[index], plans[index].token_ids) for index in wrong),
         remedy="the arrays are of another prompt, or the engine was fed other tokens than stated; state its own",
     )
-    fed = [replace(plan, token_ids=tuple(found.get(index, plan.token_ids))) for index, plan in enumerate(plans)]
-    return Refeeding(Refed(runner, plans), tuple(fed), told)
+    fed = (replace(plan, token_ids=tuple(found.get(index, plan.token_ids))) for index, plan in enumerate(plans))
+    return Refeeding(Altered(source, tuple(fed)), told)
 
 
 def _by_lookup(pairs: Sequence[tuple[int, int]]) -> bool:
@@ -126,11 +128,11 @@ def _by_lookup(pairs: Sequence[tuple[int, int]]) -> bool:
     return len(offsets) == 1 or len({found for _, found in wrong}) == 1
 
 
-def _ids(given: Sequence[Mapping[str, TapArray]], weights: WeightSource) -> dict[int, list[int]]:
+def _ids(given: Sequence[PassRecord], weights: WeightSource) -> dict[int, list[int]]:
     table = np.asarray(weights["token_embd.weight"])
     found = {}
-    for index, taken in enumerate(given):
-        tap = taken.get(EMBEDDING)
+    for index, record in enumerate(given):
+        tap = record.taps.get(EMBEDDING)
         ids = None if tap is None or tap.rows is not None else token_ids(tap.array, table)
         if ids is not None:
             found[index] = ids
@@ -150,13 +152,3 @@ def _rotated_at(given: Mapping[str, TapArray], plan: PassPlan, rotations: Sequen
             return False
         known = True
     return known
-
-
-def _capture(runner: Runner, plans: Sequence[PassPlan]) -> list[dict[str, TapArray]]:
-    names = [EMBEDDING, *(name for pair in ROTATED for name in pair)]
-    runner.reset()
-    given = []
-    for plan in plans:
-        taken = runner.eval(plan.token_ids, names).taps
-        given.append({name: taken[name] for name in names if name in taken})
-    return given

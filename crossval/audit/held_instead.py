@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit.recorded_op import Inapplicable, RecordedOp
+from crossval.capture import Place, Source
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.model.graphs import op_table
@@ -18,7 +19,7 @@ from crossval.model.kinds import widen
 from crossval.model.op import Op
 from crossval.model.taps import token_axis
 from crossval.model.weights import SpecWeights
-from crossval.passes import PassPlan, PassRecord, Runner, TapArray
+from crossval.passes import PassRecord, TapArray
 
 NEAR = 1e-3
 """Relative L2 of half of the tokens at least: what rounding to binary16 before the operation leaves."""
@@ -50,14 +51,14 @@ _IN_PLACE = {
 _COPY = "copy the tensor as soon as it has been computed"
 
 
-def find(runner: Runner, plans: Sequence[PassPlan], place: tuple[int, str], weights: SpecWeights) -> Instead:
-    """Say what is in an array that was recorded wrongly; runs the passes again.
+def find(source: Source, place: Place, weights: SpecWeights) -> Instead:
+    """Say what is in an array that was recorded wrongly.
 
     Raises:
         UnavailableError, EngineCrashError: from the runner.
     """
     index, tap = place
-    records = _capture(runner, plans, place, weights.config.n_layers)
+    records = _around(source, place, weights.config.n_layers)
     taken = records[index].taps[tap]
     n_bad = int(np.count_nonzero(~np.isfinite(taken.array)))
     if n_bad and not taps.op_of(tap).kind.unmasked:
@@ -69,33 +70,22 @@ def find(runner: Runner, plans: Sequence[PassPlan], place: tuple[int, str], weig
     return _near(op, records, index, weights) or Instead("what it holds is none of the tensors around it", _COPY)
 
 
-def bits(runner: Runner, plans: Sequence[PassPlan], place: tuple[int, str], weights: SpecWeights) -> bool:
-    """Return whether an array holds another recorded one to the last bit."""
-    return find(runner, plans, place, weights).exact
-
-
-def _capture(runner: Runner, plans: Sequence[PassPlan], place: tuple[int, str], n_layers: int) -> list[PassRecord]:
-    """Run all passes; what lies around the array up to its own, the array alone in later ones."""
+def _around(source: Source, place: Place, n_layers: int) -> list[PassRecord]:
+    """Return what lies around the array in the passes up to its own, and the array alone in those after it."""
     index, tap = place
     layer = taps.parse(tap).layer
     near = [n_layers - 1] if layer is None else [layer, *([layer + 1] if layer + 1 < n_layers else [])]
     residual = [f"blk.{i}.{name}" for i in range(n_layers) for name in ("ffn_inp", "l_out")]
-    around = dict.fromkeys(
-        [*taps.INPUT_TAPS, *residual, *(n for i in near for n in taps.layer_taps(i)), "result_norm"]
+    names = dict.fromkeys(
+        [*taps.INPUT_TAPS, *residual, *(n for i in near for n in taps.layer_taps(i)), "result_norm", tap]
     )
-    runner.reset()
-    records = []
-    for at, plan in enumerate(plans):
-        names = [*around, *([] if tap in around else [tap])] if at <= index else [tap]
-        given = runner.eval(plan.token_ids, names).taps
-        records.append(PassRecord(plan, {name: given[name] for name in names if name in given}))
-    return records
+    return [*source.records(names, index + 1), *source.records([tap])[index + 1 :]]
 
 
 # --- another recorded array -----------------------------------------------------------------------------------
 
 
-def _of_same_bits(records: Sequence[PassRecord], place: tuple[int, str]) -> Instead | None:
+def _of_same_bits(records: Sequence[PassRecord], place: Place) -> Instead | None:
     """Return the tensor of the same pass whose bits it holds: the nearest later one, else the nearest earlier."""
     index, tap = place
     taken, own = records[index].taps[tap], taps.execution_index(tap, 1 << 20)
@@ -127,7 +117,7 @@ def _same(a: TapArray, b: TapArray, by_row: bool) -> bool:
     return bool(a.array.any()) and a.array.tobytes() == b.array.tobytes()
 
 
-def _of_another_pass(records: Sequence[PassRecord], place: tuple[int, str]) -> Instead | None:
+def _of_another_pass(records: Sequence[PassRecord], place: Place) -> Instead | None:
     index, tap = place
     taken = records[index].taps[tap]
     for other, record in enumerate(records):

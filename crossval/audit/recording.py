@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from crossval.audit import feeding, held_instead
-from crossval.audit.altered import Hidden
-from crossval.audit.audit import Place, Progress, audit
+from crossval.audit.altered import Altered
+from crossval.audit.audit import audit
 from crossval.audit.checks import (
     AuditResult,
     CheckStatus,
@@ -26,11 +26,12 @@ from crossval.audit.checks import (
     unless_misrecorded,
 )
 from crossval.audit.held_instead import Instead
+from crossval.capture import Place, Source
 from crossval.model import taps
 from crossval.model.graphs import op_table
 from crossval.model.op import Op
 from crossval.model.weights import SpecWeights
-from crossval.passes import PassPlan, Runner
+from crossval.terms import Progress
 
 MOST_GROUPS = 8
 """Operations (each in all layers) whose outputs are suspected; more than this is no slip of the recording."""
@@ -42,10 +43,10 @@ _WRONG = ("guilty", "invalid")
 
 @dataclass(frozen=True)
 class Settled:
-    """An audit after the recording was questioned, and the runner that gives what can be relied on."""
+    """An audit after the recording was questioned, and the source of what can be relied on."""
 
     result: AuditResult
-    runner: Runner
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -93,44 +94,40 @@ class Graph:
 
 
 def settle(
-    runner: Runner,
-    result: AuditResult,
-    plans: Sequence[PassPlan],
-    weights: SpecWeights,
-    *,
-    progress: Progress | None = None,
+    source: Source, result: AuditResult, weights: SpecWeights, *, progress: Progress | None = None
 ) -> Settled:
     """Find out whether a guilty audit is the recording's fault; return what is left when it is treated as missing.
 
-    ``result.misrecorded`` then says which tensors they are. The runner is the one given when nothing was found.
+    ``result.misrecorded`` then says which tensors they are. The source is the one given when nothing was found.
 
     Raises:
         UnavailableError, EngineCrashError: from the runner.
     """
     told: list[Misrecorded] = []
     for reading in (feeding.other_order, feeding.other_tokens):
-        other = reading(runner, plans, weights) if _reads_positions(result) else None
+        other = reading(source, weights) if _reads_positions(result) else None
         if other is not None:
-            (tried,) = audit([other.runner], other.plans, weights, progress=progress)
+            (tried,) = audit([other.source], weights, progress=progress)
             if not _reads_positions(tried) and len(_guilty(tried)) < len(_guilty(result)):
-                runner, plans, result = other.runner, other.plans, tried
+                source, result = other.source, tried
                 told.append(other.misrecorded)
     if result.verdict != "guilty":
-        return Settled(_without(result, (), told, weights.config.n_layers), runner)
+        return Settled(_without(result, (), told, weights.config.n_layers), source)
     search = _Search(
         checks=_by_place(result.checks),
-        graph=Graph.of(op_table(weights.config), len(plans)),
-        again=lambda places: audit([runner], plans, weights, progress=progress, distrusted=places)[0],
-        exact=lambda place: held_instead.bits(runner, plans, place, weights),
+        graph=Graph.of(op_table(weights.config), len(source.plans)),
+        again=lambda places: audit([source], weights, progress=progress, distrusted=places)[0],
+        exact=lambda place: held_instead.find(source, place, weights).exact,
     )
     found, final = search.run()
     if final is None:
-        return Settled(_without(result, (), told, weights.config.n_layers), runner)
+        return Settled(_without(result, (), told, weights.config.n_layers), source)
     told += [
-        _describe(members, held_instead.find(runner, plans, min(members, key=_order), weights))
+        _describe(members, held_instead.find(source, min(members, key=_order), weights))
         for members in _groups(found)
     ]
-    return Settled(_without(final, found, told, weights.config.n_layers), Hidden(runner, found))
+    result = _without(final, found, told, weights.config.n_layers)
+    return Settled(result, Altered(source, source.plans, hidden=frozenset(found)))
 
 
 def _guilty(result: AuditResult) -> set[Place]:

@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from crossval.causal import view as causal
-from crossval.causal.view import LOGITS, CausalView, LayerEffect
+from crossval.causal.view import CausalView, LayerEffect
 from crossval.compare import rows as compare
 from crossval.compare.rows import TapRow
 from crossval.model import taps
 from crossval.receipts.file import Receipt
+from crossval.terms import LOGITS
 
 _SLACK = 1e-6
 """Room for rounding in what bounds a KL divergence."""

@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from crossval.causal.receipt import Section, effects_of, last_row
-from crossval.causal.view import LOGITS, STANDS_OUT, LayerEffect
+from crossval.causal.view import STANDS_OUT, LayerEffect
 from crossval.compare import rows as compare
 from crossval.compare.receipt import row_from_json
 from crossval.model import taps
 from crossval.receipts.file import Receipt
 from crossval.reports.console import new_table, show_line
+from crossval.terms import LOGITS
 
 MAX_ROWS = 12
 """States shown; of more, those where something happens."""

@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.compare.layers import Progress
+from crossval.capture import Source
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.model.graphs import op_table
 from crossval.model.kinds import FloatArray, Weight
 from crossval.model.op import Op, WeightSource
 from crossval.model.weights import SpecWeights
-from crossval.passes import PassPlan, PassRecord, Runner
-from crossval.repeat.rerun import Whole, assemble, run
+from crossval.passes import PassRecord
+from crossval.repeat.rerun import Whole, assemble
+from crossval.terms import LOGITS, Progress
 
-LOGITS = "result_output"
 CONTINUED_BY = "the specification (float64, crossval.ops)"  # a word of the receipt's format
 
 NOTHING = 0.1
@@ -86,24 +86,18 @@ class CausalView:
 
 
 def view_of_engines(
-    candidate: Runner,
-    reference: Runner,
-    plan: Sequence[PassPlan],
-    weights: SpecWeights,
-    *,
-    progress: Progress | None = None,
+    candidate: Source, reference: Source, weights: SpecWeights, *, progress: Progress | None = None
 ) -> CausalView:
-    """Run both entered engines over the same passes from position 0, recording only what the view needs.
+    """Make the view of two engines over the same passes from position 0.
 
-    Holds the state of every token after every layer, of both engines: ``8 * n_tokens * n_layers * dim`` bytes.
+    Takes the state of every token after every layer, of both engines: ``8 * n_tokens * n_layers * dim`` bytes.
 
     Raises:
         BadInputError: as ``causal_view``.
         UnavailableError, EngineCrashError: from a runner.
     """
     names = [name for name in taps.outline_taps(weights.config.n_layers) if name != "result_norm"]
-    chunks = tuple(one.token_ids for one in plan)
-    return causal_view(run(candidate, chunks, names), run(reference, chunks, names), weights, progress=progress)
+    return causal_view(candidate.records(names), reference.records(names), weights, progress=progress)
 
 
 def causal_view(
@@ -316,25 +310,20 @@ def _continue(
         if progress is not None:
             progress("patching", layer, config.n_layers)
         ops = [op for op in table if taps.parse(op.output).layer == layer]
-        held = _Held(weights, ops)
+        held = _decoded(weights, ops)
         for key in running:
             running[key] = _run_ops(ops, held, running[key])
     if progress is not None:
         progress("patching", config.n_layers, config.n_layers)
     head = [op for op in table if op.output in taps.HEAD_TAPS]
-    held = _Held(weights, head)
+    held = _decoded(weights, head)
     ends = {key: _log_softmax(_run_ops(head, held, hidden[-1:])[-1]) for key, hidden in running.items()}
     return [(ends[i, 0], ends[i, 0] if patch.equal else ends[i, 1]) for i, patch in enumerate(patches)]
 
 
-class _Held:
-    """The weights of a few operations, each decoded once."""
-
-    def __init__(self, weights: WeightSource, ops: Iterable[Op]) -> None:
-        self._held = {name: weights[name] for op in ops for name in op.weights}
-
-    def __getitem__(self, name: str, /) -> Weight:
-        return self._held[name]
+def _decoded(weights: WeightSource, ops: Iterable[Op]) -> dict[str, Weight]:
+    """Return the weights of a few operations, each decoded once."""
+    return {name: weights[name] for op in ops for name in op.weights}
 
 
 def _run_ops(ops: Sequence[Op], weights: WeightSource, hidden: FloatArray) -> FloatArray:

@@ -7,12 +7,13 @@ recorded: then the candidate's recorded tokens are what both are fed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from crossval.capture import Feed, greedy_token, last_logits, make_feed
 from crossval.compare.rows import (
     GreedyPrompt,
     GreedyResult,
@@ -26,11 +27,8 @@ from crossval.compare.rows import (
 )
 from crossval.compare.tolerance import PolicyName, choose_policy, describe, tolerance_for
 from crossval.errors import BadInputError
-from crossval.feed import LOGITS, Feed, greedy_token, last_logits, make_feed
 from crossval.passes import PassPlan, PassRecord, Runner
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is going on, steps done, steps in total)."""
+from crossval.terms import LOGITS, Progress
 
 
 def compare_greedy(

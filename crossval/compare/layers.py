@@ -1,15 +1,15 @@
 """Find the first layer, then the first operation, at which two engines differ.
 
-Run 1 (outline) captures the embedding, every layer's output, the final norm and the logits. Run 2 captures the
-operations of the one layer that was found (``full``: of all layers, a few layers per run). Arrays of a pass are
-dropped once compared, so memory does not depend on the number of layers or decoded tokens.
+First the outline is compared: the embedding, every layer's output, the final norm and the logits. Then the
+operations of the layer that was found, or (``full``) those of all layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from crossval.capture import Capture, Place, greedy_token, make_feed, stages
 from crossval.compare.rows import (
     Coverage,
     LayersResult,
@@ -21,234 +21,249 @@ from crossval.compare.rows import (
     execution_key,
     first_divergence,
     first_inexact,
+    judged,
     row_status,
 )
 from crossval.compare.tolerance import PolicyName, choose_policy, describe, tolerance_for
 from crossval.errors import BadInputError
-from crossval.feed import Feed, greedy_token, make_feed
 from crossval.formats import Dtype
 from crossval.model import taps
-from crossval.passes import PassPlan, PassRecord, Runner
+from crossval.passes import PassRecord
+from crossval.terms import SIDES, Progress
 
 DEFAULT_N_DECODE = 4
-GROUP_BYTES = 192 << 20
-"""In a full comparison, tap arrays of one engine held at a time (two engines: twice that)."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is going on, steps done, steps in total)."""
+UNSTEADY = "a second run gave other numbers: an engine is not deterministic, or capturing changes it"
 
 
 def compare_layers(
-    candidate: Runner,
-    reference: Runner,
+    candidate: Capture,
+    reference: Capture,
     prompt_ids: Sequence[int],
     *,
-    n_layers: int,
     n_decode: int | None = None,
     full: bool = False,
-    policy: PolicyName | None = None,
-    computed: Collection[Dtype] = (),
     progress: Progress | None = None,
 ) -> LayersResult:
-    """Compare two entered runners over a prompt and ``n_decode`` tokens decoded greedily by the reference.
-
-    A recorded party fixes the tokens. ``n_decode`` None means 4, or what the trace holds when that is less.
-    ``policy`` None: chosen from what both engines say about their arithmetic and from ``computed``, the 16-bit
-    formats that their audits found.
+    """Compare two engines over a prompt and ``n_decode`` tokens decoded greedily by the reference.
 
     Raises:
         BadInputError: empty prompt, no layers, or a trace recorded with other tokens.
         UnavailableError, EngineCrashError: from a runner.
     """
-    if n_layers < 1:
-        raise BadInputError(f"the model must have at least one layer, got {n_layers}")
-    feed = make_feed(candidate, reference, prompt_ids, n_decode, DEFAULT_N_DECODE)
-    policy = policy or choose_policy(candidate.identity, reference.identity, computed)
-    work = _Work(candidate, reference, n_layers, policy, progress or (lambda *_: None))
-    outline = taps.outline_taps(n_layers)
-    _run_outline(work, feed, outline)
-    if full:
-        _run_all_ops(work, feed.done)
-    else:
-        _run_guilty_ops(work, feed.done)
-    for index in range(len(feed.done), feed.n_required):
-        for name in taps.all_taps(n_layers) if full else outline:
-            work.required.add((index, name))
-            work.skips[index, name] = Skip(index, name, feed.ended or "the pass did not take place")
-    return _result(work, feed, full)
+    comparison = Comparison(candidate, reference, prompt_ids, n_decode=n_decode, full=full)
+    comparison.outline(progress)
+    for names in stages(candidate.config.n_layers):
+        comparison.operations(names)
+    return comparison.result()
 
 
-@dataclass
-class _Work:
-    """Two engines and everything compared so far."""
+class Comparison:
+    """Two engines and everything compared so far: first the ``outline``, then ``operations`` stage by stage."""
 
-    candidate: Runner
-    reference: Runner
-    n_layers: int
-    policy: PolicyName
-    progress: Progress
-    rows: dict[tuple[int, str], TapRow] = field(default_factory=dict)
-    skips: dict[tuple[int, str], Skip] = field(default_factory=dict)
-    required: set[tuple[int, str]] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
-    largest_bytes: int = 0
-    """Largest size of the arrays one pass of one engine gave."""
-
-    def run(self, plan: PassPlan, select: Collection[str]) -> tuple[PassRecord, PassRecord]:
-        return self.candidate.eval(plan.token_ids, select), self.reference.eval(plan.token_ids, select)
-
-    def reset(self) -> None:
-        self.candidate.reset()
-        self.reference.reset()
-
-    def compare(
-        self, index: int, plan: PassPlan, ours: PassRecord, theirs: PassRecord, names: Iterable[str]
+    def __init__(
+        self,
+        candidate: Capture,
+        reference: Capture,
+        prompt_ids: Sequence[int],
+        *,
+        n_decode: int | None = None,
+        full: bool = False,
     ) -> None:
-        """Compare the named taps of one pass; a tap compared before must come out the same."""
-        sizes = [0, 0]
+        """A recorded engine fixes the tokens. ``n_decode`` None means 4, or what the trace holds when it is less.
+
+        Raises:
+            BadInputError: empty prompt, no layers, or a trace recorded with other tokens.
+        """
+        n_layers = candidate.config.n_layers
+        if n_layers < 1:
+            raise BadInputError(f"the model must have at least one layer, got {n_layers}")
+        self._captures = (candidate, reference)
+        self._feed = make_feed(candidate.runner, reference.runner, prompt_ids, n_decode, DEFAULT_N_DECODE)
+        self._n_layers = n_layers
+        self._full = full
+        self._outline = taps.outline_taps(n_layers)
+        self._policy = self._choose_policy(())
+        self._found: dict[Place, TapRow | Skip] = {}
+        """Everything that was compared, or had to be and could not."""
+        self._places: tuple[Location | None, Location | None] = (None, None)
+        """The first divergence and the first difference in bits of the outline."""
+        self._wanted: dict[int, list[str]] = {}
+        """Pass -> operations to compare."""
+
+    def _choose_policy(self, computed: Collection[Dtype]) -> PolicyName:
+        candidate, reference = (capture.runner.identity for capture in self._captures)
+        return choose_policy(candidate, reference, computed)
+
+    # --- comparing --------------------------------------------------------------------------------------------
+
+    def outline(self, progress: Progress | None = None) -> None:
+        """Run both engines for the first time, fed the tokens that the reference chooses, and compare the outline.
+
+        Raises:
+            UnavailableError, EngineCrashError: from a runner.
+        """
+        feed, token = self._feed, None
+        report = progress or (lambda *_: None)
+        for capture in self._captures:
+            capture.start(feed.expected)
+        while (plan := feed.next_plan(token)) is not None:
+            index = len(feed.done) - 1
+            report("layers", index, feed.n_required)
+            ours, theirs = (capture.extend(plan) for capture in self._captures)
+            self._compare(index, ours, theirs, self._outline)
+            token = greedy_token(theirs)
+        report("layers", len(feed.done), feed.n_required)
+        self._choose_operations()
+
+    def operations(self, names: Sequence[str]) -> None:
+        """Compare those of a stage's taps (``capture.stages``) that have to be compared."""
+        wanted: dict[int, list[str]] = {}
+        for index, chosen in self._wanted.items():
+            for name in names:
+                if name in chosen and (index, name) not in self._found:
+                    wanted.setdefault(index, []).append(name)
+        if wanted:
+            ours, theirs = (capture.records(names, ahead=True) for capture in self._captures)
+            for index, chosen in wanted.items():
+                self._compare(index, ours[index], theirs[index], chosen)
+
+    def _compare(self, index: int, ours: PassRecord, theirs: PassRecord, names: Iterable[str]) -> None:
         for name in names:
-            key = (index, name)
             lacking = self._lacking(name, ours, theirs)
             if len(lacking) == 2 and taps.is_optional(name):
                 continue
-            self.required.add(key)
             if lacking:
-                self.skips.setdefault(key, Skip(index, name, "; ".join(lacking)))
+                self._found[index, name] = Skip(index, name, "; ".join(lacking))
                 continue
-            c, r = ours.taps[name], theirs.taps[name]
-            sizes = [sizes[0] + c.array.nbytes, sizes[1] + r.array.nbytes]
-            found = compare_tap(name, index, plan, c, r, tolerance_for(name, self.n_layers, self.policy))
-            if isinstance(found, Skip):
-                self.skips[key] = found
-            elif key not in self.rows:
-                self.rows[key] = found
-            elif found != self.rows[key]:
-                why = "a second run gave other numbers: an engine is not deterministic, or capturing changes it"
-                self.skips[key] = Skip(index, name, why)
-        self.largest_bytes = max(self.largest_bytes, *sizes)
+            tolerance = tolerance_for(name, self._n_layers, self._policy)
+            self._found[index, name] = compare_tap(
+                name, index, ours.plan, ours.taps[name], theirs.taps[name], tolerance
+            )
 
-    def _lacking(self, name: str, ours: PassRecord, theirs: PassRecord) -> list[str]:
-        sides = (("candidate", self.candidate, ours), ("reference", self.reference, theirs))
+    def _lacking(self, name: str, *records: PassRecord) -> list[str]:
         return [
-            f"the {who} ({runner.identity.name}) did not {'record' if runner.status == 'recorded' else 'give'} it"
-            for who, runner, record in sides
+            f"the {side} ({capture.runner.identity.name}) did not "
+            f"{'record' if capture.runner.status == 'recorded' else 'give'} it"
+            for side, capture, record in zip(SIDES, self._captures, records, strict=True)
             if name not in record.taps
         ]
 
+    def _choose_operations(self) -> None:
+        """Choose all, or those of the first layer that diverges and of the first whose bits differ."""
+        n_passes = len(self._feed.done)
+        if self._full:
+            self._wanted = dict.fromkeys(range(n_passes), taps.all_taps(self._n_layers))
+            return
+        rows = [row for (_, name), row in self._found.items() if name in self._outline and isinstance(row, TapRow)]
+        self._places = (first_divergence(rows), first_inexact(rows))
+        self._wanted = {}
+        for index, layer in {(place.pass_index, place.layer) for place in self._places if place is not None}:
+            if layer is not None:
+                self._wanted.setdefault(index, []).extend(taps.layer_taps(layer))
 
-def _run_outline(work: _Work, feed: Feed, outline: Sequence[str]) -> None:
-    work.reset()
-    token: int | None = None
-    while (plan := feed.next_plan(token)) is not None:
-        index = len(feed.done) - 1
-        work.progress("layers", index, feed.n_required)
-        ours, theirs = work.run(plan, outline)
-        work.compare(index, plan, ours, theirs, outline)
-        token = greedy_token(theirs)
-    work.progress("layers", len(feed.done), feed.n_required)
+    # --- the result -------------------------------------------------------------------------------------------
+
+    def result(self, computed: Collection[Dtype] = ()) -> LayersResult:
+        """Return what was compared, held to the table of the engines' arithmetic.
+
+        ``computed``: the 16-bit formats that their audits found. They may move the first divergence; the
+        operations of another layer are then compared, too.
+        """
+        policy = self._choose_policy(computed)
+        if policy != self._policy:
+            self._policy = policy
+            for place, row in self._found.items():
+                if isinstance(row, TapRow):
+                    self._found[place] = judged(row, tolerance_for(row.tap, self._n_layers, policy))
+            self._choose_operations()
+            for names in stages(self._n_layers):
+                self.operations(names)
+        rows, skips = self._rows_and_skips()
+        notes = [] if self._full else self._explain(rows, skips)
+        ordered = tuple(sorted(rows.values(), key=execution_key))
+        skipped = sorted(skips.values(), key=lambda one: (one.pass_index, self._at(one.tap)))
+        coverage = Coverage(len({*rows, *skips}), len(rows), tuple(skipped))
+        plan = tuple(self._feed.done)
+        return LayersResult(
+            rows=ordered,
+            first_divergence=first_divergence(ordered),
+            first_inexact=first_inexact(ordered),
+            coverage=coverage,
+            verdict=decide(ordered, coverage),
+            plan=plan,
+            token_ids=tuple(token for one in plan for token in one.token_ids),
+            thresholds=describe(self._policy),
+            n_layers=self._n_layers,
+            mode="full" if self._full else "outline",
+            notes=tuple(notes),
+        )
+
+    def _at(self, name: str) -> int:
+        return taps.execution_index(name, self._n_layers)
+
+    def _rows_and_skips(self) -> tuple[dict[Place, TapRow], dict[Place, Skip]]:
+        """Return what belongs to the result, by place; a place may have a row and a reason not to trust it."""
+        rows: dict[Place, TapRow] = {}
+        skips: dict[Place, Skip] = {}
+        for place, one in self._found.items():
+            index, name = place
+            if name not in self._outline and name not in self._wanted.get(index, ()):
+                continue
+            if isinstance(one, TapRow):
+                rows[place] = one
+            else:
+                skips[place] = one
+        for index, name in set().union(*(capture.unsteady for capture in self._captures)) & set(rows):
+            skips[index, name] = Skip(index, name, UNSTEADY)
+        names = taps.all_taps(self._n_layers) if self._full else self._outline
+        for index in range(len(self._feed.done), self._feed.n_required):
+            for name in names:
+                skips[index, name] = Skip(index, name, self._feed.ended or "the pass did not take place")
+        return rows, skips
+
+    def _explain(self, rows: dict[Place, TapRow], skips: dict[Place, Skip]) -> list[str]:
+        """Say what is known of the layers that were found beyond their rows; return notes."""
+        diverged, inexact = self._places
+        if diverged is not None and diverged.layer is not None:
+            place, text = _why(diverged, diverged.layer, rows, skips)
+            if text is not None:
+                row = rows[place]
+                rows[place] = replace(row, note="; ".join(part for part in (row.note, text) if part))
+        if inexact is None or inexact.layer is None or (diverged and diverged.layer == inexact.layer):
+            return []
+        missing = [
+            place
+            for place in skips
+            if place[1].startswith(f"blk.{inexact.layer}.") and place[1] not in self._outline
+        ]
+        if not missing:
+            return []
+        note = (
+            f"layer {inexact.layer} is the first whose bits differ (within bounds); {len(missing)} of its "
+            f"operations were not compared: {skips[missing[0]].why}"
+        )
+        for place in missing:  # differences within bounds do not need every operation
+            del skips[place]
+        return [note]
 
 
-def _run_ops(work: _Work, plans: Sequence[PassPlan], wanted: Mapping[int, Sequence[str]], what: str) -> None:
-    """Run again from the start, capturing ``wanted`` (pass -> taps), up to the last pass that is wanted."""
-    last = max(wanted)
-    work.reset()
-    for index, plan in enumerate(plans[: last + 1]):
-        work.progress(what, index, last + 1)
-        names = wanted.get(index, ())
-        ours, theirs = work.run(plan, names)
-        work.compare(index, plan, ours, theirs, names)
-    work.progress(what, last + 1, last + 1)
-
-
-def _run_all_ops(work: _Work, plans: Sequence[PassPlan]) -> None:
-    first, size = 0, 1
-    while first < work.n_layers:
-        layers = range(first, min(first + size, work.n_layers))
-        names = [name for layer in layers for name in taps.layer_taps(layer)]
-        work.largest_bytes = 0
-        what = f"operations of layers {layers[0]} to {layers[-1]}"
-        _run_ops(work, plans, dict.fromkeys(range(len(plans)), names), what)
-        first = layers[-1] + 1
-        size = max(1, GROUP_BYTES * len(layers) // max(1, work.largest_bytes))
-
-
-def _run_guilty_ops(work: _Work, plans: Sequence[PassPlan]) -> None:
-    """Descend into the first layer that diverges, and into the first whose bits differ."""
-    diverged, inexact = first_divergence(work.rows.values()), first_inexact(work.rows.values())
-    wanted: dict[int, list[str]] = {}
-    for place in {(p.pass_index, p.layer) for p in (diverged, inexact) if p is not None}:
-        if place[1] is not None:
-            wanted.setdefault(place[0], []).extend(taps.layer_taps(place[1]))
-    if not wanted:
-        return
-    before = dict(work.skips)
-    _run_ops(work, plans, wanted, "operations of the layer found")
-    if diverged is not None and diverged.layer is not None:
-        _explain(work, diverged)
-    optional = None if inexact is None or (diverged and diverged.layer == inexact.layer) else inexact.layer
-    if optional is not None:
-        _forgive_missing_ops(work, before, optional)
-
-
-def _explain(work: _Work, place: Location) -> None:
-    """Say in the row of the layer's output why no operation is named, or in the operation's what was not seen."""
-    index, layer = place.pass_index, place.layer
-    assert layer is not None
-    key = (index, f"blk.{layer}.l_out")
-    ops = [name for name in taps.layer_taps(layer) if name != key[1]]
-    guilty = [name for name in ops if _status(work, index, name) in ("diverged", "invalid")]
-    unseen = [name for name in ops if (index, name) in work.skips]
-    if guilty:
-        key = (index, guilty[0])
-        unseen = [name for name in unseen if ops.index(name) < ops.index(guilty[0])]
-        text = f"not compared before it: {', '.join(taps.parse(name).tap for name in unseen)}" if unseen else None
-    elif unseen:
-        whys = sorted({work.skips[index, name].why for name in unseen})
-        text = f"ops of layer {layer} not compared ({'; '.join(whys)}): the cause lies somewhere in this layer"
+def _why(
+    found: Location, layer: int, rows: Mapping[Place, TapRow], skips: Mapping[Place, Skip]
+) -> tuple[Place, str | None]:
+    """Return the row to explain, the layer's output or its first wrong operation, and what was not seen."""
+    index, output = found.pass_index, f"blk.{layer}.l_out"
+    ops = [name for name in taps.layer_taps(layer) if name != output]
+    wrong = [
+        name for name in ops if (index, name) in rows and row_status(rows[index, name]) in ("diverged", "invalid")
+    ]
+    unseen = [name for name in ops if (index, name) in skips]
+    if wrong:
+        unseen = [name for name in unseen if ops.index(name) < ops.index(wrong[0])]
+        names = ", ".join(taps.parse(name).tap for name in unseen)
+        return (index, wrong[0]), f"not compared before it: {names}" if unseen else None
+    if unseen:
+        whys = "; ".join(sorted({skips[index, name].why for name in unseen}))
+        text = f"ops of layer {layer} not compared ({whys}): the cause lies somewhere in this layer"
     else:
         text = "no operation of this layer exceeds its own bound: the difference builds up to here"
-    if text is not None:
-        row = work.rows[key]
-        work.rows[key] = replace(row, note="; ".join(part for part in (row.note, text) if part))
-
-
-def _status(work: _Work, index: int, name: str) -> str | None:
-    row = work.rows.get((index, name))
-    return None if row is None else row_status(row)
-
-
-def _forgive_missing_ops(work: _Work, before: Mapping[tuple[int, str], Skip], layer: int) -> None:
-    """Within-bounds differences need no operation to be complete: say what was missing, do not require it."""
-    prefix = f"blk.{layer}."
-    missing = [
-        key for key in work.skips if key not in before and key[1].startswith(prefix) and key not in work.rows
-    ]
-    if missing:
-        work.notes.append(
-            f"layer {layer} is the first whose bits differ (within bounds); {len(missing)} of its operations "
-            f"were not compared: {work.skips[missing[0]].why}"
-        )
-    for key in missing:
-        del work.skips[key]
-        work.required.discard(key)
-
-
-def _result(work: _Work, feed: Feed, full: bool) -> LayersResult:
-    rows = tuple(sorted(work.rows.values(), key=execution_key))
-    skips = sorted(
-        work.skips.values(), key=lambda skip: (skip.pass_index, taps.execution_index(skip.tap, work.n_layers))
-    )
-    coverage = Coverage(len(work.required), len(rows), tuple(skips))
-    return LayersResult(
-        rows=rows,
-        first_divergence=first_divergence(rows),
-        first_inexact=first_inexact(rows),
-        coverage=coverage,
-        verdict=decide(rows, coverage),
-        plan=tuple(feed.done),
-        token_ids=tuple(token for plan in feed.done for token in plan.token_ids),
-        thresholds=describe(work.policy),
-        n_layers=work.n_layers,
-        mode="full" if full else "outline",
-        notes=tuple(work.notes),
-    )
+    return (index, output), text

@@ -194,6 +194,16 @@ def row_status(row: TapRow) -> RowStatus:
     return "diverged" if violations(row, row.bound) else "within"
 
 
+def judged(row: TapRow, tolerance: Tolerance) -> TapRow:
+    """Return a row held to another tolerance; its numbers stay."""
+    held = replace(row, floor=tolerance.floor, bound=dict(tolerance.bound))
+    status = row_status(held)
+    note = row.note if status == "invalid" else None
+    if status == "diverged":
+        note = "; ".join(violations(held, held.bound))
+    return replace(held, status=status, note=note)
+
+
 def execution_key(row: TapRow) -> tuple[int, int]:
     """Return the sort key of a row: pass, then position in execution order."""
     return row.pass_index, taps.execution_index(row.tap, _ORDER_LAYERS)
@@ -340,19 +350,13 @@ def _row(
         worst_token_nmse=metrics.worst_token_nmse,
         max_abs=metrics.max_abs,
         norm_ratio=metrics.norm_ratio,
-        floor=tolerance.floor,
-        bound=dict(tolerance.bound),
+        floor=None,
+        bound={},
         status="invalid",
     )
-    status = row_status(row)
-    return replace(row, status=status, note=_note(row, status, metrics))
-
-
-def _note(row: TapRow, status: RowStatus, metrics: Metrics) -> str | None:
-    if status == "diverged":
-        return "; ".join(violations(row, row.bound))
     sides = (("candidate", metrics.candidate_nonfinite), ("reference", metrics.reference_nonfinite))
-    return "; ".join(f"{who} holds {count} NaN or infinite values" for who, count in sides if count) or None
+    unusable = "; ".join(f"{who} holds {count} NaN or infinite values" for who, count in sides if count)
+    return judged(replace(row, note=unusable or None), tolerance)
 
 
 def _invalid(name: str, pass_index: int, plan: PassPlan, tolerance: Tolerance, note: str) -> TapRow:

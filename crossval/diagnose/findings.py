@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from crossval.audit import extent, feeding
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck
 from crossval.audit.precision import arithmetic_of
+from crossval.capture import Source
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis
 from crossval.diagnose.probing import by_the_head, tell_apart
 from crossval.diagnose.replay import HeldWeights, Replay
@@ -25,8 +26,8 @@ from crossval.model.graphs import op_table
 from crossval.model.kinds import Attend, AttentionScores, Softmax
 from crossval.model.op import Op
 from crossval.model.weights import SpecWeights
-from crossval.passes import PassPlan, PassRecord, Runner
-from crossval.terms import Side
+from crossval.passes import PassPlan, PassRecord
+from crossval.terms import LOGITS, Side
 
 MAX_BYTES = 256 << 20
 """Most memory that the same tensors of other layers may take."""
@@ -53,12 +54,10 @@ class Finding:
         return self.check.n_ops > 1
 
 
-def find(
-    side: Side, runner: Runner, result: AuditResult, plans: Sequence[PassPlan], weights: SpecWeights
-) -> Finding | None:
+def find(side: Side, source: Source, result: AuditResult, weights: SpecWeights) -> Finding | None:
     """Diagnose the first guilty operation of an audit; None when nothing is guilty.
 
-    The passes up to the guilty ones run again, capturing the operation's layer.
+    Needs the operation's layer in the passes up to the guilty ones: the engine runs again if it is not held.
 
     Raises:
         UnavailableError, EngineCrashError: from the runner.
@@ -66,19 +65,21 @@ def find(
     check = result.first_guilty
     if check is None:
         return None
+    runner = source.runner
     arithmetic = arithmetic_of(runner.identity.numerics, weights.config.n_heads, result.precision)
     why = _why_not(check)
     if why is not None:
         return Finding(side, check, arithmetic, _undetermined(why), None)
     passes = _passes(result, check)
     op = next(op for op in op_table(weights.config) if op.output == check.tap)
-    plans = plans[: max(passes) + 1]
+    n_passes = max(passes) + 1
+    plans = source.plans[:n_passes]
     names = _names(check.tap, weights.config, check.n_ops)
     if check.n_ops > 1:
-        records = _capture(runner, plans, names)
+        records = source.records(names, n_passes)
         return Finding(side, check, arithmetic, _inside(check, records, passes, weights, arithmetic), None)
     names = list(dict.fromkeys([*names, *_elsewhere(op, weights.config, plans)]))
-    records = _capture(runner, plans, names)
+    records = source.records(names, n_passes)
     contexts = []
     for index in passes:
         try:
@@ -93,15 +94,13 @@ def find(
     ]
     with threadpool_limits(1, user_api="blas"):
         found = diagnose_passes(contexts, arithmetic, right=right)
-        tokens = plans[0].token_ids
-        found = tell_apart(found, runner, op, names, tokens, weights.config, weights, arithmetic)
+        found = tell_apart(found, runner, op, names, plans[0].token_ids, weights.config, weights, arithmetic)
     if check.tap == feeding.EMBEDDING:
-        ends = [check.tap, "result_output"]
-        found = by_the_head(found, _capture(runner, plans, ends), weights.config)
+        found = by_the_head(found, source.records([check.tap, LOGITS], n_passes), weights.config)
     if check.tap == feeding.EMBEDDING and not found.determined:
         told = [
             feeding.words(index, ids, plans[index].token_ids)
-            for index, ids in feeding.embedded(runner, plans[: max(passes) + 1], weights).items()
+            for index, ids in feeding.embedded(source, weights, n_passes).items()
             if index in passes and ids != list(plans[index].token_ids)
         ]
         found = replace(found, explanation="; ".join([found.explanation, *told]))
@@ -199,15 +198,6 @@ def _elsewhere(op: Op, config: SpecConfig, plans: Sequence[PassPlan]) -> list[st
     if len(kinds) * config.n_layers * n_tokens * widest * 4 > MAX_BYTES:
         return []
     return [f"blk.{other}.{kind}" for other in range(config.n_layers) for kind in kinds]
-
-
-def _capture(runner: Runner, plans: Sequence[PassPlan], names: Collection[str]) -> list[PassRecord]:
-    runner.reset()
-    records = []
-    for plan in plans:
-        given = runner.eval(plan.token_ids, names).taps
-        records.append(PassRecord(plan, {name: given[name] for name in names if name in given}))
-    return records
 
 
 def _undetermined(why: str) -> Diagnosis:

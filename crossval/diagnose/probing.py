@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from crossval.audit.bounds import Arithmetic
+from crossval.capture import run
 from crossval.diagnose.diagnosis import Diagnosis, joined
 from crossval.diagnose.search import narrowed
 from crossval.diagnose.variants import Context, of_records
@@ -14,6 +15,7 @@ from crossval.errors import BadInputError
 from crossval.model.config import SpecConfig
 from crossval.model.op import Op, WeightSource
 from crossval.passes import PassRecord, Runner
+from crossval.terms import LOGITS
 
 TABLE = 10
 """Family of mistakes in what is multiplied with or looked up, among them rows of the embedding read as zeros."""
@@ -59,8 +61,7 @@ def _prompts(
     for n in LENGTHS:
         if n > config.context_length:
             return
-        runner.reset()
-        record = runner.eval([tokens[i % len(tokens)] for i in range(n)], names)
+        (record,) = run(runner, [[tokens[i % len(tokens)] for i in range(n)]], names)
         try:
             yield of_records(op, [record], config, weights)
         except BadInputError:  # not recorded in this pass
@@ -80,7 +81,7 @@ def by_the_head(found: Diagnosis, records: Sequence[PassRecord], config: SpecCon
     for record in records:
         rows = record.taps["inp_embd"].array
         zero |= {token for token, row in zip(record.plan.token_ids, rows, strict=False) if not row.any()}
-    logits = [record.taps["result_output"].array for record in records if "result_output" in record.taps]
+    logits = [record.taps[LOGITS].array for record in records if LOGITS in record.taps]
     if not zero or not logits:
         return found
     whole = np.concatenate(logits)

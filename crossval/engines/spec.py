@@ -21,7 +21,7 @@ from crossval.model import graphs
 from crossval.model.graphs import op_table
 from crossval.model.kinds import FloatArray
 from crossval.model.op import KVState, Op, forward
-from crossval.model.weights import SpecWeights
+from crossval.model.weights import SpareWeights, SpecWeights
 from crossval.passes import EngineIdentity, PassPlan, PassRecord, TapArray, pass_kind
 
 
@@ -105,7 +105,7 @@ class SpecRunner:
     def _forward(self, weights: SpecWeights, plan: PassPlan) -> Iterator[tuple[Op, FloatArray]]:
         # On a busy machine BLAS threads wait for each other: milliseconds become hundreds of them.
         with threadpool_limits(1, user_api="blas"):
-            yield from forward(self._table, weights, plan.token_ids, self._state)
+            yield from forward(self._table, SpareWeights(weights), plan.token_ids, self._state)
 
     def _check_tokens(self, weights: SpecWeights, token_ids: Sequence[int]) -> None:
         config = weights.config

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossval.audit import summary
-from crossval.audit.audit import audit
+from crossval.audit.audit import Watch, audit
 from crossval.audit.checks import AuditResult
 from crossval.audit.precision import differs
 from crossval.audit.recording import settle
-from crossval.compare.layers import Progress, compare_layers
+from crossval.capture import Capture, Source
+from crossval.compare.layers import Comparison
 from crossval.compare.rows import LayersResult
 from crossval.diagnose.findings import Finding, find
-from crossval.formats import Dtype
 from crossval.model.weights import SpecWeights
-from crossval.passes import PassPlan, Runner
-from crossval.terms import Side
+from crossval.passes import Runner
+from crossval.terms import SIDES, Progress, Side
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Examination:
     audits: Mapping[Side, AuditResult]
     findings: tuple[Finding, ...]
     """Of each guilty engine, the candidate's first."""
+    captures: tuple[Capture, Capture]
+    """The candidate and the reference over the passes of the result, and what is held of them."""
 
     def audits_json(self) -> dict[Side, dict[str, Any] | None]:
         """Return both audits as a receipt holds them."""
@@ -41,7 +43,6 @@ def examine(
     prompt_ids: Sequence[int],
     model_path: str | Path,
     *,
-    n_layers: int,
     n_decode: int | None = None,
     full: bool = False,
     progress: Progress | None = None,
@@ -57,59 +58,51 @@ def examine(
         BadInputError: empty prompt, a trace recorded with other tokens, or a model the specification cannot run.
         UnavailableError, EngineCrashError: from a runner.
     """
-
-    def compare(computed: Collection[Dtype] = ()) -> LayersResult:
-        return compare_layers(
-            candidate, reference, prompt_ids, n_layers=n_layers, n_decode=n_decode, full=full, computed=computed,
-            progress=progress,
-        )  # fmt: skip
-
-    result = compare()
+    weights = SpecWeights(model_path)
+    ours, theirs = Capture(candidate, weights.config), Capture(reference, weights.config)
+    comparison = Comparison(ours, theirs, prompt_ids, n_decode=n_decode, full=full)
+    comparison.outline(progress)
     audits, findings = audit_both(
-        candidate,
-        reference,
-        result.plan,
-        SpecWeights(model_path),
+        ours,
+        theirs,
+        weights,
         question_recording=question_recording,
         diagnosed=diagnosed,
         progress=progress,
+        watch=comparison.operations,
     )
+    # agreement, too, is within the precision that the audits found
     computed = {one.precision.dtype for one in audits.values() if one.precision and differs(one.precision)}
-    if computed:  # agreement, too, is within the precision that the audits found
-        result = compare(computed)
-    return Examination(result, audits, findings)
+    return Examination(comparison.result(computed), audits, findings, (ours, theirs))
 
 
 def audit_both(
-    candidate: Runner,
-    reference: Runner,
-    plan: Sequence[PassPlan],
+    candidate: Source,
+    reference: Source,
     weights: SpecWeights,
     *,
     question_recording: bool = True,
     diagnosed: bool = True,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> tuple[dict[Side, AuditResult], tuple[Finding, ...]]:
-    """Audit two entered runners over the same passes and diagnose what is guilty, the candidate's finding first.
+    """Audit two engines over the same passes and diagnose what is guilty, the candidate's finding first.
 
     ``question_recording``: ask of a guilty tensor whether only its recording is wrong; ``diagnosed``: look for the
-    cause; without it there are no findings.
+    cause; without it there are no findings. ``watch`` sees each stage while both engines' tensors are held.
 
     Raises:
         BadInputError: passes that do not continue each other, or a model the specification cannot run.
         UnavailableError, EngineCrashError: from a runner.
     """
-    ours, theirs = audit([candidate, reference], plan, weights, progress=progress)
-    if question_recording:
-        settled = settle(candidate, ours, plan, weights, progress=progress)
-        candidate, ours = settled.runner, settled.result
-        settled = settle(reference, theirs, plan, weights, progress=progress)
-        reference, theirs = settled.runner, settled.result
-    audits: dict[Side, AuditResult] = {"candidate": ours, "reference": theirs}
-    if not diagnosed:
-        return audits, ()
-    found = (
-        find("candidate", candidate, ours, plan, weights),
-        find("reference", reference, theirs, plan, weights),
-    )
-    return audits, tuple(one for one in found if one is not None)
+    results = audit([candidate, reference], weights, progress=progress, watch=watch)
+    audits: dict[Side, AuditResult] = {}
+    findings = []
+    for side, source, result in zip(SIDES, (candidate, reference), results, strict=True):
+        if question_recording:
+            settled = settle(source, result, weights, progress=progress)
+            source, result = settled.source, settled.result
+        audits[side] = result
+        found = find(side, source, result, weights) if diagnosed else None
+        findings += [] if found is None else [found]
+    return audits, tuple(findings)

@@ -9,8 +9,11 @@ trusts lengths, sees it; none of their values is used.
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
+import threading
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,10 @@ I2_S_BLOCK_BYTES = 32
 I2_S_TAIL_BYTES = 32
 """After the last block: the float32 scale, then padding."""
 
+_DECODED_ROWS = 64
+"""Rows decoded at a time, so that they stay in the cache."""
+MOST_SPARE = 2
+"""Matrices of one shape whose memory is used again: a layer has no more of one shape."""
 DECODED_BUDGET_BYTES = 256 << 20
 """Models whose matrices fit into this are decoded once; larger ones again for every use, a matrix at a time."""
 
@@ -100,8 +107,10 @@ def _skip_strings(data: memoryview, offset: int, count: int) -> int:
     return offset
 
 
-def decode_i2_s(packed: npt.NDArray[np.uint8], rows: int, cols: int) -> npt.NDArray[np.float32]:
-    """Decode I2_S codes to signs -1, 0, +1: float32 ``(rows, cols)``.
+def decode_i2_s(
+    packed: npt.NDArray[np.uint8], rows: int, cols: int, out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """Decode I2_S codes to signs -1, 0, +1: float32 ``(rows, cols)``, into ``out`` if there is one.
 
     A row is ``cols / 128`` blocks of 32 bytes. Byte ``p`` of a block holds four codes, 0, 1 or 2, each the weight
     plus one (worked example: byte 0b10_01_00_01 at p = 5 makes elements 5, 37, 69, 101 of its block +1 0 -1 0)::
@@ -116,14 +125,15 @@ def decode_i2_s(packed: npt.NDArray[np.uint8], rows: int, cols: int) -> npt.NDAr
     """
     if cols % (4 * I2_S_BLOCK_BYTES):
         raise ValueError(f"expected rows of a multiple of 128 weights, found {cols}")
-    if np.any(packed & (packed >> 1) & 0b01010101):
-        raise ValueError("expected the codes 0, 1 and 2, found 3")
     blocks = packed.reshape(rows, -1, I2_S_BLOCK_BYTES)
-    codes = np.empty((rows, blocks.shape[1], 4, I2_S_BLOCK_BYTES), dtype=np.uint8)
-    for quarter, shift in enumerate((6, 4, 2, 0)):
-        codes[:, :, quarter, :] = (blocks >> shift) & 3
-    signs = codes.reshape(rows, cols).astype(np.float32)
-    signs -= 1
+    signs = np.empty((rows, cols), np.float32) if out is None else out
+    quarters = signs.reshape(rows, -1, 4, I2_S_BLOCK_BYTES)
+    for first in range(0, rows, _DECODED_ROWS):
+        some = slice(first, first + _DECODED_ROWS)
+        if np.any(blocks[some] & (blocks[some] >> 1) & 0b01010101):
+            raise ValueError("expected the codes 0, 1 and 2, found 3")
+        for quarter, shift in enumerate((6, 4, 2, 0)):
+            np.subtract((blocks[some] >> shift) & 3, np.float32(1), out=quarters[some, :, quarter])
     return signs
 
 
@@ -148,6 +158,8 @@ class SpecWeights:
             raise self._error("file", "GGUF as the gguf package reads it", error) from error
         self._decoded: dict[str, TernaryMatrix] = {}
         decoded_bytes = sum(4 * rows * cols for (rows, cols), _ in self._reader.i2_s.values())
+        self._spare: dict[tuple[int, ...], list[npt.NDArray[np.float32]]] = {}
+        self._lock = threading.Lock()
         self._keep = decoded_bytes <= DECODED_BUDGET_BYTES
         self.config = self._read_config()
         self._check_tensors()
@@ -169,13 +181,29 @@ class SpecWeights:
             raise self._error(f"tensor {name}", "finite values", "NaN or infinity")
         return vector
 
+    def reuse(self, weights: Iterable[Weight]) -> None:
+        """Decode the next matrices into the memory of these, which are read no more: new memory costs more time.
+
+        The pages of the file that were read are given back to the system.
+        """
+        spare: dict[tuple[int, ...], list[npt.NDArray[np.float32]]] = {}
+        for weight in weights:
+            if isinstance(weight, TernaryMatrix) and not self._keep:
+                spare.setdefault(weight.signs.shape, []).append(weight.signs)
+        with self._lock:
+            self._spare = {shape: found[:MOST_SPARE] for shape, found in spare.items()}
+        self._reader.data._mmap.madvise(mmap.MADV_DONTNEED)
+
     def _ternary(self, name: str) -> TernaryMatrix:
         if name in self._decoded:
             return self._decoded[name]
         (rows, cols), data = self._reader.i2_s[name]
         n_packed = rows * cols // 4
+        with self._lock:
+            spare = self._spare.get((rows, cols))
+            out = spare.pop() if spare else None
         try:
-            signs = decode_i2_s(data[:n_packed], rows, cols)
+            signs = decode_i2_s(data[:n_packed], rows, cols, out)
         except ValueError as error:
             raise self._error(f"tensor {name}", "I2_S weights", error) from error
         scale = float(data[n_packed : n_packed + 4].view("<f4")[0])
@@ -234,6 +262,22 @@ class SpecWeights:
             f"{self.path}: {what}: expected {expected}, found {found}; "
             "the specification cannot run this model: convert it again from its original weights"
         )
+
+
+class SpareWeights:
+    """The weights of a file for one who uses one at a time: a matrix takes the memory of the last of its shape."""
+
+    def __init__(self, weights: SpecWeights) -> None:
+        self._weights = weights
+        self._last: dict[tuple[int, ...], TernaryMatrix] = {}
+
+    def __getitem__(self, name: str, /) -> Weight:
+        """Return a weight, valid until another is asked for."""
+        self._weights.reuse(self._last.values())
+        weight = self._weights[name]
+        if isinstance(weight, TernaryMatrix):
+            self._last[weight.signs.shape] = weight
+        return weight
 
 
 def _check_container(path: str) -> None:

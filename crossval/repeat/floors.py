@@ -8,22 +8,22 @@ than that says nothing about another engine (``crossval.repeat.margins`` puts re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from crossval.compare.layers import GROUP_BYTES, Progress
+from crossval.capture import run
 from crossval.compare.rows import Skip, TapRow, row_status
 from crossval.compare.tolerance import SAFETY, WORST_TOKEN, Tolerance, tap_class, tolerance_for
 from crossval.errors import BadInputError, CrossvalError
 from crossval.model import taps
 from crossval.passes import PassRecord, Runner
-from crossval.repeat.rerun import Chunks, OpenRunner, compare_runs, one_by_one, one_pass, require_live, run
+from crossval.repeat.rerun import Chunks, Names, OpenRunner, compare_runs, one_by_one, one_pass, require_live
+from crossval.terms import LOGITS, Progress
 
 PREFILL_DECODE = "at once / one by one"
 CAPTURE = "with / without capture"
-LOGITS = "result_output"
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,9 @@ class FloorTable:
 
     def by_class(self) -> dict[str, Floor]:
         """Return the largest floor of every tolerance class (``crossval.compare.tolerance.tap_class``)."""
-        return self._largest(tap_class)
-
-    def by_op(self) -> dict[str, Floor]:
-        """Return the largest floor of every kind of tap (``ffn_out`` of all layers)."""
-        return self._largest(lambda name: taps.parse(name).tap)
-
-    def _largest(self, key: Any) -> dict[str, Floor]:
         largest: dict[str, Floor] = {}
         for floor in self.floors:
-            kind = key(floor.tap)
+            kind = tap_class(floor.tap)
             if kind not in largest or floor.rel_l2 > largest[kind].rel_l2:
                 largest[kind] = floor
         return largest
@@ -161,7 +154,7 @@ def measure_floors(
     others: Mapping[str, OpenRunner] | None = None,
     progress: Progress | None = None,
 ) -> FloorTable:
-    """Measure one engine against itself on every tap, a few layers per run so that memory stays bounded.
+    """Measure one engine against itself on every tap, as many per run as memory allows.
 
     ``prompts``: token ids. Each is fed at once and one by one; for the other variations all but the last
     ``n_decode`` tokens at once and these one by one.
@@ -182,9 +175,14 @@ def measure_floors(
         variants = {f"{n} threads": stack.enter_context(open_runner(n_threads=n)) for n in thread_counts}
         variants |= {name: stack.enter_context(opened()) for name, opened in (others or {}).items()}
         work = _Measuring(base, variants, n_layers)
-        for names in _groups(work, prompts, n_decode, progress or (lambda *_: None)):
+        names = Names.of(base, n_layers, int(prompts[0][0]))
+        groups = list(names.groups(names.all, *(one_pass(ids) for ids in prompts)))
+        report = progress or (lambda *_: None)
+        for n_done, group in enumerate(groups):
+            report("measuring floors", n_done, len(groups))
             for ids in prompts:
-                work.measure(tuple(ids), n_decode, names)
+                work.measure(tuple(ids), n_decode, group)
+        report("measuring floors", len(groups), len(groups))
         for ids in prompts:
             work.measure_capture(tuple(ids), n_decode)
     return FloorTable(
@@ -205,17 +203,15 @@ class _Measuring:
     n_layers: int
     floors: dict[tuple[str, str], Floor] = field(default_factory=dict)
     unmeasured: dict[tuple[str, str], str] = field(default_factory=dict)
-    largest_bytes: int = 0
 
     def measure(self, ids: tuple[int, ...], n_decode: int, names: Sequence[str]) -> None:
-        chunks = _prompt_then_decode(ids, n_decode)
-        usual = run(self.base, chunks, names)
-        size = sum(tap.array.nbytes for record in usual for tap in record.taps.values())
-        self.largest_bytes = max(self.largest_bytes, size)
         at_once = run(self.base, one_pass(ids), names)
         self._note(PREFILL_DECODE, run(self.base, one_by_one(ids), names), at_once, names)
-        for variation, runner in self.variants.items():
-            self._note(variation, run(runner, chunks, names), usual, names)
+        if self.variants:
+            chunks = _prompt_then_decode(ids, n_decode)
+            usual = run(self.base, chunks, names)
+            for variation, runner in self.variants.items():
+                self._note(variation, run(runner, chunks, names), usual, names)
 
     def measure_capture(self, ids: tuple[int, ...], n_decode: int) -> None:
         chunks = _prompt_then_decode(ids, n_decode)
@@ -277,20 +273,3 @@ def _worse(a: Floor, b: Floor) -> Floor:
         a.n_elements + b.n_elements,
         a.n_different + b.n_different,
     )
-
-
-def _groups(
-    work: _Measuring, prompts: Sequence[Sequence[int]], n_decode: int, progress: Progress
-) -> Iterable[list[str]]:
-    """Yield tap names, a few layers at a time: as many as stay within ``GROUP_BYTES`` per run."""
-    first, size = 0, 1
-    while first < work.n_layers:
-        layers = range(first, min(first + size, work.n_layers))
-        progress("measuring floors", first, work.n_layers)
-        names = [name for layer in layers for name in taps.layer_taps(layer)]
-        work.largest_bytes = 0
-        names = [*taps.INPUT_TAPS, *names] if first == 0 else names
-        first = layers[-1] + 1
-        yield [*names, *taps.HEAD_TAPS] if first == work.n_layers else names
-        size = max(1, GROUP_BYTES * len(layers) // max(1, work.largest_bytes))
-    progress("measuring floors", work.n_layers, work.n_layers)

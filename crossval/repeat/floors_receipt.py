@@ -13,8 +13,9 @@ from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS, token_axis
 from crossval.passes import PassPlan
 from crossval.receipts.file import Receipt
-from crossval.repeat.floors import CAPTURE, LOGITS, PREFILL_DECODE, Floor, FloorTable
+from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, Floor, FloorTable
 from crossval.repeat.margins import multiples
+from crossval.terms import LOGITS
 from crossval.traces import read as trace
 
 THREAD_COUNTS = (1, 2)

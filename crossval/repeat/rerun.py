@@ -6,13 +6,16 @@ together again, so that two runs can be compared tap by tap at the tokens both g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
+from crossval import capture
+from crossval.capture import groups, run
 from crossval.compare.rows import Skip, TapRow, compare_tap
 from crossval.compare.tolerance import Tolerance
 from crossval.errors import BadInputError
@@ -45,10 +48,32 @@ def split(ids: Sequence[int], point: int) -> Chunks:
     return tuple(ids[:point]), tuple(ids[point:])
 
 
-def run(runner: Runner, chunks: Chunks, select: Collection[str]) -> tuple[PassRecord, ...]:
-    """Empty the cache and feed the chunks; one record per pass."""
-    runner.reset()
-    return tuple(runner.eval(chunk, select) for chunk in chunks)
+@dataclass(frozen=True)
+class Names:
+    """Taps to record, and how many of them at a time, so that memory is bounded whatever the model."""
+
+    all: tuple[str, ...]
+    """In execution order."""
+    bytes_of: Mapping[str, int] = field(default_factory=dict)
+    """Tap -> bytes of one token; of attention scores for one key."""
+
+    @classmethod
+    def of(cls, runner: Runner, n_layers: int, token: int) -> Names:
+        """Return every tap; what each takes is read from a pass over one token."""
+        names = tuple(taps.all_taps(n_layers))
+        (record,) = run(runner, ((token,),), names)
+        return cls(names, {name: tap.array.nbytes for name, tap in record.taps.items()})
+
+    def groups(self, names: Sequence[str], *runs: Chunks) -> Iterator[list[str]]:
+        """Yield taps in groups whose arrays fit into ``capture.MAX_BYTES`` in each of the runs."""
+        passes = [list(zip(map(len, chunks), accumulate(map(len, chunks)), strict=True)) for chunks in runs]
+        n_tokens = max(sum(n for n, _ in one) for one in passes)
+        n_scores = max(sum(n * n_keys for n, n_keys in one) for one in passes)
+
+        def size(name: str) -> int:
+            return self.bytes_of.get(name, 0) * (n_scores if taps.has_keys(name) else n_tokens)
+
+        return groups(names, size, capture.MAX_BYTES)
 
 
 def require_live(runner: Runner) -> None:

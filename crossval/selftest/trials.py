@@ -99,7 +99,6 @@ def _found(bench: Bench, case: Case) -> Found:
                 engines["reference"],
                 bench.prompt_ids[: case.n_prompt],
                 bench.model.path,
-                n_layers=bench.model.config.n_layers,
                 n_decode=case.n_decode,
                 # an altered output stands for one computed wrongly, although nothing reads it
                 question_recording=False,

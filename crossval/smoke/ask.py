@@ -9,12 +9,12 @@ from pathlib import Path
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.tokenizer import Tokenizer
 from bitnet_py.vocabulary import TokenKind
+from crossval.capture import greedy_token
 from crossval.errors import BadInputError, UnavailableError
-from crossval.feed import LOGITS, greedy_token
 from crossval.passes import Runner
 from crossval.smoke.answers import Answer, Finish
 from crossval.smoke.suite import SmokePrompt, Suite
-from crossval.terms import Progress, Side
+from crossval.terms import LOGITS, Progress, Side
 
 _TEXT_KINDS = (TokenKind.NORMAL, TokenKind.USER_DEFINED)
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
+from crossval.capture import Feed, greedy_token
 from crossval.errors import BadInputError, UnavailableError
-from crossval.feed import LOGITS, Feed, greedy_token
 from crossval.files import file_sha256
 from crossval.model import taps
 from crossval.passes import Runner
+from crossval.terms import LOGITS, Progress
 from crossval.traces.read import TraceInfo, TraceModel
 from crossval.traces.write import TraceWriter
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is going on, steps done, steps in total)."""
 
 
 def trace_model(model_path: str | Path) -> TraceModel:

@@ -10,6 +10,7 @@ import pytest
 
 from crossval.audit.audit import audit
 from crossval.audit.bounds import Arithmetic
+from crossval.capture import Capture
 from crossval.diagnose.findings import find
 from crossval.diagnose.search import diagnose_passes
 from crossval.diagnose.variants import of_records
@@ -34,8 +35,9 @@ def weights():
 @pytest.mark.parametrize("build", BUILDS)
 def test_first_finding_is_named_with_all_its_mistakes(weights, build):
     with RecordedRunner(DATA / build) as runner:
-        (result,) = audit([runner], runner.plan, weights)
-        found = find("candidate", runner, result, runner.plan, weights)
+        source = Capture(runner, weights.config, runner.plan)
+        (result,) = audit([source], weights)
+        found = find("candidate", source, result, weights)
     assert found is not None
     assert found.check.tap == "blk.0.q"
     assert found.diagnosis.name == BUILDS[build]

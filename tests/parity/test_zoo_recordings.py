@@ -13,7 +13,6 @@ from tests.zoo.detect import Replay
 from tests.zoo.draw import Right, draw
 from tests.zoo.fault import TraceFault
 from tests.zoo.faults.drawn import FAMILIES
-from tests.zoo.models import SHAPE
 from tests.zoo.unstated import LAYER, unstated_cells
 from tests.zoo.world import World, is_about_tokens
 
@@ -70,7 +69,7 @@ def test_verdict_and_place_do_not_depend_on_the_diagnosis(world):
     plans = runners[0].plan
     told, silent = (
         judge(
-            *runners, plans[0].token_ids, world.model("plain"), n_layers=SHAPE.n_layers,
+            *runners, plans[0].token_ids, world.model("plain"),
             n_decode=len(plans) - 1, diagnosed=diagnosed,
         )
         for diagnosed in (True, False)

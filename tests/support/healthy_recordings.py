@@ -161,7 +161,7 @@ def run(
                     engine = NumpyBitnetRunner(model, situation.style, keeps=kept.keeps)
                 found = judge(
                     engine, Replay(reference), prompt, model.path,
-                    n_layers=model.n_layers, n_decode=situation.n_decode, diagnosed=False,
+                    n_decode=situation.n_decode, diagnosed=False,
                 )  # fmt: skip
                 yield situation, kept.name, found
 

@@ -35,12 +35,11 @@ def judge(
     prompt: Sequence[int],
     model: Path,
     *,
-    n_layers: int,
     n_decode: int,
     diagnosed: bool = True,
 ) -> Judged:
     """Compare two entered runners as ``crossval layers`` does; ``diagnosed``: with the cause of what is guilty."""
-    found = examine(candidate, reference, prompt, model, n_layers=n_layers, n_decode=n_decode, diagnosed=diagnosed)
+    found = examine(candidate, reference, prompt, model, n_decode=n_decode, diagnosed=diagnosed)
     verdict = verdict_of(found)
     return Judged(
         verdict,

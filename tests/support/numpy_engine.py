@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from crossval.model import taps
+from crossval.model.config import SpecConfig
 from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
 from crossval.traces.read import TraceModel
 
@@ -25,6 +26,11 @@ MODEL = TraceModel(
     file_name="numpy.gguf",
     architecture="numpy",
 )
+
+CONFIG = SpecConfig(
+    3, 2, 1, head_dim=4, dim=8, hidden_dim=12, vocab_size=40, context_length=64, rope_base=1e4, rms_eps=1e-5
+)
+"""The same shape, for those who need to know the sizes of tensors."""
 
 Fault = Callable[[str, np.ndarray, PassPlan], np.ndarray]
 """Called with every tap as it is computed; what it returns is what the engine goes on with."""

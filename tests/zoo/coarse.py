@@ -31,7 +31,6 @@ from tests.zoo.catalogue import CASES
 from tests.zoo.detect import Replay
 from tests.zoo.engine import Select
 from tests.zoo.fault import Case, TraceFault
-from tests.zoo.models import SHAPE
 from tests.zoo.recording import PROMPT, Recording
 from tests.zoo.world import World, is_about_tokens
 
@@ -127,7 +126,7 @@ def _cells(world: World, references: References, case: Case, recordings: Collect
             continue
         found = judge(
             Replay(only(faulty, kept.keeps)), Replay(references.over(base, plans)), plans[0].token_ids,
-            world.model(base), n_layers=SHAPE.n_layers, n_decode=len(plans) - 1, diagnosed=False,
+            world.model(base), n_decode=len(plans) - 1, diagnosed=False,
         )  # fmt: skip
         place = placed(
             found, true_places(case, config), case.pass_kind, kept.keeps, config,

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from crossval.audit.audit import audit
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult
+from crossval.capture import Capture
 from crossval.diagnose.diagnosis import Diagnosis
 from crossval.diagnose.search import diagnose_passes
 from crossval.diagnose.variants import of_records
@@ -49,9 +50,14 @@ class Replay:
 
 def audited(recording: Recording, weights: SpecWeights) -> AuditResult:
     """Audit a recording against the right weights."""
-    runner = Replay(recording)
-    (result,) = audit([runner], runner.plan, weights)
+    (result,) = audit([replayed(recording, weights)], weights)
     return result
+
+
+def replayed(recording: Recording, weights: SpecWeights) -> Capture:
+    """Return a recording as what an audit asks."""
+    runner = Replay(recording)
+    return Capture(runner, weights.config, runner.plan)
 
 
 def named(recording: Recording, result: AuditResult, weights: SpecWeights) -> Diagnosis | None:

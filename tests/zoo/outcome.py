@@ -11,7 +11,7 @@ from crossval.audit.recording import settle
 from crossval.diagnose.diagnosis import Diagnosis
 from crossval.examine.verdict import Verdict, arbitrate
 from tests.zoo.catalogue import CASES
-from tests.zoo.detect import Replay, audited, named
+from tests.zoo.detect import audited, named, replayed
 from tests.zoo.fault import Case, TraceFault
 from tests.zoo.names import is_right, patterns
 from tests.zoo.recording import Difference, first_difference
@@ -100,8 +100,8 @@ def _outcome(world: World, case: Case, diagnosed: bool) -> Outcome:
     if diagnosed and not isinstance(
         case.fault, TraceFault
     ):  # which changes what an engine recorded, and only that
-        runner = Replay(faulty)
-        acquitted = bool(settle(runner, wrong, runner.plan, world.weights(base)).result.misrecorded)
+        weights = world.weights(base)
+        acquitted = bool(settle(replayed(faulty, weights), wrong, weights).result.misrecorded)
     shown = first_difference(healthy, faulty)
     return Outcome(case, shown, wrong.first_guilty, *_verdicts(wrong, right), diagnosis, acquitted)
 

@@ -59,7 +59,7 @@ def _cells(
             continue
         found = judge(
             Replay(only(faulty, kept.keeps)), Replay(right), PROMPT, model.path,
-            n_layers=model.n_layers, n_decode=N_DECODE, diagnosed=False,
+            n_decode=N_DECODE, diagnosed=False,
         )  # fmt: skip
         place = placed(found, places, "prefill", kept.keeps, config)
         if place == "parity" and leaves_no_trace(healthy, faulty, kept.keeps):

@@ -19,6 +19,7 @@ import numpy as np
 
 from bitnet_py.synth import SynthConfig, write_model
 from crossval.audit.audit import audit
+from crossval.capture import Capture
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan
@@ -37,7 +38,8 @@ def audit_s(path: Path, n_tokens: int) -> float:
     ]
     with BitnetPyRunner(path) as runner:
         start_s = time.perf_counter()
-        (found,) = audit([runner], plan, SpecWeights(path))
+        weights = SpecWeights(path)
+        (found,) = audit([Capture(runner, weights.config, plan)], weights)
         elapsed_s = time.perf_counter() - start_s
     if found.verdict != "clean":
         raise click.ClickException(f"expected a clean audit, found {found.verdict}")

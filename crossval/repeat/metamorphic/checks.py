@@ -26,8 +26,8 @@ from crossval.repeat.margins import usage
 from crossval.repeat.metamorphic.cases import ALL_LAYERS, ATTENTION, UP_TO_ATTENTION, Expectation, Relation, place
 from crossval.repeat.metamorphic.digests import TapDifference, TapDigests
 from crossval.repeat.metamorphic.recorded import KQV, measured_taps, up_to_attention
-from crossval.repeat.metamorphic.runs import Names, Recorded, compare_taps
-from crossval.repeat.rerun import Element, assemble, compare_runs, worst_element
+from crossval.repeat.metamorphic.runs import Recorded, compare_taps
+from crossval.repeat.rerun import Element, Names, assemble, compare_runs, worst_element
 from crossval.terms import Side
 
 NOT_AGAIN = "the bits differ, and not when both runs are repeated: the engine is not deterministic"

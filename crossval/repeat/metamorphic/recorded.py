@@ -10,10 +10,10 @@ from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
 from crossval.passes import PassPlan
 from crossval.repeat.metamorphic.cases import Case, Sizes
+from crossval.terms import LOGITS
 from crossval.traces.read import TraceModel, expected_shape
 
 KQV = "blk.0.kqv_out"
-LOGITS = "result_output"
 _UP_TO_SOFTMAX = taps.LAYER_TAPS[: taps.LAYER_TAPS.index("kq_soft_max") + 1]
 
 Gathered = Literal["logits", "head", "last layer"]

@@ -3,57 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from dataclasses import dataclass
 
 import numpy as np
 
-from crossval.compare.layers import GROUP_BYTES
+from crossval.capture import run
 from crossval.compare.rows import Skip
 from crossval.model import taps
 from crossval.passes import PassPlan, PassRecord, Runner, TapArray
 from crossval.repeat.metamorphic.cases import Sizes
 from crossval.repeat.metamorphic.digests import TapDifference, TapDigests, compare_digests, digest_tap, join, until
-from crossval.repeat.rerun import Chunks, run
+from crossval.repeat.rerun import Chunks, Names
 
 UNSTEADY = "a second run gave other numbers: the engine is not deterministic, or recording changes it"
-
-
-@dataclass(frozen=True)
-class Names:
-    """Taps to record, and how many of them at a time, so that memory is bounded whatever the model."""
-
-    all: tuple[str, ...]
-    """In execution order."""
-    bytes_of: Mapping[str, int] = field(default_factory=dict)
-    """Tap -> bytes of one token; of attention scores for one key."""
-
-    @classmethod
-    def of(cls, runner: Runner, n_layers: int, token: int) -> Names:
-        """Return every tap; what each takes is read from a pass over one token."""
-        names = tuple(taps.all_taps(n_layers))
-        (record,) = run(runner, ((token,),), names)
-        return cls(names, {name: tap.array.nbytes for name, tap in record.taps.items()})
-
-    def groups(self, names: Sequence[str], *runs: Chunks) -> Iterator[list[str]]:
-        """Yield taps in groups whose arrays fit into ``GROUP_BYTES`` in every pass of the runs."""
-        passes = [(len(chunk), end) for chunks in runs for chunk, end in zip(chunks, _ends(chunks), strict=True)]
-        group: list[str] = []
-        used = 0
-        for name in names:
-            scores = taps.has_keys(name)
-            size = self.bytes_of.get(name, 0) * max(n * (end if scores else 1) for n, end in passes)
-            if group and used + size > GROUP_BYTES:
-                yield group
-                group, used = [], 0
-            group.append(name)
-            used += size
-        if group:
-            yield group
-
-
-def _ends(chunks: Chunks) -> Iterator[int]:
-    return accumulate(map(len, chunks))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitnet_py.errors import BitnetError
-from crossval.compare.layers import Progress
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner
 from crossval.repeat.floors import FloorTable
@@ -51,11 +50,9 @@ from crossval.repeat.metamorphic.cases import (
     tokens_case,
 )
 from crossval.repeat.metamorphic.checks import MetamorphicResult, Notebook, decide
-from crossval.repeat.metamorphic.runs import Names, Recorded
-from crossval.repeat.rerun import Chunks, OpenRunner, one_by_one, one_pass, require_live, split
-from crossval.terms import Side
-
-LOGITS = "result_output"
+from crossval.repeat.metamorphic.runs import Recorded
+from crossval.repeat.rerun import Chunks, Names, OpenRunner, one_by_one, one_pass, require_live, split
+from crossval.terms import LOGITS, Progress, Side
 
 
 def enough_tokens(ids: Sequence[int], vocab_size: int, n_tokens: int) -> tuple[int, ...]:

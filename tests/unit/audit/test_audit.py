@@ -12,6 +12,7 @@ from bitnet_py.gguf import GGUFFile
 from crossval.audit.audit import audit
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import decide
+from crossval.capture import Capture
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.spec import SpecRunner
 from crossval.errors import BadInputError
@@ -61,7 +62,7 @@ def weights(make_model):
 
 
 def run(runner, weights, plans=PLANS):
-    return audit([runner], plans, weights)[0]
+    return audit([Capture(runner, weights.config, plans)], weights)[0]
 
 
 def all_names():
@@ -253,7 +254,7 @@ def test_flips_at_ties_are_explained_and_counted(make_model, weights):
 
 def test_two_engines_share_one_audit(engine, make_model, weights):
     with SpecRunner(make_model()) as specification:
-        results = audit([engine, specification], PLANS, weights)
+        results = audit([Capture(one, weights.config, PLANS) for one in (engine, specification)], weights)
     assert [r.engine for r in results] == ["bitnet_py", "specification"]
     assert {r.verdict for r in results} == {"clean"}
 

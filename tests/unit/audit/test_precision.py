@@ -15,13 +15,14 @@ from crossval.audit import precision, summary
 from crossval.audit.audit import audit
 from crossval.audit.checks import AuditResult
 from crossval.audit.precision import MIN_TAPS, Precision, Survey
+from crossval.capture import Capture
 from crossval.compare.receipt import compute_dtypes
 from crossval.diagnose import repro
 from crossval.diagnose.findings import find
 from crossval.formats import BF16, F16, FORMATS
 from crossval.model.taps import BITLINEARS
 from crossval.model.weights import SpecWeights
-from crossval.passes import Numerics, PassRecord, TapArray
+from crossval.passes import Numerics, PassRecord, Runner, TapArray
 from tests.support.narrow_engine import Mistake, NarrowEngine, Style, of_file, plans
 
 PLANS = plans((1019, 273, 271, 220, 17, 10, 17, 30), (220, 19))
@@ -47,7 +48,11 @@ MISTAKES = {
 
 
 def examined(model: Path, style: Style, mistake: Mistake | None = None) -> AuditResult:
-    return audit([NarrowEngine(model, style, mistake)], PLANS, SpecWeights(model))[0]
+    return audited(NarrowEngine(model, style, mistake), SpecWeights(model))
+
+
+def audited(engine: Runner, weights: SpecWeights) -> AuditResult:
+    return audit([Capture(engine, weights.config, PLANS)], weights)[0]
 
 
 def names(style: Style) -> str:
@@ -89,8 +94,9 @@ def test_a_wrong_epsilon_is_found_where_inputs_are_small(shipped_model, style):
 @pytest.mark.parametrize("name", ["ffn_sub_norm skipped", "SiLU"])
 def test_the_cause_is_named_at_this_precision(shipped_model, style, name):
     engine, weights = NarrowEngine(shipped_model, style, Mistake(name)), SpecWeights(shipped_model)
-    (result,) = audit([engine], PLANS, weights)
-    finding = find("candidate", engine, result, PLANS, weights)
+    source = Capture(engine, weights.config, PLANS)
+    (result,) = audit([source], weights)
+    finding = find("candidate", source, result, weights)
     assert finding is not None
     assert finding.diagnosis.name == MISTAKES[name][1]
     assert finding.arithmetic.format.name == style.compute
@@ -124,9 +130,9 @@ def test_a_bfloat16_cache_that_is_not_stated_stays_a_defect(shipped_model):
 
 def test_a_cache_stated_to_be_binary32_may_not_be_rounded(shipped_model):
     engine = NarrowEngine(shipped_model, Style("f32", kv="f16"))
-    assert audit([engine], PLANS, SpecWeights(shipped_model))[0].verdict == "clean"
+    assert audited(engine, SpecWeights(shipped_model)).verdict == "clean"
     stated = Stating(engine, Numerics(kv_dtype="f32"))
-    result = audit([stated], PLANS, SpecWeights(shipped_model))[0]
+    result = audited(stated, SpecWeights(shipped_model))
     assert result.first_guilty is not None
     assert result.first_guilty.tap == "blk.0.kq"
 
@@ -156,7 +162,7 @@ class Stating:
 def test_a_tensor_with_more_digits_rules_a_format_out(shipped_model):
     engine = NarrowEngine(shipped_model, Style("bf16"))
     exact = Stating(engine, Numerics(), {"ffn_gate": lambda x: x * np.float32(1 + 2**-20)})
-    result = audit([exact], PLANS, SpecWeights(shipped_model))[0]
+    result = audited(exact, SpecWeights(shipped_model))
     assert result.verdict == "guilty"
     assert result.precision is not None
     assert (result.precision.scope, result.precision.declared) == ("some", False)
@@ -167,7 +173,7 @@ def test_a_tensor_with_more_digits_rules_a_format_out(shipped_model):
 def test_rounding_in_one_kind_of_tensor_is_a_defect_and_is_described(shipped_model):
     engine = NarrowEngine(shipped_model, Style("f32"))
     rounding = Stating(engine, Numerics(), {"k_rope": BF16.round, "v": BF16.round})
-    result = audit([rounding], PLANS, SpecWeights(shipped_model))[0]
+    result = audited(rounding, SpecWeights(shipped_model))
     assert result.first_guilty is not None
     assert result.first_guilty.tap == "blk.0.v"
     assert result.precision is not None
@@ -180,18 +186,18 @@ def test_rounding_in_one_kind_of_tensor_is_a_defect_and_is_described(shipped_mod
 def test_keys_and_values_recorded_in_the_stated_format_of_the_cache_are_right(shipped_model):
     engine = NarrowEngine(shipped_model, Style("f32", kv="bf16"))
     rounding = Stating(engine, Numerics(kv_dtype="bf16"), {"k_rope": BF16.round, "v": BF16.round})
-    assert audit([rounding], PLANS, SpecWeights(shipped_model))[0].verdict == "clean"
+    assert audited(rounding, SpecWeights(shipped_model)).verdict == "clean"
 
 
 def test_a_statement_that_the_record_contradicts_is_not_confirmed(shipped_model):
     exact = Stating(NarrowEngine(shipped_model, Style("f32")), Numerics(compute_dtype="bf16"))
-    found = audit([exact], PLANS, SpecWeights(shipped_model))[0].precision
+    found = audited(exact, SpecWeights(shipped_model)).precision
     assert found is not None
     assert not found.declared
     assert found.n_in_format == 0 < found.n_taps
     assert "says that it computes in bfloat16, but only 0 of" in precision.sentence(found.to_json())
     other = Stating(NarrowEngine(shipped_model, Style("f16")), Numerics(compute_dtype="bf16"))
-    found = audit([other], PLANS, SpecWeights(shipped_model))[0].precision
+    found = audited(other, SpecWeights(shipped_model)).precision
     assert found is not None
     assert (found.dtype, found.declared) == ("f16", False)
 
@@ -216,7 +222,7 @@ class Coarse(Stating):
 )
 def test_a_coarse_trace_is_never_parity_and_a_healthy_one_no_defect(shipped_model, compute, name):
     engine = NarrowEngine(shipped_model, Style(compute), Mistake(name) if name else None)
-    (result,) = audit([Coarse(engine, Numerics())], PLANS, SpecWeights(shipped_model))
+    result = audited(Coarse(engine, Numerics()), SpecWeights(shipped_model))
     assert result.precision is not None
     assert (result.precision.dtype, result.precision.scope) == (compute, "all")
     if name in ("SiLU", "ffn_sub_norm skipped"):
@@ -243,7 +249,7 @@ class Everything(dict[str, Any]):
 @pytest.mark.parametrize("form", [BF16, F16], ids=lambda form: form.name)
 def test_a_record_with_fewer_digits_than_the_engine_leaves_its_codes_open(shipped_model, form):
     engine = NarrowEngine(shipped_model, Style("f32"))
-    (result,) = audit([Stating(engine, Numerics(), Everything(form.round))], PLANS, SpecWeights(shipped_model))
+    result = audited(Stating(engine, Numerics(), Everything(form.round)), SpecWeights(shipped_model))
     assert result.verdict == "incomplete"
     assert result.precision is not None
     assert (result.precision.dtype, result.precision.scope) == (form.name, "recorded")
@@ -256,7 +262,7 @@ def test_a_record_with_fewer_digits_than_the_engine_leaves_its_codes_open(shippe
 @pytest.mark.parametrize("name", ["ffn_sub_norm skipped", "SiLU", "kq scale", "ffn_norm of another"])
 def test_such_a_record_still_shows_a_mistake(shipped_model, form, name):
     engine = NarrowEngine(shipped_model, Style("f32"), Mistake(name))
-    (result,) = audit([Stating(engine, Numerics(), Everything(form.round))], PLANS, SpecWeights(shipped_model))
+    result = audited(Stating(engine, Numerics(), Everything(form.round)), SpecWeights(shipped_model))
     assert result.precision is not None
     assert result.precision.scope == "recorded"
     assert result.first_guilty is not None
@@ -390,8 +396,9 @@ def test_a_receipt_holds_the_finding_and_where_it_is_missing_nothing_is_said():
 )
 def test_the_reproducer_judges_at_this_precision(shipped_model, tmp_path, style, name):
     engine, weights = NarrowEngine(shipped_model, style, Mistake(name)), SpecWeights(shipped_model)
-    (result,) = audit([engine], PLANS, weights)
-    finding = find("candidate", engine, result, PLANS, weights)
+    source = Capture(engine, weights.config, PLANS)
+    (result,) = audit([source], weights)
+    finding = find("candidate", source, result, weights)
     assert finding is not None
     assert finding.context is not None
     script = repro.write(finding, "narrow engine", tmp_path)

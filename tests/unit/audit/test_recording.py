@@ -12,6 +12,7 @@ import pytest
 
 from crossval.audit.audit import audit
 from crossval.audit.recording import Settled, settle
+from crossval.capture import Capture
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.spec import SpecRunner
 from crossval.model import taps
@@ -155,9 +156,10 @@ def test_any_tensor_but_the_logits_can_be_the_recordings_fault(
     trace = rewritten(record("other"), tmp_path / "t", alter)
     weights = SpecWeights(model_path)
     with RecordedRunner(trace) as runner:
-        (result,) = audit([runner], runner.plan, weights)
+        source = Capture(runner, weights.config, runner.plan)
+        (result,) = audit([source], weights)
         assert result.verdict == "guilty"
-        found = settle(runner, result, runner.plan, weights).result
+        found = settle(source, result, weights).result
     assert [(one.taps, one.passes) for one in found.misrecorded] == [((tap,), (index,))]
     assert (found.verdict, found.first_guilty) == ("incomplete", None)
 
@@ -215,9 +217,10 @@ OPS = [f"blk.0.{name}" for name in taps.LAYER_TAPS] + ["inp_embd", "result_norm"
 def settled(model: Path, changes: dict[str, Callable[[np.ndarray], np.ndarray]]) -> Settled:
     weights = SpecWeights(model)
     with Wrong(model, changes) as runner:
-        (result,) = audit([runner], PLANS, weights)
+        source = Capture(runner, weights.config, PLANS)
+        (result,) = audit([source], weights)
         assert result.verdict == "guilty"
-        return settle(runner, result, PLANS, weights)
+        return settle(source, result, weights)
 
 
 @pytest.mark.parametrize("change", [doubled, rolled, halved])

@@ -10,11 +10,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from crossval.capture import greedy_token
 from crossval.compare.greedy import compare_greedy, merge_greedy, name_near_ties
 from crossval.compare.rows import GreedyPrompt, GreedyResult, decide_greedy
 from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError
-from crossval.feed import greedy_token
 from crossval.passes import PassPlan
 from crossval.traces.record import record_trace
 from crossval.traces.write import TraceWriter

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from crossval.compare import layers as localize
+from crossval.capture import Capture
 from crossval.compare.layers import compare_layers
 from crossval.compare.rows import LayersResult, decide
 from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError
 from crossval.model import taps
+from crossval.model.config import SpecConfig
+from crossval.passes import PassPlan, Runner
 from crossval.traces.record import record_trace
-from tests.support.numpy_engine import MODEL, NumpyRunner, fault
+from tests.support.numpy_engine import CONFIG, MODEL, Fault, NumpyRunner, fault
 
 PROMPT = (3, 14, 15, 9, 26)
 
 
-def compare(candidate: object, reference: object = None, **options: object) -> LayersResult:
-    reference = reference or NumpyRunner()
-    result = compare_layers(candidate, reference, PROMPT, n_layers=MODEL.n_layers, **options)  # type: ignore[arg-type]
+def compare(
+    candidate: Runner,
+    reference: Runner | None = None,
+    prompt: Sequence[int] = PROMPT,
+    config: SpecConfig = CONFIG,
+    max_bytes: int | None = None,
+    **options: Any,
+) -> LayersResult:
+    ours, theirs = (Capture(one, config, max_bytes=max_bytes) for one in (candidate, reference or NumpyRunner()))
+    result = compare_layers(ours, theirs, prompt, **options)
     assert result.verdict == decide(result.rows, result.coverage)
     keys = [(row.pass_index, taps.execution_index(row.tap, MODEL.n_layers)) for row in result.rows]
     assert keys == sorted(set(keys))
@@ -186,22 +198,37 @@ def test_within_bounds_is_parity_and_the_first_inexact_operation_is_named() -> N
     assert result.first_inexact.tap == "blk.1.ffn_act"
 
 
+def test_the_first_difference_and_the_first_divergence_may_be_in_other_passes() -> None:
+    def both(name: str, x: np.ndarray, plan: PassPlan) -> np.ndarray:
+        if plan.kind == "prefill":
+            return x * np.float32(1.0001) if name == "blk.0.ffn_act" else x
+        return -x if name == "blk.1.v" else x
+
+    result = compare(NumpyRunner(both))
+    assert result.first_inexact is not None
+    assert result.first_divergence is not None
+    assert (result.first_inexact.pass_index, result.first_inexact.tap) == (0, "blk.0.ffn_act")
+    assert (result.first_divergence.pass_index, result.first_divergence.tap) == (1, "blk.1.v")
+
+
 def test_memory_is_bounded_only_the_found_layer_is_captured() -> None:
     candidate = NumpyRunner(fault("blk.1.v", scale(-1)))
-    compare(candidate)
+    compare(candidate, max_bytes=1)
     outline = frozenset(taps.outline_taps(3))
-    assert [select for _, select in candidate.evals] == [outline] * 5 + [frozenset(taps.layer_taps(1))]
+    found = outline | frozenset(taps.layer_taps(1))
+    assert [select for _, select in candidate.evals] == [outline] * 5 + [found] * 5
 
 
-def test_full_runs_again_per_group_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(localize, "GROUP_BYTES", 1)
-    candidate = NumpyRunner()
-    assert compare(candidate, full=True, n_decode=0).verdict == "parity"
-    assert [len(select) for _, select in candidate.evals] == [6, 20, 20, 20]
-    monkeypatch.setattr(localize, "GROUP_BYTES", 1 << 30)
-    candidate = NumpyRunner()
-    compare(candidate, full=True, n_decode=0)
-    assert [len(select) for _, select in candidate.evals] == [6, 20, 40]
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("change", [None, fault("blk.1.v", scale(-1)), fault("blk.2.ffn_act", scale(1.0001))])
+def test_memory_decides_how_often_engines_run_and_nothing_else(change: Fault | None, full: bool) -> None:
+    engines = [NumpyRunner(change), NumpyRunner(), NumpyRunner(change), NumpyRunner()]
+    plenty = compare(*engines[:2], full=full)
+    assert compare(*engines[2:], full=full, max_bytes=1) == plenty
+    n_passes = len(plenty.plan)
+    assert [len(engine.evals) for engine in engines[:2]] == [n_passes * (2 if full or change else 1)] * 2
+    n_groups = 4 if full else 2 if change else 1  # the embedding is part of the outline
+    assert [len(engine.evals) for engine in engines[2:]] == [n_passes * n_groups] * 2
 
 
 def test_progress_is_reported() -> None:
@@ -318,13 +345,13 @@ def test_two_traces_that_part_are_compared_up_to_there(tmp_path: Path) -> None:
 def test_other_prompt_or_no_prompt_is_refused(tmp_path: Path) -> None:
     golden = record(tmp_path / "g")
     with pytest.raises(BadInputError, match="recorded with other tokens"):
-        compare_layers(NumpyRunner(), golden, (1, 2), n_layers=3)
+        compare(NumpyRunner(), golden, prompt=(1, 2))
     with pytest.raises(BadInputError, match="no tokens"):
-        compare_layers(NumpyRunner(), NumpyRunner(), (), n_layers=3)
+        compare(NumpyRunner(), prompt=())
     with pytest.raises(BadInputError, match="negative"):
         compare(NumpyRunner(), n_decode=-1)
     with pytest.raises(BadInputError, match="at least one layer"):
-        compare_layers(NumpyRunner(), NumpyRunner(), PROMPT, n_layers=0)
+        compare(NumpyRunner(), config=replace(CONFIG, n_layers=0))
 
 
 def test_traces_fed_in_other_pieces_are_refused(tmp_path: Path) -> None:

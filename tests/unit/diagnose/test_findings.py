@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from crossval.audit.audit import audit
+from crossval.capture import Capture
 from crossval.diagnose import findings
 from crossval.diagnose.diagnosis import UNDETERMINED
 from crossval.diagnose.findings import Finding
@@ -46,11 +47,12 @@ def engine(make_model: Callable[..., Path]) -> Iterator[Watched]:
         yield runner
 
 
-def find(engine: Watched, make_model: Callable[..., Path]) -> Finding | None:
+def find(engine: Watched, make_model: Callable[..., Path], max_bytes: int | None = None) -> Finding | None:
     weights = SpecWeights(make_model())
-    (result,) = audit([engine], PLANS, weights)
+    source = Capture(engine, weights.config, PLANS, max_bytes=max_bytes)
+    (result,) = audit([source], weights)
     engine.asked = []
-    return findings.find("candidate", engine, result, PLANS, weights)
+    return findings.find("candidate", source, result, weights)
 
 
 def test_a_clean_engine_has_no_finding_and_runs_no_more(engine: Watched, make_model: Callable[..., Path]) -> None:
@@ -63,9 +65,16 @@ def relu(index: int, name: str, tap: TapArray) -> TapArray | None:
     return TapArray(np.sqrt(tap.array), tap.rows) if name == "blk.1.ffn_act" and index >= 2 else None
 
 
-def test_the_cause_is_named_and_the_run_is_small(engine: Watched, make_model: Callable[..., Path]) -> None:
+def test_nothing_runs_again_for_what_is_held(engine: Watched, make_model: Callable[..., Path]) -> None:
     engine.change = relu
     found = find(engine, make_model)
+    assert found is not None
+    assert engine.asked == []
+
+
+def test_the_cause_is_named_and_the_run_is_small(engine: Watched, make_model: Callable[..., Path]) -> None:
+    engine.change = relu
+    found = find(engine, make_model, max_bytes=1)
     assert found is not None
     assert (found.check.tap, found.check.pass_index, found.diagnosis.name) == ("blk.1.ffn_act", 2, "plain ReLU")
     assert found.context is not None
@@ -106,7 +115,7 @@ def test_one_cause_has_to_explain_both_kinds_of_pass(engine: Watched, make_model
     engine.change = lambda index, name, tap: (
         TapArray(tap.array * np.float32(2), tap.rows) if name == "blk.0.ffn_out" else None
     )
-    found = find(engine, make_model)
+    found = find(engine, make_model, max_bytes=1)
     assert found is not None
     assert [index for index, _ in engine.asked] == [0, 1, 2, 3]
     assert (found.check.pass_index, found.check.tap) == (0, "blk.0.ffn_out")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from crossval.audit.audit import audit
+from crossval.capture import Capture
 from crossval.diagnose import findings, repro, repro_script
 from crossval.diagnose.findings import Finding
 from crossval.errors import BadInputError
@@ -80,8 +81,9 @@ def wrong(index: int, tap: str, value: float | None = None) -> Change:
 
 def found(engine: Altered, weights: SpecWeights, change: Change | None) -> Finding:
     engine.change = change
-    (result,) = audit([engine], PLANS, weights)
-    finding = findings.find("candidate", engine, result, PLANS, weights)
+    source = Capture(engine, weights.config, PLANS)
+    (result,) = audit([source], weights)
+    finding = findings.find("candidate", source, result, weights)
     assert finding is not None
     return finding
 
@@ -216,8 +218,9 @@ def test_only_what_was_recorded_op_by_op_can_be_reproduced(
 
     with Coarse(make_model(), n_threads=1) as runner:
         runner.fault = Fault(rolled_from="1/ffn_sub_norm")
-        (result,) = audit([runner], PLANS, weights)
-        finding = findings.find("candidate", runner, result, PLANS, weights)
+        source = Capture(runner, weights.config, PLANS)
+        (result,) = audit([source], weights)
+        finding = findings.find("candidate", source, result, weights)
     assert finding is not None
     assert "record every tap of layer 1" in (repro.why_not(finding) or "")
     with pytest.raises(ValueError, match="not recorded"):

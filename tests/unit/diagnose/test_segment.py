@@ -10,6 +10,7 @@ import pytest
 
 from crossval.audit.audit import audit
 from crossval.audit.bounds import Arithmetic
+from crossval.capture import Capture
 from crossval.diagnose import findings
 from crossval.diagnose import segment as segment_diagnosis
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis
@@ -53,8 +54,9 @@ def weights(shipped_model: Path) -> SpecWeights:
 def test_a_fused_swiglu_with_the_wrong_activation_is_named(weights: SpecWeights) -> None:
     """What bitnet.cpp has done since July 2026: one operation for activation and product, SiLU in it."""
     with RecordedRunner(SWIGLU) as runner:
-        (result,) = audit([runner], runner.plan, weights)
-        found = findings.find("candidate", runner, result, runner.plan, weights)
+        source = Capture(runner, weights.config, runner.plan)
+        (result,) = audit([source], weights)
+        found = findings.find("candidate", source, result, weights)
     assert found is not None
     assert (found.check.tap, found.check.n_ops) == ("blk.0.ffn_out", 2)
     data = findings.to_json(found, "crossval ...")

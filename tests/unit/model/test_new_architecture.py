@@ -7,7 +7,7 @@ is written here, in NumPy, and audited.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from crossval.audit.audit import audit
+from crossval.capture import Capture
 from crossval.engines.recorded import RecordedRunner
 from crossval.model import taps
 from crossval.model.config import SpecConfig
@@ -119,6 +120,9 @@ class Weights:
                 shape = rows.get(tensor, CONFIG.dim), cols.get(tensor, CONFIG.dim)
                 self.held[name] = TernaryMatrix(rng.integers(-1, 2, shape).astype(np.float32), 0.125)
 
+    def reuse(self, weights: Iterable[Weight]) -> None:
+        """Keep them: they are few."""
+
     def __getitem__(self, name: str, /) -> Any:
         return self.held[name]
 
@@ -127,7 +131,7 @@ class Engine:
     """The toy in float32; ``fault`` is made in layer 1."""
 
     status = "live"
-    plan = available_taps = None
+    plan = None
     identity = EngineIdentity("toy")
 
     def __init__(self, weights: Weights, fault: str = "", keeps: Collection[str] | None = None) -> None:
@@ -206,7 +210,7 @@ class Engine:
     "keeps", [None, ("l_out", "result_output"), ("inp_embd", "ffn_gate", "kq", "result_output")]
 )
 def test_a_healthy_engine_is_clean(weights: Weights, keeps: Collection[str] | None) -> None:
-    (result,) = audit([Engine(weights, keeps=keeps)], PLANS, weights)
+    (result,) = audit([Capture(Engine(weights, keeps=keeps), CONFIG, PLANS)], weights)
     assert result.verdict == "clean"
     assert result.n_covered == result.n_ops == 2 * (2 * 18 + 3)
 
@@ -221,7 +225,7 @@ def test_a_healthy_engine_is_clean(weights: Weights, keeps: Collection[str] | No
 )
 def test_a_wrong_operation_is_found(weights: Weights, fault: str, tap: str) -> None:
     for keeps in (None, ("l_out", "result_output")):
-        (result,) = audit([Engine(weights, fault, keeps)], PLANS, weights)
+        (result,) = audit([Capture(Engine(weights, fault, keeps), CONFIG, PLANS)], weights)
         assert result.verdict == "guilty"
         assert result.first_guilty is not None
         assert result.first_guilty.tap == (tap if keeps is None or tap in keeps else "blk.1.l_out")
@@ -239,7 +243,7 @@ def test_its_traces_have_their_shapes_from_the_graph(weights: Weights, tmp_path:
             writer.add_pass(engine.eval(plan.token_ids, names))
         writer.finish(engine=engine.identity, prompt_ids=PLANS[0].token_ids, prompt_text=None)
     with RecordedRunner(tmp_path / "trace") as runner:
-        (result,) = audit([runner], PLANS, weights)
+        (result,) = audit([Capture(runner, CONFIG, PLANS)], weights)
     assert result.verdict == "clean"
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from crossval.errors import BadInputError
 from crossval.model import weights as spec_weights
 from crossval.model.kinds import TernaryMatrix
-from crossval.model.weights import SpecWeights, decode_i2_s
+from crossval.model.weights import SpareWeights, SpecWeights, decode_i2_s
 from tests.support.tiny_gguf import (
     ARCH,
     ARRAY,
@@ -91,6 +91,21 @@ class TestTensors:
         weights = SpecWeights(model[0])
         kept = weights["blk.0.attn_q.weight"] is weights["blk.0.attn_q.weight"]
         assert kept == (missing == 0)
+
+    @pytest.mark.parametrize("budget", [0, 1 << 30])
+    def test_memory_that_is_there_is_used_again_unless_matrices_are_kept(self, model, monkeypatch, budget):
+        monkeypatch.setattr(spec_weights, "DECODED_BUDGET_BYTES", budget)
+        weights = SpecWeights(model[0])
+        spare = SpareWeights(weights)
+        names = ["blk.0.ffn_gate.weight", "blk.0.ffn_up.weight", "blk.0.ffn_norm.weight"]
+        alone = [np.array(getattr(weights[name], "signs", weights[name])) for name in names]
+        weights.reuse([])
+        found = [spare[name] for name in names]
+        shared = np.shares_memory(found[0].signs, found[1].signs)
+        assert shared == (budget == 0)
+        np.testing.assert_array_equal(found[1].signs, alone[1])
+        np.testing.assert_array_equal(found[0].signs, alone[shared])
+        np.testing.assert_array_equal(found[2], alone[2])
 
     def test_the_reader_takes_a_vocabulary_without_an_object_per_entry(self, tmp_path):
         metadata, tensors, _ = tiny_model(n_layers=1)

@@ -18,8 +18,9 @@ from crossval.passes import PassPlan, PassRecord, TapArray
 from crossval.repeat.floors import Floor, FloorTable
 from crossval.repeat.metamorphic.cases import Options
 from crossval.repeat.metamorphic.checks import MetamorphicCheck, MetamorphicResult, Notebook, check_status, decide
-from crossval.repeat.metamorphic.runs import Names, Recorded
+from crossval.repeat.metamorphic.runs import Recorded
 from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
+from crossval.repeat.rerun import Names
 from crossval.traces.record import record_trace
 from tests.support.families import FAMILIES
 from tests.support.numpy_engine import MODEL, NumpyRunner
@@ -262,7 +263,7 @@ def test_taps_are_recorded_in_as_many_runs_as_memory_asks_for(monkeypatch):
     options = Options(lengths=(2,), thread_counts=(3,), n_decode=1)
     at_once = tampered(_one_bit("blk.2.ffn_gate"), options)
     runs = []
-    monkeypatch.setattr("crossval.repeat.metamorphic.runs.GROUP_BYTES", 3000)
+    monkeypatch.setattr("crossval.capture.MAX_BYTES", 3000)
 
     def counted(runner, taken, select):
         if runner.whole.start == 0:
@@ -279,7 +280,7 @@ def test_taps_are_recorded_in_as_many_runs_as_memory_asks_for(monkeypatch):
 
 
 def test_an_engine_whose_runs_differ_is_never_held_to_agree(monkeypatch):
-    monkeypatch.setattr("crossval.repeat.metamorphic.runs.GROUP_BYTES", 3000)
+    monkeypatch.setattr("crossval.capture.MAX_BYTES", 3000)
 
     def drifting(runner, taken, select):
         runner.count = getattr(runner, "count", 0) + 1
