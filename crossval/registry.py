@@ -23,9 +23,9 @@ from crossval.receipts import gate
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Kind
 from crossval.receipts.policy import GateCheck, Policy
+from crossval.receipts.show import show_headline, show_notes, show_unavailable
 from crossval.repeat.metamorphic.receipt import METAMORPHIC
 from crossval.repeat.metamorphic.show import show_metamorphic
-from crossval.reports.receipt import show_headline, show_notes, show_unavailable
 from crossval.selftest.receipt import SELFTEST
 from crossval.selftest.show import show_selftest
 from crossval.smoke.receipt import SMOKE

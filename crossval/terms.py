@@ -17,3 +17,8 @@ LOGITS = "result_output"
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is going on, steps done, steps in total)."""
+
+SEPARATE_OUTPUT_NOTE = (
+    "this model has its own output.weight, which bitnet.cpp ignores: it multiplies the final norm with "
+    "token_embd.weight, so logits of an engine that uses output.weight differ from the reference's by that alone"
+)

@@ -15,9 +15,9 @@ from crossval.bench.receipt import BENCH
 from crossval.bench.rounds import run_bench
 from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.engines import registry
+from crossval.engines.model_file import ModelFile
 from crossval.engines.session import is_fallback, kernel_counts
 from crossval.errors import BadInputError, UnavailableError
-from crossval.model.file import ModelFile
 from crossval.passes import EngineIdentity, Numerics
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import RunFacts, build, build_unavailable

@@ -12,9 +12,9 @@ from typing import Any
 
 from bitnet_py.resources import default_model_path
 from bitnet_py.template import get_template
+from crossval.engines.model_file import ModelFile, check_model, missing_tokens
 from crossval.engines.session import Prompt, Session, check_text, encode
 from crossval.errors import BadInputError, UnavailableError
-from crossval.model.file import ModelFile, check_model, missing_tokens
 from crossval.passes import Runner
 from crossval.receipts.kind import Kind, RunFacts, build_unavailable
 from crossval.receipts.party import Party

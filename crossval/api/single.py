@@ -12,10 +12,11 @@ from typing import Any, Literal
 from bitnet_py._native import kernel_families
 from crossval.api.request import Request, silent
 from crossval.engines import registry
+from crossval.engines.model_file import ModelFile
+from crossval.engines.record import record_trace, trace_model
 from crossval.engines.session import Prompt, Session, check_text, compute_of, encode
 from crossval.errors import BadInputError, UsageError
 from crossval.examine.layers_receipt import LAYERS
-from crossval.model.file import ModelFile
 from crossval.model.taps import outline_taps
 from crossval.passes import EngineIdentity, Runner
 from crossval.receipts.file import Receipt
@@ -32,7 +33,6 @@ from crossval.smoke.receipt import SMOKE, tokenizers_agree
 from crossval.smoke.suite import load_suite
 from crossval.terms import Progress, Side
 from crossval.traces.read import TraceInfo
-from crossval.traces.record import record_trace, trace_model
 
 Which = Literal["candidate", "reference", "both"]
 ENGINES: dict[str, tuple[Side, ...]] = {

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit.bounds import Arithmetic
-from crossval.compare.receipt import compute_dtypes
 from crossval.formats import BF16, F16, F32, FORMATS, Dtype, Format
 from crossval.model import taps
 from crossval.model.kinds import Embedding, FloatArray, RmsNorm
 from crossval.model.op import Op
 from crossval.passes import Numerics, TapArray
+from crossval.receipts.party import compute_dtypes
 
 NARROW = (BF16, F16)
 """In the order they are tried: most values of bfloat16 are of binary16, too, and not the other way round."""

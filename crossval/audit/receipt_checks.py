@@ -18,7 +18,6 @@ from crossval.audit import bounds, precision, summary
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import CheckStatus
 from crossval.audit.summary import AuditRow, WorstElement
-from crossval.compare.receipt import trace_model
 from crossval.formats import FORMATS
 from crossval.model import taps
 from crossval.model.kinds import BitLinear
@@ -30,6 +29,7 @@ from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import plan_from_json
 from crossval.terms import SIDES, Side
 from crossval.traces import read as trace
+from crossval.traces.read import TraceModel
 
 UNDETERMINED = "undetermined"
 _PLACE = ("tap", "layer", "op", "pass_index", "pass_kind")
@@ -144,7 +144,7 @@ def _segment_ops(one: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[s
 
 
 def _world(receipt: Receipt, side: str) -> _World:
-    model, plan = trace_model(receipt), plan_from_json(receipt["results"]["passes"])
+    model, plan = TraceModel.of_receipt(receipt), plan_from_json(receipt["results"]["passes"])
     numerics = Numerics(**receipt[side]["numerics"])
     found = precision.of_json(receipt["audit"][side].get("precision"))
     return _World(model, plan, precision.arithmetic_of(numerics, model.n_heads, found), numerics)

@@ -22,12 +22,12 @@ import numpy as np
 from crossval.audit import bounds
 from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.bounds.approx import Approx, Flips, Ties, joined, round_to
-from crossval.compare.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, tap_class
 from crossval.formats import Dtype
 from crossval.model import taps
 from crossval.model.kinds import BitLinear, FloatArray, TernaryMatrix
 from crossval.model.op import Op, WeightSource
 from crossval.model.taps import state_source, token_axis
+from crossval.model.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, tap_class
 from crossval.passes import TapArray
 
 TRIAL_WEIGHTS = 2e10

@@ -11,10 +11,10 @@ from rich.text import Text
 from crossval.audit import extent, precision, summary
 from crossval.audit.receipt_checks import UNDETERMINED
 from crossval.audit.summary import AuditRow
+from crossval.console import plain, show_line
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
 from crossval.receipts.file import Receipt
-from crossval.reports.console import plain, show_line
 from crossval.terms import SIDES, Side
 
 _STYLE = {"clean": "green", "within": "bold yellow", "guilty": "bold red", "incomplete": "bold yellow"}

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from crossval.bench.measures import MEASURES, Measure
+from crossval.console import new_table, plain, show_line
 from crossval.receipts.file import Receipt
-from crossval.reports.console import new_table, plain, show_line
-from crossval.reports.receipt import show_verdict
+from crossval.receipts.show import show_verdict
 from crossval.terms import SIDES
 
 

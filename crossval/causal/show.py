@@ -11,9 +11,9 @@ from crossval.causal.receipt import Section, effects_of, last_row
 from crossval.causal.view import STANDS_OUT, LayerEffect
 from crossval.compare import rows as compare
 from crossval.compare.receipt import row_from_json
+from crossval.console import new_table, show_line
 from crossval.model import taps
 from crossval.receipts.file import Receipt
-from crossval.reports.console import new_table, show_line
 from crossval.terms import LOGITS
 
 MAX_ROWS = 12

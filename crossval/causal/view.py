@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.capture import Source
+from crossval.compare.rerun import Whole, assemble
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.model.graphs import op_table
@@ -30,7 +31,6 @@ from crossval.model.kinds import FloatArray, Weight
 from crossval.model.op import Op, WeightSource
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassRecord
-from crossval.repeat.rerun import Whole, assemble
 from crossval.terms import LOGITS, Progress
 
 CONTINUED_BY = "the specification (float64, crossval.ops)"  # a word of the receipt's format

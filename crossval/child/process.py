@@ -14,14 +14,7 @@ from typing import IO, Any
 
 import numpy.typing as npt
 
-from crossval.child.protocol import (
-    DeadlineError,
-    Frame,
-    PeerClosedError,
-    ProtocolError,
-    read_frame,
-    write_frame,
-)
+from crossval.child.protocol import DeadlineError, Frame, PeerClosedError, ProtocolError, read_frame, write_frame
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError
 
 _TAIL_BYTES = 16 << 10

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from crossval.cli.output import write_json
+from crossval.console import console, new_table, plain, show_line
 from crossval.engines import doctor
 from crossval.engines.doctor import PartCheck
 from crossval.errors import BadInputError, UnavailableError
-from crossval.reports.console import console, new_table, plain, show_line
 
 
 @click.command("doctor")

@@ -11,13 +11,13 @@ from typing import Any
 import click
 
 from crossval.cli.output import write_json
+from crossval.console import console
 from crossval.errors import BadInputError
 from crossval.receipts import file as receipt
 from crossval.receipts import gate
 from crossval.receipts.policy import GateCheck, Policy, read_policy
+from crossval.receipts.show import show_checks
 from crossval.registry import judge
-from crossval.reports.console import console
-from crossval.reports.receipt import show_checks
 
 _FRACTION = click.FloatRange(0, 1)
 _POSITIVE_FRACTION = click.FloatRange(0, 1, min_open=True)

@@ -11,8 +11,8 @@ from bitnet_py.resources import default_model_path
 from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.cli.exits import of_error
 from crossval.cli.options import PATH
+from crossval.engines.goldens import goldens_dir, record_goldens
 from crossval.errors import CrossvalError
-from crossval.traces.goldens import goldens_dir, record_goldens
 
 
 @click.command(help=__doc__)

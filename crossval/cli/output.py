@@ -14,10 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from crossval import terms
 from crossval.cli.exits import exit_code
+from crossval.console import console, plain, show_line
 from crossval.examine.triage import show_triage
 from crossval.receipts import file as receipt
 from crossval.registry import show_receipt
-from crossval.reports.console import console, plain, show_line
 
 
 def publish(made: Mapping[str, Any], path: Path | None, as_json: bool) -> None:

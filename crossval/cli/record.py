@@ -10,8 +10,8 @@ import click
 from crossval import api
 from crossval.cli import output
 from crossval.cli.options import MAX_THREADS, MODEL, TEMPLATE, count, file, plain_command
+from crossval.console import console, show_line
 from crossval.engines.registry import live_words
-from crossval.reports.console import console, show_line
 
 
 @plain_command(

@@ -20,13 +20,14 @@ from crossval.compare.rows import (
     GreedyStep,
     Skip,
     TapRow,
+    choose_policy,
     compare_tap,
     decide_greedy,
     exact_match_rate,
     row_status,
 )
-from crossval.compare.tolerance import PolicyName, choose_policy, describe, tolerance_for
 from crossval.errors import BadInputError
+from crossval.model.tolerance import PolicyName, describe, tolerance_for
 from crossval.passes import PassPlan, PassRecord, Runner
 from crossval.terms import LOGITS, Progress
 

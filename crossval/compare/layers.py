@@ -16,6 +16,7 @@ from crossval.compare.rows import (
     Location,
     Skip,
     TapRow,
+    choose_policy,
     compare_tap,
     decide,
     execution_key,
@@ -24,10 +25,10 @@ from crossval.compare.rows import (
     judged,
     row_status,
 )
-from crossval.compare.tolerance import PolicyName, choose_policy, describe, tolerance_for
 from crossval.errors import BadInputError
 from crossval.formats import Dtype
 from crossval.model import taps
+from crossval.model.tolerance import PolicyName, describe, tolerance_for
 from crossval.passes import PassRecord
 from crossval.terms import SIDES, Progress
 

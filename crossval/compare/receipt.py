@@ -11,21 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from crossval.compare import rows as compare
-from crossval.compare.rows import TapRow
-from crossval.compare.tolerance import PolicyName, choose_policy, describe, tolerance_for
-from crossval.formats import Dtype
+from crossval.compare.rows import TapRow, choose_policy
 from crossval.model import taps
+from crossval.model.tolerance import PolicyName, describe, tolerance_for
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Checks
-from crossval.receipts.party import Party
+from crossval.receipts.party import Party, compute_dtypes
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import number, show
 from crossval.terms import LOGITS, SIDES
-from crossval.traces.read import TraceModel
 
 _ROUNDING = 1e-9
 """Room for the last bits of float64 sums; edits that matter are far larger."""
-_SHAPE = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
 _FLOATS = ("exact_match_rate", "cosine", "worst_token_cosine", "nmse", "worst_token_nmse", "max_abs", "norm_ratio")
 
 
@@ -51,12 +48,6 @@ def rows_of(receipt: Receipt) -> Iterator[tuple[str, TapRow]]:
     for index, prompt in enumerate(results.get("prompts", ())):
         for step in prompt["steps"]:
             yield f"prompt {index} step {step['step']} logits", row_from_json(step["logits"])
-
-
-def trace_model(receipt: Receipt) -> TraceModel:
-    """Return what the shape of every tap follows from."""
-    model = receipt["model"]
-    return TraceModel(sha256=model["sha256"], **{name: model["shape"][name] for name in _SHAPE})
 
 
 def is_tap(name: str, n_layers: int) -> bool:
@@ -99,19 +90,6 @@ def tolerance_policy(receipt: Receipt) -> PolicyName:
     """Return which tolerance table applies to these two engines in this version of the tool."""
     ours, theirs = (Party.from_json(receipt[side]).identity for side in SIDES)
     return choose_policy(ours, theirs, compute_dtypes(receipt))
-
-
-def compute_dtypes(receipt: Mapping[str, Any]) -> set[Dtype]:
-    """Return the formats that the engines in a receipt compute in: found by their audits, or stated."""
-    used: set[Dtype] = set()
-    for side in SIDES:
-        audit = (receipt.get("audit") or {}).get(side)
-        found = None if audit is None else audit.get("precision")
-        if found is None or found["scope"] == "some":
-            used.add(receipt[side]["numerics"].get("compute_dtype") or "f32")
-        else:
-            used.add(found["dtype"])
-    return used
 
 
 def thresholds(receipt: Receipt) -> list[str]:

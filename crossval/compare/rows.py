@@ -6,7 +6,7 @@ so that a receipt's status strings need not be believed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.compare.metrics import Metrics, measure
-from crossval.compare.tolerance import PolicyName, Tolerance, violations
+from crossval.formats import Dtype
 from crossval.model import taps
 from crossval.model.taps import token_axis
-from crossval.passes import PassKind, PassPlan, TapArray, check_rows
+from crossval.model.tolerance import PolicyName, Tolerance, violations
+from crossval.passes import EngineIdentity, PassKind, PassPlan, TapArray, check_rows
 
 RowStatus = Literal["equal", "within", "diverged", "invalid"]
 Verdict = Literal["parity", "divergence", "incomplete"]
@@ -30,7 +31,7 @@ _ORDER_LAYERS = 1 << 20
 class TapRow:
     """One tap of one pass, candidate against reference. Metrics are None where they are undefined.
 
-    ``floor``: NMSE that the reference family shows against itself at this depth (``crossval.compare.tolerance``).
+    ``floor``: NMSE that the reference family shows against itself at this depth (``crossval.model.tolerance``).
     ``bound``: metric name -> threshold the row was held to (``tolerance.DIRECTIONS`` says which way).
     """
 
@@ -110,7 +111,7 @@ class LayersResult:
     token_ids: tuple[int, ...]
     """Prompt token ids followed by the decoded tokens that both engines were fed."""
     thresholds: Mapping[str, Any]
-    """``crossval.compare.tolerance.describe(policy)``: what every row was held to, as plain JSON values."""
+    """``crossval.model.tolerance.describe(policy)``: what every row was held to, as plain JSON values."""
     n_layers: int = 0
     mode: Literal["outline", "full"] = "outline"
     notes: tuple[str, ...] = ()
@@ -381,3 +382,21 @@ def _invalid(name: str, pass_index: int, plan: PassPlan, tolerance: Tolerance, n
         status="invalid",
         note=note,
     )
+
+
+def choose_policy(
+    candidate: EngineIdentity, reference: EngineIdentity, computed: Collection[Dtype] = ()
+) -> PolicyName:
+    """Return ``same`` when both engines state the same rounding as bitnet.cpp's family, else ``independent``.
+
+    An engine that computes in a 16-bit format, as it states or as its audit found (``computed``), is held to that
+    format's table, and so is whoever is compared with it.
+    """
+    ours, theirs = candidate.numerics, reference.numerics
+    formats = {ours.compute_dtype, theirs.compute_dtype, *computed}
+    if "bf16" in formats:
+        return "bf16"
+    if "f16" in formats:
+        return "f16"
+    known = ours.simd_width is not None and ours.fused_quantizer is not None
+    return "same" if known and ours == theirs else "independent"

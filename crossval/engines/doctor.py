@@ -17,9 +17,9 @@ from crossval.bitnet_cpp import library as cpp_library
 from crossval.bitnet_cpp import runner as cpp_runner
 from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp import toolchain as cpp_toolchain
+from crossval.engines.goldens import goldens_dir, list_goldens
 from crossval.errors import CrossvalError, UnavailableError
 from crossval.files import file_sha256
-from crossval.traces.goldens import goldens_dir, list_goldens
 
 PACKAGES = ("numpy", "gguf", "tokenizers", "pandas", "jsonschema", "click", "safetensors", "rich")
 

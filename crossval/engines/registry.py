@@ -14,13 +14,13 @@ from pathlib import Path
 from crossval.bitnet_cpp import library
 from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.engines.goldens import find_golden, goldens_dir, list_goldens
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.spec import SpecRunner
 from crossval.errors import BadInputError, UnavailableError
 from crossval.files import file_sha256
 from crossval.passes import Numerics, Runner
 from crossval.terms import SIDES, Side
-from crossval.traces.goldens import find_golden, goldens_dir, list_goldens
 
 DEFAULT_SIMD_WIDTH = 8
 """Lanes of our engine's reductions beside a reference that does not state its own."""

@@ -13,10 +13,10 @@ from typing import Any
 
 from bitnet_py import _native
 from bitnet_py.model import KernelCount
+from crossval.engines.model_file import ModelFile
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.registry import engine_name, find_engine, open_candidate, open_reference
 from crossval.errors import BadInputError, UnavailableError
-from crossval.model.file import ModelFile
 from crossval.passes import EngineIdentity, Runner
 from crossval.receipts.party import Compute, Party
 from crossval.terms import SIDES, Side

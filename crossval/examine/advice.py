@@ -8,9 +8,9 @@ from rich.console import Console
 
 from crossval.audit import extent, precision, summary
 from crossval.audit.show import before, counts, misrecorded, segmented
+from crossval.console import show_line
 from crossval.examine.verdict import ADVICE, Advice
 from crossval.receipts.file import Receipt
-from crossval.reports.console import show_line
 from crossval.terms import SIDES
 
 _RECORD_ANEW = Advice(

@@ -15,11 +15,11 @@ from crossval.compare import receipt as compared
 from crossval.compare import rows as compare
 from crossval.compare.receipt import row_from_json, row_to_json
 from crossval.compare.rows import GreedyPrompt, GreedyResult, GreedyStep, TapRow
-from crossval.compare.tolerance import PolicyName
 from crossval.examine import greedy_verdict
 from crossval.examine.greedy_verdict import Audits
 from crossval.examine.layers_receipt import Diagnoses
 from crossval.examine.verdict import COMPARISON, Verdict
+from crossval.model.tolerance import PolicyName
 from crossval.passes import pass_kind
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary

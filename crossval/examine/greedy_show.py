@@ -16,6 +16,7 @@ from crossval.audit.summary import audit_verdict, within_of
 from crossval.compare import rows as compare
 from crossval.compare.receipt import fraction_equal
 from crossval.compare.rows import GreedyPrompt, TapRow
+from crossval.console import clip, new_table, percent, show_line
 from crossval.examine import greedy_receipt
 from crossval.examine.advice import show_advice
 from crossval.examine.greedy_receipt import SAME_ARITHMETIC
@@ -25,9 +26,8 @@ from crossval.examine.verdict import ADVICE, Advice, Verdict
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
 from crossval.receipts.file import Receipt
+from crossval.receipts.show import show_verdict, sides_and_counts
 from crossval.repeat.cells import STYLE, cell, number
-from crossval.reports.console import clip, new_table, percent, show_line
-from crossval.reports.receipt import show_verdict, sides_and_counts
 from crossval.terms import SIDES, Side
 
 MAX_PROMPT_LINES = 12

@@ -28,6 +28,7 @@ from crossval.receipts.values import plan_conflicts, plan_from_json, plan_to_jso
 from crossval.repeat import floors_receipt
 from crossval.terms import SIDES, Side
 from crossval.traces import read as trace
+from crossval.traces.read import TraceModel
 
 Audits = Mapping[Side, Mapping[str, Any] | None]
 """Each engine's audit as ``crossval.audit.summary.to_json`` gives it; None: not audited."""
@@ -176,7 +177,7 @@ def _row_shape(receipt: Receipt, plan: Sequence[PassPlan], row: TapRow) -> list[
 
 def _element_range(receipt: Receipt, one: PassPlan, row: TapRow) -> tuple[int, int]:
     """Return least and most elements a row can have; raw attention scores count only what the mask shows."""
-    model = compared.trace_model(receipt)
+    model = TraceModel.of_receipt(receipt)
     if taps.op_of(row.tap).kind.unmasked:
         visible = [position + 1 for position in one.positions]
         first, last = visible[: row.rows_compared], visible[len(visible) - row.rows_compared :]

@@ -13,16 +13,16 @@ from crossval.audit import show as audit_show
 from crossval.causal import show as causal_show
 from crossval.compare import rows as compare
 from crossval.compare.rows import LayersResult, TapRow
+from crossval.console import new_table, percent, show_line
 from crossval.examine import layers_receipt
 from crossval.examine.advice import advice_of, show_advice
 from crossval.model import taps
 from crossval.receipts.file import Receipt
+from crossval.receipts.show import show_verdict, sides_and_counts
 from crossval.repeat import floors_show
 from crossval.repeat.cells import STYLE, cell, number, times_floor
 from crossval.repeat.floors import FloorTable
 from crossval.repeat.floors_receipt import table_of
-from crossval.reports.console import new_table, percent, show_line
-from crossval.reports.receipt import show_verdict, sides_and_counts
 
 MAX_PASS_COLUMNS = 6
 MAX_SKIPS_SHOWN = 5

@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Any
 
 from crossval.compare.receipt import ROW_CHECKS, thresholds, tolerance_policy
-from crossval.compare.rows import GreedyResult, decide_greedy, exact_match_rate
-from crossval.compare.tolerance import choose_policy, describe
+from crossval.compare.rows import GreedyResult, choose_policy, decide_greedy, exact_match_rate
 from crossval.engines.session import Prompt, Session, trace_digest
 from crossval.errors import BadInputError
 from crossval.examine.greedy_receipt import prompt_from_json, prompt_to_json, structure
+from crossval.model.tolerance import describe
 from crossval.passes import Runner
 from crossval.receipts import provenance
 from crossval.receipts.journal import Journal

@@ -19,11 +19,11 @@ from crossval.audit.show import (
     wrong_line,
 )
 from crossval.causal import show as causal_show
+from crossval.console import show_line
 from crossval.examine.advice import advice_of
 from crossval.receipts.file import Receipt
+from crossval.receipts.show import show_headline, show_notes
 from crossval.repeat import floors_show
-from crossval.reports.console import show_line
-from crossval.reports.receipt import show_headline, show_notes
 from crossval.terms import SIDES, Side
 
 Lines = Iterator[tuple[str, str]]

@@ -9,12 +9,11 @@ import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from crossval.model.file import SEPARATE_OUTPUT_NOTE
 from crossval.receipts.file import Receipt, digest
 from crossval.receipts.kind import Kind, recompute, summary_conflicts
 from crossval.receipts.party import REFERENCE_NAME, is_quantized
 from crossval.receipts.policy import GateCheck, Policy
-from crossval.terms import SIDES
+from crossval.terms import SEPARATE_OUTPUT_NOTE, SIDES
 
 CLOCK_SKEW = datetime.timedelta(minutes=5)
 _MAX_COMPLAINTS = 5

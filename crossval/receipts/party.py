@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from crossval.formats import Dtype
 from crossval.passes import EngineIdentity, Numerics
+from crossval.terms import SIDES
 
 Status = Literal["live", "recorded", "unavailable", "unused"]
 """``unused``: `smoke` or `metamorphic` did not ask for this engine; `selftest` needs no reference."""
@@ -67,3 +69,16 @@ def is_quantized(kernel: str) -> bool:
 def family_of(kernel: str) -> str:
     """Return the family of a counter's kernel: ``avx2`` of ``i2s_gemv_avx2``."""
     return kernel.rpartition("_")[2]
+
+
+def compute_dtypes(receipt: Mapping[str, Any]) -> set[Dtype]:
+    """Return the formats that the engines in a receipt compute in: found by their audits, or stated."""
+    used: set[Dtype] = set()
+    for side in SIDES:
+        audit = (receipt.get("audit") or {}).get(side)
+        found = None if audit is None else audit.get("precision")
+        if found is None or found["scope"] == "some":
+            used.add(receipt[side]["numerics"].get("compute_dtype") or "f32")
+        else:
+            used.add(found["dtype"])
+    return used

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from crossval.capture import run
+from crossval.compare.rerun import Chunks, Names, OpenRunner, compare_runs, one_by_one, one_pass, require_live
 from crossval.compare.rows import Skip, TapRow, row_status
-from crossval.compare.tolerance import SAFETY, WORST_TOKEN, Tolerance, tap_class, tolerance_for
 from crossval.errors import BadInputError, CrossvalError
 from crossval.model import taps
+from crossval.model.tolerance import SAFETY, WORST_TOKEN, Tolerance, tap_class, tolerance_for
 from crossval.passes import PassRecord, Runner
-from crossval.repeat.rerun import Chunks, Names, OpenRunner, compare_runs, one_by_one, one_pass, require_live
 from crossval.terms import LOGITS, Progress
 
 PREFILL_DECODE = "at once / one by one"
@@ -58,7 +58,7 @@ class FloorTable:
         return max(found, key=lambda f: (f.rel_l2, f.worst_token_rel_l2), default=None)
 
     def by_class(self) -> dict[str, Floor]:
-        """Return the largest floor of every tolerance class (``crossval.compare.tolerance.tap_class``)."""
+        """Return the largest floor of every tolerance class (``crossval.model.tolerance.tap_class``)."""
         largest: dict[str, Floor] = {}
         for floor in self.floors:
             kind = tap_class(floor.tap)
@@ -131,7 +131,7 @@ def _floor(item: Any) -> Floor:
 def measured_tolerance(tap: str, floors: FloorTable) -> Tolerance | None:
     """Return bounds made from a measured floor instead of the general table; None when none was measured.
 
-    The same allowances as ``crossval.compare.tolerance``: ``SAFETY`` over the floor, ``WORST_TOKEN`` for
+    The same allowances as ``crossval.model.tolerance``: ``SAFETY`` over the floor, ``WORST_TOKEN`` for
     single tokens.
     """
     floor = floors.of(tap)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from crossval.compare import rows as compare
-from crossval.compare.receipt import is_tap, trace_model
+from crossval.compare.receipt import is_tap
 from crossval.compare.rows import TapRow
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS, token_axis
@@ -17,6 +17,7 @@ from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, Floor, FloorTable
 from crossval.repeat.margins import multiples
 from crossval.terms import LOGITS
 from crossval.traces import read as trace
+from crossval.traces.read import TraceModel
 
 THREAD_COUNTS = (1, 2)
 """Numbers of threads that the reference is run with, beside its usual one."""
@@ -62,7 +63,7 @@ def complaints(receipt: Receipt, rows: Sequence[TapRow]) -> list[str]:
     if any(not is_tap(floor.tap, shape["n_layers"]) for floor in table.floors):
         return [*found, "a floor of a tap that the model does not have"]
     found += _complete(table, rows, shape["n_layers"])
-    model = trace_model(receipt)
+    model = TraceModel.of_receipt(receipt)
     for floor in table.floors:
         found += [f"{floor.tap}, {floor.variation}: {what}" for what in _floor(floor, model, n_tokens)]
     if receipt["floors"]["multiples"] != multiples_of(rows, table):

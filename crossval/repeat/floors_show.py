@@ -9,10 +9,10 @@ from rich.console import Console
 
 from crossval.compare.receipt import row_from_json
 from crossval.compare.rows import TapRow
+from crossval.console import show_line
 from crossval.receipts.file import Receipt
 from crossval.repeat.floors import FloorTable
 from crossval.repeat.margins import smallest_tolerance
-from crossval.reports.console import show_line
 from crossval.terms import LOGITS
 
 

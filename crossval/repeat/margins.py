@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crossval.compare.rows import TapRow, row_status
-from crossval.compare.tolerance import FLOOR_PER_SQRT_LAYER, tap_class
 from crossval.errors import BadInputError
+from crossval.model.tolerance import FLOOR_PER_SQRT_LAYER, tap_class
 from crossval.repeat.floors import Floor, FloorTable
 
 
@@ -56,7 +56,7 @@ def usage(row: TapRow) -> float | None:
     """Return the factor on the row's relative L2 bound at which it would just pass; at most 1 passes now.
 
     0.0 for equal bits, ``inf`` when no factor helps, None when the row is invalid. The bounds of cosine and norm
-    scale with the relative L2 bound, as ``crossval.compare.tolerance`` derives them.
+    scale with the relative L2 bound, as ``crossval.model.tolerance`` derives them.
     """
     status = row_status(row)
     if status == "invalid":

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.engines.model_file import ModelFile
 from crossval.errors import BadInputError
 from crossval.examine import examination as examine
 from crossval.examine.examination import Examination
 from crossval.examine.verdict import COMPARISON, arbitrate
 from crossval.model import taps
-from crossval.model.file import ModelFile
 from crossval.passes import Runner
 from crossval.selftest import catalogue, damage
 from crossval.selftest.alter import Altered

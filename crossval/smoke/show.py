@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crossval.console import clip, new_table, percent, show_line
 from crossval.receipts.file import Receipt
-from crossval.reports.console import clip, new_table, percent, show_line
-from crossval.reports.receipt import show_verdict
+from crossval.receipts.show import show_verdict
 from crossval.smoke import answers
 from crossval.smoke import receipt as smoke_receipt
 from crossval.smoke.answers import Answer

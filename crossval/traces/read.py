@@ -30,6 +30,10 @@ TRACE_FILE = "trace.json"
 MAX_TRACE_JSON_BYTES = 32 << 20
 
 
+SHAPE_FIELDS = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
+"""What the shape of every tap follows from."""
+
+
 @dataclass(frozen=True)
 class TraceModel:
     """The model a trace belongs to: identity and the shape that every tap's shape follows from."""
@@ -44,6 +48,12 @@ class TraceModel:
     vocab_size: int
     file_name: str | None = None
     architecture: str | None = None
+
+    @classmethod
+    def of_receipt(cls, receipt: Mapping[str, Any]) -> TraceModel:
+        """Return the model of a receipt that is valid by the schema."""
+        model = receipt["model"]
+        return cls(sha256=model["sha256"], **{name: model["shape"][name] for name in SHAPE_FIELDS})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crossval.traces.goldens import FULL_PROMPTS
+from crossval.engines.goldens import FULL_PROMPTS
 from tests.support.families import each_family
 from tests.zoo.engine import run
 

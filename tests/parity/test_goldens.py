@@ -7,10 +7,17 @@ import pytest
 
 from bitnet_py.resources import default_model_path
 from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.engines.goldens import (
+    FULL_PROMPTS,
+    N_DECODE,
+    OUTLINE_PROMPTS,
+    find_golden,
+    goldens_dir,
+    list_goldens,
+)
 from crossval.engines.recorded import RecordedRunner
 from crossval.files import file_sha256
 from crossval.model import taps
-from crossval.traces.goldens import FULL_PROMPTS, N_DECODE, OUTLINE_PROMPTS, find_golden, goldens_dir, list_goldens
 from crossval.traces.read import Trace
 from tests.support.families import FAMILIES
 

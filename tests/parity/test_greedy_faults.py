@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.engines.record import record_trace, trace_model
 from crossval.passes import EngineIdentity, Numerics
 from crossval.receipts import file as receipt
-from crossval.traces.record import record_trace, trace_model
 from tests.support.strangers import Stranger, run
 from tests.zoo.catalogue import ENGINE_FAULTS
 from tests.zoo.engine import faulty_library
@@ -189,10 +189,10 @@ def test_logits_with_equal_bits_vouch_for_an_engine_that_recorded_nothing_else(w
     golden = record(Stranger, model, tmp_path / "golden", LOGITS_ONLY)
     code, text, made = greedy(model, golden, out)
     assert (code, made["verdict"]) == (0, "parity")
-    assert "all logits are bit-equal; every operation of the candidate is right in the passes" in text
+    assert "all logits are bit-equal; every operation of the candidate is correct in the passes" in text
     judged = run("gate", out, "--min-logit-match", "1", "--json")
     assert judged.exit_code == 0, judged.stdout
-    assert "bit-equal to those of the other engine, which is right" in judged.stdout
+    assert "bit-equal to those of the other engine, which is correct" in judged.stdout
 
 
 def test_equal_bits_of_two_engines_nobody_looked_into_are_no_parity(world, tmp_path):

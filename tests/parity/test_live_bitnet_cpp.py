@@ -17,10 +17,10 @@ from crossval.bitnet_cpp import limits as cpp_limits
 from crossval.bitnet_cpp.runner import OUTPUT_WEIGHT_NOTE, BitnetCppRunner
 from crossval.child.command import child_command
 from crossval.child.process import ChildProcess
+from crossval.engines.record import trace_model
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
 from crossval.traces.read import expected_shape
-from crossval.traces.record import trace_model
 
 pytestmark = pytest.mark.live
 

@@ -11,6 +11,9 @@ import pytest
 
 from crossval.audit import receipt_checks as consistency
 from crossval.receipts import file as receipt
+from crossval.receipts.gate import passed
+from crossval.receipts.policy import Policy
+from crossval.registry import judge
 from crossval.traces.read import Trace
 from tests.support.narrow_engine import Mistake, NarrowEngine, Style
 from tests.support.numpy_bitnet.recorded import write_trace
@@ -151,6 +154,4 @@ def test_a_finding_of_precision_cannot_be_edited(shipped_model, golden, traced):
 
 def gate_complains(made: dict[str, Any]) -> bool:
     """Whether a resealed receipt fails without any option but the trace's."""
-    from crossval.receipts.policy import Policy, judge, passed
-
     return not passed(judge(receipt.seal(made), Policy(allow_compute_paths=("recorded",))))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bitnet_py.synth import SynthConfig, write_model
-from crossval.model.file import ROWS_NOTE
+from crossval.engines.model_file import ROWS_NOTE
 from crossval.selftest.damage import DamagedModel
 from tests.support.strangers import PROMPT, run
 

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from crossval.cli import cli
+from crossval.engines.goldens import FULL_PROMPTS
 from crossval.receipts import file as receipt
-from crossval.traces.goldens import FULL_PROMPTS
 from tests.zoo import engine
 
 CROSSVAL = Path(sysconfig.get_path("scripts")) / "crossval"

@@ -22,11 +22,10 @@ from hypothesis import strategies as st
 from crossval import registry, schema
 from crossval.cli import cli
 from crossval.compare import rows as compare
-from crossval.compare import tolerance
 from crossval.compare.receipt import metrics, row_to_json, statuses
 from crossval.compare.rows import TapRow
 from crossval.errors import BadInputError
-from crossval.model import taps
+from crossval.model import taps, tolerance
 from crossval.passes import PassPlan, TapArray, pass_kind
 from crossval.receipts import file as receipt
 from crossval.receipts import gate

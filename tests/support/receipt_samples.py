@@ -20,11 +20,10 @@ from crossval.causal import receipt as causal_receipt
 from crossval.causal import view as causal
 from crossval.causal.view import CausalView, LayerEffect
 from crossval.compare import rows as compare
-from crossval.compare import tolerance
 from crossval.compare.rows import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Skip, TapRow
 from crossval.examine.greedy_receipt import GREEDY, GreedyExamined
 from crossval.examine.layers_receipt import LAYERS, Examined
-from crossval.model import taps
+from crossval.model import taps, tolerance
 from crossval.passes import EngineIdentity, Numerics, PassPlan, TapArray
 from crossval.receipts import file as receipt
 from crossval.receipts.kind import RunFacts

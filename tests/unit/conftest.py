@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from crossval.traces.record import record_trace, trace_model
+from crossval.engines.record import record_trace, trace_model
 from tests.support.strangers import PROMPT, Fault, Stranger
 
 Record = Callable[..., Path]

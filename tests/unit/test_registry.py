@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from crossval import registry, schema
 from crossval.cli import cli
+from crossval.console import console
 from crossval.receipts import file, kind
-from crossval.reports.console import console
 from tests.support import receipt_samples as samples
 
 TOY = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import pytest
 
 from crossval.api.request import ENVIRONMENT
 from crossval.audit import segments
+from crossval.capture import Capture
 from crossval.model import taps
-from crossval.model.file import SEPARATE_OUTPUT_NOTE
 from crossval.receipts import file as receipt
+from crossval.terms import SEPARATE_OUTPUT_NOTE
 from tests.support.rewritten import Passes, rewritten
 from tests.support.strangers import PROMPT, Fault, run
 
@@ -158,14 +159,13 @@ def test_a_trace_without_what_an_audit_needs_is_incomplete(
     model_path: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head alone is missing: nothing is wrong, and nothing is proven."""
-    from crossval.audit.audit import _Party
+    whole = Capture.records
 
-    whole = _Party.capture
+    def headless(self: Capture, names: Collection[str], *args: Any, **options: Any) -> Any:
+        kept = [name for name in names if name != "result_output"] if options.get("ahead") else names
+        return whole(self, kept, *args, **options)
 
-    def capture(self: Any, names: Any) -> None:
-        whole(self, [name for name in names if name != "result_output"])
-
-    monkeypatch.setattr(_Party, "capture", capture)
+    monkeypatch.setattr(Capture, "records", headless)
     code, made = diff(model_path, record("other"), record(), tmp_path)
     assert (code, made["verdict"], made["parity"]["status"]) == (3, "incomplete", "parity")
     assert made["audit"]["candidate"]["verdict"] == "incomplete"

@@ -93,7 +93,7 @@ def _distance(healthy: Recording, faulty: Recording, index: int, tap: str) -> fl
 
 def _judged(fault: Drawn, faulty: Recording, model: Model, reference: BitnetPyRunner) -> DrawnOutcome:
     reference.reset()
-    right = ours(reference, [one.plan for one in faulty.passes])
+    right = ours(reference, [one.plan for one in faulty.passes], model.n_layers)
     found = judge(Replay(faulty), Replay(right), fault.prompt, model.path, n_decode=fault.n_decode)
     guilty = found.guilty
     diagnosis = found.finding.diagnosis if found.finding else None

@@ -50,7 +50,7 @@ def _cells(
     decoded = [one.plan.token_ids[0] for one in faulty.passes[1:]]
     healthy = record(model, PROMPT, N_DECODE, forced=decoded)
     reference.reset()
-    right = ours(reference, [one.plan for one in faulty.passes])
+    right = ours(reference, [one.plan for one in faulty.passes], model.n_layers)
     layers = range(model.n_layers) if mistake.layers is None else sorted(mistake.layers)
     places = [first_place(in_layers(mistake, [layer]), op) for layer in layers for op in mistake.ops]
     where = "all layers" if mistake.layers is None else f"layer {layers[0]}"

@@ -16,10 +16,11 @@ from typing import Literal
 import numpy as np
 
 from crossval.audit.bounds import SECOND_ORDER, U16, Arithmetic, U
+from crossval.compare.rerun import Element, Names, assemble, compare_runs, worst_element
 from crossval.compare.rows import Skip, TapRow, row_status
-from crossval.compare.tolerance import Tolerance, tolerance_for
 from crossval.formats import to_f16
 from crossval.model import taps
+from crossval.model.tolerance import Tolerance, tolerance_for
 from crossval.passes import Numerics
 from crossval.repeat.floors import FloorTable, measured_tolerance
 from crossval.repeat.margins import usage
@@ -27,7 +28,6 @@ from crossval.repeat.metamorphic.cases import ALL_LAYERS, ATTENTION, UP_TO_ATTEN
 from crossval.repeat.metamorphic.digests import TapDifference, TapDigests
 from crossval.repeat.metamorphic.recorded import KQV, measured_taps, up_to_attention
 from crossval.repeat.metamorphic.runs import Recorded, compare_taps
-from crossval.repeat.rerun import Element, Names, assemble, compare_runs, worst_element
 from crossval.terms import Side
 
 NOT_AGAIN = "the bits differ, and not when both runs are repeated: the engine is not deterministic"

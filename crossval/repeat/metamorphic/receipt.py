@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
-from crossval.compare.receipt import trace_model
+from crossval.compare.rerun import Element
 from crossval.model import taps
 from crossval.model.taps import token_axis
 from crossval.passes import PassPlan
@@ -27,7 +27,6 @@ from crossval.repeat.metamorphic.checks import (
     decide,
 )
 from crossval.repeat.metamorphic.recorded import GATHERED, Scope, compared_taps, n_elements
-from crossval.repeat.rerun import Element
 from crossval.terms import SIDES, PassFail, Side
 from crossval.traces.read import TraceModel, expected_shape
 
@@ -201,7 +200,7 @@ def rows(receipt: Receipt) -> list[str]:
 
 def values(receipt: Receipt) -> list[str]:
     """Check that every value was compared that the model's shape and the passes give, and places and elements."""
-    findings, model = from_json(receipt), trace_model(receipt)
+    findings, model = from_json(receipt), TraceModel.of_receipt(receipt)
     scope: Scope = receipt["thresholds"].get("taps", "outline")  # receipts of before do not say
     if not 0 < model.n_layers <= MAX_LAYERS:
         return [f"a model of {model.n_layers} layers"]

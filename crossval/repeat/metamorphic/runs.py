@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossval.capture import run
+from crossval.compare.rerun import Chunks, Names
 from crossval.compare.rows import Skip
 from crossval.model import taps
 from crossval.passes import PassPlan, PassRecord, Runner, TapArray
 from crossval.repeat.metamorphic.cases import Sizes
 from crossval.repeat.metamorphic.digests import TapDifference, TapDigests, compare_digests, digest_tap, join, until
-from crossval.repeat.rerun import Chunks, Names
 
 UNSTEADY = "a second run gave other numbers: the engine is not deterministic, or recording changes it"
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crossval.console import new_table, plain, show_line
 from crossval.receipts.file import Receipt
-from crossval.reports.console import new_table, plain, show_line
-from crossval.reports.receipt import show_verdict
+from crossval.receipts.show import show_verdict
 
 MEANING = {
     "one_by_one": "one pass = token by token",

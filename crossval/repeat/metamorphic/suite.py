@@ -15,7 +15,7 @@ relation            the same tokens                                             
 bitnet.cpp's family multiplies attention weights with V in binary32 when a pass holds several tokens, and rounds
 them to binary16 first when it holds one (docs/numerics.md). So a token alone and a token among others have equal
 bits in layer 0 up to the softmax, differ there in ``kqv_out`` by no more than that rounding (a derived bound,
-element by element), and from then on by the int8 codes that it flips: as ``crossval.compare.tolerance`` allows two
+element by element), and from then on by the int8 codes that it flips: as ``crossval.model.tolerance`` allows two
 independent engines, or twice a measured floor. Passes of two or more tokens are one arithmetic whatever their
 length. An engine that does not state this arithmetic is held to the floor alone where passes differ in length.
 
@@ -34,6 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitnet_py.errors import BitnetError
+from crossval.compare.rerun import Chunks, Names, OpenRunner, one_by_one, one_pass, require_live, split
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner
 from crossval.repeat.floors import FloorTable
@@ -51,7 +52,6 @@ from crossval.repeat.metamorphic.cases import (
 )
 from crossval.repeat.metamorphic.checks import MetamorphicResult, Notebook, decide
 from crossval.repeat.metamorphic.runs import Recorded
-from crossval.repeat.rerun import Chunks, Names, OpenRunner, one_by_one, one_pass, require_live, split
 from crossval.terms import LOGITS, Progress, Side
 
 

@@ -16,13 +16,13 @@ from crossval.audit.audit import audit
 from crossval.audit.checks import AuditResult
 from crossval.audit.precision import MIN_TAPS, Precision, Survey
 from crossval.capture import Capture
-from crossval.compare.receipt import compute_dtypes
 from crossval.diagnose import repro
 from crossval.diagnose.findings import find
 from crossval.formats import BF16, F16, FORMATS
 from crossval.model.taps import BITLINEARS
 from crossval.model.weights import SpecWeights
 from crossval.passes import Numerics, PassRecord, Runner, TapArray
+from crossval.receipts.party import compute_dtypes
 from tests.support.narrow_engine import Mistake, NarrowEngine, Style, of_file, plans
 
 PLANS = plans((1019, 273, 271, 220, 17, 10, 17, 30), (220, 19))

@@ -11,11 +11,11 @@ import pytest
 from crossval.audit import summary
 from crossval.audit.checks import OpCheck
 from crossval.audit.show import audit_line, cause, wrong_line
+from crossval.console import console
 from crossval.examine.verdict import ADVICE
 from crossval.model import taps
 from crossval.receipts import file as receipt
 from crossval.registry import show_receipt
-from crossval.reports.console import console
 from tests.support import receipt_samples as samples
 
 GUILTY = samples.audit_result({(1, "blk.1.ffn_act"): 8.0, (1, "blk.1.ffn_out"): 9.0})

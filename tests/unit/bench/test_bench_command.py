@@ -15,13 +15,13 @@ from click.testing import CliRunner, Result
 from crossval import registry
 from crossval.bench import table as bench_table
 from crossval.bench.engine import BitnetPyProcess
+from crossval.console import console
 from crossval.errors import EngineCrashError
 from crossval.passes import EngineIdentity, Numerics, PassRecord
 from crossval.receipts import file as receipt
 from crossval.receipts.file import Receipt
 from crossval.receipts.policy import Policy, read_policy
 from crossval.registry import show_receipt
-from crossval.reports.console import console
 from tests.support import receipt_samples as samples
 from tests.support.strangers import error_line
 from tests.support.strangers import run as crossval

@@ -19,6 +19,7 @@ from crossval.causal import view as causal
 from crossval.causal.view import LayerEffect
 from crossval.cli.exits import exit_code
 from crossval.compare.rows import Skip
+from crossval.console import console
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.session import Prompt, Session
 from crossval.examine.layers_receipt import LAYERS
@@ -28,7 +29,6 @@ from crossval.receipts import gate
 from crossval.registry import show_receipt
 from crossval.repeat import floors_show as render_floors
 from crossval.repeat.floors import FloorTable
-from crossval.reports.console import console
 from tests.support import receipt_samples as samples
 from tests.support.strangers import PROMPT, Fault, Stranger, error_line, run
 

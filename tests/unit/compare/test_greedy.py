@@ -13,10 +13,10 @@ import pytest
 from crossval.capture import greedy_token
 from crossval.compare.greedy import compare_greedy, merge_greedy, name_near_ties
 from crossval.compare.rows import GreedyPrompt, GreedyResult, decide_greedy
+from crossval.engines.record import record_trace
 from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError
 from crossval.passes import PassPlan
-from crossval.traces.record import record_trace
 from crossval.traces.write import TraceWriter
 from tests.support.numpy_engine import MODEL, NumpyRunner, fault
 

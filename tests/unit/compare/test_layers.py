@@ -13,12 +13,12 @@ import pytest
 from crossval.capture import Capture
 from crossval.compare.layers import compare_layers
 from crossval.compare.rows import LayersResult, decide
+from crossval.engines.record import record_trace
 from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.model.config import SpecConfig
 from crossval.passes import PassPlan, Runner
-from crossval.traces.record import record_trace
 from tests.support.numpy_engine import CONFIG, MODEL, Fault, NumpyRunner, fault
 
 PROMPT = (3, 14, 15, 9, 26)

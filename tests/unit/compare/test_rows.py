@@ -22,7 +22,7 @@ from crossval.compare.rows import (
     first_inexact,
     row_status,
 )
-from crossval.compare.tolerance import PolicyName, tolerance_for
+from crossval.model.tolerance import PolicyName, tolerance_for
 from crossval.passes import PassPlan, TapArray
 
 PREFILL = PassPlan("prefill", (5, 6, 7), 0)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crossval.engines.goldens import find_golden, goldens_dir, list_goldens
+from crossval.engines.record import record_trace
 from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner
-from crossval.traces.goldens import find_golden, goldens_dir, list_goldens
 from crossval.traces.read import TraceModel
-from crossval.traces.record import record_trace
 from tests.support.numpy_engine import MODEL, NumpyRunner
 
 PROMPT = (3, 14, 15, 9)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from crossval.engines import registry
+from crossval.engines.goldens import goldens_dir
+from crossval.engines.record import record_trace
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.registry import (
     engine_name,
@@ -25,8 +27,6 @@ from crossval.errors import BadInputError, UnavailableError
 from crossval.files import file_sha256
 from crossval.passes import Numerics
 from crossval.terms import SIDES
-from crossval.traces.goldens import goldens_dir
-from crossval.traces.record import record_trace
 from tests.support.numpy_engine import MODEL, NumpyRunner
 
 

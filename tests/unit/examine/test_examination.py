@@ -12,10 +12,10 @@ import pytest
 
 from crossval import capture
 from crossval.diagnose import findings
+from crossval.engines.record import record_trace, trace_model
 from crossval.engines.recorded import RecordedRunner
 from crossval.examine.examination import Examination, examine
 from crossval.passes import Numerics, PassRecord, Runner
-from crossval.traces.record import record_trace, trace_model
 from tests.support.narrow_engine import NarrowEngine, Style
 from tests.support.strangers import Fault, Stranger
 from tests.unit.audit.test_precision import Stating

@@ -12,6 +12,7 @@ from crossval.audit.summary import audit_verdict
 from crossval.compare.greedy import compare_greedy
 from crossval.compare.rows import GreedyPrompt
 from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.engines.record import record_trace, trace_model
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.spec import SpecRunner
 from crossval.errors import BadInputError
@@ -19,7 +20,6 @@ from crossval.examine.greedy_audit import audit_prompt, audited_passes
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassRecord, Runner, TapArray
 from crossval.receipts import file as receipt
-from crossval.traces.record import record_trace, trace_model
 from tests.support.strangers import PROMPT, Fault, Stranger, run
 
 Record = Callable[..., Path]

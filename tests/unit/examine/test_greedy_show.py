@@ -10,12 +10,12 @@ import pytest
 
 from crossval import schema
 from crossval.compare import rows as compare
-from crossval.compare import tolerance
+from crossval.console import console
 from crossval.examine import greedy_show as render_greedy
 from crossval.examine.greedy_receipt import GREEDY, SAME_ARITHMETIC, GreedyExamined
+from crossval.model import tolerance
 from crossval.receipts.kind import build, recompute
 from crossval.registry import show_receipt
-from crossval.reports.console import console
 from tests.support import receipt_samples as samples
 
 SCREEN = 45

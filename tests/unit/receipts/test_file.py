@@ -12,14 +12,13 @@ import pytest
 
 from crossval import schema
 from crossval.compare import rows as compare
-from crossval.compare import tolerance
 from crossval.compare.receipt import row_to_json
 from crossval.compare.rows import Skip
 from crossval.errors import BadInputError
 from crossval.examine import greedy_receipt, layers_receipt
 from crossval.examine.greedy_receipt import GREEDY, GreedyExamined
 from crossval.examine.layers_receipt import LAYERS
-from crossval.model import taps
+from crossval.model import taps, tolerance
 from crossval.passes import EngineIdentity, Numerics
 from crossval.receipts import file as receipt
 from crossval.receipts.kind import build, build_unavailable

@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossval.capture import Capture
-from crossval.compare import tolerance as tolerances
 from crossval.compare.layers import compare_layers
 from crossval.compare.rows import TapRow, compare_tap, row_status
-from crossval.compare.tolerance import tolerance_for, violations
 from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.engines.record import record_trace
 from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError, CrossvalError
 from crossval.model import taps
+from crossval.model import tolerance as tolerances
+from crossval.model.tolerance import tolerance_for, violations
 from crossval.passes import PassPlan, TapArray
 from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, Floor, FloorTable, measure_floors, measured_tolerance
 from crossval.repeat.margins import multiples, smallest_tolerance, usage
-from crossval.traces.record import record_trace
 from tests.support.numpy_engine import CONFIG, MODEL, NumpyRunner, fault
 
 TABLE = FloorTable("e", 3, (4,), (Floor("blk.0.q", "v", 0.01, 0.02, 8, 2), Floor("blk.0.k", "v", 0.0, 0.0, 8, 0)))

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from crossval.compare.rerun import Names
 from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.engines.record import record_trace
 from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
@@ -20,8 +22,6 @@ from crossval.repeat.metamorphic.cases import Options
 from crossval.repeat.metamorphic.checks import MetamorphicCheck, MetamorphicResult, Notebook, check_status, decide
 from crossval.repeat.metamorphic.runs import Recorded
 from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
-from crossval.repeat.rerun import Names
-from crossval.traces.record import record_trace
 from tests.support.families import FAMILIES
 from tests.support.numpy_engine import MODEL, NumpyRunner
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from crossval import registry
 from crossval.cli import cli
 from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.engines.model_file import check_model
 from crossval.errors import UnavailableError
-from crossval.model.file import check_model
 from crossval.passes import PassRecord, TapArray
 from crossval.receipts import file as receipt
 from crossval.receipts.file import Receipt

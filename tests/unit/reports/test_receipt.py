@@ -8,6 +8,7 @@ import pytest
 
 from crossval.cli.doctor import show_parts
 from crossval.compare.rows import Skip
+from crossval.console import PLAIN_WIDTH, console
 from crossval.engines.doctor import PartCheck
 from crossval.examine.greedy_receipt import GREEDY
 from crossval.passes import PassPlan
@@ -15,9 +16,8 @@ from crossval.receipts import file as receipt
 from crossval.receipts.kind import build_unavailable
 from crossval.receipts.party import Party
 from crossval.receipts.policy import GateCheck
+from crossval.receipts.show import show_checks
 from crossval.registry import show_receipt
-from crossval.reports.console import PLAIN_WIDTH, console
-from crossval.reports.receipt import show_checks
 from tests.support import receipt_samples as samples
 
 

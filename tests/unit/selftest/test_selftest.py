@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from crossval import registry
 from crossval.cli import cli
 from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.engines.model_file import check_model
 from crossval.examine import examination as examine
-from crossval.model.file import check_model
 from crossval.receipts import file as receipt
 from crossval.receipts.file import Receipt
 from crossval.receipts.policy import Policy

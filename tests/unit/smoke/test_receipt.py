@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from crossval import registry, schema
+from crossval.console import console
 from crossval.errors import BadInputError
 from crossval.passes import EngineIdentity
 from crossval.receipts.file import Receipt
@@ -17,7 +18,6 @@ from crossval.receipts.kind import build, build_unavailable
 from crossval.receipts.party import Compute, Party
 from crossval.receipts.policy import Policy
 from crossval.registry import show_receipt
-from crossval.reports.console import console
 from crossval.smoke import receipt as smoke_receipt
 from crossval.smoke import suite
 from crossval.smoke.answers import MinCorrect

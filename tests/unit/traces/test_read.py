@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from crossval.engines.record import record_trace
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.passes import PassPlan, PassRecord, TapArray
 from crossval.traces.read import Trace, expected_shape
-from crossval.traces.record import record_trace
 from crossval.traces.write import TraceWriter, write_safetensors
 from tests.support.numpy_engine import MODEL, NumpyRunner
 

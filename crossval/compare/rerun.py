@@ -17,10 +17,10 @@ import numpy.typing as npt
 from crossval import capture
 from crossval.capture import groups, run
 from crossval.compare.rows import Skip, TapRow, compare_tap
-from crossval.compare.tolerance import Tolerance
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.model.taps import token_axis
+from crossval.model.tolerance import Tolerance
 from crossval.passes import PassPlan, PassRecord, Runner, TapArray, check_rows
 
 OpenRunner = Callable[..., AbstractContextManager[Runner]]

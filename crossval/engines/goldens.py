@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crossval.engines.record import record_trace, trace_model
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.passes import Runner
 from crossval.traces.read import TRACE_FILE, Trace, TraceInfo
-from crossval.traces.record import record_trace, trace_model
 
 SUFFIX = ".goldens"
 FULL_PROMPTS = ("What is 2+2?", "The capital of France is")

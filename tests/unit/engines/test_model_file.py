@@ -10,7 +10,8 @@ import pytest
 
 from bitnet_py.errors import ModelError
 from bitnet_py.gguf import GGUFFile
-from crossval.model.file import SEPARATE_OUTPUT_NOTE, check_model, missing_tokens, tokenizer_digest
+from crossval.engines.model_file import check_model, missing_tokens, tokenizer_digest
+from crossval.terms import SEPARATE_OUTPUT_NOTE
 
 MakeModel = Callable[..., Path]
 

@@ -13,11 +13,8 @@ from bitnet_py.config import ModelConfig
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.weights import Weights
 from crossval.files import file_sha256
+from crossval.terms import SEPARATE_OUTPUT_NOTE
 
-SEPARATE_OUTPUT_NOTE = (
-    "this model has its own output.weight, which bitnet.cpp ignores: it multiplies the final norm with "
-    "token_embd.weight, so logits of an engine that uses output.weight differ from the reference's by that alone"
-)
 ROW_GROUP = 4
 """Rows of a ternary matrix that bitnet.cpp multiplies at once; it writes all of a group that is not full."""
 ROWS_NOTE = (

@@ -22,8 +22,8 @@ the same model (``independent``: bitnet.cpp's batch path keeps probabilities in 
 them to F16; the float64 specification is a third). These are the *floors*; a bound is a floor times ``SAFETY``.
 
 An engine in a 16-bit format rounds between the operations, too: its flips are no longer rare. Largest relative L2
-over a whole tap beside the float64 specification, 350 runs of ``tests/narrow_engine.py`` on models of 2 to 12
-layers: 0.044 * sqrt(depth) in binary16 (``f16``), 0.089 * sqrt(depth) in bfloat16 (``bf16``). Keys and values in
+over a whole tap beside the float64 specification, 350 runs of the tests' ``narrow_engine.py`` on models of 2 to
+12 layers: 0.044 * sqrt(depth) in binary16 (``f16``), 0.089 * sqrt(depth) in bfloat16 (``bf16``). Keys and values in
 either format in an engine that otherwise computes in binary32 stay within the ``independent`` floor.
 
 This table is provisional by design: it says whether two engines agree end to end, not which is right. The op-local
@@ -39,14 +39,13 @@ clang one, reaches 1.0 times the ``same`` floor.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from crossval.formats import FORMATS, Dtype
+from crossval.formats import FORMATS
 from crossval.model import taps
 from crossval.model.kinds import Add, Embedding
-from crossval.passes import EngineIdentity
 
 PolicyName = Literal["same", "independent", "f16", "bf16"]
 Direction = Literal["min", "max", "max_abs_minus_one"]
@@ -142,24 +141,6 @@ def _tolerance(floor: float, bound: float, norm_share: float) -> Tolerance:
             "norm_ratio": norm_share * bound,
         },
     )
-
-
-def choose_policy(
-    candidate: EngineIdentity, reference: EngineIdentity, computed: Collection[Dtype] = ()
-) -> PolicyName:
-    """Return ``same`` when both engines state the same rounding as bitnet.cpp's family, else ``independent``.
-
-    An engine that computes in a 16-bit format, as it states or as its audit found (``computed``), is held to that
-    format's table, and so is whoever is compared with it.
-    """
-    ours, theirs = candidate.numerics, reference.numerics
-    formats = {ours.compute_dtype, theirs.compute_dtype, *computed}
-    if "bf16" in formats:
-        return "bf16"
-    if "f16" in formats:
-        return "f16"
-    known = ours.simd_width is not None and ours.fused_quantizer is not None
-    return "same" if known and ours == theirs else "independent"
 
 
 def violations(metrics: object, bound: Mapping[str, float]) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from crossval.console import VERDICT_STYLE, clip, new_table, plain, show_line
 from crossval.receipts.file import Receipt
 from crossval.receipts.policy import GateCheck
-from crossval.reports.console import VERDICT_STYLE, clip, new_table, plain, show_line
 from crossval.terms import SIDES
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crossval.engines.record import record_trace, trace_model
 from crossval.errors import BadInputError, UnavailableError
 from crossval.files import file_sha256
 from crossval.model import taps
 from crossval.traces.read import Trace
-from crossval.traces.record import record_trace, trace_model
 from tests.support.numpy_engine import MODEL, NumpyRunner, fault
 
 PROMPT = (3, 14, 15)

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from crossval.compare.tolerance import (
+from crossval.compare.rows import choose_policy
+from crossval.model import taps
+from crossval.model.tolerance import (
     CLASSES,
     DIRECTIONS,
     FLOOR_PER_SQRT_LAYER,
-    choose_policy,
     describe,
     tap_class,
     tolerance_for,
     violations,
 )
-from crossval.model import taps
 from crossval.passes import EngineIdentity, Numerics
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crossval.receipts import file
-from crossval.reports.frames import frames
+from crossval.receipts.frames import frames
 
 RECEIPTS = sorted((Path(__file__).parents[3] / "receipts").glob("*.json"))
 FIRST = {"greedy": "steps", "bench": "measures"}
