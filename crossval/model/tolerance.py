@@ -23,8 +23,8 @@ them to F16; the float64 specification is a third). These are the *floors*; a bo
 
 An engine in a 16-bit format rounds between the operations, too: its flips are no longer rare. Largest relative L2
 over a whole tap beside the float64 specification, 350 runs of the tests' ``narrow_engine.py`` on models of 2 to
-12 layers: 0.044 * sqrt(depth) in binary16 (``f16``), 0.089 * sqrt(depth) in bfloat16 (``bf16``). Keys and values in
-either format in an engine that otherwise computes in binary32 stay within the ``independent`` floor.
+12 layers: 0.044 * sqrt(depth) in binary16 (``f16``), 0.089 * sqrt(depth) in bfloat16 (``bf16``). Keys and values
+in either format in an engine that otherwise computes in binary32 stay within the ``independent`` floor.
 
 This table is provisional by design: it says whether two engines agree end to end, not which is right. The op-local
 audit, which recomputes each operation from the engine's own inputs and needs no allowance for accumulation, is a
