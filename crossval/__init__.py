@@ -1,0 +1,64 @@
+"""A parity harness for BitNet b1.58 engines: which one is wrong, in which layer, in which operation, and why.
+
+The public API: what the commands do, as functions that return a receipt (``crossval.api``), and receipts as
+objects with tables (``Receipt``). docs/python.md shows how to use it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crossval.api import (
+        audit_trace,
+        bench_engines,
+        compare_engines,
+        compare_traces,
+        greedy,
+        metamorphic,
+        read_prompts,
+        record,
+        self_test,
+        smoke_test,
+    )
+    from crossval.errors import CrossvalError
+    from crossval.receipts.file import Receipt
+    from crossval.receipts.file import read as open_receipt
+    from crossval.receipts.policy import Policy
+    from crossval.registry import judge
+
+__all__ = [
+    "CrossvalError",
+    "Policy",
+    "Receipt",
+    "audit_trace",
+    "bench_engines",
+    "compare_engines",
+    "compare_traces",
+    "greedy",
+    "judge",
+    "metamorphic",
+    "open_receipt",
+    "read_prompts",
+    "record",
+    "self_test",
+    "smoke_test",
+]
+
+_ELSEWHERE = {
+    "CrossvalError": ("crossval.errors", "CrossvalError"),
+    "Policy": ("crossval.receipts.policy", "Policy"),
+    "Receipt": ("crossval.receipts.file", "Receipt"),
+    "judge": ("crossval.registry", "judge"),
+    "open_receipt": ("crossval.receipts.file", "read"),
+}
+"""Names that do not come from ``crossval.api``: their module, and what they are called there."""
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is asked for: ``import crossval.engines`` must not load diagnosis or bench."""
+    if name not in __all__:
+        raise AttributeError(f"module 'crossval' has no attribute {name!r}")
+    module, found = _ELSEWHERE.get(name, ("crossval.api", name))
+    return getattr(importlib.import_module(module), found)

@@ -7,20 +7,20 @@ given by the words that ``crossval.engines.registry`` lists, or as a directory w
 people, such as where a file was written.
 """
 
-from crossval.api.benchmark import bench
-from crossval.api.comparison import audit_trace, compare, diff
+from crossval.api.benchmark import bench_engines
+from crossval.api.comparison import audit_trace, compare_engines, compare_traces
 from crossval.api.generation import greedy, read_prompts
-from crossval.api.single import metamorphic, record, selftest, smoke
+from crossval.api.single import metamorphic, record, self_test, smoke_test
 
 __all__ = [
     "audit_trace",
-    "bench",
-    "compare",
-    "diff",
+    "bench_engines",
+    "compare_engines",
+    "compare_traces",
     "greedy",
     "metamorphic",
     "read_prompts",
     "record",
-    "selftest",
-    "smoke",
+    "self_test",
+    "smoke_test",
 ]

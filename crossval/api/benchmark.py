@@ -25,7 +25,7 @@ from crossval.receipts.party import REFERENCE_NAME, Compute, Party
 from crossval.terms import Progress, Side
 
 
-def bench(
+def bench_engines(
     model: str | Path | None = None,
     *,
     n_prompt: int = 128,

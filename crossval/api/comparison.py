@@ -24,7 +24,7 @@ Engines = tuple[Runner, Runner]
 """Candidate and reference, both entered."""
 
 
-def compare(
+def compare_engines(
     prompt: str,
     model: str | Path | None = None,
     *,
@@ -63,7 +63,7 @@ def compare(
         return _examined(request, session, (ours, theirs), encoded)
 
 
-def diff(
+def compare_traces(
     candidate: str | Path,
     reference: str | Path,
     model: str | Path | None = None,

@@ -49,7 +49,7 @@ SELFTEST_NOTE = (
 )
 
 
-def smoke(
+def smoke_test(
     model: str | Path | None = None,
     *,
     suite: str = "fixed",
@@ -247,7 +247,7 @@ def record(
         )
 
 
-def selftest(model: str | Path | None = None, *, progress: Progress = silent) -> Receipt:
+def self_test(model: str | Path | None = None, *, progress: Progress = silent) -> Receipt:
     """Put known faults into the model file or the output of our engine, and check that each is found.
 
     Raises:

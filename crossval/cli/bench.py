@@ -76,4 +76,4 @@ def command(say: object, **options: Any) -> Receipt:
       crossval bench --model model.gguf --threads 4 --min-decode-ratio 1 --receipt bench.json
     """
     ratios = {name: options.pop(f"min_{name}_ratio") for name in BOUNDED}
-    return api.bench(min_ratios=ratios, **options)
+    return api.bench_engines(min_ratios=ratios, **options)

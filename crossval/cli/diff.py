@@ -32,4 +32,4 @@ def command(trace_a: Path, trace_b: Path, **options: Any) -> Receipt:
     Example:
       crossval diff my-engine-trace/ bitnet-cpp-trace/ --model model.gguf
     """
-    return api.diff(trace_a, trace_b, **options)
+    return api.compare_traces(trace_a, trace_b, **options)

@@ -22,7 +22,7 @@ def command(**options: Any) -> Receipt:
     Example:
       crossval layers --prompt "What is 2+2?" --receipt receipt.json
     """
-    return api.compare(**options)
+    return api.compare_engines(**options)
 
 
 @receipt_command("triage", PROMPT, DECODE, FLOORS, CAUSAL, REPRO, *ENGINES, plain_words=True)
@@ -38,4 +38,4 @@ def triage(**options: Any) -> Receipt:
     Example:
       crossval triage --prompt "What is 2+2?"
     """
-    return api.compare(**options)
+    return api.compare_engines(**options)

@@ -23,4 +23,4 @@ def command(say: object, **options: Any) -> Receipt:
       crossval selftest
       crossval selftest --receipt selftest.json && crossval gate selftest.json
     """
-    return api.selftest(**options)
+    return api.self_test(**options)

@@ -60,4 +60,4 @@ def command(say: object, **options: Any) -> Receipt:
       crossval smoke
       crossval smoke --suite long --engine both --min-correct 0.95 --receipt smoke.json
     """
-    return api.smoke(**options)
+    return api.smoke_test(**options)

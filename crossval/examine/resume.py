@@ -21,6 +21,7 @@ from crossval.examine.greedy_receipt import prompt_from_json, prompt_to_json, st
 from crossval.model.tolerance import describe
 from crossval.passes import Runner
 from crossval.receipts import provenance
+from crossval.receipts.file import Receipt
 from crossval.receipts.journal import Journal
 from crossval.receipts.party import Compute
 from crossval.schema import validate_part
@@ -171,16 +172,18 @@ class Resume:
     def _complaints(self, data: Mapping[str, Any], prompt: Prompt) -> list[str]:
         """Make the checks of the prompt that the gate makes of a receipt."""
         session = self._session
-        part: dict[str, Any] = {
-            "kind": "greedy",
-            "model": session.model.facts,
-            "tokenizer": session.model.tokenizer,
-            "prompt": {"text": prompt.text, "token_ids": list(prompt.token_ids)},
-            "candidate": session.candidate.to_json(),
-            "reference": session.reference.to_json(),
-            "settings": {"n_steps": self._steps},
-            "results": {"prompts": [data]},
-        }
+        part = Receipt(
+            {
+                "kind": "greedy",
+                "model": session.model.facts,
+                "tokenizer": session.model.tokenizer,
+                "prompt": {"text": prompt.text, "token_ids": list(prompt.token_ids)},
+                "candidate": session.candidate.to_json(),
+                "reference": session.reference.to_json(),
+                "settings": {"n_steps": self._steps},
+                "results": {"prompts": [data]},
+            }
+        )
         part["thresholds"] = describe(tolerance_policy(part))
         return [what for check in _CHECKS for what in check(part)]
 

@@ -1,6 +1,6 @@
 """Receipts on disk: canonical JSON, digest, schema, reading and writing (docs/receipts.md).
 
-A receipt is a plain ``dict`` of JSON values. ``kind`` builds one; ``gate`` judges one.
+``kind`` builds a receipt; ``gate`` judges one.
 """
 
 from __future__ import annotations
@@ -8,17 +8,59 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
+from crossval.receipts.frames import frames
 from crossval.schema import one_line, parse_json, validate
 
-Receipt = dict[str, Any]
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 1
 MAX_SIZE_BYTES = 64 << 20
+
+
+class Receipt(dict[str, Any]):
+    """What a command found: the JSON object as it is in the file (docs/receipts.md), and its tables."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind of receipt: ``layers``, ``greedy``, ``bench`` and others."""
+        return str(self["kind"])
+
+    @property
+    def verdict(self) -> str:
+        """What was concluded, as it is stated; ``crossval.judge`` recomputes it."""
+        return str(self["verdict"])
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """Return all tables of the receipt by name (``receipts.frames``)."""
+        return frames(self)
+
+    def frame(self, table: str | None = None) -> pd.DataFrame:
+        """Return one table of the receipt; by default the one that its kind is about.
+
+        Raises:
+            KeyError: the receipt has no such table, or none at all.
+        """
+        found = self.frames()
+        if table is None:
+            table = next(iter(found), "")
+        if table not in found:
+            raise KeyError(f"no table {table!r}; this {self.kind} receipt has {', '.join(found) or 'none'}")
+        return found[table]
+
+    def save(self, path: str | Path) -> None:
+        """Write the receipt as indented JSON, atomically; ``crossval.open_receipt`` reads it.
+
+        Raises:
+            BadInputError: the path cannot be written, or names something that is not a regular file.
+        """
+        write(path, self)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -36,23 +78,23 @@ def canonical_json(value: Any) -> bytes:
         raise BadInputError(f"cannot be written as canonical JSON: {one_line(error)}") from error
 
 
-def digest(receipt: Receipt) -> str:
+def digest(receipt: Mapping[str, Any]) -> str:
     """Return the sha256 (hexadecimal) over the canonical JSON of the receipt without its ``digest`` field."""
     return hashlib.sha256(canonical_json({k: v for k, v in receipt.items() if k != "digest"})).hexdigest()
 
 
-def seal(receipt: Receipt) -> Receipt:
+def seal(receipt: Mapping[str, Any]) -> Receipt:
     """Return a copy of the receipt with its digest filled in; what is returned obeys the schema.
 
     Raises:
         BadInputError: the receipt violates the schema (a defect of the writer, caught before it is published).
     """
-    sealed = {**receipt, "digest": digest(receipt)}
+    sealed = Receipt({**receipt, "digest": digest(receipt)})
     validate(sealed)
     return sealed
 
 
-def write(path: str | Path, receipt: Receipt) -> None:
+def write(path: str | Path, receipt: Mapping[str, Any]) -> None:
     """Write a sealed receipt as indented JSON, atomically.
 
     Raises:
@@ -67,7 +109,7 @@ def write(path: str | Path, receipt: Receipt) -> None:
         raise BadInputError(f"cannot write the receipt to {file}: {error.strerror or error}") from error
 
 
-def to_text(receipt: Receipt) -> str:
+def to_text(receipt: Mapping[str, Any]) -> str:
     """Return the receipt as people read it: indented JSON, one newline at the end."""
     return json.dumps(receipt, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -90,4 +132,4 @@ def read(path: str | Path) -> Receipt:
         raise BadInputError(f"{file}: larger than {MAX_SIZE_BYTES} bytes; a receipt is a summary, not a trace")
     receipt = parse_json(data, str(file))
     validate(receipt, str(file))
-    return dict(receipt)
+    return Receipt(receipt)

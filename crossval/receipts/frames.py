@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from crossval.receipts.file import Receipt
 from crossval.terms import SIDES
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+Receipt = Mapping[str, Any]
 Rows = Iterable[Mapping[str, Any]]
 
 
@@ -19,6 +20,8 @@ def frames(receipt: Receipt) -> dict[str, pd.DataFrame]:
     Columns are the receipt's own field names, those of nested objects joined by dots
     (``logits.cosine``); lists stay Python lists. Tables without rows are left out.
     """
+    import pandas as pd  # takes half a second, which no command should pay for
+
     made = {name: pd.json_normalize([dict(row) for row in rows(receipt)]) for name, rows in TABLES.items()}
     return {name: table for name, table in made.items() if not table.empty}
 

@@ -142,7 +142,7 @@ def build(kind: Kind[Result], result: Result, facts: RunFacts) -> Receipt:
     """
     added = [note for note in kind.notes(result) if note not in facts.notes]
     facts = replace(facts, notes=[*facts.notes, *added])
-    written = {**_frame(kind, facts), **kind.to_json(result)}
+    written = Receipt({**_frame(kind, facts), **kind.to_json(result)})
     return seal({**written, **_summary(kind, kind.from_json(written), written)})
 
 

@@ -25,7 +25,7 @@ def lasting(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_function_gives_the_receipt_of_its_command(model_path: Path, golden: Path) -> None:
-    made = api.compare(PROMPT, model_path, reference=str(golden), n_threads=1, full=True)
+    made = api.compare_engines(PROMPT, model_path, reference=str(golden), n_threads=1, full=True)
     words = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--threads", "1", "--full")
     assert lasting(made) == lasting(json.loads(run("layers", *words, "--json").stdout))
 
@@ -44,10 +44,10 @@ def test_a_trace_is_audited_without_another_engine(model_path: Path, record: Rec
 @pytest.mark.usefixtures("no_bitnet_cpp")
 def test_an_engine_that_is_not_there_is_an_error_with_a_receipt(model_path: Path) -> None:
     for call in (
-        lambda: api.compare(PROMPT, model_path, reference="bitnet.cpp"),
-        lambda: api.smoke(model_path, engine="reference"),
+        lambda: api.compare_engines(PROMPT, model_path, reference="bitnet.cpp"),
+        lambda: api.smoke_test(model_path, engine="reference"),
         lambda: api.metamorphic(model_path, engine="both"),
-        lambda: api.bench(model_path, n_prompt=4, n_decode=1, n_rounds=1),
+        lambda: api.bench_engines(model_path, n_prompt=4, n_decode=1, n_rounds=1),
     ):
         with pytest.raises(UnavailableError, match="make fetch-cpp") as caught:
             call()
@@ -61,7 +61,7 @@ def test_an_engine_that_is_not_there_is_an_error_with_a_receipt(model_path: Path
 
 def test_what_contradicts_itself_is_a_usage_error(model_path: Path) -> None:
     with pytest.raises(UsageError, match="live engine as the reference") as caught:
-        api.compare(PROMPT, model_path, reference="spec", floors=True)
+        api.compare_engines(PROMPT, model_path, reference="spec", floors=True)
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="only the candidate has kernel families"):
         api.metamorphic(model_path, engine="reference", kernels=("scalar",))
@@ -69,7 +69,11 @@ def test_what_contradicts_itself_is_a_usage_error(model_path: Path) -> None:
 
 @pytest.mark.parametrize("prompt", ["", "bad \udcff byte"])
 def test_a_prompt_is_checked_before_anything_runs(prompt: str) -> None:
-    for call in (api.compare, api.greedy, lambda text, model: api.record(text, "unused", model)):
+    for call in (
+        api.compare_engines,
+        api.greedy,
+        lambda text, model: api.record(text, "unused", model),
+    ):
         with pytest.raises(BadInputError, match=r"the prompt is (empty|not valid UTF-8 at character 4)"):
             call(prompt, "no-such-model.gguf")
     with pytest.raises(CrossvalError, match="comparing nothing"):
@@ -77,7 +81,8 @@ def test_a_prompt_is_checked_before_anything_runs(prompt: str) -> None:
 
 
 def test_every_command_has_its_function_with_the_same_options() -> None:
-    functions = {"layers": "compare", "triage": "compare"}
+    functions = {"layers": "compare_engines", "triage": "compare_engines", "diff": "compare_traces"}
+    functions |= {"smoke": "smoke_test", "selftest": "self_test", "bench": "bench_engines"}
     for name, command in cli.commands.items():
         if name in ("gate", "doctor"):
             continue
