@@ -84,10 +84,10 @@ def digest(receipt: Mapping[str, Any]) -> str:
 
 
 def seal(receipt: Mapping[str, Any]) -> Receipt:
-    """Return a copy of the receipt with its digest filled in; what is returned obeys the schema.
+    """Return a copy of the receipt with its digest filled in, valid by the schema.
 
     Raises:
-        BadInputError: the receipt violates the schema (a defect of the writer, caught before it is published).
+        BadInputError: the receipt violates the schema (a bug in the writer, caught before it is published).
     """
     sealed = Receipt({**receipt, "digest": digest(receipt)})
     validate(sealed)
@@ -110,7 +110,7 @@ def write(path: str | Path, receipt: Mapping[str, Any]) -> None:
 
 
 def to_text(receipt: Mapping[str, Any]) -> str:
-    """Return the receipt as people read it: indented JSON, one newline at the end."""
+    """Return the receipt as indented JSON for people to read, with one newline at the end."""
     return json.dumps(receipt, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
