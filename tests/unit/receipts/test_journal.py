@@ -381,7 +381,7 @@ def test_the_share_from_the_journal_cannot_exceed_the_prompts(bench: Bench) -> N
 
 
 def test_a_receipt_too_large_to_read_is_refused_before_the_run(bench: Bench) -> None:
-    assert "50000 steps at most" in bench("--steps", "20000", code=4)
+    assert "at most 50000 steps" in bench("--steps", "20000", code=4)
     assert bench.n_run == 0
 
 
