@@ -395,5 +395,5 @@ def test_an_engine_that_looks_up_odd_rows_stays_guilty_and_the_rows_are_named(
     wrong = retold(record("other"), tmp_path / "t", lambda ids: [300 - 1 - token for token in ids])
     result = run("diff", wrong, wrong, "--model", model_path)
     assert result.exit_code == 1, result.output
-    assert "undetermined: no known mistake explains it" in result.stdout
+    assert "undetermined: no known bug explains it" in result.stdout
     assert "inp_embd of pass 0 belongs to token ids [" in result.stdout

@@ -281,7 +281,7 @@ def test_a_receipt_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "prefill 5    tok/s" in shown
     assert "2.00 (1.50 to 2.00)" in shown
-    assert "missed: prefill: ratio 2.000, 3 asked for" in shown
+    assert "missed: prefill: ratio 2.000, 3 required" in shown
     assert "FAIL  23 of 23 passes compared, all logits bit-identical" in shown
 
 

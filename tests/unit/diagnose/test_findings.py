@@ -220,7 +220,7 @@ def test_operations_judged_as_one_say_what_to_record(engine: Watched, make_model
     data = findings.to_json(found, "command")
     assert (data["tap"], data["name"], data["segment_ops"]) == ("blk.1.l_out", UNDETERMINED, [])
     assert data["explanation"] == (
-        "no one known mistake in the 20 operations judged as one explains it; "
+        "no single known bug in the 20 operations judged as one explains it; "
         "record every tap of layer 1 to find the cause"
     )
     assert data["specification_ratio"] > 0.1

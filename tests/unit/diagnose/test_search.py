@@ -226,7 +226,7 @@ class TestHealthyAndUnknown:
             return
         assert found.name == UNDETERMINED
         assert found.family is None
-        assert found.explanation.startswith("no known mistake explains it")
+        assert found.explanation.startswith("no known bug explains it")
 
     @pytest.mark.parametrize(
         ("op", "index", "change", "said"),

@@ -126,7 +126,7 @@ def test_auto_without_anything_says_what_there_is(
     with pytest.raises(UnavailableError, match=r"another version of m\.gguf"):
         open_reference("auto", model, "old")
     golden(model, "new")
-    with pytest.raises(UnavailableError, match="goldens exist for: 'new'; none of them is of this prompt"):
+    with pytest.raises(UnavailableError, match="goldens exist for: 'new'; none of them is for this prompt"):
         open_reference("auto", model, "hello")
     with pytest.raises(UnavailableError, match="no prompt was given"):
         open_reference("auto", model)

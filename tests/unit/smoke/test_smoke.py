@@ -318,7 +318,7 @@ def test_no_suite_and_no_prompt_are_bad_input(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     result = run("smoke", "--suite", tmp_path / "empty.jsonl")
     assert result.exit_code == 4
-    assert "holds no prompt" in error_line(result)
+    assert "has no prompts" in error_line(result)
 
 
 @pytest.mark.parametrize("word", ["auto", "bitnet.cpp"])

@@ -57,9 +57,9 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "unknown stop": ({**GOOD, "stop": "."}, '"eos" or "newline"'),
     "nothing expected": ({"prompt": "x"}, "either an answer or a pattern"),
     "both expected": ({**GOOD, "pattern": "4"}, "either an answer or a pattern"),
-    "blank answer": ({**GOOD, "answer": " \n"}, "answer is blank"),
+    "blank answer": ({**GOOD, "answer": " \n"}, "answer is only whitespace"),
     "not a regular expression": ({"prompt": "x", "pattern": "("}, "not a regular expression"),
-    "pattern that cannot fail": ({"prompt": "x", "pattern": ".*"}, "any answer would be right"),
+    "pattern that cannot fail": ({"prompt": "x", "pattern": ".*"}, "any answer would be correct"),
     "long pattern": ({"prompt": "x", "pattern": "x" * 1001}, "at most 1000"),
 }
 
@@ -79,7 +79,7 @@ def test_an_id_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_prompt_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="holds no prompt"):
+    with pytest.raises(BadInputError, match="has no prompts"):
         suite.read_suite(write(tmp_path / "q.jsonl", "", "  "))
 
 
