@@ -368,7 +368,7 @@ class TestLargest:
                 found.all_logits()
 
     def test_a_negative_number_is_refused(self, tiny_model):
-        with pytest.raises(InputError, match="-1 logits asked for"):
+        with pytest.raises(InputError, match="-1 logits requested"):
             tiny_model.largest(PROMPT, tiny_model.new_cache(), -1)
 
     @pytest.mark.parametrize("searched", [False, True])

@@ -262,7 +262,7 @@ class TestMalformed:
             context = spec.context(name)
             found = diagnose(replace(context, raw=(context.raw[0][..., :-1], *context.raw[1:])))
             assert found.name == UNDETERMINED
-            assert "shapes of its inputs do not go together" in found.explanation
+            assert "shapes of its inputs do not match" in found.explanation
 
     def test_other_arrays_of_a_wrong_shape_are_no_evidence(self, spec):
         context = spec.context("blk.1.ffn_act")

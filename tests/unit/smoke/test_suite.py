@@ -74,7 +74,7 @@ def test_a_broken_line_is_one_clear_error_with_its_place(name: str, tmp_path: Pa
 
 
 def test_an_id_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"q.jsonl:3: id 'a' is already that of line 1"):
+    with pytest.raises(BadInputError, match=r"q.jsonl:3: id 'a' is already used in line 1"):
         suite.read_suite(write(tmp_path / "q.jsonl", GOOD, {**GOOD, "id": "b"}, GOOD))
 
 
