@@ -228,6 +228,6 @@ MISSING = (
         ops=EMBED),
 )
 # fmt: on
-"""Reported together with tokens that a kernel did not write: both are possible."""
+"""Tried together with tokens that a kernel did not write: both explanations have to be seen."""
 
 # fmt: off

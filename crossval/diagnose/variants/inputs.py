@@ -139,7 +139,7 @@ def _stretch(codes: Array, rows: Array, wanted: Array) -> Array | None:
 
 
 def _roundness(n: int) -> int:
-    """Return how many times two divides a boundary: of several that values cannot tell apart, the roundest is named."""
+    """Return how often two divides a boundary: of several that values cannot tell apart, the roundest is named."""
     return (n & -n).bit_length() if n else 32
 
 

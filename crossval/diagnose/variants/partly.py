@@ -25,7 +25,7 @@ IMPOSSIBLE = 1e9
 CHANCE_RUN = 4
 """Zeros of one or two tokens at this many consecutive features are not chance."""
 MOSTLY = 0.5
-"""Fraction of the values set aside that the explanation of the rest must not give: one bad value is not enough."""
+"""Fraction of the values set aside that must differ from the explanation of the rest: one is not enough."""
 WHAT = {"anything": "never written", "zero": "zero", "right": "right"}
 
 

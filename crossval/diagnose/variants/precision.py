@@ -82,7 +82,7 @@ def _float_inputs(context: Context) -> list[int]:
 
 
 def _f16_choices(context: Context, *, missing: bool) -> Iterator[_Choice]:
-    """Yield the inputs with or without rounding to binary16, the opposite of the correct one."""
+    """Yield inputs that the engine rounds to binary16, without it (``missing``); else the others, with it."""
     for index in _float_inputs(context) if context.rounded else ():
         if (context.rounded[index] == "f16") == missing:
             yield from _choices(context, index, "{}", (lambda x: x) if missing else to_f16)
