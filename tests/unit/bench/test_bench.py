@@ -1,4 +1,4 @@
-"""Measuring: the streaming read, figures, ratios and verdicts, our engine in its own process, `bitnet bench`."""
+"""Benchmarks: the streaming read, figures, ratios and verdicts, our engine in its own process, `bitnet bench`."""
 
 from __future__ import annotations
 

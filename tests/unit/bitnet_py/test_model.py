@@ -1,4 +1,4 @@
-"""The forward pass: what must not change its bits, what must, and what it refuses."""
+"""The forward pass: what must not change its bits, what must, and what it rejects."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_counters_tell_what_ran(tiny_model):
 
 
 class TestAnotherArchitecture:
-    """SiLU, RoPE of adjacent pairs, heads wider than dim / n_heads, no sub-norms, a head of its own.
+    """SiLU, RoPE of adjacent pairs, heads wider than dim / n_heads, no sub-norms, a separate LM head.
 
     No file names such an architecture yet: the tests add one. Nothing is compared with bitnet.cpp.
     """

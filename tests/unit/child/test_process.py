@@ -1,4 +1,4 @@
-"""Whatever the child process does, the harness gets an exception that says so and lives on."""
+"""Whatever the child process does, the harness gets an exception that states it, and survives."""
 
 from __future__ import annotations
 

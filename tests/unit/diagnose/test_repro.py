@@ -1,4 +1,4 @@
-"""Reproducers: a script for every kind of operation, wrong on what was recorded, right on a right output."""
+"""Reproducers: a script for every kind of operation, which fails on what was recorded and passes when correct."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Change = Callable[[int, str, TapArray], TapArray]
 
 
 class Altered(Stranger):
-    """Its recording is changed in one place; what it computed is right."""
+    """Its recording is changed in one place; what it computed is correct."""
 
     change: Change | None = None
     n_done = 0

@@ -1,4 +1,4 @@
-"""Choosing candidate and reference: nothing stands in for something else in silence."""
+"""Choosing candidate and reference: no engine is silently replaced by another."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.numpy_engine import MODEL, NumpyRunner
 
 
 class Made:
-    """Stands in for a runner class; remembers how it was made."""
+    """Stands in for a runner class; records its arguments."""
 
     def __init__(self, *args: object, **options: object) -> None:
         self.args, self.options = args, options

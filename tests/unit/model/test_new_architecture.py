@@ -1,4 +1,4 @@
-"""What another architecture takes: one file with its graph, and one line that names it.
+"""What adding an architecture requires: one file with its graph, and one line that names it.
 
 The toy has no sub-norms, SiLU, its own head, heads wider than ``dim / n_heads`` and RoPE on neighbours; its engine
 is written here, in NumPy, and audited.
