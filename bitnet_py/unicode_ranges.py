@@ -1,4 +1,4 @@
-"""Unicode 15.1 general categories L, N and P and whitespace, the tables behind llama.cpp's pre-tokenisers.
+"""Unicode 15.1 general categories L, N and P and whitespace, the tables of llama.cpp's pre-tokenisers.
 
 Regex engines follow the Unicode version they were built with (the one inside ``tokenizers`` knows
 4,302 letters more than bitnet.cpp), so that ``\\p{L}`` splits text differently from one release to

@@ -45,7 +45,7 @@ class LoadedModel:
 
 
 class BitnetCppRunner(EngineProcess):
-    """bitnet.cpp behind ``crossval.passes.Runner``.
+    """bitnet.cpp as a ``crossval.passes.Runner``.
 
     ``library``: path of a libllama; None: what ``cpp_library.find_library`` finds. ``n_ctx``:
     tokens the KV cache holds; None: 2048 or the model's context if shorter. ``n_ubatch``: longest

@@ -39,7 +39,7 @@ class Session:
     """Opens candidate and reference by their words; use as a context manager.
 
     Engines that can run any prompt stay open from prompt to prompt; a reference that is chosen per
-    prompt (``auto``) and is a recorded one is opened anew for each.
+    prompt (``auto``) and is a recorded one is opened again for each.
     """
 
     def __init__(self, model: ModelFile, candidate: str, reference: str, n_threads: int | None = None) -> None:

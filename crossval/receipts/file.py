@@ -25,7 +25,7 @@ MAX_SIZE_BYTES = 64 << 20
 
 
 class Receipt(dict[str, Any]):
-    """What a command found: the JSON object as it is in the file (docs/receipts.md), and its tables."""
+    """The result of a command: the JSON object as in the file (docs/receipts.md), and its tables."""
 
     @property
     def kind(self) -> str:
@@ -34,7 +34,7 @@ class Receipt(dict[str, Any]):
 
     @property
     def verdict(self) -> str:
-        """What was concluded, as it is stated; ``crossval.judge`` recomputes it."""
+        """The verdict as stated; ``crossval.judge`` recomputes it."""
         return str(self["verdict"])
 
     def frames(self) -> dict[str, pd.DataFrame]:
@@ -42,7 +42,7 @@ class Receipt(dict[str, Any]):
         return frames(self)
 
     def frame(self, table: str | None = None) -> pd.DataFrame:
-        """Return one table of the receipt; by default the one that its kind is about.
+        """Return one table of the receipt; by default the main table of its kind.
 
         Raises:
             KeyError: the receipt has no such table, or none at all.

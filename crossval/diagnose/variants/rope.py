@@ -174,7 +174,7 @@ def _turns(context: Context) -> tuple[Array, Array]:
     ``(n_rows, head_dim / 2)``, joined over the heads.
 
     Raises:
-        Inapplicable: what was recorded is no rotation of these pairs.
+        Inapplicable: the recorded output is not a rotation of these pairs.
     """
     before, after = _pairs(context.inputs[0]), _pairs(context.target)
     product = (np.conj(before) * after).sum(axis=1)

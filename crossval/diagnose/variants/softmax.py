@@ -261,7 +261,7 @@ def _filled(context: Context, seen: Array) -> Array:
 
 
 def _offsets(context: Context) -> Iterator[int]:
-    """Read from the weights how far beyond its own position a token sees."""
+    """Determine from the weights how far past its own position a token sees."""
     first, last = _ends(context)
     n_kv, position = context.target.shape[-1], context.positions
     inside = (last >= 0) & (last < n_kv - 1)
@@ -278,7 +278,7 @@ def _with_offset(context: Context, offset: int) -> Array:
 
 
 def _windows(context: Context) -> Iterator[int]:
-    """Read from the weights how many keys up to its own a token sees."""
+    """Determine from the weights how many keys up to its own a token sees."""
     first, last = _ends(context)
     position = context.positions
     widths = np.unique((position - first + 1)[(first > 0) & (last == position)])
@@ -293,7 +293,7 @@ def _with_window(context: Context, width: int, kept: int = 0) -> Array:
 
 
 def _sink_windows(context: Context) -> Iterator[Fit]:
-    """Read from the weights which first keys stay visible besides a sliding window."""
+    """Determine from the weights which first keys stay visible besides a sliding window."""
     hidden = _mask(context) & ~_seen(context)
     rows = np.flatnonzero(hidden.any(axis=-1))
     starts = {int(np.flatnonzero(hidden[row])[0]) for row in rows}
@@ -304,7 +304,7 @@ def _sink_windows(context: Context) -> Iterator[Fit]:
 
 
 def _chunks(context: Context) -> Iterator[int]:
-    """Read from the weights the size of chunks within which tokens see each other."""
+    """Determine from the weights the size of chunks within which tokens see each other."""
     first, last = _ends(context)
     position = context.positions
     if not (first > 0).any() or not (last == position).all():
