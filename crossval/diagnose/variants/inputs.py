@@ -313,7 +313,7 @@ FITTED = (
     fitted("{}", "{0.sentence}", _places, group="weights shifted", family=3, ops=BITLINEARS,
         shown="weights shifted by *n* within each row or the tensor; block *a* multiplied with the weights of *b*",
         shown_sentence="weights are read from another place, by any distance; "
-        "one block of inputs meets another's"),
+        "one block of inputs is multiplied by another's"),
     fitted("{}", "{0.sentence}", _bytes_used, family=2, ops=BITLINEARS, shown="packed bytes used as weights",
         shown_sentence="each row's packed bytes are weights of the first quarter of the inputs, plus an offset"),
 )
