@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard bitnet_py/csrc/*)
-# An editable installation lists the modules it found: it is made anew when files come or go.
+# An editable installation lists the modules it found: it is renewed when folders are added or removed.
 SOURCES += $(shell find bitnet_py crossval -type d -not -name __pycache__)
 INSTALLED := $(VENV)/.installed
 DEMO_RECEIPT := build/demo-receipt.json
@@ -38,24 +38,24 @@ types: $(INSTALLED)  ## Check types
 fetch-cpp: $(INSTALLED)  ## Build bitnet.cpp: downloaded, or the source in BITNET_CPP_DIR
 	$(BIN)/python -m crossval.bitnet_cpp.build
 
-record: $(INSTALLED)  ## Record the goldens of the shipped model anew from live bitnet.cpp
+record: $(INSTALLED)  ## Re-record the goldens of the shipped model from live bitnet.cpp
 	$(BIN)/python -m crossval.cli.goldens
 
-bench: $(INSTALLED)  ## Measure our engine and live bitnet.cpp, interleaved
+bench: $(INSTALLED)  ## Benchmark our engine and live bitnet.cpp, interleaved
 	$(BIN)/crossval bench
 
-bench-kernels: $(INSTALLED)  ## Measure every kernel, instruction sets side by side
+bench-kernels: $(INSTALLED)  ## Benchmark every kernel, instruction sets side by side
 	$(BIN)/python -m pytest tools/bench --benchmark-only --benchmark-max-time=0.3 --benchmark-columns=min,median,iqr,rounds
 
 sanitize: $(INSTALLED)  ## Check the C library with AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/python -m tests.support.checked_library sanitize
 
-tsan: $(INSTALLED)  ## Check its threads with ThreadSanitizer
+tsan: $(INSTALLED)  ## Check the C library's threads with ThreadSanitizer
 	$(BIN)/python -m tests.support.checked_library tsan
 
-valgrind: $(INSTALLED)  ## Check its memory with valgrind: nothing uninitialised is read
+valgrind: $(INSTALLED)  ## Check the C library with valgrind: nothing uninitialised is read
 	$(BIN)/python -m tests.support.checked_library valgrind
 
-clean:  ## Remove everything that was built or installed here
+clean:  ## Remove everything built or installed here
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""An engine for 1.58-bit BitNet models whose results equal bitnet.cpp's bit for bit."""
+"""An engine for 1.58-bit BitNet models whose results are bit-identical to bitnet.cpp's."""
 
 from bitnet_py.cache import KVCache
 from bitnet_py.errors import BitnetError, InputError, ModelError, NativeError, TokenizerError

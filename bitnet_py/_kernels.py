@@ -72,7 +72,7 @@ def dots(
     kernel: str | None = None,
 ) -> npt.NDArray[np.float32]:
     """Multiply F16 rows ``(rows, n)`` with float32 columns ``(cols, n)``, or one ``(n,)``, in one
-    of bitnet.cpp's reduction shapes. Returns ``(cols, rows)``, or ``(rows,)``."""
+    of bitnet.cpp's summation orders. Returns ``(cols, rows)``, or ``(rows,)``."""
     n_rows, n = a.shape
     out = np.empty((*b.shape[:-1], n_rows), np.float32)
     call(
@@ -145,11 +145,11 @@ def rescale(
 def screen_row(
     row: npt.NDArray[np.float16], *, kernel: str | None = None
 ) -> tuple[npt.NDArray[np.int8], np.float32, np.float32, np.float32]:
-    """Quantise one F16 row ``(n,)`` of the head, n a multiple of 32, as a row of ``bitnet_py.screen.Screen``.
+    """Quantise one F16 row ``(n,)`` of the LM head, n a multiple of 32, as a row of ``bitnet_py.screen.Screen``.
 
     Returns:
-        codes int8 ``(n,)``, their scale, an upper bound of the error's norm, one of the copy's
-        norm.
+        codes int8 ``(n,)``, their scale, and upper bounds of the norms of the error and of the
+        copy.
     """
     codes = np.empty(row.shape, np.int8)
     scale, error, norm = c_float(), c_float(), c_float()
@@ -197,7 +197,7 @@ def top(
 
 
 def to_f16(x: npt.NDArray[np.float32], *, kernel: str | None = None) -> npt.NDArray[np.float16]:
-    """Round float32 values to binary16, to nearest even."""
+    """Round float32 values to binary16, to nearest, ties to even."""
     out = np.empty(x.shape, np.float16)
     call("bn_kernel_to_f16", _name(kernel), address(x), x.size, address(out))
     return out

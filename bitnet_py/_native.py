@@ -85,7 +85,7 @@ class Options(Structure):
 
 
 class ScreenStruct(Structure):
-    """``bn_screen``: a compact copy of the output head."""
+    """``bn_screen``: a compact copy of the LM head."""
 
     _fields_ = [(name, c_void_p) for name in ("codes", "scale", "error", "norm")]
 
@@ -221,7 +221,7 @@ RECORDED_LIBM = {0xE4C4A7E2B2A9E0A5: "glibc 2.36"}
 
 @functools.cache
 def libm_name() -> str | None:
-    """Return the C library whose powf, cosf and sinf give the same bits as this one's; None for an unknown one.
+    """Return the C library whose powf, cosf and sinf are bit-identical to this one's; None for an unknown one.
 
     RoPE uses these functions as they are, in bitnet.cpp and here. With a C library that rounds them
     differently, single bits of RoPE and of everything after it may differ from a recorded
@@ -236,7 +236,7 @@ def library_path() -> Path:
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Call a function that returns a status. Raises ``NativeError`` with the library's own message on failure."""
+    """Call a function that returns a status; raise ``NativeError`` with the library's own message on failure."""
     lib = library()
     status = getattr(lib, name)(*arguments)
     if status != 0:

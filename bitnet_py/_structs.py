@@ -20,7 +20,7 @@ def _layer(weights: LayerWeights) -> _native.Layer:
 
 
 def model_struct(weights: Weights) -> _native.ModelStruct:
-    """Return the C struct of a model; it points into the arrays of ``weights``, which must outlive it."""
+    """Return the C struct of a model, which points into the arrays of ``weights``: these must outlive it."""
     config = weights.config
     return _native.ModelStruct(
         n_layers=config.n_layers,

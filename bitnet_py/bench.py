@@ -1,4 +1,4 @@
-"""Speed of this engine on this machine: prompt, decoding, memory, weights read against memory bandwidth."""
+"""Speed of this engine on this machine: prompt, decoding, memory, weight bandwidth beside memory bandwidth."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from bitnet_py.model import KernelCount, Model
 READ_BUFFER_BYTES = 256 << 20
 """Larger than the caches of most machines."""
 READ_PASSES = 4
-"""Over the buffer, by the same threads, so that starting them does not count as reading."""
+"""Passes over the buffer by the same threads, so that starting them does not count as reading."""
 READS = 3
-"""The fastest counts: disturbances only make a read slower."""
+"""Repetitions, of which the fastest counts: disturbances only make a read slower."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 def random_ids(seed: int, n_tokens: int, vocab_size: int) -> list[int]:
     """Return arbitrary token ids, the same for a seed with every version of Python."""
-    draw = random.Random(seed).random  # the only method whose sequence Python promises to keep
+    draw = random.Random(seed).random  # the only method whose sequence Python guarantees
     return [int(draw() * vocab_size) for _ in range(n_tokens)]
 
 
@@ -51,7 +51,7 @@ class BandwidthProbe:
     """Measures the bandwidth of this machine: streaming reads of a buffer by several threads.
 
     Attributes:
-        n_bytes: bytes that one reading takes from memory.
+        n_bytes: bytes that one measurement reads from memory.
     """
 
     def __init__(self, n_threads: int, buffer_bytes: int = READ_BUFFER_BYTES) -> None:
@@ -101,11 +101,11 @@ class BenchReport:
     n_decode: int
     prefill_s: tuple[float, ...]
     decode_s: tuple[float, ...]
-    """Of all ``n_decode`` tokens, one at a time after the prompt."""
+    """Time of all ``n_decode`` tokens, one at a time after the prompt."""
     read_s: tuple[float, ...]
     read_bytes: int
     weight_bytes_per_token: float
-    """Read in decoding, by the C library's own counters."""
+    """Weights read in decoding, by the C library's own counters."""
     peak_resident_bytes: int | None
     last_logits: npt.NDArray[np.float32]
 
@@ -122,12 +122,12 @@ class BenchReport:
 
     @property
     def decode_bytes_per_s(self) -> float:
-        """Weights read in decoding, by the median round."""
+        """Bandwidth of reading weights in decoding, of the median round."""
         return self.weight_bytes_per_token * self.n_decode / statistics.median(self.decode_s)
 
     @property
     def read_bytes_per_s(self) -> float:
-        """Memory bandwidth of this machine, by the median of the reads."""
+        """Memory bandwidth of this machine, of the median read."""
         return self.read_bytes / statistics.median(self.read_s)
 
 

@@ -35,7 +35,7 @@ EXIT_BROKEN_PIPE = 141
 
 
 class BadInput(click.ClickException):
-    """How the command line shows an error of the package: ``error: ...`` on one line, exit 4."""
+    """An error of the package as the command line shows it: ``error: ...`` on one line, exit 4."""
 
     exit_code = EXIT_BAD_INPUT
 
@@ -45,7 +45,7 @@ class BadInput(click.ClickException):
 
 
 class Commands(click.Group):
-    """A command group that turns expected failures into exit codes; only bugs leave a traceback."""
+    """A command group that turns expected failures into exit codes; only bugs print a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and flush its output, so that a closed pipe is noticed here."""
@@ -55,8 +55,7 @@ class Commands(click.Group):
         except BitnetError as error:
             raise BadInput(str(error)) from error
         except BrokenPipeError:
-            # Python flushes stdout once more at exit, into the closed pipe, and would complain
-            # about it.
+            # Python flushes stdout once more at exit, and would report the closed pipe again.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(EXIT_BROKEN_PIPE)
@@ -106,8 +105,12 @@ def model_option(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--greedy", is_flag=True, help="Always take the most likely token.")
 @click.option("--temperature", type=float, help="Below 1 sharpens, above 1 flattens.  [default: 0.8]")
 @click.option("--top-k", type=int, help="Draw from the k most likely tokens; 0: all.  [default: 40]")
-@click.option("--top-p", type=float, help="Draw from the most likely tokens of this share.  [default: 0.95]")
-@click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Makes sampling repeatable.  [default: a new one]")
+@click.option(
+    "--top-p", type=float, help="Draw from the most likely tokens of this total probability.  [default: 0.95]"
+)
+@click.option(
+    "--seed", type=click.IntRange(0, MAX_SEED), help="Makes sampling reproducible.  [default: a new one]"
+)
 @click.option("--threads", "n_threads", type=click.IntRange(min=1), help="Threads.  [default: all cores]")
 @click.option(
     "--kernel", metavar="NAME", help="Force a kernel family, as BITNET_KERNEL does.  [default: the best]"
@@ -130,7 +133,7 @@ def run(
     """Continue a prompt; the text streams to stdout.
 
     The last line on stderr gives the speed of decoding and of the prompt, and a hash of the last
-    logits: equal hashes mean equal bits.
+    logits: equal hashes mean bit-identical logits.
 
     \b
     Example:
@@ -261,7 +264,7 @@ def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
 @click.option("--ids", "ids_only", is_flag=True, help="Print the ids alone, on one line.")
 @click.argument("text")
 def tokenize(model_path: Path, no_bos: bool, no_special: bool, ids_only: bool, text: str) -> None:
-    """Show the tokens of TEXT, one per line: id and text, or bytes where a token is part of a character.
+    """Show the tokens of TEXT, one per line: id and text, or bytes if a token is only part of a character.
 
     \b
     Example:

@@ -22,7 +22,7 @@ RopePairing = Literal["halves", "adjacent"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the name of an architecture implies and no key of the file states."""
+    """What the name of an architecture implies, without a key in the file."""
 
     activation: Activation
     rope_pairing: RopePairing
@@ -32,10 +32,10 @@ ARCHITECTURES = {
     "bitnet-b1.58": Architecture("relu_squared", "halves"),
     "bitnet-25": Architecture("relu_squared", "halves"),
 }
-"""Value of ``general.architecture`` -> what it implies. Others are refused. Source: bitnet.cpp
+"""Value of ``general.architecture`` -> what it implies. Others are rejected. Source: bitnet.cpp
 llama.cpp, ``build_bitnet_158`` and ``llama_rope_type``."""
 I2_S_BLOCK = 128
-"""Weights of one I2_S block: every matrix's row length has to be a multiple of it."""
+"""Weights in one I2_S block: the row length of every matrix has to be a multiple of it."""
 
 _LIMITS = {
     "block_count": 512,  # bitnet.cpp's own LLAMA_MAX_LAYERS
@@ -53,7 +53,7 @@ _CONVERT = "this engine cannot run the model: convert it again from its original
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape and hyper-parameters; every combination that exists is one the engine can run."""
+    """Shape and hyper-parameters; the engine can run every instance."""
 
     arch: str
     n_layers: int
@@ -152,7 +152,7 @@ class _Reader:
         return number
 
     def require(self, key: str, expected: Sequence[object], what: str | None = None) -> None:
-        """Refuse a key that is present with another value than those expected."""
+        """Reject a key that is present with a value other than those expected."""
         value = self.raw(key)
         if value is not None and (isinstance(value, np.ndarray) or value not in expected):
             raise self.error(f"{self.arch}.{key}", what or expected[0], clip(str(value)))
@@ -212,7 +212,7 @@ class _Reader:
         )
 
     def refuse_unsupported(self) -> None:
-        """Refuse features that change the result and that the engine does not have."""
+        """Reject features that change the result and that the engine does not support."""
         # "linear" is llama.cpp's default and, with factor 1 (or 0, its "not set"), means no
         # scaling.
         self.require("rope.scaling.type", ("none", "linear"), "none (RoPE scaling is not supported)")

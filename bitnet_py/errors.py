@@ -1,4 +1,4 @@
-"""Every exception this package raises on purpose, with one root to catch them by, and how a model is refused."""
+"""The exceptions of this package, with a common root, and the message with which a model is rejected."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class InputError(BitnetError):
 
 
 class NativeError(BitnetError):
-    """The C library is missing, of another ABI version, or refused a call (forced kernel not available)."""
+    """The C library is missing, of another ABI version, or rejected a call (forced kernel not available)."""
 
 
 DAMAGED = "the file is damaged: copy or download it again"
-"""What to do, for ``model_error``."""
+"""A remedy for ``model_error``."""
 
 
 def model_error(path: object, what: str, *, expected: object, found: object, remedy: str) -> ModelError:

@@ -1,4 +1,4 @@
-"""The token loop: the prompt is evaluated once, then only the newest token per step; tokens stream out."""
+"""The token loop: evaluates the prompt once, then only the newest token per step, and yields each token."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ class Token:
 
     id: int
     all_logits: Callable[[], npt.NDArray[np.float32]]
-    """Returns the logits it was chosen from, (vocab_size,); only before the next token is asked
-    for."""
+    """Returns the logits it was chosen from, ``(vocab_size,)``; only until the next token is
+    requested."""
     elapsed_s: float
-    """Time to evaluate and choose: of the whole prompt for the first token, of one token after
-    that."""
+    """Time to evaluate and choose: for the first token, including the whole prompt."""
     finish: FinishReason | None
     """Why generation ends with this token, or None."""
 

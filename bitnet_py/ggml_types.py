@@ -68,7 +68,7 @@ BLOCK_LAYOUT: Mapping[GGMLType, tuple[int, int]] = MappingProxyType(
         GGMLType.I2_S: (4, 1),
     }
 )
-"""Elements and bytes of one block; I2_S has ``I2_S_TAIL_BYTES`` more per tensor, TL1 and TL2 no fixed layout."""
+"""Elements and bytes of one block; I2_S adds ``I2_S_TAIL_BYTES`` per tensor, TL1 and TL2 have no fixed layout."""
 
 
 def tensor_size_bytes(shape: tuple[int, ...], ggml_type: GGMLType) -> int | None:

@@ -147,7 +147,7 @@ class GGUFFile:
             self._mapping.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def close(self) -> None:
-        """Give up the mapping; views and string arrays that still exist keep it alive until they are gone."""
+        """Release the mapping; existing views and string arrays keep it alive until they are gone."""
         mapping, self._mapping = self._mapping, None
         if mapping is not None:
             _release(mapping)
@@ -232,7 +232,7 @@ class _Parser:
         return StringArray(self.mapping, offsets, self.path, what)
 
     def refuse_length(self, what: str, index: int, limit: int) -> NoReturn:
-        """Say what is wrong with the length of the string at the cursor."""
+        """Raise for the length of the string at the cursor, with what is wrong with it."""
         what = f"{what}, length of string {index}"
         rest = self.end - self.pos
         if rest < 8:

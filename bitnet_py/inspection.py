@@ -48,7 +48,7 @@ def describe(gguf: GGUFFile) -> tuple[dict[str, Any], BitnetError | None]:
 
 
 def print_description(description: dict[str, Any]) -> None:
-    """Print what ``describe`` returned as tables; text from the file is escaped for the terminal's safety."""
+    """Print what ``describe`` returned as tables; text from the file is escaped, to be safe on a terminal."""
     size_mb = description["size_bytes"] / 1e6
     click.echo(f"{description['path']}: GGUF version {description['version']}, {size_mb:.1f} MB")
     click.echo(f"{len(description['tensors'])} tensors, {description['n_parameters']:,} parameters")

@@ -1,4 +1,4 @@
-"""Check one row of logits, and find its largest."""
+"""Check one row of logits, and find its largest values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bitnet_py.errors import ModelError
 
 
 def check_logits(logits: npt.NDArray[np.float32], ids: npt.NDArray[np.integer] | None = None) -> None:
-    """Raise ``ModelError`` unless ``logits`` is one row, not empty, of finite values.
+    """Raise ``ModelError`` unless ``logits`` is one non-empty row of finite values.
 
     ``ids``: their tokens; None: all tokens in order.
     """
@@ -27,7 +27,7 @@ def check_logits(logits: npt.NDArray[np.float32], ids: npt.NDArray[np.integer] |
 
 
 def largest(logits: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.intp]:
-    """Return the ids of the ``n`` largest logits (0: all), largest first, lower id first among equals."""
+    """Return the ids of the ``n`` largest logits (0: all), largest first; ties by lower id."""
     if n == 1:
         return np.array([np.argmax(logits)])
     if 0 < n < logits.size:

@@ -32,7 +32,7 @@ DEFAULT_UBATCH = 512
 """Tokens per pass of a long prompt, bitnet.cpp's default."""
 
 DEFAULT_SCREEN_FROM_BYTES = 32 << 20
-"""A head that fits the processor's caches is read faster than it is screened."""
+"""An LM head that fits the processor's caches is read faster than it is screened."""
 
 Logits = Literal["last", "all", "none"]
 Float32Array = npt.NDArray[np.float32]
@@ -50,15 +50,15 @@ class Forward:
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest logits of the last token of a pass: the same ones, bit for bit, that the whole head gives."""
+    """The largest logits of the last token of a pass, bit-identical to those of the whole LM head."""
 
     ids: npt.NDArray[np.int32]
-    """``(n,)``: largest logit first; of equal ones the lower id."""
+    """``(n,)``: largest logit first; ties by lower id."""
     logits: Float32Array
     """``(n,)``."""
     n_rows_read: int
-    """Rows of the head that were read in binary16: all, or those that could still be among the
-    largest."""
+    """Rows of the LM head that were read in binary16: all, or those that could still be among
+    the largest."""
     all_logits: Callable[[], Float32Array]
     """Returns all logits, ``(vocab_size,)``; after the model's next pass it raises
     ``RuntimeError``."""
@@ -76,7 +76,7 @@ class KernelCount:
     operation: str
     """E.g. ``i2s_gemv``."""
     family: str
-    """Of the kernels that ran, e.g. ``avx2``."""
+    """Family of the kernels that ran, e.g. ``avx2``."""
     quantized: bool
     """Whether it multiplies packed ternary weights."""
     reads_weights: bool
@@ -115,7 +115,7 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._engine: c_void_p | None = None
         self.searches_head = self.weights.head.nbytes >= screen_from_bytes and self.config.dim <= MAX_DIM
-        """Whether ``largest`` uses the compact copy of the head."""
+        """Whether ``largest`` uses the compact copy of the LM head."""
         self._screen: Screen | None = None
         self._n_passes = 0
         self._is_first_search = True
@@ -161,8 +161,8 @@ class Model:
             n_ubatch: a longer prompt is processed in passes of this many tokens.
             bytes_per_thread: a pass that reads fewer bytes of weights per thread uses fewer
                 threads.
-            screen_from_bytes: ``largest`` searches a head of this size or more with a compact copy.
-                Never changes results.
+            screen_from_bytes: ``largest`` searches an LM head of this size or more with a compact
+                copy. Never changes results.
 
         Raises:
             ModelError: the file is missing, malformed, unsupported or holds unusable values.
@@ -242,9 +242,10 @@ class Model:
     def largest(self, ids: Sequence[int] | npt.NDArray[np.int32], cache: KVCache, n: int) -> Largest:
         """Append tokens to a sequence and return the ``n`` largest logits of the last one; 0: all of them.
 
-        From the second call on, a large head is not read whole: an int8 copy of it bounds every
-        logit, and only rows that can still be among the largest are read in binary16 (``screen``).
-        The first call makes no copy, so that the first token comes as early as it can.
+        From the second call on, a large LM head is not read completely: an int8 copy of it bounds
+        every logit, and only rows that can still be among the largest are read in binary16
+        (``screen``). The first call makes no copy, so that the first token comes as early as
+        possible.
 
         Raises:
             InputError: as ``forward``, or ``n`` is negative.
@@ -253,7 +254,7 @@ class Model:
         tokens = np.ascontiguousarray(ids, dtype=np.int32)
         self._check(tokens, cache, ())
         if n < 0:
-            raise InputError(f"{n} logits asked for, expected 0 (all) or more")
+            raise InputError(f"{n} logits requested, expected 0 (all) or more")
         is_first, self._is_first_search = self._is_first_search, False
         can_search = self.searches_head and 0 < n <= min(MAX_TOP, self.config.vocab_size)
         if can_search and (self._screen is not None or not is_first):
@@ -278,7 +279,7 @@ class Model:
 
         def all_logits() -> Float32Array:
             if self._n_passes != pass_index:
-                raise RuntimeError("the model has run another pass: all logits were available only until then")
+                raise RuntimeError("the model has run another pass: the logits were available only until then")
             head = self.weights.head
             row = np.empty(len(head), np.float32)
             for first in range(0, row.size, HEAD_ROWS_AT_ONCE):
@@ -290,7 +291,7 @@ class Model:
         return Largest(ids, logits, found.n_rescored, all_logits)
 
     def screen(self) -> Screen:
-        """Return the compact copy of the head that ``largest`` searches with, made on first use.
+        """Return the compact copy of the LM head that ``largest`` searches, made on first use.
 
         Pages of the head are returned to the system as they are copied, so that only the copy stays
         resident.

@@ -33,14 +33,14 @@ _DEFAULT_PUNCTUATION = rf"[{_P}\$\+<=>\^~\|]+"
 
 @dataclass(frozen=True)
 class PreType:
-    """One pre-tokeniser of bitnet.cpp: its expressions, and what else the name switches on."""
+    """One pre-tokeniser of bitnet.cpp: its expressions, and what else its name implies."""
 
     name: str
     patterns: tuple[str, ...]
     ignore_merges: bool = False
-    """A word that is a token is taken whole, even where merging would not reach it."""
+    """A word that is a token is used as it is, even if merging would not produce it."""
     add_bos: bool = False
-    """BOS is added unless ``tokenizer.ggml.add_bos_token`` says otherwise."""
+    """Whether BOS is added by default (``tokenizer.ggml.add_bos_token`` overrides it)."""
 
 
 _LLAMA_BPE = PreType("llama-bpe", (_LLAMA3,), ignore_merges=True, add_bos=True)

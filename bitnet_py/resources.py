@@ -11,10 +11,10 @@ DEFAULT_MODEL_NAME = "bitnet-qa.gguf"
 
 
 def _candidates(name: str) -> list[Path]:
-    """Return where a shipped model may be, a source checkout's ``models/`` first."""
+    """Return the places of a shipped model, a source checkout's ``models/`` first."""
     places = [Path(__file__).resolve().parent.parent / "models" / name]
-    # An installed wheel keeps the models in the other package (pyproject.toml); found, never
-    # imported.
+    # An installed wheel keeps the models in the other package (pyproject.toml), which is located but
+    # never imported.
     spec = importlib.util.find_spec("crossval")
     roots = (spec.submodule_search_locations if spec else None) or []
     return places + [Path(root) / "_data" / "models" / name for root in roots]

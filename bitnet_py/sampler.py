@@ -14,18 +14,18 @@ MAX_SEED = 2**64 - 1
 
 
 class Sampler(Protocol):
-    """What chooses tokens; may hold state (a random generator)."""
+    """Chooses tokens; may hold state (a random generator)."""
 
     @property
     def n_candidates(self) -> int:
-        """How many of the largest logits it chooses from; 0: all."""
+        """Number of largest logits that it chooses from; 0: all."""
 
     def choose(self, ids: npt.NDArray[np.integer], logits: npt.NDArray[np.float32]) -> int:
         """Return the id chosen from the ``n_candidates`` largest logits, ordered as ``Model.largest`` does."""
 
 
 class GreedySampler:
-    """Takes the largest logit; of equal ones the lowest id, as ``llama_sampler_greedy_apply`` does."""
+    """Takes the largest logit, ties by lowest id, as ``llama_sampler_greedy_apply`` does."""
 
     n_candidates = 1
 

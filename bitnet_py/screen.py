@@ -1,8 +1,8 @@
-"""A compact int8 copy of the LM head, which finds the largest logits without reading the whole head.
+"""A compact int8 copy of the LM head, for an exact top-k without reading the whole head.
 
-Every row is kept as ``scale * codes`` together with upper bounds of what that loses.
-``csrc/screen.h`` derives from them an interval around every logit; only rows whose interval reaches
-high enough are read in binary16. What comes out is what the whole head gives, bit for bit.
+Every row is kept as ``scale * codes``, with upper bounds of the error. ``csrc/screen.h`` derives from
+them an interval around every logit; only rows whose interval reaches high enough are read in
+binary16. The results are bit-identical to those of the whole head.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_TOP = 256
 MAX_DIM = 65536
 """Largest dim whose integer products fit 32 bits."""
 HEAD_ROWS_AT_ONCE = 8192
-"""When the whole head is read while the copy exists, its pages are returned after this many
+"""If the whole head is read while the copy exists, its pages are returned after this many
 rows."""
 
 
@@ -41,7 +41,7 @@ class Screen:
 
     @classmethod
     def empty(cls, vocab_size: int, dim: int) -> Screen:
-        """Return a copy that holds nothing yet."""
+        """Return an empty copy."""
         codes = np.empty((vocab_size, dim), np.int8)
         scale, error, norm = (np.empty(vocab_size, np.float32) for _ in range(3))
         return cls(codes, scale, error, norm)
@@ -50,7 +50,7 @@ class Screen:
     def build(
         cls, engine: c_void_p, vocab_size: int, dim: int, *, after: Callable[[int, int], Any] | None = None
     ) -> Screen:
-        """Copy the head of an engine with all its threads, reading it once.
+        """Copy the LM head of an engine with all its threads, reading it once.
 
         ``after(first, n)`` is called when rows ``first`` to ``first + n`` have been copied.
         """

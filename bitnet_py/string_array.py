@@ -1,8 +1,8 @@
 """Arrays of strings in a GGUF file: located when the file is opened, decoded on access.
 
 Layout: ``count`` strings one after the other, unaligned; ``string = u64 size_bytes | UTF-8 bytes``,
-little-endian. Example: ``["a", "", "é"]`` is ``01 00*7 61 | 00*8 | 02 00*7 C3 A9``: begins at 0, 9
-and 17, end of the last at 27.
+little-endian. Example: ``["a", "", "é"]`` is ``01 00*7 61 | 00*8 | 02 00*7 C3 A9``: the strings
+begin at 0, 9 and 17, the last ends at 27.
 
 A vocabulary is 10^5 strings of a few bytes, and callers that already have token ids never need
 their text. Their offsets are always needed, because the next value of the file begins where the
@@ -32,8 +32,8 @@ _N_SHOWN = 4
 class StringArray(Sequence[str]):
     """The strings of one array in a mapped GGUF file: immutable, each decoded on access.
 
-    Iteration decodes all strings at once, which is faster than one by one. Equal to a list, a tuple
-    or another array of the same strings. Keeps the mapping alive. Everything but ``len`` and
+    Iteration decodes all strings together, which is faster than one at a time. Equal to a list, a
+    tuple or another array of the same strings. Keeps the mapping alive. Everything but ``len`` and
     ``repr`` raises ``ModelError`` for a string that is not UTF-8.
     """
 
@@ -73,8 +73,8 @@ class StringArray(Sequence[str]):
 
     def tolist(self) -> list[str]:
         """Return all strings. Raises ``ModelError`` when one is not UTF-8."""
-        # All are decoded as one text and cut at their lengths: eight zero bytes each, found nowhere
-        # else.
+        # All are decoded as one text and cut at their lengths: eight zero bytes each, which occur
+        # nowhere else.
         raw = self._data[self._offsets[0] : self._offsets[-1]].copy()
         begins = self._offsets[:-1] - self._offsets[0]
         long = begins[np.diff(self._offsets) >= _LENGTH.size + 256]
@@ -109,10 +109,10 @@ def find_strings(buffer: bytes | mmap.mmap, start: int, count: int) -> npt.NDArr
     """Return what ``walk_strings`` returns, in milliseconds for 10^5 strings.
 
     The length of a string shorter than 256 bytes ends in seven zero bytes, which texts hardly ever
-    hold. Every place followed by seven zero bytes may be the beginning of such a string; where that
-    string would end at the next such place, the two are linked. From a beginning on, links lead to
-    beginnings only, whatever bytes they cross. Where they end (an empty or a long string, zero
-    bytes in a text), some strings are walked one by one.
+    contain. Every place followed by seven zero bytes may be the beginning of such a string; if that
+    string would end at the next such place, the two are linked. From a true beginning, links lead
+    only to beginnings, whatever bytes they cross. Where they end (an empty or a long string, zero
+    bytes in a text), some strings are walked one at a time.
     """
     data = np.frombuffer(buffer, np.uint8)
     offsets = np.empty(count + 1, np.int64)

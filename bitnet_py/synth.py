@@ -1,8 +1,8 @@
 """Write seeded synthetic BitNet models of any shape as GGUF: ``python -m bitnet_py.synth OUT``.
 
-The weights are random, the file is a real one: bitnet.cpp loads and runs it. The same configuration
+The weights are random, but the file is real: bitnet.cpp loads and runs it. The same configuration
 gives the same bytes everywhere. Scales are chosen so that the residual stream and the logits stay
-in a sane range at any depth (see ``write_model``).
+in a normal range at any depth (see ``write_model``).
 """
 
 from __future__ import annotations
@@ -51,14 +51,13 @@ class SynthConfig:
     seed: int = 0
     arch: str = "bitnet-b1.58"
     pre: str = "llama-bpe"
-    """Value of ``tokenizer.ggml.pre``; ``none`` leaves the key out, as the official 2B-4T file
-    does."""
+    """Value of ``tokenizer.ggml.pre``; ``none`` omits the key, as the official 2B-4T file does."""
     untied_head: bool = False
     """Write a separate ``output.weight``, which bitnet.cpp loads and ignores."""
     sub_norms: bool = True
-    """False leaves out ``attn_sub_norm`` and ``ffn_sub_norm``, which bitnet.cpp refuses to load."""
+    """False omits ``attn_sub_norm`` and ``ffn_sub_norm``; bitnet.cpp rejects such a file."""
     head_dim: int | None = None
-    """Width of one head; None: ``dim / n_heads``. bitnet.cpp does not load another one."""
+    """Width of one head; None: ``dim / n_heads``, the only one that bitnet.cpp loads."""
 
     @property
     def head_size(self) -> int:
@@ -108,7 +107,7 @@ class _Plan:
     type: GGMLType
     shape: tuple[int, ...]
     rms: float = 1.0
-    """Of the outputs for a unit-RMS input (ternary matrices), or of the values (F16)."""
+    """RMS of the outputs for a unit-RMS input (ternary matrices), or of the values (F16)."""
 
 
 def _plan(config: SynthConfig) -> Iterator[_Plan]:
@@ -290,7 +289,7 @@ def _shape_options(command: Any) -> Any:
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", help="Shape to start from.")
 @_shape_options
 @click.option("--untied-head", is_flag=True, help="Write a separate output.weight.")
-@click.option("--no-sub-norms", is_flag=True, help="Leave out the sub-norms (bitnet.cpp refuses such files).")
+@click.option("--no-sub-norms", is_flag=True, help="Omit the sub-norms (bitnet.cpp rejects such files).")
 def main(out: Path, preset: str, untied_head: bool, no_sub_norms: bool, **shape: Any) -> None:
     """Write a synthetic BitNet model to OUT.
 

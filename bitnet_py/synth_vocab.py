@@ -1,7 +1,7 @@
-"""A small byte-level BPE vocabulary, trained on sentences made up here; deterministic on every platform.
+"""A small byte-level BPE vocabulary, trained on sentences generated here; deterministic on every platform.
 
-Own trainer rather than a library's: the shipped model's bytes must not change with a library's
-version.
+It has its own trainer, because the shipped model's bytes must not change with the version of a
+library.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MANY_SPECIALS = 256
 _MANY_SPECIALS_FROM = 8192
 
 MIN_VOCAB_SIZE = 256 + len(_FIRST_SPECIALS) + 1
-"""With one merge: bitnet.cpp refuses a vocabulary without any."""
+"""With one merge: bitnet.cpp rejects a vocabulary without any."""
 MAX_VOCAB_SIZE = 1 << 18
 
 
@@ -155,8 +155,8 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 def _extend(merges: list[tuple[str, str]], limit: int) -> list[tuple[str, str]]:
     """Append merges that join two known words into a longer one, until there are ``limit``.
 
-    A large vocabulary needs more merges than made-up text can teach; these are valid BPE all the
-    same.
+    A large vocabulary needs more merges than the generated text provides; these are still valid
+    BPE.
     """
     known = {left + right for left, right in merges}
     words = [left + right for left, right in merges if (left + right).lstrip("Ġ").isalpha()]

@@ -37,8 +37,8 @@ _LAYER_SHAPES = {
     "ffn_down": ("n_rows", "dim"),
     "l_out": ("n_rows", "dim"),
 }
-"""In the order of the enum in csrc/bitnet.h. ``n_rows`` is ``n_tokens``, but in the last layer
-``n_outputs``: from ``ffn_inp`` on, it computes only the tokens that get logits."""
+"""In the order of the enum in csrc/bitnet.h. ``n_rows`` is ``n_tokens``, except in the last layer
+``n_outputs``: from ``ffn_inp`` on, that layer computes only the tokens that get logits."""
 _MODEL_SHAPES = {
     "inp_embd": ("n_tokens", "dim"),
     "result_norm": ("n_outputs", "dim"),
@@ -50,7 +50,7 @@ MODEL_TAPS = tuple(_MODEL_SHAPES)
 
 @dataclass(frozen=True)
 class PassShape:
-    """What the shapes of taps depend on."""
+    """The sizes on which the shapes of taps depend."""
 
     n_tokens: int
     start: int

@@ -15,7 +15,7 @@ class Template:
     before: str = ""
     after: str = ""
     strip: bool = False
-    """White space around the prompt is dropped, as the models' own templates do (``| trim``)."""
+    """Whether whitespace around the prompt is dropped, as the models' own templates do (``| trim``)."""
     special_tokens: tuple[str, ...] = ()
 
     def render(self, prompt: str) -> str:

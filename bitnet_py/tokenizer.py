@@ -1,4 +1,4 @@
-"""Text to token ids and back, equal to bitnet.cpp's ``llama_tokenize``, from the model's own vocabulary.
+"""Text to token ids and back, as bitnet.cpp's ``llama_tokenize``, from the model's own vocabulary.
 
 Order of work (``llama_tokenize_internal``, llama-vocab.cpp at the pinned commit): BOS if the
 vocabulary asks for it; special tokens are cut out of the text, longest first; each piece of plain
@@ -125,7 +125,7 @@ class Tokenizer:
         return self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors="replace")
 
     def decode_stream(self, *, skip_special: bool = True) -> DecodeStream:
-        """Return a decoder for tokens that arrive one by one."""
+        """Return a decoder for tokens that arrive one at a time."""
         return DecodeStream(self, skip_special=skip_special)
 
     def _split_special(self, text: str, parse_special: bool) -> list[str | int]:
@@ -159,7 +159,7 @@ class Tokenizer:
 
 
 class DecodeStream:
-    """Decodes tokens one by one and never hands out part of a character: incomplete bytes wait for the rest.
+    """Decodes tokens one at a time and never returns part of a character: incomplete bytes wait for the rest.
 
     The pieces joined equal ``Tokenizer.decode`` of all ids.
     """
@@ -174,7 +174,7 @@ class DecodeStream:
         return self._decoder.decode(self._tokenizer.token_bytes(token_id, skip_special=self._skip_special))
 
     def flush(self) -> str:
-        """Return what is left at the end: U+FFFD for an unfinished character, else nothing."""
+        """Return the rest at the end: U+FFFD for an incomplete character, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 

@@ -1,7 +1,7 @@
-"""Read a Hugging Face ``tokenizer.json`` as a ``Vocabulary``: byte-level BPE with a pre-tokeniser we know.
+"""Read a Hugging Face ``tokenizer.json`` as a ``Vocabulary``: byte-level BPE with a known pre-tokeniser.
 
 Anything that would make the ids differ (a normaliser, byte fallback, another pre-tokeniser,
-stripping special tokens) is refused, not ignored.
+stripping special tokens) is rejected, not ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LLAMA3_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _EOS_TEXTS = ("<|end_of_text|>", "<|endoftext|>", "</s>")
-"""A tokenizer.json does not say which token ends a text; these do by convention."""
+"""Tokens that end a text by convention; a tokenizer.json does not state them."""
 
 
 def read_vocabulary(path: str | Path) -> Vocabulary:

@@ -1,11 +1,11 @@
-"""Unicode 15.1 general categories L, N and P and white space: the tables llama.cpp's pre-tokenisers are built on.
+"""Unicode 15.1 general categories L, N and P and whitespace, the tables of llama.cpp's pre-tokenisers.
 
 Regex engines follow the Unicode version they were built with (the one inside ``tokenizers`` knows
 4,302 letters more than bitnet.cpp), so that ``\\p{L}`` splits text differently from one release to
 the next. These ranges make the split a property of this package. Source: the Unicode Character
 Database 15.1.0, as in ``unicodedata.category`` of Python 3.13, which
-``tests/unit/test_tokenizer.py`` compares with. Each constant is a list of inclusive hexadecimal
-ranges; ``char_class`` turns it into the inside of a regex character class.
+``tests/unit/bitnet_py/test_tokenizer.py`` compares with. Each constant is a list of inclusive
+hexadecimal ranges; ``char_class`` turns it into the inside of a regex character class.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ END_TEXTS = frozenset(
         *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<|file_sep|>"),
     }
 )
-"""Tokens that end generation by their text alone, and are CONTROL whatever the file says (``llm_load_vocab``)."""
+"""Texts of tokens that end generation, and are CONTROL whatever the file states (``llm_load_vocab``)."""
 
 END_KEYS = tuple(
     f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
@@ -58,7 +58,7 @@ def byte_alphabet() -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A validated byte-level BPE vocabulary. Ids are positions in ``tokens``; texts are unique and not empty."""
+    """A validated byte-level BPE vocabulary. Ids are indices into ``tokens``; texts are unique and not empty."""
 
     tokens: tuple[str, ...]
     kinds: tuple[int, ...]
@@ -131,7 +131,7 @@ class Vocabulary:
         if len(index) != len(texts):
             twice = next(i for i, text in enumerate(texts) if index[text] != i)
             raise TokenizerError(
-                f"token {texts[twice]!r} is twice in the vocabulary (ids {twice}, {index[texts[twice]]})"
+                f"token {texts[twice]!r} occurs twice in the vocabulary (ids {twice}, {index[texts[twice]]})"
             )
         for key, token_id in ids.items():
             if token_id is not None and not 0 <= token_id < len(texts):

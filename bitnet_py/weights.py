@@ -29,9 +29,9 @@ class I2SMatrix:
     rows: int
     cols: int
     scale: float
-    """Value of a float32, finite and above 0."""
+    """A float32 value, finite and above 0."""
     name: str = ""
-    """Of the tensor, for error messages."""
+    """Name of the tensor, for error messages."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class Weights:
     token_embd: F16Array
     """``(vocab_size, dim)``."""
     output: F16Array | None
-    """``(vocab_size, dim)`` when the file has its own head, None when the head is
+    """``(vocab_size, dim)`` if the file has a separate LM head, None if the head is
     ``token_embd``."""
     output_norm: F32Array
     layers: tuple[LayerWeights, ...]
@@ -78,12 +78,12 @@ class Weights:
 
     @property
     def head(self) -> F16Array:
-        """Return the matrix of the output head: ``output``, or ``token_embd`` when tied."""
+        """Return the matrix of the LM head: ``output``, or ``token_embd`` when tied."""
         return self.token_embd if self.output is None else self.output
 
     @classmethod
     def load(cls, gguf: GGUFFile) -> Weights:
-        """Look up, check and view every tensor; fast, because only norms and scales are read.
+        """Look up, check and map every tensor; fast, because only norms and scales are read.
 
         Raises:
             ModelError: a tensor is missing, unknown to this engine, of another type or shape, or a
@@ -221,7 +221,7 @@ class _Loader:
             raise self.error(missing[0], expected, f"{len(missing)} of {len(present)} missing")
 
     def check_nothing_left(self) -> None:
-        """Refuse tensors that the engine would otherwise silently ignore (biases, ``rope_freqs``, experts)."""
+        """Reject tensors that the engine would otherwise silently ignore (biases, ``rope_freqs``, experts)."""
         if self.left:
             name = min(self.left)
             more = f" and {len(self.left) - 1} more" if len(self.left) > 1 else ""

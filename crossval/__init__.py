@@ -53,11 +53,11 @@ _ELSEWHERE = {
     "judge": ("crossval.registry", "judge"),
     "open_receipt": ("crossval.receipts.file", "read"),
 }
-"""Names that do not come from ``crossval.api``: their module, and what they are called there."""
+"""Public names from outside ``crossval.api``: their module, and their name in it."""
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is asked for: ``import crossval.engines`` must not load diagnosis or bench."""
+    """Load a public name on first access: ``import crossval.engines`` must not load diagnosis or bench."""
     if name not in __all__:
         raise AttributeError(f"module 'crossval' has no attribute {name!r}")
     module, found = _ELSEWHERE.get(name, ("crossval.api", name))

@@ -1,4 +1,4 @@
-"""What all printing shares: the console, plain lines, tables, fractions as percent."""
+"""Shared by all printing: the console, plain lines, tables, fractions as percent."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ VERDICT_STYLE = {
 
 
 def console(file: TextIO | None = None) -> Console:
-    """Return a console on ``file`` (stdout): its markup is off, so data can never be taken for style."""
+    """Return a console on ``file`` (stdout) without markup, so that data is never interpreted as style."""
     stream = file or sys.stdout
     if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?", and nothing fails
+        stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?" instead of failing
     width = None if stream.isatty() else PLAIN_WIDTH
     return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
 def plain(text: str) -> str:
-    """Return text with everything a terminal might obey or draw oddly written as an escape."""
+    """Return text with control and other non-printable characters written as escapes."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in text
     )

@@ -13,7 +13,7 @@ class CrossvalError(Exception):
 
 
 class UsageError(CrossvalError):
-    """What was asked for contradicts itself (exit 2)."""
+    """The request contradicts itself (exit 2)."""
 
     exit_code = 2
 
@@ -29,7 +29,7 @@ class UnavailableError(CrossvalError):
 
     exit_code = 3
     receipt: Mapping[str, Any] | None = None
-    """The ``incomplete`` receipt that states it, from the functions of ``crossval.api`` that make receipts."""
+    """The ``incomplete`` receipt that states it, when a function of ``crossval.api`` made one."""
 
 
 class EngineCrashError(CrossvalError):

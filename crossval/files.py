@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and known by their sha256."""
+"""Files: atomic writes, bounded reads, and cached sha256 digests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def read_limited(path: Path, what: str, max_bytes: int) -> bytes:
-    """Return the bytes of a file; ``what`` it is, for messages.
+    """Return the bytes of a file; ``what`` names it in messages.
 
     Raises:
         BadInputError: it cannot be read, or is larger than ``max_bytes``.
@@ -59,10 +59,10 @@ def read_limited(path: Path, what: str, max_bytes: int) -> bytes:
 
 
 def check_regular(path: Path) -> None:
-    """Check that a path names a regular file: reading anything else may never end.
+    """Check that a path names a regular file: reading anything else may block forever.
 
     Raises:
-        BadInputError: it does not, or it is not there (from FileNotFoundError).
+        BadInputError: it does not, or it does not exist (from FileNotFoundError).
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -94,8 +94,8 @@ def file_sha256(path: str | Path) -> str:
     except OSError as error:
         raise BadInputError(f"cannot read {file}: {error.strerror or error}") from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise BadInputError(f"{file} changed while it was being hashed; try again when nothing writes to it")
-    # A file written moments ago could change again without its timestamps moving: do not remember it.
+        raise BadInputError(f"{file} changed while it was being hashed; try again once nothing writes to it")
+    # A file written moments ago could change again within the same timestamp: do not cache it.
     if key and time.time() - max(after.st_mtime, after.st_ctime) > _CACHE_SETTLED_S:
         _cache_put(key, digest.hexdigest())
     return digest.hexdigest()
@@ -107,7 +107,7 @@ def _cache_key(path: Path, at: os.stat_result) -> str:
 
 
 def cache_path() -> Path:
-    """Return the file that remembers the sha256 of large files."""
+    """Return the path of the cache of sha256 digests of large files."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / CACHE_NAME / "sha256.json"
 
@@ -127,7 +127,7 @@ def _cache_get(key: str) -> str | None:
 
 
 def _cache_put(key: str, digest: str) -> None:
-    """Remember a digest. A cache that cannot be written costs time, nothing else, so errors are dropped."""
+    """Cache a digest; errors are ignored, because without the cache only time is lost."""
     try:
         entries = {**_cache_read(), key: digest}
         kept = dict(list(entries.items())[-_CACHE_MAX_ENTRIES:])

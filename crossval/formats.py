@@ -1,8 +1,8 @@
 """Floating-point formats that engines compute and store in: unit roundoff, range, and rounding to them.
 
 A format of ``p`` significant bits has neighbours ``2^(1-p)`` apart above 1, so one rounding to nearest is off by
-at most ``2^-p`` of the value (the unit roundoff); below the smallest normal number the distance stays, and a
-rounding is off by at most half the smallest subnormal, whatever the value.
+at most ``2^-p`` of the value (the unit roundoff); below the smallest normal number the spacing is constant, and
+a rounding is off by at most half the smallest subnormal, whatever the value.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Format:
     """In sentences."""
     unit_roundoff: float
     tiny: float
-    """Half of the smallest subnormal: what one rounding loses where the relative error says nothing."""
+    """Half of the smallest subnormal: error bound of one rounding where the relative bound does not apply."""
     largest: float
     round: Callable[[npt.NDArray[Any]], FloatArray]
-    """Round to nearest, ties to even, and widen to float64; what is beyond the largest becomes infinite."""
+    """Round to nearest, ties to even, and widen to float64; values out of range become infinite."""
 
     def holds(self, array: npt.NDArray[np.float32]) -> bool:
-        """Return whether every value is one of this format's; NaN and infinities are of every format."""
+        """Return whether every value is representable in this format; NaN and infinities always are."""
         with np.errstate(invalid="ignore", over="ignore"):
             same = self.round(array) == array
         return bool((same | ~np.isfinite(array)).all())
@@ -62,7 +62,7 @@ def to_bf16(x: npt.NDArray[Any]) -> FloatArray:
 
 
 F32 = Format("f32", "binary32", 2.0**-24, 2.0**-149, float(np.finfo(np.float32).max), to_f32)
-# What binary32 may lose to underflow is counted whole: engines that flush differ there by as much.
+# binary32: the whole smallest subnormal, because engines that flush to zero may differ by as much.
 F16 = Format("f16", "binary16 (F16)", 2.0**-11, 2.0**-25, 65504.0, to_f16)
 BF16 = Format("bf16", "bfloat16", 2.0**-8, 2.0**-134, 2.0**128 - 2.0**120, to_bf16)
 FORMATS: dict[str, Format] = {one.name: one for one in (F32, F16, BF16)}

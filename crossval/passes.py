@@ -1,4 +1,4 @@
-"""What every engine offers to the harness, live, recorded or specified: one interface, four runners.
+"""The interface between the harness and an engine, whether live, recorded or the specification.
 
 A *pass* is one call of the engine: a prompt batch (``prefill``) or one decoded token (``decode``); the two are
 different code paths in every engine. A runner keeps a KV cache; ``eval`` appends to it, ``reset`` empties it.
@@ -57,12 +57,13 @@ class PassRecord:
 
 @dataclass(frozen=True)
 class Numerics:
-    """How an engine rounds where bitnet.cpp's own result depends on its build (docs/numerics.md).
+    """How an engine rounds in the places where bitnet.cpp's result depends on its build (docs/numerics.md).
 
     ``simd_width``: float32 lanes of the reductions (16: AVX-512 build, 8: AVX2 build; None: not of that family).
-    ``fused_quantizer``: the activation quantiser rounds ``x*s`` and to integer in one step (gcc builds do).
+    ``fused_quantizer``: the activation quantiser rounds ``x*s`` to an integer in one step (gcc builds do), without
+    rounding the product first.
     ``compute_dtype``: what tensors between operations, and elementwise steps, are rounded to; sums are carried in
-    binary32 or better. None: not stated, taken for ``f32``.
+    binary32 or better. None: not stated, ``f32`` is assumed.
     ``kv_dtype``: what keys and values are rounded to when they enter the cache. None: not stated.
     """
 
@@ -72,7 +73,7 @@ class Numerics:
     kv_dtype: Dtype | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values; the two formats only where they are stated."""
+        """Return it as plain JSON values; the two formats only if they are stated."""
         data = asdict(self)
         for name in ("compute_dtype", "kv_dtype"):
             if data[name] is None:
@@ -82,7 +83,7 @@ class Numerics:
 
 @dataclass(frozen=True)
 class EngineIdentity:
-    """Who computed a trace; everything needed to find the same build again. None where not known."""
+    """Which engine computed a trace, with what is needed to identify the build; None where unknown."""
 
     name: str
     """``bitnet_py``, ``bitnet.cpp``, ``specification``, or the name a third-party trace gives."""
@@ -104,7 +105,7 @@ class EngineIdentity:
 
 
 class Runner(Protocol):
-    """An engine under the harness. Use as a context manager: entering loads it, leaving frees it.
+    """An engine, as the harness runs it. Use as a context manager: entering loads it, leaving frees it.
 
     Errors: ``BadInputError`` (unusable model or tokens), ``UnavailableError`` (not built, not recorded),
     ``EngineCrashError`` (abort, crash, time-out). After a crash the runner is closed.
@@ -112,7 +113,7 @@ class Runner(Protocol):
 
     @property
     def identity(self) -> EngineIdentity:
-        """Who this is; complete only after entering."""
+        """Identity of the engine; complete only after entering."""
 
     @property
     def status(self) -> Literal["live", "recorded"]:
@@ -120,7 +121,7 @@ class Runner(Protocol):
 
     @property
     def plan(self) -> tuple[PassPlan, ...] | None:
-        """The only passes this runner can give (a recorded trace), or None when it can run anything."""
+        """The only passes that a recorded trace can give; None for a runner that can run any."""
 
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of ``text`` by the engine's own tokenizer."""
@@ -149,7 +150,7 @@ class Runner(Protocol):
 
 
 def pass_kind(n_tokens: int, start: int) -> PassKind:
-    """Return what one call of an engine is: one token after others is a decode pass, all else is prefill."""
+    """Return the kind of a pass: one token after others is a decode pass, everything else is prefill."""
     return "decode" if n_tokens == 1 and start > 0 else "prefill"
 
 

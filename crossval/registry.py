@@ -1,7 +1,7 @@
 """The kinds of receipts, one row each. Imported by the command line and the Python API only.
 
-A further kind is a package that describes its receipts (``receipts.kind.Kind``) and shows them, its results in
-``schemas/receipt.v1.schema.json``, and a row here.
+To add a kind: a package that describes its receipts (``receipts.kind.Kind``) and shows them, the definition of its
+results in ``schemas/receipt.v1.schema.json``, and a row here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from crossval.smoke.show import show_smoke
 
 @dataclass(frozen=True)
 class Entry:
-    """A kind of receipt, and the function that prints what is in one, without headline and notes."""
+    """A kind of receipt, and the function that prints its contents, without headline and notes."""
 
     kind: Kind[Any]
     show: Callable[[Console, Receipt], None]
@@ -52,7 +52,7 @@ KINDS: dict[str, Entry] = {
         Entry(BENCH, show_bench),
     )
 }
-"""By the receipt's ``kind``."""
+"""Keyed by the receipt's ``kind``."""
 
 
 def judge(receipt: Receipt, policy: Policy | None = None, now: datetime.datetime | None = None) -> list[GateCheck]:
@@ -65,7 +65,7 @@ def judge(receipt: Receipt, policy: Policy | None = None, now: datetime.datetime
 
 
 def show_receipt(out: Console, receipt: Receipt) -> None:
-    """Print what a receipt is about, what is in it, its verdict and its notes."""
+    """Print a receipt: its headline, contents, verdict and notes."""
     show_headline(out, receipt)
     if receipt["thresholds"] is None:
         show_unavailable(out, receipt)

@@ -10,13 +10,13 @@ Side = Literal["candidate", "reference"]
 SIDES: tuple[Side, ...] = ("candidate", "reference")
 
 PassFail = Literal["pass", "fail", "incomplete"]
-"""Verdict on engines that are checked one by one, on a benchmark, and on the self-test."""
+"""Verdict on engines that are checked independently, on a benchmark, and on the self-test."""
 
 LOGITS = "result_output"
 """Name of the tap that holds the logits."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is going on, steps done, steps in total)."""
+"""Called with (current activity, steps done, total steps)."""
 
 SEPARATE_OUTPUT_NOTE = (
     "this model has its own output.weight, which bitnet.cpp ignores: it multiplies the final norm with "

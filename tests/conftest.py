@@ -38,7 +38,7 @@ def five_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
-    """Return ``make(**SynthConfig fields) -> Path``: a tiny model unless told otherwise, each written once.
+    """Return ``make(**SynthConfig fields) -> Path``: a tiny model by default, each written once.
 
     The file is shared by the whole session: copy it before changing it.
     """
@@ -65,7 +65,7 @@ def tiny_model(make_model: MakeModel) -> Iterator[Model]:
 
 @pytest.fixture
 def unnamed_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Find guilty segments without the search for the mistake inside, as with a very large model.
+    """Find wrong segments without the search for the bug inside, as with a very large model.
 
     For tests of the place and the verdict: a search takes seconds, and test_segment_diagnosis has it.
     """

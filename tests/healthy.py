@@ -46,7 +46,7 @@ LENGTHS = (1, 2, 3, 4, 5, 7, 8, 13, 16, 31, 32, 33, 48, 64)
 
 @dataclass(frozen=True)
 class Situation:
-    """One run: what is asked of which model, and how the engines are set up."""
+    """One run: the model, the prompt, and how the engines are set up."""
 
     number: int
     model: str
@@ -127,12 +127,12 @@ def run(n_runs: int, *, first: int = 0, live: bool | None = None) -> Iterator[tu
 @click.option("--first", type=click.IntRange(0), default=0, show_default=True, help="Number of the first run.")
 @click.option("--recordings", is_flag=True, help="Many arithmetics, and fewer taps recorded.")
 def main(n_runs: int, first: int, recordings: bool) -> None:
-    """Print every run that is not parity, and how many were."""
+    """Print every run that is not parity, and how many there were."""
     sys.exit(_recordings(n_runs, first) if recordings else _live(n_runs, first))
 
 
 def _recordings(n_runs: int, first: int) -> int:
-    """Print every false alarm with the number that repeats it, and what became of each engine's runs."""
+    """Print every false alarm with the number that repeats it, and the results of each engine's runs."""
     library = find_library()
     counts: Counter[tuple[str, str, int]] = Counter()
     start_s, alarms = time.perf_counter(), 0

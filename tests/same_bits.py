@@ -33,7 +33,7 @@ N_DECODE = 2
 
 @dataclass
 class Score:
-    """What was compared of one model, and what differed."""
+    """What was compared for one model, and what differed."""
 
     n_prompts: int = 0
     n_taps: int = 0

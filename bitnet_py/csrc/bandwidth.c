@@ -1,5 +1,5 @@
 /* Bandwidth probe, a streaming read of a buffer: what a pass over the weights would cost if
- * nothing but reading them took time. */
+ * only reading them took time. */
 #include "bitnet.h"
 #include "error.h"
 #include "thread_pool.h"

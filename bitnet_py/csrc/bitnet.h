@@ -1,6 +1,6 @@
 /* Public interface of the BitNet engine's C library; mirrored by bitnet_py/_native.py.
  *
- * Conventions: opaque engine handle, caller-owned buffers, int status (0 = ok), the reason of a
+ * Conventions: opaque engine handle, caller-owned buffers, int status (0 = ok), the reason for a
  * failure in a thread-local string. The library never prints, exits or aborts. Nothing here
  * allocates on behalf of the caller except the engine itself. Change any struct or signature:
  * raise BN_ABI_VERSION.
@@ -29,7 +29,7 @@ enum {
     BN_OK = 0,
     BN_ERR_ARGUMENT = 1,    /* a value the caller passed is out of range */
     BN_ERR_MEMORY = 2,      /* an allocation failed */
-    BN_ERR_UNAVAILABLE = 3, /* the kernel asked for is unknown or this CPU/OS cannot run it */
+    BN_ERR_UNAVAILABLE = 3, /* the requested kernel is unknown or this CPU/OS cannot run it */
     BN_ERR_THREAD = 4,      /* a worker thread could not be started */
 };
 
@@ -55,8 +55,8 @@ typedef struct {
     bn_matrix down;             /* [dim][hidden_dim] */
 } bn_layer;
 
-/* What the feed-forward block applies to the gate. Equal bits with bitnet.cpp are shown for
- * BN_RELU_SQUARED only.
+/* What the feed-forward block applies to the gate. Only BN_RELU_SQUARED has been shown to be
+ * bit-identical to bitnet.cpp.
  */
 enum {
     BN_RELU_SQUARED, /* max(x, 0)^2 */
@@ -64,8 +64,8 @@ enum {
     BN_ACTIVATIONS
 };
 
-/* Which elements of a head RoPE rotates together. Equal bits with bitnet.cpp are shown for
- * BN_ROPE_HALVES only. */
+/* Which elements of a head RoPE rotates together. Only BN_ROPE_HALVES has been shown to be
+ * bit-identical to bitnet.cpp. */
 enum {
     BN_ROPE_HALVES,   /* i and i + head_dim / 2 ("NeoX") */
     BN_ROPE_ADJACENT, /* 2i and 2i + 1 */
@@ -134,8 +134,8 @@ typedef struct {
 typedef struct {
     const bn_screen *screen;
     int32_t n;          /* how many, 1 .. BN_MAX_TOP and at most vocab_size */
-    int32_t *ids;       /* [n] by falling logit; of equal logits the lower id first; a NaN comes before all */
-    float *logits;      /* [n] the same bits the whole head gives */
+    int32_t *ids;       /* [n] by decreasing logit, ties by lower id; a NaN comes first */
+    float *logits;      /* [n] bit-identical to those of the whole head */
     int64_t n_rescored; /* out: rows of the head that were read */
 } bn_top;
 
@@ -159,7 +159,7 @@ typedef struct {
 typedef struct {
     const char *name;      /* operation and family, e.g. "i2s_gemv_avx2" */
     const char *operation; /* e.g. "i2s_gemv" */
-    const char *family;    /* of the kernels that ran, e.g. "avx2" */
+    const char *family;    /* family of the kernels that ran, e.g. "avx2" */
     int32_t quantized;     /* 1: multiplies packed ternary weights */
     int32_t reads_weights; /* 1: `bytes` are bytes of weights; 0: of the KV cache, or none */
     uint64_t calls;        /* times the operation ran (once per matrix or tensor and pass) */
@@ -172,11 +172,11 @@ BN_API int bn_abi_version(void);
 BN_API const char *bn_last_error(void);
 
 /* Digest of powf, cosf and sinf over the angles of RoPE: two C libraries with the same digest
- * give the same bits there. Takes a few milliseconds. */
+ * are bit-identical there. Takes a few milliseconds. */
 BN_API uint64_t bn_libm_digest(void);
 
-/* Bandwidth probe: reads n words n_passes times with n_threads threads, each its own share, and
- * returns the sum of all words read modulo 2^64. The caller takes the time, for comparison with
+/* Bandwidth probe: reads n words n_passes times with n_threads threads, each its own part, and
+ * returns the sum of all words read modulo 2^64. The caller measures the time, to compare it with
  * what a pass reads. */
 BN_API int bn_probe_bandwidth(const uint64_t *data, int64_t n, int n_passes, int n_threads, uint64_t *sum);
 

@@ -1,4 +1,4 @@
-/* How often each operation ran, and what it read: the storage is the public bn_counter. */
+/* How often each operation ran, and how much it read; stored as the public bn_counter. */
 #ifndef BN_COUNTERS_H
 #define BN_COUNTERS_H
 

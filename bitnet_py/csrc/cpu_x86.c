@@ -27,7 +27,7 @@ static features f;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 /* A process may use the tiles only after Linux has agreed to save them
- * (Documentation/arch/x86/xstate.rst). It refuses on old kernels, and where a thread has a
+ * (Documentation/arch/x86/xstate.rst). Old kernels refuse, as does any kernel if a thread has a
  * signal stack that could not hold them. */
 static int ask_for_tiles(void) {
 #ifdef SYS_arch_prctl

@@ -1,4 +1,4 @@
-/* What the CPU offers and the operating system saves (XCR0), asked once. */
+/* What the CPU supports and the operating system saves (XCR0), queried once. */
 #ifndef BN_CPU_X86_H
 #define BN_CPU_X86_H
 

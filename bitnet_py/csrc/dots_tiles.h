@@ -9,12 +9,12 @@
  *
  * A tile is several rows of `a` times several columns of `b`, so that each value of `a` is
  * converted once for all columns and the latency of the FMA is hidden; at most `at_once` sums of
- * every output are in registers together. They take turns over a stretch of the rows that stays
+ * every output are in registers together. They alternate over a stretch of the rows that stays
  * in the first-level cache. */
 enum { STRETCH = 1024, SUMS_IN_REGISTERS = 8, MOST_SUMS = 8, MOST_ROWS = 4, MOST_COLS = 4 };
 
-/* Elements of a cache line, and of rows between those computed and those asked for, two rows at
- * least: the rows of a KV cache are too far apart for the hardware prefetcher. */
+/* Elements of a cache line, and of the prefetch distance in rows, at least two rows: the rows of
+ * a KV cache are too far apart for the hardware prefetcher. */
 enum { LINE = 32, AHEAD = 4096 };
 
 typedef struct {
@@ -25,7 +25,7 @@ typedef struct {
     int64_t n;
     float *out;
     int64_t ldo;
-    int64_t ahead; /* rows between those computed and those asked for */
+    int64_t ahead; /* rows between those computed and those prefetched */
 } dots_args;
 
 /* Adds elements [begin, end) to the sums; the first stretch starts them. */

@@ -15,7 +15,7 @@ static int matrix_ok(const bn_matrix *m, int64_t rows, int64_t cols) {
     return m->data && m->rows == rows && m->cols == cols && cols % 128 == 0;
 }
 
-/* NULL, or what is wrong. */
+/* NULL, or a description of what is wrong. */
 static const char *model_problem(const bn_model *m) {
     if (m->n_layers <= 0 || m->n_heads <= 0 || m->n_kv_heads <= 0 || m->head_dim <= 0 || m->dim <= 0 ||
         m->hidden_dim <= 0 || m->vocab_size <= 0)

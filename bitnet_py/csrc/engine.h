@@ -32,7 +32,7 @@ typedef struct {
     uint16_t *half;     /* [n][kv_dim]     V in binary16, before it is stored transposed */
 } bn_buffers;
 
-/* Buffers that one thread has to itself. */
+/* Private buffers of one thread. */
 typedef struct {
     float *query;   /* [BN_HEADS_AT_ONCE][head_dim] */
     float *scores;  /* [BN_HEADS_AT_ONCE][n_kv padded] */
@@ -43,7 +43,7 @@ typedef struct {
 enum { BN_TILE_ROWS = 64 };
 
 /* Heads that share keys and values and are attended together: what is read is converted to
- * binary32 once for all.
+ * binary32 once for all of them.
  */
 enum { BN_HEADS_AT_ONCE = 4 };
 

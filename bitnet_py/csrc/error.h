@@ -1,4 +1,4 @@
-/* The thread-local reason of the last failure (bn_last_error). */
+/* The thread-local reason for the last failure (bn_last_error). */
 #ifndef BN_ERROR_H
 #define BN_ERROR_H
 

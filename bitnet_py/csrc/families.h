@@ -4,8 +4,8 @@
 
 #include "kernels.h"
 
-/* The named family, or the best available for NULL; NULL (with the last error set) when it
- * cannot be had. */
+/* The named family, or the best available for NULL; NULL (with the last error set) when it is
+ * not available. */
 const bn_kernels *bn_select_kernels(const char *name);
 
 #endif

@@ -74,7 +74,7 @@ static void bitlinear(const bn_run *r, const bn_matrix *m, int64_t n_tokens, flo
     const bn_buffers *b = &e->buffers;
     int32_t *acc = e->threads[r->thread].acc;
     const int64_t tile_cols = e->kernels->tile_cols;
-    /* weights of one tile stay in the cache while the columns pass by */
+    /* the weights of one tile stay in the cache over all columns */
     const int64_t unit = e->kernels->tile_rows;
     int64_t tile = e->kernels->tile_bytes / (m->cols / 4) / unit * unit;
     tile = tile < unit ? unit : tile > BN_TILE_ROWS ? BN_TILE_ROWS : tile;
@@ -178,7 +178,7 @@ static void attend(const bn_run *r, int32_t layer, int64_t head, int64_t n_toget
     }
 }
 
-/* Heads from `head` on that share keys, before `end`. */
+/* Number of heads from `head` on, before `end`, that share keys. */
 static int64_t heads_together(const bn_engine *e, int64_t head, int64_t end) {
     const int64_t group = e->model.n_heads / e->model.n_kv_heads;
     int64_t n = group - head % group;
@@ -190,9 +190,9 @@ static void attention(const bn_run *r, int32_t layer) {
     const bn_engine *e = r->engine;
     const int64_t n_tokens = r->pass->n_tokens;
     int64_t lo = 0, hi = e->model.n_heads;
-    /* one token has few groups of heads: even shares are worth more than whole groups */
+    /* one token has few groups of heads: balanced threads are worth more than whole groups */
     if (n_tokens == 1) bn_share(hi, 1, r->thread, r->n_threads, &lo, &hi);
-    /* later tokens see more cells: dealing the tokens out in turn keeps the shares even */
+    /* later tokens see more cells: distributing the tokens round-robin balances the threads */
     int64_t n, item = 0;
     for (int64_t head = lo; head < hi; head += n) {
         n = heads_together(e, head, hi);
@@ -212,8 +212,8 @@ static void add_rows(const bn_run *r, const float *a, const float *b, int64_t n,
 
 /* ---- one layer ------------------------------------------------------------------------------------------ */
 
-/* `n_rows` trailing tokens go on after attention: all of them, but in the last layer only the
- * output rows. */
+/* `n_rows` trailing tokens continue after attention: all of them, except in the last layer only
+ * the output rows. */
 static void forward_layer(const bn_run *r, int32_t layer, int64_t n_rows) {
     bn_engine *e = r->engine;
     bn_buffers *b = &e->buffers;

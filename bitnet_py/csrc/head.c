@@ -18,7 +18,7 @@ static void all_logits(const bn_run *r, int64_t n_rows, float *logits) {
     bn_count_once(r, BN_COUNT_HEAD_F16, (uint64_t)(vocab * dim) * sizeof(uint16_t));
 }
 
-/* The largest of them, by interval first: see screen.h. */
+/* The largest of them, first by interval: see screen.h. */
 static void top_logits(const bn_run *r) {
     bn_engine *e = r->engine;
     bn_found *own = &e->found[r->thread];

@@ -1,8 +1,8 @@
 /* The table of kernels that exist once per instruction set. Scalar is the specification: integer
- * results are equal in every family, and so are float results, because each follows the same
- * rounding order.
+ * results are equal in every family, and so are float results, because each family rounds in the
+ * same order.
  *
- * Reductions over floats have bitnet.cpp's shape, which depends on its SIMD width W (8: AVX2
+ * Reductions over floats use bitnet.cpp's summation order, which depends on its SIMD width W (8: AVX2
  * build, 16: AVX-512 build). Tables indexed by width use BN_WIDTH_INDEX(W).
  */
 #ifndef BN_KERNELS_H
@@ -57,7 +57,7 @@ typedef struct {
 } bn_kernels;
 
 extern const bn_kernels bn_kernels_scalar;
-/* What no family has a faster version of yet. */
+/* Kernels of which no family has a faster version yet. */
 void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out);
 void bn_scalar_gated_silu(const float *gate, const float *up, int64_t n, float *act, float *prod);
 #if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)

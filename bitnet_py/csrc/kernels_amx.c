@@ -9,7 +9,7 @@
 
 /* A tile has up to 16 rows of 64 bytes. One instruction adds to C[16 columns of x][16 rows of w]
  * the products of A[16 columns of x][64 elements] and B[16 groups of 4 elements][16 rows of w]:
- * A is read as it lies in memory, B is the weights unpacked and turned. Two by two tiles of C
+ * A is read as it lies in memory, B is the weights, unpacked and transposed. Two by two tiles of C
  * stay in the unit while a stretch of the elements passes:
  *
  *   0, 1   C of the first 16 columns and both blocks of 16 rows     4, 5   A of the first and second 16 columns
@@ -18,7 +18,7 @@
 enum { SIDE = 16, TILE_BYTES = 1024, TILE_ELEMENTS = 64, BLOCKS_PER_STRETCH = 8 };
 enum { TILES_PER_STRETCH = 2 * BLOCKS_PER_STRETCH };
 
-/* Unpacking and turning the weights pays from here on. */
+/* Number of columns from which unpacking and transposing the weights pays off. */
 enum { FEWEST_COLS = 8 };
 
 /* Intel SDM, "TILECFG". */
@@ -63,8 +63,8 @@ static inline void turn_4x4(__m512i v[4]) {
     v[3] = _mm512_unpackhi_epi64(b, d);
 }
 
-/* One block (128 elements, 32 bytes) of up to 16 rows as two tiles B. Turned are the packed
- * bytes: four of them, shifted by 6, 4, 2 and 0, are four neighbours of each quarter of the
+/* One block (128 elements, 32 bytes) of up to 16 rows as two tiles B. The packed bytes are
+ * transposed: four of them, shifted by 6, 4, 2 and 0, are four neighbours of each quarter of the
  * block. Rows past n_rows repeat the last: the tile's shape leaves them out. */
 static inline void unpack_block(const uint8_t *w, int64_t stride, int n_rows, uint8_t *tiles) {
     const uint8_t *row[SIDE];

@@ -8,8 +8,8 @@
 /* ---- integer dot ---------------------------------------------------------------------------------------- */
 
 /* A 16-bit lane gains at most 2 products of 2 * 127 per 32 elements, 4 times per block: 16
- * blocks reach 32512 (or -32768 at v = -128) and still fit. bitnet.cpp sums 32 blocks and can
- * wrap. */
+ * blocks reach 32512 (or -32768 at v = -128) and still fit. bitnet.cpp sums 32 blocks, which can
+ * overflow. */
 enum { BLOCKS_PER_FLUSH = 16 };
 
 static inline __m256i flush_i16(__m256i acc_i32, __m256i acc_i16) {

@@ -6,7 +6,7 @@
 
 #include <immintrin.h>
 
-/* How far ahead, in bytes, a stream of weights is asked for. One row is one stream: rows taken
+/* How far ahead, in bytes, a stream of weights is prefetched. One row is one stream: rows taken
  * in groups make several, and reached two thirds of the bandwidth. The hardware prefetcher stops
  * at every page of the mapped file; this crosses pages in time. Farther is better only where
  * more is computed per byte. */
@@ -79,7 +79,7 @@ void bn_avx2_screen_dots(const int8_t *codes, int64_t n_rows, const int16_t *x, 
 void bn_avx2_to_f16(const float *x, int64_t n, uint16_t *out);
 void bn_avx2_from_f16(const uint16_t *x, int64_t n, float *out);
 
-/* What the wider families take over unchanged. */
+/* What the wider families use unchanged. */
 #define BN_AVX2_KERNELS                                                                                           \
     .quantize = bn_avx2_quantize, .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16},                           \
     .rope = {[BN_ROPE_HALVES] = bn_avx2_rope_halves, [BN_ROPE_ADJACENT] = bn_scalar_rope_adjacent},               \

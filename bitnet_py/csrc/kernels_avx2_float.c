@@ -33,8 +33,8 @@ DEFINE_DOTS(bn_avx2_dots_tiled_w16, 2, 0)
 
 /* ---- softmax -------------------------------------------------------------------------------------------- */
 
-/* Eight exponentials at once where no result is scaled out of the normal range; the rest one by
- * one. */
+/* Eight exponentials at once where no result is scaled out of the normal range; the others one at
+ * a time. */
 static inline __m256 exp_8(__m256 x, int wide) {
     const __m256 magic = _mm256_set1_ps(0x1.8p23f);
     const __m256 z = _mm256_fmadd_ps(x, _mm256_set1_ps(0x1.715476p+0f), magic);
@@ -69,7 +69,7 @@ static inline __m256 exp_group(const float *x, __m256 top, int wide) {
 static inline __attribute__((always_inline)) void softmax(float *row, int64_t n_visible, int64_t n_padded,
                                                           float scale, int wide) {
     const int width = wide ? 16 : 8;
-    /* the padding up to the next group takes part as -inf, whose exponential is an exact 0 */
+    /* the padding up to the next group is -inf, whose exponential is exactly 0 */
     const int64_t n_groups = (n_visible + width - 1) / width * width;
     float top = -INFINITY;
     const __m256 scale8 = _mm256_set1_ps(scale), zero8 = _mm256_setzero_ps();

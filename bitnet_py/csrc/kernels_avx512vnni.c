@@ -33,7 +33,7 @@ static inline __attribute__((always_inline)) __m512i unpack(__m512i packed, int 
     return _mm512_and_si512(moved, _mm512_set1_epi8(3));
 }
 
-/* One row is one stream from memory, asked for ahead, as in the AVX2 kernel; there it was
+/* One row is one stream from memory, prefetched as in the AVX2 kernel, where this was
  * measured. */
 static int32_t dot_row(const uint8_t *w, int64_t n_blocks, const int8_t *x) {
     __m512i acc_i32[4]; /* one per quarter: in a single one, every instruction would wait for the last */
@@ -113,7 +113,7 @@ static inline vector vector_load_half(const uint16_t *x) {
 }
 static inline vector vector_fma(vector a, vector b, vector c) { return _mm512_fmadd_ps(a, b, c); }
 
-/* The first step of the halving tree over 16 lanes is taken here. */
+/* The first step of the halving tree over 16 lanes. */
 static inline __attribute__((always_inline)) __m256 vector_join(const vector *s, int n_sums) {
     const __m512 v = n_sums == 1 ? s[0] : _mm512_add_ps(_mm512_add_ps(s[0], s[2]), _mm512_add_ps(s[1], s[3]));
     const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));

@@ -144,7 +144,7 @@ static void rope_halves(const float *x, const float *cos, const float *sin, int 
     for (int i = 0; i < half; i++) rotate(x[i], x[i + half], cos[i], sin[i], &out[i], &out[i + half]);
 }
 
-/* The same rounding as for halves. Not compared with bitnet.cpp: no claim of equal bits there. */
+/* The same rounding as for halves. Not compared with bitnet.cpp: not claimed to be bit-identical. */
 void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out) {
     for (int i = 0; i < half; i++) rotate(x[2 * i], x[2 * i + 1], cos[i], sin[i], &out[2 * i], &out[2 * i + 1]);
 }
@@ -161,7 +161,7 @@ static void gated_relu_squared(const float *gate, const float *up, int64_t n, fl
 /* act = gate / (1 + e^-gate), prod = act * up. The exponential is bn_exp_w8, so that the bits
  * depend neither on the C library nor on the width; then the sum, the quotient and the product
  * are rounded, in this order. Below -88.7, where the exponential overflows, act is -0. Not
- * compared with bitnet.cpp: no claim of equal bits there.
+ * compared with bitnet.cpp: not claimed to be bit-identical.
  */
 void bn_scalar_gated_silu(const float *gate, const float *up, int64_t n, float *act, float *prod) {
     for (int64_t i = 0; i < n; i++) {

@@ -1,4 +1,4 @@
-/* A fingerprint of the C library's powf, cosf and sinf, which RoPE takes as they are. */
+/* A fingerprint of the C library's powf, cosf and sinf, which RoPE uses directly. */
 #include "bitnet.h"
 #include "numerics.h"
 

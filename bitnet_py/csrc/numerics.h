@@ -89,8 +89,8 @@ static inline float bn_exp_w8(float x) {
     return fmaf(s2, j, s2) * s1;
 }
 
-/* The last step of a screen's row, the same in every kernel family: what was measured becomes
- * upper bounds. A row that is not finite gets bounds that are not. */
+/* The last step of a screen's row, the same in every kernel family: turns what was measured into
+ * upper bounds. A row that is not finite gets bounds that are not finite. */
 static inline void bn_finish_screen_row(float top, float error_squares, int32_t code_squares, int64_t n,
                                         float *scale, float *error, float *norm) {
     *scale = top / 127.0f;

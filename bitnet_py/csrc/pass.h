@@ -1,8 +1,8 @@
-/* One pass as one of its threads sees it, and what every operation does beside its arithmetic:
- * wait for the other threads, record taps, count.
+/* One pass as seen by one of its threads, and what every operation does besides its arithmetic:
+ * wait at the barrier, record taps, count.
  *
  * All threads execute the same program on shared data, with barriers between phases. A buffer
- * that a phase writes is never read or recorded by another thread in the same phase.
+ * written in a phase is never read or recorded by another thread in the same phase.
  */
 #ifndef BN_PASS_H
 #define BN_PASS_H
@@ -19,13 +19,12 @@ typedef struct {
 
 static inline void bn_barrier(const bn_run *r) { bn_pool_barrier(r->engine->pool); }
 
-/* Where the pass wants the tap, or NULL. */
+/* The destination of the tap in this pass, or NULL. */
 static inline float *bn_tap(const bn_run *r, int32_t layer, int which) {
     return r->pass->taps ? r->pass->taps[(int64_t)layer * BN_LAYER_TAPS + which] : NULL;
 }
 
-/* Copies a tap of a layer to where the pass wants it; by thread 0, while no thread writes
- * `source`. */
+/* Copies a tap of a layer to its destination; by thread 0, while no thread writes `source`. */
 static inline void bn_record(const bn_run *r, int32_t layer, int which, const float *source, int64_t n) {
     float *target = bn_tap(r, layer, which);
     if (target && r->thread == 0) memcpy(target, source, (size_t)n * sizeof *source);

@@ -1,4 +1,4 @@
-/* The largest logits without reading the whole binary16 head (docs/certified-head.md).
+/* Exact top-k of the logits without reading the whole binary16 LM head (docs/certified-head.md).
  *
  * A row a of the head is scale * codes + e with |e| <= error; the hidden state y is step * z + f
  * with 16-bit integers z. Then a . y = scale * step * (codes . z) + e . y + scale * (codes . f),
@@ -30,7 +30,7 @@ typedef struct {
 
 /* What one thread found. */
 typedef struct {
-    double lower[BN_MAX_TOP]; /* largest lower ends among its rows, falling; n_lower of them */
+    double lower[BN_MAX_TOP]; /* largest lower ends among its rows, decreasing; n_lower of them */
     int32_t n_lower;
     int32_t ids[BN_MAX_TOP]; /* largest logits among its rows, n_found of them */
     float logits[BN_MAX_TOP];

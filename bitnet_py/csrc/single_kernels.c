@@ -127,7 +127,7 @@ int bn_kernel_top(const char *kernel, int simd_width, const uint16_t *rows, int6
     bn_found *found = malloc(2 * sizeof *found);
     int status = BN_ERR_MEMORY;
     if (check(search.z && search.upper && found, "out of memory")) {
-        /* the work of two threads, one after the other: the merge is tested too */
+        /* the work of two threads, one after the other, so that the merge is also tested */
         bn_search_prepare(&search);
         bn_search_screen(&search, 0, n_rows / 2, &found[0]);
         bn_search_screen(&search, n_rows / 2, n_rows, &found[1]);

@@ -35,7 +35,7 @@ static inline void relax(void) {
 enum {
     /* past this many polls the other threads are probably not running: give the processor away */
     SPINS_BEFORE_YIELD = 4096,
-    /* passes follow each other closely: about a millisecond of polling spares the next one a
+    /* passes follow each other closely: about a millisecond of polling saves the next one a
      * wake-up, after which the scheduler may leave both threads on one processor for many
      * milliseconds */
     SPINS_BEFORE_SLEEP = 40000,

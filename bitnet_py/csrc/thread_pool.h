@@ -13,12 +13,12 @@ typedef void (*bn_job)(void *argument, int thread, int n_threads);
 bn_pool *bn_pool_create(int n_threads);
 void bn_pool_free(bn_pool *pool);
 int bn_pool_size(const bn_pool *pool);
-/* Runs the job on threads 0 .. n_active-1; the others go on sleeping. */
+/* Runs the job on threads 0 .. n_active-1; the others keep sleeping. */
 void bn_pool_run(bn_pool *pool, int n_active, bn_job job, void *argument);
-/* Only inside a job, by every active thread. */
+/* Call only inside a job, from every active thread. */
 void bn_pool_barrier(bn_pool *pool);
 
-/* Share [*lo, *hi) of thread `thread`: of n items, in multiples of `unit` but for the last. */
+/* Part [*lo, *hi) of n items for thread `thread`, in multiples of `unit` except for the last. */
 static inline void bn_share(int64_t n, int64_t unit, int thread, int n_threads, int64_t *lo, int64_t *hi) {
     const int64_t units = (n + unit - 1) / unit;
     const int64_t a = units * thread / n_threads * unit, b = units * (thread + 1) / n_threads * unit;

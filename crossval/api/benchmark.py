@@ -40,8 +40,8 @@ def bench_engines(
 ) -> Receipt:
     """Measure our engine and live bitnet.cpp alternately on the same tokens, and compare their logits.
 
-    ``n_rounds``: rounds that count, after one that warms up. ``n_threads``: of each engine; None:
-    as many as there are cores to use. ``min_ratios``: minimum ratio of our speed to the
+    ``n_rounds``: measured rounds, after one warm-up round. ``n_threads``: of each engine; None: all
+    usable cores. ``min_ratios``: minimum ratio of our speed to the
     reference's, by name of the measure.
 
     Raises:
@@ -93,7 +93,7 @@ def _facts(
 
 @dataclass(frozen=True)
 class _Open:
-    """Starts engines for one benchmark: same threads, same longest pass, no more context than is needed."""
+    """Starts engines for one benchmark: same threads, same longest pass, no larger context than needed."""
 
     path: Path
     work: Work

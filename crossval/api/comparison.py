@@ -47,7 +47,7 @@ def compare_engines(
     well (docs/numerics.md). ``repro_dir``: write a reproducer of each finding there.
 
     Raises:
-        UsageError: ``floors`` of a reference or a prompt that cannot be run in another way.
+        UsageError: ``floors`` with a reference or a prompt that cannot run in another way.
         BadInputError, ModelError: unusable prompt, model, trace or directory.
         UnavailableError, EngineCrashError: from the engines.
     """
@@ -126,7 +126,7 @@ def audit_trace(
 
 
 def _examined(request: Request, session: Session, engines: Engines, prompt: Prompt) -> Receipt:
-    """Compare and audit candidate and reference, write the reproducers asked for, and return the receipt.
+    """Compare and audit candidate and reference, write the requested reproducers, and return the receipt.
 
     Raises:
         BadInputError, UnavailableError, EngineCrashError: from traces and engines.
@@ -155,11 +155,11 @@ def _examined(request: Request, session: Session, engines: Engines, prompt: Prom
 
 
 def _write_reproducers(request: Request, found: Sequence[Finding], engines: Engines) -> None:
-    """Write a reproducer of each finding and say where it is, or why there is none."""
+    """Write a reproducer of each finding and report where it is, or why there is none."""
     if request.repro_dir is None:
         return
     if not found:
-        request.say("no reproducer: no operation is guilty")
+        request.say("no reproducer: no operation is wrong")
     names = dict(zip(SIDES, (engine.identity.name for engine in engines), strict=True))
     for number, one in enumerate(found):
         why = repro.why_not(one)

@@ -109,7 +109,7 @@ def _compare_all(
 
 
 def _with_audit(result: GreedyResult, found: GreedyAudit) -> GreedyResult:
-    """Return the result as the audits let it be read: only correct engines have near ties."""
+    """Return the result in the light of the audits: only correct engines have near ties."""
     if all(audit_verdict(audit) == "clean" for audit in found.audits.values()):
         result = name_near_ties(result)
     if all(audit is None for audit in found.audits.values()):
@@ -128,7 +128,7 @@ def of_prompt(report: Progress, index: int, n_prompts: int) -> Progress:
 
 @contextmanager
 def _told(request: Request, resume: Resume, n_prompts: int) -> Iterator[None]:
-    """When a run with a journal is interrupted, say what is kept."""
+    """When a run with a journal is interrupted, report what is kept."""
     try:
         yield
     except KeyboardInterrupt:
@@ -139,10 +139,10 @@ def _told(request: Request, resume: Resume, n_prompts: int) -> Iterator[None]:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Return the prompts in a file: one per line, or JSON lines (``.jsonl``); lines of whitespace do not count.
+    """Return the prompts in a file: one per line, or JSON lines (``.jsonl``); lines of whitespace are skipped.
 
     Raises:
-        BadInputError: unreadable, not UTF-8, a JSON line without a prompt, or no prompt at all.
+        BadInputError: unreadable, not UTF-8, a JSON line without a prompt, or no prompts.
     """
     path = Path(path)
     try:
@@ -156,7 +156,7 @@ def read_prompts(path: str | Path) -> list[str]:
     else:
         found = [line for _, line in lines]
     if not found:
-        raise BadInputError(f"{path} holds no prompt")
+        raise BadInputError(f"{path} has no prompts")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a comparison was asked for, and what every receipt holds beside its results."""
+"""The request for a comparison, and what every receipt states besides its results."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from crossval.receipts.party import Party
 from crossval.terms import SIDES, Progress, Side
 
 Say = Callable[[str], None]
-"""Called with a line for people."""
+"""Called with a line to show."""
 ENVIRONMENT = ("BITNET_KERNEL", "BITNET_LIBRARY", "BITNET_CPP_LIB")
 MAX_PROMPT_NOTES = 5
 REPRO_DIR = "repro"
-"""Where the command in a diagnosis writes its reproducer."""
+"""Directory to which the command in a diagnosis writes its reproducer."""
 
 
 def silent(*_: object) -> None:
-    """Take a progress report or a line, and do nothing with it."""
+    """Ignore a progress report or a line."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which model and engines, and what about them."""
+    """The model and the engines of a comparison, and its options."""
 
     kind: Kind[Any]
-    """Of the receipt."""
+    """Kind of the receipt."""
     model: str | Path | None = None
     candidate: str = "bitnet_py"
     reference: str = "auto"
@@ -72,7 +72,7 @@ class Request:
         return Session(model, self.candidate, self.reference, self.n_threads)
 
     def render(self, text: str) -> str:
-        """Return the prompt as it is tokenized: put into the chat template."""
+        """Return the prompt in its chat template, as it is tokenized."""
         return get_template(self.template or "raw").render(text)
 
     def open_prompt(self, session: Session, text: str) -> tuple[Runner, Runner, Prompt]:
@@ -109,7 +109,7 @@ class Request:
     def facts(
         self, session: Session, prompts: Sequence[Prompt], sides: tuple[Side, ...] = SIDES, **settings: Any
     ) -> RunFacts:
-        """Return everything the receipt says beside the results, after the run; only ``sides`` were used."""
+        """Return everything that the receipt states besides the results, after the run of ``sides``."""
         parties = {"candidate": session.candidate, "reference": session.reference}
         for side in set(SIDES) - set(sides):
             parties[side] = Party("unused", parties[side].identity)
@@ -127,7 +127,7 @@ class Request:
 
     @contextmanager
     def unavailable(self, session: Session, sides: tuple[Side, ...] = SIDES, **settings: Any) -> Iterator[None]:
-        """Give an ``UnavailableError`` from the block the receipt that says which engine is missing."""
+        """Attach to an ``UnavailableError`` from the block the receipt that states which engine is missing."""
         try:
             yield
         except UnavailableError as error:

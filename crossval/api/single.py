@@ -1,5 +1,5 @@
-"""One engine by itself, or each of two: its answers, its consistency, a trace of it, and the
-harness's self-test."""
+"""Engines checked independently: answers, consistency, recording a trace; and the harness's
+self-test."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ ENGINES: dict[str, tuple[Side, ...]] = {
     "reference": ("reference",),
     "both": ("candidate", "reference"),
 }
-"""Which engines are run -> their sides."""
+"""Value of ``--engine`` -> the sides that run."""
 SMALL_MODEL_BYTES = 64 << 20
-"""Up to here threads would wait for each other longer than they compute."""
+"""Model size up to which threads would wait for each other longer than they compute."""
 SELFTEST_NOTE = (
     "bitnet_py is both engines, as the reference with its scalar kernels; a fault is in the model file that one "
-    "of them reads (file-) or in what it hands out (output-)"
+    "of them reads (file-) or in its output (output-)"
 )
 
 
@@ -109,7 +109,7 @@ def _own_threads(model: ModelFile) -> int | None:
 
 
 def _tokenizer_note(answers: tuple[Answer, ...]) -> str | None:
-    """Return on which prompt two tokenizers disagree first."""
+    """Return a note on the first prompt on which two tokenizers disagree."""
     ids: dict[str, tuple[int, ...]] = {}
     for answer in answers:
         if ids.setdefault(answer.prompt.id, answer.prompt_ids) != answer.prompt_ids:
@@ -133,7 +133,7 @@ def metamorphic(
     template: str = "raw",
     progress: Progress = silent,
 ) -> Receipt:
-    """Check engines against themselves: the same work done in another way must give the same.
+    """Check engines against themselves: the same work done in another way must give the same result.
 
     ``prompt``: what the checks start with; None: arbitrary tokens. ``lengths``: prompt lengths in
     tokens. ``kernels``: kernel families of the candidate; None: all that this CPU runs.
@@ -179,7 +179,7 @@ def metamorphic(
 
 @dataclass(frozen=True)
 class _Reopen:
-    """Gives the session's engine as it is, and the same engine opened anew with an option."""
+    """Gives the session's engine as it is, and another instance of it opened with an option."""
 
     session: Session
     side: Side
@@ -190,7 +190,7 @@ class _Reopen:
 
 
 def _open_sides(session: Session, sides: tuple[Side, ...], recorded_cannot: str) -> dict[Side, Runner]:
-    """Return the engines asked for, each able to run any prompt; ``recorded_cannot``: for messages.
+    """Return the requested engines, each able to run any prompt; ``recorded_cannot``: for messages.
 
     Raises:
         UnavailableError: bitnet.cpp is not built, or an engine is a recorded trace.
@@ -248,10 +248,10 @@ def record(
 
 
 def self_test(model: str | Path | None = None, *, progress: Progress = silent) -> Receipt:
-    """Put known faults into the model file or the output of our engine, and check that each is found.
+    """Inject known faults into the model file or the output of our engine, and check that each is found.
 
     Raises:
-        BadInputError, ModelError: the model is unusable, or a fault cannot be put into it.
+        BadInputError, ModelError: the model is unusable, or a fault cannot be injected into it.
     """
     checked = Request(SELFTEST, model, progress=progress).load_model()
     with trials.open_bench(checked) as opened:

@@ -1,7 +1,7 @@
-"""What ``floors`` and ``causal`` add to a comparison: made here, or a note says why not.
+"""What ``floors`` and ``causal`` add to a comparison: the view itself, or a note that states why not.
 
-Whatever can be known before the comparison raises at once. What fails after it does not cost the
-comparison: the receipt gets a note instead, and without a part that was asked for it is no pass.
+Errors that can be detected before the comparison are raised immediately. A failure after it does not
+lose the comparison: the receipt gets a note instead, and without a requested view it does not pass.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from crossval.repeat import floors_receipt
 from crossval.repeat.floors import measure_floors
 
 N_DECODE = 2
-"""Tokens that are decoded one by one where the number of threads varies; fewer of a short prompt."""
+"""Tokens fed token by token where the number of threads varies; fewer with a short prompt."""
 
 
 def check_words(request: Request) -> None:
-    """Refuse to measure floors of what cannot be run in another way.
+    """Reject floors of a reference that cannot run in another way.
 
     Raises:
         UsageError: the reference is the specification or a trace.
@@ -41,7 +41,7 @@ def check_words(request: Request) -> None:
 
 
 def check_reference(request: Request, reference: Runner, prompt: Prompt) -> None:
-    """Refuse a reference that turned out to be recorded, and a prompt that can be fed in one way only.
+    """Reject a reference that is a recorded one, and a prompt that can be fed in one way only.
 
     Raises:
         UnavailableError: the reference is a trace; our own engine never stands in for it.
@@ -66,7 +66,7 @@ def make(
     prompt: Prompt,
     result: LayersResult,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return what was asked for as a receipt holds it, and a note for each that could not be made.
+    """Return the requested views as a receipt states them, and a note for each that could not be made.
 
     Raises:
         UnavailableError, EngineCrashError: from a runner.

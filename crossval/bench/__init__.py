@@ -1,1 +1,1 @@
-"""Speed of two engines, interleaved, on the same tokens, and whether they computed the same meanwhile."""
+"""Speed of two engines, interleaved, on the same tokens, and whether their results are bit-identical."""

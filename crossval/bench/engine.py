@@ -1,4 +1,4 @@
-"""What a measured engine offers, and ours in a process of its own."""
+"""The interface of a measured engine, and our engine in its own process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from crossval.terms import LOGITS
 
 
 class Engine(Protocol):
-    """An engine in a process of its own; a context manager, as ``crossval.passes.Runner`` is.
+    """An engine in its own process; a context manager, as ``crossval.passes.Runner`` is.
 
     Errors: ``BadInputError`` (model or tokens), ``UnavailableError``, ``EngineCrashError`` (crash, time-out).
     """
 
     @property
     def identity(self) -> EngineIdentity:
-        """Who this is; complete only after entering."""
+        """Identity of the engine; complete only after entering."""
 
     @property
     def pid(self) -> int:
@@ -32,7 +32,7 @@ class Engine(Protocol):
         """Empty the KV cache."""
 
     def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
-        """Run one pass; ``elapsed_s`` is what the engine took."""
+        """Run one pass; ``elapsed_s`` is the engine's own time."""
 
     def eval_each(self, token_ids: Sequence[int]) -> list[PassRecord]:
         """Run one decode pass per token, one directly after the other."""
@@ -48,7 +48,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class BestToken:
-    """The token greedy decoding takes, and its logit."""
+    """The token that greedy decoding chooses, and its logit."""
 
     token_id: int
     logit: float
@@ -56,7 +56,7 @@ class BestToken:
 
 
 class BitnetPyProcess(EngineProcess):
-    """``bitnet_py`` in a process of its own; gives logits only.
+    """``bitnet_py`` in its own process; gives logits only.
 
     ``kernel``: family to force; None: ``BITNET_KERNEL``, else the best. ``timeout_s`` limits each
     request, the load included.

@@ -1,4 +1,4 @@
-"""Pure functions from what was taken to figures, ratios and verdict; receipts are written and judged with them."""
+"""Pure functions from measurements to figures, ratios and verdict; receipts are written and judged with them."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from crossval.terms import PassFail, Side
 
 @dataclass(frozen=True)
 class Taken:
-    """What one measure took: seconds or bytes of each engine, one after the other, and the passes compared."""
+    """Raw values of one measure: seconds or bytes of each engine, in order, and the passes compared."""
 
     raw: Mapping[Side, tuple[float, ...]]
     n_compared: int
     n_equal: int
-    """Passes whose results are finite and equal in every bit."""
+    """Passes whose results are finite and bit-identical."""
     reads: Mapping[str, int]
     """Operation -> bytes of weights the candidate read for all of ``raw``, by its own counters."""
 
 
 @dataclass(frozen=True)
 class BenchFindings:
-    """Everything a receipt of kind ``bench`` is made from."""
+    """Everything that a receipt of kind ``bench`` is made from."""
 
     work: Work
     kernel: str | None
-    """Kernel family of the candidate that was asked for."""
+    """Kernel family requested of the candidate."""
     taken: Mapping[str, Taken]
     """By name of the measure."""
     read_bytes: int
     read_s: tuple[float, ...]
     """Fastest streaming read of the buffer, per round."""
     min_ratios: Mapping[str, float | None]
-    """By name of the measure; None: any ratio will do."""
+    """By name of the measure; None: no minimum."""
 
 
 def figures(measure: Measure, work: Work, raw: Sequence[float]) -> list[float]:
-    """Return what was taken in the measure's unit."""
+    """Return the raw values in the measure's unit."""
     return [measure.n_tokens(work) / value for value in raw] if measure.unit == "tok/s" else list(raw)
 
 
@@ -64,7 +64,7 @@ def read_rates(measure: Measure, work: Work, taken: Taken) -> list[float]:
 
 
 def machine_rates(findings: BenchFindings) -> list[float]:
-    """Return, round by round, the bytes per second that a streaming read got."""
+    """Return, round by round, the bytes per second of a streaming read."""
     return [findings.read_bytes / seconds for seconds in findings.read_s]
 
 
@@ -74,7 +74,7 @@ def n_required(findings: BenchFindings) -> int:
 
 
 def complete(findings: BenchFindings) -> bool:
-    """Return whether every value was taken and every pass compared, at least one."""
+    """Return whether every value was measured and every pass compared, at least one."""
     work = findings.work
     whole = all(
         len(values) == measure.n_values(work)
@@ -86,17 +86,17 @@ def complete(findings: BenchFindings) -> bool:
 
 
 def missed(findings: BenchFindings) -> list[str]:
-    """Return the measures whose median ratio is below the one asked for, in words."""
+    """Describe the measures whose median ratio is below the minimum required."""
     found = []
     for name, least in findings.min_ratios.items():
         ratio = spread(ratios(findings.taken[name]))
         if least is not None and ratio is not None and ratio.median < least:
-            found.append(f"{name}: ratio {ratio.median:.3f}, {least:g} asked for")
+            found.append(f"{name}: ratio {ratio.median:.3f}, {least:g} required")
     return found
 
 
 def decide(findings: BenchFindings) -> PassFail:
-    """Return the verdict: another result fails, whatever its speed; what was not measured is incomplete."""
+    """Return the verdict: a different result fails, whatever the speed; missing measurements are incomplete."""
     if any(one.n_equal != one.n_compared for one in findings.taken.values()):
         return "fail"
     if not complete(findings):

@@ -1,7 +1,7 @@
 """What is measured: one table entry per measure, and the work that all of them share.
 
-A measure is a function per engine that does some work, says what it took and returns what was computed meanwhile.
-Everything taken is better when smaller (seconds, bytes); figures and ratios are made from it in ``figures``.
+A measure is a function per engine that does some work and returns its cost and its results. Every raw value is
+better when smaller (seconds, bytes); ``figures`` derives figures and ratios from them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Work:
     n_decode: int
     """Tokens per way of decoding."""
     n_rounds: int
-    """Counted rounds; one more, the first, warms up."""
+    """Measured rounds, after one warm-up round."""
     n_threads: int
     vocab_size: int
     n_first: int = N_FIRST
@@ -43,7 +43,7 @@ class Work:
 
     @property
     def n_context(self) -> int:
-        """Tokens the context has to hold: what is decoded is decoded twice, the second time greedily."""
+        """Tokens that the context has to hold: decoding runs twice, the second time greedily."""
         return max(self.n_prompt + 2 * self.n_decode, self.n_first + self.n_decode)
 
     @cached_property
@@ -57,7 +57,7 @@ class Work:
 
     @property
     def decode_ids(self) -> list[int]:
-        """What both engines are fed behind the prompt, whatever they would have chosen."""
+        """The tokens that both engines are fed after the prompt, whatever they would have chosen."""
         return self._ids[self.n_prompt : self.n_prompt + self.n_decode]
 
     @property
@@ -68,7 +68,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Running:
-    """An engine at work; ``started_s``: ``time.perf_counter`` when its process was started."""
+    """An engine being measured; ``started_s``: ``time.perf_counter`` when its process was started."""
 
     engine: Engine
     started_s: float
@@ -76,9 +76,9 @@ class Running:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one measure gave once: seconds or bytes (None: not known), and what was computed, pass by pass.
+    """One value of a measure: seconds or bytes (None: unknown), and the results, pass by pass.
 
-    ``outputs`` are arrays whose bits have to equal the other engine's.
+    ``outputs`` are arrays that must be bit-identical to the other engine's.
     """
 
     raw: float | None
@@ -88,7 +88,7 @@ class Sample:
 Run = Callable[[Running, Work], Sample]
 Unit = Literal["tok/s", "s", "bytes"]
 Scope = Literal["round", "process"]
-"""Taken in every round, or in every fresh process."""
+"""Measured in every round, or in every fresh process."""
 
 
 @dataclass(frozen=True)
@@ -98,24 +98,24 @@ class Measure:
     name: str
     meaning: str
     unit: Unit
-    """Of the figure; ``tok/s`` is made from seconds."""
+    """Unit of the figure; ``tok/s`` is computed from seconds."""
     scope: Scope
     run: Mapping[Side, Run]
     n_tokens: Callable[[Work], int]
-    """Tokens that one value is about."""
+    """Tokens per value."""
     n_passes: Callable[[Work], int]
-    """Passes behind one value whose results are compared."""
+    """Passes per value whose results are compared."""
     bounded: bool = False
-    """Whether a smallest ratio can be asked for: ``--min-NAME-ratio``."""
+    """Whether a minimum ratio can be required: ``--min-NAME-ratio``."""
     reads: bool = False
     """Whether the candidate's counters say which weights it read: single-token passes, bound by reading."""
 
     def n_values(self, work: Work) -> int:
-        """Return how many values of each engine there have to be."""
+        """Return how many values of each engine are required."""
         return {"round": work.n_rounds, "process": work.n_processes}[self.scope]
 
     def n_compared(self, work: Work) -> int:
-        """Return how many passes have to be compared; those of the warm-up are."""
+        """Return how many passes have to be compared, those of the warm-up included."""
         return self.n_passes(work) * (self.n_values(work) + (self.scope == "round"))
 
 
@@ -154,7 +154,7 @@ def _greedy_by_logits(running: Running, work: Work) -> Sample:
 
 
 def _choice(token_id: int, logit: float) -> npt.NDArray[Any]:
-    """A token and its logit as one array, equal in every bit or not."""
+    """A token and its logit as one array, compared bitwise."""
     return np.array([token_id, logit], np.float64)
 
 
@@ -164,7 +164,7 @@ def _first_token(running: Running, work: Work) -> Sample:
 
 
 def _memory_searching(running: Running, work: Work) -> Sample:
-    """Our engine as ``bitnet run`` generates: the first token by all logits, the others by its certified head."""
+    """Our engine as in ``bitnet run``: the first token from all logits, the others by its certified LM head."""
     assert isinstance(running.engine, BitnetPyProcess)
     running.engine.best_each(work.decode_ids)
     return Sample(peak_resident_bytes(running.engine.pid))
@@ -199,5 +199,5 @@ MEASURES = (
         n_tokens=lambda work: work.n_first + work.n_decode, n_passes=lambda work: 0,
     ),
 )  # fmt: skip
-"""In the order in which they are taken: those of a round, or of a process, follow each other on one sequence."""
+"""In the order of measuring: those of a round, or of a process, follow each other on one sequence."""
 BOUNDED = tuple(measure.name for measure in MEASURES if measure.bounded)

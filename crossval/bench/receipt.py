@@ -67,7 +67,7 @@ def _measure(measure: Measure, findings: BenchFindings) -> dict[str, Any]:
 
 
 def _reads(measure: Measure, findings: BenchFindings) -> dict[str, Any]:
-    """Return what the candidate read, beside what the machine reads; a share per round."""
+    """Return how fast the candidate read, and which fraction of the machine's bandwidth that is, per round."""
     taken, work = findings.taken[measure.name], findings.work
     rates = read_rates(measure, work, taken)
     shares = [rate / machine for rate, machine in zip(rates, machine_rates(findings), strict=False)]
@@ -101,7 +101,7 @@ def summarize(findings: BenchFindings) -> Summary:
 
 
 def from_json(receipt: Receipt) -> BenchFindings:
-    """Return the findings of a valid ``bench`` receipt: what was taken is read, all else is computed."""
+    """Return the findings of a valid ``bench`` receipt: raw values are read, everything else is recomputed."""
     results = receipt["results"]
     given = dict(results["work"])
     kernel = given.pop("kernel")
@@ -135,7 +135,7 @@ def workload(receipt: Receipt) -> list[str]:
     if (work.n_first, work.n_processes) != (N_FIRST, N_PROCESSES):
         complaints.append(
             f"{work.n_processes} fresh processes on {work.n_first} tokens, "
-            f"this version takes {N_PROCESSES} on {N_FIRST}"
+            f"this version runs {N_PROCESSES} on {N_FIRST}"
         )
     if findings.read_bytes != READ_BUFFER_BYTES * READ_PASSES:
         complaints.append(
@@ -159,12 +159,12 @@ def workload(receipt: Receipt) -> list[str]:
     ]
     ran = receipt["candidate"]["settings"].get("kernel")
     if findings.kernel not in (None, ran):
-        complaints.append(f"kernel {findings.kernel} was asked for, {ran} ran")
+        complaints.append(f"kernel {findings.kernel} was requested, {ran} ran")
     return complaints
 
 
 def measurements(receipt: Receipt) -> list[str]:
-    """Check that every measure has as many values and compared passes as the work gives."""
+    """Check that every measure has as many values and compared passes as the work requires."""
     findings = from_json(receipt)
     complaints = [] if complete(findings) else ["values are missing, or passes were not compared"]
     if set(findings.min_ratios) != set(BOUNDED):
@@ -219,7 +219,7 @@ def amount(receipt: Receipt) -> Amount:
 
 
 def median_ratios(receipt: Receipt) -> dict[str, float | None]:
-    """Return the median ratio of every measure, computed anew."""
+    """Return the median ratio of every measure, recomputed."""
     found = {name: spread(ratios(taken)) for name, taken in from_json(receipt).taken.items()}
     return {name: None if one is None else one.median for name, one in found.items()}
 

@@ -1,6 +1,7 @@
-"""Run both engines in turn and take every measure.
+"""Run both engines alternately and take every measure.
 
-Machines are noisy: only what ran side by side can be compared. Each round both engines run, in alternating order.
+Machines are noisy: only measurements made side by side can be compared. Both engines run in every round, and which
+engine starts alternates.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ REST_S = 0.3
 
 
 class OpenEngine(Protocol):
-    """Starts an engine; the candidate rounds where the reference says it rounds."""
+    """Starts an engine; the candidate rounds where the reference states that it rounds."""
 
     def __call__(self, side: Side, reference: EngineIdentity | None) -> AbstractContextManager[Engine]:
-        """Return the engine, not yet started; ``reference``: who that is, None while it is not known."""
+        """Return the engine, not yet started; ``reference``: its identity, None while it is unknown."""
 
 
 @dataclass(frozen=True)
 class BenchRun:
-    """What was found, who was measured, and the candidate's counters at the end."""
+    """The findings, the engines measured, and the candidate's counters at the end."""
 
     findings: BenchFindings
     identities: Mapping[Side, EngineIdentity]
@@ -44,7 +45,7 @@ class BenchRun:
 
 
 class _Tally:
-    """Collects one measure."""
+    """Collects the values of one measure."""
 
     def __init__(self, measure: Measure) -> None:
         self.measure = measure
@@ -53,7 +54,7 @@ class _Tally:
         self.reads: Counter[str] = Counter()
 
     def add(self, samples: Mapping[Side, Sample], reads: Mapping[str, int], *, counted: bool) -> None:
-        """Take in what both engines gave; results are compared in the warm-up, too."""
+        """Add one value of each engine; results are also compared in the warm-up."""
         same = [_same(*pair) for pair in zip(*(samples[side].outputs for side in SIDES), strict=False)]
         self.n_compared += len(same)
         self.n_equal += sum(same)
@@ -65,13 +66,13 @@ class _Tally:
                 self.raw[side].append(sample.raw)
 
     def taken(self) -> Taken:
-        """Return all of it."""
+        """Return everything collected."""
         raw = {side: tuple(values) for side, values in self.raw.items()}
         return Taken(raw, self.n_compared, self.n_equal, dict(self.reads))
 
 
 def _same(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
-    """Tell whether two results are finite and equal in every bit."""
+    """Return whether two results are finite and bit-identical."""
     return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes() and bool(np.isfinite(a).all())
 
 
@@ -88,9 +89,9 @@ def run_bench(
     Args:
         open_engine: starts an engine's process: one of each engine for the rounds, then the fresh ones.
         work: tokens, rounds, threads.
-        kernel: the candidate's kernel family that was asked for.
+        kernel: the kernel family requested of the candidate.
         min_ratios: by name of the measure; None: any.
-        progress: is told what is done: words, done, total.
+        progress: called with the current activity, the steps done, and their total.
 
     Raises:
         BadInputError, UnavailableError, EngineCrashError: from the engines.
@@ -144,7 +145,7 @@ def _round(
     *,
     counted: bool,
 ) -> None:
-    """Let one engine take all measures, then the other, and compare what they computed."""
+    """Take all measures of one engine, then of the other, and compare their results."""
     samples: dict[str, dict[Side, Sample]] = {measure.name: {} for measure in _of("round")}
     reads: dict[str, dict[str, int]] = {}
     for side in order:
@@ -159,5 +160,5 @@ def _round(
 
 
 def _counters(running: Running) -> list[KernelCount]:
-    """Return the counters of an engine that has some: ours."""
+    """Return the counters of an engine that has any: ours."""
     return running.engine.counters() if isinstance(running.engine, BitnetPyProcess) else []

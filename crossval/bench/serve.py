@@ -1,4 +1,4 @@
-"""The child process that runs our engine while it is measured: its memory is its own, as bitnet.cpp's is.
+"""The child process in which our engine is measured, so that its memory is its own, as bitnet.cpp's is.
 
 ``crossval.child.serve`` describes requests and answers; the commands are those of
 ``crossval.bench.engine.BitnetPyProcess``.
@@ -18,13 +18,13 @@ from crossval.errors import BadInputError
 
 
 def main(argv: list[str]) -> None:
-    """Serve requests until the pipe ends; ``argv``: descriptors of requests, responses, lifeline."""
+    """Serve requests until the pipe closes; ``argv``: descriptors of requests, responses, lifeline."""
     kinds = ((BadInputError, "bad_input"), (BitnetError, "bad_input"))
     serve([int(fd) for fd in argv], Served().handle, kinds)
 
 
 class Served:
-    """One model behind the frames of ``crossval.child.protocol``."""
+    """One model, served by frames of ``crossval.child.protocol``."""
 
     def __init__(self) -> None:
         self._runner: BitnetPyRunner | None = None

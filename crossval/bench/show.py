@@ -1,4 +1,4 @@
-"""A benchmark's receipt for people: one line per measure, what was read, what was compared, the verdict."""
+"""Print a benchmark's receipt: one line per measure, the bandwidth, the passes compared, the verdict."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def show_bench(out: Console, receipt: Receipt) -> None:
     work = results["work"]
     tokens = f"{work['n_prompt']} + {work['n_decode']} tokens, {work['n_threads']} threads"
     fresh = f"{work['n_processes']} fresh processes each on {work['n_first']} tokens"
-    show_line(out, f"work       {tokens}; {work['n_rounds']} rounds in turn; {fresh}")
+    show_line(out, f"work       {tokens}; {work['n_rounds']} rounds, alternately; {fresh}")
     show_line(out, "\nMedian and range; ratio: how many times faster, or smaller, bitnet_py is, round by round.")
     out.print(measures_table(receipt))
     for measure in MEASURES:
@@ -51,22 +51,22 @@ def measures_table(receipt: Receipt) -> Table:
 
 
 def label(measure: Measure, found: Mapping[str, Any]) -> str:
-    """Return a measure's name and, of speeds, how many tokens it is about."""
+    """Return a measure's name and, for speeds, its number of tokens."""
     words = measure.name.replace("_", " ")
     return f"{words} {found['n_tokens']}" if measure.unit == "tok/s" else words
 
 
 _FORMS = {"tok/s": (1.0, "tok/s"), "s": (1e3, "ms"), "bytes": (1e-6, "MB"), "ratio": (1.0, "")}
-"""Unit of a figure -> factor and unit for people."""
+"""Unit of a figure -> factor and unit shown."""
 
 
 def unit_of(measure: Measure) -> str:
-    """Return the unit that people see."""
+    """Return the unit shown."""
     return _FORMS[measure.unit][1]
 
 
 def spread_cell(spread: Mapping[str, float] | None, unit: str) -> str:
-    """Return a median with its range, in the unit that people see."""
+    """Return a median with its range, in the unit shown."""
     if spread is None:
         return "-"
     median, low, high = (_digits(spread[name] * _FORMS[unit][0], unit) for name in ("median", "min", "max"))
@@ -78,7 +78,7 @@ def _digits(value: float, unit: str) -> str:
 
 
 def _reads(measure: Measure, results: Mapping[str, Any]) -> str | None:
-    """Return in words what the candidate read of weights, if that was measured."""
+    """Describe the candidate's weight bandwidth, if it was measured."""
     reads, machine = results["measures"][measure.name]["reads"], results["machine"]["bytes_per_s"]
     if reads is None or reads["share"] is None or machine is None:
         return None

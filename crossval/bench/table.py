@@ -1,6 +1,6 @@
 """Print benchmarks as a Markdown table: ``python -m crossval.bench.table RECEIPT...``.
 
-Only receipts that the gate passes: a figure in a document is one that can be recomputed.
+Only receipts that pass the gate: every figure in a document can be recomputed.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ EXIT_REFUSED = 1
 
 
 class RefusedError(CrossvalError):
-    """A receipt that the gate does not pass."""
+    """A receipt that fails the gate."""
 
     exit_code = EXIT_REFUSED
 
 
 def read_bench(path: Path) -> Receipt:
-    """Return a benchmark's receipt that the gate passes.
+    """Return a benchmark's receipt that passes the gate.
 
     Raises:
         BadInputError: unreadable, against the schema, or of another kind.
-        RefusedError: the gate does not pass it.
+        RefusedError: it fails the gate.
     """
     found = receipt.read(path)
     if found["kind"] != "bench":
         raise BadInputError(f"{path}: a receipt of kind {found['kind']}, not bench")
     failed = [check for check in gate.judge(BENCH, found) if not check.passed]
     if failed:
-        raise RefusedError(f"{path}: the gate does not pass it: {failed[0].name}: {failed[0].detail}")
+        raise RefusedError(f"{path}: fails the gate: {failed[0].name}: {failed[0].detail}")
     return found
 
 

@@ -1,9 +1,9 @@
 """ctypes mirror of the C interface of bitnet.cpp's llama.cpp, and behavioural checks that it fits.
 
 The structs are those of the llama.cpp generation inside bitnet.cpp (``include/llama.h``,
-``ggml/include/ggml.h``). Nothing in the library says which version it is, so before it is trusted
-it has to behave like it: ``verify`` compares sizes, default values and the fields of tensors it
-makes itself with what the library's own accessor functions say. Used in the child process only.
+``ggml/include/ggml.h``). Nothing in the library states its version, so its behaviour is checked
+before it is trusted: ``verify`` compares sizes, default values and the fields of tensors it makes
+itself with what the library's own accessor functions return. Used in the child process only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _CANARY_BYTES = 1024
 
 
 BUILD_DEPENDENT = object()
-"""Stands for a default value that depends on the build."""
+"""Placeholder for a default value that depends on the build."""
 MODEL_PARAMS: tuple[tuple[str, Any, Any], ...] = (
     ("n_gpu_layers", c_int32, BUILD_DEPENDENT),
     ("split_mode", c_int32, 1),
@@ -247,7 +247,7 @@ def load(path: str) -> ctypes.CDLL:
 
 
 def verify(library: ctypes.CDLL) -> None:
-    """Check by behaviour that the structs mirrored here are the library's.
+    """Check by behaviour that the structs mirrored here match the library's.
 
     Raises:
         UnavailableError: a size, default value or tensor field is not what this generation has.
@@ -310,7 +310,7 @@ def _ggml_context(library: ctypes.CDLL) -> Iterator[int]:
 
 
 def _tensor_problems(library: ctypes.CDLL) -> list[str]:
-    """Make a few tensors and compare their fields with what the library's accessors say."""
+    """Make a few tensors and compare their fields with what the library's accessors return."""
     size = library.ggml_tensor_overhead() - _SIZE_OF_GGML_OBJECT
     if size != ctypes.sizeof(Tensor):
         return [f"struct ggml_tensor has {size} bytes, expected {ctypes.sizeof(Tensor)}"]

@@ -1,8 +1,8 @@
 """Build bitnet.cpp's ``llama`` library out of tree and record how (``python -m crossval.bitnet_cpp.build``).
 
-Where the source comes from, first match: ``BITNET_CPP_LIB`` (a ready library: nothing to build,
-only checked), ``BITNET_CPP_DIR`` (an existing checkout: no network, nothing written into it), else
-the pinned submodule.
+The source is the first of: ``BITNET_CPP_LIB`` (a ready library: only checked, nothing to build),
+``BITNET_CPP_DIR`` (an existing checkout: no network, nothing written into it), the pinned
+submodule.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ _RECORDED = re.compile(
     r"CMAKE_BUILD_TYPE|CMAKE_(C|CXX)_FLAGS(_RELEASE)?|OpenMP_C_FLAGS|BITNET_\w+"
     r"|GGML_(NATIVE|AVX\w*|FMA|F16C|SVE|LLAMAFILE|OPENMP|LTO|BLAS|CUDA|METAL|VULKAN)"
 )
-"""CMake cache entries worth keeping: what decides how the library computes."""
+"""CMake cache entries recorded in the manifest: those that decide how the library computes."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen about a build."""
+    """Options of a build."""
 
     build_dir: Path
     isa: str = "native"
@@ -84,7 +84,7 @@ def say(text: str) -> None:
 
 
 def build(source: Source, options: Options) -> BuiltLibrary:
-    """Configure and compile the ``llama`` target, write the manifest beside the library.
+    """Configure and compile the ``llama`` target, and write the manifest beside the library.
 
     Raises:
         UnavailableError: a tool is missing or the build failed; the message has the tail of its
@@ -117,7 +117,7 @@ def build(source: Source, options: Options) -> BuiltLibrary:
         raise UnavailableError(f"the build succeeded but left no {LIBRARY_NAME}; its log is {log}")
     manifest = _manifest(source, adaptations, tools, options, cmake_dir, time.monotonic() - started)
     write_atomically(fresh / MANIFEST_NAME, (json.dumps(manifest, indent=2) + "\n").encode())
-    # Only now: a failed build leaves the library of the last good one in place.
+    # Only now, so that a failed build leaves the last good library in place.
     library = built_library_path(build_dir)
     shutil.rmtree(library.parent, ignore_errors=True)
     fresh.replace(library.parent)
@@ -125,7 +125,7 @@ def build(source: Source, options: Options) -> BuiltLibrary:
 
 
 def up_to_date(source: Source, tools: Toolchain, options: Options) -> BuiltLibrary | None:
-    """Return the library built before when source, compiler, options and the files themselves are unchanged."""
+    """Return the library of the last build if source, compiler, options and built files are unchanged."""
     library = built_library_path(options.build_dir)
     manifest = read_manifest(library.parent)
     if manifest is None or options.force:
@@ -144,7 +144,7 @@ def _option_facts(options: Options) -> dict[str, Any]:
 
 
 def _prepare(build_dir: Path, source: Source, options: Options) -> tuple[Path, tuple[str, ...]]:
-    """Return the tree to build and what was adapted in it; throw away what CMake made before."""
+    """Return the tree to build and what was adapted in it; discard CMake's files of an earlier build."""
     if (
         any("TL1=ON" in a or "TL2=ON" in a for a in options.cmake_args)
         and not (source.path / cpp_source.LUT_HEADER).is_file()
@@ -156,7 +156,7 @@ def _prepare(build_dir: Path, source: Source, options: Options) -> tuple[Path, t
     try:
         build_dir.mkdir(parents=True, exist_ok=True)
         prepared = cpp_source.buildable_tree(source.path.resolve(), build_dir / "source")
-        # CMake does not let a directory change its source or compiler.
+        # CMake does not allow a build directory to change its source or compiler.
         shutil.rmtree(build_dir / "cmake", ignore_errors=True)
     except OSError as error:
         raise UnavailableError(f"cannot write the build directory {build_dir}: {error}") from error
@@ -187,7 +187,7 @@ def _configure_command(tools: Toolchain, tree: Path, cmake_dir: Path, options: O
 
 
 def _run(command: Sequence[str], log: Path, what: str) -> None:
-    """Run a program with its output appended to the log, saying every few seconds that it still runs."""
+    """Run a program with its output appended to the log, reporting progress every few seconds."""
     say(what)
     started = time.monotonic()
     environment = dict(os.environ)
@@ -278,7 +278,7 @@ def obtain(options: Options) -> BuiltLibrary:
     """Return a library by the first way that applies: ready library, given checkout, download.
 
     Raises:
-        UnavailableError: it cannot be had; the message says why and what still works.
+        UnavailableError: it cannot be obtained; the message says why and what works without it.
     """
     if os.environ.get(LIBRARY_VARIABLE):
         library = find_library()
@@ -296,7 +296,7 @@ def obtain(options: Options) -> BuiltLibrary:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Obtain the library and print its path on stdout; return the exit code (0, or 3 when it cannot be had)."""
+    """Obtain the library and print its path on stdout; return the exit code (0, or 3 if that is impossible)."""
     parser = argparse.ArgumentParser(prog="python -m crossval.bitnet_cpp.build", description=__doc__)
     parser.add_argument("--build-dir", type=Path, default=default_build_dir(), help="default: %(default)s")
     parser.add_argument(

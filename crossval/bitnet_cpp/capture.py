@@ -1,4 +1,4 @@
-"""From nodes of bitnet.cpp's compute graph to taps: which node is which tap, and copying it out.
+"""Map nodes of bitnet.cpp's compute graph to taps, and copy them out.
 
 ``llama.cpp`` names its nodes in ``build_bitnet_158``, ``llm_build_ffn``, ``llm_build_kqv``
 (``src/llama.cpp``) as ``name-layer``. Some names occur twice (``Qcur`` before and after RoPE), so
@@ -19,7 +19,7 @@ from crossval.bitnet_cpp import abi
 from crossval.model import taps
 
 _LINEAR = frozenset({"MUL_MAT", "ADD", "MUL"})
-"""A projection, or what an optional bias or scale made of it."""
+"""A projection, possibly with an optional bias or scale applied."""
 
 NODES: dict[str, tuple[tuple[str, frozenset[str] | None], ...]] = {
     "inp_embd": (("inp_embd", None),),
@@ -45,7 +45,7 @@ NODES: dict[str, tuple[tuple[str, frozenset[str] | None], ...]] = {
     "l_out": (("l_out", None),),
     "result_norm": (("result_norm", None),),
 }
-"""Tap -> the nodes that may hold it and the operations that make it one (None: any).
+"""Tap -> the nodes that may hold it, each with the operations that identify it (None: any).
 
 Where several nodes of one pass match, the last one computed is the tap: a projection with its bias,
 or the square after ReLU. ``ffn_silu`` is what a build with the wrong activation computes there.
@@ -72,7 +72,7 @@ class CapturedTap:
 
 @dataclass
 class Capture:
-    """The state behind one ``cb_eval`` callback: what is wanted, what has been copied, what went wrong."""
+    """The state of one ``cb_eval`` callback: the taps wanted, those copied, and the error, if any."""
 
     library: ctypes.CDLL
     wanted: dict[bytes, list[tuple[str, str, frozenset[str] | None]]] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Capture:
     error: BaseException | None = None
 
     def arm(self, select: Collection[str], shape: PassShape) -> None:
-        """Set what the next pass copies out."""
+        """Select what the next pass copies out."""
         self.wanted = node_index(select)
         self.shape = shape
         self.taken = {}
@@ -135,7 +135,7 @@ def read_tensor(library: ctypes.CDLL, tensor: abi.Tensor) -> npt.NDArray[np.floa
     """Copy a float32 tensor of any strides into a C-contiguous array, slowest dimension first.
 
     Raises:
-        ValueError: it is not float32, or its memory is not the host's.
+        ValueError: it is not float32, or not in host memory.
     """
     name = tensor.name.decode("utf-8", "replace")
     if tensor.type != abi.TYPE_F32:
@@ -153,7 +153,7 @@ def read_tensor(library: ctypes.CDLL, tensor: abi.Tensor) -> npt.NDArray[np.floa
 
 
 def tap_array(tap: str, array: npt.NDArray[np.float32], shape: PassShape) -> CapturedTap:
-    """Bring a node's array ``(ne3, ne2, ne1, ne0)`` into the shape ``crossval.model.taps`` promises.
+    """Reshape a node's array ``(ne3, ne2, ne1, ne0)`` to the shape that ``crossval.model.taps`` defines.
 
     Raises:
         ValueError: the shape is not one this graph can produce.

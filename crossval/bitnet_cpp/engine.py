@@ -2,8 +2,8 @@
 
 Two contexts share the model: a plain one without any callback, for passes of which only logits are
 wanted, and one with ``cb_eval`` for passes that are traced (llama.cpp takes the callback when a
-context is made). The KV cache moves between them as an exact copy when a sequence changes from one
-kind of pass to the other.
+context is created). When a sequence changes from one kind of pass to the other, the KV cache is
+copied exactly from one context to the other.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Context:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What one pass gave: taps by full name, logits ``(1, vocab_size)``, seconds of ``llama_decode``."""
+    """Result of one pass: taps by full name, logits ``(1, vocab_size)``, seconds of ``llama_decode``."""
 
     taps: dict[str, CapturedTap]
     logits: npt.NDArray[np.float32]
@@ -73,7 +73,7 @@ class Engine:
         return self.library
 
     def open(self, path: str) -> dict[str, Any]:
-        """Load the library, check its layout, find how it rounds; return facts about it.
+        """Load the library, check its layout, probe how it rounds; return facts about it.
 
         Raises:
             UnavailableError: it cannot be loaded or is not of the generation that ``abi`` mirrors.
@@ -90,7 +90,7 @@ class Engine:
         }
 
     def load(self, path: str, *, n_ctx: int | None, n_ubatch: int, n_threads: int) -> dict[str, Any]:
-        """Load a model and make the plain context; return its shape and the limits in force.
+        """Load a model and create the plain context; return its shape and the limits in force.
 
         Raises:
             RefusedError: bitnet.cpp could not load the model or make a context.
@@ -168,7 +168,7 @@ class Engine:
 
         Raises:
             RefusedError: ``llama_decode`` reported a failure.
-            ValueError: a captured node does not look as expected.
+            ValueError: a captured node has an unexpected type, place or shape.
         """
         context = self._context_for(bool(select))
         n_tokens = len(token_ids)
@@ -262,7 +262,7 @@ class Engine:
 
 
 def mapped_libraries(maps: Path = Path("/proc/self/maps")) -> dict[str, str]:
-    """Return path -> sha256 of the llama and ggml libraries this process has really mapped."""
+    """Return path -> sha256 of the llama and ggml libraries that this process has actually mapped."""
     paths = set()
     for line in maps.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         fields = line.split(maxsplit=5)

@@ -1,7 +1,7 @@
 """Where bitnet.cpp's shared library is, and the manifest that says how it was built.
 
-The manifest is only believed for a library whose files have the digests it lists: identity comes
-from the files a process really loaded, never from a file lying next to them.
+The manifest is trusted only if the library's files have the digests it lists: identity comes from
+the files that a process actually loaded, never from a file next to them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class BuildManifest:
 
 @dataclass(frozen=True)
 class BuiltLibrary:
-    """A libllama on disk; ``origin`` says what pointed at it."""
+    """A libllama on disk; ``origin`` states how it was found."""
 
     path: Path
     origin: str
@@ -69,7 +69,7 @@ def default_build_dir() -> Path:
 
 
 def built_library_path(build_dir: Path) -> Path:
-    """Return where a build puts its libllama."""
+    """Return the path at which a build places its libllama."""
     return build_dir / "lib" / LIBRARY_NAME
 
 
@@ -77,8 +77,8 @@ def find_library() -> BuiltLibrary | None:
     """Return the library to use: ``BITNET_CPP_LIB`` first, then the built one; None when there is neither.
 
     Raises:
-        UnavailableError: ``BITNET_CPP_LIB`` points at nothing, which must not be papered over by
-        another library.
+        UnavailableError: ``BITNET_CPP_LIB`` names no file; falling back to another library would
+        hide that.
     """
     configured = os.environ.get(LIBRARY_VARIABLE)
     if configured:
@@ -105,7 +105,7 @@ def require_library() -> BuiltLibrary:
 
 
 def read_manifest(directory: Path) -> BuildManifest | None:
-    """Return the manifest in a directory, or None when there is none or it is not one of this version."""
+    """Return the manifest in a directory, or None when there is none of this version."""
     try:
         data = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
         if data["version"] != MANIFEST_VERSION:
@@ -121,7 +121,7 @@ def read_manifest(directory: Path) -> BuildManifest | None:
 
 
 def manifest_for(files: Mapping[str, str]) -> BuildManifest | None:
-    """Return the manifest describing loaded files (path -> sha256), or None when no manifest matches them all."""
+    """Return the manifest of the loaded files (path -> sha256), or None when no manifest matches them all."""
     for path in files:
         manifest = read_manifest(Path(path).parent)
         if manifest is not None and {Path(p).name: digest for p, digest in files.items()} == manifest.libraries:

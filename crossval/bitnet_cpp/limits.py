@@ -19,16 +19,16 @@ from typing import NoReturn
 from crossval.child.command import child_command
 
 STACK_BYTES = 64 << 20
-"""Stack asked for, per thread: 512 tokens of 24,000 rows on one thread. Memory is used as it is
-touched."""
+"""Requested stack per thread: 512 tokens of 24,000 rows on one thread. Memory is used only as it
+is touched."""
 _RESERVE_BYTES = 1 << 20
 
 
 def main(argv: list[str]) -> NoReturn:
-    """Set a large stack and no core files, then execute ``crossval.bitnet_cpp.serve``.
+    """Set a large stack, disable core files, then execute ``crossval.bitnet_cpp.serve``.
 
-    ``argv``: descriptors of requests, responses and lifeline; the server gets them, and the bytes
-    of the stack.
+    ``argv``: descriptors of requests, responses and lifeline; the server gets these and the stack
+    size in bytes.
     """
     for fd in argv:
         os.set_inheritable(int(fd), True)
@@ -49,7 +49,7 @@ def max_ubatch(stack_bytes: int, row_counts: Iterable[int], n_threads: int) -> i
     """Return the longest batch whose I2_S matrix products fit the stack of one thread.
 
     ``row_counts``: rows of the model's I2_S matrices. A thread's share is ``rows / n_threads``
-    rounded to multiples of 4 at both ends. A quarter of the stack, at least 1 MiB, is left to
+    rounded to multiples of 4 at both ends. A quarter of the stack, at least 1 MiB, is left for
     everything else.
     """
     usable = stack_bytes - max(_RESERVE_BYTES, stack_bytes // 4)

@@ -1,8 +1,8 @@
-"""How a loaded bitnet.cpp rounds, found by calling it (docs/numerics.md names what depends on the build).
+"""Probe how a loaded bitnet.cpp rounds (docs/numerics.md lists what depends on the build).
 
-Two things depend on compiler and instruction set: the shape of float32 reductions (8 lanes in AVX2
-builds, 16 in AVX-512 builds) and whether the activation quantiser's product is rounded before it is
-rounded to an integer (clang) or not (gcc contracts both into one fused operation).
+Two things depend on compiler and instruction set: the number of lanes of float32 reductions (8 in
+AVX2 builds, 16 in AVX-512 builds), and whether the activation quantiser's product is rounded before
+it is rounded to an integer (clang) or not (gcc contracts both into one fused operation).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LENGTH = 256
 
 
 def simd_width(library: ctypes.CDLL) -> int | None:
-    """Return 16 or 8 when the library's F16 dot product has that reduction shape, else None."""
+    """Return 16 or 8 when the library's F16 dot product sums in that many lanes, else None."""
     try:
         lookup = library.ggml_get_type_traits
     except AttributeError:
@@ -45,7 +45,7 @@ def simd_width(library: ctypes.CDLL) -> int | None:
 
 
 def dot_inputs() -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    """Return two F16 arrays ``(rows, length)`` on which the reduction shapes give different bits."""
+    """Return two F16 arrays ``(rows, length)`` on which 8 and 16 lanes give different bits."""
     rng = np.random.default_rng(20240607)
     x = (rng.standard_normal((_ROWS, _LENGTH)) * 2.0 ** rng.integers(-6, 7, (_ROWS, _LENGTH))).astype(np.float16)
     y = rng.standard_normal((_ROWS, _LENGTH)).astype(np.float16)
@@ -76,7 +76,7 @@ def dot16(x: npt.NDArray[np.float16], y: npt.NDArray[np.float16], width: int) ->
 
 
 def fused_quantizer(library: ctypes.CDLL) -> bool | None:
-    """Return whether ``quantize_row_i8_s`` rounds product and integer in one step; None if it is not there."""
+    """Return whether ``quantize_row_i8_s`` rounds product and integer in one step; None if it is missing."""
     try:
         quantize = library.quantize_row_i8_s
     except AttributeError:

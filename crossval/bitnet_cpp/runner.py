@@ -21,7 +21,7 @@ SUPPORTED_ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
 """What bitnet.cpp builds with ``build_bitnet_158``, whose node names the taps are mapped from."""
 
 CHILD = "crossval.bitnet_cpp.limits"
-"""Sets the limits and goes on as ``crossval.bitnet_cpp.serve``."""
+"""Sets the limits, then executes ``crossval.bitnet_cpp.serve``."""
 OUTPUT_WEIGHT_NOTE = "ignored: bitnet.cpp multiplies the head with token_embd.weight"
 
 _OPEN_TIMEOUT_S = 60.0
@@ -29,7 +29,7 @@ _OPEN_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What bitnet.cpp says about the model it loaded, and the limits in force."""
+    """What bitnet.cpp reports about the model it loaded, and the limits in force."""
 
     arch: str
     n_layers: int
@@ -45,7 +45,7 @@ class LoadedModel:
 
 
 class BitnetCppRunner(EngineProcess):
-    """bitnet.cpp behind ``crossval.passes.Runner``.
+    """bitnet.cpp as a ``crossval.passes.Runner``.
 
     ``library``: path of a libllama; None: what ``cpp_library.find_library`` finds. ``n_ctx``:
     tokens the KV cache holds; None: 2048 or the model's context if shorter. ``n_ubatch``: longest
@@ -79,12 +79,12 @@ class BitnetCppRunner(EngineProcess):
 
     @property
     def identity(self) -> EngineIdentity:
-        """Who this is: build facts from the manifest of the library really loaded; complete after entering."""
+        """Identity, with build facts of the library actually loaded; complete after entering."""
         return self._identity
 
     @property
     def model(self) -> LoadedModel:
-        """Return what bitnet.cpp says about the model; only after entering."""
+        """Return what bitnet.cpp reports about the model; only after entering."""
         self.live()
         assert self._model is not None
         return self._model
@@ -140,7 +140,7 @@ class BitnetCppRunner(EngineProcess):
         return PassRecord(plan, taken, elapsed_s=float(answer.header["elapsed_s"]))
 
     def eval_each(self, token_ids: Sequence[int]) -> list[PassRecord]:
-        """As ``EngineProcess.eval_each``; no pass may leave the vocabulary or the context."""
+        """As ``EngineProcess.eval_each``, after checking the tokens against vocabulary and context."""
         for index, token in enumerate(token_ids):
             self._check_pass([int(token)], self._n_past + index)
         return super().eval_each(token_ids)
@@ -184,7 +184,7 @@ def start_child() -> ChildProcess:
 
 
 def open_library(path: Path) -> dict[str, Any]:
-    """Load a library in a child process of its own, check it, and return what ``Engine.open`` found.
+    """Load a library in its own child process, check it, and return what ``Engine.open`` found.
 
     Raises:
         UnavailableError: it cannot be loaded, or is not of bitnet.cpp's llama.cpp generation.
@@ -216,7 +216,7 @@ def _check_gguf(path: Path) -> None:
 
 
 def _identity(library: Path, facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIdentity:
-    """Describe the build: digests of the files really mapped, the rest from a manifest that knows them."""
+    """Describe the build: digests of the files actually mapped, the rest from a manifest that lists them."""
     files: dict[str, str] = facts["files"]
     manifest = cpp_library.manifest_for(files)
     settings: dict[str, Any] = {

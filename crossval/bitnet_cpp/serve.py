@@ -1,4 +1,4 @@
-"""The child process that runs bitnet.cpp: the commands of ``BitnetCppRunner``.
+"""The child process that runs bitnet.cpp, and the commands it answers for ``BitnetCppRunner``.
 
 ``crossval.bitnet_cpp.limits`` starts it; ``crossval.child.serve`` describes requests and answers.
 """
@@ -17,15 +17,15 @@ from crossval.errors import BadInputError, UnavailableError
 
 
 def main(argv: list[str]) -> None:
-    """Serve requests until the pipe ends.
+    """Serve requests until the pipe closes.
 
-    ``argv``: descriptors of requests, responses and lifeline, and the bytes of the stack in force.
+    ``argv``: descriptors of requests, responses and lifeline, and the stack size in force, in bytes.
     """
     *fds, stack_bytes = map(int, argv)
     engine = Engine(stack_bytes)
     kinds = ((BadInputError, "bad_input"), (UnavailableError, "unavailable"), (RefusedError, "refused"))
     serve(fds, lambda request: handle(engine, request), kinds)
-    # Destructors of a library that may be broken have nothing to add.
+    # Skip the destructors of a library that may be in a broken state.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""An engine in a process of its own, as the harness sees it: what every such runner shares."""
+"""An engine in its own process, seen from the harness: the base of all such runners."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from crossval.terms import LOGITS
 
 
 class EngineProcess:
-    """An engine in a child process: started, asked, and closed for good when it fails.
+    """An engine in a child process: started, sent requests, and closed permanently when it fails.
 
     A subclass starts it in ``__enter__``. ``engine``: its name in messages. ``module``: what the
     child runs. ``timeout_s`` limits each request, the load included.
@@ -72,11 +72,11 @@ class EngineProcess:
     def request(
         self, command: str, params: Mapping[str, Any] | None = None, ids: Sequence[int] | None = None, *, what: str
     ) -> Frame:
-        """Send a command, with token ids when it takes some, and return the answer.
+        """Send a command, with token ids if it takes any, and return the answer.
 
         Raises:
             EngineCrashError: the engine failed; the runner is closed.
-            BadInputError, UnavailableError: what the child's own checks found.
+            BadInputError, UnavailableError: from the child's own checks.
         """
         arrays = None if ids is None else {"token_ids": np.array(ids, np.int32)}
         try:
@@ -100,7 +100,7 @@ class EngineProcess:
     def eval_each(self, token_ids: Sequence[int]) -> list[PassRecord]:
         """Run one decode pass per token, in one request, and return their logits; the cache must not be empty.
 
-        As in a program that generates text, nothing waits for the harness between two passes.
+        As in a program that generates text, no pass waits for the harness.
 
         Raises:
             BadInputError: tokens the model cannot take.
@@ -120,7 +120,7 @@ def decode_records(ids: Sequence[int], start: int, answer: Frame) -> list[PassRe
     """
     times, logits = answer.header.get("elapsed_s"), array_of(answer, LOGITS, "float32")
     if not isinstance(times, list) or not len(times) == len(logits) == len(ids):
-        raise EngineCrashError(f"the engine's process did not answer {len(ids)} passes with as many results")
+        raise EngineCrashError(f"the engine's process returned a wrong number of results for {len(ids)} passes")
     return [
         PassRecord(
             PassPlan("decode", (token,), start + i), {LOGITS: TapArray(logits[i : i + 1], (0,))}, float(times[i])
@@ -137,5 +137,5 @@ def array_of(answer: Frame, name: str, dtype: str) -> npt.NDArray[Any]:
     """
     array = answer.arrays.get(name)
     if array is None or array.dtype.name != dtype:
-        raise EngineCrashError(f"the engine's process did not answer with {name} as {dtype}")
+        raise EngineCrashError(f"the engine's process did not return {name} as {dtype}")
     return array

@@ -1,4 +1,4 @@
-"""How a module of this package is started as a child. Imports next to nothing, so that a start can be repeated."""
+"""How a module of this package is started as a child process; imports the standard library only."""
 
 from __future__ import annotations
 

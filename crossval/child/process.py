@@ -1,4 +1,4 @@
-"""The harness's side of the child process: start it, talk to it, survive whatever happens to it."""
+"""The harness's side of the child process: start it, exchange frames, turn every failure into an error."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ class ChildProcess:
         """Send a command and return the answer; its ``header`` is the command's result.
 
         Raises:
-            EngineCrashError: the child died, hung, spoke garbage or reported a failure of the
-            engine.
-            BadInputError, UnavailableError: what the child's own checks found.
+            EngineCrashError: the child died, hung, sent a malformed answer or reported a failure of
+            the engine.
+            BadInputError, UnavailableError: from the child's own checks.
         """
         if self._failure is not None:
             raise EngineCrashError(f"{self.engine} is closed after an earlier failure: {self._failure}")
@@ -92,11 +92,11 @@ class ChildProcess:
         except DeadlineError:
             raise self._fail(f"timed out after {timeout_s:g} s during {what}") from None
         except ProtocolError as error:
-            raise self._fail(f"sent a broken answer during {what} ({error})") from error
+            raise self._fail(f"sent a malformed answer during {what} ({error})") from error
         except PeerClosedError:
             raise self._fail(f"{self._how_it_ended()} during {what}") from None
         except BaseException:
-            # Interrupted in the middle of a frame: the pipe is no longer in step.
+            # Interrupted in the middle of a frame: the pipe is out of sync.
             self._fail(f"was interrupted during {what}")
             raise
         if answer.header.get("ok") is True:
@@ -141,7 +141,7 @@ class ChildProcess:
         return "\n".join(f"  {line[:300]}" for line in kept[-_TAIL_LINES:])
 
     def close(self) -> None:
-        """End the child: by closing its pipes, and by force when it does not go."""
+        """End the child by closing its pipes; kill it if it does not exit."""
         self._stop(grace_s=_EXIT_GRACE_S)
         if self._failure is None:
             self._failure = "closed"
@@ -172,7 +172,7 @@ class ChildProcess:
 
 
 def _environment() -> dict[str, str]:
-    # A child multiplies nothing with NumPy: no pool of idle threads, each with a large stack.
+    # The child multiplies nothing with NumPy: spare it a pool of idle threads, each with a large stack.
     # ggml's abort starts gdb or lldb when it finds one: slow, and its output hides ggml's own message.
     return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PATH": os.devnull}
 

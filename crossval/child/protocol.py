@@ -9,7 +9,7 @@ One frame, both directions, little endian::
     16      ...    header: UTF-8 JSON object; "arrays" lists {"name", "dtype", "shape"}
     ...     ...    payload: the arrays one after the other, C order, no padding
 
-Anything else is an error of the peer: every deviation raises ``ProtocolError``.
+Anything else is an error of the peer and raises ``ProtocolError``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PeerClosedError(Exception):
 
 
 class DeadlineError(Exception):
-    """The peer did not send or take a whole frame in time."""
+    """The peer did not send or accept a complete frame in time."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def write_frame(
 
     Raises:
         PeerClosedError: the peer closed its end.
-        DeadlineError: the peer did not take the frame in time (only for a non-blocking ``fd``).
+        DeadlineError: the peer did not accept the frame in time (only for a non-blocking ``fd``).
     """
     arrays = arrays or {}
     _write_all(fd, memoryview(encode_prefix(header, arrays)), deadline)
@@ -97,9 +97,9 @@ def read_frame(fd: int, *, deadline: float | None = None) -> Frame:
     """Read one frame from a pipe; ``deadline`` is a ``time.monotonic`` value, None waits forever.
 
     Raises:
-        ProtocolError: what came is not a frame.
-        PeerClosedError: the pipe ended.
-        DeadlineError: no whole frame in time.
+        ProtocolError: the bytes received are not a frame.
+        PeerClosedError: the peer closed its end.
+        DeadlineError: no complete frame in time.
     """
     prefix = bytearray(_PREFIX.size)
     _read_into(fd, memoryview(prefix), deadline)
@@ -173,7 +173,7 @@ def _read_into(fd: int, view: memoryview, deadline: float | None) -> None:
 
 
 def _read_bytes(fd: int, size: int, deadline: float | None) -> bytearray:
-    """Read ``size`` bytes, growing as they come: a lying length must not allocate memory up front."""
+    """Read ``size`` bytes into a growing buffer, so that a false length cannot allocate memory up front."""
     data = bytearray()
     while len(data) < size:
         part = bytearray(min(size - len(data), _READ_CHUNK_BYTES))

@@ -1,4 +1,4 @@
-"""The child's side of an engine in a process of its own; ``crossval.child.process`` is the other side.
+"""The child's side of an engine in its own process; ``crossval.child.process`` is the other side.
 
 Its arguments are the file descriptors of three pipes from the harness: requests, responses,
 lifeline. Standard output and error are a log file, because engines print. A request is a frame
@@ -19,9 +19,9 @@ from typing import Any
 from crossval.child.protocol import Frame, PeerClosedError, read_frame, write_frame
 
 Handle = Callable[[Frame], tuple[Any, dict[str, Any]]]
-"""From a request to the answer's result and arrays."""
+"""Handles a request; returns the answer's result and arrays."""
 Kinds = tuple[tuple[type[Exception], str], ...]
-"""What each exception is called in an answer; any other is ``internal``."""
+"""Kind of error that an answer states for each exception; any other is ``internal``."""
 
 
 def serve(fds: Sequence[int], handle: Handle, kinds: Kinds) -> None:

@@ -1,4 +1,4 @@
-"""The command group: what every command shares, above all how a failure becomes one line and an exit code."""
+"""The command group: what all commands share, and how a failure becomes one line and an exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crossval.cli.exits import BROKEN_PIPE, DEBUG_VARIABLE, INTERRUPTED, of_erro
 
 
 class Group(click.Group):
-    """A command group in which no exception leaves as a traceback, unless ``--debug`` asks for one."""
+    """A command group that never lets an exception escape as a traceback, unless ``--debug`` asks for it."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn every exception into a line on stderr and an exit code."""
@@ -24,7 +24,7 @@ class Group(click.Group):
         except (KeyboardInterrupt, click.Abort):
             fail(ctx, "interrupted", INTERRUPTED)
         except BrokenPipeError:
-            # Python would complain once more when it flushes stdout at exit.
+            # Otherwise Python reports the closed pipe once more when it flushes stdout at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(BROKEN_PIPE)
         except Exception as error:

@@ -13,7 +13,7 @@ from crossval.cli.options import MAX_THREADS, MODEL, count, receipt_command
 from crossval.receipts.file import Receipt
 
 MAX_SEED = 2**53 - 1
-"""JSON readers keep integers up to here."""
+"""Largest integer that every JSON reader represents exactly."""
 _RATIOS = [
     click.option(
         f"--min-{name.replace('_', '-')}-ratio",
@@ -37,7 +37,7 @@ def _kernel(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     "bench",
     count("--prompt-tokens", "n_prompt", "Length of the prompt.", 128),
     count("--decode", "n_decode", "Tokens to decode after it.", 16),
-    count("--rounds", "n_rounds", "Rounds that count; one more, the first, warms up.", 5, high=1000),
+    count("--rounds", "n_rounds", "Measured rounds, after one warm-up round.", 5, high=1000),
     count(
         "--threads",
         "n_threads",
@@ -50,13 +50,13 @@ def _kernel(ctx: click.Context, param: click.Parameter, value: str | None) -> st
         metavar="NAME",
         help="Kernel family of our engine. Default: the best of this CPU.",
     ),
-    count("--seed", "seed", "Of the token ids.", 0, low=0, high=MAX_SEED),
+    count("--seed", "seed", "Seed of the random token ids.", 0, low=0, high=MAX_SEED),
     click.option(
         "--reference",
         type=click.Choice(["auto", "bitnet.cpp"]),
         default="auto",
         show_default=True,
-        help="Live bitnet.cpp; a recorded one has no speed.",
+        help="Live bitnet.cpp only: a recorded trace has no speed.",
     ),
     *_RATIOS,
     MODEL,
@@ -64,11 +64,11 @@ def _kernel(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 def command(say: object, **options: Any) -> Receipt:
     """Measure our engine and live bitnet.cpp side by side, and check that they agree.
 
-    Prompt, decoding, first token of a fresh process, memory, and the weights read beside what this
-    machine can read. Both engines run in every round, alternately, on the same tokens; read the
-    ratios, because machines are noisy. Exit 0 when everything was measured, all logits are
-    bit-identical and every ratio is at least the minimum required; 1 when not; 3 without
-    bitnet.cpp.
+    Measures prompt processing, decoding, the first token of a fresh process, memory, and the weight
+    bandwidth next to the read bandwidth of this machine. Both engines run in every round,
+    alternately, on the same tokens; read the ratios, because machines are noisy. Exit 0 when
+    everything was measured, all logits are bit-identical and every ratio is at least the minimum
+    required; otherwise 1; 3 without bitnet.cpp.
 
     \b
     Example:

@@ -26,7 +26,7 @@ def command(trace_a: Path, trace_b: Path, **options: Any) -> Receipt:
     """Find out which of two recorded traces of one model is wrong, and where; no engine is needed.
 
     TRACE_A is the candidate, TRACE_B the reference. Both must hold the same tokens in the same
-    passes. Where a trace does not hold every operation, several are checked as one.
+    passes. Where a trace lacks taps, the operations between two recorded taps are checked as one.
 
     \b
     Example:

@@ -12,7 +12,7 @@ from crossval.cli import cli
 
 HEADER = """# Commands of crossval
 
-Generated from the commands' own help; do not edit. Renew with
+Generated from the commands' own help; do not edit. Regenerate with
 `python -m crossval.cli.docs > docs/commands.md`.
 """
 

@@ -20,10 +20,10 @@ from crossval.errors import BadInputError, UnavailableError
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print every check as JSON on stdout.")
 def command(as_json: bool) -> None:
-    """Say what is installed, what is missing, and what to do about it.
+    """Report what is installed, what is missing, and what to do about it.
 
-    Exit 0 when engine and a reference (live or recorded) are usable, 3 when there is no reference, 4 when
-    something is missing without which nothing works.
+    Exit 0 when the engine and a reference (live or recorded) are usable, 3 when there is no
+    reference, 4 when a required part is missing.
 
     \b
     Example:
@@ -40,7 +40,7 @@ def command(as_json: bool) -> None:
 
 
 def exit_code(checks: Sequence[PartCheck]) -> int:
-    """Return 4 when something required is missing, 3 when no reference is there, else 0."""
+    """Return 4 when a required part is missing, 3 when there is no reference, else 0."""
     if not checks or any(check.required and not check.ok for check in checks):
         return BadInputError.exit_code
     if not any(check.ok and check.reference for check in checks):
@@ -49,7 +49,7 @@ def exit_code(checks: Sequence[PartCheck]) -> int:
 
 
 def show_parts(out: Console, checks: Sequence[PartCheck]) -> None:
-    """Print the state of every part, and what to do about those that are missing."""
+    """Print the state of every part, and the remedy for those that are missing."""
     table = new_table()
     for name in ("part", "state"):
         table.add_column(name, no_wrap=True)

@@ -8,12 +8,12 @@ code  meaning
 2     usage
 3     reference unavailable, coverage incomplete, or agreement shown only within a distance
 4     bad input: model, trace, receipt
-5     an engine crashed or timed out, or a defect of crossval itself
+5     an engine crashed or timed out, or a bug in crossval itself
 130   interrupted
-141   the reader of the output went away
+141   the reader of the output closed it
 ====  ==========================================================================================
 
-Each class of ``crossval.errors`` has its code; the verdicts' are here.
+Each class of ``crossval.errors`` defines its own code; those of the verdicts are here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from crossval.receipts.file import Receipt
 from crossval.receipts.kind import VIEWS
 
 DEBUG_VARIABLE = "CROSSVAL_DEBUG"
-"""Set: failures print a traceback."""
+"""Environment variable: when it is set, failures print a traceback."""
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 EXIT_OF_VERDICT = {
@@ -42,7 +42,7 @@ EXIT_OF_VERDICT = {
 
 
 def exit_code(made: Receipt) -> int:
-    """Return the exit code of a receipt's verdict; 3 when a view that was asked for is missing from a good one."""
+    """Return the exit code of a receipt's verdict; 3 when the verdict is good but a requested view is missing."""
     missing = [name for name in VIEWS if made["settings"].get(name) and name not in made]
     return EXIT_OF_VERDICT[made["verdict"]] or (UnavailableError.exit_code if missing else 0)
 
@@ -57,7 +57,7 @@ def of_error(error: Exception) -> tuple[str, int]:
         return _one_line(error), BadInputError.exit_code
     if isinstance(error, MemoryError):
         return "out of memory; use a shorter prompt or fewer decoded tokens", EngineCrashError.exit_code
-    hint = f"this is a defect of crossval; set {DEBUG_VARIABLE}=1 for a traceback and report it"
+    hint = f"this is a bug in crossval; set {DEBUG_VARIABLE}=1 for a traceback and report it"
     return f"{type(error).__name__}: {_one_line(error)} ({hint})", EngineCrashError.exit_code
 
 

@@ -24,33 +24,33 @@ _POSITIVE_FRACTION = click.FloatRange(0, 1, min_open=True)
 _POSITIVE = click.FloatRange(0, min_open=True)
 DEMANDS: tuple[tuple[str, Any, str, str], ...] = (
     ("--min-exact-match", _FRACTION, "R",
-     "Minimum fraction of what a receipt of its kind counts: equal tokens (greedy, as --min-token-match), "
-     "bit-equal values (layers, diff), equal texts (smoke), passes with equal logits (bench)."),
+     "Minimum fraction of equal results, as the kind of receipt counts them: tokens (greedy, the same as "
+     "--min-token-match), bit-identical values (layers, diff), texts (smoke), passes with equal logits (bench)."),
     ("--min-token-match", _FRACTION, "R", "Minimum fraction of equal tokens (greedy; other kinds fail)."),
     ("--min-logit-match", _FRACTION, "R",
-     "Minimum fraction of bit-equal logits (greedy, layers, diff; other kinds fail)."),
+     "Minimum fraction of bit-identical logits (greedy, layers, diff; other kinds fail)."),
     ("--min-cosine", click.FloatRange(-1, 1), "C", "Minimum cosine similarity."),
     ("--min-correct", _POSITIVE_FRACTION, "R",
      "Minimum fraction of correct answers of every engine (smoke). Default: 0.7."),
-    ("--min-prefill-ratio", _POSITIVE, "R", "Minimum ratio of the prompt's speed to the reference's (bench)."),
-    ("--min-decode-ratio", _POSITIVE, "R", "Minimum ratio of the speed of decoding to the reference's (bench)."),
+    ("--min-prefill-ratio", _POSITIVE, "R", "Minimum ratio of our prompt speed to the reference's (bench)."),
+    ("--min-decode-ratio", _POSITIVE, "R", "Minimum ratio of our decoding speed to the reference's (bench)."),
     ("--min-greedy-ratio", _POSITIVE, "R",
-     "Minimum ratio of the speed of greedy decoding to the reference's (bench)."),
+     "Minimum ratio of our greedy decoding speed to the reference's (bench)."),
     ("--accept-within", _POSITIVE_FRACTION, "X",
      "Accept agreement shown only within this distance (relative L2), as from a trace with few taps."),
     ("--min-tokens", click.IntRange(1), "N", "Minimum number of tokens or steps compared."),
     ("--max-age-days", _POSITIVE, "N", "Oldest accepted."),
 )  # fmt: skip
-"""Options that take a number: name, type, placeholder, help. Each sets the policy's field of its name."""
+"""Options that take a number: name, type, placeholder, help. Each sets the policy field of the same name."""
 FLAGS = (
-    ("--require-bitwise", "Every row must be bit-equal."),
+    ("--require-bitwise", "Every row must be bit-identical."),
     ("--require-live", "The reference must have run live."),
     ("--allow-fallback", "Accept a slower kernel than the CPU offers."),
 )
 
 
 def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of ``FLAGS`` and ``DEMANDS``, these first."""
+    """Add the options of ``DEMANDS``, then those of ``FLAGS``."""
     for name, text in reversed(FLAGS):
         function = click.option(name, is_flag=True, help=text)(function)
     for name, kind, placeholder, text in reversed(DEMANDS):
@@ -73,7 +73,7 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
     "--allow-precision",
     multiple=True,
     type=click.Choice(["bf16", "f16"]),
-    help="Accept an engine that computes in this format and does not state it. Repeatable.",
+    help="Accept an engine that computes in this format without stating it. Repeatable.",
 )
 @click.option(
     "--reference-name",
@@ -87,9 +87,9 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
 def command(receipts: tuple[Path, ...], policy_path: Path | None, as_json: bool, **demands: Any) -> None:
     """Check receipts in CI: recompute everything from the rows, then apply a policy.
 
-    Trusts no status, verdict or summary: digest, row states, coverage, parity numbers, first divergence and
-    verdict are computed anew. Exit 0 when every receipt passes, 1 when one fails, 4 when one cannot be read
-    or violates the schema. Options override the policy file.
+    Trusts no status, verdict or summary: digest, row states, coverage, parity numbers, first
+    divergence and verdict are recomputed. Exit 0 when every receipt passes, 1 when one fails, 4 when
+    one cannot be read or violates the schema. Options override the policy file.
 
     \b
     Example:
@@ -120,7 +120,7 @@ def exit_code(judged: list[dict[str, Any]]) -> int:
 
 
 def _policy(path: Path | None, demands: dict[str, Any]) -> Policy:
-    """Return the file's policy with every option that was given in its place."""
+    """Return the policy of the file, overridden by every option that was given."""
     policy = Policy() if path is None else read_policy(path)
     # By identity: 0 is a value that was given, although it equals False.
     given = {name: v for name, v in demands.items() if v is not None and v is not False and v != ()}

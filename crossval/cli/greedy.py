@@ -13,7 +13,7 @@ from crossval.errors import BadInputError
 from crossval.receipts.file import Receipt
 
 MAX_RECEIPT_STEPS = 50_000
-"""Of all prompts together: a step takes 1.0 to 1.3 kB of a receipt, which is read up to 64 MiB."""
+"""Limit over all prompts: a step takes 1.0 to 1.3 kB, and a receipt over 64 MiB cannot be read back."""
 
 
 @receipt_command(
@@ -36,8 +36,8 @@ MAX_RECEIPT_STEPS = 50_000
         is_flag=True,
         flag_value=False,
         default=True,
-        help="Do not check the arithmetic: saves a run of each engine, and seconds to minutes of a large model, "
-        "but leaves the verdict incomplete (exit 3) where tokens agree.",
+        help="Skip the audit of the arithmetic: saves one run of each engine (seconds to minutes with a large "
+        "model), but where tokens agree the verdict stays incomplete (exit 3).",
     ),
     *ENGINES,
 )
@@ -46,9 +46,9 @@ def command(prompt: str | None, prompts_path: Path | None, n_steps: int, **optio
 
     Free-running (each engine follows its own choices) and teacher-forced (both read the reference's
     tokens); where tokens differ, shows whether the logits agree within their bounds. Equal tokens
-    alone are no parity: engines that state the same arithmetic must give the same logits bit for
-    bit, and in the first prompt's pass and one decoded token every operation of both engines is
-    recomputed from its own inputs, for which each engine runs again. With --journal, rerun the same
+    alone do not show parity: engines that state the same arithmetic must give bit-identical logits,
+    and every operation of both engines is recomputed from its own inputs in the first prompt's pass
+    and one decoded token, which takes one more run of each engine. With --journal, rerun the same
     command to resume a run that was stopped.
 
     \b
@@ -63,6 +63,6 @@ def command(prompt: str | None, prompts_path: Path | None, n_steps: int, **optio
     if (given["as_json"] or given["receipt_path"]) and len(texts) * n_steps > MAX_RECEIPT_STEPS:
         raise BadInputError(
             f"{len(texts)} prompts of {n_steps} steps make a receipt too large to be read; "
-            f"ask for {MAX_RECEIPT_STEPS} steps at most, or for no receipt"
+            f"run at most {MAX_RECEIPT_STEPS} steps in total, or write no receipt"
         )
     return api.greedy(texts, n_steps=n_steps, **options)

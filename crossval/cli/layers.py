@@ -1,4 +1,4 @@
-"""``crossval layers`` and ``crossval triage``: one examination, shown in two ways."""
+"""``crossval layers`` and ``crossval triage``: the same examination, shown in two ways."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def command(**options: Any) -> Receipt:
 def triage(**options: Any) -> Receipt:
     """State in plain words which side causes bad output, and what to do next.
 
-    The examination is that of `crossval layers`, and so are receipt and exit code. Same output from
-    both engines: the model or its configuration. Reference correct, candidate wrong: the
-    candidate's bug, named. Both wrong in different ways: what both are given, tokens and
-    configuration.
+    Runs the same examination as `crossval layers`, with the same receipt and exit codes. If both
+    engines give the same output, look at the model or its configuration; if the reference is correct
+    and the candidate wrong, the candidate has a bug, which is reported; if both are wrong in
+    different ways, look at what both are given: tokens and configuration.
 
     \b
     Example:

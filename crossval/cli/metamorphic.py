@@ -16,7 +16,7 @@ MAX_LENGTH = 4096
 
 
 class Counts(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
-    """Numbers of at least 1, separated by commas, as a tuple without repetitions."""
+    """Comma-separated integers of at least 1, as a tuple without duplicates."""
 
     name = "N,N,..."
 
@@ -37,7 +37,7 @@ class Counts(click.ParamType):  # type: ignore[type-arg]  # generic only in newe
 
 
 def _kernels(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Return the families named; one that this CPU lacks is left for the checks to report."""
+    """Return the families named; the checks report those that this CPU lacks."""
     if value is None:
         return None
     names = tuple(dict.fromkeys(word.strip() for word in value.split(",")))
@@ -84,10 +84,10 @@ def check_kernel(name: str) -> None:
     *ENGINES,
 )
 def command(say: object, **options: Any) -> Receipt:
-    """Check an engine against itself: the same work done another way must give the same.
+    """Check an engine against itself: the same work done another way must give the same result.
 
     A prompt in one pass and token by token, at any length, in two passes, after another sequence,
-    by other numbers of threads and by every kernel of this CPU. Needs no second engine. Exit 0 when
+    with other thread counts and with every kernel of this CPU. Needs no second engine. Exit 0 when
     every relation holds, 1 when one does not, 3 when something could not be checked.
 
     \b

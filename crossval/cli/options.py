@@ -1,4 +1,4 @@
-"""Options that several commands share, each defined once, and the decorator that makes a command of a function."""
+"""Options that several commands share, and the decorators that turn functions into commands."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ TEMPLATE = click.option(
     type=click.Choice(sorted(TEMPLATES)),
     default="raw",
     show_default=True,
-    help="Chat template the prompt is put into.",
+    help="Chat template to apply to the prompt.",
 )
 ENGINES = (MODEL, REFERENCE, CANDIDATE, THREADS, TEMPLATE)
-"""What every command takes that runs or replays a candidate and a reference."""
+"""Options of every command that runs or replays a candidate and a reference."""
 OUTPUT = (
     file("--receipt", "receipt_path", "Write the receipt to this file.", "PATH"),
     click.option(
@@ -80,34 +80,34 @@ FULL = click.option(
 FLOORS = click.option(
     "--floors",
     is_flag=True,
-    help="Measure how far the live reference is from itself on this prompt (in one pass or token by token, 1 and "
-    "2 threads, with and without capture) and give differences in multiples of that.",
+    help="Measure how far the live reference differs from itself on this prompt (in one pass or token by token, 1 "
+    "and 2 threads, with and without capture) and express differences in multiples of that.",
 )
 CAUSAL = click.option(
     "--causal",
     is_flag=True,
-    help="Show which layer's error matters for the logits: both engines' states after each layer are "
-    "continued by the specification. Takes time with the square of the number of layers.",
+    help="Show which layer's error matters for the logits: the specification continues from both engines' "
+    "states after each layer. The time grows with the square of the number of layers.",
 )
 REPRO = file(
     "--repro",
     "repro_dir",
-    "Write the first wrong operation there: its inputs, and a script that needs NumPy only. When both engines are "
-    "wrong, the reference's goes to DIR/reference.",
+    "Write the first wrong operation to this directory: its inputs, and a script that needs only NumPy. When both "
+    "engines are wrong, the reference's operation goes to DIR/reference.",
     "DIR",
 )
 
 
 def which_engine(help_text: str) -> Option:
-    """Return ``--engine`` of a command that runs one engine or both, each by itself."""
+    """Return the option ``--engine`` of commands that run one engine, or both independently."""
     choice = click.Choice(["candidate", "reference", "both"])
     return click.option("--engine", type=choice, default="candidate", show_default=True, help=help_text)
 
 
 def receipt_command(name: str, *options: Option, plain_words: bool = False) -> Callable[[Any], click.Command]:
-    """Make a command of a function that returns a receipt: it is written, shown, and exits by its verdict.
+    """Turn a function that returns a receipt into a command, which writes and shows it and exits by its verdict.
 
-    The function gets the options as they are named in ``crossval.api``, and two callbacks,
+    The function takes the options under their names in ``crossval.api``, and two callbacks,
     ``progress`` and ``say``. The options of ``OUTPUT`` are added here. ``plain_words``: show what
     ``crossval triage`` shows.
     """
@@ -132,7 +132,7 @@ def receipt_command(name: str, *options: Option, plain_words: bool = False) -> C
 
 
 def plain_command(name: str, *options: Option) -> Callable[[Any], click.Command]:
-    """Make a command of a function, with these options in their order; its docstring is the command's help."""
+    """Turn a function into a command with these options in this order; its docstring is the command's help."""
 
     def make(function: Callable[..., Any]) -> click.Command:
         for option in reversed(options):

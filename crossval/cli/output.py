@@ -21,7 +21,7 @@ from crossval.registry import show_receipt
 
 
 def publish(made: Mapping[str, Any], path: Path | None, as_json: bool) -> None:
-    """Write the receipt where it was asked for, and to stdout in JSON mode."""
+    """Write the receipt to the requested file, and to stdout in JSON mode."""
     if path is not None:
         receipt.write(path, dict(made))
     if as_json:
@@ -29,7 +29,7 @@ def publish(made: Mapping[str, Any], path: Path | None, as_json: bool) -> None:
 
 
 def write_json(text: str) -> None:
-    """Write to stdout as UTF-8, whatever the locale says."""
+    """Write to stdout as UTF-8, whatever the locale."""
     sys.stdout.buffer.write(text.encode("utf-8"))
     sys.stdout.buffer.flush()
 
@@ -48,7 +48,7 @@ def finish(made: receipt.Receipt, path: Path | None, as_json: bool, *, plain_wor
 
 @contextmanager
 def progress() -> Iterator[terms.Progress]:
-    """Yield a progress callback (what, done, total): a bar on a terminal's stderr, silence anywhere else."""
+    """Yield a progress callback (what, done, total): a bar when stderr is a terminal, otherwise no output."""
     err = Console(stderr=True)
     if not err.is_terminal:
         yield lambda what, done, total: None

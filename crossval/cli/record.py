@@ -35,7 +35,7 @@ from crossval.engines.registry import live_words
 def command(out_dir: Path, **options: Any) -> None:
     """Record an engine's taps for one prompt: a golden when the engine is real bitnet.cpp.
 
-    The trace lets anyone compare against this engine later without having it.
+    With the trace, anyone can compare against this engine later without having it.
 
     \b
     Example:

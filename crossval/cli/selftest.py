@@ -11,12 +11,12 @@ from crossval.receipts.file import Receipt
 
 @receipt_command("selftest", MODEL)
 def command(say: object, **options: Any) -> Receipt:
-    """Check on this machine that crossval finds known faults, and finds none where there is none.
+    """Check on this machine that crossval finds injected faults, and reports none in healthy runs.
 
-    Puts faults into the model file or the output of our engine, as candidate and as reference, and
-    asks for a verdict as `crossval layers` reaches it: side, layer, operation and cause must be
-    right. Needs neither a compiler nor bitnet.cpp. Exit 0 when every fault is found in its place
-    and every healthy run is parity, else 1.
+    Injects faults into the model file or the output of our engine, as candidate and as reference,
+    and runs the examination of `crossval layers`: side, layer, operation and cause must be correct.
+    Needs neither a compiler nor bitnet.cpp. Exit 0 when every fault is located correctly and every
+    healthy run is parity, else 1.
 
     \b
     Example:

@@ -15,7 +15,7 @@ from crossval.smoke.answers import MinCorrect
 
 
 def _read_fraction(ctx: click.Context, param: click.Parameter, value: str) -> MinCorrect:
-    """Return the fraction in ``7/10`` or ``0.7``, which is above 0 and at most 1."""
+    """Parse a fraction above 0 and at most 1, written as ``7/10`` or ``0.7``."""
     whole = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", value)
     found = None
     if whole is not None:
@@ -23,7 +23,7 @@ def _read_fraction(ctx: click.Context, param: click.Parameter, value: str) -> Mi
     elif re.fullmatch(r"[01]?\.[0-9]{1,6}|1", value):
         found = MinCorrect(*Fraction(value).as_integer_ratio())
     if found is None or not 0 < found.correct <= found.of:
-        raise click.BadParameter(f"{value!r} is neither N/M nor a fraction above 0 and up to 1, as 7/10 or 0.7")
+        raise click.BadParameter(f"{value!r}: expected a fraction above 0 and at most 1, such as 7/10 or 0.7")
     return found
 
 
@@ -44,16 +44,16 @@ def _read_fraction(ctx: click.Context, param: click.Parameter, value: str) -> Mi
         default="7/10",
         show_default=True,
         metavar="N/M",
-        help="Minimum fraction of correct answers of each engine, as 7/10 or 0.7.",
+        help="Minimum fraction of correct answers of each engine, such as 7/10 or 0.7.",
     ),
-    count("--max-tokens", "max_tokens", "Longest answer, in tokens.", 24),
+    count("--max-tokens", "max_tokens", "Maximum length of an answer, in tokens.", 24),
     *ENGINES,
 )
 def command(say: object, **options: Any) -> Receipt:
     """Ask the model questions and count correct, coherent and garbled answers.
 
     Shows in seconds whether an engine still makes sense; `crossval layers` finds where it goes
-    wrong. Exit 0 when every engine asked answers enough questions correctly, 1 when one does not.
+    wrong. Exit 0 when every engine that was asked answers enough questions correctly, 1 when one does not.
 
     \b
     Example:

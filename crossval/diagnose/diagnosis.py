@@ -1,4 +1,4 @@
-"""What a diagnosis says: a name and the mistakes that explain the values equally, or that it cannot be told."""
+"""A diagnosis: a name, and the known bugs that explain the values equally well; or ``undetermined``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Explanation:
 
     name: str
     group: str = field(compare=False)
-    """May state what is seen in one pass."""
+    """A sentence; it may state what is seen in one pass."""
     family: int
     sentence: str
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is wrong with an operation, or that it cannot be told."""
+    """What is wrong with an operation, or that this is undetermined."""
 
     name: str
     """Of the variant; of the group, when several of one group fit; or ``undetermined``."""
@@ -42,13 +42,13 @@ class Diagnosis:
     candidates: tuple[Explanation, ...] = ()
     """All variants that fit and cannot be told apart on this input."""
     replays: tuple[Candidate, ...] = field(default=(), compare=False, repr=False)
-    """The same as formulas, to be tried on other passes."""
+    """The same variants as formulas, to be tried on other passes."""
     segment_ops: tuple[str, ...] = ()
     """Of a segment: full names of the operations inside it that are wrong."""
 
     @property
     def determined(self) -> bool:
-        """Whether a cause is named."""
+        """Whether a cause was identified."""
         return self.name != UNDETERMINED
 
 
@@ -75,7 +75,7 @@ def combine(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
 
 
 def joined(joint: Diagnosis, fitting: Sequence[Candidate]) -> Diagnosis:
-    """Return a diagnosis with other candidates; as it is, when there are none."""
+    """Return a diagnosis with other candidates; unchanged when there are none."""
     explained = list(dict.fromkeys(map(explanation_of, fitting)))
     if not explained:
         return joint
@@ -103,10 +103,10 @@ def verdict(explained: Sequence[Explanation]) -> tuple[str, int | None, str]:
 
 
 def explanation_of(one: Candidate) -> Explanation:
-    """Return what is said of a candidate that fits."""
+    """Return the explanation by a candidate that fits."""
     return Explanation(one.name, one.group, one.variant.family, one.explanation)
 
 
 def finite(x: float) -> float:
-    """Return a number JSON can hold: infinitely far becomes the largest float32."""
+    """Return a number that JSON can hold: infinity becomes the largest float32."""
     return x if np.isfinite(x) else float(np.finfo(np.float32).max)

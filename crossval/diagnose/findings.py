@@ -1,4 +1,4 @@
-"""The first guilty operation of an engine: captured again with everything around it, and diagnosed."""
+"""The first wrong operation of an engine: captured again with everything around it, and diagnosed."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from crossval.passes import PassPlan, PassRecord
 from crossval.terms import LOGITS, Side
 
 MAX_BYTES = 256 << 20
-"""Most memory that the same tensors of other layers may take."""
+"""Maximum memory for the same tensors of other layers."""
 MAX_PASSES = 4
-"""Guilty passes that are diagnosed together: one cause has to explain all of them."""
+"""Wrong passes that are diagnosed together: one cause has to explain all of them."""
 N_OPS_OF_A_LAYER = len(taps.LAYER_TAPS) - 2
 """At least: a model may lack both sub-norms."""
 
@@ -50,14 +50,14 @@ class Finding:
 
     @property
     def in_segment(self) -> bool:
-        """Whether it is about several operations judged as one."""
+        """Whether it concerns a segment: several operations checked as one."""
         return self.check.n_ops > 1
 
 
 def find(side: Side, source: Source, result: AuditResult, weights: SpecWeights) -> Finding | None:
-    """Diagnose the first guilty operation of an audit; None when nothing is guilty.
+    """Diagnose the first wrong operation of an audit; None when nothing is wrong.
 
-    Needs the operation's layer in the passes up to the guilty ones: the engine runs again if it is not held.
+    Needs the operation's layer in the passes up to the wrong ones: the engine runs again if it is not held.
 
     Raises:
         UnavailableError, EngineCrashError: from the runner.
@@ -86,7 +86,7 @@ def find(side: Side, source: Source, result: AuditResult, weights: SpecWeights) 
             contexts.append(of_records(op, records, weights.config, weights, index=index))
         except (
             BadInputError
-        ) as error:  # not recorded there: what is not finite is guilty whatever it was made from
+        ) as error:  # not recorded there: values that are not finite are wrong whatever they were computed from
             if index == check.pass_index:
                 return Finding(side, check, arithmetic, _undetermined(str(error)), None)
     right = [
@@ -132,14 +132,14 @@ def _inside(
 
 
 def _why_not(check: OpCheck) -> str | None:
-    """Return why an operation cannot be looked at."""
+    """Return why an operation cannot be diagnosed."""
     if check.status == "invalid" and not check.n_nonfinite:
         return check.note or "the recorded array cannot be used"
     return None
 
 
 def _passes(result: AuditResult, first: OpCheck) -> list[int]:
-    """Return the passes to diagnose: the first guilty one, the first of the other kind, then those that follow."""
+    """Return the passes to diagnose: the first wrong one, the first of the other kind, then those that follow."""
     alike = [
         check
         for check in result.checks
@@ -155,7 +155,7 @@ def _passes(result: AuditResult, first: OpCheck) -> list[int]:
 
 
 def _right(result: AuditResult, first: OpCheck, passes: Sequence[int]) -> list[int]:
-    """Return passes of the same kind, of those that are captured, in which the operation is right."""
+    """Return captured passes of the same kind in which the operation is correct."""
     return [
         check.pass_index
         for check in result.checks
@@ -168,9 +168,9 @@ def _right(result: AuditResult, first: OpCheck, passes: Sequence[int]) -> list[i
 
 
 def _names(tap: str, config: SpecConfig, n_ops: int = 1) -> list[str]:
-    """Return what is captured: the operation's layer and what the layer reads; of the head, the last layer.
+    """Return what is captured: the operation's layer and what the layer reads; for the LM head, the last layer.
 
-    Of a segment of ``n_ops`` operations also the layers it may begin in.
+    For a segment of ``n_ops`` operations also the layers in which it may begin.
     """
     layer = taps.parse(tap).layer
     if tap in taps.INPUT_TAPS:
@@ -184,7 +184,7 @@ def _names(tap: str, config: SpecConfig, n_ops: int = 1) -> list[str]:
 
 
 def _elsewhere(op: Op, config: SpecConfig, plans: Sequence[PassPlan]) -> list[str]:
-    """Return what an operation computes and reads in other layers, where memory allows to hold all of it."""
+    """Return what an operation computes and reads in other layers, if memory allows holding all of it."""
     layer = taps.parse(op.output).layer
     if layer is None:
         return []

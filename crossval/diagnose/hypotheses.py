@@ -1,4 +1,4 @@
-"""Hypotheses of a segment: every known mistake in each operation, in all that share their code, in every layer."""
+"""Hypotheses of a segment: every known bug in each operation, in all that share their code, in every layer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHARED: tuple[tuple[str, frozenset[str]], ...] = (
     ("keys and values", frozenset({"kq", "kqv_out"})),
     ("both residual connections", frozenset({"ffn_inp", "l_out"})),
 )
-"""Operations that share code in most engines, so that a mistake in it is made in all of them."""
+"""Operations that share code in most engines, so that a bug in it affects all of them."""
 
 SAME: dict[tuple[str, str], tuple[str, str]] = {
     ("ffn_out", "SiLU gate"): ("ffn_act", "SiLU"),
@@ -51,7 +51,7 @@ SAME: dict[tuple[str, str], tuple[str, str]] = {
         for form in ("F16", "BF16", "truncated BF16")
     },
 }
-"""One mistake seen at two operations: the first is called what the second is, when both fit."""
+"""One bug seen at two operations: when both fit, the first is reported under the name of the second."""
 
 SWAPPED: tuple[tuple[str, dict[str, str]], ...] = (
     (
@@ -63,16 +63,16 @@ SWAPPED: tuple[tuple[str, dict[str, str]], ...] = (
         {"attn_norm": "norm weight of this.ffn_norm.weight", "ffn_norm": "norm weight of this.attn_norm.weight"},
     ),
 )
-"""Two tensors taken for each other: two mistakes with one cause."""
+"""Two tensors swapped: two wrong operations with one cause."""
 
 
 @dataclass(frozen=True, eq=False)
 class Hypothesis:
-    """A mistake in some operations, and what it is called."""
+    """A mistake in some operations, and its name."""
 
     mistake: Mistake
     group: str | None
-    """What operations that share their code are called together; None: it is one kind of operation."""
+    """Common name of operations that share their code; None: it is one kind of operation."""
 
     @property
     def first(self) -> tuple[str, Candidate]:
@@ -81,16 +81,16 @@ class Hypothesis:
 
     @property
     def name(self) -> str:
-        """What the mistake is called."""
+        """Name of the mistake."""
         return self.first[1].name
 
     @property
     def seen_at(self) -> tuple[str, str]:
-        """The kind of operation and the name: what synonyms go by."""
+        """The kind of operation and the name: the key of synonyms."""
         return taps.parse(self.first[0]).tap, self.name
 
     def place(self, tap: str) -> str:
-        """Say in words which operations are wrong, inside a segment that ends in ``tap``."""
+        """Describe which operations are wrong, inside a segment that ends in ``tap``."""
         end, names = taps.parse(tap), [taps.parse(output) for output in self.mistake.at]
         layers = sorted({name.layer for name in names if name.layer is not None})
         where = ""
@@ -103,7 +103,7 @@ class Hypothesis:
 
 
 def hypotheses(replay: Replay, mode: Mode, deferred: bool) -> Iterator[Hypothesis]:
-    """Yield every mistake of every operation inside, alone, where its code is shared, and in every layer."""
+    """Yield every mistake of every operation inside: alone, in all that share its code, and in every layer."""
     segment = replay.segment
     known = {op.output: _named(op, replay, mode, deferred) for op in segment}
     layers = sorted({layer for op in segment if (layer := taps.parse(op.output).layer) is not None})
@@ -141,9 +141,9 @@ def _places(inside: Sequence[str], layers: Sequence[int]) -> Iterator[tuple[str 
 
 
 def _named(op: Op, replay: Replay, mode: Mode, deferred: bool) -> dict[str, Candidate]:
-    """Return the known mistakes of an operation by name, own layer and tensor left out.
+    """Return the known mistakes of an operation by name, without its own layer and tensor.
 
-    Several forms of one mistake are numbered. In a single pass the scopes of a mistake in the cache are one.
+    Several forms of one mistake are numbered. In a single pass the scopes of a mistake in the cache coincide.
     """
     context = replay.context(op, mode)
     found: dict[str, Candidate] = {}
@@ -159,14 +159,14 @@ def _named(op: Op, replay: Replay, mode: Mode, deferred: bool) -> dict[str, Cand
 
 
 def _is_of_the_cache(one: Candidate) -> bool:
-    """Return whether a mistake is made in the cache, and so in some passes or all."""
+    """Return whether a mistake is in the cache, and so affects some passes or all."""
     last = one.arguments[-1] if one.arguments else None
     scope = getattr(last, "scope", last)
     return isinstance(scope, str) and scope in SCOPES
 
 
 def _key(op: Op, one: Candidate) -> str:
-    """Return a candidate's name with its own layer and tensor left out, so that other layers have the same one."""
+    """Return a candidate's name without its own layer and tensor, so that it is the same in other layers."""
     name, layer = one.name, taps.parse(op.output).layer
     if layer is None:
         return name

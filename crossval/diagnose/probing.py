@@ -1,4 +1,4 @@
-"""More evidence to tell apart what explains the recorded passes equally: other prompts, and the logits."""
+"""More evidence to tell apart causes that explain the recorded passes equally: probe prompts, and the logits."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from crossval.passes import PassRecord, Runner
 from crossval.terms import LOGITS
 
 TABLE = 10
-"""Family of mistakes in what is multiplied with or looked up, among them rows of the embedding read as zeros."""
+"""Family of bugs in the weights multiplied by or looked up, among them embedding rows read as zeros."""
 LENGTHS = (8, 11, 14, 27, 45)
-"""Tokens of the prompts: what is left over after groups of 2, 4, 8, 16 or 32 differs in one of them at least."""
+"""Lengths of the probe prompts: in at least one the remainder after groups of 2, 4, 8, 16 or 32 differs."""
 
 
 def tell_apart(
@@ -35,8 +35,8 @@ def tell_apart(
 ) -> Diagnosis:
     """Return a diagnosis without the causes that prompts of other lengths exclude.
 
-    Nothing is run for an engine that plays a recording back, or where one cause is left already. The prompts are
-    made of ``tokens``, repeated where they are too few; ``names`` is captured.
+    Nothing is run for an engine that replays a trace, or when only one cause is left. The prompts are made of
+    ``tokens``, repeated if there are too few; ``names`` is captured.
 
     Raises:
         UnavailableError, EngineCrashError: from the runner.
@@ -71,9 +71,9 @@ def _prompts(
 def by_the_head(found: Diagnosis, records: Sequence[PassRecord], config: SpecConfig) -> Diagnosis:
     """Return the diagnosis of an embedding without the causes that the logits exclude.
 
-    A tied head multiplies with the same table. Where the logits of all ids whose embedding is zero are zero, too,
-    and others are not, the rows of the table are zero: tokens that were not written would have left the logits
-    alone. Logits that are not zero exclude nothing, since an engine may hold the table twice.
+    A tied head multiplies by the same table. If the logits of all ids whose embedding is zero are also zero, and
+    others are not, the rows of the table are zero: tokens that were not written would not have affected the
+    logits. Logits that are not zero exclude nothing, since an engine may hold the table twice.
     """
     if len(found.candidates) < 2 or not config.tied_head:
         return found

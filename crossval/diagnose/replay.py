@@ -1,8 +1,8 @@
-"""A segment replayed: the operations between recorded tensors, computed again with a mistake in some of them.
+"""Replay a segment: the operations between recorded tensors, computed again with a mistake in some of them.
 
-Where an engine did not record a tensor, what it was is computed from what it did record. A replay follows the
-operations from there to the next recorded tensor, in every pass whose keys and values it reads, and makes the
-mistake where a hypothesis says; only what a mistake changes is computed again.
+A tensor that an engine did not record is computed from those that it did. A replay follows the operations from
+there to the next recorded tensor, in every pass whose keys and values it reads, and makes the mistake where a
+hypothesis places it; only what a mistake changes is computed again.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Mode:
     """How an engine may round inside a segment."""
 
     readings: tuple[tuple[str, int], ...] = ()
-    """Operation name and the number of its reading (``bounds.readings``): where binary16 comes in."""
+    """Operation name and the number of its reading (``bounds.readings``): where values are rounded to binary16."""
     quantizer: Quantizer = "float64"
     narrow: bool = False
-    """Whether every result is rounded to binary32, as an engine does that works in it."""
+    """Whether every result is rounded to binary32, as in an engine that computes in it."""
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A hypothesis: which operations are done wrongly, how, and in which passes."""
+    """A hypothesis: which operations are wrong, how, and in which passes."""
 
     at: Mapping[str, Candidate]
     """By full name of the operation's output."""
@@ -55,14 +55,14 @@ class Mistake:
 
 @dataclass
 class Baseline:
-    """The segment computed rightly: values of every pass, and a context for each operation."""
+    """The segment computed correctly: values of every pass, and a context for each operation."""
 
     values: list[MutableMapping[str, TapArray]]
     contexts: dict[tuple[int, str], Context] = field(default_factory=dict)
 
 
 class HeldWeights:
-    """Weights of which some are decoded once: a replay reads those of its own operations hundreds of times."""
+    """Weights, some of them decoded once: a replay reads those of its own operations hundreds of times."""
 
     def __init__(self, weights: WeightSource, keep: Collection[str]) -> None:
         self._weights = weights
@@ -89,10 +89,10 @@ class Replay:
         tap: str,
         arithmetic: Arithmetic,
     ) -> None:
-        """Find what has to be computed for ``tap`` in the last of ``records``, and for the cache before it.
+        """Determine what must be computed for ``tap`` in the last of ``records``, and for the cache before it.
 
         Raises:
-            Inapplicable: ``tap`` itself was not recorded in it.
+            Inapplicable: ``tap`` itself was not recorded in that pass.
         """
         if tap not in records[-1].taps:
             raise Inapplicable
@@ -133,7 +133,7 @@ class Replay:
         return self._baselines[mode]
 
     def context(self, op: Op, mode: Mode) -> Context:
-        """Return an operation of the last pass on rightly computed inputs."""
+        """Return an operation of the last pass on correctly computed inputs."""
         return self.baseline(mode).contexts[self._last, op.output]
 
     def run(
@@ -143,7 +143,7 @@ class Replay:
         probe: Sequence[int] | None = None,
         watch: Callable[[int, Context], None] | None = None,
     ) -> TapArray | None:
-        """Compute the segment's last tensor with a mistake; None where it cannot be made.
+        """Compute the segment's last tensor with a mistake; None if it cannot be made.
 
         ``probe``: tokens of the last pass that are enough, where tokens no longer mix. ``watch`` is shown every
         operation of every pass with the inputs it then has.
@@ -198,9 +198,9 @@ class Replay:
         )
 
     def near_ties(self, mistake: Mistake | None, mode: Mode) -> BoolArray:
-        """Return which tokens of the last pass an int8 value near a rounding tie may have changed.
+        """Return which tokens of the last pass may have changed by an int8 value near a rounding tie.
 
-        A tie in what keys and values are made of reaches every later token.
+        A tie in the inputs of keys and values affects every later token.
         """
         tokens: BoolArray = np.zeros(len(self.records[self._last].plan.token_ids), np.bool_)
 
@@ -268,7 +268,7 @@ class Replay:
         return rows
 
     def _like(self, op: Op, i: int, base: Baseline, context: Context) -> Array:
-        """Return an array of the output's shape, by which a variant checks its own."""
+        """Return an array of the output's shape, against which a variant checks its own."""
         if i == self._last and op.output == self.tap:
             return context.recorded
         right = base.values[i][op.output]
@@ -277,7 +277,7 @@ class Replay:
         return _rows(op.output, right, context.rows, have).array
 
     def _shaped(self, op: Op, context: Context, output: Array, mode: Mode) -> TapArray:
-        """Bring an output into the shape of its tap."""
+        """Reshape an output to the shape of its tap."""
         if mode.narrow:
             with np.errstate(over="ignore", invalid="ignore"):
                 output = output.astype(np.float32).astype(np.float64)

@@ -1,7 +1,7 @@
 """A reproducer of one wrong operation: its inputs in ``inputs.npz``, its formula in a script for NumPy alone.
 
-As little as shows the mistake: one token, of a matrix product the output features that are farthest off, of the
-cache the rows that the token sees.
+It holds no more than is needed to show the error: one token; of a matrix product, the output features that are
+farthest off; of the cache, the rows that the token sees.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from crossval.model.taps import is_state, token_axis
 
 SCRIPT, INPUTS = "repro.py", "inputs.npz"
 MAX_FEATURES = 64
-"""Output features that are kept of a matrix product."""
+"""Number of output features kept of a matrix product."""
 
 Array = npt.NDArray[Any]
 
@@ -49,7 +49,7 @@ class _Case:
     """The operation cut to one token."""
 
     inputs: dict[str, Array]
-    """By the names the script uses, as recorded."""
+    """Arrays as recorded, under the names that the script uses."""
     recorded: Array
     expected: FloatArray
     bound: FloatArray
@@ -65,7 +65,7 @@ def why_not(finding: Finding) -> str | None:
 
 
 def check_writable(directory: Path) -> None:
-    """Refuse a place where no reproducer can be written, before the work begins that ends in it.
+    """Reject a place where no reproducer can be written, before the work that leads to it begins.
 
     Raises:
         BadInputError: it is not a directory, or may not be written.
@@ -74,7 +74,7 @@ def check_writable(directory: Path) -> None:
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise BadInputError(f"cannot write a reproducer to {directory}: {place} is no directory to write in")
+        raise BadInputError(f"cannot write a reproducer to {directory}: {place} is not a writable directory")
 
 
 def write(finding: Finding, engine: str, directory: Path) -> Path:
@@ -154,13 +154,13 @@ def _cut(context: Context, arithmetic: Arithmetic, row: int) -> tuple[_Case, Arr
 
 
 def _misfit(cut: tuple[_Case, Array | None]) -> tuple[int, float]:
-    """Order the readings an engine may have: by values beyond their bound, then by the largest distance."""
+    """Order the readings an engine may have: by values outside their bound, then by the largest distance."""
     ratio = _times(cut[0].recorded, cut[0].expected, cut[0].bound)
     return int(np.count_nonzero(ratio > 1)), float(ratio.max())
 
 
 def _times(recorded: Array, expected: FloatArray, allowed: FloatArray) -> FloatArray:
-    """Return by how many times its bound each value is off; infinitely, where it is not a number."""
+    """Return the distance of each value in multiples of its bound; infinite where it is not a number."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         off = np.abs(recorded.astype(np.float64) - expected)
         ratio = np.where(off == 0, 0.0, off / allowed)
@@ -226,6 +226,6 @@ def _head(
 
 
 def _farthest(recorded: Array, expected: FloatArray, allowed: FloatArray) -> Array:
-    """Return the output features of a token farthest beyond their bound, in ascending order."""
+    """Return the output features of a token farthest outside their bound, in ascending order."""
     ratio = _times(recorded, expected, allowed)[0]
     return np.sort(np.argsort(-ratio, kind="stable")[:MAX_FEATURES])

@@ -33,12 +33,12 @@ INPUT_NAMES: dict[type[Kind], tuple[str, ...]] = {
     Multiply: ("a", "b"),
     Add: ("a", "b"),
 }
-"""Names of inputs, then weights, in the script and in ``inputs.npz``; the other kinds are cut by themselves."""
+"""Names of inputs, then weights, in the script and in ``inputs.npz``; the other kinds have their own cuts."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a script says and computes with."""
+    """What a script states and computes with."""
 
     tap: str
     kind: type[Kind]
@@ -50,7 +50,7 @@ class Facts:
     constants: Mapping[str, Any]
     shape: tuple[int, ...]
     sampled: bool
-    """Only some output features are there; ``features`` in ``inputs.npz`` says which."""
+    """Whether only some output features are kept; ``features`` in ``inputs.npz`` lists them."""
 
 
 def render(facts: Facts) -> str:
@@ -75,7 +75,7 @@ def render(facts: Facts) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text that can stand in a docstring."""
+    """Return text that is safe inside a docstring."""
     return "".join(char if char.isprintable() and char not in '\\"' else "?" for char in text)
 
 
@@ -85,8 +85,8 @@ _SCRIPT = '''\
 One operation on one token{kept}, exactly as the engine recorded it.
 Diagnosis: {cause}
 
-    python repro.py              judges the recorded output
-    python repro.py fixed.npy    judges another output, float32 of shape {shape}
+    python repro.py              checks the recorded output
+    python repro.py fixed.npy    checks another output, float32 of shape {shape}
 
 Exits 0 when every value is within its error bound, 1 when one is not. Needs NumPy only.
 """
@@ -99,13 +99,13 @@ import numpy as np
 given = np.load(Path(__file__).with_name("inputs.npz"))
 
 {head}
-def right():
+def correct():
     """Compute the output from the recorded inputs, in float64."""
 {body}
 
 
 def main():
-    expected, bound = right(), given["bound"]
+    expected, bound = correct(), given["bound"]
     output = np.load(sys.argv[1]) if len(sys.argv) > 1 else given["recorded"]
     if output.shape != expected.shape:
         print(f"wrong: shape {{output.shape}}, expected {{expected.shape}}")
@@ -113,13 +113,13 @@ def main():
     off = np.abs(output.astype(np.float64) - expected)
     beyond = ~(off <= bound)
     if not beyond.any():
-        print(f"right: all {{output.size}} values are within their bounds")
+        print(f"correct: all {{output.size}} values are within their bounds")
         return 0
     with np.errstate(divide="ignore", invalid="ignore"):
         times = np.where(beyond & np.isfinite(off), off / bound, np.where(beyond, np.inf, 0.0))
     at = tuple(int(i) for i in np.unravel_index(np.argmax(times), times.shape))
-    print(f"wrong: {{int(beyond.sum())}} of {{output.size}} values are beyond their bounds")
-    {pick}values = f"{{float(output[at])!r}}, right is {{float(expected[at])!r}}"
+    print(f"wrong: {{int(beyond.sum())}} of {{output.size}} values are outside their bounds")
+    {pick}values = f"{{float(output[at])!r}}, correct is {{float(expected[at])!r}}"
     print(f"worst: {what} {{{where}}}: {{values}}, {{times[at]:.3g}} times the bound")
     return 1
 
@@ -166,7 +166,7 @@ codes = np.clip(np.rint(scaled), -128, 127).astype(np.int64)
 return (codes @ signs.T) / scale * {weight_scale!r}
 """,
     Rope: """
-# RoPE (NeoX): the pairs (i, i + head_dim/2) turned by position * base^(-2i/head_dim)
+# RoPE (NeoX): the pairs (i, i + head_dim/2) rotated by position * base^(-2i/head_dim)
 x, position, base = {x}, {position!r}, {base!r}
 half = x.shape[-1] // 2
 angle = position * base ** (-np.arange(half) / half)
@@ -211,7 +211,7 @@ return {a} * {b}
 return {a} + {b}
 """,
     Head: """
-# The head: the final norm times rows of the table
+# The LM head: the final norm times rows of the table
 return {x} @ given["table_rows"].astype(np.float64).T
 """,
 }
@@ -225,7 +225,7 @@ multiplied, signs = given["multiplied"], given["signs"].astype(np.float64)
 return multiplied @ signs.T / {scale!r} * {weight_scale!r}
 """
 _ADJACENT_ROPE = """
-# RoPE: the pairs (2i, 2i + 1) turned by position * base^(-2i/head_dim)
+# RoPE: the pairs (2i, 2i + 1) rotated by position * base^(-2i/head_dim)
 x, position, base = {x}, {position!r}, {base!r}
 angle = position * base ** (-np.arange(x.shape[-1] // 2) / (x.shape[-1] // 2))
 first, second = x[..., ::2], x[..., 1::2]

@@ -1,8 +1,8 @@
-"""Diagnosis: why is this operation wrong? Replay it under every variant; name one only when no other fits.
+"""Diagnosis: why is this operation wrong? Compute it under every variant; name one only if no other fits.
 
 A variant is accepted when its output is as close to the recorded one as float32 arithmetic allows, ten times
 closer than the specification, and no other variant comes within a factor of ten. Variants that give the same
-output on this input are reported together, never picked from.
+output on this input are reported together; none of them is singled out.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from crossval.diagnose.variants.pattern import describe
 from crossval.model.kinds import FloatArray, IntArray
 from crossval.passes import Numerics
 
-UNEXPLAINED = "no known mistake explains it; "
+UNEXPLAINED = "no known bug explains it; "
 GAP = 10.0
-"""How much farther the specification and every other variant must be."""
+"""By which factor the specification and every other variant must be farther away."""
 FLIPPED = 0.02
-"""Largest relative distance a token may have because of activations on the other side of a rounding tie."""
+"""Maximum relative distance of a token that activations rounded the other way at a tie may cause."""
 ROUGH = 0.05
 """A variant at least this far from half of the tokens is wrong however the engine rounds its inputs."""
 WHOLE_BELOW = 512
-"""Matrix products with no more output features than this are computed whole from the start."""
+"""Matrix products with at most this many output features are computed completely from the start."""
 N_WORST, N_SPREAD = 64, 128
-"""Otherwise: features that deviate most, and features spread evenly."""
+"""Otherwise: how many features that deviate most, and how many spread evenly."""
 DEFERRED_GROUPS = frozenset(variant.group or variant.name for variant in VARIANTS if variant.deferred)
 EXACT = 1e-5
-"""A variant that fits no better than this may only resemble one with another parameter."""
+"""A variant that fits no better than this may only resemble one with a different parameter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class _Score:
         return bool((self.residual <= self.floor).all())
 
     def better(self, other: _Score | None) -> _Score:
-        """Take for each token the reading that is closer."""
+        """Choose for each token the closer reading."""
         if other is None:
             return self
         closer = self.residual <= other.residual
@@ -71,7 +71,7 @@ class _Score:
 def diagnose(context: Context, arithmetic: Arithmetic | None = None) -> Diagnosis:
     """Find the variant that explains a wrong operation.
 
-    ``arithmetic``: how the engine says it rounds; unknown unless given, then every allowed rounding is tried.
+    ``arithmetic``: how the engine states that it rounds; if not given, every allowed rounding is tried.
     """
     arithmetic = arithmetic or Arithmetic(Numerics(), context.config.n_heads)
     wrong_shape = _wrong_shape(context)
@@ -88,8 +88,8 @@ def diagnose_passes(
 ) -> Diagnosis:
     """Find one cause for the same wrong operation in several passes.
 
-    What explains one pass is replayed on the others: a mistake in some tokens need not show in every pass.
-    ``right``: passes in which the operation is right; of causes that explain the wrong ones equally, those that
+    What explains one pass is replayed on the others: an error in some tokens need not show in every pass.
+    ``right``: passes in which the operation is correct; of causes that explain the wrong ones equally, those that
     would show there are dropped.
 
     Raises:
@@ -119,8 +119,8 @@ def diagnose_passes(
 def narrowed(found: Diagnosis, context: Context, arithmetic: Arithmetic) -> Diagnosis:
     """Return a diagnosis without the causes that another pass of the same operation excludes.
 
-    A pass that is right excludes what would show there; a pass that is wrong, what does not explain it. When that
-    would leave nothing, the pass has a story of its own and nothing is excluded.
+    A correct pass excludes causes that would show in it; a wrong pass, causes that do not explain it. If that
+    would leave nothing, the pass has a cause of its own and nothing is excluded.
     """
     search = _Search.of(context, arithmetic)
     if search.specification.fits:
@@ -129,7 +129,7 @@ def narrowed(found: Diagnosis, context: Context, arithmetic: Arithmetic) -> Diag
 
 
 def _explains(one: Candidate, context: Context, diagnosis: Diagnosis, arithmetic: Arithmetic) -> bool:
-    """Return whether a candidate explains another pass as well as the best there."""
+    """Return whether a candidate explains another pass as well as the best candidate there."""
     search = _Search.of(context, arithmetic)
     best = diagnosis.ratio if diagnosis.candidates and diagnosis.ratio is not None else 0.0
     scores = _accepted(search.run([one]), search.specification)
@@ -137,7 +137,7 @@ def _explains(one: Candidate, context: Context, diagnosis: Diagnosis, arithmetic
 
 
 def _is_right(one: Candidate, context: Context, arithmetic: Arithmetic) -> bool:
-    """Return whether a candidate changes nothing in a pass that is right."""
+    """Return whether a candidate changes nothing in a correct pass."""
     return all(score.fits for score in _Search.of(context, arithmetic).run([one]))
 
 
@@ -163,7 +163,7 @@ def _whole(context: Context, arithmetic: Arithmetic) -> Diagnosis:
     best = min((s.total for s in _accepted(scores, search.specification)), default=np.inf)
     if context.is_linear and best > LARGEST_FLOOR:
         scores += search.run(fitted(seen[0]))
-    elif not context.is_linear and best > EXACT:  # parameters are fitted to each reading by itself
+    elif not context.is_linear and best > EXACT:  # parameters are fitted to each reading separately
         scores += [score for one in seen for score in _Search([one], arithmetic).run(fitted(one))]
     if sample is None:
         return _decide(contexts[0], scores, search.specification)
@@ -178,9 +178,9 @@ def _whole(context: Context, arithmetic: Arithmetic) -> Diagnosis:
 
 
 def _in_parts(context: Context, arithmetic: Arithmetic, found: Diagnosis, depth: int = 2) -> Diagnosis:
-    """Set aside what is visibly not a result, or right, and explain the rest; ``found`` when that fails.
+    """Set aside what is visibly not a result, or is correct, and explain the rest; ``found`` if that fails.
 
-    ``depth``: how often something may be set aside: tokens, then features of the others.
+    ``depth``: how many times something may be set aside: tokens, then features of the others.
     """
     for apart in aparts(context) if depth else ():
         rest = apart.rest(context)
@@ -251,9 +251,9 @@ class _Search:
 
 
 def _forgiving(context: Context, arithmetic: Arithmetic) -> Array | None:
-    """Return which tokens may hold int8 flips, where an engine does not say how it rounds; None: none.
+    """Return which tokens may hold int8 flips, if an engine does not state how it rounds; None: none.
 
-    The other tokens have to be the majority, or there would be nothing left to judge by.
+    The other tokens have to be the majority, or there would be too little left to judge by.
     """
     if not context.is_linear or arithmetic.known:
         return None
@@ -273,7 +273,7 @@ def _readings(context: Context, arithmetic: Arithmetic) -> list[Context]:
 
 
 def _wrong_shape(context: Context) -> str | None:
-    """Say what is wrong with the shape of the recorded output or of an input; None: nothing."""
+    """Describe what is wrong with the shape of the recorded output or of an input; None: nothing."""
     recorded = context.recorded.shape
     try:
         if context.is_flat:
@@ -284,12 +284,12 @@ def _wrong_shape(context: Context) -> str | None:
         else:
             expected = context.expected.shape
     except (ValueError, IndexError):
-        return f"the shapes of its inputs do not go together: {', '.join(str(a.shape) for a in context.raw)}"
+        return f"the shapes of its inputs do not match: {', '.join(str(a.shape) for a in context.raw)}"
     return None if recorded == expected else f"expected shape {expected}, recorded {recorded}"
 
 
 def _sample(context: Context) -> IntArray | None:
-    """Choose output features to look at first: the worst and some spread evenly; None: all."""
+    """Choose the output features to check first: the worst, and some spread evenly; None: all."""
     have = np.arange(context.recorded[0].size) if context.features is None else context.features
     if not context.is_flat or have.size <= WHOLE_BELOW:
         return None
@@ -311,7 +311,7 @@ def _accepted(scores: Iterable[_Score], specification: _Score) -> list[_Score]:
 def _decide(
     context: Context, scores: list[_Score], specification: _Score, seen_in_part: Sequence[_Score] = ()
 ) -> Diagnosis:
-    """Name what fits. ``seen_in_part``: did not fit the features looked at; may only be the runner-up."""
+    """Name what fits. ``seen_in_part``: did not fit the features checked first; can only be the runner-up."""
     ranked = sorted([*scores, *seen_in_part], key=lambda s: s.total)
     accepted = sorted(_accepted(scores, specification), key=lambda s: s.total)
     if not accepted:

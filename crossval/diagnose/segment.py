@@ -1,14 +1,14 @@
-"""Diagnosis of a segment: several operations were judged as one; which of them is wrong, and how?
+"""Diagnosis of a segment: several operations were checked as one; which of them is wrong, and how?
 
 Each known mistake of each operation inside the segment is made one at a time, the other operations are
-computed correctly, and the end of the segment is compared with what was recorded. A mistake may sit in one
+computed correctly, and the end of the segment is compared with what was recorded. A mistake may be in one
 operation, in all that share their code (both rotations, every BitLinear, every norm), in one layer or in all of
 the segment.
 
-What was rounded inside is not known, so activations near an int8 tie may fall either way. A mistake fits when most
-tokens are at the level of float32 rounding and each of the others has such a tie and is off by no more than ties
-explain; it is named when the specification and every mistake with another output are ten times farther from the
-tokens that fit.
+How values inside were rounded is unknown, so activations near an int8 tie may round either way. A mistake fits
+when most tokens are at the level of float32 rounding and each of the others has such a tie and is off by no more
+than ties explain; it is named when the specification and every mistake with another output are ten times farther
+from the tokens that fit.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from crossval.model.op import Op
 BoolArray = npt.NDArray[np.bool_]
 
 GAP = 10.0
-"""How much farther the specification and every other mistake must be."""
+"""By which factor the specification and every other mistake must be farther away."""
 FLIPPED = 0.05
-"""Most that int8 values on the other side of a tie move a token, relative L2."""
+"""Maximum relative L2 by which int8 values rounded the other way at a tie move a token."""
 MOST = 2 / 3
-"""Share of the tokens that have to be at rounding level."""
+"""Fraction of the tokens that have to be at rounding level."""
 TELLING = 0.25
-"""Share of the fitting tokens that have to tell another explanation apart, where flips could do it too."""
+"""Fraction of the fitting tokens that have to exclude another explanation, where flips could also do so."""
 ROUGH = 0.05
-"""A mistake that is farther than this from the tokens looked at first is not looked at again."""
+"""A mistake farther than this from the tokens checked first is not checked again."""
 N_PROBE = 4
-"""Tokens looked at first."""
+"""Number of tokens checked first."""
 MOST_WORK = 5 * 10**10
-"""Weights multiplied with in all trials, at most (minutes): one layer of a model of 2 billion weights."""
+"""Maximum of weights multiplied in all trials (minutes): one layer of a model of 2 billion weights."""
 N_RUNNERS_UP = 3
-"""Mistakes looked at again in any case: the best of them is the runner-up."""
+"""Mistakes checked again in any case: the best of them is the runner-up."""
 N_CLOSE = 40
-"""Mistakes that are computed for every token and every way of rounding."""
+"""Number of mistakes computed for every token and every way of rounding."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """A hypothesis against the recorded tensor."""
+    """A hypothesis compared with the recorded tensor."""
 
     hypothesis: Hypothesis | None
     """None: the specification."""
@@ -65,7 +65,7 @@ class _Fit:
     residual: FloatArray
     """Relative L2 of every token."""
     level: float
-    """What rounding alone may do."""
+    """Distance that rounding alone may cause."""
 
     @property
     def one(self) -> Hypothesis:
@@ -98,14 +98,14 @@ def diagnose_segment(replays: Sequence[Replay], arithmetic: Arithmetic) -> Diagn
 
 
 def remedy(names: Iterable[str]) -> str:
-    """Say what to record so that each operation of a segment is judged by itself; ``names``: their taps."""
+    """Return what to record so that each operation of a segment is checked by itself; ``names``: their taps."""
     layers = sorted({layer for name in names if (layer := taps.parse(name).layer) is not None})
     of_layers = f" of {extent.numbers('layer', layers)}" if layers else ""
     return f"record every tap{of_layers} to find the cause"
 
 
 class _Search:
-    """One search: what is tried on the passes, and what came nearest."""
+    """One search: what is tried on the passes, and what came closest."""
 
     def __init__(self, replays: Sequence[Replay], arithmetic: Arithmetic) -> None:
         self._replays = replays
@@ -136,14 +136,14 @@ class _Search:
         return found_close
 
     def _size(self) -> int:
-        """Return how many weights one trial multiplies with."""
+        """Return how many weights one trial multiplies."""
         config = self._first.config
         matrices = [op.weights[0].split(".")[2] for op in self._first.segment if isinstance(op.kind, BitLinear)]
         heads = sum(config.vocab_size * config.dim for op in self._first.segment if isinstance(op.kind, Head))
         return heads + sum(int(np.prod(matrix_shape(config, tensor))) for tensor in matrices)
 
     def _best(self, one: Hypothesis | None, replays: Sequence[Replay]) -> _Fit | None:
-        """Score a hypothesis under every rounding; the one that most tokens fit counts."""
+        """Score a hypothesis under every rounding; the rounding that fits most tokens counts."""
         found = [fit for mode in self._wide if (fit := self._fit(one, mode, replays)) is not None]
         if not found:
             return None
@@ -230,13 +230,13 @@ class _Search:
         return (*verdict(explained), explained)
 
     def none(self) -> Diagnosis:
-        """Say that nothing known explains the segment."""
+        """Return the diagnosis that nothing known explains the segment."""
         right = self._specification
         everything: BoolArray = np.ones(1 if right is None else right.residual.size, np.bool_)
         ranked = sorted(self._ranked, key=lambda f: f.distance(everything))
         segment = self._first.segment
         why = (
-            f"no one known mistake in the {len(segment)} operations judged as one explains it; "
+            f"no single known bug in the {len(segment)} operations judged as one explains it; "
             f"{remedy(op.output for op in segment)}"
         )
         return Diagnosis(
@@ -275,7 +275,7 @@ def _ties(replay: Replay, fit: _Fit) -> BoolArray:
 
 
 def _apart(other: _Fit, best: _Fit) -> bool:
-    """Return whether what was recorded tells another explanation from the best, flips or not."""
+    """Return whether the recorded values distinguish another explanation from the best, flips or not."""
     fitting = best.fitting
     if not fitting.any():
         return False
@@ -288,7 +288,7 @@ def _apart(other: _Fit, best: _Fit) -> bool:
 
 
 def _without_synonyms(same: Sequence[_Fit]) -> list[_Fit]:
-    """Leave out what is another fitting mistake seen from the next operation, or the same in fewer passes."""
+    """Drop fits that are another fitting mistake seen from the next operation, or the same in fewer passes."""
     there = {fit.one.seen_at for fit in same}
     everywhere = {(fit.one.name, *fit.one.mistake.at) for fit in same if fit.one.mistake.kind is None}
 
@@ -318,13 +318,13 @@ def _modes(segment: Sequence[Op], arithmetic: Arithmetic) -> tuple[list[Mode], M
 
 
 def _probe(replay: Replay) -> tuple[int, ...]:
-    """Choose the tokens to look at first: the first, the last ones, one between."""
+    """Choose the tokens to check first: the first, the last ones, one in between."""
     rows = replay.recorded_rows
     at = {0, len(rows) // 2, max(0, len(rows) - 2), len(rows) - 1}
     return tuple(rows[i] for i in sorted(at)[:N_PROBE])
 
 
 def _second_largest(residual: FloatArray) -> float:
-    """Return a distance that one flipped token cannot spoil."""
+    """Return a distance that is robust to one flipped token."""
     ordered = np.sort(residual)
     return float(ordered[-2] if ordered.size > 2 else ordered[-1])

@@ -1,4 +1,4 @@
-"""Our own engine under the harness."""
+"""Our own engine, ``bitnet_py``, as a runner."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from crossval.terms import LOGITS
 
 
 class BitnetPyRunner:
-    """``bitnet_py`` as a runner; its numerics follow the reference's when they are given."""
+    """Runs ``bitnet_py``; its numerics follow the reference's when these are given."""
 
     status: Literal["live"] = "live"
     plan: tuple[PassPlan, ...] | None = None
@@ -118,7 +118,7 @@ class BitnetPyRunner:
         n_tokens = len(plan.token_ids)
         last = (n_tokens - 1,)
         arrays = {
-            # At the end of the model only the rows exist whose logits were asked for: the last token's.
+            # The last taps of the model have only the rows whose logits were requested: the last token's.
             name: TapArray(array, last if array.shape[token_axis(name)] < n_tokens else None)
             for name, array in result.taps.items()
         }
@@ -127,7 +127,7 @@ class BitnetPyRunner:
         return PassRecord(plan, arrays, elapsed)
 
     def prepare_best(self) -> None:
-        """Make what ``best`` searches with, where the model's head is large enough for that."""
+        """Build the int8 copy of the LM head that ``best`` searches, if the head is large enough to need one."""
         if self.model.searches_head:
             self.model.screen()
 

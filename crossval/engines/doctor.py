@@ -28,7 +28,7 @@ _GIT_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True)
 class PartCheck:
-    """The state of one part. ``required``: nothing works without it; otherwise only the named part does not.
+    """The state of one part. ``required``: nothing works without it; otherwise only what is named is unavailable.
 
     ``remedy`` is what to do, empty when ``ok``. ``reference``: with this part there is something to compare with.
     """
@@ -61,7 +61,7 @@ def collect() -> list[PartCheck]:
 
 
 def _guarded(check: Callable[[], list[PartCheck]]) -> list[PartCheck]:
-    """A check that fails itself is a finding too: the doctor always gives a complete list."""
+    """Run a check; one that itself fails is reported as such, so that the list is always complete."""
     try:
         return check()
     except Exception as error:
@@ -107,11 +107,11 @@ def check_kernels() -> list[PartCheck]:
 
 
 def check_libm() -> list[PartCheck]:
-    """Return whether cosf, sinf and powf round here as they did where references were recorded."""
+    """Return whether cosf, sinf and powf round as they did on the machines that recorded the references."""
     try:
         name = _native.libm_name()
     except BitnetError:
-        return []  # said by the check of the C library
+        return []  # reported by the check of the C library
     if name is not None:
         return [PartCheck("C library's cosf, sinf, powf", True, f"bits as in {name}", "", required=False)]
     detail = "round differently from every C library that references were recorded with"
@@ -217,6 +217,6 @@ def check_bitnet_cpp() -> list[PartCheck]:
     width, fused = facts["simd_width"], facts["fused_quantizer"]
     detail = f"{library.path} ({library.origin}; {built}; simd_width {width}, fused_quantizer {fused})"
     if width is None or fused is None:
-        remedy = "its rounding is of no known kind, so bits will differ; build the pinned source for x86-64"
+        remedy = "its rounding matches no known build, so bits will differ; build the pinned source for x86-64"
         return [PartCheck(name, False, detail, remedy, required=False)]
     return [PartCheck(name, True, detail, required=False, reference=True)]

@@ -1,6 +1,6 @@
 """Goldens: traces of real bitnet.cpp beside a model, so that parity can be checked without a C++ build.
 
-Of the shipped model: two short prompts with every tap, eight more with every layer's output and
+For the shipped model: two short prompts with every tap, eight more with every layer's output and
 the logits, 32 greedy steps each, in under 10 MB.
 """
 
@@ -41,7 +41,7 @@ def slug(prompt: str) -> str:
 
 @dataclass(frozen=True)
 class Golden:
-    """A trace that lies beside a model."""
+    """A trace stored beside a model."""
 
     path: Path
     info: TraceInfo
@@ -70,9 +70,9 @@ def list_goldens(model_path: str | Path) -> list[Golden]:
 
 
 def find_golden(model_path: str | Path, model_sha256: str, prompt: str | Sequence[int]) -> Path | None:
-    """Return the golden of this very model file and prompt (text or token ids), or None.
+    """Return the golden of exactly this model file and prompt (text or token ids), or None.
 
-    Among several the one with the most passes, then the most taps, is chosen.
+    Of several, the one with the most passes, then the most taps, is chosen.
 
     Raises:
         BadInputError: a golden beside the model is malformed.

@@ -16,16 +16,16 @@ from crossval.files import file_sha256
 from crossval.terms import SEPARATE_OUTPUT_NOTE
 
 ROW_GROUP = 4
-"""Rows of a ternary matrix that bitnet.cpp multiplies at once; it writes all of a group that is not full."""
+"""Rows of a ternary matrix that bitnet.cpp multiplies together; it writes all 4 results of the last group."""
 ROWS_NOTE = (
-    "matrices of {rows} rows are no whole number of groups of 4: bitnet.cpp writes past the end of their results, "
-    "so that its values, or the process, may be broken there"
+    "matrices of {rows} rows: not a multiple of 4, so bitnet.cpp writes past the end of the output buffer and "
+    "may corrupt values or crash"
 )
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model that was read to its last weight: ``facts`` is a receipt's ``model``."""
+    """A model file that was read completely; ``facts`` is the field ``model`` of a receipt."""
 
     path: Path
     config: ModelConfig
@@ -64,7 +64,7 @@ def check_model(path: str | Path) -> ModelFile:
     }
     notes = [SEPARATE_OUTPUT_NOTE] if separate_output else []
     kv_rows = config.n_kv_heads * config.head_dim
-    if kv_rows % ROW_GROUP:  # the others' rows are other matrices' columns: whole blocks of 128
+    if kv_rows % ROW_GROUP:  # all other row counts are column counts elsewhere, so multiples of 128
         notes.append(ROWS_NOTE.format(rows=kv_rows))
     return ModelFile(file, config, facts, tokenizer, tuple(notes))
 

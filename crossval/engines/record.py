@@ -66,7 +66,7 @@ def record_trace(
     always recorded. Taps of sub-norms that the model lacks may be absent; any other selected tap must be given.
 
     Raises:
-        BadInputError: empty prompt, unknown tap, unusable logits, or the directory cannot take a trace.
+        BadInputError: empty prompt, unknown tap, unusable logits, or the directory cannot hold a trace.
         UnavailableError: the engine does not give a selected tap.
         EngineCrashError: from the runner.
     """
@@ -99,7 +99,7 @@ def record_trace(
 
 
 def _selection(model: TraceModel, names: Collection[str]) -> frozenset[str]:
-    """Return the selection with the logits, every name checked against the model."""
+    """Return the selection plus the logits, with every name checked against the model."""
     known = frozenset(taps.all_taps(model.n_layers))
     unknown = sorted(set(names) - known)
     if unknown:
@@ -112,5 +112,5 @@ def _check_complete(runner: Runner, index: int, select: Collection[str], given: 
     if missing:
         raise UnavailableError(
             f"{runner.identity.name} did not give {len(missing)} of {len(select)} selected taps in pass {index}, "
-            f"{sorted(missing)[0]} among them; select fewer taps"
+            f"including {sorted(missing)[0]}; select fewer taps"
         )

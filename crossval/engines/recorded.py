@@ -1,4 +1,4 @@
-"""A trace as a runner: gives what was recorded, and says so when asked for anything else."""
+"""A trace as a runner: gives what was recorded, and raises when asked for anything else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RecordedRunner:
 
     @property
     def info(self) -> TraceInfo:
-        """What ``trace.json`` says."""
+        """The contents of ``trace.json``."""
         return self.trace.info
 
     @property
@@ -45,11 +45,11 @@ class RecordedRunner:
         """Return the recorded token ids when ``text`` is the recorded prompt.
 
         Raises:
-            UnavailableError: any other text: a trace holds no tokenizer.
+            UnavailableError: for any other text, because a trace has no tokenizer.
         """
         if text != self.trace.info.prompt_text:
             raise UnavailableError(
-                f"{self.trace.directory} holds no tokenizer; it has the ids of its own prompt only: "
+                f"{self.trace.directory} has no tokenizer, only the token ids of its own prompt: "
                 f"{_quote(self.trace.info.prompt_text)}"
             )
         return list(self.trace.info.prompt_ids)
@@ -95,7 +95,7 @@ class RecordedRunner:
 
 
 class _Selected(Mapping[str, TapArray]):
-    """A view of the taps that were asked for; nothing is read until one is accessed."""
+    """A view of the selected taps; nothing is read until one is accessed."""
 
     def __init__(self, taps: Mapping[str, TapArray], select: frozenset[str]) -> None:
         self._taps = taps

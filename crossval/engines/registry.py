@@ -1,8 +1,8 @@
-"""The engines that can take part, one row each, and how a word opens one as candidate or reference.
+"""The available engines, one row each, and how a word opens one as candidate or reference.
 
-Runners are returned unentered. Nothing is ever replaced by something else in silence: a live
-reference that fails to load is an error, not a reason to use a golden, and the specification is
-used only when asked for by name. A new live engine is a runner and a row of ``ENGINES``.
+Runners are returned unentered. No engine is ever silently replaced by another: a live reference
+that fails to load is an error, not a reason to use a golden, and the specification is used only
+when asked for by name. To add a live engine: a runner, and a row of ``ENGINES``.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from crossval.passes import Numerics, Runner
 from crossval.terms import SIDES, Side
 
 DEFAULT_SIMD_WIDTH = 8
-"""Lanes of our engine's reductions beside a reference that does not state its own."""
+"""Reduction lanes of our engine when the reference does not state its own."""
 HOW_TO_BUILD = "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB)"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What an engine is opened for; an engine takes from it what it can use.
+    """What an engine is opened for; each engine uses the fields that apply to it.
 
-    ``prompt``: text or token ids. ``numerics``: where the reference states that it rounds.
+    ``prompt``: text or token ids. ``numerics``: how the reference states that it rounds.
     """
 
     word: str
@@ -44,10 +44,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine: the word that asks for it, its name in receipts, and how it is opened.
+    """One engine: the word that selects it, its name in receipts, and how it is opened.
 
-    ``live``: set where the engine is chosen for each prompt and may be recorded: the word that is
-    meant where any prompt is run. ``one_way``: why it cannot be run in another way (in other
+    ``live``: set if the engine is chosen per prompt and may be a recorded one; the word of the engine
+    to use instead where any prompt must run. ``one_way``: why it cannot run in another way (in other
     pieces, with other threads).
     """
 
@@ -114,7 +114,7 @@ ENGINES = (
     Engine("spec", "specification", SIDES, _spec, one_way="the specification computes in one way only"),
 )
 TRACE = Engine("DIR", "trace", SIDES, _trace, one_way="a trace cannot be run again")
-"""A directory with a trace, which is an engine too; its word is its path."""
+"""A directory with a trace, which also acts as an engine; its word is its path."""
 _ROWS = {row.word: row for row in ENGINES}
 
 
@@ -133,7 +133,7 @@ def find_engine(side: Side, word: str) -> Engine:
 
 
 def words(side: Side) -> list[str]:
-    """Return the words that a side can be given as, beside a trace directory."""
+    """Return the words accepted for a side, besides a trace directory."""
     return [row.word for row in ENGINES if side in row.sides]
 
 
@@ -143,7 +143,7 @@ def live_words() -> list[str]:
 
 
 def live_word(word: str) -> str:
-    """Return the word to use where a recorded engine is of no use."""
+    """Return the word to use where the engine must run live."""
     row = _ROWS.get(word)
     return word if row is None else row.live or word
 
@@ -218,7 +218,7 @@ def require_bitnet_cpp(recorded: str, otherwise: str = "") -> None:
 
 
 def _nothing_found(model_path: Path, prompt: str | Sequence[int] | None) -> str:
-    """Say what there is, and what to do."""
+    """Explain which references exist, and what to do."""
     remedy = "run `make fetch-cpp` to build bitnet.cpp, or --reference spec to compare with the specification"
     goldens = list_goldens(model_path)
     if not goldens:
@@ -231,5 +231,5 @@ def _nothing_found(model_path: Path, prompt: str | Sequence[int] | None) -> str:
             f"recorded from another version of {model_path.name}; {remedy}, or record them again"
         )
     prompts = ", ".join(repr(golden.info.prompt_text) for golden in usable[:12] if golden.info.prompt_text)
-    asked = "no prompt was given" if prompt is None else "none of them is of this prompt"
+    asked = "no prompt was given" if prompt is None else "none of them is for this prompt"
     return f"bitnet.cpp is not built here; goldens exist for: {prompts}; {asked}; {remedy}"

@@ -1,4 +1,4 @@
-"""Two opened engines, the prompt they are fed, and what a receipt holds about them."""
+"""Two opened engines, the prompt they are fed, and what a receipt states about them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KERNEL_VARIABLE = "BITNET_KERNEL"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as both engines are fed it; ``tokenizers_agree`` is None when only one of them could tokenize."""
+    """A prompt as it is fed to both engines; ``tokenizers_agree`` is None if only one of them could tokenize."""
 
     text: str | None
     token_ids: tuple[int, ...]
@@ -36,10 +36,10 @@ class Prompt:
 
 
 class Session:
-    """Opens candidate and reference as words name them; use as a context manager.
+    """Opens candidate and reference by their words; use as a context manager.
 
     Engines that can run any prompt stay open from prompt to prompt; a reference that is chosen per
-    prompt (``auto``) and turned out to be recorded is opened for each.
+    prompt (``auto``) and is a recorded one is opened again for each.
     """
 
     def __init__(self, model: ModelFile, candidate: str, reference: str, n_threads: int | None = None) -> None:
@@ -87,10 +87,10 @@ class Session:
         return {"candidate": candidate, "reference": reference}
 
     def reopen(self, side: Side, **options: Any) -> Runner:
-        """Return an engine once more, not entered; ``options`` (``n_threads``, ``kernel``): where it differs.
+        """Return another instance of an engine, not entered, with its ``n_threads`` or ``kernel`` overridden.
 
         Raises:
-            UnavailableError, BadInputError: it cannot be had.
+            UnavailableError, BadInputError: it is not available.
         """
         given = {name: value for name, value in options.items() if value is not None}
         given = {"n_threads": self.n_threads, **given}
@@ -128,12 +128,12 @@ class Session:
 
     @property
     def candidate(self) -> Party:
-        """Return the candidate as a receipt names it."""
+        """Return the candidate as a receipt states it."""
         return self._party("candidate")
 
     @property
     def reference(self) -> Party:
-        """Return the reference as a receipt names it."""
+        """Return the reference as a receipt states it."""
         return self._party("reference")
 
     def _party(self, side: Side) -> Party:
@@ -151,7 +151,7 @@ class Session:
 
 
 def compute_of(runner: Runner | None) -> Compute:
-    """Return what computes an engine's numbers, with the counters of its kernels where it has some."""
+    """Return what computes an engine's numbers, with the counters of its kernels if it has any."""
     if runner is None:
         return Compute("none")
     if runner.status == "recorded":
@@ -164,7 +164,7 @@ def compute_of(runner: Runner | None) -> Compute:
 
 
 def kernel_counts(counters: Iterable[KernelCount]) -> tuple[dict[str, Any], ...]:
-    """Return the C library's counters as a receipt holds them."""
+    """Return the C library's counters as a receipt states them."""
     return tuple({"name": one.name, "calls": int(one.calls), "bytes": int(one.bytes)} for one in counters)
 
 
@@ -184,7 +184,7 @@ def trace_digest(runner: Runner) -> str | None:
 
 
 def check_text(text: str) -> None:
-    """Refuse an empty prompt and one that is not Unicode.
+    """Reject a prompt that is empty or not valid Unicode.
 
     Raises:
         BadInputError: either of them.
@@ -200,8 +200,7 @@ def check_text(text: str) -> None:
 def encode(candidate: Runner, reference: Runner, text: str, rendered: str, context_length: int) -> Prompt:
     """Return the token ids of ``rendered`` by the reference, and whether the candidate's tokenizer agrees.
 
-    ``text``: the prompt that was checked by ``check_text``, ``rendered``: the same put into its
-    chat template.
+    ``text``: the prompt, checked by ``check_text``; ``rendered``: the same in its chat template.
 
     Raises:
         BadInputError: longer than the context, without tokens, or no engine can tokenize it.
@@ -209,7 +208,7 @@ def encode(candidate: Runner, reference: Runner, text: str, rendered: str, conte
     ours, theirs = _try_tokenize(candidate, rendered), _try_tokenize(reference, rendered)
     ids = ours if theirs is None else theirs
     if ids is None:
-        raise BadInputError("neither engine can tokenize this prompt: both are traces of another one")
+        raise BadInputError("neither engine can tokenize this prompt: both are traces of other prompts")
     if not ids:
         raise BadInputError("the prompt has no tokens")
     if len(ids) > context_length:

@@ -103,7 +103,7 @@ class SpecRunner:
         return PassRecord(plan, taps, time.perf_counter() - began)
 
     def _forward(self, weights: SpecWeights, plan: PassPlan) -> Iterator[tuple[Op, FloatArray]]:
-        # On a busy machine BLAS threads wait for each other: milliseconds become hundreds of them.
+        # On a busy machine BLAS threads wait for each other, which can take a hundred times longer.
         with threadpool_limits(1, user_api="blas"):
             yield from forward(self._table, SpareWeights(weights), plan.token_ids, self._state)
 
@@ -146,7 +146,7 @@ class SpecRunner:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Let go of the model and the cache."""
+        """Release the model and the cache."""
         self._weights = None
         self._table = ()
         self.reset()

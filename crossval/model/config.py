@@ -27,7 +27,7 @@ class SpecConfig:
     ffn_sub_norm: bool = True
     """Whether the gated activation is normed before the down projection."""
     tied_head: bool = True
-    """Whether the head multiplies with ``token_embd.weight``; otherwise with ``output.weight``."""
+    """Whether the LM head uses ``token_embd.weight``; otherwise it uses ``output.weight``."""
     architecture: str = "bitnet-b1.58"
     """Key of ``crossval.model.graphs.GRAPHS``."""
     activation: Literal["relu_squared", "silu"] = "relu_squared"

@@ -1,6 +1,6 @@
 """The specification's formulas in NumPy float64, and the kinds of operations that they define.
 
-A *kind* is a formula with its hyper-parameters as fields. What rounding may change of its result is in
+A *kind* is a formula with its hyper-parameters as fields. How far rounding may change its result is in
 ``crossval.audit.bounds``, which has one rule per kind; ways to get it wrong are in
 ``crossval.diagnose.variants``.
 
@@ -26,7 +26,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 HEAD_CHUNK_ROWS = 4096
-"""Vocabulary rows of the head widened to float64 at a time (4096 x 2560 x 8 bytes = 84 MB)."""
+"""Vocabulary rows of the LM head widened to float64 at a time (4096 x 2560 x 8 bytes = 84 MB)."""
 
 RopePairing = Literal["halves", "adjacent"]
 """Which elements of a head RoPE rotates together: ``(i, i + head_dim/2)`` (NeoX), or ``(2i, 2i + 1)``."""
@@ -68,7 +68,7 @@ def quantize_activations(x: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArra
     """
     absmax: FloatArray = np.max(np.abs(x), axis=-1, keepdims=True)
     scale = 127.0 / np.maximum(absmax, 1e-5)
-    with np.errstate(invalid="ignore"):  # a NaN has no code; it survives in the scale
+    with np.errstate(invalid="ignore"):  # a NaN has no code; it propagates through the scale
         codes = np.clip(np.rint(x * scale), -128, 127).astype(np.int8)
     return codes, scale
 
@@ -183,7 +183,7 @@ def add(a: FloatArray, b: FloatArray) -> FloatArray:
 
 
 def head(x: FloatArray, table: npt.NDArray[np.floating[Any]]) -> FloatArray:
-    """Multiply with every row of the head table: logits ``(n_tokens, vocab_size)``."""
+    """Multiply by every row of the LM head's table: logits ``(n_tokens, vocab_size)``."""
     starts = range(0, table.shape[0], HEAD_CHUNK_ROWS)
     return np.concatenate([x @ table[s : s + HEAD_CHUNK_ROWS].astype(np.float64).T for s in starts], axis=-1)
 
@@ -193,14 +193,14 @@ def head(x: FloatArray, table: npt.NDArray[np.floating[Any]]) -> FloatArray:
 
 @dataclass(frozen=True)
 class Kind:
-    """A formula of inputs, then weights, and its hyper-parameters: the fields are the formula's keywords.
+    """A formula of inputs, then weights; its hyper-parameters are the fields, named as the formula's keywords.
 
-    Every formula works row by row: a token's result depends on that token's inputs and the KV state alone.
+    Every formula works row by row: a token's result depends only on that token's inputs and the KV state.
     """
 
     formula: ClassVar[Callable[..., FloatArray]]
     unmasked: ClassVar[bool] = False
-    """Whether the result holds entries for keys after a token, which nothing reads: these are ignored."""
+    """Whether the result has entries for keys after a token, which are causally masked: these are ignored."""
 
     def compute(self, *arrays: Any) -> FloatArray:
         """Return the formula's result, float64; floating-point inputs must be float64 already."""
@@ -228,7 +228,7 @@ class BitLinear(Kind):
 
     formula = staticmethod(bitlinear)
     n_heads: int | None = None
-    """None: the result is not split into heads."""
+    """None if the result is not split into heads."""
 
 
 @dataclass(frozen=True)
@@ -299,9 +299,9 @@ class Head(Kind):
 
 
 KINDS: frozenset[type[Kind]] = frozenset(Kind.__subclasses__())
-"""Every kind there is."""
+"""All kinds."""
 ACTIVATIONS: dict[str, Kind] = {"relu_squared": SquaredRelu(), "silu": Silu()}
-"""By the name that ``SpecConfig.activation`` has."""
+"""Keyed by ``SpecConfig.activation``."""
 
 
 def widen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""An operation of a model's graph: what it computes from what, and everything else there is to say about it."""
+"""An operation of a model's graph, with everything that the harness knows about it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Op:
     """One row of a graph: ``output = kind(*inputs, *weights)``."""
 
     name: str
-    """What the op is, the same in every layer: the tap's name without its layer."""
+    """The tap's name without its layer, the same in every layer."""
     layer: int | None
-    """None: it comes before or after the layers."""
+    """None for an operation before or after the layers."""
     kind: Kind
     """Formula and hyper-parameters."""
     inputs: tuple[str, ...]
@@ -43,7 +43,7 @@ class Op:
     optional: bool = False
     """Models of this architecture may lack it."""
     output_rows: bool = False
-    """Engines may give it for those tokens of a pass alone whose logits are wanted."""
+    """Engines may give it only for the tokens of a pass whose logits are wanted."""
     last_row_only: bool = False
     """In the forward pass, computed for the last token only: nothing after it needs the others."""
 
@@ -80,7 +80,7 @@ class Op:
 
 @dataclass
 class KVState:
-    """What a sequence leaves behind for its next pass: rotated keys and values of every layer, float64."""
+    """What a sequence keeps for its next pass: rotated keys and values of every layer, float64."""
 
     n_tokens: int = 0
     arrays: dict[str, FloatArray] = field(default_factory=dict)
@@ -92,7 +92,7 @@ def forward(
     """Execute a graph on the next tokens of a sequence; yield each op with its output, in order.
 
     Values are dropped after their last use, so memory is bounded by one layer whatever the model. ``state``
-    changes only when the pass has run to its end.
+    changes only once the pass is complete.
     """
     last_use = {name: i for i, op in enumerate(table) for name in op.inputs}
     values: dict[str, npt.NDArray[Any]] = {

@@ -1,8 +1,8 @@
 """Taps: the shared vocabulary of intermediate tensors, in execution order.
 
-It is read off the graphs (``crossval.model.graphs``): a tap is the output of an operation. Names follow
-bitnet.cpp's graph callback names made unique (``Qcur-0`` appears there twice: before RoPE it is ``q``, after it
-``q_rope``). A full name is ``blk.{layer}.{tap}`` for layer taps and the bare tap name for the model-wide ones.
+It follows from the graphs (``crossval.model.graphs``): a tap is the output of an operation. Names are
+bitnet.cpp's graph callback names, made unique (``Qcur-0`` appears there twice: ``q`` before RoPE, ``q_rope``
+after it). A full name is ``blk.{layer}.{tap}`` for layer taps and the bare tap name for the model-wide ones.
 All arrays are float32, C-contiguous, shaped as ``Op.axes`` says; scores have no padding.
 """
 
@@ -31,7 +31,7 @@ def vocabulary() -> dict[str, Op]:
     """Return the operations of all architectures by name, in execution order.
 
     Raises:
-        ValueError: two architectures give one name to outputs of other shapes, or in another place.
+        ValueError: two architectures use one name for outputs of different shapes, or in a different order.
     """
     found: dict[str, Op] = {}
     graphs = {name: operations(replace(_EVERYTHING, architecture=name)) for name, operations in GRAPHS.items()}
@@ -40,7 +40,7 @@ def vocabulary() -> dict[str, Op]:
         for op in ops:
             known = found.setdefault(op.name, op)
             if (known.axes, known.layer, known.appends_to) != (op.axes, op.layer, op.appends_to):
-                raise ValueError(f"{architecture}: {op.name} is the name of another tensor, too")
+                raise ValueError(f"{architecture}: {op.name} is also the name of another tensor")
             if known is op:  # a new one comes after the one that it follows in its own graph
                 names = [name for name in found if name != op.name]
                 names.insert(names.index(before) + 1 if before is not None else 0, op.name)
@@ -51,7 +51,7 @@ def vocabulary() -> dict[str, Op]:
 
 
 OPS: dict[str, Op] = vocabulary()
-"""By tap, without the layer: an operation of one layer of a model that lacks none, whose sizes mean nothing."""
+"""Tap without its layer -> its operation in a model that lacks none; its sizes mean nothing."""
 _IN_LAYERS = [name for name, op in OPS.items() if op.layer is not None]
 _OUTSIDE = [name for name in OPS if name not in _IN_LAYERS]
 
@@ -65,11 +65,11 @@ OPTIONAL_TAPS = frozenset(name for name, op in OPS.items() if op.optional)
 STATES: dict[str, str] = {op.appends_to.rpartition(".")[2]: name for name, op in OPS.items() if op.appends_to}
 """KV state, without the layer -> the tap whose rows make it up."""
 CONTEXT_INPUTS = ("token_ids", "positions")
-"""What operations read that is part of the pass and no tensor."""
+"""Inputs of operations that belong to the pass and are not tensors."""
 
 
 def of_kind(*kinds: type[Kind]) -> frozenset[str]:
-    """Return the taps, without their layer, that operations of some kinds make."""
+    """Return the taps, without their layer, that operations of the given kinds compute."""
     return frozenset(name for name, op in OPS.items() if isinstance(op.kind, kinds))
 
 
@@ -133,7 +133,7 @@ def execution_index(name: str, n_layers: int) -> int:
 
 
 def op_of(name: str) -> Op:
-    """Return the operation that makes a tap: its kind and axes; its hyper-parameters mean nothing.
+    """Return the operation that computes a tap: only its kind and axes mean something, not its hyper-parameters.
 
     Raises:
         ValueError: the name is not in the vocabulary.
@@ -147,13 +147,13 @@ def is_optional(name: str) -> bool:
 
 
 def may_be_gathered(name: str, n_layers: int) -> bool:
-    """Return whether engines need give a tap only for the tokens of a pass whose logits are wanted."""
+    """Return whether engines may give a tap only for the tokens of a pass whose logits are wanted."""
     tap = parse(name)
     return OPS[tap.tap].output_rows and tap.layer in (None, n_layers - 1)
 
 
 def is_state(name: str) -> bool:
-    """Return whether an input is KV state, which has cells and not tokens."""
+    """Return whether an input is KV state, whose rows are cache cells, not tokens of the pass."""
     return name.rpartition(".")[2] in STATES
 
 
@@ -190,10 +190,10 @@ def take_rows(name: str, array: npt.NDArray[Any], given: Sequence[int], wanted: 
 
 
 def visible(name: str, shape: Sequence[int], positions: Iterable[int] | IntArray) -> npt.NDArray[np.bool_] | None:
-    """Return which elements count, to be broadcast; None: all.
+    """Return a mask, to be broadcast, of the elements that count; None: all do.
 
-    Scores of later keys are masked afterwards, so an engine may leave anything there. ``positions``: of the
-    tokens that the array holds.
+    Scores of later keys are causally masked afterwards, so an engine may leave anything there. ``positions``:
+    those of the tokens that the array holds.
     """
     if not op_of(name).kind.unmasked:
         return None
@@ -212,7 +212,7 @@ _AXIS_NAMES = {"n_tokens": "token", "n_kv": "key"}
 def shape_hint(
     name: str, shape: Sequence[int], expected: Sequence[int], keys_of: Mapping[int, int] | None = None
 ) -> str:
-    """Return what to do about a tap's shape, empty when nothing can be told.
+    """Return what to do about a tap's shape; empty if the cause cannot be told.
 
     ``keys_of``: how many keys the other passes see, by their index.
     """
@@ -221,7 +221,7 @@ def shape_hint(
     if sorted(shape) == sorted(expected):
         return f"the axes are in another order: write ({', '.join(axis_names(name))}), the last running fastest"
     if math.prod(shape) == math.prod(expected):
-        return f"it holds as many values: give it the shape [{', '.join(map(str, expected))}]"
+        return f"the number of values is correct: reshape it to [{', '.join(map(str, expected))}]"
     return ""
 
 

@@ -1,13 +1,13 @@
 """Thresholds for comparing a tap of one engine directly with the same tap of another.
 
-Equal bits always pass and nothing here is consulted. Bits that differ are judged by direction (cosine), error
-energy (NMSE) and scale (norm ratio) together, over the whole tap and for its worst token: cosine alone is blind to
-scale, and a whole-tensor number alone dilutes one wrong token among many.
+Bit-identical values always pass, without these thresholds. Values that differ are judged by direction (cosine),
+error energy (NMSE) and scale (norm ratio) together, over the whole tap and for its worst token: cosine alone is
+blind to scale, and a whole-tensor number alone dilutes one wrong token among many.
 
 Where the numbers come from. Engines of this family round activations to int8 before every projection; a value that
-lands on the other side of a rounding tie moves by 1/127 of its row's maximum. That is a discontinuity: after the
+rounds the other way at a tie (a *flip*) moves by 1/127 of its row's maximum. That is a discontinuity: after the
 first flip, two correct engines differ by far more than float rounding, and every layer adds flips. Measured on
-real bitnet.cpp, relative L2 of the logits between runs that are both right:
+real bitnet.cpp, relative L2 of the logits between two correct runs:
 
 =========================================  ==============  ===============
 two runs                                   4 layers        30 layers
@@ -21,16 +21,16 @@ the same operations in the same order, differing in single roundings) and 0.03 *
 the same model (``independent``: bitnet.cpp's batch path keeps probabilities in F32, its single-token path rounds
 them to F16; the float64 specification is a third). These are the *floors*; a bound is a floor times ``SAFETY``.
 
-An engine in a 16-bit format rounds between the operations, too: its flips are no longer rare. Largest relative L2
+An engine in a 16-bit format also rounds between the operations: its flips are no longer rare. Largest relative L2
 over a whole tap beside the float64 specification, 350 runs of the tests' ``narrow_engine.py`` on models of 2 to
 12 layers: 0.044 * sqrt(depth) in binary16 (``f16``), 0.089 * sqrt(depth) in bfloat16 (``bf16``). Keys and values
 in either format in an engine that otherwise computes in binary32 stay within the ``independent`` floor.
 
-This table is provisional by design: it says whether two engines agree end to end, not which is right. The op-local
-audit, which recomputes each operation from the engine's own inputs and needs no allowance for accumulation, is a
-separate module and does not use it.
+This table is provisional by design: it says whether two engines agree end to end, not which is correct. The
+op-local audit, which recomputes each operation from the engine's own inputs and needs no allowance for
+accumulation, is a separate module and does not use it.
 
-Checked against engines that are right, on models of 5, 7, 24 and 30 layers, 1 to 45 tokens and 3 decoded ones,
+Checked against correct engines, on models of 5, 7, 24 and 30 layers, 1 to 45 tokens and 3 decoded ones,
 every tap: the float64 specification beside bitnet.cpp's arithmetic reaches 1.1 times the ``independent`` floor
 over a whole tap and 1.8 times it for the worst token; an AVX-512 build beside an AVX2 build, or a gcc one beside a
 clang one, reaches 1.0 times the ``same`` floor.
@@ -55,9 +55,9 @@ Direction = Literal["min", "max", "max_abs_minus_one"]
 class TapClass:
     """How taps of one kind differ from the residual stream.
 
-    ``error_factor``: relative L2 floor over that of the residual stream at the same depth. ``norm_share``: share
-    of the bound that a norm may be off by: flips point in random directions, so in many dimensions they change a
-    norm far less than they move the vector.
+    ``error_factor``: relative L2 floor over that of the residual stream at the same depth. ``norm_share``:
+    fraction of the bound by which a norm may differ: flips point in random directions, so in many dimensions
+    they change a norm far less than they move the vector.
     """
 
     error_factor: float
@@ -71,7 +71,7 @@ DIRECTIONS: dict[str, Direction] = {
     "worst_token_nmse": "max",
     "norm_ratio": "max_abs_minus_one",
 }
-"""How each metric is held to its threshold; ``max_abs_minus_one`` means ``|value - 1| <= threshold``."""
+"""How each metric is compared with its threshold; ``max_abs_minus_one`` means ``|value - 1| <= threshold``."""
 
 FLOOR_PER_SQRT_LAYER: dict[PolicyName, float] = {"same": 0.015, "independent": 0.03, "f16": 0.045, "bf16": 0.09}
 """Relative L2 error of the residual stream after one layer, from the table above."""
@@ -80,7 +80,7 @@ SAFETY = 2.0
 """Bound over floor, in relative L2: the floors are maxima of few prompts."""
 
 WORST_TOKEN = 2.0
-"""A single token may lie this much above the bound of the whole tap (relative L2): flips strike few tokens."""
+"""A single token may exceed the bound of the whole tap by this factor (relative L2): flips hit few tokens."""
 
 CLASSES: dict[str, TapClass] = {
     "stream": TapClass(error_factor=1.0, norm_share=0.4),
@@ -96,7 +96,7 @@ EXACT_REL_L2 = 1e-6
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What one tap is held to: ``floor`` is an NMSE, ``bound`` maps metric names to thresholds."""
+    """The thresholds of one tap: ``floor`` is an NMSE, ``bound`` maps metric names to thresholds."""
 
     floor: float
     bound: dict[str, float]
@@ -147,10 +147,10 @@ def violations(metrics: object, bound: Mapping[str, float]) -> list[str]:
     """Return one phrase per metric that breaks its threshold; an undefined metric breaks it too.
 
     ``metrics`` is anything with the metrics as attributes (``Metrics``, ``TapRow``). Without thresholds nothing
-    can be agreed on, which is a violation by itself.
+    can agree, which is a violation by itself.
     """
     if not bound:
-        return ["no thresholds to hold it to"]
+        return ["no thresholds to compare it with"]
     broken = []
     for name, threshold in bound.items():
         direction = DIRECTIONS.get(name)

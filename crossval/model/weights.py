@@ -1,10 +1,10 @@
 """Weights and hyper-parameters for the specification, read without the engine's code.
 
-The container is read by the ``gguf`` package, taught the one tensor type it lacks, and decoded by formulas
+The container is read by the ``gguf`` package, extended by the one tensor type it lacks, and decoded by formulas
 written from the format's definition. If the engine misreads a scale, a block or a header key, the specification
-does not follow it. From ``bitnet_py`` come only the safety checks of the container and of the header's ranges
-(``GGUFFile``, ``ModelConfig``), run first, so that a hostile file is refused before the ``gguf`` package, which
-trusts lengths, sees it; none of their values is used.
+does not repeat the error. Only the safety checks of the container and of the header's ranges (``GGUFFile``,
+``ModelConfig``) come from ``bitnet_py``: they run first, so that a hostile file is rejected before the ``gguf``
+package, which trusts lengths, reads it; none of their values is used.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ I2_S_TAIL_BYTES = 32
 _DECODED_ROWS = 64
 """Rows decoded at a time, so that they stay in the cache."""
 MOST_SPARE = 2
-"""Matrices of one shape whose memory is used again: a layer has no more of one shape."""
+"""Matrices of one shape whose memory is reused: a layer has no more of one shape."""
 DECODED_BUDGET_BYTES = 256 << 20
-"""Models whose matrices fit into this are decoded once; larger ones again for every use, a matrix at a time."""
+"""Models whose matrices fit into this are decoded once; larger ones at every use, one matrix at a time."""
 
 
 class _Reader(GGUFReader):  # type: ignore[misc]  # the package is untyped
     """``GGUFReader`` that also maps I2_S tensors, as raw bytes, and reads arrays in one step.
 
-    Arrays hold the vocabulary, which nothing here needs; the package would make one object per entry.
+    Arrays hold the vocabulary, which is not needed here; the package would make one object per entry.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -121,7 +121,7 @@ def decode_i2_s(
     Source: bitnet.cpp ``ggml-bitnet-mad.cpp``, ``quantize_i2_s`` (x86 layout; what the 2B-4T release holds).
 
     Raises:
-        ValueError: ``cols`` is not a multiple of 128, or the code 3, which means nothing, occurs.
+        ValueError: ``cols`` is not a multiple of 128, or the undefined code 3 occurs.
     """
     if cols % (4 * I2_S_BLOCK_BYTES):
         raise ValueError(f"expected rows of a multiple of 128 weights, found {cols}")
@@ -182,9 +182,9 @@ class SpecWeights:
         return vector
 
     def reuse(self, weights: Iterable[Weight]) -> None:
-        """Decode the next matrices into the memory of these, which are read no more: new memory costs more time.
+        """Decode the next matrices into the memory of these, which are no longer read: new memory costs more time.
 
-        The pages of the file that were read are given back to the system.
+        The pages of the file that were read are released.
         """
         spare: dict[tuple[int, ...], list[npt.NDArray[np.float32]]] = {}
         for weight in weights:
@@ -241,7 +241,7 @@ class SpecWeights:
         )
 
     def _check_tensors(self) -> None:
-        """Require exactly the tensors of the graph: one too many would be a weight silently ignored."""
+        """Require exactly the tensors of the graph: an extra one would be silently ignored."""
         expected = _expected_shapes(self.config)
         ternary = {name for op in op_table(self.config) if isinstance(op.kind, BitLinear) for name in op.weights}
         found: dict[str, tuple[int, ...]] = {name: shape for name, (shape, _) in self._reader.i2_s.items()}
@@ -265,7 +265,7 @@ class SpecWeights:
 
 
 class SpareWeights:
-    """The weights of a file for one who uses one at a time: a matrix takes the memory of the last of its shape."""
+    """The weights of a file, used one at a time: each matrix reuses the memory of the last one of its shape."""
 
     def __init__(self, weights: SpecWeights) -> None:
         self._weights = weights

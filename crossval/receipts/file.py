@@ -25,7 +25,7 @@ MAX_SIZE_BYTES = 64 << 20
 
 
 class Receipt(dict[str, Any]):
-    """What a command found: the JSON object as it is in the file (docs/receipts.md), and its tables."""
+    """The result of a command: the JSON object as in the file (docs/receipts.md), and its tables."""
 
     @property
     def kind(self) -> str:
@@ -34,7 +34,7 @@ class Receipt(dict[str, Any]):
 
     @property
     def verdict(self) -> str:
-        """What was concluded, as it is stated; ``crossval.judge`` recomputes it."""
+        """The verdict as stated; ``crossval.judge`` recomputes it."""
         return str(self["verdict"])
 
     def frames(self) -> dict[str, pd.DataFrame]:
@@ -42,7 +42,7 @@ class Receipt(dict[str, Any]):
         return frames(self)
 
     def frame(self, table: str | None = None) -> pd.DataFrame:
-        """Return one table of the receipt; by default the one that its kind is about.
+        """Return one table of the receipt; by default the main table of its kind.
 
         Raises:
             KeyError: the receipt has no such table, or none at all.
@@ -84,10 +84,10 @@ def digest(receipt: Mapping[str, Any]) -> str:
 
 
 def seal(receipt: Mapping[str, Any]) -> Receipt:
-    """Return a copy of the receipt with its digest filled in; what is returned obeys the schema.
+    """Return a copy of the receipt with its digest filled in, valid by the schema.
 
     Raises:
-        BadInputError: the receipt violates the schema (a defect of the writer, caught before it is published).
+        BadInputError: the receipt violates the schema (a bug in the writer, caught before it is published).
     """
     sealed = Receipt({**receipt, "digest": digest(receipt)})
     validate(sealed)
@@ -110,7 +110,7 @@ def write(path: str | Path, receipt: Mapping[str, Any]) -> None:
 
 
 def to_text(receipt: Mapping[str, Any]) -> str:
-    """Return the receipt as people read it: indented JSON, one newline at the end."""
+    """Return the receipt as indented JSON for people to read, with one newline at the end."""
     return json.dumps(receipt, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -15,7 +15,7 @@ Rows = Iterable[Mapping[str, Any]]
 
 
 def frames(receipt: Receipt) -> dict[str, pd.DataFrame]:
-    """Return every table that a receipt holds, by name; the first is what its kind is about.
+    """Return every table that a receipt holds, by name; the main table of its kind comes first.
 
     Columns are the receipt's own field names, those of nested objects joined by dots
     (``logits.cosine``); lists stay Python lists. Tables without rows are left out.

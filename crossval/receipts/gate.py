@@ -1,6 +1,6 @@
-"""What CI checks of a receipt: it must be true (recomputed from its own rows) and good enough (the policy).
+"""What CI checks of a receipt: that it is consistent (recomputed from its own rows) and good enough (the policy).
 
-No status string is believed. What a digest that the receipt carries itself cannot prove is in docs/receipts.md.
+No status string is trusted. docs/receipts.md states what a digest stored in the receipt itself cannot prove.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def judge(
 
 
 def complaints(kind: Kind[Any], receipt: Receipt) -> dict[str, list[str]]:
-    """Return, by check, where a receipt contradicts what its own rows, model and token ids give.
+    """Return, by check, where a receipt contradicts what follows from its own rows, model and token ids.
 
     Raises:
         BadInputError: a pattern among the expected answers is unusable or takes too long.
@@ -61,7 +61,7 @@ def _recomputed(name: str, found: Sequence[str]) -> GateCheck:
 def _digest(receipt: Receipt) -> GateCheck:
     computed = digest(receipt)
     same = computed == receipt["digest"]
-    detail = computed[:16] if same else f"says {receipt['digest'][:16]}…, contents give {computed[:16]}…: edited"
+    detail = computed[:16] if same else f"states {receipt['digest'][:16]}…, contents give {computed[:16]}…: edited"
     return GateCheck("digest", same, detail)
 
 
@@ -105,7 +105,7 @@ def _verdict(kind: Kind[Any], receipt: Receipt, policy: Policy) -> GateCheck:
 
 
 def _ratios(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
-    """Check the speed ratios against the policy's, whatever the command itself was asked for."""
+    """Check the speed ratios against the policy's minimum, whatever the command itself required."""
     measured = kind.ratios(receipt) if policy.min_ratios else {}
     for name, least in policy.min_ratios.items():
         if name not in measured:
@@ -115,7 +115,7 @@ def _ratios(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateC
 
 
 def at_least(name: str, value: float | None, least: float, what: str = "") -> GateCheck:
-    """Return the check that a number, null where nothing was counted, is at least what was demanded."""
+    """Return the check that a number, null where nothing was counted, is at least what is required."""
     shown = "null" if value is None else f"{value:.6g}"
     return GateCheck(name, value is not None and value >= least, f"{shown}{what}, {least:g} required")
 
@@ -132,7 +132,7 @@ def _reference(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     if policy.require_live:
         yield GateCheck("live reference", status == "live", f"reference is {status}")
     if status == "recorded" and not reference["trace_digest"]:
-        yield GateCheck("recorded reference", False, "no trace_digest: which trace it was cannot be told")
+        yield GateCheck("recorded reference", False, "no trace_digest: the trace cannot be identified")
     if name == REFERENCE_NAME:
         known = bool(reference["library_digest"])
         yield GateCheck("reference build", known, reference["library_digest"] or "library_digest is not known")
@@ -180,7 +180,7 @@ def _compute(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     if len({k["name"] for k in kernels}) != len(kernels):
         yield GateCheck("kernels", False, "a kernel is listed twice")
     fallback = compute["fallback"]
-    detail = "a slower kernel than the CPU offers ran unasked" if fallback else "none"
+    detail = "a slower kernel than the CPU offers ran without being requested" if fallback else "none"
     yield GateCheck("fallback", not fallback or policy.allow_fallback, detail)
 
 
@@ -197,7 +197,7 @@ def _model(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
 
 
 def _rates(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
-    """Check the fractions of equal results; engines that were checked one by one have none unless demanded."""
+    """Check the fractions of equal results; engines checked independently have none unless it is demanded."""
     parity = receipt["parity"]
     rate, cosine = parity["exact_match_rate"], parity["cosine_similarity"]
     one_sided = kind.one_sided or "unused" in [receipt[side]["status"] for side in SIDES]

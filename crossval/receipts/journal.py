@@ -1,8 +1,8 @@
 """Finished work on disk, line by line, so that a run that was stopped can be resumed.
 
 A file of JSON lines: the first states which run it belongs to, every further one is a result. A journal proves
-nothing, it saves time; what is in a line is for its reader to check. A line is complete once its newline is
-written; what follows the last newline was cut short and is written again.
+nothing, it only saves time; its reader checks the contents of the lines. A line is complete once its newline is
+written; anything after the last newline was cut short and is overwritten.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Journal:
         """
         self.path = Path(path)
         self._end = 0
-        """Where the last good line ends."""
+        """Offset of the end of the last good line."""
         self._number = 0
         self._exhausted = False
         try:
@@ -78,7 +78,7 @@ class Journal:
         expected = _line("run", header)
         first = self._readline()
         if not first.endswith(b"\n"):
-            # Nothing, or the beginning of this very line; anything else is another file and is left alone.
+            # Nothing, or the beginning of exactly this line; anything else is another file and is left alone.
             if not expected.startswith(first):
                 raise BadInputError(f"{self.path}:1: not the journal of a run")
             self._exhausted = True
@@ -103,7 +103,7 @@ class Journal:
             yield f"{self.path}:{self._number + 1}", self._parse(line, "entry")
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Write an entry and flush it to disk; what was cut short is overwritten.
+        """Write an entry and flush it to disk; an incomplete last line is overwritten.
 
         Raises:
             BadInputError: it cannot be written, or is not JSON.
@@ -142,9 +142,11 @@ class Journal:
         data = parse_json(line[:-1], where)
         content = data.get(kind) if isinstance(data, dict) else None
         if not isinstance(content, dict):
-            raise BadInputError(f"{where}: not a line of a journal: an object with {kind!r} is expected")
+            raise BadInputError(f"{where}: not a line of a journal: expected an object with {kind!r}")
         if line != _line(kind, content):
-            raise BadInputError(f"{where}: not a line of a journal: its JSON is not canonical, or has more in it")
+            raise BadInputError(
+                f"{where}: not a line of a journal: its JSON is not canonical, or it has further fields"
+            )
         self._accept(line)
         return content
 
@@ -154,7 +156,7 @@ def _line(kind: str, content: dict[str, Any]) -> bytes:
 
 
 def _first_difference(found: Any, expected: Any, name: str = "") -> str | None:
-    """Return what differs first, in words; None when nothing does."""
+    """Describe the first difference; None when there is none."""
     if isinstance(found, dict) and isinstance(expected, dict):
         for key in [*expected, *(key for key in found if key not in expected)]:
             what = _first_difference(found.get(key), expected.get(key), f"{name}.{key}".lstrip("."))

@@ -1,8 +1,8 @@
 """What a kind of receipt is, and how a receipt is made: one protocol for all features.
 
 Each feature describes its receipts by one ``Kind`` (``crossval.registry`` lists them): how a result is written and
-read, what follows from it, which checks the gate makes of it. The summary of a receipt is made from what a reader
-will read, by the functions that the gate uses.
+read, what follows from it, which checks the gate makes of it. The summary of a receipt is computed from the fields
+as a reader will read them, by the same functions that the gate uses.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from crossval.receipts.values import number
 
 SETTINGS = ("n_threads", "n_decode", "n_steps", "full", "reference", "candidate")
 VIEWS = ("floors", "causal")
-"""What `--floors` and `--causal` add: a setting that says so and a field, both there or both missing."""
+"""What `--floors` and `--causal` add: a setting and a field, both present or both absent."""
 
 Result = TypeVar("Result")
 Checks = Mapping[str, Callable[[Receipt], list[str]]]
-"""Name of a check -> function that returns complaints, empty when all is well; in the order they are shown."""
+"""Name of a check -> function that returns complaints, none if it passes; in the order they are shown."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Summary:
     """What follows from the rows of a receipt, whatever its kind. Rates are None where nothing was counted."""
 
     status: str
-    """Outcome of what was compared or checked."""
+    """Outcome of the comparisons or checks."""
     required: int
     compared: int
     exact_match_rate: float | None = None
@@ -77,7 +77,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Amount:
-    """How much a receipt is about."""
+    """How much was compared or checked, in numbers and in words."""
 
     n_compared: int
     n_tokens: int
@@ -85,7 +85,7 @@ class Amount:
 
 
 def _no_numbers(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
-    """Fail demands on the numbers of one engine beside the other's: this kind holds none."""
+    """Fail every demand on numbers that compare two engines: this kind has none."""
     asked = {"bitwise": policy.require_bitwise, "tolerance": policy.tolerance == "same"}
     detail = f"a {receipt['kind']} receipt holds no numbers"
     yield from (GateCheck(name, False, detail) for name in asked if asked[name])
@@ -104,7 +104,7 @@ class Kind(Generic[Result]):
     """A receipt that is valid by the schema -> its result; nothing that follows from the rows is read."""
     summarize: Callable[[Result], Summary]
     checks: Checks
-    """Whether all else in the receipt is what its rows, its model and its token ids give."""
+    """Whether everything else in the receipt follows from its rows, its model and its token ids."""
     amount: Callable[[Receipt], Amount]
 
     notes: Callable[[Result], Sequence[str]] = lambda result: ()
@@ -113,13 +113,13 @@ class Kind(Generic[Result]):
     passing: str = "pass"
     """The verdict that passes the gate."""
     derived: Callable[[Result], dict[str, Any]] = lambda result: {}
-    """What else follows from the rows, as a part of the receipt's ``results``."""
+    """Further fields of the receipt's ``results`` that follow from the rows."""
     same_tokens: bool = True
-    """Whether engines whose tokenizers disagree differ; not where each reads the text itself."""
+    """Whether tokenizers that disagree are a divergence; not where each engine reads the text itself."""
     further_checks: Callable[[Receipt], Checks] = lambda receipt: {}
     """Checks of what a receipt holds beyond rows and summary."""
     one_sided: bool = False
-    """Whether each engine is checked by itself even where both take part."""
+    """Whether the engines are checked independently even where both take part."""
 
     # What a policy can demand (``gate``).
     demands: Callable[[Receipt, Policy], Iterator[GateCheck]] = lambda receipt, policy: iter(())
@@ -127,7 +127,7 @@ class Kind(Generic[Result]):
     exactness: Callable[[Receipt, Policy], Iterator[GateCheck]] = _no_numbers
     """Checks of ``require_bitwise`` and ``tolerance``."""
     rates: frozenset[str] = frozenset()
-    """Of ``tokens`` and ``logits``, those of which this kind counts the equal ones."""
+    """Which of ``tokens`` and ``logits`` this kind counts the equal ones of."""
     ratios: Callable[[Receipt], Mapping[str, float | None]] = lambda receipt: {}
     """Measured speed ratios by name of the measure."""
     within: Callable[[Receipt], float] = lambda receipt: 0.0
@@ -147,7 +147,7 @@ def build(kind: Kind[Result], result: Result, facts: RunFacts) -> Receipt:
 
 
 def build_unavailable(kind: Kind[Any], facts: RunFacts) -> Receipt:
-    """Return the sealed receipt of what could not happen for want of an engine: verdict ``incomplete``."""
+    """Return the sealed receipt of a run that lacked an engine: verdict ``incomplete``."""
     nothing = Summary("incomplete", 0, 0).to_json("incomplete", cpp_available=facts.reference.is_bitnet_cpp)
     return seal({**_frame(kind, facts), "thresholds": None, "results": {"rows": []}, **nothing})
 

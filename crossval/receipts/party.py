@@ -1,4 +1,4 @@
-"""The two sides of a comparison, and what computed the candidate's numbers, as a receipt names them."""
+"""The two sides of a comparison, and what computed the candidate's numbers, as a receipt states them."""
 
 from __future__ import annotations
 

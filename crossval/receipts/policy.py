@@ -1,4 +1,4 @@
-"""What CI demands of a receipt beyond being true."""
+"""What CI demands of a receipt beyond consistency."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Policy:
     allow_precision: tuple[str, ...] = ()
     """16-bit formats accepted of engines that do not state them (``layers``, ``diff``)."""
     min_correct: float = 0.7
-    """Minimum fraction of correct answers of every engine (``smoke``), whatever the command was asked for."""
+    """Minimum fraction of correct answers of every engine (``smoke``), whatever the command required."""
     min_prefill_ratio: float | None = None
     """Minimum median ratio of the candidate's prompt speed to the reference's (``bench``)."""
     min_decode_ratio: float | None = None
@@ -45,11 +45,11 @@ class Policy:
     min_greedy_ratio: float | None = None
     """The same of greedy decoding."""
     accept_within: float | None = None
-    """Relative L2 distance up to which agreement counts where too little was recorded to show more."""
+    """Relative L2 distance within which agreement is accepted where too little was recorded to show more."""
 
     @property
     def min_ratios(self) -> dict[str, float]:
-        """The ratios asked for, by name of the measure."""
+        """The minimum ratios required, by name of the measure."""
         asked = {
             "prefill": self.min_prefill_ratio,
             "decode": self.min_decode_ratio,
@@ -58,13 +58,13 @@ class Policy:
         return {name: least for name, least in asked.items() if least is not None}
 
     def accepts(self, distance: float) -> bool:
-        """Return whether agreement that is shown only down to this distance is enough."""
+        """Return whether agreement shown only within this distance is enough."""
         return self.accept_within is not None and distance <= self.accept_within
 
 
 @dataclass(frozen=True)
 class GateCheck:
-    """One thing the gate looked at."""
+    """One check of the gate."""
 
     name: str
     passed: bool

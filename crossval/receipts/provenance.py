@@ -11,7 +11,7 @@ from typing import Any
 
 DISTRIBUTION = "bitnet-parity"
 CODE_PATHS = ("bitnet_py", "crossval", "schemas", "models", "pyproject.toml")
-"""What ``dirty`` looks at: a change to one of these changes what the tool computes."""
+"""Paths that ``dirty`` covers: a change to one of these changes what the tool computes."""
 
 # fmt: off
 ISA_FLAGS = (
@@ -20,11 +20,11 @@ ISA_FLAGS = (
     "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )
 # fmt: on
-"""The features that decide which kernels can run, as the kernel of the OS spells them."""
+"""The CPU features that decide which kernels can run, as the operating system spells them."""
 
 
 def tool_facts() -> dict[str, Any]:
-    """Return version, commit and dirty flag of the code that runs; None for what cannot be known."""
+    """Return version, commit and dirty flag of the running code; None where unknown."""
     commit, dirty = git_state(Path(__file__).resolve().parents[2])
     return {"name": "crossval", "version": _version(), "commit": commit, "dirty": dirty}
 

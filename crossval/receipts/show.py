@@ -1,4 +1,4 @@
-"""What receipts of all kinds have in common, for people: headline, verdict, notes, and the gate's checks."""
+"""Print the parts that receipts of all kinds share: headline, verdict, notes, and the gate's checks."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def _engine(party: Mapping[str, Any]) -> str:
 
 
 def show_verdict(out: Console, verdict: str, text: str) -> None:
-    """Print the verdict, and in one line what it rests on."""
+    """Print the verdict, and in one line what it is based on."""
     style = VERDICT_STYLE.get(verdict, "bold red")
     out.print(Text.assemble((verdict.upper(), style), f"  {plain(text)}"), soft_wrap=True)
 
 
 def sides_and_counts(receipt: Receipt) -> str:
-    """Return which engines were compared, and how much of what had to be compared was."""
+    """Return which engines were compared, and how many of the required comparisons were made."""
     ours, theirs, coverage = receipt["candidate"], receipt["reference"], receipt["coverage"]
     return (
         f"{ours['name']} against {theirs['name']} ({theirs['status']}): "
@@ -64,7 +64,7 @@ def sides_and_counts(receipt: Receipt) -> str:
 
 
 def show_unavailable(out: Console, receipt: Receipt) -> None:
-    """Print which engine could not be had."""
+    """Print which engine was unavailable."""
     for side in SIDES:
         if receipt[side]["status"] == "unavailable":
             show_line(out, f"{side} unavailable: {receipt[side]['note']}")
@@ -72,7 +72,7 @@ def show_unavailable(out: Console, receipt: Receipt) -> None:
 
 
 def show_notes(out: Console, receipt: Receipt) -> None:
-    """Print what a reader must know beside the verdict."""
+    """Print the notes, which qualify the verdict."""
     for note in receipt["notes"]:
         show_line(out, f"note: {note}")
 

@@ -22,7 +22,7 @@ def same(expected: Any, found: Any) -> bool:
 
 
 def differences(expected: Any, found: Any, name: str = "") -> Iterator[str]:
-    """Yield where a receipt holds something else than what follows from its rows, field by field."""
+    """Yield every field of a receipt that differs from what follows from its rows."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key, value in expected.items():
             yield from differences(value, found.get(key), f"{name}.{key}".lstrip("."))
@@ -37,7 +37,7 @@ def show(value: Any) -> str:
 
 
 def plan_to_json(plan: Sequence[PassPlan]) -> list[dict[str, Any]]:
-    """Return passes as a receipt holds them."""
+    """Return passes as a receipt states them."""
     return [{"kind": one.kind, "start": one.start, "token_ids": list(one.token_ids)} for one in plan]
 
 
@@ -47,7 +47,7 @@ def plan_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[PassPlan, ...]:
 
 
 def plan_conflicts(plan: Sequence[PassPlan], what: str = "pass") -> Iterator[str]:
-    """Check that each pass continues the one before it and is of the kind that its tokens make it."""
+    """Check that each pass continues the one before it, and that its kind follows from its tokens."""
     start = 0
     for index, one in enumerate(plan):
         if one.start != start or not one.token_ids or one.kind != pass_kind(len(one.token_ids), start):

@@ -1,4 +1,4 @@
-"""Altered outputs: an engine that computes rightly, and one of whose arrays is wrong when it leaves."""
+"""Altered outputs: a correct engine, one of whose arrays is modified on the way out."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from crossval.passes import EngineIdentity, PassKind, PassPlan, PassRecord, Runn
 
 Array = npt.NDArray[np.float32]
 Change = Callable[[Array, int], Array]
-"""Gets a copy of an array and its token axis, returns the altered array."""
+"""Takes a copy of an array and its token axis, returns the altered array."""
 Feed = Callable[[Sequence[int]], list[int]]
-"""Gets the tokens an engine is asked to run, returns those that it runs."""
+"""Takes the tokens an engine is asked to run, returns those that it does run."""
 
 
 def zero_remainder(x: Array, axis: int) -> Array:
@@ -30,7 +30,7 @@ def zero_remainder(x: Array, axis: int) -> Array:
 
 
 def lose_half(x: Array, axis: int) -> Array:
-    """Zero the second half of what is not tokens: of the heads, or of the features."""
+    """Zero the second half of an axis that does not count tokens: of the heads, or of the features."""
     features = 0 if axis == 1 else 1
     np.moveaxis(x, features, 0)[x.shape[features] // 2 :] = 0
     return x
@@ -47,7 +47,7 @@ def set_value(index: int, value: float) -> Change:
 
 
 def flip_sign(x: Array, axis: int) -> Array:
-    """Give the largest value of the last token the other sign; that token sees every key, none is masked."""
+    """Flip the sign of the last token's largest value; that token sees every key, none is masked."""
     last = np.moveaxis(x, axis, 0)[-1]
     last[np.unravel_index(np.argmax(np.abs(last)), last.shape)] *= -1
     return x
@@ -70,19 +70,19 @@ def one_in_ten_thousand(x: Array, axis: int) -> Array:
 
 
 def shift_features(x: Array, axis: int) -> Array:
-    """Move every value one place on."""
+    """Shift every value by one place."""
     return np.roll(x, 1, -1)
 
 
 def lose_row(x: Array, axis: int) -> Array:
-    """Leave out the last token's row."""
+    """Omit the last token's row."""
     return np.delete(x, -1, axis)
 
 
 class Altered:
-    """An engine one of whose outputs is altered in every pass of a kind, or that runs other tokens than told.
+    """An engine one of whose outputs is altered in every pass of a kind, or that runs other tokens than requested.
 
-    The engine itself is opened and closed by whoever made it.
+    The engine itself is opened and closed by its owner.
     """
 
     def __init__(

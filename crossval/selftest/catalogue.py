@@ -1,4 +1,4 @@
-"""The faults of the self-test, where they are put into a model of a given shape, and what has to be found."""
+"""The faults of the self-test, where they are injected into a model of a given shape, and what must be found."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Shape = Mapping[str, Any]
 """A receipt's ``model.shape``."""
 
 HEALTHY_LENGTHS = (1, 4, 7, 16, 33)
-"""Tokens of the prompts on which nothing may be found."""
+"""Tokens of the prompts of healthy runs, on which nothing may be found."""
 FAULT_LENGTH = 7
 """Tokens of the prompt of every fault: a batch with a remainder modulo 4."""
 N_DECODE = 1
@@ -33,19 +33,19 @@ DEFECT: dict[Side, Verdict] = {"candidate": "candidate_defect", "reference": "re
 
 @dataclass(frozen=True)
 class Expected:
-    """What the harness has to say."""
+    """What the harness has to report."""
 
     verdict: Verdict
     layer: int | None = None
     op: str | None = None
     pass_kind: PassKind | None = None
     names: tuple[str, ...] = ()
-    """Right names of the cause; empty: nothing is to be found."""
+    """Correct names of the cause; empty: nothing is to be found."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to be wrong."""
+    """One fault, and where it is injected."""
 
     name: str
     what: str
@@ -54,12 +54,12 @@ class Fault:
     """Tap, without layer, that is first wrong."""
     where: Where
     names: tuple[str, ...] = (UNDETERMINED,)
-    """Right diagnoses; ``{layer}`` stands for the layer, ``{next}`` for the one after it, ``{tensor}`` for the
-    tensor of the operation. A fault that has no name must be left undetermined."""
+    """Correct diagnoses; ``{layer}`` stands for the layer, ``{next}`` for the one after it, ``{tensor}`` for the
+    tensor of the operation. A fault without a name must be left undetermined."""
     pass_kind: PassKind = "prefill"
     """Kind of the first wrong pass."""
     damage: Damage | None = None
-    """Damages a copy of the model file."""
+    """Modifies a copy of the model file."""
     change: Change | None = None
     """Changes one output."""
     feed: Feed | None = None
@@ -69,7 +69,7 @@ class Fault:
 
     @property
     def how(self) -> How:
-        """Where it is put in."""
+        """Return the layer in which it is injected."""
         return "file" if self.damage is not None else "output"
 
 
@@ -106,7 +106,7 @@ def _next_ids(ids: Sequence[int]) -> list[int]:
 
 
 def _header(name: str, key: str, in_shape: str, op: str, value: float, names: tuple[str, str]) -> Fault:
-    """Return the fault of an engine that has its own number in place of the header's, which is another one."""
+    """Return the fault of an engine that uses its own number instead of the header's."""
     return Fault(
         f"file-{name}-{value:g}",
         f"{value:g} instead of the header's {name}",
@@ -168,7 +168,7 @@ FAULTS: tuple[Fault, ...] = (
 
 def cases(shape: Shape) -> tuple[Case, ...]:
     """Return what the self-test runs on a model of this shape: healthy engines first, then every fault that fits,
-    by turns in the candidate and in the reference."""
+    alternately in the candidate and in the reference."""
     room = shape["context_length"] - N_DECODE
     healthy = [
         Case("healthy", None, f"prompt of {n} tokens", None, n, Expected("parity"))
@@ -186,7 +186,7 @@ def fault_of(case: Case, shape: Shape) -> Fault:
 
 
 def prompt_length(shape: Shape) -> int:
-    """Return how many tokens the longest prompt has; the others are its beginnings."""
+    """Return how many tokens the longest prompt has; the others are prefixes of it."""
     return max((case.n_prompt for case in cases(shape)), default=0)
 
 

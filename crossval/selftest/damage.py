@@ -1,4 +1,4 @@
-"""Damaged copies of model files: what an engine computes that reads its weights or its header wrongly."""
+"""Modified copies of model files: the effect of an engine that misreads its weights or its header."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class DamagedModel:
     def change_after(
         self, key: bytes, size_bytes: int, change: Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
     ) -> None:
-        """Change the bytes behind a key that occurs exactly once in the header.
+        """Change the bytes after a key that occurs exactly once in the header.
 
         Raises:
             BadInputError: it does not.
@@ -88,11 +88,11 @@ class DamagedModel:
 
 
 Damage = Callable[[DamagedModel, str], None]
-"""Changes a copy of the file, given the full name of the tap that has to go wrong."""
+"""Changes a copy of the file, given the full name of the tap that must become wrong."""
 
 
 def damaged_copy(source: Path, target: Path) -> DamagedModel:
-    """Copy a model file to change it."""
+    """Copy a model file in order to change it."""
     shutil.copyfile(source, target)
     target.chmod(0o600)  # an installed model may be read-only
     return DamagedModel(target)
@@ -150,12 +150,12 @@ def of_embedding(change: Callable[[npt.NDArray[np.float16]], npt.NDArray[np.floa
 
 
 def of_header(key: str, value: float) -> Damage:
-    """Change a float32 of the header: an engine that has its own number there."""
+    """Change a float32 of the header: an engine that uses its own number instead."""
     return lambda model, tap: model.set_header(key, value)
 
 
 def swap(first: str, second: str) -> Damage:
-    """Let two tensors of the tap's layer change places."""
+    """Swap two tensors of the tap's layer."""
 
     def damage(model: DamagedModel, tap: str) -> None:
         layer = taps.parse(tap).layer
@@ -166,7 +166,7 @@ def swap(first: str, second: str) -> Damage:
 
 
 def of_next_layer(model: DamagedModel, tap: str) -> None:
-    """Put the next layer's tensor into the place of the operation's; the first layer's into the last."""
+    """Replace the operation's tensor by the next layer's; in the last layer, by the first layer's."""
     name = taps.parse(tap)
     assert name.layer is not None
     neighbour = f"blk.{(name.layer + 1) % model.n_layers}.{name.tap}"
@@ -174,7 +174,7 @@ def of_next_layer(model: DamagedModel, tap: str) -> None:
 
 
 def read_sequentially(packed: Codes, shifts: tuple[int, ...]) -> Codes:
-    """Return what a reader of four consecutive codes per byte sees, packed so that a right reader sees it."""
+    """Return what a reader of four consecutive codes per byte sees, packed for a correct reader."""
     read = packed[:, :, None] >> np.array(shifts, np.uint8) & 3
     return pack(read.reshape(packed.shape[0], -1))
 
@@ -187,7 +187,7 @@ def blocks_of_64(packed: Codes) -> Codes:
 
 
 def zero_plus_minus(packed: Codes) -> Codes:
-    """Return codes that mean to a right reader what 0, +1, -1 for 0, 1, 2 means to a wrong one."""
+    """Return codes that mean to a correct reader what a reader with the table 0, +1, -1 sees."""
     return pack((codes(packed) + 1) % 3)
 
 
@@ -197,6 +197,6 @@ def transposed(packed: Codes) -> Codes:
 
 
 def table_transposed(table: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
-    """Return a table as a reader sees it who takes its dimensions the other way round."""
+    """Return a table as a reader with swapped dimensions sees it."""
     other: npt.NDArray[np.float16] = table.reshape(table.shape[::-1]).T
     return other

@@ -19,7 +19,7 @@ from crossval.terms import PassFail
 
 @dataclass(frozen=True)
 class Found:
-    """What the harness reported of one case."""
+    """What the harness reported for one case."""
 
     comparison: str
     """The direct comparison: ``parity``, ``divergence`` or ``incomplete``."""
@@ -35,14 +35,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Row:
-    """One case and what became of it."""
+    """One case and its result."""
 
     case: Case
     found: Found
 
     @property
     def ok(self) -> bool:
-        """Whether verdict, place and name are those expected; of a healthy run, whether nothing was found."""
+        """Whether verdict, place and name are as expected; for a healthy run, whether nothing was found."""
         expected, found = self.case.expected, self.found
         names = expected.names or (None,)
         return found.name in names and all(
@@ -59,7 +59,7 @@ class SelftestResult:
 
     @property
     def verdict(self) -> PassFail:
-        """``pass`` when every case of the catalogue ran and every one is as it has to be."""
+        """``pass`` when every case of the catalogue ran with the expected result."""
         cases = tuple(row.case for row in self.rows)
         kinds = {case.side is None for case in cases}
         complete = cases == catalogue.cases(self.shape) and kinds == {True, False}
@@ -86,7 +86,7 @@ def _case_to_json(case: Case) -> dict[str, Any]:
 
 
 def derived(result: SelftestResult) -> dict[str, Any]:
-    """Return how many faults and healthy runs there are, and how many of them are as they have to be."""
+    """Return how many faults and healthy runs there are, and how many of them have the expected result."""
     faults = [row for row in result.rows if row.case.side is not None]
     healthy = [row for row in result.rows if row.case.side is None]
     counts = {"faults": faults, "healthy": healthy}
@@ -101,7 +101,7 @@ def summarize(result: SelftestResult) -> Summary:
 
 
 def from_json(receipt: Receipt) -> SelftestResult:
-    """Return the result in a valid ``selftest`` receipt; what is right is recomputed, not read."""
+    """Return the result in a valid ``selftest`` receipt; which rows are correct is recomputed, not read."""
     return SelftestResult(tuple(map(_row_from_json, receipt["results"]["rows"])), receipt["model"]["shape"])
 
 
@@ -112,7 +112,7 @@ def _row_from_json(row: Mapping[str, Any]) -> Row:
 
 
 def thresholds(receipt: Receipt) -> list[str]:
-    """Check that everything was required that this version requires of a model of this shape."""
+    """Check that the receipt requires what this version requires of a model of this shape."""
     expected = criterion(receipt["model"]["shape"])
     return [
         f"thresholds.{name} is {receipt['thresholds'][name]}, this version requires {value}"
@@ -126,13 +126,13 @@ def structure(receipt: Receipt) -> list[str]:
     shape = receipt["model"]["shape"]
     complaints = []
     if (receipt["candidate"]["name"], receipt["candidate"]["status"]) != ("bitnet_py", "live"):
-        complaints.append("the faults are put into bitnet_py, live; another candidate is named")
+        complaints.append("the faults are injected into live bitnet_py; another candidate is named")
     if receipt["reference"]["status"] != "unused":
         complaints.append("no reference takes part; one is named")
     ids = receipt["prompt"]["token_ids"]
     if len(ids) != catalogue.prompt_length(shape):
         complaints.append(
-            f"prompt.token_ids has {len(ids)} tokens, the longest prompt of this version another number"
+            f"prompt.token_ids has {len(ids)} tokens, not as many as the longest prompt of this version"
         )
     complaints += vocabulary_conflicts(receipt)
     found = [row.case for row in from_json(receipt).rows]
@@ -148,7 +148,7 @@ def structure(receipt: Receipt) -> list[str]:
 
 
 def rows(receipt: Receipt) -> list[str]:
-    """Check every row: verdict, finding and whether it is right must follow from what was found."""
+    """Check every row: verdict, finding and correctness must follow from what was found."""
     complaints = []
     for index, (row, data) in enumerate(zip(from_json(receipt).rows, receipt["results"]["rows"], strict=True)):
         where, found = f"row {index} ({row.case.fault or row.case.what})", row.found
@@ -157,7 +157,7 @@ def rows(receipt: Receipt) -> list[str]:
             complaints.append(f"{where}: verdict is {found.verdict}, comparison and audits say {verdict}")
         guilty = "guilty" in (found.candidate_audit, found.reference_audit)
         if any((value is not None) != guilty for value in (found.op, found.pass_kind, found.name)):
-            complaints.append(f"{where}: a finding needs a guilty engine, and a guilty engine a finding")
+            complaints.append(f"{where}: a finding requires a wrong engine, and a wrong engine requires a finding")
         if data["ok"] != row.ok:
             complaints.append(f"{where}: ok is {data['ok']}, expected and found say {row.ok}")
     return complaints

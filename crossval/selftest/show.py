@@ -1,4 +1,4 @@
-"""A self-test's receipt for people: the detection table and the verdict."""
+"""Print a self-test's receipt: the detection table and the verdict."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _SIDE_OF = {"candidate_defect": "candidate", "reference_defect": "reference"}
 
 
 def show_selftest(out: Console, receipt: Receipt) -> None:
-    """Print one line per case, what was found elsewhere than expected, and the verdict."""
+    """Print one line per case, the findings that differ from the expected ones, and the verdict."""
     rows = receipt["results"]["rows"]
     show_line(
         out,
-        "\nFaults put in, and where they were found (engine, layer, operation, pass); '=': where expected.",
+        "\nInjected faults, and where they were found (engine, layer, operation, pass); '=': as expected.",
     )
     out.print(cases_table(rows))
     counts, verdict = receipt["results"]["summary"], receipt["verdict"]
     show_verdict(
         out,
         verdict,
-        f"faults found in place: {counts['faults']['ok']} of {receipt['thresholds']['n_faults']}; "
+        f"faults located correctly: {counts['faults']['ok']} of {receipt['thresholds']['n_faults']}; "
         f"healthy runs without a finding: {counts['healthy']['ok']} of {receipt['thresholds']['n_healthy']}",
     )
 
 
 def cases_table(rows: list[Mapping[str, Any]]) -> Table:
-    """Return one line per case: what was put in, what is expected, what was found."""
+    """Return one line per case: what was injected, what is expected, what was found."""
     table = new_table()
     for name in ("put in", "expected", "found", "diagnosis", ""):
         table.add_column(name, overflow="fold")
@@ -51,7 +51,7 @@ def cases_table(rows: list[Mapping[str, Any]]) -> Table:
 
 
 def _place(data: Mapping[str, Any]) -> str:
-    """Return side, layer, operation and kind of pass; the verdict where no operation is guilty."""
+    """Return side, layer, operation and kind of pass; the verdict where no operation is wrong."""
     if data["op"] is None:
         return str(data["verdict"])
     layer = "" if data["layer"] is None else f"{data['layer']} "
@@ -59,7 +59,7 @@ def _place(data: Mapping[str, Any]) -> str:
 
 
 def _diagnosis(row: Mapping[str, Any]) -> str:
-    """Return the name found, and the right one where it is another."""
+    """Return the name found, and the correct one where it differs."""
     name, right = row["found"]["name"], row["expected"]["names"]
     if name in right or (name is None and not right):
         return name or "-"

@@ -27,11 +27,11 @@ TEXT = (
     "What is 2+2? The sun is warm and the water is cold; seven birds sat on the old wall, and none of them "
     "knew how far it was to the sea."
 )
-"""What the prompts begin with, in the model's own vocabulary; again from its start where it is too short."""
+"""Text of the prompts, tokenized with the model's own vocabulary; repeated where it is too short."""
 SMALL_MODEL_BYTES = 64 << 20
-"""Up to here threads would wait for each other longer than they compute."""
+"""Model size up to which threads would wait for each other longer than they compute."""
 _OPTIONS: dict[Side, dict[str, Any]] = {"candidate": {}, "reference": {"kernel": "scalar"}}
-"""The engine is both sides; as the reference it runs its scalar kernels, so that two codes are compared."""
+"""Our engine is both sides; as the reference it runs its scalar kernels, so that two codes are compared."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def open_bench(model: ModelFile) -> Iterator[Bench]:
 
     Raises:
         ModelError: the engine cannot run the model.
-        BadInputError: its context holds no prompt.
+        BadInputError: its context is too small for any prompt.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossval-selftest-")))
@@ -100,7 +100,7 @@ def _found(bench: Bench, case: Case) -> Found:
                 bench.prompt_ids[: case.n_prompt],
                 bench.model.path,
                 n_decode=case.n_decode,
-                # an altered output stands for one computed wrongly, although nothing reads it
+                # an altered output stands for a wrong result, although nothing reads it
                 question_recording=False,
             )
         )
@@ -125,7 +125,7 @@ def _engines(bench: Bench, case: Case) -> Iterator[dict[Side, Runner]]:
 
 
 def read(examination: Examination) -> Found:
-    """Return what an examination says, as a row of the self-test."""
+    """Return the result of an examination as a row of the self-test."""
     audits = {side: result.verdict for side, result in examination.audits.items()}
     status = examination.result.verdict
     verdict = arbitrate(COMPARISON[status], audits["candidate"], audits["reference"])

@@ -1,8 +1,8 @@
-"""What an engine answered to a suite, and the pure functions from answers to classes, counts and a verdict.
+"""An engine's answers to a suite, and the pure functions from answers to classes, counts and a verdict.
 
 ``correct``: the whole text is the expected answer, or the expected pattern is found in a well-formed text.
-``coherent``: wrong, but well-formed: an ordinary text that ends by itself. ``garbled``: everything else;
-``why_garbled`` says what is wrong with it. Form is all that is judged: "coherent" nonsense exists.
+``coherent``: wrong, but well-formed: ordinary text that ends by itself. ``garbled``: everything else;
+``why_garbled`` states why. Only the form is judged: nonsense can be "coherent".
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ Finish = Literal["stop", "newline", "limit", "context", "invalid"]
 AnswerClass = Literal["correct", "coherent", "garbled"]
 
 MAX_REPEATS = 3
-"""A token may follow itself so often that it stands there this many times."""
+"""How many times in a row the same token may occur."""
 WINDOW_TOKENS = 24
 """Loops are looked for in the last tokens of an answer,"""
 MIN_WINDOW_TOKENS = 8
 """in answers that are at least this long,"""
 MIN_DISTINCT_SHARE = (1, 3)
-"""of which at least this share must be different tokens."""
+"""of which at least this fraction must be distinct tokens."""
 
 
 @dataclass(frozen=True)
 class MinCorrect:
-    """Least share of correct answers, ``correct`` out of ``of``."""
+    """Minimum fraction of correct answers, ``correct`` out of ``of``."""
 
     correct: int = 7
     of: int = 10
 
     def is_met(self, correct: int, n_prompts: int) -> bool:
-        """Return whether the share is reached; by no prompts at all it never is."""
+        """Return whether the fraction is reached; without any prompts it never is."""
         return n_prompts > 0 and correct * self.of >= self.correct * n_prompts
 
     def __str__(self) -> str:
@@ -54,10 +54,10 @@ class Answer:
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     finish: Finish
-    """``stop``: end-of-text token; ``newline``: the suite ends answers there; ``limit``: as many tokens as may be;
+    """``stop``: end-of-text token; ``newline``: the suite ends answers there; ``limit``: the maximum of tokens;
     ``context``: the model's context is full; ``invalid``: logits missing, NaN or infinite."""
     text: str
-    """Decoded, special tokens spelt out, without the token that ended it; up to the line feed if that ended it."""
+    """Decoded, special tokens spelt out, without the token that ended it; up to the newline if that ended it."""
 
     @property
     def body(self) -> tuple[int, ...]:
@@ -119,10 +119,10 @@ def _class(answer: Answer, special: frozenset[int], pattern_found: bool) -> Answ
 
 
 def why_garbled(answer: Answer, special_ids: Collection[int]) -> str | None:
-    """Return the first thing that makes an answer no ordinary text, or None.
+    """Return the first reason why an answer is not ordinary text, or None.
 
     An answer that has to match as a whole must end by itself; one that is searched for a pattern may be a long
-    sentence, cut where the limit is.
+    sentence, cut off at the limit.
     """
     body, text = answer.body, answer.text
     if answer.finish == "invalid":
@@ -151,7 +151,7 @@ def why_garbled(answer: Answer, special_ids: Collection[int]) -> str | None:
 
 
 def thresholds(min_correct: MinCorrect) -> dict[str, Any]:
-    """Return what answers are held to, as plain JSON values for the receipt."""
+    """Return the criteria for answers, as plain JSON values for the receipt."""
     return {
         "min_correct": {"correct": min_correct.correct, "of": min_correct.of},
         "max_repeats": MAX_REPEATS,
@@ -202,7 +202,7 @@ def _counts(pairs: list[Classified]) -> dict[str, int]:
 
 
 def _texts(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return how many prompts both engines answered with the same text, and the first they did not."""
+    """Return how many prompts both engines answered with the same text, and the first where they differ."""
     given: dict[str, list[str]] = {}
     for answer in answers:
         given.setdefault(answer.prompt.id, []).append(answer.text)

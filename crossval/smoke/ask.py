@@ -21,7 +21,7 @@ _TEXT_KINDS = (TokenKind.NORMAL, TokenKind.USER_DEFINED)
 
 @dataclass(frozen=True)
 class Decoder:
-    """The model's own vocabulary: ends generation and turns tokens into text, for every engine alike."""
+    """The model's own vocabulary, which ends generation and turns tokens into text for all engines alike."""
 
     tokenizer: Tokenizer
     stop_ids: frozenset[int]
@@ -38,7 +38,7 @@ class Decoder:
         return cls(tokenizer, tokenizer.eos_ids, special)
 
     def text(self, token_ids: list[int]) -> str:
-        """Return the text of tokens; special ones are spelt out, bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of tokens; special ones are spelt out, bytes that are not UTF-8 become U+FFFD."""
         return self.tokenizer.decode(token_ids, skip_special=False)
 
 
@@ -64,7 +64,7 @@ def answer_suite(
 
     Raises:
         UnavailableError: the runner replays a trace.
-        BadInputError: a prompt has no tokens, is longer than the context, or the engine refuses it.
+        BadInputError: a prompt has no tokens, is longer than the context, or the engine rejects it.
         EngineCrashError: from the runner.
     """
     require_any_prompt(runner, side)
@@ -136,7 +136,7 @@ def room_of(context_length: int, n_ctx: object) -> int:
 
 
 def first_line(text: str) -> str | None:
-    """Return ``text`` up to the first line feed behind something that is not white space; None without one."""
+    """Return ``text`` up to the first newline after something other than whitespace; None if there is none."""
     start = len(text) - len(text.lstrip())
     end = text.find("\n", start)
     return text[:end] if end >= 0 else None

@@ -1,7 +1,7 @@
 """Regular expressions from files, matched so that none of them can hang the tool.
 
-Python's ``re`` backtracks: a short pattern can take years on a short text, and both may come from a receipt or a
-suite that somebody else wrote. So matching happens in a child process with a time limit.
+Python's ``re`` backtracks: a short pattern can take years on a short text, and both may come from a third-party
+receipt or suite. So matching happens in a child process with a time limit.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ def defects(patterns: Iterable[str]) -> Mapping[str, str | None]:
     usable = [(pattern, "") for pattern, wrong in found.items() if wrong is None]
     for (pattern, _), matches in search(usable).items():
         if matches:
-            found[pattern] = "is found in the empty text, so any answer would be right"
+            found[pattern] = "is found in the empty text, so any answer would be correct"
     return found
 
 
 def _syntax_defect(pattern: str) -> str | None:
     if len(pattern) > MAX_CHARS:
-        return f"{len(pattern)} characters, at most {MAX_CHARS} are possible"
+        return f"{len(pattern)} characters, at most {MAX_CHARS} are allowed"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a future Python may read otherwise
+            warnings.simplefilter("ignore")  # syntax that a future Python may read differently
             re.compile(pattern)
     except (re.error, RecursionError, OverflowError, ValueError) as error:
         return f"not a regular expression: {' '.join(str(error).split())[:120]}"
@@ -59,7 +59,7 @@ def _syntax_defect(pattern: str) -> str | None:
 
 
 def search(pairs: Iterable[Pair]) -> Mapping[Pair, bool]:
-    """Return for each (pattern, text) whether ``re.search`` finds the pattern; answers are remembered.
+    """Return for each (pattern, text) whether ``re.search`` finds the pattern; results are cached.
 
     Raises:
         BadInputError: a pattern is unusable, or matching takes longer than ``TIMEOUT_S``.

@@ -88,7 +88,7 @@ def summarize(result: SmokeResult) -> Summary:
 
 
 def thresholds(receipt: Receipt) -> list[str]:
-    """Check that answers were checked against this version's criterion, and a fraction that can be missed."""
+    """Check that this version's criteria were applied, and that the required fraction can be missed."""
     found = receipt["thresholds"]
     share = MinCorrect(**found["min_correct"])
     expected = answers.thresholds(share)
@@ -98,7 +98,7 @@ def thresholds(receipt: Receipt) -> list[str]:
         if found[name] != value
     ]
     if not 0 < share.correct <= share.of:
-        complaints.append(f"thresholds.min_correct is {share}, expected a fraction above 0 and up to 1")
+        complaints.append(f"thresholds.min_correct is {share}, expected a fraction above 0 and at most 1")
     return complaints
 
 
@@ -108,7 +108,7 @@ def structure(receipt: Receipt) -> list[str]:
     complaints = []
     sides = [side for side in SIDES if receipt[side]["status"] not in ("unused", "unavailable")]
     if list(result.sides) != sides:
-        complaints.append(f"results.engines is {list(result.sides)}, the engines that took part are {sides}")
+        complaints.append(f"results.engines is {list(result.sides)}, the engines that ran are {sides}")
     asked = [answer.prompt for answer in result.answers if answer.side == result.sides[0]]
     expected = [(prompt, side) for prompt in asked for side in result.sides]
     if [(answer.prompt, answer.side) for answer in result.answers] != expected:
@@ -155,7 +155,7 @@ def _vocabulary(receipt: Receipt, result: SmokeResult) -> list[str]:
 
 
 def tokenizers_agree(result: SmokeResult) -> bool | None:
-    """Return whether both engines turned every prompt into the same ids; None when only one took part."""
+    """Return whether both engines turned every prompt into the same ids; None when only one ran."""
     if len(result.sides) < 2:
         return None
     ids: dict[str, set[tuple[int, ...]]] = {}
@@ -165,7 +165,7 @@ def tokenizers_agree(result: SmokeResult) -> bool | None:
 
 
 def generation(receipt: Receipt) -> list[str]:
-    """Check that every answer could have come about as its row says."""
+    """Check that every answer is possible as its row states it."""
     result, max_tokens = from_json(receipt), receipt["settings"]["n_steps"]
     complaints = []
     if not max_tokens:
@@ -189,7 +189,7 @@ def _conflicts(answer: Answer, stop_ids: set[int], max_tokens: int, room: int) -
     if not n_tokens and finish != "invalid":
         yield "nothing was generated"
     if n_tokens > max_tokens or len(answer.prompt_ids) + n_tokens > room + 1:
-        yield f"{n_tokens} tokens generated, beyond the limit of {max_tokens} or the context of {room}"
+        yield f"{n_tokens} tokens generated, above the limit of {max_tokens} or the context of {room}"
     ends = [index for index, token in enumerate(answer.token_ids) if token in stop_ids]
     if ends != ([n_tokens - 1] if finish == "stop" else []):
         yield f"finish is {finish}, but the end-of-text tokens are at {ends[:3]} of {n_tokens}"
@@ -227,7 +227,7 @@ def amount(receipt: Receipt) -> Amount:
 
 
 def demands(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
-    """Check the fraction of correct answers of each engine against the policy's, not the command's."""
+    """Check the fraction of correct answers of each engine against the policy's minimum, not the command's."""
     for counts in derived(from_json(receipt))["summary"]["engines"]:
         correct, n_prompts = counts["all"]["correct"], counts["all"]["n_prompts"]
         met = n_prompts > 0 and correct / n_prompts >= policy.min_correct

@@ -1,4 +1,4 @@
-"""A smoke receipt for people: counts per family, the verdict, and the first wrong answers."""
+"""Print a smoke receipt: counts per family, the verdict, and the first wrong answers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _show_verdict(out: Console, receipt: Receipt) -> None:
 
 
 def _show_wrong(out: Console, receipt: Receipt) -> None:
-    """Print the first wrong answers; one that both engines give is shown once."""
+    """Print the first wrong answers; an answer that both engines give is shown once."""
     result = smoke_receipt.from_json(receipt)
     wrong: dict[tuple[str, str, str], tuple[Answer, list[str]]] = {}
     for answer, row in zip(result.answers, receipt["results"]["rows"], strict=True):

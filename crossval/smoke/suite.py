@@ -3,8 +3,8 @@
     {"id": "sum-0", "family": "sum", "seen": false, "prompt": "What is 2+2?", "answer": "4."}
     {"id": "capital", "prompt": "What is the capital of France?", "pattern": "\\bParis\\b", "stop": "newline"}
 
-A suite's digest is taken over the prompts themselves, not over the file, so that a receipt that holds every
-prompt can prove which suite it was.
+A suite's digest is computed over the prompts themselves, not over the file, so that a receipt that holds every
+prompt can prove which suite was used.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class SmokePrompt:
     id: str
     family: str
     seen: bool | None
-    """Whether the model was trained on this very question; None when that is not known."""
+    """Whether the model was trained on exactly this question; None when unknown."""
     prompt: str
     answer: str | None = None
     pattern: str | None = None
     stop: Stop = "eos"
-    """``newline``: generation also ends at the first line feed behind some text."""
+    """``newline``: generation also ends at the first newline after some text."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +89,20 @@ def read_suite(path: Path, name: str | None = None) -> Suite:
     """Return the suite in a file; ``name`` defaults to the file's.
 
     Raises:
-        BadInputError: unreadable, too large, not UTF-8, a line that is no prompt, an id twice, or no prompt.
+        BadInputError: unreadable, too large, not UTF-8, a line that is not a prompt, a duplicate id, or empty.
     """
     text = _read_text(path)
     # str.splitlines would also cut at characters that belong inside a prompt (U+2028, form feed).
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise BadInputError(f"{path} holds no prompt; a suite has one JSON object per line")
+        raise BadInputError(f"{path} has no prompts; a suite has one JSON object per line")
     if len(lines) > MAX_PROMPTS:
-        raise BadInputError(f"{path} holds {len(lines)} prompts, at most {MAX_PROMPTS} are possible")
+        raise BadInputError(f"{path} holds {len(lines)} prompts, at most {MAX_PROMPTS} are allowed")
     prompts = tuple(_prompt(line, number, f"{path}:{number}") for number, line in lines)
     first: dict[str, int] = {}
     for (number, _), prompt in zip(lines, prompts, strict=True):
         if prompt.id in first:
-            raise BadInputError(f"{path}:{number}: id {prompt.id!r} is already that of line {first[prompt.id]}")
+            raise BadInputError(f"{path}:{number}: id {prompt.id!r} is already used in line {first[prompt.id]}")
         first[prompt.id] = number
     wrong = patterns.defects(prompt.pattern for prompt in prompts if prompt.pattern is not None)
     for (number, _), prompt in zip(lines, prompts, strict=True):
@@ -153,7 +153,7 @@ def _prompt(line: str, number: int, where: str) -> SmokePrompt:
     if (prompt.answer is None) == (prompt.pattern is None):
         raise BadInputError(f"{where}: expected either an answer or a pattern")
     if prompt.answer is not None and not prompt.answer.strip():
-        raise BadInputError(f"{where}: the answer is blank: nothing generated could be told from it")
+        raise BadInputError(f"{where}: the answer is only whitespace: it would match an empty answer")
     return prompt
 
 
@@ -165,7 +165,7 @@ def _text(
     if not isinstance(text, str) or not text:
         raise BadInputError(f"{where}: {key}: expected a text, got {_kind(text)}")
     if len(text) > limit:
-        raise BadInputError(f"{where}: {key}: {len(text)} characters, at most {limit} are possible")
+        raise BadInputError(f"{where}: {key}: {len(text)} characters, at most {limit} are allowed")
     try:
         text.encode()
     except UnicodeEncodeError as error:

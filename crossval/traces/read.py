@@ -2,8 +2,8 @@
 
 A trace is a directory: ``trace.json`` (who, which model, which tokens, which taps) and one
 ``pass-NNNN.safetensors`` per pass with the arrays. Reading is lazy: ``Trace.open`` reads
-``trace.json`` only; a pass file is hashed and checked when the first of its taps is asked for. What
-is read is checked, then believed.
+``trace.json`` only; a pass file is hashed and checked when the first of its taps is accessed.
+Everything is checked before it is used.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ MAX_TRACE_JSON_BYTES = 32 << 20
 
 
 SHAPE_FIELDS = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
-"""What the shape of every tap follows from."""
+"""The fields from which the shape of every tap follows."""
 
 
 @dataclass(frozen=True)
 class TraceModel:
-    """The model a trace belongs to: identity and the shape that every tap's shape follows from."""
+    """The model a trace belongs to: its identity, and its shape, from which every tap's shape follows."""
 
     sha256: str
     n_layers: int
@@ -110,7 +110,7 @@ def tensor_key(index: int, tap: str) -> str:
 
 
 def expected_shape(name: str, model: TraceModel, plan: PassPlan, rows: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Return the only shape a tap may have, given the model, the pass and the rows it covers.
+    """Return the shape that a tap must have, given the model, the pass and the rows it covers.
 
     Raises:
         ValueError: the tap is not in the vocabulary, or of a layer the model does not have.
@@ -274,7 +274,7 @@ def _info(value: dict[str, Any]) -> TraceInfo:
 
 
 def _model(value: dict[str, Any]) -> TraceModel:
-    # JSON may write a whole number as 2.0.
+    # JSON may write an integer as 2.0.
     whole: dict[str, Any] = {name: int(one) if isinstance(one, float) else one for name, one in value.items()}
     return TraceModel(**whole)
 
@@ -324,7 +324,7 @@ def _pass(
 
 
 def _check_text(value: Any) -> None:
-    """Refuse lone surrogates, which JSON escapes can spell but no text can hold."""
+    """Reject lone surrogates, which JSON escapes can express but valid text cannot contain."""
     pending = [value]
     while pending:
         item = pending.pop()

@@ -1,4 +1,4 @@
-"""Write traces pass by pass: memory holds one pass; ``trace.json`` comes last, so a cut-off trace is no trace."""
+"""Write traces pass by pass, one in memory at a time; ``trace.json`` comes last and makes a trace complete."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from crossval.traces.read import (
 
 
 class TraceWriter:
-    """Writes one trace: ``add_pass`` in order, then ``finish``; leaving the block without it leaves no trace."""
+    """Writes one trace: ``add_pass`` in order, then ``finish``; without it, leaving the block leaves no trace."""
 
     def __init__(self, directory: str | Path, model: TraceModel, *, overwrite: bool = False) -> None:
         """Prepare ``directory``: it must be absent, empty, or (``overwrite``) hold an earlier trace.
@@ -126,11 +126,11 @@ class TraceWriter:
         prompt_text: str | None = None,
         notes: Sequence[str] = (),
     ) -> TraceInfo:
-        """Write ``trace.json``, which makes the directory a trace, and return what it says.
+        """Write ``trace.json``, which makes the directory a trace, and return its contents.
 
         Raises:
-            BadInputError: what would be written is not a valid trace (no passes, prompt not what
-            was fed).
+            BadInputError: the result would not be a valid trace (no passes, or other tokens fed than
+            the prompt's).
         """
         value = {
             "format": FORMAT,

@@ -54,7 +54,7 @@ def golden(shipped_model: Path) -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Give all skips for want of bitnet.cpp one location, so that the summary folds them into one line."""
+    """Give all skips without bitnet.cpp one location, so that the summary folds them into one line."""
     report = yield
     if report.skipped and isinstance(report.longrepr, tuple) and MISSING in report.longrepr[2]:
         report.longrepr = (__file__, 1, report.longrepr[2])

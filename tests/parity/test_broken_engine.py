@@ -1,4 +1,4 @@
-"""Break the engine; the command has to exit 1 and name the layer and the operation."""
+"""Inject faults into the engine; the command has to exit 1 and name the layer and the operation."""
 
 from __future__ import annotations
 

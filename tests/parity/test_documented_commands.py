@@ -1,4 +1,4 @@
-"""The commands that documentation and docstrings print are run as they stand there, so that none goes stale."""
+"""The commands shown in documentation and docstrings are run as written, so that none becomes outdated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOT_RUN = {
     r"train\.|\[|\bbench\b": "a usage line, or training and measuring, which take long",
     r"selftest|smoke|doctor": "has tests of its own, or an exit code that depends on the machine",
 }
-"""Commands that need more than a checkout; their words are looked up all the same."""
+"""Commands that need more than a checkout; only their words are checked."""
 
 
 def documented(path: Path) -> Iterator[str]:

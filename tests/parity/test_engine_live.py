@@ -1,4 +1,4 @@
-"""Our engine against live bitnet.cpp: equal bits at every tap, prompt passes and single tokens, odd shapes."""
+"""Our engine against live bitnet.cpp: bit-identical at every tap, prompt passes and single tokens, odd shapes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_other_shapes(make_model, shape, bitnet_cpp_library, kernel):
 
 
 def test_2b_4t_shape(tmp_path, bitnet_cpp_library):
-    """1.2 GB and minutes: only when asked for."""
+    """1.2 GB and minutes: only on request."""
     if os.environ.get("BITNET_TEST_2B") != "1":
         pytest.skip("the 2B-4T shape takes 1.2 GB of disk and a minute or two: set BITNET_TEST_2B=1 to test it")
     model = tmp_path / "2b.gguf"

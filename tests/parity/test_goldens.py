@@ -1,4 +1,4 @@
-"""Our engine against what real bitnet.cpp computed: equal bits at every recorded tap, on every kernel here."""
+"""Our engine against recorded bitnet.cpp: bit-identical at every recorded tap, with every kernel of this CPU."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_engine_equals_bitnet_cpp_bit_for_bit(prompt, kernel):
 
 
 def test_the_other_simd_width_is_seen_as_different():
-    """The comparison has power: one rounding order changed, and bits differ."""
+    """The comparison has power: with one rounding order changed, bits differ."""
     golden = golden_of(FULL_PROMPTS[0])
     other = 8 if golden.identity.numerics.simd_width == 16 else 16
     with BitnetPyRunner(default_model_path(), simd_width=other) as engine:

@@ -1,4 +1,4 @@
-"""Engines with one mistake that choose the same tokens as the right one: ``greedy`` sees it, and says where."""
+"""Engines with one bug that choose the same tokens as the correct one: ``greedy`` detects and locates it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CASES = {
     "float-row-sum": ("attn_o_out", 2, "plain"),
     "norm-eps-hard-coded": ("attn_norm", 1, "large-eps"),
 }
-"""Mistake -> the operation and layer it is in, and the model."""
+"""Bug -> the operation and layer it is in, and the model."""
 SAME = "100 % of the tokens equal; the logits differ although both engines state the same arithmetic"
 LOGITS_ONLY = ("result_output",)
 pytestmark = pytest.mark.usefixtures("unnamed_segments")
 
 
 class Mine(BitnetPyRunner):
-    """A live engine of somebody else, which may not say how it rounds."""
+    """A live third-party engine, which may not state how it rounds."""
 
     anonymous = False
 
@@ -60,7 +60,7 @@ def record(kind: type[BitnetPyRunner], model: Path, out: Path, names: tuple[str,
 
 @contextmanager
 def mistaken(world: World, name: str) -> Iterator[None]:
-    """Run everything in the block with one mistake in the engine."""
+    """Run everything in the block with one bug in the engine."""
     op, layer, _ = CASES[name]
     with faulty_library(world.library) as select:
         select(f"{name}:layer={layer}:op={FAULTS[name].ops[op]}")
@@ -69,7 +69,7 @@ def mistaken(world: World, name: str) -> Iterator[None]:
 
 @pytest.fixture
 def unstated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the candidate `bitnet_py` be a live engine that does not say how it rounds."""
+    """Let the candidate `bitnet_py` be a live engine that does not state how it rounds."""
 
     def anonymous(word: str, model: Path, **options: object) -> BitnetPyRunner:
         runner = Mine(model, n_threads=1)
@@ -222,7 +222,7 @@ def test_right_tokens_of_unstated_arithmetic_need_the_audit_of_both(world, tmp_p
 
 
 def test_bits_that_are_equal_in_all_but_one_step_are_not_vouched_for(world, tmp_path):
-    """A mistake in decoding, in an engine that recorded logits only: the other's audit says nothing of it."""
+    """A bug in decoding, in an engine that recorded logits only: the other engine's audit cannot show it."""
     model, out = world.model("plain"), tmp_path / "r.json"
     with faulty_library(world.library) as select:
         select("quantiser-clamps-at-126:layer=2:op=attn_sub_norm:pass=decode")

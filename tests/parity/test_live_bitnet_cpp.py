@@ -263,7 +263,7 @@ def test_a_long_batch_of_wide_rows_fits_our_stack(make_model, bitnet_cpp_library
 
 
 def test_the_same_batch_overflows_the_usual_stack(make_model, bitnet_cpp_library):
-    """What the limits are for: a child that is told it has a large stack, and has 8 MiB."""
+    """Why there are limits: a child that believes it has a large stack, but has 8 MiB."""
     with start_with_small_stack(cpp_limits.STACK_BYTES) as child:
         assert load(child, bitnet_cpp_library, make_model(**WIDE))["n_ubatch"] == 512
         with pytest.raises(EngineCrashError, match="SIGSEGV"):

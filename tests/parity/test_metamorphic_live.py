@@ -1,4 +1,4 @@
-"""Engines against themselves: the real bitnet.cpp holds every relation; our C library, broken, does not."""
+"""Engines against themselves: every relation holds for real bitnet.cpp, not for our C library with a fault."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_model_with_one_head_holds_in_bitnet_cpp(make_model, bitnet_cpp_librar
 
 @pytest.mark.live
 def test_floors_of_bitnet_cpp_are_those_of_our_engine(five_layers, bitnet_cpp_library):
-    """Equal bits in every way of running give equal floors."""
+    """Engines that are bit-identical in every way of running have equal floors."""
     prompts = [np.random.default_rng(n).integers(0, 1000, n).tolist() for n in (5, 13)]
     with BitnetCppRunner(five_layers, library=bitnet_cpp_library) as reference:
         width = reference.identity.numerics.simd_width
@@ -77,7 +77,7 @@ def test_floors_of_bitnet_cpp_are_those_of_our_engine(five_layers, bitnet_cpp_li
 
 @pytest.mark.live
 def test_causal_view_of_two_live_engines(five_layers, bitnet_cpp_library):
-    """Prompt at once by one, token by token by the other: a disagreement by flipped codes, and known as such."""
+    """Prompt in one pass by one, token by token by the other: they differ by flipped codes, reported as such."""
     ids = np.random.default_rng(1).integers(0, 1000, 9).tolist()
     outline = taps.outline_taps(N_LAYERS)
     with BitnetCppRunner(five_layers, library=bitnet_cpp_library) as reference:

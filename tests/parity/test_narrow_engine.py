@@ -1,4 +1,4 @@
-"""Engines in bfloat16 and binary16 through the command line: parity with a precision, or a defect where it is."""
+"""Engines in bfloat16 and binary16 through the command line: parity with a precision, or a bug located."""
 
 from __future__ import annotations
 
@@ -153,5 +153,5 @@ def test_a_finding_of_precision_cannot_be_edited(shipped_model, golden, traced):
 
 
 def gate_complains(made: dict[str, Any]) -> bool:
-    """Whether a resealed receipt fails without any option but the trace's."""
+    """Whether a resealed receipt fails with no option but the one that accepts the trace."""
     return not passed(judge(receipt.seal(made), Policy(allow_compute_paths=("recorded",))))

@@ -24,8 +24,8 @@ OUTLINE = ("inp_embd", f"blk.{LAYER}.l_out", "result_norm", "result_output")
 PREFILL, DECODE, OUTLINE_ONLY = 0, 1, 2
 """Passes; of the last one the golden has the outline only."""
 COMPUTED = ("ffn_gate", "kq", "result_output")
-"""Where such a value may be the engine's: what reads it can give ordinary numbers, or nothing reads it. Anywhere
-else all that follows would hold it, too; as it does not, the recording is wrong."""
+"""Taps where the engine itself may have such a value: what reads it can give ordinary numbers, or nothing reads
+it. Anywhere else the value would propagate; as it does not, the recording is wrong."""
 
 Arrays = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What two real builds of bitnet.cpp for ARM did wrong, from what they recorded on the shipped model.
+"""The bugs of two real builds of bitnet.cpp for ARM, found from their recordings on the shipped model.
 
 Each trace is cut to the input and output of layer 0's first projections. bitnet.cpp of July 2026 makes three
 mistakes at once; that of March 2026 makes one (microsoft/BitNet#598, #600).

@@ -1,4 +1,4 @@
-"""What bitnet.cpp computes wrongly on purpose-built models is its own defect, by name, and not the candidate's."""
+"""What bitnet.cpp gets wrong on purpose-built models is reported as its own bug, not as the candidate's."""
 
 from __future__ import annotations
 

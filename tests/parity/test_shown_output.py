@@ -1,4 +1,4 @@
-"""The output that README.md and docs/output.md show is what the command prints, but for the kernel's name."""
+"""The output shown in README.md and docs/output.md is what the command prints, except for the kernel's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Break the engine everywhere at once: the text turns to nonsense and `crossval smoke` fails.
+"""Inject a fault into every layer: the text turns to nonsense and `crossval smoke` fails.
 
 That each fault is what its name says, in every kernel family, is proved by ``test_zoo``.
 """

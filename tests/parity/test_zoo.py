@@ -59,7 +59,7 @@ def test_faulty_build_with_no_fault_selected_gives_the_real_bits(world):
 
 @each_family
 def test_a_fault_is_reached_with_every_kernel_family_and_gives_the_same_bits(world, kernel):
-    """What the audit says of one family's numbers then holds for all of them."""
+    """So the audit's result for one family's numbers holds for all of them."""
     cases = [case for case in CASES if case.fault.how == "c" and case.id in NAMED]
     assert {case.fault.name for case in cases} == {fault.name for fault in FAULTS if fault.how == "c"}
     with world.engine_faults():

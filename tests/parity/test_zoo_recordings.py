@@ -18,7 +18,7 @@ from tests.zoo.world import World, is_about_tokens
 
 N_FAULTS, N_DRAWN, SEED = 6, 14, 3
 QUICK = set(coarse.COLUMNS) - {"every third `l_out`", "logits only"}
-"""Recordings that are judged in a moment."""
+"""Recordings that are checked quickly."""
 
 QUANTISER = (
     "float activations", "128 levels", "63 levels", "truncation", "floor", "clamp at 126", "per-tensor scale",
@@ -37,7 +37,7 @@ HIDDEN = [
     for layer in layers
     for name in names
 ]  # fmt: skip
-"""Recording, layer (None: all), and a mistake of an engine that does not say how it rounds."""
+"""Recording, layer (None: all), and a bug of an engine that does not state how it rounds."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_no_recording_of_a_broken_engine_is_parity(world):
 
 @pytest.mark.parametrize(("kept", "layer", "name"), HIDDEN)
 def test_a_mistake_that_once_got_parity_is_found(kept, layer, name):
-    """Held to a tolerance of flipped codes, segments of several operations let these pass."""
+    """With a tolerance for flipped codes, segments of several operations let these pass."""
     (cell,) = unstated_cells([name], {kept}, [layer])
     assert (cell.place, cell.verdict) == ("found", "candidate_defect"), cell
 
@@ -130,7 +130,7 @@ def test_a_mistake_can_show_at_what_reads_it(world):
 
 
 def test_a_scale_that_the_sub_norm_takes_away_leaves_no_trace(world):
-    """The recording of every l_out is the right engine's; another mistake of that matrix is not."""
+    """The recording of every l_out equals the correct engine's; with another bug of that matrix it does not."""
     healthy = world.healthy("plain")
     for name, hidden in (("file-scale-one", True), ("file-read-sequentially", False)):
         faulty = world.faulty(next(case for case in coarse.first_places() if case.fault.name == name))

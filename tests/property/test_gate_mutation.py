@@ -198,7 +198,7 @@ UNPROVABLE = (
     "results.prompts.*.steps.*.logits.note",
     "results.prompts.*.steps.*.logits.pass_kind",
 )
-"""Fields that a forger who recomputes the digest can change, alone, without being caught by this receipt."""
+"""Fields that can be changed alone, with a recomputed digest, without this receipt failing the gate."""
 
 
 UNPROVABLE_IN_SMOKE = (
@@ -354,7 +354,7 @@ def without(original: Any, path: tuple[Any, ...]) -> Any:
 
 
 def accepted(made: receipt.Receipt) -> bool:
-    """Return what the gate says of this receipt in a file; the schema only speaks when the rest is content."""
+    """Return the gate's checks of this receipt in a file, or the schema's error if all checks pass."""
     try:
         passed = gate.passed(registry.judge(made))
     except BadInputError:

@@ -1,4 +1,4 @@
-"""Every kernel family against the scalar specification (equal bits), and the scalar one against NumPy."""
+"""Every kernel family against the scalar specification (bit-identical), and the scalar one against NumPy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:
 
 
 def unaligned(x: np.ndarray, skew: int) -> np.ndarray:
-    """Return a contiguous copy that starts ``skew`` items behind an address aligned to 64 bytes."""
+    """Return a contiguous copy that starts ``skew`` items after an address aligned to 64 bytes."""
     room = np.empty(x.nbytes + 64 + skew * x.itemsize, np.uint8)
     start = -room.ctypes.data % 64 + skew * x.itemsize
     copy = room[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
@@ -249,7 +249,7 @@ PAIRS = st.integers(1, 70).flatmap(
 
 
 def assert_same_values(a: np.ndarray, b: np.ndarray) -> None:
-    """Equal bits but for NaN, whose payload no standard fixes."""
+    """Bit-identical except for NaN, whose payload no standard fixes."""
     np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
     assert_same_bits(np.where(np.isnan(a), np.float32(0), a), np.where(np.isnan(b), np.float32(0), b))
 

@@ -1,4 +1,4 @@
-"""The certified head: its integers, its bounds, and that it finds what the whole head gives, near-ties too."""
+"""The certified LM head: its integers, its bounds, and that it finds what the whole head gives, near-ties too."""
 
 from __future__ import annotations
 

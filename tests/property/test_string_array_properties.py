@@ -1,4 +1,4 @@
-"""Strings of a file are found as a plain walk over their lengths finds them, whatever the bytes are."""
+"""The strings of a file are found exactly as by a plain walk over their lengths, whatever the bytes."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_every_truncation_is_noticed(words: list[str], knobs: tuple[int, int]) -
 @example(words=["a"] * 50, at=30, length=1 << 56, is_added=True, knobs=(1 << 16, 1))
 @settings(deadline=None)
 def test_hostile_lengths(words: list[str], at: int, length: int, is_added: bool, knobs: tuple[int, int]) -> None:
-    """One length is a lie; an added one leaves the low bytes as they were."""
+    """One length is false; an added one leaves the low bytes unchanged."""
     at %= len(words)
     parts = list(map(string, words))
     lie = (length + is_added * int.from_bytes(parts[at][:8], "little")) % (1 << 64)

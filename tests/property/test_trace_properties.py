@@ -1,4 +1,5 @@
-"""Traces: anything written is read back; damage is refused in one line, never a traceback or a wrong number."""
+"""Traces: anything written is read back; corrupted files are rejected in one line, never with a traceback or a
+wrong number."""
 
 from __future__ import annotations
 
@@ -99,7 +100,7 @@ def sample() -> Iterator[Path]:
 
 
 def attempt(read: Callable[[], Read]) -> tuple[str, Read | None]:
-    """Return what a reader says when it refuses, and what it reads otherwise; anything else is a crash."""
+    """Return the reader's message when it rejects the file, otherwise what it reads; anything else is a crash."""
     try:
         return "", read()
     except BadInputError as error:

@@ -1,4 +1,4 @@
-"""The files of a checkout of bitnet.cpp, in miniature."""
+"""A miniature checkout of bitnet.cpp."""
 
 from __future__ import annotations
 

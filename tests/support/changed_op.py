@@ -1,4 +1,4 @@
-"""An operation that is computed wrongly."""
+"""An operation with a wrong result."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Mistake(Edit):
-    """A mistake, and the words by which the check has to report it."""
+    """A fault, and the words with which the check has to report it."""
 
     report: str
 
@@ -45,7 +45,7 @@ class Check:
 
 
 class MissingTool(Exception):
-    """This machine cannot run the check; the message says what to install."""
+    """This machine cannot run the check; the message states what to install."""
 
 
 DEBUG = ("-O1", "-g", "-fno-omit-frame-pointer")
@@ -177,7 +177,7 @@ def require_tools(check: Check, folder: Path) -> None:
 
 
 def run(check: Check, folder: Path, mistake: Mistake | None = None) -> subprocess.CompletedProcess[str]:
-    """Build the program from a copy of the sources and run it; stdout holds all that it and the check said."""
+    """Build the program from a copy of the sources and run it; stdout holds the output of program and check."""
     shutil.rmtree(folder, ignore_errors=True)  # nothing of an earlier mistake
     source = folder / "source"
     for part in ("bitnet_py/csrc", "tests/csrc"):
@@ -201,7 +201,7 @@ def run(check: Check, folder: Path, mistake: Mistake | None = None) -> subproces
 
 
 def main(name: str) -> int:
-    """Run the check, then prove it on its mistakes; returns the exit code."""
+    """Run the check, then prove it on injected faults; returns the exit code."""
     check, folder = CHECKS[name], ROOT / "build" / "checked" / name
     try:
         require_tools(check, folder)

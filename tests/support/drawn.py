@@ -1,4 +1,4 @@
-"""Mistakes drawn at random, place and parameter, in every operation but the products with ternary weights.
+"""Faults drawn at random, place and parameter, in every operation except the products with ternary weights.
 
 Written from their descriptions in float32, row by row where that is clearer, and sharing nothing with
 ``crossval.diagnose.variants``: what an engine with such a mistake would have recorded, and what the diagnosis
@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Scene:
-    """One operation of a healthy recording, to be damaged."""
+    """One operation of a healthy recording, to be modified."""
 
     op: str
     layer: int | None
@@ -76,15 +76,15 @@ class Scene:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What an engine would have recorded, and how the diagnosis may name it."""
+    """What an engine with a fault would have recorded, and the correct diagnoses."""
 
     recorded: Array
     words: str
     """How the name has to start."""
     numbers: tuple[float, ...] = ()
-    """Numbers it must hold, in order, within a hundredth."""
+    """Numbers it must contain, in order, within a hundredth."""
     also: tuple[str, ...] = ()
-    """Other names that say the same."""
+    """Other names with the same meaning."""
 
     def is_named(self, name: str) -> bool:
         if any(fnmatchcase(name, other) for other in self.also):
@@ -278,7 +278,7 @@ def rope_base(rng: Rng, scene: Scene) -> Drawn | None:
 
 
 def rope_slowed(rng: Rng, scene: Scene) -> Drawn | None:
-    """As llama 3.1 stretches its context: the slower pairs turn more slowly still."""
+    """As llama 3.1 extends its context: the slower pairs rotate more slowly still."""
     if len(scene.positions) < 4:
         return None
     x = scene.tap(scene.op[0])

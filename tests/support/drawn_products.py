@@ -45,14 +45,14 @@ def inputs(rng: np.random.Generator, n_tokens: int | None = None) -> Inputs:
 
 
 def quantised(x: np.ndarray, levels: float = 127.0, rounding: Callable = np.rint) -> tuple[np.ndarray, np.ndarray]:
-    """Return codes and what they were multiplied by."""
+    """Return codes and the scale they were multiplied by."""
     scale = np.float32(levels) / np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-5))
     codes = np.clip(rounding((x * scale).astype(np.float32)), -128, 127)
     return codes.astype(np.float64), scale.astype(np.float64)
 
 
 def product(given: Inputs, weights: np.ndarray | None = None, codes=None, scale=None) -> np.ndarray:
-    """Return the right output, with parts exchanged."""
+    """Return the correct output, with parts replaced."""
     own, unit = quantised(given.x)
     codes = own if codes is None else codes
     unit = unit if scale is None else scale
@@ -286,7 +286,7 @@ def draw_wrap(rng, given):
 
 
 def garbage(rng, shape):
-    """What may be found in memory: NaN, huge and tiny numbers, zeros."""
+    """Contents of uninitialised memory: NaN, huge and tiny numbers, zeros."""
     found = rng.choice([np.nan, np.inf, 2.8e18, -1e34, 1e-39, 0.0, 0.31], size=shape)
     found[..., 0] = 2.8e18
     return found
@@ -349,7 +349,7 @@ def draw_four_at_once(rng, given):
 
 
 def draw_layout_in_some_tokens(rng, given):
-    """The tokens left over after groups of four go through another kernel, which reads another layout."""
+    """Tokens left over after groups of four use another kernel, which reads another layout."""
     n = given.x.shape[0]
     if n < 5 or n % 4 == 0:
         return None

@@ -1,4 +1,4 @@
-"""The kernel families that this CPU runs: what depends on a kernel is tested with each of them, by name."""
+"""The kernel families that this CPU runs: tests that depend on a kernel run with each of them, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The NumPy engine with mistakes that people make, in some layers, recording only some taps."""
+"""The NumPy engine with real-world bugs in some layers, recording only some taps."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _CODE = {
     "no feed-forward residual": Mistake("", ("l_out",), skipped),
 }
 FAULTS = {name: mistake.ops[0] for name, mistake in _CODE.items()} | {"gate and up swapped": "ffn_out"}
-"""What can be wrong, and the first operation in which an outline shows it."""
+"""The faults, and the first operation in which an outline shows them."""
 
 
 class FaultyRunner(NumpyBitnetRunner):

@@ -83,7 +83,7 @@ class Container:
 
 
 def _lay_out(places: Iterable[tuple[int, bytes]]) -> bytes:
-    """Place the data at its offsets; offsets too large to be meant are left out."""
+    """Place the data at its offsets; absurdly large offsets are left out."""
     body = bytearray()
     for offset, data in places:
         if offset < 1 << 24:

@@ -1,4 +1,4 @@
-"""False alarms on what people record: every healthy arithmetic, every choice of taps.
+"""False alarms on recordings: every healthy arithmetic, every choice of taps.
 
 ``python -m tests.healthy --recordings`` runs it. The engine is ``tests/numpy_bitnet`` in one of its styles, or
 ours with one of its kernel families, live or recorded; the reference is bitnet.cpp where it is built and otherwise
@@ -71,7 +71,7 @@ class Situation:
 
     @classmethod
     def draw(cls, number: int) -> Situation:
-        """Return situation ``number``: every engine in turn, the rest drawn from the number."""
+        """Return situation ``number``: the engines by rotation, the rest drawn from the number."""
         stream = Stream(number, "healthy recording")
         models = (*SHAPES, SHIPPED)
         return cls(
@@ -132,7 +132,7 @@ def ours(runner: Runner, plans: list[PassPlan], n_layers: int) -> Recording:
 def run(
     numbers: Iterable[int], folder: Path, *, recordings: Sequence[Kept] = RECORDINGS, library: Path | None = None
 ) -> Iterator[tuple[Situation, str, Judged]]:
-    """Yield the situations of these numbers with every recording, and what the product says.
+    """Yield the situations of these numbers with every recording, and the verdict.
 
     ``library``: of bitnet.cpp, which is then the reference instead of our engine.
     """

@@ -1,4 +1,4 @@
-"""What the product says of a recording: verdict, exit code and first finding, as a receipt has them."""
+"""The verdict on a recording: verdict, exit code and first finding, as in a receipt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from crossval.passes import Runner
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict, and what it rests on."""
+    """A verdict, and what it is based on."""
 
     verdict: Verdict
     exit_code: int
@@ -38,7 +38,7 @@ def judge(
     n_decode: int,
     diagnosed: bool = True,
 ) -> Judged:
-    """Compare two entered runners as ``crossval layers`` does; ``diagnosed``: with the cause of what is guilty."""
+    """Compare two entered runners as ``crossval layers`` does; ``diagnosed``: with the cause of what is wrong."""
     found = examine(candidate, reference, prompt, model, n_decode=n_decode, diagnosed=diagnosed)
     verdict = verdict_of(found)
     return Judged(

@@ -30,7 +30,7 @@ ROUND: dict[str, Callable[[Any], Array]] = {"f32": np.asarray, "f16": to_f16, "b
 
 @dataclass(frozen=True)
 class Style:
-    """How an engine of this format does what formats leave open."""
+    """Choices of an engine that its format leaves open."""
 
     compute: str = "bf16"
     kv: str | None = None

@@ -30,10 +30,10 @@ MODEL = TraceModel(
 CONFIG = SpecConfig(
     3, 2, 1, head_dim=4, dim=8, hidden_dim=12, vocab_size=40, context_length=64, rope_base=1e4, rms_eps=1e-5
 )
-"""The same shape, for those who need to know the sizes of tensors."""
+"""The same shape, for code that needs the sizes of tensors."""
 
 Fault = Callable[[str, np.ndarray, PassPlan], np.ndarray]
-"""Called with every tap as it is computed; what it returns is what the engine goes on with."""
+"""Called with every tap as it is computed; the engine continues with what it returns."""
 
 
 def fault(

@@ -77,7 +77,7 @@ KERNELS = (
 )
 PLAN = (PassPlan("prefill", (1, 17, 42), 0), PassPlan("decode", (7,), 3), PassPlan("decode", (9,), 4))
 GREEDY_PLAN = (PassPlan("prefill", (1, 17, 42), 0), PassPlan("decode", (50,), 3))
-"""What is audited of a greedy comparison: the first prompt, and the token both chose after it."""
+"""The audited passes of a greedy comparison: the first prompt, and the token both chose after it."""
 TRACE_MODEL = trace.TraceModel(sha256=MODEL["sha256"], **{k: SHAPE[k] for k in list(SHAPE)[:7]})
 _SEED = 20240
 
@@ -247,7 +247,7 @@ def audit_result(
     names: Sequence[str] | None = None,
     plan: tuple[PassPlan, ...] = PLAN,
 ) -> AuditResult:
-    """An audit of these taps (all): what lies between is a segment; ``guilty``: (pass, tap) -> times its bound."""
+    """An audit of these taps (all), with segments in between; ``guilty``: (pass, tap) -> times its bound."""
     every = taps.all_taps(2)
     names = names or every
     checks = []
@@ -262,7 +262,7 @@ def audit_result(
 
 
 def diagnosis_of(side: Side, audit: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A diagnosis of the first guilty operation of an audit."""
+    """A diagnosis of the first wrong operation of an audit."""
     found = audit["first_guilty"]
     place = {name: found[name] for name in ("tap", "layer", "op", "pass_index", "pass_kind")}
     cause = {"name": "skipped", "family": "norms", "explanation": "The norm is skipped."}
@@ -293,7 +293,7 @@ def build(
     held: dict[Side, dict[str, Any]] | None = None,
     views: dict[str, Any] | None = None,
 ) -> receipt.Receipt:
-    """A ``layers`` receipt with audits of the result's passes, and a diagnosis of each guilty one."""
+    """A ``layers`` receipt with audits of the result's passes, and a diagnosis of each wrong one."""
     held = held or audits(plan=result.plan)
     found = [diagnosis_of(side, audit) for side, audit in held.items() if audit and audit["first_guilty"]]
     facts = facts or context()
@@ -407,7 +407,7 @@ EOS, BOS = 299, 298
 
 
 def smoke_answer(index: int, side: Side = "candidate", **changes: Any) -> Answer:
-    """The right answer to one of ``QUESTIONS``, unless changed."""
+    """The correct answer to one of ``QUESTIONS``, unless changed."""
     given: dict[str, Any] = (
         {"token_ids": (60, 61, EOS), "finish": "stop", "text": " 4."},
         {"token_ids": (62, 63, 61, EOS), "finish": "stop", "text": " 11."},
@@ -423,7 +423,7 @@ def smoke_result(
     sides: tuple[Side, ...] = SIDES,
     min_correct: MinCorrect | None = None,
 ) -> SmokeResult:
-    """Every question answered rightly by every engine, but for what ``replaced`` says."""
+    """Every question answered correctly by every engine, except for ``replaced``."""
     other = {(answer.prompt.id, answer.side): answer for answer in replaced}
     answers = tuple(
         other.get((QUESTIONS[index].id, side), smoke_answer(index, side))
@@ -463,7 +463,7 @@ def one_sided(side: Side) -> receipt.Receipt:
 
 
 def selftest_receipt() -> receipt.Receipt:
-    """A self-test in which everything was found where it is."""
+    """A self-test in which every fault was located correctly."""
     rows = []
     for case in catalogue.cases(SHAPE):
         right = case.expected
@@ -564,7 +564,7 @@ def bench_receipt(findings: BenchFindings | None = None, **changes: Any) -> rece
 
 
 def forge(original: receipt.Receipt, *path_and_value: Any) -> receipt.Receipt:
-    """Change one field (path..., value) and recompute the digest, as somebody who cheats would."""
+    """Change one field (path..., value) and recompute the digest, as a forger would."""
     *path, value = path_and_value
     changed = copy.deepcopy(original)
     place: Any = changed

@@ -1,4 +1,4 @@
-"""What people record: from every tap to the logits alone."""
+"""Typical choices of recorded taps: from every tap to the logits alone."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BY_NAME = {one.name: one for one in RECORDINGS}
 
 
 def answers(config: SpecConfig, tap: str, keeps: Callable[[str], bool]) -> frozenset[str]:
-    """Return the recorded taps at which a mistake in one operation can show first: its own, or those that read it
+    """Return the recorded taps at which a bug in one operation can show first: its own, or those that read it
     with nothing recorded in between."""
     readers: dict[str, list[str]] = {}
     for op in op_table(config):

@@ -1,4 +1,4 @@
-"""A recorded trace written again with some arrays changed: what a careless recorder makes of a right engine."""
+"""A recorded trace rewritten with some arrays changed: a correct engine with a recording error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our engine under another name and build, right or wrong in chosen places; the command line, run in-process."""
+"""Our engine under another name and build, correct or wrong in chosen places; the command line, run in-process."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ def error_line(result: Result) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What a stranger gets wrong; nothing by default."""
+    """The faults of a stranger; none by default."""
 
     rolled_from: str | None = None
-    """``1/ffn_sub_norm``: the features of this layer's ffn_sub_norm are moved by one, and it goes on with them."""
+    """``1/ffn_sub_norm``: the features of this layer's ffn_sub_norm are shifted by one, and used that way."""
     scaled: tuple[tuple[str, float], ...] = ()
     """``("blk.0.ffn_act", 1.01)``: the largest element of this tap in every pass, times the factor."""
     invalid: str | None = None
-    """A tap that is NaN from end to end."""
+    """A tap that is NaN throughout."""
     ignores_output: bool = False
-    """The head multiplies with the embedding although the model has its own table, as bitnet.cpp does."""
+    """Whether the LM head uses the embedding although the model has a separate table, as bitnet.cpp does."""
 
 
 class Stranger(BitnetPyRunner):
-    """Our engine as another party."""
+    """Our engine under another identity."""
 
     name = "bitnet.cpp"
     fault = Fault()
     anonymous = False
-    """Does not say how it rounds."""
+    """Does not state how it rounds."""
     _rolled: int | None = None
     """Layer whose ffn_down multiplies moved features."""
 

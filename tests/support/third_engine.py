@@ -1,4 +1,4 @@
-"""``examples/third_engine.py``, which is no package, as a module."""
+"""``examples/third_engine.py``, which is not in a package, as a module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small random model for tests of the specification: bytes from the format's definition, no project code."""
+"""A small random model for tests of the specification, written from the format's definition, no project code."""
 
 import struct
 from pathlib import Path

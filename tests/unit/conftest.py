@@ -1,4 +1,4 @@
-"""Recorded traces of engines that are right or wrong in chosen places, each made once."""
+"""Recorded traces of engines that are correct, or wrong in chosen places, each made once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formats: rounding as hardware does it, and the unit roundoff that rounding really reaches."""
+"""Formats: rounding as in hardware, and the unit roundoff that rounding actually reaches."""
 
 from __future__ import annotations
 

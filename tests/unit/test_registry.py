@@ -1,4 +1,4 @@
-"""The kinds of receipts: all are listed, and a further one is a package, a row and its schema."""
+"""The kinds of receipts: all are listed, and adding one takes a package, a row and its schema."""
 
 from __future__ import annotations
 

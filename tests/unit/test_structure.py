@@ -75,7 +75,7 @@ def test_few_files_at_the_top() -> None:
 
 
 def test_imports_are_at_the_top_of_modules() -> None:
-    """An import within a function or for type checkers only hides an arrow that runs upwards."""
+    """An import within a function or only for type checkers may hide an upward dependency."""
     hidden = [
         name
         for name, tree in TREES.items()

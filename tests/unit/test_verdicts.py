@@ -1,4 +1,4 @@
-"""Who is wrong: every verdict from the command line, with engines that are wrong in a known place."""
+"""Which side is wrong: every verdict from the command line, with engines that are wrong in a known place."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_an_outline_names_the_layer(model_path: Path, record: Record, tmp_path: 
 def test_a_trace_without_what_an_audit_needs_is_incomplete(
     model_path: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head alone is missing: nothing is wrong, and nothing is proven."""
+    """Only the LM head is missing: nothing is wrong, and nothing is proven."""
     whole = Capture.records
 
     def headless(self: Capture, names: Collection[str], *args: Any, **options: Any) -> Any:

@@ -40,7 +40,7 @@ The faults share no code with the variants from which the harness takes its name
 
 
 def main() -> int:
-    """Run what is asked for; 1 when a fault was missed, misplaced or misnamed."""
+    """Run what is requested; 1 when a fault was missed, misplaced or misnamed."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.zoo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def _drawn(n: int, seed: int, first: int) -> int:
-    """Print what became of faults drawn at random; 1 when one was missed, misplaced or misnamed."""
+    """Print the results of faults drawn at random; 1 when one was missed, misplaced or misnamed."""
     results: list[drawn.DrawnOutcome] = []
     with tempfile.TemporaryDirectory() as folder:
         for one in drawn.outcomes(n, seed, Path(folder), first=first):
@@ -79,7 +79,7 @@ def _recordings(everywhere: bool) -> int:
 
 
 def _told(cells: Iterable[coarse.Cell]) -> Iterator[coarse.Cell]:
-    """Say on stderr what is wrong, and how many there are."""
+    """Print on stderr what is wrong, and how many there are."""
     for number, cell in enumerate(cells, 1):
         if cell.place in coarse.WRONG:
             print(f"{cell.place}: {cell.id}, {cell.recording}: {cell.verdict} {cell.said}", file=sys.stderr)
@@ -184,7 +184,7 @@ def _names(results: Sequence[Outcome]) -> str:
 
 
 def _confusions(results: Sequence[Outcome]) -> list[str]:
-    """List what was left open or misnamed, with what the harness said instead."""
+    """List the faults left undetermined or misnamed, with the harness's diagnosis."""
     lines = ["## Not named, or misnamed\n", "| case | the harness says |", "|---|---|"]
     for result in results:
         if result.naming in ("undetermined", "wrong"):

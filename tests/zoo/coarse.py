@@ -1,4 +1,4 @@
-"""Every fault of the zoo on every choice of taps: what becomes of it when less was recorded."""
+"""Every fault of the zoo on every choice of taps: the results when less was recorded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ right engine computes it, up to rounding; ``not recorded``: what was changed in 
 and what is left of it is right."""
 Array = npt.NDArray[Any]
 ROUNDING = 32 * 2.0**-24
-"""Relative L2 distance of a token that right arithmetics have from each other: 2e-6."""
+"""Relative L2 distance of a token between correct arithmetics: 2e-6."""
 WRONG: tuple[Place, ...] = ("parity", "elsewhere", "other side")
 """What must not happen."""
 GREEDY = "greedy"
@@ -77,7 +77,7 @@ class References:
     _made: dict[tuple[str, tuple[PassPlan, ...]], Recording] = field(default_factory=dict)
 
     def over(self, base: str, plans: tuple[PassPlan, ...]) -> Recording:
-        """Return every tap of the right model over these passes."""
+        """Return every tap of the correct model over these passes."""
         key = base, plans
         if key not in self._made:
             with SpecRunner(self.world.model(base)) as runner:
@@ -154,7 +154,7 @@ def placed(
     *,
     in_trace: bool = False,
 ) -> Place:
-    """Return how right a verdict is on an engine that goes wrong at ``places``, first in this kind of pass.
+    """Classify a verdict on an engine that is wrong at ``places``, first in this kind of pass.
 
     ``in_trace``: the engine is right, the recording is wrong.
     """
@@ -173,7 +173,7 @@ def placed(
 
 
 def leaves_no_trace(healthy: Recording, faulty: Recording, keeps: Callable[[str], bool]) -> bool:
-    """Return whether all that was recorded of a broken engine is what the right one computes, up to rounding."""
+    """Return whether all that a faulty engine recorded is what the correct one computes, up to rounding."""
     return [one.plan for one in healthy.passes] == [one.plan for one in faulty.passes] and all(
         _distance(right.taps[name].array, tap.array, token_axis(name)) <= ROUNDING
         for right, wrong in zip(healthy.passes, faulty.passes, strict=True)
@@ -213,7 +213,7 @@ class _Faulty(BitnetPyRunner):
 
 
 def _greedy(world: World, case: Case) -> Cell:
-    """Compare tokens with the right engine, which states the same arithmetic."""
+    """Compare tokens with the correct engine, which states the same arithmetic."""
     fault = case.fault
     if isinstance(fault, TraceFault):
         return Cell(fault.name, case.id, GREEDY, "not recorded", "")
@@ -235,7 +235,7 @@ def _greedy(world: World, case: Case) -> Cell:
 def judged_greedy(
     candidate: Runner, reference: Runner, prompt: Sequence[int], weights: SpecWeights, places: Sequence[str]
 ) -> tuple[str, Place, str]:
-    """Return what ``crossval greedy`` says of two entered engines: verdict, how right it is, and where."""
+    """Return the result of ``crossval greedy`` on two entered engines: verdict, its classification, and where."""
     result = compare_greedy(candidate, reference, prompt, GREEDY_STEPS, n_layers=weights.config.n_layers)
     audited = audit_prompt(candidate, reference, result.prompts[0], weights)
     examined = greedy_receipt.GreedyExamined(result, audited.audits)

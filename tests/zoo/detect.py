@@ -1,4 +1,4 @@
-"""What the harness says about a recording."""
+"""The harness's results on a recording."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Replay:
 
 
 def audited(recording: Recording, weights: SpecWeights) -> AuditResult:
-    """Audit a recording against the right weights."""
+    """Audit a recording against the correct weights."""
     (result,) = audit([replayed(recording, weights)], weights)
     return result
 
@@ -61,7 +61,7 @@ def replayed(recording: Recording, weights: SpecWeights) -> Capture:
 
 
 def named(recording: Recording, result: AuditResult, weights: SpecWeights) -> Diagnosis | None:
-    """Diagnose the first finding from all passes in which that operation is guilty; None without a finding.
+    """Diagnose the first finding from all passes in which that operation is wrong; None without a finding.
 
     An array of the wrong shape has no diagnosis either.
     """

@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?(?:/\d+)?
 
 @dataclass(frozen=True)
 class Right:
-    """What a right diagnosis says: one of these words, and all numbers of one of these choices."""
+    """A correct diagnosis: contains one of these words, and all numbers of one of these choices."""
 
     words: tuple[str, ...]
     choices: tuple[tuple[float, ...], ...] = ((),)
@@ -38,7 +38,7 @@ class Right:
     """Or it has one of these names, which leave the parameter open: it is lost in the rounding."""
 
     def fits(self, said: str) -> bool:
-        """Return whether a diagnosis (name and sentence) is right."""
+        """Return whether a diagnosis (name and sentence) is correct."""
         lower = said.lower()
         if any(lower.startswith(f"{name}:") for name in self.names):
             return True
@@ -85,7 +85,7 @@ Draw = Callable[[Random, "families.Site"], families.Planned]
 
 
 def draw(seed: int, number: int, attempt: int = 0) -> Drawn:
-    """Return fault ``number``: families in turn, all else drawn; ``attempt``: draws the same number again."""
+    """Return fault ``number``: families by rotation, the rest drawn; ``attempt``: draws the same number again."""
     rng = Random(f"{seed}/{number}/{attempt}")
     name, plan = families.FAMILIES[number % len(families.FAMILIES)]
     shape = rng.choice(list(SHAPES))

@@ -1,4 +1,4 @@
-"""What the harness says of faults drawn at random: ``python -m tests.zoo --drawn N --seed S``."""
+"""The harness's results on faults drawn at random: ``python -m tests.zoo --drawn N --seed S``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Naming = Literal["right", "listed", "undetermined", "wrong"]
 
 @dataclass(frozen=True)
 class DrawnOutcome:
-    """One drawn fault after the fact."""
+    """One drawn fault and its result."""
 
     fault: Drawn
     verdict: str
@@ -44,7 +44,7 @@ class DrawnOutcome:
 
     @property
     def detected(self) -> bool:
-        """Whether the harness noticed anything."""
+        """Whether the harness detected anything."""
         return self.verdict not in ("parity", "incomplete", "agrees_within")
 
 
@@ -115,7 +115,7 @@ def _judged(fault: Drawn, faulty: Recording, model: Model, reference: BitnetPyRu
 
 
 def report(results: Sequence[DrawnOutcome]) -> list[str]:
-    """Return the counts, by family, and every fault that was not named right."""
+    """Return the counts, by family, and every fault that was not named correctly."""
     names = ("detected", "side", "layer", "op")
     lines = [
         f"| family | faults | {' | '.join(names)} | named right | among equals | undetermined | wrong name |",

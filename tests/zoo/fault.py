@@ -40,7 +40,7 @@ How = Literal["c", "weights", "trace"]
 
 @dataclass(frozen=True)
 class Case:
-    """A fault at one place, and what the harness has to say about it."""
+    """A fault at one place, and what the harness has to report."""
 
     fault: Fault
     tap: str
@@ -67,7 +67,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to be wrong."""
+    """One fault."""
 
     name: str
     family: int
@@ -135,10 +135,10 @@ class EngineFault(Fault):
 
 @dataclass(frozen=True)
 class WeightFault(Fault):
-    """A damaged copy of the model file; the specification reads the right one."""
+    """A modified copy of the model file; the specification reads the original."""
 
     damage: Callable[[DamagedModel, str], None] = lambda model, tap: None
-    """Changes a copy of the file, given the full name of the tap that has to go wrong."""
+    """Changes a copy of the file, given the full name of the tap that must become wrong."""
     source: str = ""
     """Base that is copied, when it is not ``base``."""
 
@@ -149,7 +149,7 @@ class WeightFault(Fault):
 
 @dataclass(frozen=True)
 class TraceFault(Fault):
-    """A healthy engine's trace in which one array was changed. What follows it was computed from the right one,
+    """A healthy engine's trace in which one array was changed. What follows it was computed from the correct one,
     so the operation that reads it no longer fits either: only the *first* finding is the fault."""
 
     change: Callable[[Recording, int, str], None] = lambda recording, index, tap: None

@@ -1,4 +1,4 @@
-"""Model files of the zoo: small synthetic ones; damaged copies of them are ``crossval.selftest.damage``'s."""
+"""Model files of the zoo: small synthetic ones; ``crossval.selftest.damage`` makes modified copies."""
 
 from __future__ import annotations
 

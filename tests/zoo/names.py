@@ -1,4 +1,4 @@
-"""Which diagnosis is the right one for each fault: names as ``diagnose.search`` says them, with wildcards.
+"""Which diagnosis is correct for each fault: names as ``diagnose.search`` reports them, with wildcards.
 
 Faults that are not listed have no name anywhere: for them every name is a wrong one. ``{previous}``, ``{layer}``
 and ``{next}`` stand for the layer of the case and its neighbours, ``{tap}`` and ``{tensor}`` for its operation's.
@@ -171,7 +171,7 @@ OPEN = frozenset({"rope-position-restarts"})
 
 
 def patterns(case: Case) -> tuple[str, ...]:
-    """Return the right names for a case; none: it has no name."""
+    """Return the correct names for a case; none: it has no name."""
     right = RIGHT.get(case.fault.name, ())
     layer = case.layer or 0
     tap = taps.parse(case.tap).tap

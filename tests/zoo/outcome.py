@@ -1,4 +1,4 @@
-"""What became of each case: where it really shows, and what the harness said."""
+"""The outcome of each case: where it actually shows, and what the harness reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Naming = Literal["right", "undetermined", "wrong", "nameless"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One case after the fact."""
+    """One case and its outcome."""
 
     case: Case
     shown: Difference | None
@@ -36,7 +36,7 @@ class Outcome:
     diagnosis: Diagnosis | None = None
     """None where the case was not diagnosed."""
     acquitted: bool = False
-    """Whether the recording is blamed, although the engine is wrong; asked where the case was diagnosed."""
+    """Whether a recording error is reported, although the engine is wrong; only if the case was diagnosed."""
 
     @property
     def in_place(self) -> bool:
@@ -45,17 +45,17 @@ class Outcome:
 
     @property
     def detected(self) -> bool:
-        """Whether the harness noticed anything."""
+        """Whether the harness detected anything."""
         return self.found is not None
 
     @property
     def right_side(self) -> bool:
-        """Whether the harness blames the faulty engine, whichever side it is on."""
+        """Whether the harness reports the faulty engine, whichever side it is on."""
         return (self.as_candidate, self.as_reference) == ("candidate_defect", "reference_defect")
 
     @property
     def right_op(self) -> bool:
-        """Whether layer, operation and kind of pass are right."""
+        """Whether layer, operation and kind of pass are correct."""
         return self.found is not None and self._expected == (self.found.tap, self.found.pass_kind)
 
     @property

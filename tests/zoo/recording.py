@@ -1,4 +1,4 @@
-"""What an engine computed, held in memory: run one, copy it, find where two part."""
+"""An engine's results in memory: run one, copy it, find where two differ."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def record(model: Path, kernel: str | None = None) -> Recording:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two recordings first have other bits."""
+    """Where two recordings first differ in bits."""
 
     tap: str
     pass_kind: PassKind

@@ -13,7 +13,7 @@ Kind = Literal["statement", "expression", "before", "after", "function"]
 
 @dataclass(frozen=True)
 class Site:
-    """A place in the source and how a fault's code takes it.
+    """A place in the source, and how a fault's code replaces it.
 
     ``statement``: the code runs instead of the text; ``expression``: it is evaluated instead; ``before`` and
     ``after``: it runs there in addition (``after`` the head of a function it may return); ``function``: it is in
@@ -126,4 +126,4 @@ DAMAGEABLE = (
     "inp_embd", "q", "k", "v", "q_rope", "kqv_out", "attn_o_out", "ffn_inp", "ffn_gate", "ffn_up", "ffn_down",
     "l_out", "result_output",
 )  # fmt: skip
-"""Taps that are recorded before anything reads them: changing one there is a running engine's mistake."""
+"""Taps that are recorded before anything reads them: changing one there is a fault of the running engine."""

@@ -1,4 +1,4 @@
-"""Faults that turn the text into nonsense, and what ``crossval smoke`` says of each.
+"""Faults that turn the text into nonsense, and what ``crossval smoke`` reports for each.
 
 ``python -m tests.zoo.smoke [--write]`` asks the engine the long suite once per fault and prints the table of
 docs/smoke.md (``--write``: puts it there).
@@ -36,13 +36,13 @@ FAULTS = {
     "skipped FFN sub-norm": ("sub-norm-skipped:op=ffn_sub_norm", "ffn_sub_norm is left out in every layer"),
     "SiLU": ("act-silu", "x * sigmoid(x) instead of relu(x)^2"),
 }
-"""Name -> the fault in the words of ``BN_FAULT``, in every layer, and what is wrong. Which of these it is, the
-text does not say."""
+"""Name -> the fault in the words of ``BN_FAULT``, in every layer, and what is wrong. The text does not show which
+of these it is."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ``crossval smoke`` said of one engine."""
+    """What ``crossval smoke`` reported for one engine."""
 
     exit_code: int
     n_prompts: int
@@ -52,7 +52,7 @@ class Outcome:
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers."""
+        """Fraction of correct answers."""
         return self.correct / self.n_prompts
 
 

@@ -1,4 +1,4 @@
-"""Mistakes of an engine that does not say how it rounds, on every choice of taps."""
+"""Bugs of an engine that does not state how it rounds, on every choice of taps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROMPT = (1019, 273, 271, 220, 17, 10, 17, 30)
 N_DECODE = 3
 LAYER = 2
 INVISIBLE = frozenset({"eps x 10"})
-"""Mistakes that are smaller than a rounding in the middle of the model: not tried there."""
+"""Bugs that are smaller than a rounding in the middle of the model: not tried there."""
 
 
 def unstated_cells(

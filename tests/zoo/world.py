@@ -52,20 +52,20 @@ class World:
         return path
 
     def healthy(self, base: str) -> Recording:
-        """Return what the real engine computes."""
+        """Return what the healthy engine computes."""
         if base not in self._healthy:
             assert self._select is None, "record the healthy engine before the faulty one is loaded"
             self._healthy[base] = record(self.model(base))
         return self._healthy[base]
 
     def weights(self, base: str) -> SpecWeights:
-        """Return the right weights as the specification reads them."""
+        """Return the correct weights as the specification reads them."""
         if base not in self._weights:
             self._weights[base] = SpecWeights(self.model(base))
         return self._weights[base]
 
     def healthy_audit(self, base: str) -> AuditResult:
-        """Return what the audit says about the real engine."""
+        """Return the audit of the healthy engine."""
         if base not in self._audits:
             self._audits[base] = audited(self.healthy(base), self.weights(base))
         return self._audits[base]
@@ -104,7 +104,7 @@ class World:
             self.select("")
 
     def damaged(self, case: Case) -> Path:
-        """Return a damaged copy of the model file, valid until the next call."""
+        """Return a modified copy of the model file, valid until the next call."""
         fault = case.fault
         assert isinstance(fault, WeightFault)
         path = self.folder / "damaged.gguf"
@@ -113,6 +113,6 @@ class World:
 
 
 def token_ids(model: Path) -> list[int]:
-    """Tokenise ``TEXT`` as a model file says."""
+    """Tokenise ``TEXT`` with the tokenizer of a model file."""
     with GGUFFile.open(model) as gguf:
         return Tokenizer.from_gguf(gguf).encode(TEXT)

@@ -1,10 +1,10 @@
-"""Variants: the ways in which people get an operation wrong, each as a formula in NumPy float64.
+"""Variants: known ways of getting an operation wrong, each as a formula in NumPy float64.
 
 ``VARIANTS`` is the list; there is one module for each kind of operation. To add a variant, add one entry to the
 table of its module: a name, one sentence, and the function that computes the wrong output from a ``Context``. A
-variant whose parameter is estimated from what was recorded goes into ``FITTED``: a function that yields a ``Fit``
-for each estimate. The tests simulate and diagnose it, and ``python -m crossval.diagnose.variants >
-docs/variants.md`` renews the list in the documentation.
+variant whose parameter is estimated from the recorded values goes into ``FITTED``: a function that yields a
+``Fit`` for each estimate. The tests simulate and diagnose it, and ``python -m crossval.diagnose.variants >
+docs/variants.md`` regenerates the list in the documentation.
 """
 
 from __future__ import annotations
@@ -73,18 +73,18 @@ FITTED: tuple[Variant, ...] = (
     *tokens.FITTED,
     *other_taps.FITTED,
 )
-"""Their parameters are estimated from what was recorded; tried when nothing in ``VARIANTS`` explains it."""
+"""Variants with parameters estimated from the recorded values; tried if nothing in ``VARIANTS`` explains them."""
 
 
 def candidates(context: Context, *, deferred: bool = False) -> Iterator[Candidate]:
-    """Yield the concrete mistakes that may explain one operation; the costly ones only when asked for."""
+    """Yield the concrete mistakes that may explain one operation; the costly ones only on request."""
     for variant in VARIANTS:
         if variant.deferred == deferred:
             yield from variant.candidates(context)
 
 
 def fitted(context: Context) -> Iterator[Candidate]:
-    """Yield the mistakes whose parameters, estimated from what was recorded, come close to it."""
+    """Yield the mistakes that, with parameters estimated from the recorded values, come close to them."""
     for variant in FITTED:
         yield from variant.candidates(context)
 

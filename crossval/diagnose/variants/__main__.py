@@ -10,7 +10,7 @@ from crossval.model import taps
 
 HEADER = """# Known mistakes
 
-Generated from `crossval/diagnose/variants`; do not edit. Renew with
+Generated from `crossval/diagnose/variants`; do not edit. Regenerate with
 `python -m crossval.diagnose.variants > docs/variants.md`.
 
 A wrong operation is computed again with each known mistake that applies to it. One is named only when its output

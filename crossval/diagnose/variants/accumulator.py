@@ -14,7 +14,7 @@ from crossval.model.taps import BITLINEARS
 
 LANES = 16
 GROUP = 4096
-"""Elements after which bitnet.cpp widens its 16-bit lanes (32 blocks of 128)."""
+"""Number of elements after which bitnet.cpp widens its 16-bit lanes (32 blocks of 128)."""
 
 
 def _wrap16(x: Array) -> Array:
@@ -51,7 +51,7 @@ def _whole(limit: Callable[[Array], Array]) -> Product:
 
 
 def _whole_raw(limit: Callable[[Array], Array]) -> Product:
-    """The sum of codes 0, 1, 2 times int8 is limited; the sum of the activations is subtracted afterwards."""
+    """Limit the sum of codes 0, 1, 2 times int8; the sum of the activations is subtracted afterwards."""
 
     def dot(codes: Array, rows: Array) -> Array:
         raw = (codes @ (rows + np.float32(1)).T).astype(np.float64)
@@ -83,17 +83,17 @@ VARIANTS = (
 # --- fitted: every wrong sum is off by a multiple of a power of two -------------------------------------------
 
 WIDTHS = (16, 15, 14, 13, 12, 11, 10, 9)
-"""Not 8: an int8 activation that wraps is off by 256, too."""
+"""Not 8: an int8 activation that wraps around is also off by 256."""
 TOLERANCE = 1e-6
-"""Relative to the sum: how far float32 may be from a whole number."""
+"""How far a float32 sum may be from an integer, relative to the sum."""
 FEW = 0.05
-"""The same, absolutely."""
+"""The same, absolute."""
 SHARP = 0.02
-"""Share of the power of two within which a sum has to be known to prove anything."""
+"""Fraction of the power of two within which a sum must be known to be of use."""
 
 
 def _off(context: Context, modulus: float) -> tuple[Array, Array]:
-    """Return by how many moduli each sum is off, and which sums that does not explain."""
+    """Return by how many multiples of the modulus each sum is off, and which sums that does not explain."""
     codes, scale = context.quantized
     wanted = recorded_sums(context, scale)
     right = linear(context, codes=codes, scale=scale, unscale=1.0, weight_scale=1.0)

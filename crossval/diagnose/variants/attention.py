@@ -17,7 +17,7 @@ KQ = on("kq")
 KQV = on("kqv_out")
 BY_HEAD = on("q_rope", "k_rope", "kq", "kq_soft_max", "kqv_out")
 MOST_ROWS = 8
-"""Tokens by which heads are compared; the output found is verified on all."""
+"""Number of tokens on which heads are compared; the output found is verified on all."""
 
 # --- heads ----------------------------------------------------------------------------------------------------
 
@@ -33,7 +33,7 @@ def by_head(context: Context, output: Array) -> Array:
 
 
 def _merged(context: Context, heads: Array) -> Array:
-    """Bring ``(heads, n_rows, values)`` into the shape of the output."""
+    """Reshape ``(heads, n_rows, values)`` to the shape of the output."""
     if context.op.name in ("kq", "kq_soft_max"):
         return heads
     return heads.transpose(1, 0, 2).reshape(context.target.shape)
@@ -58,7 +58,7 @@ def _own_kv_heads(context: Context) -> Array:
 
 
 def _mapped(function: Callable[[Array, int, int], Array]) -> Callable[[Context], Array]:
-    """Return a variant with another map from query heads to KV heads; none where it is the right map."""
+    """Return a variant with another map from query heads to KV heads; inapplicable if it is the correct map."""
 
     def variant(c: Context) -> Array:
         heads = function(np.arange(c.config.n_heads), c.config.n_heads, c.config.n_kv_heads)
@@ -92,7 +92,7 @@ def _with_cells(context: Context, cells: Array) -> Array:
 
 
 def _cells_rotated(context: Context, scope: str) -> Array:
-    """Rotate once more what goes into the cache: V, or K a second time."""
+    """Rotate what is stored in the cache: V, or K a second time."""
     cells = widen(context.raw[1])
     turned = context.round(1, rope(cells, np.arange(cells.shape[0]), base=context.config.rope_base))
     return context.op.function(context.inputs[0], cells_in(context, turned, context.inputs[1], scope))

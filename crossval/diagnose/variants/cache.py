@@ -1,4 +1,4 @@
-"""KV cache cells that do not hold what was stored, or hold other cells, zeros, another layer's (family 11)."""
+"""KV cache cells with wrong contents: other cells, zeros, another layer's (family 11)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from crossval.passes import pass_kind
 
 READS_CACHE = on("kq", "kqv_out")
 MOST_CELLS = 512
-"""Cells that are looked at one by one."""
+"""Number of cells tried one at a time."""
 MOST_WRONG = 64
-"""Wrong cells that are looked up."""
+"""Number of wrong cells looked up."""
 MOST_LISTED = 8
 
 Places = Callable[[Array], tuple[Array, Array]]
-"""Of the positions of a pass's tokens: the cells that are written, and whose keys or values they get."""
+"""From the positions of a pass's tokens to the cells written, and the tokens whose keys or values they get."""
 SCOPES = ("this pass", "all passes", "prefill", "decode")
-"""Passes in which a mistake is made; it has the same name in all of them."""
+"""Passes in which a mistake is made; its name does not depend on them."""
 
 
 def _cached_tap(context: Context) -> str:
-    """Return the tap that the cells are made of."""
+    """Return the tap whose rows the cells hold."""
     return "k_rope" if context.op.name == "kq" else "v"
 
 
@@ -52,7 +52,7 @@ def cells_in(context: Context, inside: Array, outside: Array, scope: str) -> Arr
 
 
 def _stored(places: Places) -> Callable[[Context, str], Array]:
-    """Return a variant that fills the cache pass by pass, wrongly in some."""
+    """Return a variant that fills the cache pass by pass, incorrectly in some."""
 
     def function(c: Context, scope: str) -> Array:
         right = c.inputs[1]
@@ -66,7 +66,7 @@ def _stored(places: Places) -> Callable[[Context, str], Array]:
 
 
 def _late_from_cache(context: Context, scope: str) -> Array:
-    """The first token of a pass finds what the cache holds there, which may be wrong itself."""
+    """The first token of a pass reads what the cache holds there, which may itself be wrong."""
     right = context.inputs[1]
     cells = right.copy()
     for at, wrong in passes(context, scope):
@@ -77,7 +77,7 @@ def _late_from_cache(context: Context, scope: str) -> Array:
 
 
 def _changed(change: Callable[[Array, int], Array]) -> Callable[[Context], Array]:
-    """Return a variant that changes the cells as they are read; the pass's own start at the given index."""
+    """Return a variant that changes the cells as they are read; those of the pass start at the given index."""
 
     def function(c: Context) -> Array:
         cells = c.inputs[1]
@@ -89,7 +89,7 @@ def _changed(change: Callable[[Array, int], Array]) -> Callable[[Context], Array
 
 
 def _single_cells(context: Context) -> Iterator[Fit]:
-    """Yield single cells with zeros, their neighbour before, or the newest; not those with names of their own."""
+    """Yield single cells with zeros, the cell before, or the newest; not those that have their own names."""
     n = context.raw[1].shape[0]
     start, last = n - context.n_tokens, n - 1
     for cell in _suspects(context) if n <= MOST_CELLS else ():
@@ -108,7 +108,7 @@ def _holding(cell: int, source: int) -> Fit:
 
 
 def _suspects(context: Context) -> Sequence[int]:
-    """Return the cells any one of which could explain by itself what deviates: all, when nothing does."""
+    """Return the cells that could each explain the deviation alone: all, if nothing deviates."""
     n = context.raw[1].shape[0]
     with np.errstate(over="ignore", invalid="ignore"):
         off = context.masked(context.target - context.expected)
@@ -122,9 +122,9 @@ def _suspects(context: Context) -> Sequence[int]:
 
 
 def _unexplained(context: Context, off: Array) -> Array | None:
-    """Return for each cell how much of a change of the weighted sums no other content of it explains, ``(n_kv,)``.
+    """Return for each cell how much of a change of the weighted sums remains whatever it holds, ``(n_kv,)``.
 
-    None: there is no change to speak of.
+    None: there is no significant change.
     """
     size = float(np.linalg.norm(off))
     if size <= ROUGHLY * float(np.linalg.norm(context.expected)):
@@ -146,7 +146,7 @@ def _by_kv_head(context: Context, sums: Array) -> tuple[Array, Array]:
 
 
 def _single(context: Context, at: int, source: int) -> Array:
-    """Exchange one cell: a change of one column of the scores, or a rank-one change of the weighted sum."""
+    """Replace one cell: a change of one column of the scores, or a rank-one change of the weighted sum."""
     first, cells = context.inputs
     content = np.zeros_like(cells[at]) if source < 0 else cells[source]
     output = context.expected.copy()
@@ -207,7 +207,7 @@ class _Pool:
 
 
 def _pool(context: Context) -> _Pool:
-    """Collect the cells of every layer that was recorded, this one first."""
+    """Collect the cells of every recorded layer, this one first."""
     own, right = context.layer, context.inputs[1]
     assert own is not None
     cells, layers = [right], [own]
@@ -224,7 +224,7 @@ def _pool(context: Context) -> _Pool:
 
 
 def _wrong_keys(context: Context, pool: _Pool) -> dict[int, int]:
-    """Return for each wrong cell the index of what it holds, by its column of the scores; -1: zeros."""
+    """Return for each wrong cell the index of what it holds, found from its column of the scores; -1: zeros."""
     q, visible = context.inputs[0], context.visible
     assert visible is not None
     target, right = context.target, context.expected
@@ -269,7 +269,7 @@ def _wrong_values(context: Context, pool: _Pool) -> dict[int, int]:
 
 
 def _wrong_value(right: Array, pool: _Pool, grouped: Array, change: Array) -> dict[int, int]:
-    """Return the one cell whose weights all changes are multiples of, and what it holds."""
+    """Return the single cell that explains all changes as multiples of its weights, and what it holds."""
     squares = (grouped**2).sum(axis=1)  # (n_kv_heads, n_kv)
     with np.errstate(all="ignore"):
         cells = np.einsum("gkc,gkd->cgd", grouped, change) / squares.T[..., None]
@@ -286,7 +286,7 @@ def _wrong_value(right: Array, pool: _Pool, grouped: Array, change: Array) -> di
 
 
 def _guesses(context: Context, pool: _Pool) -> dict[int, int]:
-    """Try what few tokens cannot be solved for: all cells of another layer, two cells exchanged."""
+    """Try what cannot be solved for from few tokens: all cells of another layer, two cells swapped."""
     right, n = context.inputs[1], context.inputs[1].shape[0]
     change = context.target - context.expected
     least = ROUGHLY * float(np.linalg.norm(change))
@@ -319,7 +319,7 @@ def _found(context: Context, pool: _Pool) -> dict[int, int]:
 
 
 def _held(context: Context) -> Iterator[Fit]:
-    """Find what the wrong cells hold, and say it as a rule where there is one."""
+    """Find what the wrong cells hold, and describe it by a rule if there is one."""
     if context.inputs[1].shape[0] > MOST_CELLS:
         return
     pool = _pool(context)

@@ -1,4 +1,4 @@
-"""What a variant computes from: one recorded operation, and matrix products with every step exchangeable."""
+"""The input of a variant: one recorded operation, and matrix products with every step replaceable."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["Array", "Context", "Inapplicable", "Quantizer", "head", "linear", "o
 Quantizer = Literal["float64", "float32", "fused", "divide"]
 """How an engine gets from a float activation to its code (see ``scaled``)."""
 RowsOf = Callable[[TernaryMatrix, IntArray], Array]
-"""Gives some rows of a matrix as an engine sees them: ``(features, cols)``."""
+"""Returns some rows of a matrix as an engine sees them: ``(features, cols)``."""
 Product = Callable[[Array, Array], Array]
-"""Multiplies codes ``(n_rows, cols)`` with rows of a matrix: ``(n_rows, features)``."""
+"""Multiplies codes ``(n_rows, cols)`` by rows of a matrix: ``(n_rows, features)``."""
 
 CHUNK_FEATURES = 512
 """Output features of a matrix multiplied at a time; bounds memory."""
@@ -32,16 +32,16 @@ class Held:
     own: TernaryMatrix | None = None
     scales: dict[str, float] = field(default_factory=dict)
     cut: dict[tuple[str, bytes], TernaryMatrix] = field(default_factory=dict)
-    """Rows looked at, by name and which."""
+    """Sampled rows, by tensor name and selection."""
 
 
 @dataclass(frozen=True)
 class Context(RecordedOp):
-    """A recorded operation to be diagnosed; of matrix products, seen at some output features."""
+    """A recorded operation to be diagnosed; of a matrix product, possibly only some output features."""
 
     quantizer: Quantizer = "float64"
     features: IntArray | None = None
-    """Output features looked at (matrix products only); None: all."""
+    """Sampled output features (matrix products only); None: all."""
     held: Held = field(default_factory=Held)
     _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -56,7 +56,7 @@ class Context(RecordedOp):
         return isinstance(self.op.kind, BitLinear | Head)
 
     def flat(self, output: Array) -> Array:
-        """Bring a whole output, shaped as the tap, into the shape of ``target``."""
+        """Reshape a complete output, shaped as the tap, to the shape of ``target``."""
         if not self.is_flat:
             return output
         flat = output.reshape(output.shape[0], -1)
@@ -64,7 +64,7 @@ class Context(RecordedOp):
 
     @cached_property
     def target(self) -> Array:
-        """The recorded output in float64; of matrix products ``(n_rows, features looked at)``."""
+        """The recorded output in float64; of matrix products ``(n_rows, sampled features)``."""
         return self.flat(widen(self.recorded))
 
     @cached_property
@@ -122,7 +122,7 @@ class Context(RecordedOp):
         return self.held.own
 
     def other(self, name: str) -> TernaryMatrix:
-        """Return the rows looked at of another ternary matrix, and its scale."""
+        """Return the sampled rows of another ternary matrix, and its scale."""
         if self.features is None:
             return self._decoded(name)
         key = (name, self.features.tobytes())
@@ -145,17 +145,17 @@ class Context(RecordedOp):
 
     @property
     def looked_at(self) -> IntArray:
-        """Numbers of the output features that ``target`` holds."""
+        """Indices of the output features that ``target`` holds."""
         return np.arange(self.recorded[0].size) if self.features is None else self.features
 
     def feature_chunks(self, n_features: int) -> Iterator[IntArray]:
-        """Yield the output features to compute, some at a time."""
+        """Yield the output features to compute, in blocks."""
         wanted = np.arange(n_features) if self.features is None else self.features
         for first in range(0, wanted.size, CHUNK_FEATURES):
             yield wanted[first : first + CHUNK_FEATURES]
 
     def once(self, key: str, compute: Callable[[Context], Any]) -> Any:
-        """Return what ``compute`` returned the first time it was asked for under this key."""
+        """Return what ``compute`` returned at the first call with this key."""
         if key not in self._known:
             self._known[key] = compute(self)
         return self._known[key]
@@ -163,7 +163,7 @@ class Context(RecordedOp):
     # --- changes ----------------------------------------------------------------------------------------------
 
     def sampled(self, features: IntArray | None) -> Context:
-        """Return the same operation seen at some of its output features."""
+        """Return the same operation restricted to some of its output features."""
         return replace(self, features=features)
 
     def of_tokens(self, kept: Array) -> Context:
@@ -175,7 +175,7 @@ class Context(RecordedOp):
 
 of_records = Context.of_records
 
-# --- BitLinear and the head with every step exchangeable ------------------------------------------------------
+# --- BitLinear and the LM head with every step replaceable ----------------------------------------------------
 
 
 def peak(x: Array) -> Array:
@@ -241,10 +241,10 @@ def linear(
     rows_of: RowsOf = own_rows,
     dot: Product = product,
 ) -> Array:
-    """Compute BitLinear with some of its parts exchanged: quantise, accumulate, rescale.
+    """Compute BitLinear with some of its parts replaced: quantise, accumulate, rescale.
 
     ``scale`` quantises; the sums are divided by ``unscale`` (the same unless given), then multiplied by
-    ``weight_scale``. ``matrix`` is another tensor, cut to the rows looked at (``Context.other``).
+    ``weight_scale``. ``matrix`` is another tensor, cut to the sampled rows (``Context.other``).
     """
     if x is None and scale is None and codes is None:
         codes, scale = context.quantized
@@ -264,9 +264,9 @@ def head(
     table: Array | None = None,
     change: Callable[[Array], Array] = lambda rows: rows,
 ) -> Array:
-    """Multiply with the rows of the LM head's table that are looked at: logits ``(n_rows, features)``.
+    """Multiply by the sampled rows of the LM head's table: logits ``(n_rows, features)``.
 
-    ``change`` is made to these rows, in float64.
+    ``change`` is applied to these rows, in float64.
     """
     x = context.inputs[0] if x is None else x
     table = context.vector if table is None else table

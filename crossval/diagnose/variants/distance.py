@@ -1,4 +1,4 @@
-"""How far a variant is from what was recorded, and how far correct float32 arithmetic may be."""
+"""How far a variant is from the recorded values, and how far correct float32 arithmetic may be."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from crossval.diagnose.variants.context import Array, Context
 from crossval.model.kinds import Add, Embedding, FloatArray, Head, Multiply, RmsNorm, Silu, Softmax, SquaredRelu
 
 SLACK = 4.0
-"""A variant's engine has as many roundings as a right one, within this factor."""
+"""An engine with a mistake has as many roundings as a correct one, within this factor."""
 LINEAR_FLOOR = 2e-5
 """One int8 flip in a row moves it by 1e-4 or more; a float32 sum over all inputs, in any order, stays below."""
 LOW_STEPS = 6.0
-"""Roundings to a 16-bit format in any one operation."""
+"""Maximum number of roundings to a 16-bit format in one operation."""
 LARGEST_FLOOR = 1e-2
 """However ill-conditioned an operation is on its input, a variant farther away than this does not fit."""
 TIE_REACH = 127 * 4 * U
-"""How near to a tie, in codes, a recorded activation may be rounded either way."""
+"""Distance from a tie, in codes, within which a recorded activation may be rounded either way."""
 TABLE_FLOOR = 2e-3
 """ggml looks some activation functions up in a binary16 table."""
 
@@ -80,7 +80,7 @@ def floor(context: Context, output: Array, family: int, arithmetic: Arithmetic) 
 
 
 def near_ties(x: Array, reach: float = TIE_REACH) -> npt.NDArray[np.bool_]:
-    """Return which rows of activations have one so near to a rounding tie that engines may differ."""
+    """Return which rows have an activation so near to a rounding tie that engines may differ."""
     scaled = x * (127.0 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5))
     with np.errstate(invalid="ignore"):
         return np.asarray((np.abs(scaled - np.floor(scaled) - 0.5) <= reach).any(axis=-1))

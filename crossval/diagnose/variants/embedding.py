@@ -18,7 +18,7 @@ from crossval.passes import PassRecord
 
 EMBED = on("inp_embd")
 PROBED = 4
-"""Columns of the table that are compared first."""
+"""Number of columns of the table compared first."""
 BLOCKS = (2, 4, 8, 16, 32, 64, 128)
 
 
@@ -59,7 +59,7 @@ VARIANTS = (
 
 
 def _found_ids(context: Context) -> Array:
-    """Return for each token the id whose row of the table it holds; its own where that fits.
+    """Return for each token the id whose row of the table it holds; its own if that fits.
 
     Raises:
         Inapplicable: a token holds no row of the table, or all hold their own.
@@ -80,7 +80,7 @@ def _found_ids(context: Context) -> Array:
 
 
 def _maps(context: Context) -> Iterator[Fit]:
-    """Find the rules that lead from each token's id to the id whose row it holds."""
+    """Find the rules that map each token's id to the id whose row it holds."""
     ids, found = context.inputs[0], context.once("ids found", _found_ids)
     rules = list(_rules(ids, found))
     yield from rules
@@ -92,12 +92,12 @@ def _maps(context: Context) -> Iterator[Fit]:
 
 
 def _fit(name: str, taken: Callable[[Array], Array]) -> Fit:
-    """Return a rule by which rows are taken: token ids to ids."""
+    """Return a rule by which rows are chosen, from token ids to ids."""
     return Fit(name, lambda c: _rows(c, taken(c.inputs[0])))
 
 
 def _rules(ids: Array, found: Array) -> Iterator[Fit]:
-    """Yield rules that hold for all ids: an offset, a remainder, a limit, one row for all beyond a limit."""
+    """Yield rules that hold for all ids: an offset, a remainder, a limit, one row for all above a limit."""
     wrong = found != ids
     offsets = np.unique(found - ids)
     if offsets.size == 1:
@@ -118,7 +118,7 @@ def _modulo(size: int, ids: Array) -> Array:
 
 
 def _moduli(ids: Array, found: Array) -> list[int]:
-    """Return the numbers modulo which these are the ids; of several, the power of two."""
+    """Return the moduli that give these ids; of several, the power of two."""
     if (found > ids).any():
         return []
     multiple = int(np.gcd.reduce((ids - found)[found != ids]))
@@ -132,7 +132,7 @@ def _moduli(ids: Array, found: Array) -> list[int]:
 
 
 def _order(ids: Array, found: Array, size: int) -> dict[int, int]:
-    """Return what place within a block holds which, where that is the same in all blocks and seen twice."""
+    """Return the permutation within a block, if it is the same in all blocks and seen twice."""
     if not np.array_equal(found // size, ids // size):
         return {}
     order = dict(zip((ids % size).tolist(), (found % size).tolist(), strict=True))
@@ -160,8 +160,8 @@ FITTED = (
 
 # --- rows of zeros --------------------------------------------------------------------------------------------
 #
-# A part of the table that is missing and tokens that were never written look the same. Which tokens hold zeros is
-# compared with their ids, in every pass that was recorded; the variants of kernels look at their places.
+# A missing part of the table and tokens that were never written look the same. Here the tokens that hold zeros are
+# compared by their ids, in every recorded pass; the variants in ``kernels`` compare them by their places.
 
 
 def _ids_by_content(context: Context, passes: Sequence[PassRecord]) -> tuple[set[int], set[int]]:
@@ -179,7 +179,7 @@ def _ids_by_content(context: Context, passes: Sequence[PassRecord]) -> tuple[set
 
 
 def _missing_ids(context: Context) -> Iterator[Fit]:
-    """Find a range of token ids whose rows are zero; the group is what kernels' variants call the tokens."""
+    """Find a range of token ids whose rows are zero; the group is the name of the tokens in ``kernels``."""
     zero, other = _ids_by_content(context, context.passes)
     if not zero or not other or zero & other:
         return
@@ -205,7 +205,7 @@ def _without_ids(first: int, stop: int, context: Context) -> Array:
 
 
 def _missing_rows(context: Context) -> Iterator[None]:
-    """Find out whether all tokens of a pass hold zeros while none with their ids holds anything.
+    """Check whether all tokens of a pass hold zeros while no token with their ids holds anything else.
 
     In passes of the same kind: decoded tokens may be looked up by other code than a prompt.
     """
@@ -228,6 +228,6 @@ MISSING = (
         ops=EMBED),
 )
 # fmt: on
-"""Beside what a kernel did not write: both have to be seen."""
+"""Tried together with tokens that a kernel did not write: both explanations have to be seen."""
 
 # fmt: off

@@ -1,4 +1,4 @@
-"""Mistakes with a parameter: it is estimated from what was recorded, the mistake then verified like any other.
+"""Mistakes with a parameter, which is estimated from the recorded values; then verified like any other.
 
 An estimate is only a proposal. It has to explain every token as well as float32 arithmetic allows, which a wrong
 formula cannot do by chance: there are always more recorded values than fitted ones. Fits are tried after the
@@ -19,7 +19,7 @@ from crossval.diagnose.variants.variant import Variant
 from crossval.model.kinds import FloatArray, IntArray
 
 STRICT = 1e-5
-"""Relative L2 per token that a fitted output must reach: float32 arithmetic does, a mere resemblance not."""
+"""Relative L2 per token that a fitted output must reach: float32 arithmetic does, mere resemblance does not."""
 ROUGHLY = 2e-3
 """The same before it is known which inputs an engine rounds to binary16."""
 SAME = 1e-4
@@ -27,12 +27,12 @@ SAME = 1e-4
 CLOSE = 1e-3
 """Relative distance on a few values below which a fit is worth checking on all of them."""
 MOST = 8
-"""Fits of one kind that are checked on all tokens."""
+"""Number of fits of one kind that are checked on all tokens."""
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A mistake with its parameter filled in; printed as its name."""
+    """A mistake with its parameter filled in; its string is its name."""
 
     name: str
     """What the variant's ``{}`` stands for: the parameter, or all of the name."""
@@ -54,13 +54,13 @@ def fitted(name: str, explanation: str, fits: Callable[[Context], Iterator[Fit]]
 
 
 def number(x: float, digits: int = 5) -> str:
-    """Return a fitted number as a name prints it: the same in every pass of an engine."""
+    """Return a fitted number as it is printed in a name: the same in every pass of an engine."""
     text = f"{x:.{digits}g}"
     return "0" if float(text) == 0 else text
 
 
 def close(x: float, values: Iterable[float], rel: float = SAME) -> bool:
-    """Return whether a number is one of those with names of their own."""
+    """Return whether a number is one of those that have their own names."""
     return any(abs(x - value) <= rel * max(abs(x), abs(value)) for value in values)
 
 
@@ -113,7 +113,7 @@ def log_minimum(distance: Callable[[float], float], middle: float, reach: float)
 
 
 def require(context: Context, output: Array, limit: float = STRICT) -> Array:
-    """Return an output that fits what was recorded in every token.
+    """Return an output that fits the recorded one in every token.
 
     Raises:
         Inapplicable: it does not.
@@ -124,7 +124,7 @@ def require(context: Context, output: Array, limit: float = STRICT) -> Array:
 
 
 def is_off(target: Array, right: Array, limit: float = STRICT) -> Array:
-    """Return which rows, ``(rows, values)``, are farther apart than rounding."""
+    """Return which rows of ``(rows, values)`` differ by more than rounding."""
     with np.errstate(all="ignore"):
         off = np.linalg.norm(target - right, axis=-1)
         size = np.maximum(np.linalg.norm(target, axis=-1), np.linalg.norm(right, axis=-1))
@@ -132,7 +132,7 @@ def is_off(target: Array, right: Array, limit: float = STRICT) -> Array:
 
 
 def sources(target: Array, pool: Array, limit: float = STRICT) -> Array:
-    """Return for each row of ``target`` the row of ``pool`` that it equals; -1: none.
+    """Return for each row of ``target`` the equal row of ``pool``; -1: none.
 
     Both ``(rows, values)``. Rows of zeros equal nothing.
     """
@@ -149,7 +149,7 @@ def sources(target: Array, pool: Array, limit: float = STRICT) -> Array:
 
 
 def recorded_sums(context: Context, scale: Array | float) -> FloatArray:
-    """Return the sums over the inputs that the recorded output stands for: ``(n_rows, features)``.
+    """Return the sums over the inputs that the recorded output corresponds to: ``(n_rows, features)``.
 
     Raises:
         Inapplicable: some values are not finite, or all are zero.
@@ -167,7 +167,7 @@ def settled(context: Context) -> Context:
 
 
 def probe(context: Context, n_features: int) -> IntArray:
-    """Return some of the output features looked at, spread evenly."""
+    """Return some of the sampled output features, spread evenly."""
     have = context.looked_at
     return have[np.unique(np.linspace(0, have.size - 1, n_features).astype(np.int64))]
 

@@ -1,4 +1,4 @@
-"""The right output times a constant: least squares (the operation's own family)."""
+"""The correct output times a constant: least squares (the operation's own family)."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ FAMILY = {
     13: on("ffn_inp", "l_out"),
 }
 LEAST = 2e-6
-"""Factors this near to 1 are rounding."""
+"""Factors this close to 1 are rounding."""
 LEAST_VALUES = 16
-"""Of fewer values, the wrong one of a single feature say, a factor says nothing."""
+"""Minimum number of values: of fewer, such as one wrong feature, a factor has no meaning."""
 WORTH = 0.1
-"""A factor must take away all but this part of what deviates to be worth trying on every token."""
+"""A factor must remove all but this fraction of the deviation to be worth trying on every token."""
 
 
 def _factor(context: Context) -> float:
-    """Return the factor between the right output and the recorded one.
+    """Return the factor between the correct output and the recorded one.
 
     Raises:
-        Inapplicable: there is none that comes near.
+        Inapplicable: none comes close.
     """
     target, right = context.masked(context.target), context.masked(context.expected)
     c = factor(target, right)

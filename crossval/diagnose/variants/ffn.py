@@ -17,7 +17,7 @@ ACT = on("ffn_act")
 OUT = on("ffn_out")
 Function = Callable[[Array], Array]
 LEAST_POINTS = 8
-"""Values that must be left to check a function on, beyond those it was fitted to."""
+"""Minimum number of values to check a function on, besides those it was fitted to."""
 
 
 def sigmoid(x: Array) -> Array:
@@ -157,7 +157,7 @@ def _leaky(x: Array, p: int, q: int, a: float) -> Array:
 
 
 def _limited(y: Array) -> float:
-    """Return the largest value, where it occurs so often that it must be a limit; else it is no limit."""
+    """Return the largest value if it occurs so often that it must be a limit; otherwise there is none."""
     top = float(y.max())
     alike = y[y >= top * (1 - 2e-6)]
     if alike.size < 2 or top <= 0:
@@ -166,7 +166,7 @@ def _limited(y: Array) -> float:
 
 
 def _limits(context: Context) -> Iterator[Fit]:
-    """Read a limit off the largest value."""
+    """Derive a limit from the largest value."""
     top = _limited(_points(context)[1])
     words = f"limited to {number(top, 4)}"
     yield _fit(f"squared ReLU {words}", lambda x: np.minimum(relu(x) ** 2, top))
@@ -187,7 +187,7 @@ def _lines(context: Context) -> Iterator[Fit]:
 
 
 def _thresholds(context: Context) -> Iterator[Fit]:
-    """Estimate ``max(x - t, 0)²`` from the root of what was recorded."""
+    """Estimate ``max(x - t, 0)²`` from the root of the recorded values."""
     x, y = _points(context)
     usable = y > 1e-6 * y.max()
     if usable.sum() < LEAST_POINTS or (y < 0).any():
@@ -208,7 +208,7 @@ def _swishes(context: Context) -> Iterator[Fit]:
 
 
 def _product_limits(context: Context) -> Iterator[Fit]:
-    """Read limits of the product off its largest values on either side."""
+    """Derive limits of the product from its largest values of either sign."""
     y = np.abs(context.target)
     if np.isfinite(y).all():
         top = _limited(y)

@@ -18,7 +18,7 @@ from crossval.formats import to_bf16, to_f16
 HEAD = on("result_output")
 CAPPED = on("kq", "result_output")
 SAME = 2e-6
-"""Logits nearer than this, relative to the largest, cannot be told apart."""
+"""Logits closer than this, relative to the largest, cannot be told apart."""
 MOST_VALUES = 4096
 GROUPS = (2, 4, 8, 16, 32, 64, 128, 256)
 MOST_LISTED = 16
@@ -94,7 +94,7 @@ VARIANTS = (
 
 
 def _unique(recorded: Array, right: Array) -> Array:
-    """Return for each recorded logit the only place whose right value it can be; -1: none, or several."""
+    """Return for each recorded logit the only place whose correct value it can be; -1: none, or several."""
     order = np.argsort(right)
     values, least = right[order], SAME * float(np.abs(right).max())
     first = np.searchsorted(values, recorded - least)
@@ -103,7 +103,7 @@ def _unique(recorded: Array, right: Array) -> Array:
 
 
 def _sources(context: Context) -> Array:
-    """Return for each logit the token id whose value it holds, as far as that is certain; else -1."""
+    """Return for each logit the token id whose value it holds, if that is certain; else -1."""
     whole = context.sampled(None)
     if not np.isfinite(whole.target).all():
         raise Inapplicable
@@ -116,7 +116,7 @@ def _sources(context: Context) -> Array:
 
 
 def _orders(context: Context) -> Iterator[Fit]:
-    """Find the rule by which logits lie in the places of others."""
+    """Find the rule by which logits are stored in the places of others."""
     found = _sources(context)
     n = found.size
     at = np.flatnonzero(found >= 0)
@@ -147,7 +147,7 @@ def _fit(name: str, taken: Callable[[Array], Array]) -> Fit:
 
 
 def _inside(found: Array, at: Array, size: int) -> Array | None:
-    """Return the order within groups where it is the same in all of them and seen twice; the rest stays."""
+    """Return the order within groups if it is the same in all of them and seen twice; other places keep theirs."""
     at = at[at < found.size // size * size]
     if at.size < 2 * size or (found[at] // size != at // size).any():
         return None

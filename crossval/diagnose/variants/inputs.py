@@ -1,4 +1,4 @@
-"""Inputs that do not count, and weights read from another place: found from the sums over blocks of inputs."""
+"""Inputs that count as zero, and weights read from another place: found from sums over blocks of inputs."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from crossval.model.kinds import IntArray, TernaryMatrix
 from crossval.model.taps import BITLINEARS
 
 N_PROBED = 24
-"""Output features that are looked at."""
+"""Number of output features sampled."""
 N_SUMS = 64
-"""Recorded sums that a stretch of inputs has to explain to be looked at."""
+"""Number of recorded sums that a range of inputs has to explain to be considered."""
 MIX = 1 << 16
-"""They are mixed with random factors below this, so that one number stands for all."""
+"""The sums are combined with random factors below this, so that one number represents all."""
 MOST_EQUATIONS = 4096
 MOST_BLOCKS = 64
 BLOCK = 32
 OFFSETS = (1, 2, 0)
-"""The activation sum is subtracted so often."""
+"""How many times the activation sum is subtracted."""
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """Some sums of a product: what was multiplied and what was recorded."""
+    """Some sums of a product: the factors and the recorded results."""
 
     context: Context
     features: IntArray
@@ -63,11 +63,11 @@ NAMES: dict[How, tuple[str, str]] = {
     "weights": ("weights of {} read as zeros", "the weights of {} (columns of the matrix) are read as zeros"),
     "input": ("{} not read", "{} are not read, neither to quantise nor to sum"),
 }
-"""Mechanisms that may give the same values."""
+"""Mechanisms that may give the same values: name and sentence."""
 
 
 def _fits(flags: Array | None, layout: layouts.Layout = layouts.RIGHT, offset: int = 1) -> Iterator[Fit]:
-    """Yield how some inputs come to count as zero; ``offset`` is subtracted from the codes 0, 1, 2."""
+    """Yield the ways in which some inputs count as zero; ``offset`` is subtracted from the codes 0, 1, 2."""
     if flags is None or flags.all() or not flags.any():
         return
     parts = [layout.name] if layout.name else []
@@ -93,7 +93,7 @@ def _without(flags: Array, how: How, rows_of: RowsOf, context: Context) -> Array
 
 
 def _lost(context: Context) -> Iterator[Fit]:
-    """Find a stretch of inputs that does not count, or is all that counts; else blocks that do not."""
+    """Find a range of inputs that counts as zero, or alone counts; otherwise blocks that count as zero."""
     seen = _probe(context, lambda c: max(N_SUMS // c.n_rows, 8))
     for layout in layouts.layouts(seen.codes.shape[-1]):
         try:
@@ -110,9 +110,9 @@ def _lost(context: Context) -> Iterator[Fit]:
 
 
 def _stretch(codes: Array, rows: Array, wanted: Array) -> Array | None:
-    """Look up the recorded sums among the differences of sums over the first inputs: exact, whole numbers.
+    """Look up the recorded sums among the differences of prefix sums, which are exact integers.
 
-    With P_j the sum over the inputs before j, inputs a to b are missing where P_b - P_a is what is missing.
+    With P_j the sum over the inputs before j, inputs a to b are missing if P_b - P_a is the missing amount.
     """
     token, feature = (at.reshape(-1)[:N_SUMS] for at in np.indices(wanted.shape))
     terms = codes[token] * rows[feature]
@@ -139,7 +139,7 @@ def _stretch(codes: Array, rows: Array, wanted: Array) -> Array | None:
 
 
 def _roundness(n: int) -> int:
-    """Return how often two divides a boundary: of several that no value tells apart, the roundest is said."""
+    """Return how often two divides a boundary: of several that values cannot tell apart, the roundest is named."""
     return (n & -n).bit_length() if n else 32
 
 
@@ -160,7 +160,7 @@ def _blocks_lost(context: Context) -> Array | None:
 
 
 def _solve(terms: Array, wanted: Array) -> Array:
-    """Least squares by the normal equations; columns of zeros get 1 (their inputs cannot be told)."""
+    """Least squares by the normal equations; columns of zeros get 1 (their inputs cannot be determined)."""
     gram = terms.T @ terms
     dead = np.diag(gram) == 0
     gram[dead, dead] = 1.0
@@ -313,7 +313,7 @@ FITTED = (
     fitted("{}", "{0.sentence}", _places, group="weights shifted", family=3, ops=BITLINEARS,
         shown="weights shifted by *n* within each row or the tensor; block *a* multiplied with the weights of *b*",
         shown_sentence="weights are read from another place, by any distance; "
-        "one block of inputs meets another's"),
+        "one block of inputs is multiplied by another's"),
     fitted("{}", "{0.sentence}", _bytes_used, family=2, ops=BITLINEARS, shown="packed bytes used as weights",
         shown_sentence="each row's packed bytes are weights of the first quarter of the inputs, plus an offset"),
 )

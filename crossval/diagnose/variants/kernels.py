@@ -1,4 +1,4 @@
-"""Outputs that a kernel did not write, or wrote to the wrong place: any operation (families 11 and 15)."""
+"""Outputs of any operation that a kernel did not write, or wrote to the wrong place (families 11 and 15)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRODUCTS = BITLINEARS | {"result_output"}
 
 
 def _by_token(context: Context) -> Array:
-    """Return a copy of the right output with tokens in front."""
+    """Return a copy of the correct output with tokens on the first axis."""
     return np.moveaxis(context.expected, context.token_axis, 0).copy()
 
 
@@ -31,7 +31,7 @@ def _back(context: Context, by_token: Array) -> Array:
 
 
 class _Tokens(NamedTuple):
-    """Tokens of the pass that share a fate: the rule, and how the symptom is described."""
+    """Tokens of the pass with the same symptom: the rule, and how the symptom is described."""
 
     rule: Rule
     symptom: str
@@ -97,7 +97,7 @@ def _reordered(order: Callable[[int], Array]) -> Callable[[Context], Array]:
 
 
 def _zero_tokens(context: Context) -> Iterator[_Tokens]:
-    """Find the tokens that hold zeros; read from what was recorded."""
+    """Find the tokens that hold zeros in the recorded output."""
     if context.whole_pass:
         found = np.moveaxis(widen(context.recorded), context.token_axis, 0)
         yield from _ruled(np.asarray(~found.reshape(found.shape[0], -1).any(axis=-1)))
@@ -110,7 +110,7 @@ def _tokens_zeroed(context: Context, tokens: _Tokens) -> Array:
 
 
 def _zero_embeddings(context: Context) -> Iterator[_Tokens]:
-    """Find the tokens that hold zeros where no other token has their ids."""
+    """Find the tokens that hold zeros, if no other token has their ids."""
     ids = np.asarray(context.plan.token_ids)
     for tokens in _zero_tokens(context):
         flags = tokens.flags(context)
@@ -138,14 +138,14 @@ def _slices(flags: Flags) -> Iterator[Flags]:
 
 
 def _features_of(context: Context, array: Array) -> Array:
-    """Return an array with its features in one last axis, tokens (and what else) in the first."""
+    """Return an array with its features on the last axis, tokens and all other axes on the first."""
     if context.op.name in ("kq", "kq_soft_max"):
         return array.transpose(1, 2, 0)  # heads are what threads divide
     return array.reshape(array.shape[0], -1)
 
 
 def _zero_features(context: Context) -> Iterator[Fit]:
-    """Find the features that are zero in every token; read from what was recorded."""
+    """Find the features that are zero in every token of the recorded output."""
     found = _features_of(context, widen(context.recorded))
     for flags in _slices(np.asarray(~found.any(axis=tuple(range(found.ndim - 1))))):
         yield Fit(described(flags, "feature"), partial(_sliced, flags, 0.0))
@@ -164,7 +164,7 @@ ENDS = ("first", "last")
 
 
 def _stale(context: Context, end: str) -> Array:
-    """Return what the pass before left for as many tokens: its first ones (same place in the buffer) or last."""
+    """Return what the pass before left for as many tokens: its first (same place in the buffer) or last."""
     before = context.previous[-1].get(context.op.output) if context.previous else None
     if before is None:
         raise Inapplicable
@@ -184,7 +184,7 @@ def _stale_slice(flags: Flags, end: str, context: Context) -> Array:
 
 
 def _sliced(flags: Flags, content: Array | float, context: Context) -> Array:
-    """Return the right output with other content in some features (of scores: heads)."""
+    """Return the correct output with other content in some features (of scores: heads)."""
     if context.op.name in ("kq", "kq_soft_max"):
         out = context.expected.copy()
         out[flags] = content if isinstance(content, float) else content[flags]

@@ -1,4 +1,4 @@
-"""Ways to take a matrix's 2-bit codes out of its bytes: the right one and those that engines use by mistake."""
+"""Ways to read a matrix's 2-bit codes from its bytes: the correct one, and those that engines use by mistake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crossval.model.kinds import IntArray, TernaryMatrix
 SHIFTS = (6, 4, 2, 0)
 
 CodesOf = Callable[[TernaryMatrix, IntArray], Array]
-"""Gives the codes 0 to 3 of some rows of a matrix: uint8 ``(features, cols)``."""
+"""Returns the codes 0 to 3 of some rows of a matrix: uint8 ``(features, cols)``."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Layout:
     """An order of the codes within a tensor's bytes."""
 
     name: str
-    """Empty: the right one."""
+    """Empty for the correct layout."""
     sentence: str
     codes_of: CodesOf
     block: int = 128
-    """The columns must be a multiple of it."""
+    """The number of columns must be a multiple of this."""
 
 
 def packed(signs: Array) -> Array:
@@ -49,7 +49,7 @@ def sequential(data: Array, shifts: tuple[int, ...]) -> Array:
 
 
 def of_bytes(decode: Callable[[Array], Array]) -> CodesOf:
-    """Return a reader of codes that looks at each row's own bytes."""
+    """Return a reader of codes that uses only each row's own bytes."""
     return lambda matrix, features: decode(packed(matrix.signs[features]))
 
 
@@ -62,7 +62,7 @@ def _rows_in_a_byte(shifts: tuple[int, ...]) -> CodesOf:
 
     def codes_of(matrix: TernaryMatrix, features: IntArray) -> Array:
         if matrix.signs.shape[0] % 4:
-            raise ValueError("rows are no multiple of 4")
+            raise ValueError("the number of rows is not a multiple of 4")
         quads, inverse = np.unique(features // 4, return_inverse=True)
         rows = (quads[:, None] * 4 + np.arange(4)).reshape(-1)
         data = packed(matrix.signs[rows]).reshape(quads.size, -1)[inverse]
@@ -110,7 +110,7 @@ def _blocks_reversed(block: int) -> Layout:
 
 BLOCKS = (32, 64, 256, 512)
 KNOWN = (FOUR_IN_A_ROW, FOUR_IN_A_ROW_LOW, REVERSED, *map(blocks_of, BLOCKS))
-"""Have a variant of their own, with the right table of codes."""
+"""Layouts with their own variants, with the correct table of codes."""
 OTHERS = (
     *map(_blocks_reversed, BLOCKS),
     Layout(
@@ -124,9 +124,9 @@ OTHERS = (
         _rows_in_a_byte(SHIFTS[::-1]),
     ),
 )
-"""Are tried with every table of codes when nothing simpler fits."""
+"""Layouts tried with every table of codes when nothing simpler fits."""
 
 
 def layouts(cols: int) -> tuple[Layout, ...]:
-    """Return the layouts that a matrix with this many columns can be misread in, the right one first."""
+    """Return the layouts in which a matrix with this many columns can be read, the correct one first."""
     return tuple(layout for layout in (RIGHT, *KNOWN, *OTHERS) if cols % layout.block == 0)

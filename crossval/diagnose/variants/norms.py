@@ -51,7 +51,7 @@ def _other_eps(context: Context) -> Iterator[float]:
 
 
 def _centred(context: Context) -> Array:
-    """The mean is subtracted, but the divisor is that of the uncentred row."""
+    """Subtract the mean, but divide by the root mean square of the uncentred row."""
     mean = _x(context).mean(axis=-1, keepdims=True)
     return _norm(context) - mean / np.sqrt(mean_square(_x(context)) + context.config.rms_eps) * context.vector
 
@@ -149,7 +149,7 @@ VARIANTS = (
 
 
 def _evidence(context: Context) -> tuple[Array, Array]:
-    """Return inputs and outputs of the tokens that tell: of this pass, or of all passes of a single token."""
+    """Return inputs and outputs of the tokens to fit: of this pass, or of all single-token passes."""
     if context.n_rows > 1:
         return context.inputs[0], context.target
     pairs = []
@@ -182,7 +182,7 @@ def token_factors(context: Context) -> tuple[Array, Array, Array]:
 
 
 def _eps(context: Context) -> Iterator[Fit]:
-    """Fit eps from the factors of two tokens or more (of one, any factor is some eps)."""
+    """Fit eps from the factors of two tokens or more (for one, any factor corresponds to some eps)."""
     factors, squares, _ = token_factors(context)
     values = 1.0 / factors**2 - squares
     noise = 2.0 * NOISE / factors**2
@@ -240,7 +240,7 @@ def _weight_powers(context: Context) -> Iterator[Fit]:
 
 
 def _groups(context: Context) -> Iterator[int]:
-    """Yield the sizes of groups that a row could be normed in."""
+    """Yield the sizes of groups in which a row could be normed."""
     n = _x(context).shape[-1]
     return iter([size for size in range(2, n) if n % size == 0][-MOST_GROUPS:])
 
@@ -252,7 +252,7 @@ def _in_groups(context: Context, size: int) -> Array:
 
 
 def _parts(context: Context) -> Iterator[Fit]:
-    """Find how many values at the front of each row the mean square is taken over."""
+    """Find over how many leading values of each row the mean square is computed."""
     factors, _, x = token_factors(context)
     n = x.shape[-1]
     if factors.size < 3:  # there are as many lengths to choose from as values

@@ -1,4 +1,4 @@
-"""Another recorded tensor in the place of an input or of the output: any tap that was captured (family 10)."""
+"""Another recorded tensor in place of an input or of the output: any captured tap (family 10)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from crossval.model.taps import BITLINEARS, NORMS
 EVERY = EVERY_OP - {"inp_embd"}
 READERS = EVERY - BITLINEARS - on("kq", "kqv_out", "kq_soft_max", "result_output")
 OTHER = "another tensor"
-"""What is said where the tensor held and the tensors read instead give the same values."""
+"""Group name if a tensor held and tensors read instead give the same values."""
 SCREENED = 4
-"""Tokens on which another tensor is tried before the whole pass is computed."""
+"""Number of tokens on which another tensor is tried before the whole pass is computed."""
 ALIKE = 1e-3
-"""Relative distance at which it is worth computing."""
+"""Relative distance below which the whole pass is worth computing."""
 
 
 def _others(context: Context, shape: tuple[int, ...]) -> Iterator[tuple[str, Array]]:
@@ -43,7 +43,7 @@ def _computed(context: Context, index: int, array: Array, rows: slice = slice(No
 
 
 def _inputs(context: Context) -> Iterator[Fit]:
-    """Find recorded tensors that, read in place of an input, give what was recorded."""
+    """Find recorded tensors that, read in place of an input, give the recorded output."""
     few = slice(0, SCREENED)
     target = context.target[few].reshape(min(SCREENED, context.n_rows), -1)
     for index, own in enumerate(context.inputs):
@@ -60,7 +60,7 @@ def _reading(context: Context, index: int, name: str) -> Array:
 
 
 def _head_inputs(context: Context) -> Iterator[Fit]:
-    """Yield the tensors that a head could have read: there are few of its input's shape."""
+    """Yield the tensors that an LM head could have read: few have the shape of its input."""
     target = context.target[:1]
     for name, array in _others(context, context.inputs[0].shape):
         with np.errstate(all="ignore"):
@@ -74,7 +74,7 @@ def _head_reading(context: Context, name: str) -> Array:
 
 
 def _held(context: Context) -> Iterator[Fit]:
-    """Find recorded tensors whose values the output has."""
+    """Find recorded tensors with the same values as the output."""
     if not context.recorded.any():
         return
     for name, tap in context.values.items():

@@ -1,7 +1,7 @@
-"""Two mistakes at once: some tokens or features set aside because of what they hold, and the rest explained.
+"""Two mistakes at once: some tokens or features are set aside because of their values, and the rest is explained.
 
-What is set aside is visible in the values themselves: numbers that no product of the inputs can be, zeros, or the
-right values where the others are wrong.
+What is set aside is visible in the values themselves: numbers that no product of the inputs can give, zeros, or
+the correct values where the others are wrong.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from crossval.model.taps import BITLINEARS
 Content = Literal["anything", "zero", "right"]
 
 IMPOSSIBLE = 1e9
-"""Times what the largest activation could give through all inputs: memory that was never written."""
+"""Values above this multiple of the largest possible result are memory that was never written."""
 CHANCE_RUN = 4
-"""Zeros of one or two tokens at this many features in a row are no chance."""
+"""Zeros of one or two tokens at this many consecutive features are not chance."""
 MOSTLY = 0.5
-"""Share of the values set aside that must not be what explains the rest: one bad value is no unwritten token."""
+"""Fraction of the values set aside that must differ from the explanation of the rest: one is not enough."""
 WHAT = {"anything": "never written", "zero": "zero", "right": "right"}
 
 
@@ -38,7 +38,7 @@ class Apart:
     content: Content
 
     def parts(self) -> Iterator[Part]:
-        """Yield every way to say which they are; other passes tell them apart."""
+        """Yield every rule that describes them; other passes tell the rules apart."""
         tokens, features = self.tokens, self.features
         if self.content == "right":  # said by where the others are
             tokens, features = ~tokens if tokens.any() else tokens, ~features if features.any() else features
@@ -60,14 +60,14 @@ class Apart:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A rule that says what is set aside in a pass of any length."""
+    """A rule for what is set aside in a pass of any length."""
 
     content: Content
     symptom: str
     rule: Rule | None
     features: Flags | None = None
     of_weights: bool = False
-    """Zeros because the weights are read as zeros."""
+    """Whether they are zeros because the weights are read as zeros."""
 
     @property
     def words(self) -> str:
@@ -112,7 +112,7 @@ def _differs(target: Array, output: Array, flags: Flags) -> bool:
 
 
 def aparts(context: Context) -> Iterator[Apart]:
-    """Yield what can be set aside, what is most visible first; the rest is never empty."""
+    """Yield what can be set aside, the most visible first; the rest is never empty."""
     target = context.target
     bad = _impossible(context, target)
     none_of_tokens, none = np.zeros(target.shape[0], np.bool_), _numbered(context, np.zeros(0, np.int64))
@@ -141,7 +141,7 @@ def aparts(context: Context) -> Iterator[Apart]:
 
 
 def _numbered(context: Context, flags: Flags) -> Flags:
-    """Return flags of the features looked at as flags of all features."""
+    """Return flags of the sampled features as flags of all features."""
     found = np.zeros(context.recorded[0].size, np.bool_)
     found[np.flatnonzero(flags) if context.features is None else context.features[np.flatnonzero(flags)]] = True
     return found
@@ -170,7 +170,7 @@ def _zeros(target: Array) -> Flags:
 
 
 def together(apart: Apart, bases: Sequence[Candidate | None]) -> Iterator[Candidate]:
-    """Yield every mistake of the rest (None: it is right) with every way to say what was set aside."""
+    """Yield every mistake of the rest (None: it is correct) with every rule for what was set aside."""
     one = len(bases) == 1
     for base in bases:
         for part in apart.parts():
@@ -195,7 +195,7 @@ def _both(base: Candidate | None, part: Part, alone: bool) -> Candidate:
 
 
 def _only_there(base: Candidate, part: Part, alone: bool) -> Candidate:
-    """A mistake that is made for some tokens or features; the values of the others are right."""
+    """A mistake in some tokens or features; the values of the others are correct."""
     return _candidate(
         f"{base.name}, only in {part.words}",
         f"{base.explanation}; only {part.words} are wrong",

@@ -1,4 +1,4 @@
-"""Say in words where and how an output deviates, when no variant explains it."""
+"""Describe where and how an output deviates, when no variant explains it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from crossval.model.kinds import widen
 NEGLIGIBLE = 1e-5
 """Relative to the row's root mean square: smaller deviations are rounding."""
 MOST_FACTORS = 4
-"""Factors that are listed."""
+"""Maximum number of factors listed."""
 
 _HEADS = ("q", "q_rope", "k", "k_rope", "v", "kqv_out")
-"""Outputs whose features are those of heads."""
+"""Outputs whose features belong to heads."""
 
 
 def describe(context: Context) -> str:

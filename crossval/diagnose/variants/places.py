@@ -1,4 +1,4 @@
-"""Which tokens or features something happened to, said as a rule: a remainder, a limit, a slice."""
+"""Which tokens or features are affected, as a rule: a remainder, a limit, a slice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Flags = npt.NDArray[Any]
 
 PERIODS = (2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 GROUPS = (2, 4, 8, 16, 32, 64, 128)
-"""Numbers of tokens that kernels are known to work on at a time."""
+"""Numbers of tokens that kernels are known to process together."""
 
 
 def runs(flags: npt.ArrayLike) -> list[range]:
@@ -44,7 +44,7 @@ def described(flags: Flags, noun: str) -> str:
 def periods(flags: Flags) -> list[Flags]:
     """Return the patterns, neither all true nor all false, that flags repeat; no multiple of a shorter one.
 
-    Periods other than powers of two have to be seen twice in full; one token or feature by itself is no pattern.
+    Periods other than powers of two have to be seen twice completely; a single token or feature is not a pattern.
     """
     found: list[Flags] = []
     if min(np.count_nonzero(flags), np.count_nonzero(~flags)) < 2:
@@ -104,7 +104,7 @@ class Rule:
 
 
 def rules(flags: Flags) -> Iterator[Rule]:
-    """Yield every rule by which exactly these tokens of a pass are hit; several are told apart by other passes."""
+    """Yield every rule that selects exactly these tokens of a pass; other passes tell several rules apart."""
     if not flags.any() or flags.all():
         return
     repeated, found = periods(flags), runs(flags)

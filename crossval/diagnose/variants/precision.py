@@ -60,7 +60,7 @@ FORMATS: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class _Choice:
-    """An input, what it is rounded to, and in which passes; printed as its label."""
+    """An input, what it is rounded to, and in which passes; its string is its label."""
 
     index: int
     change: Callable[[Array], Array]
@@ -82,7 +82,7 @@ def _float_inputs(context: Context) -> list[int]:
 
 
 def _f16_choices(context: Context, *, missing: bool) -> Iterator[_Choice]:
-    """Yield the inputs that are rounded to binary16, or are not."""
+    """Yield inputs that the engine rounds to binary16, without it (``missing``); else the others, with it."""
     for index in _float_inputs(context) if context.rounded else ():
         if (context.rounded[index] == "f16") == missing:
             yield from _choices(context, index, "{}", (lambda x: x) if missing else to_f16)
@@ -130,7 +130,7 @@ def _no_f16(context: Context) -> Array:
 
 
 def _output_as(context: Context, form: str) -> Array:
-    """Round the result; where float32 noise decides which way, go the way the engine went."""
+    """Round the result; where float32 noise decides the direction, follow the engine."""
     exact = context.expected
     noise = 64 * U * np.maximum(np.abs(exact), np.sqrt(np.mean(exact**2, axis=-1, keepdims=True)))
     change, target = FORMATS[form], context.target

@@ -1,6 +1,6 @@
 """The int8 activation quantiser of BitLinear done wrong, with parameters that are found by search (family 5).
 
-Each setting is tried on one token and some output features; what reproduces them is checked on everything.
+Each setting is tried on one token and some output features; settings that reproduce these are checked on all.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from crossval.model.taps import BITLINEARS
 
 N_PROBED = 48
 CHUNK = 64
-"""Settings tried at a time."""
+"""Number of settings tried together."""
 LEVELS = np.arange(2, 601) / 2.0
 NEAR = 4e-3
 """Relative distance, on one token, below which a setting is checked: some codes may be at a rounding tie."""
@@ -161,7 +161,7 @@ VARIANTS = (
     quantizer("input scale of the {} row", "tokens are quantised with the input scale of the {} row",
         lambda c, which: linear(c, scale=_scale(c)[_row_order(c, which)]), lambda c: ROWS, group=OTHER_ROW),
     quantizer("sums rescaled by the {} row's input scale",
-        "tokens are quantised rightly, but their sums are divided by the input scale of the {} row",
+        "tokens are quantised correctly, but their sums are divided by the input scale of the {} row",
         lambda c, which: linear(c, unscale=_scale(c)[_row_order(c, which)]), lambda c: ROWS, group=BACK),
     quantizer("mean magnitude instead of absmax",
         "the input scale is taken from the mean magnitude of the row instead of the largest",
@@ -212,7 +212,7 @@ class _Probe:
             raise Inapplicable
 
     def best(self, codes: Array) -> tuple[Array, Array]:
-        """Return the relative distance of settings from what was recorded, up to a factor, and that factor."""
+        """Return the relative distance of settings from the recorded values, up to a factor, and that factor."""
         sums = (codes.astype(np.float32) @ self.rows).astype(np.float64)
         square = np.maximum(np.einsum("ij,ij->i", sums, sums), 1e-30)
         factor = sums @ self.wanted / square
@@ -292,7 +292,7 @@ def _limits(context: Context) -> Iterator[Fit]:
 
 
 def _rows_scales(context: Context) -> Iterator[Fit]:
-    """Find for each token the row whose largest magnitude its scale was made from."""
+    """Find for each token the row whose largest magnitude gave its scale."""
     n = context.n_rows
     if n < 3 or not context.whole_pass:
         raise Inapplicable
@@ -331,7 +331,7 @@ def _rows_back(context: Context) -> Iterator[Fit]:
     largest = np.maximum(peak(context.inputs[0])[:, 0], 1e-5)
     for name, words, order in _orders(n, largest):
         if np.allclose(largest[order] / largest, factor, rtol=1e-4):
-            said = f"tokens are quantised rightly, but their sums are divided by the input scale of {words}"
+            said = f"tokens are quantised correctly, but their sums are divided by the input scale of {words}"
             yield Fit(f"sums rescaled by the input scale of {name}", partial(_of_rows, order, True), said)
 
 

@@ -16,15 +16,15 @@ from crossval.model.kinds import rope
 ROPE = on("q_rope", "k_rope")
 BASES = (1e4, 5e4, 1e5, 2.5e5, 5e5, 1e6, 1e7)
 MOST_POSITION = 4096
-"""Largest position that is looked for."""
+"""Largest position searched for."""
 GRID = 4000
-"""Bases tried before the best is refined."""
+"""Number of bases tried before the best is refined."""
 MOST_LISTED = 8
 REFINEMENTS = 6
 OTHER = "other positions"
-"""What rules are called that a single token cannot tell apart."""
+"""Group name of rules that a single token cannot tell apart."""
 NEAR = 1e-3
-"""Positions nearer than this are the same."""
+"""Positions closer than this are the same."""
 
 
 def rotate(x: Array, angle: Array, *, interleaved: bool = False, split_output: bool = False) -> Array:
@@ -49,14 +49,14 @@ def _frequencies(context: Context, base: float | None = None, exponent: float = 
 def _rotated(
     context: Context, positions: Array | None = None, frequencies: Array | None = None, **how: bool
 ) -> Array:
-    """Rotate by other positions or frequencies than the right ones."""
+    """Rotate by positions or frequencies other than the correct ones."""
     positions = context.positions if positions is None else positions
     frequencies = _frequencies(context) if frequencies is None else frequencies
     return rotate(context.inputs[0], positions[:, None, None] * frequencies, **how)
 
 
 def _pass_starts(context: Context) -> Iterator[int]:
-    """Yield where passes after the first start: an engine may count from there again."""
+    """Yield the starts of passes after the first: an engine may count from 0 again there."""
     start = 0
     for taken in context.previous:
         earlier = taken.get(context.op.output)
@@ -93,7 +93,7 @@ def _half_rotated(context: Context) -> Array:
 
 
 def _rope(context: Context, x: Array) -> Array:
-    """Rotate heads of any size rightly."""
+    """Rotate heads of any size correctly."""
     return rope(x, context.positions, base=context.config.rope_base)
 
 
@@ -174,7 +174,7 @@ def _turns(context: Context) -> tuple[Array, Array]:
     ``(n_rows, head_dim / 2)``, joined over the heads.
 
     Raises:
-        Inapplicable: what was recorded is no rotation of these pairs.
+        Inapplicable: the recorded output is not a rotation of these pairs.
     """
     before, after = _pairs(context.inputs[0]), _pairs(context.target)
     product = (np.conj(before) * after).sum(axis=1)
@@ -207,7 +207,7 @@ def _bases(context: Context) -> Iterator[Fit]:
 
 
 def _own_frequencies(context: Context) -> Iterator[Fit]:
-    """Fit a frequency for each pair, from three tokens in a row or more."""
+    """Fit a frequency for each pair, from three consecutive tokens or more."""
     turn, weight = _turns(context)
     position = context.positions
     if position.size < 3 or (np.diff(position) != 1).any():
@@ -297,7 +297,7 @@ def _lines(context: Context) -> Iterator[Fit]:
 
 
 def _others(context: Context) -> Iterator[Fit]:
-    """Find positions that stop growing, or start again, at a limit; else list those that are wrong."""
+    """Find positions that stop growing, or restart, at a limit; otherwise list those that are wrong."""
     found, whole = _matched_positions(context)
     position, off = context.positions, found - context.positions
     if not whole or not off.any():
@@ -336,7 +336,7 @@ def _changed(context: Context) -> Array:
 
 
 def _parts(context: Context) -> Iterator[Fit]:
-    """Read from the output which features were rotated at all, and with which frequencies that can be."""
+    """Determine from the output which features were rotated at all, and with which possible frequencies."""
     changed = _changed(context)
     n = changed.size
     if changed.all() or not changed.any():
@@ -365,7 +365,7 @@ def _partly(context: Context, start: int, size: int, length: int, interleaved: b
 
 
 def _slow_pairs(context: Context) -> Iterator[Fit]:
-    """Read from the output how many pairs ``(i, i + head_dim/2)`` were rotated."""
+    """Determine from the output how many pairs ``(i, i + head_dim/2)`` were rotated."""
     changed = _changed(context)
     half = changed.size // 2
     turned = changed[:half] | changed[half:]
@@ -397,7 +397,7 @@ def _split_to_interleaved(context: Context) -> Array:
 
 
 def _head_sizes(context: Context) -> Iterator[int]:
-    """Yield other even sizes of heads that the tensor could be divided into."""
+    """Yield other even head sizes into which the tensor could be divided."""
     _, n_heads, own = context.inputs[0].shape
     total = n_heads * own
     return (size for size in range(2, total, 2) if total % size == 0 and size != own)

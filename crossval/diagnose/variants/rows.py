@@ -1,4 +1,4 @@
-"""Output rows in another order: each recorded one is looked up among those that the product should give."""
+"""Permuted output rows: each recorded row is looked up among those that the product should give."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from crossval.model.kinds import IntArray
 from crossval.model.taps import BITLINEARS
 
 MOST_LISTED = 16
-"""Groups no larger than this are named with their order in full."""
+"""Groups no larger than this are named with their complete order."""
 
 
 def looked_up(recorded: Array, expected: Array) -> IntArray:
     """Return for each recorded vector the index of the equal one among the expected; -1: none, or several.
 
-    Both ``(n, values)``; equal within what float32 sums may differ by.
+    Both ``(n, values)``; equal up to the differences of float32 sums.
     """
     size = np.linalg.norm(expected, axis=-1)
     allowed = 2 * LINEAR_FLOOR * size

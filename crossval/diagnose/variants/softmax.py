@@ -13,9 +13,9 @@ from crossval.diagnose.variants.variant import Variant, on
 
 SOFTMAX = on("kq_soft_max")
 MOST_ROWS = 16
-"""Tokens that a limit of the scores is fitted to."""
+"""Number of tokens to which a limit of the scores is fitted."""
 LEAST = 1e-6
-"""Attention weights below this say too little about their scores."""
+"""Attention weights below this determine their scores too poorly."""
 
 
 def _right_scale(context: Context) -> float:
@@ -27,7 +27,7 @@ def _scaled(context: Context) -> Array:
 
 
 def _mask(context: Context, offset: int = 0) -> Array:
-    """Return which keys each token sees, ``(n_rows, n_kv)``; ``offset`` 1 lets it see one of the future."""
+    """Return which keys each token sees, ``(n_rows, n_kv)``; with ``offset`` 1 it also sees the next one."""
     return context.mask(context.target.shape[-1], offset)
 
 
@@ -75,7 +75,7 @@ def _masked(visible: Callable[[Context], Array]) -> Callable[[Context], Array]:
 
 
 def _blind(fill: Callable[[int], float]) -> Callable[[Context], Array]:
-    """A token does not see itself; ``fill``: weights of the first, which sees nothing, for so many keys."""
+    """A token does not see itself; ``fill``: weights of the first, which sees nothing, for this many keys."""
 
     def function(c: Context) -> Array:
         seen = _mask(c, -1)
@@ -207,7 +207,7 @@ def _caps(context: Context) -> Iterator[Fit]:
 
 
 def _sinks(context: Context) -> Iterator[Fit]:
-    """Estimate a further term of the sum of exponentials from how much the weights of a row lack to one."""
+    """Estimate an extra term of the sum of exponentials from how far the weights of a row sum to less than one."""
     scores = np.where(_mask(context), _scaled(context), -np.inf)
     with np.errstate(all="ignore"):
         sums = np.exp(scores).sum(axis=-1)  # (n_heads, n_rows)
@@ -261,7 +261,7 @@ def _filled(context: Context, seen: Array) -> Array:
 
 
 def _offsets(context: Context) -> Iterator[int]:
-    """Read from the weights how far beyond its own position a token sees."""
+    """Determine from the weights how far past its own position a token sees."""
     first, last = _ends(context)
     n_kv, position = context.target.shape[-1], context.positions
     inside = (last >= 0) & (last < n_kv - 1)
@@ -278,7 +278,7 @@ def _with_offset(context: Context, offset: int) -> Array:
 
 
 def _windows(context: Context) -> Iterator[int]:
-    """Read from the weights how many keys up to its own a token sees."""
+    """Determine from the weights how many keys up to its own a token sees."""
     first, last = _ends(context)
     position = context.positions
     widths = np.unique((position - first + 1)[(first > 0) & (last == position)])
@@ -293,7 +293,7 @@ def _with_window(context: Context, width: int, kept: int = 0) -> Array:
 
 
 def _sink_windows(context: Context) -> Iterator[Fit]:
-    """Read from the weights which first keys stay visible besides a sliding window."""
+    """Determine from the weights which first keys stay visible besides a sliding window."""
     hidden = _mask(context) & ~_seen(context)
     rows = np.flatnonzero(hidden.any(axis=-1))
     starts = {int(np.flatnonzero(hidden[row])[0]) for row in rows}
@@ -304,7 +304,7 @@ def _sink_windows(context: Context) -> Iterator[Fit]:
 
 
 def _chunks(context: Context) -> Iterator[int]:
-    """Read from the weights the size of chunks within which tokens see each other."""
+    """Determine from the weights the size of chunks within which tokens see each other."""
     first, last = _ends(context)
     position = context.positions
     if not (first > 0).any() or not (last == position).all():
@@ -325,7 +325,7 @@ WINDOWS = (
     attention("sliding window of {}", "tokens see the last {} keys only", _with_window, _windows, group=HIDDEN),
     fitted_attention("sliding window of {}", "tokens see the last {} only", _sink_windows, group=HIDDEN),
 )
-"""Tried beside a mask in reverse: one decoded token cannot tell them apart."""
+"""Tried together with a mask in reverse: one decoded token cannot tell them apart."""
 FITTED = (
     fitted_attention("score scale {}", "scores are multiplied by {}", _scales),
     fitted_attention("scores capped at {}", "scaled scores x go through c·tanh(x/c) with c = {} (soft cap)",

@@ -1,4 +1,4 @@
-"""Tokens that hold, or were computed from, those of others: any map, found by comparison (families 11, 15)."""
+"""Tokens that hold the results, or read the inputs, of others: any map, found by comparison (families 11, 15)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from crossval.model.kinds import widen
 from crossval.model.taps import BITLINEARS
 
 PER_TOKEN = EVERY_OP - {"kq", "kq_soft_max"}
-"""There a token's place decides what it sees."""
+"""Operations in which a token's place decides what it sees."""
 NO_PRODUCTS = EVERY_OP - BITLINEARS
 PAIRED = on("q_rope", "k_rope", "kq_soft_max", "ffn_out", "ffn_inp", "l_out")
-"""Operations in which a token's wrong input can be told from a token's wrong output."""
+"""Operations in which a token's wrong input can be distinguished from a wrong output."""
 MOST_PAIRS = 4096
-"""Pairs of tokens for which an operation is computed."""
+"""Maximum number of token pairs for which an operation is computed."""
 MOST_LISTED = 8
 
 # --- results of other tokens ----------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def _reordered(order: Array, context: Context) -> Array:
 
 
 def label(found: Array, verb: str) -> str:
-    """Return a map of tokens in words."""
+    """Describe a map of tokens."""
     own = np.arange(found.size)
     wrong = np.flatnonzero(found != own)
     shifts = np.unique((found - own)[wrong])
@@ -91,7 +91,7 @@ def label(found: Array, verb: str) -> str:
 
 
 def _orders(context: Context) -> Iterator[Fit]:
-    """Find for each token the token whose right result it holds."""
+    """Find for each token the token whose correct result it holds."""
     n = context.n_rows
     if n < 2:
         return
@@ -202,7 +202,7 @@ def _stale(context: Context) -> Iterator[Fit]:
 
 
 def _with_rows_of(context: Context, off: Array, rows: Array) -> Array:
-    """Return the right output, of the tokens that are off the given rows."""
+    """Return the correct output, with the given rows for the tokens that are off."""
     by_token = np.where(off[:, None], rows, context.by_token(context.expected))
     shape = np.moveaxis(context.target, context.token_axis, 0).shape
     return np.moveaxis(by_token.reshape(shape), 0, context.token_axis)
@@ -233,4 +233,4 @@ LOOKED_UP = (
         shown_sentence="tokens hold the results of other tokens, found by looking each up among the right ones",
     ),
 )
-"""Tried before all other fits of tokens, of every operation."""
+"""Tried before all other fits of tokens, for every operation."""

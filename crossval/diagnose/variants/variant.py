@@ -33,7 +33,7 @@ FAMILIES: dict[int, str] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A mistake as a formula: ``function`` computes, in float64, what an engine that makes it would record.
+    """A mistake as a formula: ``function`` computes, in float64, what an engine with this bug would record.
 
     ``parameters`` makes a family of candidates, one per value; ``name`` and ``explanation`` then hold ``{}`` for
     it, and ``function`` takes it as second argument. Tables of one family and one set of operations are written
@@ -51,11 +51,11 @@ class Variant:
     ops: frozenset[str] = field(kw_only=True)
     """Names of the operations it applies to."""
     group: str | None = None
-    """What candidates that cannot be told apart are called when they all belong to this group; may hold ``{}``."""
+    """Common name of candidates of this group that cannot be told apart; may hold ``{}``."""
     deferred: bool = False
     """Costly: tried when nothing else explains the output, or when a cheaper variant of its group does."""
     shown: str | None = None
-    """The name in the documentation, where ``name`` is made by a fit."""
+    """The name in the documentation, if ``name`` is built by a fit."""
     shown_sentence: str | None = None
     """The same of ``explanation``."""
 
@@ -69,7 +69,7 @@ class Variant:
         try:
             for value in self.parameters(context):
                 yield Candidate(self, self.name.format(value), self.explanation.format(value), (value,))
-        except (Inapplicable, ValueError, IndexError):  # the last two: arrays that do not go together
+        except (Inapplicable, ValueError, IndexError):  # the last two: arrays whose shapes do not match
             return
 
 
@@ -94,7 +94,7 @@ class Candidate:
         """
         try:
             output = self.variant.function(context, *self.arguments)
-        except (Inapplicable, ValueError, IndexError):  # the last two: shapes that do not go together
+        except (Inapplicable, ValueError, IndexError):  # the last two: shapes that do not match
             return None
         return output if output.shape == context.target.shape else None
 

@@ -37,16 +37,16 @@ Table = tuple[float, ...]
 """Values of the codes 0 to 3."""
 N_PROBED = 96
 LEAST = 16
-"""Values that three unknowns have to explain at least."""
+"""Minimum number of values that three unknowns have to explain."""
 TERNARY = (-1.0, 0.0, 1.0)
 LIKE_SIGNS = 1e-5
-"""A table this near to a multiple of -1, 0, +1 is a scale, not a table."""
+"""A table this close to a multiple of -1, 0, +1 is a scale, not a table."""
 
 # --- reading the bytes differently ----------------------------------------------------------------------------
 
 
 def read_through(codes_of: layouts.CodesOf, table: Table = (-1, 0, 1, 2)) -> RowsOf:
-    """Return rows of a matrix as an engine sees them that gets codes in a certain way and gives them values."""
+    """Return rows of a matrix as seen by an engine that reads its codes in a layout and maps them to values."""
     values = np.asarray(table, np.float32 if all(float(v).is_integer() for v in table) else np.float64)
     return lambda matrix, features: values[codes_of(matrix, features)]
 
@@ -81,7 +81,7 @@ def _table(name: str, *table: float) -> Variant:
 
 
 def _neighbours(context: Context) -> Iterator[str]:
-    """Yield the tensors one may take by mistake: of this layer, the next ones, the first and the last."""
+    """Yield the tensors that may be used by mistake: of this layer, the next ones, the first and the last."""
     own = context.op.weights[0]
     layer, tensor = context.layer, own.split(".")[2]
     assert layer is not None
@@ -91,7 +91,7 @@ def _neighbours(context: Context) -> Iterator[str]:
 
 
 def _far(context: Context) -> Iterator[str]:
-    """Yield the same tensor of every layer not yet among the neighbours."""
+    """Yield the same tensor of every layer that is not among the neighbours."""
     own = context.op.weights[0]
     seen = {own, *_neighbours(context)}
     names = (f"blk.{j}.{own.split('.')[2]}.weight" for j in range(context.config.n_layers))
@@ -221,10 +221,10 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class _Mode:
-    """A way to make integers of the activations that is tried together with misread weights."""
+    """A way to convert activations to integers that is tried together with misread weights."""
 
     name: str
-    """Empty: the right one."""
+    """Empty for the correct one."""
     sentence: str
     setting: Setting | None
     """None: activations stay floating-point."""
@@ -254,7 +254,7 @@ MODES = (
 
 
 def _fits(context: Context) -> Iterator[Fit]:
-    """Fit the table under every layout and way to quantise; yield those that reproduce the sums looked at."""
+    """Fit the table under every layout and way to quantise; yield those that reproduce the sampled sums."""
     features = probe(context, N_PROBED)
     seen = settled(context.sampled(features))
     matrix, options = context.matrix, _distinct(seen)
@@ -273,7 +273,7 @@ def _fits(context: Context) -> Iterator[Fit]:
 
 
 def _distinct(context: Context) -> list[tuple[_Mode, Array, Array]]:
-    """Return the ways to quantise that give other codes than the right one on this input."""
+    """Return the ways to quantise that give codes other than the correct ones on this input."""
     made = [(mode, *mode.codes(context)) for mode in MODES]
     return [one for one in made if one[0] is RIGHT or not np.array_equal(one[1], made[0][1])]
 
@@ -316,7 +316,7 @@ def _named(layout: Layout, values: FloatArray, mode: _Mode, scale: float) -> Fit
 
 
 def _blind(layout: Layout, table: Table, mode: _Mode) -> Fit | None:
-    """The weights do not count: any layout would do."""
+    """The weights do not matter: any layout would fit."""
     if layout is not layouts.RIGHT or mode is not RIGHT:
         return None
     return Fit(

@@ -1,4 +1,4 @@
-"""The graphs of the architectures that the specification defines: a file each, listing operations in order.
+"""The graphs of the architectures that the specification defines: one file each, listing operations in order.
 
 To add one: a file with its ``operations``, and a line in ``GRAPHS``.
 """
@@ -16,7 +16,7 @@ GRAPHS: dict[str, Callable[[SpecConfig], tuple[Op, ...]]] = {
     "bitnet-b1.58": bitnet.operations,
     "bitnet-25": bitnet.operations,
 }
-"""``general.architecture`` of a model file -> what lists its operations."""
+"""``general.architecture`` of a model file -> function that lists its operations."""
 
 
 def op_table(config: SpecConfig) -> tuple[Op, ...]:

@@ -1,4 +1,4 @@
-"""The forward pass. Every operation can be replaced: by a mistake, in some layers, in some passes."""
+"""The forward pass. Every operation can be replaced, by a wrong one, in some layers and passes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TENSORS = {
 }  # fmt: skip
 """Tap of a BitLinear -> its tensor."""
 Quantised = tuple[Array, Array]
-"""Codes, and the scale that they were multiplied with, last axis 1."""
+"""Codes, and the scale that they were multiplied by, last axis 1."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Call:
     tokens: tuple[int, ...]
     inputs: tuple[Any, ...]
     right: Callable[..., Array]
-    """Computes it rightly, of the inputs or of others; takes overrides by name."""
+    """Computes the correct result, of the inputs or of others; takes overrides by name."""
 
     @property
     def n(self) -> int:
@@ -46,13 +46,13 @@ class Call:
 
     @property
     def decodes(self) -> bool:
-        """Whether this is a single token behind others."""
+        """Whether this is a single token after others."""
         return self.n == 1 and self.start > 0
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """Replaces operations: ``code`` gets the call and returns what the engine goes on with."""
+    """Replaces operations: ``code`` gets the call and returns the result that the engine uses."""
 
     name: str
     ops: tuple[str, ...]
@@ -63,7 +63,7 @@ class Mistake:
     """``prefill`` or ``decode``; None: both."""
 
     def applies(self, call: Call) -> bool:
-        """Return whether this operation is computed wrongly."""
+        """Return whether this operation is replaced."""
         return (
             call.op in self.ops
             and (self.layers is None or call.layer is None or call.layer in self.layers)
@@ -95,7 +95,7 @@ class Engine:
     values: dict[int, Array] = field(default_factory=dict)
     start: int = 0
     memory: dict[Any, Any] = field(default_factory=dict)
-    """What is remembered from operation to operation: by a mistake, or of digits that a recording loses."""
+    """State kept between operations: by a fault, or digits that a recording loses."""
 
     def forward(self, tokens: Sequence[int]) -> dict[str, Array]:
         """Return every tap of the next pass; those of the head for its last token only."""
@@ -211,7 +211,7 @@ class Engine:
         return bitlinear
 
     def multiply_codes(self, codes: Array, scale: Array, m: Matrix) -> Array:
-        """Multiply codes with a ternary matrix and undo both scales."""
+        """Multiply codes by a ternary matrix and undo both scales."""
         f = codes.dtype.type
         signs, ws, dot = m.signs.astype(codes.dtype, copy=False), f(m.scale), self.style.dot
         match self.style.weights:
@@ -317,7 +317,7 @@ class Engine:
         return a + b
 
     def head(self, x: Array) -> Array:
-        """Multiply with the embedding."""
+        """Multiply by the embedding."""
         return self.style.dot(x, self.model.embedding.astype(x.dtype, copy=False))
 
 

@@ -1,4 +1,4 @@
-"""Mistakes of the kinds that coarse traces have hidden: precision, quantiser, norm, mask, scale."""
+"""Bugs of the kinds that traces with few taps have hidden: precision, quantiser, norm, mask, scale."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _cache(rounding: Round) -> Callable[[Call], Array]:
 
 
 def _off_by(share: float) -> Callable[[Call], Array]:
-    """Return what makes every value this much too large or too small."""
+    """Return a change that makes every value too large or too small by this factor."""
 
     def code(call: Call) -> Array:
         right = call.right(*call.inputs)
@@ -119,16 +119,16 @@ MISTAKES: dict[str, Mistake] = {
 }  # fmt: skip
 
 TRUE_TAP = {"k_cache": "kq", "v_cache": "kqv_out"}
-"""What is stored wrongly shows first in the operation that reads it."""
+"""A value stored incorrectly shows first in the operation that reads it."""
 
 
 def first_place(mistake: Mistake, op: str | None = None) -> str:
-    """Return the full name of the first tap that a mistake makes wrong; of one of its operations, if given."""
+    """Return the full name of the first tap that a bug makes wrong; of one of its operations, if given."""
     op = op or mistake.ops[0]
     layer = 0 if mistake.layers is None else min(mistake.layers)
     return f"blk.{layer}.{TRUE_TAP.get(op, op)}"
 
 
 def in_layers(mistake: Mistake, layers: Sequence[int]) -> Mistake:
-    """Return the mistake made in some layers only."""
+    """Return the bug in some layers only."""
     return replace(mistake, layers=frozenset(layers))

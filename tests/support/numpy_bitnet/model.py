@@ -1,4 +1,4 @@
-"""The weights of a GGUF file as the engine multiplies them, read by ``examples/third_engine.py``'s own reader."""
+"""The weights of a GGUF file as the engine multiplies them, read by the reader of ``examples/third_engine.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the NumPy engine computed, as the harness reads it: a recording, or a trace on disk."""
+"""The results of the NumPy engine, as the harness reads them: a recording, or a trace on disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def record(
     forced: Sequence[int] | None = None,
     numerics: Numerics | None = None,
 ) -> Recording:
-    """Run a prompt and a few greedy tokens with every tap; ``numerics``: what the engine claims of itself.
+    """Run a prompt and a few greedy tokens with every tap; ``numerics``: what the engine states.
 
     ``forced``: tokens to decode instead of its own.
     """

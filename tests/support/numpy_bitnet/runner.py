@@ -1,4 +1,4 @@
-"""The NumPy engine as a live engine: it runs what it is asked to, as often as it is asked."""
+"""The NumPy engine as a live engine: it runs any prompt, any number of times."""
 
 from __future__ import annotations
 

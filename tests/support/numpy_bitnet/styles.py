@@ -1,4 +1,4 @@
-"""Healthy arithmetics: orders of summation, precisions and forms of a formula that are all right."""
+"""Healthy arithmetics: summation orders, precisions and forms of a formula that are all correct."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def wide(a: Array, b: Array) -> Array:
 
 @dataclass(frozen=True)
 class Style:
-    """One way to compute, all of them right."""
+    """One correct way to compute."""
 
     name: str
     dtype: type[np.float32] | type[np.float64] = np.float32

@@ -337,7 +337,7 @@ def test_scores_tell_of_the_order_by_their_shape(model_path: Path, record: Recor
         ([2, 7, 32], "holds 25 cells more; cut the last axis to the cells of positions 0 to 6 (array[:, :, :7])"),
         ([2, 7, 6], "it has 6 keys, the tokens so far are 7: cells of the KV cache are missing"),
         ([7, 2, 7], "the axes are in another order: write (head, token, key), the last running fastest"),
-        ([14, 7], "it holds as many values: give it the shape [2, 7, 7]"),
+        ([14, 7], "the number of values is correct: reshape it to [2, 7, 7]"),
     ],
 )
 def test_scores_of_another_shape_are_explained(
@@ -395,5 +395,5 @@ def test_an_engine_that_looks_up_odd_rows_stays_guilty_and_the_rows_are_named(
     wrong = retold(record("other"), tmp_path / "t", lambda ids: [300 - 1 - token for token in ids])
     result = run("diff", wrong, wrong, "--model", model_path)
     assert result.exit_code == 1, result.output
-    assert "undetermined: no known mistake explains it" in result.stdout
+    assert "undetermined: no known bug explains it" in result.stdout
     assert "inp_embd of pass 0 belongs to token ids [" in result.stdout

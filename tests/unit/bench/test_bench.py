@@ -1,4 +1,4 @@
-"""Measuring: the streaming read, figures, ratios and verdicts, our engine in its own process, `bitnet bench`."""
+"""Benchmarks: the streaming read, figures, ratios and verdicts, our engine in its own process, `bitnet bench`."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class TestFigures:
 
     def test_what_was_missed_is_named(self):
         findings = samples.bench_findings(min_ratios={"prefill": 2.5, "decode": 1.0, "greedy": None})
-        assert figures.missed(findings) == ["prefill: ratio 2.000, 2.5 asked for"]
+        assert figures.missed(findings) == ["prefill: ratio 2.000, 2.5 required"]
 
 
 class TestTally:

@@ -30,7 +30,7 @@ ARGUMENTS = ("--prompt-tokens", "9", "--decode", "2", "--rounds", "2", "--thread
 
 
 class Stranger(BitnetPyProcess):
-    """Our engine in a process of its own, as another party; ``wrong_from``: decoded token that is off by a bit."""
+    """Our engine in its own process under another identity; ``wrong_from``: decoded token that is off by a bit."""
 
     wrong_from: int | None = None
 
@@ -51,7 +51,7 @@ class Stranger(BitnetPyProcess):
 
 @pytest.fixture
 def stranger(monkeypatch: pytest.MonkeyPatch) -> type[Stranger]:
-    """A reference that is there; nobody rests."""
+    """An available reference, and no pauses between engines."""
     monkeypatch.setattr("crossval.bitnet_cpp.library.find_library", lambda: object())
     monkeypatch.setattr("crossval.bench.rounds.REST_S", 0.0)
     monkeypatch.setattr("crossval.api.benchmark.BitnetCppRunner", Stranger)
@@ -281,7 +281,7 @@ def test_a_receipt_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "prefill 5    tok/s" in shown
     assert "2.00 (1.50 to 2.00)" in shown
-    assert "missed: prefill: ratio 2.000, 3 asked for" in shown
+    assert "missed: prefill: ratio 2.000, 3 required" in shown
     assert "FAIL  23 of 23 passes compared, all logits bit-identical" in shown
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for a checkout of bitnet.cpp, taken for real by git, CMake and compiler."""
+"""A stand-in for a checkout of bitnet.cpp, which git, CMake and the compiler accept as real."""
 
 from __future__ import annotations
 

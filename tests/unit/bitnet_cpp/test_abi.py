@@ -1,4 +1,4 @@
-"""A library that is not what ``llama_abi`` mirrors is found out by behaviour, before it can do harm.
+"""A library that does not match what ``abi`` mirrors is detected by its behaviour, before it can do harm.
 
 Stand-ins are compiled from C: one behaves like bitnet.cpp's generation as far as the checks look, the others
 differ from it in one thing each.

@@ -1,4 +1,4 @@
-"""Nodes of bitnet.cpp's graph become taps of the promised shape, whatever their strides."""
+"""Nodes of bitnet.cpp's graph become taps of the defined shape, whatever their strides."""
 
 from __future__ import annotations
 

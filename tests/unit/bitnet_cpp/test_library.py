@@ -1,4 +1,4 @@
-"""Finding a built library, and believing its manifest."""
+"""Finding a built library, and when its manifest is trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probes tell the builds apart, and admit when a library is of neither kind."""
+"""The probes distinguish the builds, and report when a library is of neither kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which compilers are found, and what is said where there are none."""
+"""Which compilers are found, and the message when there are none."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ class TestInspect:
 
 
 class TestVocabularyThatIsNotUTF8:
-    """It is decoded when a command needs it: all refuse it then, and none that needs only tensors does."""
+    """It is decoded when a command needs it: those commands reject it, commands that need only tensors do not."""
 
     @pytest.fixture(params=["tokenizer.ggml.tokens", "tokenizer.ggml.merges"])
     def damaged(self, request, model_path, tmp_path):

@@ -1,4 +1,4 @@
-"""The forward pass: what must not change its bits, what must, and what it refuses."""
+"""The forward pass: what must not change its bits, what must, and what it rejects."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_counters_tell_what_ran(tiny_model):
 
 
 class TestAnotherArchitecture:
-    """SiLU, RoPE of adjacent pairs, heads wider than dim / n_heads, no sub-norms, a head of its own.
+    """SiLU, RoPE of adjacent pairs, heads wider than dim / n_heads, no sub-norms, a separate LM head.
 
     No file names such an architecture yet: the tests add one. Nothing is compared with bitnet.cpp.
     """
@@ -368,7 +368,7 @@ class TestLargest:
                 found.all_logits()
 
     def test_a_negative_number_is_refused(self, tiny_model):
-        with pytest.raises(InputError, match="-1 logits asked for"):
+        with pytest.raises(InputError, match="-1 logits requested"):
             tiny_model.largest(PROMPT, tiny_model.new_cache(), -1)
 
     @pytest.mark.parametrize("searched", [False, True])

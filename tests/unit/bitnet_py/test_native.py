@@ -1,4 +1,4 @@
-"""The bridge to the C library: finding it, refusing the wrong one, forcing kernels, errors as exceptions."""
+"""The bridge to the C library: finding it, rejecting the wrong one, forcing kernels, errors as exceptions."""
 
 from __future__ import annotations
 

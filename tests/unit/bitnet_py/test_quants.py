@@ -26,7 +26,7 @@ def test_bytes_equal_those_of_bitnet_cpp() -> None:
 
 
 def test_every_element_has_its_own_two_bits() -> None:
-    """Against the layout written out element by element."""
+    """Compared with the layout written out element by element."""
     rows, cols = 3, 384
     for row in range(rows):
         for col in range(cols):

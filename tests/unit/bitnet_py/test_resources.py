@@ -16,7 +16,7 @@ def test_default_model_is_found_in_the_checkout() -> None:
 
 
 def test_default_model_is_found_in_an_installed_package(tmp_path: Path) -> None:
-    """Laid out as the wheel installs it; another interpreter, so that this checkout plays no part."""
+    """Laid out as the wheel installs it; in another interpreter, so that this checkout is not used."""
     source = Path(resources.__file__).parent
     (tmp_path / "bitnet_py").mkdir()
     for name in ("errors.py", "resources.py"):

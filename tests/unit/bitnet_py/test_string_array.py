@@ -1,4 +1,4 @@
-"""The strings of an array: a sequence that reads like a list of them, as long as anybody holds it."""
+"""The strings of an array: a sequence that behaves like a list, as long as it is referenced."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ class TestBadInput:
             ({"tokens": None}, "the model has no tokenizer.ggml.tokens"),
             ({"tokens": []}, r"the vocabulary \(tokenizer.ggml.tokens\) is empty"),
             ({"tokens": np.arange(4)}, "tokenizer.ggml.tokens is not an array of strings"),
-            ({"tokens": ["a", "a"], "token_type": [1, 1]}, "token 'a' is twice in the vocabulary"),
+            ({"tokens": ["a", "a"], "token_type": [1, 1]}, "token 'a' occurs twice in the vocabulary"),
             ({"token_type": [1, 1]}, "token_type has 2 entries, expected 653, one per token"),
             ({"token_type": 1}, "token_type is not an array of integers"),
             ({"token_type": ["x"] * 653}, "token_type is not an array of integers"),

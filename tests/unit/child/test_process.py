@@ -1,4 +1,4 @@
-"""Whatever the child process does, the harness gets an exception that says so and lives on."""
+"""Whatever the child process does, the harness gets an exception that states it, and survives."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_an_answer_comes_back_with_its_arrays(fake):
 
 def test_garbage_instead_of_a_frame_is_a_crash_of_the_engine(fake):
     child = fake("os.read(request, 4); os.write(response, b'llama: ok ' * 20); time.sleep(60)")
-    with pytest.raises(EngineCrashError, match="broken answer during the work"):
+    with pytest.raises(EngineCrashError, match="malformed answer during the work"):
         ask(child)
     assert not is_alive(child.pid)
 

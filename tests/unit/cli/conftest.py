@@ -1,4 +1,4 @@
-"""Commands on the tiny model, with the recorded reference unless told otherwise."""
+"""Commands on the tiny model, by default with the recorded reference."""
 
 from __future__ import annotations
 

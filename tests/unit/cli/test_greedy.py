@@ -86,7 +86,7 @@ def test_goldens_of_different_builds_do_not_make_one_reference(model_path, recor
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("p.txt", b"\n \n", "holds no prompt"),
+        ("p.txt", b"\n \n", "has no prompts"),
         ("p.txt", b"\xff\xfe", "not UTF-8"),
         ("p.jsonl", b'{"text": "x"}\n', "p.jsonl:1"),
         ("p.jsonl", b'"fine"\n{"prompt": ""}\n', "p.jsonl:2"),

@@ -131,7 +131,7 @@ def test_a_trace_that_ends_too_early_is_incomplete(layers, out):
 
 
 def with_damage(damage, model):
-    """The bytes of a model file with one kind of damage."""
+    """The bytes of a model file, corrupted in one way."""
     data = bytearray(model.read_bytes())
     with GGUFFile.open(model) as gguf:
         tokens = b"".join(map(string, gguf.metadata["tokenizer.ggml.tokens"][20:30]))

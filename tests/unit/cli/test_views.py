@@ -1,4 +1,4 @@
-"""``--floors`` and ``--causal``: when they are refused, what is said instead, what a receipt of them must keep."""
+"""``--floors`` and ``--causal``: when they are rejected, with which message, and what their receipts must hold."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_prompt_of_one_token_has_no_floors(model_path: Path) -> None:
 
 @pytest.mark.parametrize("n_tokens", [2, 3, 4, 9])
 def test_a_short_prompt_is_enough(n_tokens: int, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody but bitnet.cpp is ever a live reference; here our engine plays it, so that no library is needed."""
+    """Only bitnet.cpp is ever a live reference; here our engine stands in for it, so that no library is needed."""
     request = Request(LAYERS, model_path, floors=True)
     monkeypatch.setattr(Session, "reopen", lambda self, side, **asked: BitnetPyRunner(self.model.path, **asked))
     session = request.session(request.load_model())
@@ -146,7 +146,7 @@ def test_the_causal_view_of_equal_engines(model_path: Path, golden: Path, tmp_pa
 def test_a_causal_view_that_cannot_be_made_is_said_and_is_no_pass(
     model_path: Path, record: Record, tmp_path: Path
 ) -> None:
-    """Logits alone: nothing to patch. The comparison is incomplete by itself; with all rows it is not."""
+    """Logits alone: nothing to patch. The comparison itself is incomplete; with all rows it is not."""
     out = tmp_path / "r.json"
     coarse = record(taps=("result_output",))
     result = run("diff", coarse, record(), "--model", model_path, "--causal", "--receipt", out)

@@ -1,4 +1,4 @@
-"""A finding: the guilty operation captured again with what surrounds it, and what its diagnosis says."""
+"""A finding: the wrong operation, captured again with everything around it, and its diagnosis."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLANS = [PassPlan("prefill", (1, 17, 42, 250, 3), 0), *(PassPlan("decode", (11 +
 
 
 class Watched(Stranger):
-    """A stranger that keeps what it was asked for, changes arrays, and may give only some taps."""
+    """A stranger that records its requests, changes arrays, and may give only some taps."""
 
     change: Callable[[int, str, TapArray], TapArray | None] | None = None
     only: Collection[str] | None = None
@@ -152,7 +152,7 @@ def test_more_prompts_of_a_live_engine_tell_causes_apart(
 def test_a_tied_head_tells_a_table_without_rows_from_tokens_that_were_not_written(
     engine: Watched, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, in_the_head: bool
 ) -> None:
-    """Ids from 200 on: one token of the prompt, 250; the head multiplies with the same table, or with a copy."""
+    """Ids from 200 on: one token of the prompt, 250; the LM head uses the same table, or a copy."""
 
     def change(index: int, name: str, tap: TapArray) -> TapArray | None:
         if name == "inp_embd":
@@ -220,7 +220,7 @@ def test_operations_judged_as_one_say_what_to_record(engine: Watched, make_model
     data = findings.to_json(found, "command")
     assert (data["tap"], data["name"], data["segment_ops"]) == ("blk.1.l_out", UNDETERMINED, [])
     assert data["explanation"] == (
-        "no one known mistake in the 20 operations judged as one explains it; "
+        "no single known bug in the 20 operations judged as one explains it; "
         "record every tap of layer 1 to find the cause"
     )
     assert data["specification_ratio"] > 0.1

@@ -1,4 +1,4 @@
-"""Fitted mistakes: whatever the parameter, the right name or none; and equal explanations side by side."""
+"""Fitted mistakes: whatever the parameter, the correct name or none; equal explanations are reported together."""
 
 from collections import Counter
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is said of a deviation nobody can name: positions of the sequence, heads, features, factors."""
+"""How a deviation without a name is described: positions of the sequence, heads, features, factors."""
 
 from __future__ import annotations
 

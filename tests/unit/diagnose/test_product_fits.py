@@ -1,4 +1,4 @@
-"""Mistakes whose parameters are fitted: drawn ones are named with their parameter, and nothing else is."""
+"""Mistakes with fitted parameters: drawn ones are named with their parameter, and nothing else is."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ KNOWN = Arithmetic(Numerics(8, False), n_heads=1)
 
 
 def drawn(kind, n):
-    """Yield inputs, output and right names of drawn mistakes of a kind that change something."""
+    """Yield inputs, output and correct names of drawn mistakes of a kind that change something."""
     found, seed = 0, 0
     while found < n:
         rng = np.random.default_rng([seed, *kind.encode()])

@@ -1,4 +1,4 @@
-"""A segment computed again: rightly it is what a healthy engine recorded, with a mistake what a broken one did."""
+"""A segment computed again: correctly, as a healthy engine recorded it; with a mistake, as a wrong one did."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def distance(found: Replay, mistake: Mistake | None = None, probe: tuple[int, ..
 def test_what_a_healthy_engine_did_not_record_is_computed(
     keep: tuple[str, ...], index: int, weights: SpecWeights, shipped_model: Path
 ) -> None:
-    """Also behind passes whose keys and values were not recorded."""
+    """Also after passes whose keys and values were not recorded."""
     records = recorded(shipped_model, keep=keep)[: index + 1]
     for name in records[-1].taps:
         if name != "inp_embd" and taps.parse(name).layer in (0, 3):
@@ -129,7 +129,7 @@ def test_an_output_of_some_tokens_only(weights: SpecWeights, shipped_model: Path
 
 
 def test_ties_are_seen_where_they_reach(weights: SpecWeights, shipped_model: Path) -> None:
-    """A tie in what keys are made of reaches every later token; in the feed-forward part its own."""
+    """A tie in the inputs of keys affects every later token; in the feed-forward part only its own."""
     (record, *_) = recorded(shipped_model, keep=("attn_norm", "ffn_norm", "l_out"))
     x = np.tile(np.linspace(-0.3, 0.3, 256, dtype=np.float32), (6, 1))
     x[:, 0] = 127.0

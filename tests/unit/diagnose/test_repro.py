@@ -1,4 +1,4 @@
-"""Reproducers: a script for every kind of operation, wrong on what was recorded, right on a right output."""
+"""Reproducers: a script for every kind of operation, which fails on what was recorded and passes when correct."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Change = Callable[[int, str, TapArray], TapArray]
 
 
 class Altered(Stranger):
-    """Its recording is changed in one place; what it computed is right."""
+    """Its recording is changed in one place; what it computed is correct."""
 
     change: Change | None = None
     n_done = 0
@@ -123,7 +123,7 @@ def test_every_operation_has_a_script_that_is_right_and_wrong(
     code, text = judged(script, None, capsys)
     assert code == 1
     assert text.startswith("wrong: 1 of ")
-    times = re.search(r"worst: .*: (\S+), right is (\S+), (\S+) times the bound\n", text)
+    times = re.search(r"worst: .*: (\S+), correct is (\S+), (\S+) times the bound\n", text)
     assert times is not None
     worst = finding.check.worst
     assert worst is not None
@@ -135,7 +135,7 @@ def test_every_operation_has_a_script_that_is_right_and_wrong(
     given = np.load(tmp_path / repro.INPUTS)
     np.save(tmp_path / "right.npy", right_output(engine, finding, given))
     code, text = judged(script, tmp_path / "right.npy", capsys)
-    assert (code, text) == (0, f"right: all {given['recorded'].size} values are within their bounds\n")
+    assert (code, text) == (0, f"correct: all {given['recorded'].size} values are within their bounds\n")
 
 
 def test_every_kind_has_a_formula() -> None:
@@ -183,8 +183,8 @@ def test_a_value_that_is_not_finite_is_wrong(
     finding = found(engine, weights, wrong(0, "blk.1.ffn_up", np.nan))
     assert finding.check.status == "invalid"
     code, text = judged(repro.write(finding, "x", tmp_path), None, capsys)
-    assert (code, text.splitlines()[0]) == (1, "wrong: 1 of 64 values are beyond their bounds")
-    assert ": nan, right is " in text
+    assert (code, text.splitlines()[0]) == (1, "wrong: 1 of 64 values are outside their bounds")
+    assert ": nan, correct is " in text
 
 
 def test_another_shape_is_wrong(
@@ -206,7 +206,7 @@ def test_the_script_stands_alone(engine: Altered, weights: SpecWeights, tmp_path
     assert "crossval" not in script.read_text()
     done = subprocess.run([sys.executable, "-I", script], capture_output=True, text=True, cwd="/", timeout=60)
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.startswith("wrong: 1 of 12 values are beyond their bounds\nworst: index (")
+    assert done.stdout.startswith("wrong: 1 of 12 values are outside their bounds\nworst: index (")
 
 
 def test_only_what_was_recorded_op_by_op_can_be_reproduced(

@@ -1,4 +1,4 @@
-"""Diagnosis: every known mistake is recognised, nothing else is, and no name is ever wrong."""
+"""Diagnosis: every known bug is identified, nothing else is, and no name is ever wrong."""
 
 from dataclasses import replace
 
@@ -98,7 +98,7 @@ def simulate(context, arithmetic=None, every=1, only=""):
 
 
 def judge(cases):
-    """Assert that no name is wrong and nothing goes unexplained; return the share of mistakes with a name."""
+    """Assert that no name is wrong and nothing goes unexplained; return the fraction of mistakes with a name."""
     cases = list(cases)
     assert cases
     for one, found in cases:
@@ -121,7 +121,7 @@ def changed(array, *places_and_factors):
 class TestEveryMistake:
     @pytest.mark.parametrize("op", FLOATS)
     def test_of_float_operations(self, spec, op):
-        """In a batch behind other tokens, where most mistakes show."""
+        """In a batch after other tokens, where most mistakes show."""
         context = spec.context(f"blk.1.{op}", 2)
         every = 8 if op in ("kq", "kqv_out") else 1  # dozens of single cache cells
         assert judge(simulate(context, every=every)) >= 0.85
@@ -152,7 +152,7 @@ class TestEveryMistake:
         assert any("F16 rounding of" in found.name for _, found in cases)
 
     def test_named_in_the_middle_of_a_wide_matrix(self, make_model):
-        """More features than are looked at at first: the sample finds it, all features confirm it."""
+        """More features than are checked first: the sample finds it, all features confirm it."""
         wide = make_model(n_layers=1, hidden_dim=1536)
         found = Recorded(wide, SpecRunner(wide))
         context = found.context("blk.0.ffn_up")
@@ -226,7 +226,7 @@ class TestHealthyAndUnknown:
             return
         assert found.name == UNDETERMINED
         assert found.family is None
-        assert found.explanation.startswith("no known mistake explains it")
+        assert found.explanation.startswith("no known bug explains it")
 
     @pytest.mark.parametrize(
         ("op", "index", "change", "said"),
@@ -262,7 +262,7 @@ class TestMalformed:
             context = spec.context(name)
             found = diagnose(replace(context, raw=(context.raw[0][..., :-1], *context.raw[1:])))
             assert found.name == UNDETERMINED
-            assert "shapes of its inputs do not go together" in found.explanation
+            assert "shapes of its inputs do not match" in found.explanation
 
     def test_other_arrays_of_a_wrong_shape_are_no_evidence(self, spec):
         context = spec.context("blk.1.ffn_act")
@@ -274,7 +274,7 @@ class TestMalformed:
 
 class TestFlips:
     def test_an_engine_that_flips_codes_at_ties_still_gets_the_name(self, spec):
-        """A third engine in float32: some of its codes are on the other side of a tie."""
+        """A third engine in float32: some of its codes round the other way at a tie."""
         rng = np.random.default_rng(3)
         x = rng.normal(size=(24, 128)).astype(np.float32)
         scale = 127.0 / np.abs(x).max(axis=-1)
@@ -325,7 +325,7 @@ class TestQuantizerReadings:
 
 class TestAmbiguity:
     def test_mistakes_that_agree_on_this_input_are_listed(self, spec):
-        """One token decoded at once after the prompt: position 0 is no rotation."""
+        """The first token decoded after the prompt: position 0 is no rotation."""
         context = spec.context("blk.1.q_rope", 1)
         found = diagnose(recorded_as(context, context.inputs[0]))
         assert found.name == UNDETERMINED
@@ -334,7 +334,7 @@ class TestAmbiguity:
         assert found.family == 8
 
     def test_members_of_one_group_are_named_by_it(self, spec):
-        """The header says 1e-3; on large rows an eps of 1e-12 is as good as none."""
+        """The header states 1e-3; on large rows an eps of 1e-12 has no effect."""
         context = spec.context("blk.1.attn_norm")
         context = replace(
             context,
@@ -349,7 +349,7 @@ class TestAmbiguity:
         assert {"eps 0", "eps 1e-12", "eps as a lower limit"} <= {e.name for e in found.candidates}
 
     def test_several_passes_decide_together(self, spec):
-        """Positions that count from 0 after the prompt: the first decoded token alone does not tell."""
+        """Positions that count from 0 after the prompt: the first decoded token alone does not show it."""
         found = []
         for index in (1, 2):
             context = spec.context("blk.1.q_rope", index)

@@ -1,4 +1,4 @@
-"""A mistake between recorded tensors is named from the next recorded one, or not at all."""
+"""A bug between recorded tensors is identified from the next recorded one, or not at all."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NAMES = {
     "no attention residual": "residual skipped",
     "no feed-forward residual": "residual skipped",
 }
-"""What the variants call each fault of the engine."""
+"""The variants' names of the engine's faults."""
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_healthy_engine_has_no_mistake(weights: SpecWeights, shipped_model: Pa
 
 
 def test_a_token_that_no_flip_explains_forbids_the_name(weights: SpecWeights, shipped_model: Path) -> None:
-    """One token is a hundredth off: an int8 tie would do that, but it has none."""
+    """One token is off by a hundredth: an int8 tie could cause that, but it has none."""
     found = segment(weights, shipped_model, "SiLU")
     wide = segment_diagnosis._modes(found.segment, ARITHMETIC)[0][-1]
     silu = next(one for one in candidates(found.context(found.segment[-5], wide)) if one.name == "SiLU")
@@ -158,7 +158,7 @@ def test_a_token_that_no_flip_explains_forbids_the_name(weights: SpecWeights, sh
 
 
 def test_mistakes_that_give_the_same_output_are_listed(weights: SpecWeights, shipped_model: Path) -> None:
-    """Of two tokens the first sees the next: so it does without any mask."""
+    """Of two tokens the first sees the next, as it would without any mask."""
     found = segment(weights, shipped_model, "mask sees the next", n=2)
     told = diagnose_segment([found], ARITHMETIC)
     assert told.name == UNDETERMINED

@@ -63,7 +63,7 @@ def output(context, name):
 
 
 def linear_context(x, signs, scale=0.25, op="q"):
-    """A BitLinear of any shape; its output is not looked at."""
+    """A BitLinear of any shape; its output is not used."""
     config = SpecConfig(1, 1, 1, signs.shape[0], x.shape[1], 4 * x.shape[1], 300, 64, 10000.0, 1e-5)
     (row,) = (o for o in op_table(config) if o.output == f"blk.0.{op}")
     plan = PassPlan("prefill", tuple(range(len(x))), 0)
@@ -82,7 +82,7 @@ class TestTable:
             assert variant.ops <= EVERY_OP, variant.name
 
     def test_one_name_is_one_mistake(self, model, context_of):
-        """Ways of making the same mistake share their name, and then everything else that is said about it."""
+        """Forms of the same mistake share their name, and then all of its description."""
         _, table, _ = model
         for op in table:
             context = context_of(op.output, 2)
@@ -100,7 +100,7 @@ class TestTable:
         ],
     )
     def test_every_variant_fits_every_model(self, make_model, shape):
-        """Functions are called directly: what ``compute`` would forgive is an error here."""
+        """Functions are called directly: exceptions that ``compute`` would swallow are errors here."""
         path = make_model(**shape)
         weights = SpecWeights(path)
         table = op_table(weights.config)
@@ -131,7 +131,7 @@ class TestTable:
                 assert not one.explanation.endswith(".")
 
     def test_no_variant_is_dead(self, model, context_of):
-        """Each gives a finite-or-NaN output of the right shape somewhere, other than the specification's."""
+        """Each gives a finite-or-NaN output of the correct shape somewhere, other than the specification's."""
         _, table, _ = model
         alive = set()
         for op in table:

@@ -149,7 +149,7 @@ def test_the_states_of_the_library_are_told_apart(tmp_path, monkeypatch):
     assert (check.ok, check.reference) == (True, True)
     assert "no build manifest" in check.detail
     facts["simd_width"] = None
-    assert "no known kind" in only(doctor.check_bitnet_cpp()).remedy
+    assert "no known build" in only(doctor.check_bitnet_cpp()).remedy
 
 
 def test_a_check_that_breaks_is_a_finding_itself(monkeypatch):

@@ -77,7 +77,7 @@ def test_past_the_end_is_unavailable_and_reset_starts_over(recorded: RecordedRun
 
 
 def test_it_has_no_tokenizer(recorded: RecordedRunner) -> None:
-    with pytest.raises(UnavailableError, match="its own prompt only: 'hello'"):
+    with pytest.raises(UnavailableError, match="its own prompt: 'hello'"):
         recorded.tokenize("other")
 
 

@@ -1,4 +1,4 @@
-"""Choosing candidate and reference: nothing stands in for something else in silence."""
+"""Choosing candidate and reference: no engine is silently replaced by another."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.numpy_engine import MODEL, NumpyRunner
 
 
 class Made:
-    """Stands in for a runner class; remembers how it was made."""
+    """Stands in for a runner class; records its arguments."""
 
     def __init__(self, *args: object, **options: object) -> None:
         self.args, self.options = args, options
@@ -126,7 +126,7 @@ def test_auto_without_anything_says_what_there_is(
     with pytest.raises(UnavailableError, match=r"another version of m\.gguf"):
         open_reference("auto", model, "old")
     golden(model, "new")
-    with pytest.raises(UnavailableError, match="goldens exist for: 'new'; none of them is of this prompt"):
+    with pytest.raises(UnavailableError, match="goldens exist for: 'new'; none of them is for this prompt"):
         open_reference("auto", model, "hello")
     with pytest.raises(UnavailableError, match="no prompt was given"):
         open_reference("auto", model)

@@ -1,4 +1,4 @@
-"""What a session of two engines knows of the kernels that ran."""
+"""What a session of two engines reports about the kernels that ran."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The specification under the runner contract: taps, rows, passes, cache, refusals."""
+"""The specification as a runner: taps, rows, passes, cache, rejected input."""
 
 import json
 from dataclasses import replace

@@ -219,7 +219,7 @@ def test_repro_of_two_guilty_engines(model_path: Path, record: Record, tmp_path:
 def test_no_guilt_no_reproducer(model_path: Path, golden: Path, tmp_path: Path) -> None:
     folder = tmp_path / "repro"
     result = run("layers", "--prompt", PROMPT, "--model", model_path, "--reference", golden, "--repro", folder)
-    assert (result.exit_code, result.stderr) == (0, "no reproducer: no operation is guilty\n")
+    assert (result.exit_code, result.stderr) == (0, "no reproducer: no operation is wrong\n")
     assert not folder.exists()
 
 

@@ -1,4 +1,4 @@
-"""The graph of BitNet: its operations, and the forward pass that running them in order is."""
+"""The graph of BitNet: its operations, and the forward pass of running them in order."""
 
 import math
 import weakref
@@ -173,7 +173,7 @@ class TestForward:
 
 
 def plain_model(config, weights, token_ids):
-    """The model once more, in loops over tokens and heads, keeping nothing but lists of keys and values."""
+    """The model again, in loops over tokens and heads, with only lists of keys and values as state."""
 
     def norm(x, w):
         return [

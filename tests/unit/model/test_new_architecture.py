@@ -1,4 +1,4 @@
-"""What another architecture takes: one file with its graph, and one line that names it.
+"""What adding an architecture requires: one file with its graph, and one line that names it.
 
 The toy has no sub-norms, SiLU, its own head, heads wider than ``dim / n_heads`` and RoPE on neighbours; its engine
 is written here, in NumPy, and audited.
@@ -265,5 +265,5 @@ def test_a_tap_of_its_own_joins_the_vocabulary_where_it_is_computed(monkeypatch:
 def test_a_tap_means_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = GRAPH.replace('(b + "ffn_gate",), (), WIDE', '(b + "ffn_gate",), (), HIDDEN')
     monkeypatch.setitem(GRAPHS, "toy", operations_of(changed))
-    with pytest.raises(ValueError, match="toy: ffn_act is the name of another tensor, too"):
+    with pytest.raises(ValueError, match="toy: ffn_act is also the name of another tensor"):
         taps.vocabulary()

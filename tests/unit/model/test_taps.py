@@ -1,4 +1,4 @@
-"""The vocabulary of taps: read off the graphs, and the receipt's format holds no other."""
+"""The vocabulary of taps follows from the graphs, and the format of receipts has no other."""
 
 from __future__ import annotations
 

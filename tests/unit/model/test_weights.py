@@ -1,4 +1,4 @@
-"""The specification's weights against a file written byte by byte, and its refusal of files it cannot define."""
+"""The specification's weights against a file written byte by byte, and its rejection of unsupported files."""
 
 import struct
 

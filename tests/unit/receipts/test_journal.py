@@ -1,4 +1,4 @@
-"""A greedy comparison that is stopped and goes on: what its journal keeps, and what it is not believed."""
+"""A greedy comparison that is stopped and resumed: what its journal keeps, and what is checked in it."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def same_tool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep commits made while the tests run out of them."""
+    """Keep the tests independent of commits made while they run."""
     facts = provenance.tool_facts()
     monkeypatch.setattr(provenance, "tool_facts", lambda: dict(facts))
 
@@ -188,7 +188,7 @@ class Bench:
         return [json.loads(line)["entry"] for line in self.journal.read_text(encoding="utf-8").split("\n")[1:-1]]
 
     def forge(self, entries: list[dict[str, Any]]) -> None:
-        """Write a journal of this run with these entries and right digests."""
+        """Write a journal of this run with these entries and correct digests."""
         header = json.loads(self.journal.read_text(encoding="utf-8").split("\n")[0])["run"]
         self.journal.unlink()
         write(self.journal, entries, header)
@@ -200,7 +200,7 @@ def bench(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def lasting(made: receipt.Receipt) -> dict[str, Any]:
-    """Return the receipt without its time, and without the journal's share of it."""
+    """Return the receipt without its time, and without what the journal adds to it."""
     kept = {name: value for name, value in copy.deepcopy(made).items() if name not in ("created_at", "digest")}
     kept["results"].pop("from_journal", None)
     return kept
@@ -381,7 +381,7 @@ def test_the_share_from_the_journal_cannot_exceed_the_prompts(bench: Bench) -> N
 
 
 def test_a_receipt_too_large_to_read_is_refused_before_the_run(bench: Bench) -> None:
-    assert "50000 steps at most" in bench("--steps", "20000", code=4)
+    assert "at most 50000 steps" in bench("--steps", "20000", code=4)
     assert bench.n_run == 0
 
 

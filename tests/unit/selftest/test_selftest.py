@@ -133,7 +133,7 @@ def fault_row(made: Receipt, name: str = "file-scale-one") -> dict[str, Any]:
 
 
 def miss(made: Receipt) -> None:
-    """Find a fault in another layer, and say so honestly."""
+    """Report a fault in another layer, with consistent fields."""
     row = fault_row(made)
     row["found"]["layer"], row["ok"] = 1, False
     made["results"]["summary"]["faults"]["ok"] -= 1

@@ -31,7 +31,7 @@ def failures(made: Receipt, policy: Policy | None = None) -> list[str]:
 
 @pytest.fixture(scope="module")
 def good() -> Receipt:
-    """Three of four right on both sides; the fourth wrong in different ways."""
+    """Three of four correct on both sides; the fourth wrong in different ways."""
     return samples.smoke_receipt(
         samples.smoke_answer(3, text=" warm.", token_ids=(81, 61, samples.EOS)),
         samples.smoke_answer(3, "reference", text="x", token_ids=(5,) * 24, finish="limit"),

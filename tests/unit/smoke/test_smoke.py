@@ -26,7 +26,7 @@ PROMPT = "What is 2+2?"
 
 
 class ScriptedRunner:
-    """An engine that writes what it is told, one list of token ids per prompt, NaN for None."""
+    """An engine that generates given token ids, one list per prompt, NaN for None."""
 
     status = "live"
 
@@ -190,7 +190,7 @@ def write_suite(path: Path, answers: Sequence[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What the tiny model, which nobody trained, writes: the only answers it can be asked for."""
+    """What the untrained tiny model generates: the only answers it can be expected to give."""
     file = write_suite(tmp_path_factory.mktemp("suite") / "q.jsonl", ["?"] * 3)
     result = run("smoke", "--suite", file, "--model", model_path, "--max-tokens", "6", "--json")
     assert result.exit_code == 1, result.output
@@ -318,7 +318,7 @@ def test_no_suite_and_no_prompt_are_bad_input(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     result = run("smoke", "--suite", tmp_path / "empty.jsonl")
     assert result.exit_code == 4
-    assert "holds no prompt" in error_line(result)
+    assert "has no prompts" in error_line(result)
 
 
 @pytest.mark.parametrize("word", ["auto", "bitnet.cpp"])

@@ -57,9 +57,9 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "unknown stop": ({**GOOD, "stop": "."}, '"eos" or "newline"'),
     "nothing expected": ({"prompt": "x"}, "either an answer or a pattern"),
     "both expected": ({**GOOD, "pattern": "4"}, "either an answer or a pattern"),
-    "blank answer": ({**GOOD, "answer": " \n"}, "answer is blank"),
+    "blank answer": ({**GOOD, "answer": " \n"}, "answer is only whitespace"),
     "not a regular expression": ({"prompt": "x", "pattern": "("}, "not a regular expression"),
-    "pattern that cannot fail": ({"prompt": "x", "pattern": ".*"}, "any answer would be right"),
+    "pattern that cannot fail": ({"prompt": "x", "pattern": ".*"}, "any answer would be correct"),
     "long pattern": ({"prompt": "x", "pattern": "x" * 1001}, "at most 1000"),
 }
 
@@ -74,12 +74,12 @@ def test_a_broken_line_is_one_clear_error_with_its_place(name: str, tmp_path: Pa
 
 
 def test_an_id_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"q.jsonl:3: id 'a' is already that of line 1"):
+    with pytest.raises(BadInputError, match=r"q.jsonl:3: id 'a' is already used in line 1"):
         suite.read_suite(write(tmp_path / "q.jsonl", GOOD, {**GOOD, "id": "b"}, GOOD))
 
 
 def test_no_prompt_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="holds no prompt"):
+    with pytest.raises(BadInputError, match="has no prompts"):
         suite.read_suite(write(tmp_path / "q.jsonl", "", "  "))
 
 

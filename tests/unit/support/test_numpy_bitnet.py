@@ -1,4 +1,4 @@
-"""The NumPy engine: right in every style, wrong where a mistake is, and nobody's copy."""
+"""The NumPy engine: correct in every style, wrong where a bug is injected, and independent of the project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The corpus: right answers, an honest split, suites that are current. No PyTorch."""
+"""The corpus: correct answers, a clean split, suites that are up to date. No PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export of arrays to GGUF, and counting right answers through the engine. No PyTorch."""
+"""Export of arrays to GGUF, and counting correct answers through the engine. No PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The PyTorch network: what it rounds, that it is what the engine computes, and that a run resumes exactly."""
+"""The PyTorch network: its rounding, its agreement with the engine, and that a run resumes exactly."""
 
 from __future__ import annotations
 

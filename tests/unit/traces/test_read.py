@@ -1,4 +1,4 @@
-"""Traces on disk: what is written is read back; what is malformed is refused in one line."""
+"""Traces on disk: what is written is read back; malformed traces are rejected in one line."""
 
 from __future__ import annotations
 

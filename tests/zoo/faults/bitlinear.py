@@ -24,7 +24,7 @@ def _rescale(name: str, family: int, what: str, taps: tuple[str, ...], value: st
 
 
 def _quantizer(name: str, what: str, site: str, code: str, **more) -> EngineFault:
-    """A fault of the quantiser behind one of the norms."""
+    """A fault of the quantiser after one of the norms."""
     return EngineFault(name, 5, what, more.pop("taps", tuple(READS)), edits={site: code}, ops=READS, **more)
 
 

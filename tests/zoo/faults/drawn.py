@@ -56,7 +56,7 @@ class Planned:
     what: str
     code: Callable[[Call], Array]
     words: tuple[str, ...]
-    """One of them is in a right name, and these numbers (or those of ``or_numbers``)."""
+    """A correct name contains one of these, and these numbers (or those of ``or_numbers``)."""
     numbers: tuple[float, ...] = ()
     kinds: tuple[str | None, ...] = BOTH
     ops: tuple[str, ...] = ()
@@ -64,14 +64,14 @@ class Planned:
     layer: int | None = None
     or_numbers: tuple[tuple[float, ...], ...] = ()
     or_names: tuple[str, ...] = ()
-    """Right without a number."""
+    """Names that are correct without a number."""
 
 
 Code = Callable[[Call], Array]
 
 
 def _changed(change: Callable[[Array], Array]) -> Code:
-    """Return what changes the right output as rows of features; ``change`` may work in place."""
+    """Return what changes the correct output as rows of features; ``change`` may work in place."""
 
     def code(call: Call) -> Array:
         right = call.right(*call.inputs)
@@ -103,7 +103,7 @@ def _matrix(call: Call) -> Matrix:
 
 
 def _weights(of: Callable[[Matrix], np.ndarray]) -> Code:
-    """Return a BitLinear with other weights, made of the right matrix."""
+    """Return a BitLinear with other weights, made from the correct matrix."""
 
     def code(call: Call) -> Array:
         old = _matrix(call)

@@ -1,4 +1,4 @@
-"""Weight faults: the candidate runs on a damaged copy of the model file, as if it read the right one wrongly."""
+"""Weight faults: the candidate runs on a modified copy of the model file, as if it misread the original."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.zoo.fault import FIRST, PREFILL, WeightFault
 from tests.zoo.models import SHAPE
 
 TOKENS = "token_ids"
-"""In place of a tap: the fault changes what the text is tokenised into."""
+"""Used instead of a tap: the fault changes what the text is tokenised into."""
 ALL = ("ffn_up", "q", "k", "v", "attn_o_out", "ffn_gate", "ffn_down")
 SOME = ("q", "ffn_down", "v")
 
