@@ -54,7 +54,7 @@ def measure(
     """Compare two float32 arrays of one shape.
 
     ``visible``, shape ``(n_tokens, n_last)``, limits each token's row to some indices of the last axis (causal
-    attention scores: what lies behind the mask is nobody's business); None compares everything.
+    attention scores: what the mask hides is never read); None compares everything.
 
     Raises:
         ValueError: shapes or types differ, no element is left to compare, or ``visible`` does not fit.

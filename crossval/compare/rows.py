@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from crossval.compare.metrics import Metrics, measure
+from crossval.compare.metrics import measure
 from crossval.formats import Dtype
 from crossval.model import taps
 from crossval.model.taps import token_axis
@@ -21,8 +20,22 @@ from crossval.model.tolerance import PolicyName, Tolerance, violations
 from crossval.passes import EngineIdentity, PassKind, PassPlan, TapArray, check_rows
 
 RowStatus = Literal["equal", "within", "diverged", "invalid"]
-Verdict = Literal["parity", "divergence", "incomplete"]
+Parity = Literal["parity", "divergence", "incomplete"]
+"""Outcome of a direct comparison: a receipt's ``parity.status``."""
 
+_SHARED_METRICS = (
+    "n_elements",
+    "bitwise_equal",
+    "exact_match_rate",
+    "max_ulp",
+    "cosine",
+    "worst_token_cosine",
+    "nmse",
+    "worst_token_nmse",
+    "max_abs",
+    "norm_ratio",
+)
+"""Fields of ``Metrics`` that a row takes over as they are."""
 _ORDER_LAYERS = 1 << 20
 """More layers than any model: ``execution_index`` only needs a consistent number to sort by."""
 
@@ -38,27 +51,27 @@ class TapRow:
     pass_index: int
     pass_kind: PassKind
     tap: str
-    rows_compared: int
+    rows_compared: int = 0
     """Tokens compared: those that both engines give."""
-    n_elements: int
-    bitwise_equal: bool
-    exact_match_rate: float | None
+    n_elements: int = 0
+    bitwise_equal: bool = False
+    exact_match_rate: float | None = None
     """Share of elements whose float32 bits are equal (+0 and -0 differ)."""
-    max_ulp: int | None
+    max_ulp: int | None = None
     """Largest distance in units in the last place (+0 and -0 are 0 apart)."""
-    cosine: float | None
-    worst_token_cosine: float | None
-    worst_token: int | None
+    cosine: float | None = None
+    worst_token_cosine: float | None = None
+    worst_token: int | None = None
     """Position, in the sequence, of the token with the largest NMSE; None when all bits are equal."""
-    nmse: float | None
+    nmse: float | None = None
     """``|c - r|^2 / |r|^2``."""
-    worst_token_nmse: float | None
-    max_abs: float | None
-    norm_ratio: float | None
+    worst_token_nmse: float | None = None
+    max_abs: float | None = None
+    norm_ratio: float | None = None
     """``|c| / |r|``."""
-    floor: float | None
-    bound: Mapping[str, float]
-    status: RowStatus
+    floor: float | None = None
+    bound: Mapping[str, float] = field(default_factory=dict)
+    status: RowStatus = "invalid"
     note: str | None = None
 
 
@@ -90,7 +103,7 @@ class Location:
     row: int | None
     note: str | None = None
     after: str | None = None
-    """The last tap before it that was compared in this pass: what is seen here entered behind that."""
+    """The last tap before it that was compared in this pass: what is seen here entered after it."""
 
     @property
     def layer(self) -> int | None:
@@ -106,7 +119,7 @@ class LayersResult:
     first_divergence: Location | None
     first_inexact: Location | None
     coverage: Coverage
-    verdict: Verdict
+    verdict: Parity
     plan: tuple[PassPlan, ...]
     token_ids: tuple[int, ...]
     """Prompt token ids followed by the decoded tokens that both engines were fed."""
@@ -166,7 +179,7 @@ class GreedyResult:
     prompts: tuple[GreedyPrompt, ...]
     exact_match_rate: float
     """Free-running matches over all required steps of all prompts."""
-    verdict: Verdict
+    verdict: Parity
     """Of the direct comparison; what the audits say of the arithmetic is not in it."""
     thresholds: Mapping[str, Any] = field(default_factory=dict)
     from_journal: int | None = None
@@ -230,7 +243,7 @@ def _first(rows: Iterable[TapRow], states: tuple[RowStatus, ...]) -> Location | 
     return Location(found.pass_index, found.pass_kind, found.tap, found.worst_token, found.note, after)
 
 
-def decide(rows: Sequence[TapRow], coverage: Coverage) -> Verdict:
+def decide(rows: Sequence[TapRow], coverage: Coverage) -> Parity:
     """Return the verdict of a layer comparison.
 
     Any diverged or invalid row (NaN, shape mismatch) is a divergence. Otherwise anything required that was not
@@ -252,7 +265,7 @@ def logits_agree(row: TapRow, policy: PolicyName) -> bool:
     return status == "equal" or (status == "within" and policy != "same")
 
 
-def decide_greedy(prompts: Sequence[GreedyPrompt], policy: PolicyName) -> Verdict:
+def decide_greedy(prompts: Sequence[GreedyPrompt], policy: PolicyName) -> Parity:
     """Return the verdict of the direct comparison of a greedy run.
 
     A different token (a near tie is explained, not forgiven), or logits that do not agree (``logits_agree``), is a
@@ -284,14 +297,18 @@ def compare_tap(
 ) -> TapRow | Skip:
     """Compare one tap of one pass over the tokens both engines give; ``Skip`` when they share none.
 
-    Attention scores (``kq``) are compared up to each token's own position: what lies behind the causal mask
-    reaches nothing, and engines are free not to compute it. ``kq_soft_max`` is compared whole (zero there).
+    Attention scores (``kq``) are compared up to each token's own position: what the causal mask hides is never
+    read, and engines need not compute it. ``kq_soft_max`` is compared whole (zero there).
     """
+
+    def invalid(note: str) -> TapRow:
+        return judged(TapRow(pass_index, plan.kind, name, note=note), tolerance)
+
     n_tokens = len(plan.token_ids)
     for who, side in (("candidate", candidate), ("reference", reference)):
         problem = _malformed(name, side, n_tokens)
         if problem:
-            return _invalid(name, pass_index, plan, tolerance, f"{who}: {problem}")
+            return invalid(f"{who}: {problem}")
     everything = range(n_tokens)
     in_candidate, in_reference = (
         everything if side.rows is None else side.rows for side in (candidate, reference)
@@ -299,18 +316,28 @@ def compare_tap(
     common = sorted(set(in_candidate) & set(in_reference))
     if not common:
         return Skip(pass_index, name, "the candidate and the reference give it for different tokens")
-    axis = token_axis(name)
     c, r = (
         taps.take_rows(name, side.array, rows, common)
         for side, rows in ((candidate, in_candidate), (reference, in_reference))
     )
     if c.shape != r.shape:
         note = f"shape mismatch: candidate {candidate.array.shape}, reference {reference.array.shape}"
-        return _invalid(name, pass_index, plan, tolerance, note)
+        return invalid(note)
     positions = np.asarray(common) + plan.start
     visible = taps.visible(name, c.shape, positions)
-    metrics = measure(c, r, token_axis=axis, visible=visible)
-    return _row(name, pass_index, plan, tolerance, metrics, positions)
+    metrics = measure(c, r, token_axis=token_axis(name), visible=visible)
+    nonfinite = (("candidate", metrics.candidate_nonfinite), ("reference", metrics.reference_nonfinite))
+    unusable = "; ".join(f"{side} holds {count} NaN or infinite values" for side, count in nonfinite if count)
+    row = TapRow(
+        pass_index,
+        plan.kind,
+        name,
+        rows_compared=metrics.n_tokens,
+        worst_token=None if metrics.worst_token is None else int(positions[metrics.worst_token]),
+        note=unusable or None,
+        **{metric: getattr(metrics, metric) for metric in _SHARED_METRICS},
+    )
+    return judged(row, tolerance)
 
 
 def _malformed(name: str, side: TapArray, n_tokens: int) -> str | None:
@@ -327,70 +354,13 @@ def _malformed(name: str, side: TapArray, n_tokens: int) -> str | None:
     return None
 
 
-def _row(
-    name: str,
-    pass_index: int,
-    plan: PassPlan,
-    tolerance: Tolerance,
-    metrics: Metrics,
-    positions: npt.NDArray[np.int64],
-) -> TapRow:
-    row = TapRow(
-        pass_index=pass_index,
-        pass_kind=plan.kind,
-        tap=name,
-        rows_compared=metrics.n_tokens,
-        n_elements=metrics.n_elements,
-        bitwise_equal=metrics.bitwise_equal,
-        exact_match_rate=metrics.exact_match_rate,
-        max_ulp=metrics.max_ulp,
-        cosine=metrics.cosine,
-        worst_token_cosine=metrics.worst_token_cosine,
-        worst_token=None if metrics.worst_token is None else int(positions[metrics.worst_token]),
-        nmse=metrics.nmse,
-        worst_token_nmse=metrics.worst_token_nmse,
-        max_abs=metrics.max_abs,
-        norm_ratio=metrics.norm_ratio,
-        floor=None,
-        bound={},
-        status="invalid",
-    )
-    sides = (("candidate", metrics.candidate_nonfinite), ("reference", metrics.reference_nonfinite))
-    unusable = "; ".join(f"{who} holds {count} NaN or infinite values" for who, count in sides if count)
-    return judged(replace(row, note=unusable or None), tolerance)
-
-
-def _invalid(name: str, pass_index: int, plan: PassPlan, tolerance: Tolerance, note: str) -> TapRow:
-    return TapRow(
-        pass_index=pass_index,
-        pass_kind=plan.kind,
-        tap=name,
-        rows_compared=0,
-        n_elements=0,
-        bitwise_equal=False,
-        exact_match_rate=None,
-        max_ulp=None,
-        cosine=None,
-        worst_token_cosine=None,
-        worst_token=None,
-        nmse=None,
-        worst_token_nmse=None,
-        max_abs=None,
-        norm_ratio=None,
-        floor=tolerance.floor,
-        bound=dict(tolerance.bound),
-        status="invalid",
-        note=note,
-    )
-
-
 def choose_policy(
     candidate: EngineIdentity, reference: EngineIdentity, computed: Collection[Dtype] = ()
 ) -> PolicyName:
     """Return ``same`` when both engines state the same rounding as bitnet.cpp's family, else ``independent``.
 
     An engine that computes in a 16-bit format, as it states or as its audit found (``computed``), is held to that
-    format's table, and so is whoever is compared with it.
+    format's table, and so is the engine that it is compared with.
     """
     ours, theirs = candidate.numerics, reference.numerics
     formats = {ours.compute_dtype, theirs.compute_dtype, *computed}

@@ -1,8 +1,8 @@
 """Measured floors: how far one engine is from itself when it does the same work another way.
 
-An engine that is right still gives slightly different numbers for the same tokens fed at once or one by one, by
-another number of threads, or built by another compiler. The largest such difference per tap is its *floor*: less
-than that says nothing about another engine (``crossval.repeat.margins`` puts results beside it).
+A correct engine still gives slightly different numbers for the same tokens fed at once or one by one, by
+another number of threads, or built by another compiler. The largest such difference per tap is its *floor*: a smaller
+difference from another engine says nothing (``crossval.repeat.margins`` expresses results in multiples of it).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from crossval.compare.rerun import Chunks, Names, OpenRunner, compare_runs, one_
 from crossval.compare.rows import Skip, TapRow, row_status
 from crossval.errors import BadInputError, CrossvalError
 from crossval.model import taps
-from crossval.model.tolerance import SAFETY, WORST_TOKEN, Tolerance, tap_class, tolerance_for
+from crossval.model.tolerance import tolerance_for
 from crossval.passes import PassRecord, Runner
 from crossval.terms import LOGITS, Progress
 
@@ -57,88 +57,25 @@ class FloorTable:
         found = [f for f in self.floors if f.tap == tap and variation in (None, f.variation)]
         return max(found, key=lambda f: (f.rel_l2, f.worst_token_rel_l2), default=None)
 
-    def by_class(self) -> dict[str, Floor]:
-        """Return the largest floor of every tolerance class (``crossval.model.tolerance.tap_class``)."""
-        largest: dict[str, Floor] = {}
-        for floor in self.floors:
-            kind = tap_class(floor.tap)
-            if kind not in largest or floor.rel_l2 > largest[kind].rel_l2:
-                largest[kind] = floor
-        return largest
-
     def to_json(self) -> dict[str, Any]:
         """Return the table as plain JSON values."""
-        data = asdict(self)
-        data["n_tokens"] = list(self.n_tokens)
-        data["floors"] = list(data["floors"])
-        data["unmeasured"] = [list(item) for item in self.unmeasured]
-        return data
+        return {
+            **asdict(self),
+            "n_tokens": list(self.n_tokens),
+            "floors": [asdict(floor) for floor in self.floors],
+            "unmeasured": [list(item) for item in self.unmeasured],
+        }
 
     @classmethod
-    def from_json(cls, data: Any) -> FloorTable:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            BadInputError: a field is missing, unknown, or not what it must be.
-        """
-        try:
-            table = cls(
-                engine=_text(data["engine"]),
-                n_layers=_count(data["n_layers"]),
-                n_tokens=tuple(_count(n) for n in data["n_tokens"]),
-                floors=tuple(_floor(item) for item in data["floors"]),
-                unmeasured=tuple((_text(a), _text(b), _text(c)) for a, b, c in data["unmeasured"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadInputError(f"not a table of floors: {type(error).__name__}: {error}") from None
-        if set(data) != set(table.to_json()):
-            raise BadInputError(
-                f"not a table of floors: unknown fields {sorted(set(data) - set(table.to_json()))}"
-            )
-        return table
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected text, found {value!r}")
-    return value
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"expected a count, found {value!r}")
-    return value
-
-
-def _distance(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"expected a finite distance, found {value!r}")
-    return float(value)
-
-
-def _floor(item: Any) -> Floor:
-    taps.parse(_text(item["tap"]))
-    return Floor(
-        tap=item["tap"],
-        variation=_text(item["variation"]),
-        rel_l2=_distance(item["rel_l2"]),
-        worst_token_rel_l2=_distance(item["worst_token_rel_l2"]),
-        n_elements=_count(item["n_elements"]),
-        n_different=_count(item["n_different"]),
-    )
-
-
-def measured_tolerance(tap: str, floors: FloorTable) -> Tolerance | None:
-    """Return bounds made from a measured floor instead of the general table; None when none was measured.
-
-    The same allowances as ``crossval.model.tolerance``: ``SAFETY`` over the floor, ``WORST_TOKEN`` for
-    single tokens.
-    """
-    floor = floors.of(tap)
-    if floor is None:
-        return None
-    bound, token = SAFETY * floor.rel_l2, SAFETY * max(floor.worst_token_rel_l2, WORST_TOKEN * floor.rel_l2)
-    return Tolerance(floor.rel_l2**2, {"nmse": bound**2, "worst_token_nmse": token**2})
+    def from_json(cls, data: Mapping[str, Any]) -> FloorTable:
+        """Return the table of a receipt that is valid by the schema."""
+        return cls(
+            engine=data["engine"],
+            n_layers=data["n_layers"],
+            n_tokens=tuple(data["n_tokens"]),
+            floors=tuple(Floor(**floor) for floor in data["floors"]),
+            unmeasured=tuple((tap, variation, why) for tap, variation, why in data["unmeasured"]),
+        )
 
 
 # --- measuring ------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from crossval.compare.rows import TapRow, row_status
 from crossval.errors import BadInputError
-from crossval.model.tolerance import FLOOR_PER_SQRT_LAYER, tap_class
+from crossval.model.tolerance import tap_class
 from crossval.repeat.floors import Floor, FloorTable
 
 
@@ -101,8 +101,6 @@ class SmallestTolerance:
     tap: str | None
     """The tap that decides it, and its pass."""
     pass_index: int | None
-    floor_rel_l2_per_sqrt_layer: dict[str, float]
-    """By policy: the entry of ``tolerance.FLOOR_PER_SQRT_LAYER`` that corresponds to ``factor``."""
     by_class: dict[str, float]
     """Largest factor within every tolerance class."""
     note: str | None = None
@@ -124,14 +122,13 @@ def smallest_tolerance(rows: Sequence[TapRow]) -> SmallestTolerance:
         used, kind = usage(row), tap_class(row.tap)
         if used is None or math.isinf(used) or (kind == "exact" and used > 1.0):
             why = f"no tolerance would do: {_why_hopeless(row)}"
-            return SmallestTolerance(None, row.tap, row.pass_index, {}, by_class, why)
+            return SmallestTolerance(None, row.tap, row.pass_index, by_class, why)
         by_class[kind] = max(by_class.get(kind, 0.0), used)
         if kind != "exact" and used > worst:
             worst, decides = used, row
     if worst < 0.0:  # the embedding alone
-        return SmallestTolerance(0.0, None, None, {}, by_class)
-    per_layer: dict[str, float] = {policy: worst * floor for policy, floor in FLOOR_PER_SQRT_LAYER.items()}
-    return SmallestTolerance(worst, decides.tap, decides.pass_index, per_layer, by_class)
+        return SmallestTolerance(0.0, None, None, by_class)
+    return SmallestTolerance(worst, decides.tap, decides.pass_index, by_class)
 
 
 def _why_hopeless(row: TapRow) -> str:

@@ -22,7 +22,6 @@ from crossval.formats import to_f16
 from crossval.model import taps
 from crossval.model.tolerance import Tolerance, tolerance_for
 from crossval.passes import Numerics
-from crossval.repeat.floors import FloorTable, measured_tolerance
 from crossval.repeat.margins import usage
 from crossval.repeat.metamorphic.cases import ALL_LAYERS, ATTENTION, UP_TO_ATTENTION, Expectation, Relation, place
 from crossval.repeat.metamorphic.digests import TapDifference, TapDigests
@@ -133,7 +132,6 @@ class Notebook:
     n_layers: int
     names: Names
     """Every tap."""
-    floors: FloorTable | None = None
     checks: list[MetamorphicCheck] = field(default_factory=list)
     n_required: int = 0
 
@@ -235,8 +233,7 @@ class Notebook:
     # --- measuring --------------------------------------------------------------------------------------------
 
     def _tolerance(self, name: str) -> Tolerance:
-        measured = None if self.floors is None else measured_tolerance(name, self.floors)
-        return measured or tolerance_for(name, self.n_layers, "independent")
+        return tolerance_for(name, self.n_layers, "independent")
 
     def _kqv(self, relation: Relation, case: str, batch: Recorded, single: Recorded) -> MetamorphicCheck:
         """Hold layer 0's KQV to the rounding of attention weights to binary16 and the order of summation."""

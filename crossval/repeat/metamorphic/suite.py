@@ -16,7 +16,7 @@ bitnet.cpp's family multiplies attention weights with V in binary32 when a pass 
 them to binary16 first when it holds one (docs/numerics.md). So a token alone and a token among others have equal
 bits in layer 0 up to the softmax, differ there in ``kqv_out`` by no more than that rounding (a derived bound,
 element by element), and from then on by the int8 codes that it flips: as ``crossval.model.tolerance`` allows two
-independent engines, or twice a measured floor. Passes of two or more tokens are one arithmetic whatever their
+independent engines. Passes of two or more tokens are one arithmetic whatever their
 length. An engine that does not state this arithmetic is held to the floor alone where passes differ in length.
 
 Where bits must agree they must in every tap of every layer; of these a digest per token is kept, not the values.
@@ -37,7 +37,6 @@ from bitnet_py.errors import BitnetError
 from crossval.compare.rerun import Chunks, Names, OpenRunner, one_by_one, one_pass, require_live, split
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner
-from crossval.repeat.floors import FloorTable
 from crossval.repeat.metamorphic.cases import (
     CAPTURE_CASE,
     RESET_CASE,
@@ -69,15 +68,12 @@ def run_metamorphic(
     n_layers: int,
     side: Side = "candidate",
     options: Options | None = None,
-    floors: FloorTable | None = None,
     progress: Progress | None = None,
 ) -> MetamorphicResult:
     """Run every relation asked for on one engine.
 
     ``open_runner()`` returns a runner that has not been entered; ``open_runner(n_threads=...)`` and
     ``open_runner(kernel=...)`` the same engine with that option. One or two are open at a time.
-    ``floors``: measured on *another* engine or build, in place of the general table. An engine's own would contain
-    its own faults.
 
     Raises:
         BadInputError: too few tokens (``enough_tokens`` helps), no lengths, or a recorded trace.
@@ -94,7 +90,7 @@ def run_metamorphic(
     with open_runner() as runner:
         require_live(runner)
         names = Names.of(runner, n_layers, int(ids[0]))
-        book = Notebook(side, runner.identity.numerics, n_layers, names, floors)
+        book = Notebook(side, runner.identity.numerics, n_layers, names)
         work = _Work(runner, open_runner, tuple(map(int, ids)), options, book)
         steps = (work.one_by_one, work.prefix, work.split, work.reset, work.capture, work.threads, work.kernels)
         for index, step in enumerate(steps):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from dataclasses import replace
@@ -23,7 +22,7 @@ from crossval.model import taps
 from crossval.model import tolerance as tolerances
 from crossval.model.tolerance import tolerance_for, violations
 from crossval.passes import PassPlan, TapArray
-from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, Floor, FloorTable, measure_floors, measured_tolerance
+from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, Floor, FloorTable, measure_floors
 from crossval.repeat.margins import multiples, smallest_tolerance, usage
 from tests.support.numpy_engine import CONFIG, MODEL, NumpyRunner, fault
 
@@ -53,7 +52,6 @@ def test_a_decode_path_that_rounds_otherwise_sets_the_floor_from_there_on():
     assert table.of("blk.1.attn_o_out", PREFILL_DECODE).rel_l2 == pytest.approx(0.01, rel=0.3)
     assert table.of("blk.1.kqv_out").rel_l2 < 1e-6 < table.of("blk.1.ffn_inp").rel_l2
     assert table.of("blk.0.l_out").rel_l2 < 1e-6
-    assert table.by_class()["branch"].rel_l2 >= table.of("blk.1.attn_o_out").rel_l2
 
 
 def test_another_build_is_a_variation_of_its_own():
@@ -167,33 +165,6 @@ def test_a_table_survives_json(table):
     assert FloorTable.from_json(json.loads(json.dumps(table.to_json()))) == table
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@given(json_values, st.sampled_from(["engine", "n_layers", "n_tokens", "floors", "unmeasured", "extra", None]))
-def test_anything_else_is_a_clear_error(value, field):
-    good = TABLE.to_json()
-    data = value if field is None else {**good, field: value}
-    if field not in (None, "extra"):
-        with contextlib.suppress(BadInputError):  # some values do fit
-            assert FloorTable.from_json(FloorTable.from_json(data).to_json()) == FloorTable.from_json(data)
-        return
-    with pytest.raises(BadInputError, match=r"\Anot a table of floors: [^\n]*\Z"):
-        FloorTable.from_json(data)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, "0.1", True, None])
-def test_a_floor_must_be_a_finite_distance(value):
-    data = TABLE.to_json()
-    data["floors"][0]["rel_l2"] = value
-    with pytest.raises(BadInputError, match="finite distance"):
-        FloorTable.from_json(data)
-
-
 # --- margins --------------------------------------------------------------------------------------------------
 
 
@@ -222,14 +193,6 @@ def test_multiples_of_the_floor():
     assert multiples(row(0.05, "blk.1.l_out"), TABLE).text == "no floor was measured"
     broken = replace(row(0.05), max_abs=None, nmse=None)
     assert multiples(broken, TABLE).text == "not comparable"
-
-
-def test_measured_tolerance_holds_what_it_was_measured_on_and_not_much_more():
-    tolerance = measured_tolerance("blk.0.q", TABLE)
-    assert tolerance is not None
-    assert not violations(row(0.0125), tolerance.bound)
-    assert violations(row(0.021), tolerance.bound)
-    assert measured_tolerance("blk.2.q", TABLE) is None
 
 
 @given(
@@ -268,8 +231,9 @@ def test_smallest_tolerance_is_the_smallest(monkeypatch):
     assert smallest.tap is not None
     assert smallest.by_class["exact"] == 0.0
     assert max(smallest.by_class.values()) == smallest.factor
+    floor = tolerances.FLOOR_PER_SQRT_LAYER["same"]
     for share, passes in ((1.0001, True), (0.999, False)):
-        needed = share * smallest.floor_rel_l2_per_sqrt_layer["same"]
+        needed = share * smallest.factor * floor
         monkeypatch.setitem(tolerances.FLOOR_PER_SQRT_LAYER, "same", needed)
         broken = [r for r in rows if r.status != "equal" and violations(r, tolerance_for(r.tap, 3, "same").bound)]
         assert (not broken) == passes

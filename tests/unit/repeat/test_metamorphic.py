@@ -17,7 +17,6 @@ from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
 from crossval.passes import PassPlan, PassRecord, TapArray
-from crossval.repeat.floors import Floor, FloorTable
 from crossval.repeat.metamorphic.cases import Options
 from crossval.repeat.metamorphic.checks import MetamorphicCheck, MetamorphicResult, Notebook, check_status, decide
 from crossval.repeat.metamorphic.runs import Recorded
@@ -73,7 +72,6 @@ class RowRunner(NumpyRunner):
 def check(
     fault: Fault | None = None,
     options: Options | None = None,
-    floors: FloorTable | None = None,
     **runner: Any,
 ) -> MetamorphicResult:
     options = options or Options(lengths=LENGTHS, thread_counts=(1, 3), kernels=("b",))
@@ -82,7 +80,6 @@ def check(
         IDS,
         n_layers=MODEL.n_layers,
         options=options,
-        floors=floors,
     )
     assert result.verdict == decide(result.checks, result.n_required)
     assert all(c.status == check_status(c) for c in result.checks)
@@ -497,19 +494,6 @@ def test_a_model_with_one_head_holds(make_model):
         options=Options(lengths=(1, 2, 9), thread_counts=()),
     )  # fmt: skip
     assert result.verdict == "holds", [c for c in result.checks if c.status != "ok"]
-
-
-def test_measured_floors_of_another_engine_replace_the_table():
-    def slightly(runner, name, row, plan):
-        return row * np.float32(1.003) if runner.whole.kind == "decode" and name == "blk.1.ffn_down" else row
-
-    assert check(slightly).verdict == "holds"
-    names = taps.all_taps(MODEL.n_layers)
-    table = FloorTable("other", 3, (7,), tuple(Floor(n, "one by one", 1e-5, 1e-5, 1, 1) for n in names))
-    result = check(slightly, Options(lengths=LENGTHS, thread_counts=()), table)
-    assert relations(failed(result)) == {"one_by_one", "split"}
-    loose = replace(table, floors=tuple(replace(f, rel_l2=0.1, worst_token_rel_l2=0.1) for f in table.floors))
-    assert check(slightly, Options(lengths=LENGTHS, thread_counts=()), loose).verdict == "holds"
 
 
 @pytest.mark.parametrize(
