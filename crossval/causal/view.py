@@ -3,10 +3,10 @@
 Two engines disagree in their logits. Take the hidden states that each recorded after layer ``i``, patch both into
 the specification, and let it run the remaining layers for both. What is left of the disagreement was caused up to
 layer ``i``; what vanished was caused after it. Layer by layer that is a curve from all recovered to nothing
-recovered, and it falls where the damage is done.
+recovered, and it falls where the error enters.
 
 The continuation is the specification's (``crossval.model``), not an engine's own: a recorded engine cannot be
-run from the middle. So a fault *after* layer ``i`` shows as recovered, whichever engine has it, and ``own_kl``
+run from the middle. Hence a fault *after* layer ``i`` shows as recovered, whichever engine has it, and ``own_kl``
 tells whose: how far an engine's logits are from the specification's continuation of its own state. And int8
 codes at rounding ties flip under the smallest of differences, so two engines without a fault disagree too, in no
 particular layer: ``noise_kl`` is the most that differences of binary16's rounding in the embedding, drawn a few
@@ -15,7 +15,7 @@ times, do to the specification's own logits, and ``reliable`` says whether the d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from crossval.model.kinds import FloatArray, Weight
 from crossval.model.op import Op, WeightSource
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassRecord
-from crossval.terms import LOGITS, Progress
+from crossval.terms import LOGITS, SIDES, Progress, Side
 
 CONTINUED_BY = "the specification (float64, crossval.ops)"  # a word of the receipt's format
 
@@ -73,13 +73,13 @@ class CausalView:
     """KL(candidate || reference) of the logits as recorded, of the last token, in nats."""
     effects: tuple[LayerEffect, ...]
     nothing_recovered_from: str | None
-    """First patch from which on none recovers anything: the damage is done by then. None: there is no such."""
+    """First patch from which on none recovers anything: the error entered before it. None: there is no such patch."""
     largest: str | None
-    """Patch with the largest ``introduced``: the damage was done between the patch before it and this one."""
+    """Patch with the largest ``introduced``: the error entered between the patch before it and this one."""
     noise_kl: float
     """Largest logit KL of the specification with and without a disturbance of the embedding by up to ``NOISE``."""
     reliable: bool
-    """Whether the disagreement stands out from the noise; otherwise no layer can be blamed for it."""
+    """Whether the disagreement stands out from the noise; otherwise it cannot be attributed to a layer."""
     not_patched: tuple[str, ...]
     """States that could not be patched because an engine did not give them for all tokens."""
     continued_by: str = CONTINUED_BY
@@ -101,33 +101,30 @@ def view_of_engines(
 
 
 def causal_view(
-    candidate: PassRecord | Sequence[PassRecord],
-    reference: PassRecord | Sequence[PassRecord],
+    candidate: Sequence[PassRecord],
+    reference: Sequence[PassRecord],
     weights: SpecWeights,
     *,
-    layers: Collection[int] | None = None,
     progress: Progress | None = None,
 ) -> CausalView:
     """Patch the states after each layer of two recorded runs and report what each explains of the last logits.
 
     Give the consecutive passes of the same tokens from position 0 with ``l_out`` taps and ``result_output``
-    (``inp_embd`` too, if the embedding is in doubt). ``layers``: only these; None: every layer both recorded.
-    All patched states advance together, one layer's weights at a time: memory is two ``(n_tokens, dim)`` float64
+    (``inp_embd`` too, if the embedding is in doubt); every layer that both recorded is patched. All patched states advance together, one layer's weights at a time: memory is two ``(n_tokens, dim)`` float64
     arrays per patched layer and one layer's work; the cost grows with the square of the number of layers.
 
     Raises:
         BadInputError: other or no tokens, no logits, no state to patch, a shape that does not fit the model, or
             NaN or infinity.
     """
-    sides = tuple((r,) if isinstance(r, PassRecord) else tuple(r) for r in (candidate, reference))
-    n_tokens = _check_passes(*sides)
+    sides = (candidate, reference)
+    n_tokens = _check_passes(sides)
     vocab_size, n_layers = weights.config.vocab_size, weights.config.n_layers
     recorded = tuple(
-        _log_softmax(_logits(who, side, n_tokens, vocab_size))
-        for who, side in zip(("candidate", "reference"), sides, strict=True)
+        _log_softmax(_logits(side, records, n_tokens, vocab_size))
+        for side, records in zip(SIDES, sides, strict=True)
     )
-    wanted = _patch_names(n_layers, layers)
-    states, missing = _states(sides, wanted, n_tokens, weights.config.dim, n_layers)
+    states, missing = _states(sides, n_tokens, weights.config.dim, n_layers)
     if not states:
         raise BadInputError("no layer's l_out was recorded by both engines for all tokens: nothing can be patched")
     tokens = [token for record in sides[0] for token in record.plan.token_ids]
@@ -190,7 +187,7 @@ def is_reliable(baseline: float, noise: float, effects: Sequence[LayerEffect]) -
 
 # --- what was recorded ----------------------------------------------------------------------------------------
 
-_Sides = tuple[tuple[PassRecord, ...], ...]
+_Sides = tuple[Sequence[PassRecord], Sequence[PassRecord]]
 
 
 @dataclass(frozen=True)
@@ -203,15 +200,15 @@ class _Patch:
     equal: bool
 
 
-def _check_passes(candidate: tuple[PassRecord, ...], reference: tuple[PassRecord, ...]) -> int:
+def _check_passes(sides: _Sides) -> int:
     """Return the number of tokens of two runs over the same ones."""
     fed = []
-    for who, records in (("candidate", candidate), ("reference", reference)):
+    for side, records in zip(SIDES, sides, strict=True):
         tokens: list[int] = []
         for record in records:
             if record.plan.start != len(tokens):
                 raise BadInputError(
-                    f"{who}: a pass starts at position {record.plan.start}, expected {len(tokens)}: the view "
+                    f"{side}: a pass starts at position {record.plan.start}, expected {len(tokens)}: the view "
                     "needs all passes from the beginning"
                 )
             tokens += record.plan.token_ids
@@ -221,51 +218,40 @@ def _check_passes(candidate: tuple[PassRecord, ...], reference: tuple[PassRecord
     return len(fed[0])
 
 
-def _patch_names(n_layers: int, layers: Collection[int] | None) -> list[tuple[str, int]]:
-    """Return the states to patch and the layer that comes after each."""
-    if layers is None:
-        return [("inp_embd", 0), *((f"blk.{i}.l_out", i + 1) for i in range(n_layers))]
-    outside = [layer for layer in layers if not 0 <= layer < n_layers]
-    if outside or not layers:
-        raise BadInputError(f"layers to patch must be among 0 to {n_layers - 1}, got {sorted(layers)}")
-    return [(f"blk.{i}.l_out", i + 1) for i in sorted(set(layers))]
-
-
-def _whole(who: str, records: tuple[PassRecord, ...], name: str) -> Whole | None:
+def _whole(side: Side, records: Sequence[PassRecord], name: str) -> Whole | None:
     try:
         whole = assemble(records, name)
     except ValueError as error:
-        raise BadInputError(f"{who}: {error}") from None
+        raise BadInputError(f"{side}: {error}") from None
     if whole is not None and not np.isfinite(whole.array).all():
-        raise BadInputError(f"{who}: {name} holds NaN or infinity; nothing follows from patching it")
+        raise BadInputError(f"{side}: {name} holds NaN or infinity; nothing follows from patching it")
     return whole
 
 
-def _logits(who: str, records: tuple[PassRecord, ...], n_tokens: int, vocab_size: int) -> FloatArray:
+def _logits(side: Side, records: Sequence[PassRecord], n_tokens: int, vocab_size: int) -> FloatArray:
     """Return the last token's logits, float64 ``(vocab_size,)``."""
-    whole = _whole(who, records[-1:], LOGITS)
+    whole = _whole(side, records[-1:], LOGITS)
     if whole is None or whole.positions[-1] != n_tokens - 1:
-        raise BadInputError(f"{who}: no logits (result_output) of the last token were recorded")
+        raise BadInputError(f"{side}: no logits (result_output) of the last token were recorded")
     if whole.array.shape[1:] != (vocab_size,):
-        raise BadInputError(f"{who}: expected logits of {vocab_size} tokens, found shape {whole.array.shape}")
+        raise BadInputError(f"{side}: expected logits of {vocab_size} tokens, found shape {whole.array.shape}")
     logits: FloatArray = whole.array[-1].astype(np.float64)
     return logits
 
 
-def _states(
-    sides: _Sides, wanted: Sequence[tuple[str, int]], n_tokens: int, dim: int, n_layers: int
-) -> tuple[list[_Patch], list[str]]:
+def _states(sides: _Sides, n_tokens: int, dim: int, n_layers: int) -> tuple[list[_Patch], list[str]]:
+    """Return the states to patch, of the embedding and after every layer, and those that an engine lacks."""
     patches, missing = [], []
-    for name, first_layer in wanted:
+    for first_layer, name in enumerate(["inp_embd", *(f"blk.{i}.l_out" for i in range(n_layers))]):
         # After the last layer only the last token matters, and engines need not give more.
         needed = (n_tokens - 1,) if first_layer == n_layers else tuple(range(n_tokens))
         arrays = []
-        for who, records in zip(("candidate", "reference"), sides, strict=True):
-            whole = _whole(who, records[-1:] if first_layer == n_layers else records, name)
+        for side, records in zip(SIDES, sides, strict=True):
+            whole = _whole(side, records[-1:] if first_layer == n_layers else records, name)
             if whole is None or not set(needed) <= set(whole.positions):
                 continue
             if whole.array.shape[1:] != (dim,):
-                raise BadInputError(f"{who}: {name}: expected rows of {dim}, found shape {whole.array.shape}")
+                raise BadInputError(f"{side}: {name}: expected rows of {dim}, found shape {whole.array.shape}")
             arrays.append(whole.array[[whole.positions.index(position) for position in needed]])
         if len(arrays) == 2:
             equal = bool((arrays[0].view(np.uint32) == arrays[1].view(np.uint32)).all())

@@ -1,8 +1,8 @@
 """Measured floors: how far one engine is from itself when it does the same work another way.
 
-A correct engine still gives slightly different numbers for the same tokens fed at once or one by one, by
-another number of threads, or built by another compiler. The largest such difference per tap is its *floor*: a smaller
-difference from another engine says nothing (``crossval.repeat.margins`` expresses results in multiples of it).
+A correct engine still gives slightly different numbers for the same tokens fed at once or one by one, or by another
+number of threads. The largest such difference per tap is its *floor*: a smaller difference from another engine says
+nothing (``crossval.repeat.margins`` expresses results in multiples of it).
 """
 
 from __future__ import annotations
@@ -88,15 +88,13 @@ def measure_floors(
     n_layers: int,
     n_decode: int = 2,
     thread_counts: Sequence[int] = (),
-    others: Mapping[str, OpenRunner] | None = None,
     progress: Progress | None = None,
 ) -> FloorTable:
     """Measure one engine against itself on every tap, as many per run as memory allows.
 
     ``prompts``: token ids. Each is fed at once and one by one; for the other variations all but the last
     ``n_decode`` tokens at once and these one by one.
-    ``thread_counts``: ``open_runner(n_threads=...)`` against ``open_runner()``. ``others``: the same engine
-    otherwise made (another build, another kernel) by name.
+    ``thread_counts``: ``open_runner(n_threads=...)`` against ``open_runner()``.
 
     Raises:
         BadInputError: no prompt, one too short, or a recorded trace.
@@ -110,7 +108,6 @@ def measure_floors(
         base = stack.enter_context(open_runner())
         require_live(base)
         variants = {f"{n} threads": stack.enter_context(open_runner(n_threads=n)) for n in thread_counts}
-        variants |= {name: stack.enter_context(opened()) for name, opened in (others or {}).items()}
         work = _Measuring(base, variants, n_layers)
         names = Names.of(base, n_layers, int(prompts[0][0]))
         groups = list(names.groups(names.all, *(one_pass(ids) for ids in prompts)))
@@ -133,7 +130,7 @@ def measure_floors(
 
 @dataclass
 class _Measuring:
-    """One engine, the same engine made otherwise, and the largest differences so far."""
+    """One engine, the same engine with other numbers of threads, and the largest differences so far."""
 
     base: Runner
     variants: Mapping[str, Runner]

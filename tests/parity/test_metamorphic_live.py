@@ -83,7 +83,7 @@ def test_causal_view_of_two_live_engines(five_layers, bitnet_cpp_library):
     with BitnetCppRunner(five_layers, library=bitnet_cpp_library) as reference:
         theirs = [reference.eval([token], outline) for token in ids]
     with BitnetPyRunner(five_layers) as engine:
-        ours = engine.eval(ids, outline)
+        ours = [engine.eval(ids, outline)]
     view = causal_view(ours, theirs, SpecWeights(five_layers))
     assert view.baseline_kl > 0.0
     assert not view.reliable

@@ -54,13 +54,15 @@ def test_a_decode_path_that_rounds_otherwise_sets_the_floor_from_there_on():
     assert table.of("blk.0.l_out").rel_l2 < 1e-6
 
 
-def test_another_build_is_a_variation_of_its_own():
-    other = {"fused": lambda: NumpyRunner(fault("blk.2.ffn_up", scale(1.02)))}
-    table = measure(others=other)
-    assert table.of("blk.2.ffn_up", "fused").rel_l2 == pytest.approx(0.02, rel=1e-3)
+def test_another_number_of_threads_is_a_variation_of_its_own():
+    def opened(n_threads: int | None = None) -> NumpyRunner:
+        return NumpyRunner(fault("blk.2.ffn_up", scale(1.02)) if n_threads else None)
+
+    table = measure_floors(opened, PROMPTS, n_layers=MODEL.n_layers, thread_counts=(2,))
+    assert table.of("blk.2.ffn_up", "2 threads").rel_l2 == pytest.approx(0.02, rel=1e-3)
     assert table.of("blk.2.ffn_up", PREFILL_DECODE).rel_l2 < 1e-6
-    assert table.of("blk.2.ffn_up").variation == "fused"
-    assert table.of("blk.2.ffn_gate", "fused").n_different == 0
+    assert table.of("blk.2.ffn_up").variation == "2 threads"
+    assert table.of("blk.2.ffn_gate", "2 threads").n_different == 0
 
 
 def test_capture_that_changes_the_logits_is_in_the_floor():
