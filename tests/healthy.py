@@ -30,7 +30,7 @@ from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.compare import rows as compare
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.examine.examination import Examination, examine
-from crossval.examine.verdict import COMPARISON, Verdict, arbitrate
+from crossval.examine.verdict import AGREEMENT, Verdict, arbitrate
 from crossval.passes import Runner
 from tests.support import healthy_recordings
 
@@ -95,7 +95,7 @@ def verdict_of(found: Examination) -> Verdict:
     """Return the verdict of one run, reached as ``crossval layers`` reaches it."""
     status = compare.decide(found.result.rows, found.result.coverage)
     audits = found.audits
-    return arbitrate(COMPARISON[status], audits["candidate"].verdict, audits["reference"].verdict)
+    return arbitrate(AGREEMENT[status], audits["candidate"].verdict, audits["reference"].verdict)
 
 
 def run(n_runs: int, *, first: int = 0, live: bool | None = None) -> Iterator[tuple[Situation, Verdict]]:

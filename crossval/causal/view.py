@@ -73,7 +73,7 @@ class CausalView:
     """KL(candidate || reference) of the logits as recorded, of the last token, in nats."""
     effects: tuple[LayerEffect, ...]
     nothing_recovered_from: str | None
-    """First patch from which on none recovers anything: the error entered before it. None: there is no such patch."""
+    """First patch from which on none recovers anything: the error entered before it. None: the last patch does."""
     largest: str | None
     """Patch with the largest ``introduced``: the error entered between the patch before it and this one."""
     noise_kl: float
@@ -110,8 +110,9 @@ def causal_view(
     """Patch the states after each layer of two recorded runs and report what each explains of the last logits.
 
     Give the consecutive passes of the same tokens from position 0 with ``l_out`` taps and ``result_output``
-    (``inp_embd`` too, if the embedding is in doubt); every layer that both recorded is patched. All patched states advance together, one layer's weights at a time: memory is two ``(n_tokens, dim)`` float64
-    arrays per patched layer and one layer's work; the cost grows with the square of the number of layers.
+    (``inp_embd`` too, if the embedding is in doubt). Every state that both recorded is patched. All patched states
+    advance together, one layer's weights at a time: memory is two ``(n_tokens, dim)`` float64 arrays per patched
+    layer and one layer's work; the cost grows with the square of the number of layers.
 
     Raises:
         BadInputError: other or no tokens, no logits, no state to patch, a shape that does not fit the model, or

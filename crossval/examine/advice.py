@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 
@@ -11,7 +13,10 @@ from crossval.audit.show import before, counts, misrecorded, segmented
 from crossval.console import show_line
 from crossval.examine.verdict import ADVICE, Advice
 from crossval.receipts.file import Receipt
+from crossval.receipts.show import show_verdict, sides_and_counts
 from crossval.terms import SIDES
+
+MAX_SKIPS_SHOWN = 5
 
 _RECORD_ANEW = Advice(
     "Nothing is proven against either engine: a recording is wrong, and everything around it passes without it.",
@@ -62,7 +67,31 @@ def _advice(receipt: Receipt) -> Advice:
     return advice
 
 
-def show_advice(out: Console, advice: Advice) -> None:
-    """Print what the verdict means and what to do next."""
+def show_conclusion(
+    out: Console,
+    receipt: Receipt,
+    counts: str,
+    advice: Advice,
+    where: Callable[[Receipt, Mapping[str, Any]], str],
+    skip: Callable[[Mapping[str, Any]], str],
+) -> None:
+    """Print the verdict, what it means and what to do next, where engines first differ, what was not compared.
+
+    ``counts``: shown beside the verdict. ``where`` and ``skip`` name a first difference and a skipped comparison.
+    """
+    verdict = receipt["verdict"]
+    within = precision.within(receipt) if verdict == "parity" else None
+    text = sides_and_counts(receipt) + ("" if within is None else f", within {within}")
+    show_verdict(out, verdict, text + counts)
     show_line(out, f"meaning    {advice.meaning}")
     show_line(out, f"next step  {advice.next_step}")
+    first, inexact = receipt["first_divergence"], receipt["first_inexact"]
+    if first is not None:
+        show_line(out, f"first divergence: {where(receipt, first)}")
+    if inexact is not None and inexact != first:
+        show_line(out, f"first inexact bits: {where(receipt, inexact)}")
+    skipped = receipt["coverage"]["skipped"]
+    for one in skipped[:MAX_SKIPS_SHOWN]:
+        show_line(out, f"not compared: {skip(one)}: {one['why']}")
+    if len(skipped) > MAX_SKIPS_SHOWN:
+        show_line(out, f"not compared: {len(skipped) - MAX_SKIPS_SHOWN} more")

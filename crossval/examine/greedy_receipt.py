@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossval.audit import receipt_checks as audit_checks
-from crossval.audit.summary import audit_verdict, within_of
+from crossval.audit.summary import audit_verdict
 from crossval.compare import receipt as compared
 from crossval.compare import rows as compare
 from crossval.compare.receipt import row_from_json, row_to_json
-from crossval.compare.rows import GreedyPrompt, GreedyResult, GreedyStep, TapRow
+from crossval.compare.rows import GreedyPrompt, GreedyResult, GreedyStep
 from crossval.examine import greedy_verdict
-from crossval.examine.greedy_verdict import Audits
-from crossval.examine.layers_receipt import Diagnoses
-from crossval.examine.verdict import COMPARISON, Verdict
+from crossval.examine.layers_receipt import Diagnoses, within
+from crossval.examine.verdict import AGREEMENT, Audits, Verdict
 from crossval.model.tolerance import PolicyName
 from crossval.passes import pass_kind
 from crossval.receipts.file import Receipt
@@ -157,7 +156,7 @@ def _why(step: GreedyStep, policy: PolicyName) -> str | None:
 def verdict(found: GreedyExamined, summary: Summary) -> Verdict:
     """Return the verdict: tokens, logits and audits together (``crossval.examine.greedy_verdict``)."""
     exact = summary.logits_exact_match_rate == 1.0
-    return greedy_verdict.decide(COMPARISON[summary.status], exact, found.audits)
+    return greedy_verdict.decide(AGREEMENT[summary.status], exact, found.audits)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------
@@ -246,11 +245,6 @@ def _step_conflicts(prompt: GreedyPrompt, step: GreedyStep, vocab_size: int, bot
         yield f"near_tie is {show(step.near_tie)}, tokens, logits and audits say otherwise"
 
 
-def further_checks(receipt: Receipt) -> dict[str, Callable[[Receipt], list[str]]]:
-    """Return the check of the audits."""
-    return {"audits": audits}
-
-
 def audits(receipt: Receipt) -> list[str]:
     """Check the audits and the passes they are of; a receipt without any has none of the fields.
 
@@ -283,13 +277,9 @@ def _audited_passes(result: GreedyResult) -> Iterator[str]:
 
 def amount(receipt: Receipt) -> Amount:
     """Return how many logits of how many steps were compared."""
-    rows = _logits(receipt)
+    rows = [row for _, row in compared.rows_of(receipt)]
     n_elements = sum(row.n_elements for row in rows)
     return Amount(n_elements, len(rows), f"{len(rows)} rows, {n_elements} elements, {len(rows)} steps")
-
-
-def _logits(receipt: Receipt) -> list[TapRow]:
-    return [row for _, row in compared.rows_of(receipt)]
 
 
 def demands(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
@@ -308,11 +298,6 @@ def demands(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
         yield from audit_checks.demands(side, held[side], policy, vouched=vouched)
 
 
-def within(receipt: Receipt) -> float:
-    """Return the distance below which the audits show nothing."""
-    return max(within_of((receipt["audit"] or {}).get(side)) for side in SIDES)
-
-
 GREEDY = Kind[GreedyExamined](
     name="greedy",
     counted="tokens",
@@ -322,7 +307,7 @@ GREEDY = Kind[GreedyExamined](
     verdict=verdict,
     passing="parity",
     checks={"thresholds": compared.thresholds, "structure": structure, **compared.ROW_CHECKS},
-    further_checks=further_checks,
+    further_checks=lambda receipt: {"audits": audits},
     amount=amount,
     demands=demands,
     exactness=compared.exactness,

@@ -9,24 +9,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossval.audit import precision
 from crossval.audit import show as audit_show
 from crossval.audit.checks import AuditVerdict
-from crossval.audit.summary import audit_verdict, within_of
+from crossval.audit.summary import audit_verdict
 from crossval.compare import rows as compare
 from crossval.compare.receipt import fraction_equal
 from crossval.compare.rows import GreedyPrompt, TapRow
 from crossval.console import clip, new_table, percent, show_line
 from crossval.examine import greedy_receipt
-from crossval.examine.advice import show_advice
+from crossval.examine.advice import show_conclusion
 from crossval.examine.greedy_receipt import SAME_ARITHMETIC
 from crossval.examine.greedy_verdict import is_exact
-from crossval.examine.layers_show import show_skipped
+from crossval.examine.layers_receipt import within
 from crossval.examine.verdict import ADVICE, Advice, Verdict
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
 from crossval.receipts.file import Receipt
-from crossval.receipts.show import show_verdict, sides_and_counts
 from crossval.repeat.cells import STYLE, cell, number
 from crossval.terms import SIDES, Side
 
@@ -58,23 +56,14 @@ def show_greedy(out: Console, receipt: Receipt) -> None:
         n_decoded = sum(one.kind == "decode" for one in result.audited)
         show_line(out, f"\nAudited: the first prompt's pass and {n_decoded} decoded token.")
         audit_show.show_audits(out, receipt)
-    parity, text = receipt["parity"], sides_and_counts(receipt)
-    within = precision.within(receipt) if receipt["verdict"] == "parity" else None
-    text += "" if within is None else f", within {within}"
+    parity, counts = receipt["parity"], ""
     if parity["exact_match_rate"] is not None:
-        text += f", {percent(parity['exact_match_rate'])} of the tokens equal, "
-        text += f"{percent(parity['logits_exact_match_rate'])} of the logits bit-equal"
-    show_verdict(out, receipt["verdict"], text)
-    show_advice(out, conclude(receipt))
-    for name, what in (("first_divergence", "first divergence"), ("first_inexact", "first inexact bits")):
-        step = receipt[name]
-        if step is not None and (name == "first_divergence" or step != receipt["first_divergence"]):
-            show_line(out, f"{what}: {_step(step)}")
-    skipped = receipt["coverage"]["skipped"]
-    show_skipped(out, [(f"prompt {one['prompt_index']}", one["why"]) for one in skipped])
+        counts = f", {percent(parity['exact_match_rate'])} of the tokens equal"
+        counts += f", {percent(parity['logits_exact_match_rate'])} of the logits bit-equal"
+    show_conclusion(out, receipt, counts, conclude(receipt), _where, lambda one: f"prompt {one['prompt_index']}")
 
 
-def _step(step: Mapping[str, Any]) -> str:
+def _where(receipt: Receipt, step: Mapping[str, Any]) -> str:
     ours, theirs = step["candidate_token"], step["reference_token"]
     chosen = f"logits, both choose {ours}" if ours == theirs else f"candidate {ours}, reference {theirs}"
     why = f": {step['explanation']}" if step["explanation"] else ""
@@ -170,9 +159,8 @@ def conclude(receipt: Receipt) -> Advice:
     if receipt["parity"]["status"] == "incomplete":
         return Advice(f"{head}; not all steps were compared.", ADVICE["incomplete"].next_step)
     if verdict == "agrees_within":
-        found = max(within_of(receipt["audit"][side]) for side in SIDES)
-        below = f"the arithmetic agrees with the model's definition within {found:.2g}; not checked below that"
-        return Advice(f"{head}; {below}.", _sentence(_what_to_record(receipt, audits)))
+        agrees = f"the arithmetic agrees with the model's definition within {within(receipt):.2g}"
+        return Advice(f"{head}; {agrees}; not checked below that.", _sentence(_what_to_record(receipt, audits)))
     agree = "logits bit-equal" if is_exact(receipt["parity"]) else "tokens agree"
     checked = "not audited" if is_exact(receipt["parity"]) else "not checked"
     return Advice(f"{agree}; arithmetic {checked}.", _sentence(_what_to_record(receipt, audits)))

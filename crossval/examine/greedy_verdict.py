@@ -11,12 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossval.audit.summary import audit_verdict
-from crossval.examine.verdict import Comparison, Verdict, arbitrate
+from crossval.examine.verdict import Agreement, Audits, Verdict, arbitrate
 from crossval.terms import SIDES, Side
-
-Audit = Mapping[str, Any] | None
-"""One engine's audit as ``crossval.audit.summary.to_json`` gives it; None: not audited."""
-Audits = Mapping[Side, Audit]
 
 
 def vouched(side: Side, audits: Audits, exact: bool) -> bool:
@@ -30,21 +26,21 @@ def vouched(side: Side, audits: Audits, exact: bool) -> bool:
     return exact and partly and audit_verdict(audits[other]) == "clean"
 
 
-def decide(comparison: Comparison, exact: bool, audits: Audits | None) -> Verdict:
+def decide(agreement: Agreement, exact: bool, audits: Audits | None) -> Verdict:
     """Return the verdict of a greedy comparison.
 
-    ``comparison``: tokens and logits (``crossval.compare.rows.decide_greedy``). ``exact``: the logits of all
+    ``agreement``: of tokens and logits (``crossval.compare.rows.decide_greedy``). ``exact``: the logits of all
     steps have equal bits. ``audits``: None in receipts made before greedy comparisons were audited; there
     equal bits count as parity, as they did then.
     """
     if audits is None:
-        if comparison == "agree":
+        if agreement == "agree":
             return "parity" if exact else "incomplete"
-        return "divergence" if comparison == "differ" else "incomplete"
-    if comparison == "agree" and any(vouched(side, audits, exact) for side in SIDES):
+        return "divergence" if agreement == "differ" else "incomplete"
+    if agreement == "agree" and any(vouched(side, audits, exact) for side in SIDES):
         return "parity"
-    verdict = arbitrate(comparison, audit_verdict(audits["candidate"]), audit_verdict(audits["reference"]))
-    return "divergence" if comparison == "differ" and verdict == "incomplete" else verdict
+    verdict = arbitrate(agreement, audit_verdict(audits["candidate"]), audit_verdict(audits["reference"]))
+    return "divergence" if agreement == "differ" and verdict == "incomplete" else verdict
 
 
 def is_exact(parity: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from crossval.compare import receipt as compared
 from crossval.compare import rows as compare
 from crossval.compare.receipt import row_from_json, row_to_json
 from crossval.compare.rows import Coverage, LayersResult, Location, Skip, TapRow
-from crossval.examine.verdict import COMPARISON, Verdict, arbitrate
+from crossval.examine.verdict import AGREEMENT, Audits, Verdict, arbitrate
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
 from crossval.passes import PassPlan
@@ -26,12 +26,10 @@ from crossval.receipts.kind import VIEWS, Amount, Checks, Kind, Summary
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import plan_conflicts, plan_from_json, plan_to_json, vocabulary_conflicts
 from crossval.repeat import floors_receipt
-from crossval.terms import SIDES, Side
+from crossval.terms import SIDES
 from crossval.traces import read as trace
 from crossval.traces.read import TraceModel
 
-Audits = Mapping[Side, Mapping[str, Any] | None]
-"""Each engine's audit as ``crossval.audit.summary.to_json`` gives it; None: not audited."""
 Diagnoses = Sequence[Mapping[str, Any]]
 """Of the first wrong operation of each engine that has one (``crossval.diagnose.findings``)."""
 
@@ -112,7 +110,7 @@ def _location_to_json(location: Location | None) -> dict[str, Any] | None:
 def verdict(found: Examined, summary: Summary) -> Verdict:
     """Return the verdict, reached by arbitration from the comparison and both audits."""
     audits = [audit_verdict(found.audits.get(side)) for side in SIDES]
-    return arbitrate(COMPARISON[summary.status], *audits)
+    return arbitrate(AGREEMENT[summary.status], *audits)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------

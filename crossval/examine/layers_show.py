@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossval.audit import precision
 from crossval.audit import show as audit_show
 from crossval.causal import show as causal_show
 from crossval.compare import rows as compare
 from crossval.compare.rows import LayersResult, TapRow
 from crossval.console import new_table, percent, show_line
 from crossval.examine import layers_receipt
-from crossval.examine.advice import advice_of, show_advice
+from crossval.examine.advice import advice_of, show_conclusion
 from crossval.model import taps
 from crossval.receipts.file import Receipt
-from crossval.receipts.show import show_verdict, sides_and_counts
 from crossval.repeat import floors_show
 from crossval.repeat.cells import STYLE, cell, number, times_floor
 from crossval.repeat.floors import FloorTable
 from crossval.repeat.floors_receipt import table_of
 
 MAX_PASS_COLUMNS = 6
-MAX_SKIPS_SHOWN = 5
 
 
 def show_layers(out: Console, receipt: Receipt) -> None:
@@ -43,29 +41,19 @@ def show_layers(out: Console, receipt: Receipt) -> None:
     audit_show.show_audits(out, receipt)
     floors_show.show_floors(out, receipt)
     causal_show.show_causal(out, receipt)
-    verdict, rate = receipt["verdict"], receipt["parity"]["exact_match_rate"]
-    within = precision.within(receipt) if verdict == "parity" else None
-    text = sides_and_counts(receipt) + ("" if within is None else f", within {within}")
+    rate = receipt["parity"]["exact_match_rate"]
+    counts = ""
     if rate is not None:
-        text += ", all bits equal" if rate == 1.0 else f", {percent(rate)} of the values bit-equal"
-    show_verdict(out, verdict, text)
-    show_advice(out, advice_of(receipt))
-    for name, what in (("first_divergence", "first divergence"), ("first_inexact", "first inexact bits")):
-        place = receipt[name]
-        if place is not None and (name == "first_divergence" or place != receipt["first_divergence"]):
-            row = "" if place["row"] is None else f", worst at position {place['row']}"
-            where = f"{audit_show.seen_at(receipt, place)} (pass {place['pass_index']}, {place['pass_kind']}{row})"
-            show_line(out, f"{what}: {where}" + (f": {place['note']}" if place["note"] else ""))
-    skipped = [(f"pass {one['pass_index']} {one['tap']}", one["why"]) for one in receipt["coverage"]["skipped"]]
-    show_skipped(out, skipped)
+        counts = ", all bits equal" if rate == 1.0 else f", {percent(rate)} of the values bit-equal"
+    show_conclusion(
+        out, receipt, counts, advice_of(receipt), _where, lambda one: f"pass {one['pass_index']} {one['tap']}"
+    )
 
 
-def show_skipped(out: Console, skipped: Sequence[tuple[str, str]]) -> None:
-    """Print the first comparisons that were required and not made: where, and why not."""
-    for where, why in skipped[:MAX_SKIPS_SHOWN]:
-        show_line(out, f"not compared: {where}: {why}")
-    if len(skipped) > MAX_SKIPS_SHOWN:
-        show_line(out, f"not compared: {len(skipped) - MAX_SKIPS_SHOWN} more")
+def _where(receipt: Receipt, place: Mapping[str, Any]) -> str:
+    row = "" if place["row"] is None else f", worst at position {place['row']}"
+    where = f"{audit_show.seen_at(receipt, place)} (pass {place['pass_index']}, {place['pass_kind']}{row})"
+    return where + (f": {place['note']}" if place["note"] else "")
 
 
 def layers_table(result: LayersResult, floors: FloorTable | None = None) -> Table:

@@ -89,11 +89,7 @@ class Resume:
         """
         if self._journal is None:
             return
-        now = _kernels(self._session.compute())
-        used: Kernels = {}
-        for name, (calls, n_bytes) in now.items():
-            before = self._counted.get(name, (0, 0))
-            used[name] = (calls - before[0], n_bytes - before[1])
+        used = _add(_kernels(self._session.compute()), self._counted, sign=-1)
         data = prompt_to_json(result.prompts[0])
         validate_part(data, "greedy_prompt", "result of this prompt")
         self._journal.append(
@@ -119,10 +115,7 @@ class Resume:
         """Return what computed the candidate's numbers, the journal's prompts included."""
         if not self._earlier:
             return compute
-        total = dict(self._earlier)
-        for name, counts in _kernels(compute).items():
-            before = total.get(name, (0, 0))
-            total[name] = (before[0] + counts[0], before[1] + counts[1])
+        total = _add(self._earlier, _kernels(compute))
         order = [str(kernel["name"]) for kernel in compute.kernels]
         order += sorted(set(total) - set(order))
         return replace(compute, kernels=tuple(_to_json(total, order)))
@@ -197,9 +190,7 @@ class Resume:
             raise BadInputError(f"{where}: kernels are not those of the candidate")
         if kernels and not any(one["calls"] for one in kernels):
             raise BadInputError(f"{where}: no kernel ran")
-        for one in kernels:
-            before = self._earlier.get(one["name"], (0, 0))
-            self._earlier[one["name"]] = (before[0] + one["calls"], before[1] + one["bytes"])
+        self._earlier = _add(self._earlier, {one["name"]: (one["calls"], one["bytes"]) for one in kernels})
 
 
 def _is_kernel(one: Any) -> bool:
@@ -213,6 +204,15 @@ def _is_kernel(one: Any) -> bool:
 
 def _kernels(compute: Compute) -> Kernels:
     return {str(one["name"]): (int(one["calls"]), int(one["bytes"])) for one in compute.kernels}
+
+
+def _add(one: Kernels, other: Kernels, sign: int = 1) -> Kernels:
+    """Return calls and bytes of both by kernel; those of ``other`` subtracted with ``sign`` -1."""
+    total = dict(one)
+    for name, (calls, n_bytes) in other.items():
+        before = one.get(name, (0, 0))
+        total[name] = (before[0] + sign * calls, before[1] + sign * n_bytes)
+    return total
 
 
 def _to_json(kernels: Kernels, order: Sequence[str]) -> list[dict[str, Any]]:

@@ -6,10 +6,12 @@ each is audited against the specification.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from crossval.audit.checks import AuditVerdict
+from crossval.terms import Side
 
 Verdict = Literal[
     "parity",
@@ -21,9 +23,11 @@ Verdict = Literal[
     "divergence",
     "incomplete",
 ]
-Comparison = Literal["agree", "differ", "not_compared"]
-COMPARISON: dict[str, Comparison] = {"parity": "agree", "divergence": "differ", "incomplete": "not_compared"}
-"""Outcome of the direct comparison of two engines -> what it means here."""
+Agreement = Literal["agree", "differ", "not_compared"]
+AGREEMENT: dict[str, Agreement] = {"parity": "agree", "divergence": "differ", "incomplete": "not_compared"}
+"""Outcome of the direct comparison of two engines (``crossval.compare.rows.Parity``) -> what it means here."""
+Audits = Mapping[Side, Mapping[str, Any] | None]
+"""Each engine's audit as ``crossval.audit.summary.to_json`` gives it; None: not audited."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,10 @@ ADVICE: dict[Verdict, Advice] = {
 }
 
 
-def arbitrate(comparison: Comparison, candidate: AuditVerdict, reference: AuditVerdict) -> Verdict:
+def arbitrate(agreement: Agreement, candidate: AuditVerdict, reference: AuditVerdict) -> Verdict:
     """Return the verdict of three parties.
 
-    ``comparison``: candidate against reference, end to end. An engine whose audit is ``clean`` agrees with the
+    ``agreement``: of candidate and reference, end to end. An engine whose audit is ``clean`` agrees with the
     specification; one that is ``within`` agrees as far as its recording can show. Anything not compared leaves the
     verdict ``incomplete``, unless a defect is already proven on the one side while the other side agrees.
     """
@@ -84,11 +88,11 @@ def arbitrate(comparison: Comparison, candidate: AuditVerdict, reference: AuditV
     if reference == "guilty" and candidate in agreeing:
         return "reference_defect"
     if candidate == reference == "guilty":
-        if comparison == "not_compared":
+        if agreement == "not_compared":
             return "incomplete"
-        return "shared_deviation" if comparison == "agree" else "both_differ"
-    if "incomplete" in (candidate, reference) or comparison == "not_compared":
+        return "shared_deviation" if agreement == "agree" else "both_differ"
+    if "incomplete" in (candidate, reference) or agreement == "not_compared":
         return "incomplete"
-    if comparison == "differ":
+    if agreement == "differ":
         return "divergence"
     return "agrees_within" if "within" in (candidate, reference) else "parity"

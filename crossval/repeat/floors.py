@@ -1,8 +1,8 @@
 """Measured floors: how far one engine is from itself when it does the same work another way.
 
-A correct engine still gives slightly different numbers for the same tokens fed at once or one by one, or by another
-number of threads. The largest such difference per tap is its *floor*: a smaller difference from another engine says
-nothing (``crossval.repeat.margins`` expresses results in multiples of it).
+A correct engine still gives slightly different numbers for the same tokens fed at once or one by one, or by
+another number of threads. The largest such difference per tap is its *floor*: a smaller difference from another
+engine says nothing (``crossval.repeat.margins`` expresses results in multiples of it).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from crossval.audit.checks import AuditVerdict
-from crossval.examine.verdict import COMPARISON, Verdict, arbitrate
+from crossval.examine.verdict import AGREEMENT, Verdict, arbitrate
 from crossval.passes import PassKind
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
@@ -152,7 +152,7 @@ def rows(receipt: Receipt) -> list[str]:
     complaints = []
     for index, (row, data) in enumerate(zip(from_json(receipt).rows, receipt["results"]["rows"], strict=True)):
         where, found = f"row {index} ({row.case.fault or row.case.what})", row.found
-        verdict = arbitrate(COMPARISON[found.comparison], found.candidate_audit, found.reference_audit)
+        verdict = arbitrate(AGREEMENT[found.comparison], found.candidate_audit, found.reference_audit)
         if found.verdict != verdict:
             complaints.append(f"{where}: verdict is {found.verdict}, comparison and audits say {verdict}")
         guilty = "guilty" in (found.candidate_audit, found.reference_audit)

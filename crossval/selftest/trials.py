@@ -14,7 +14,7 @@ from crossval.engines.model_file import ModelFile
 from crossval.errors import BadInputError
 from crossval.examine import examination as examine
 from crossval.examine.examination import Examination
-from crossval.examine.verdict import COMPARISON, arbitrate
+from crossval.examine.verdict import AGREEMENT, arbitrate
 from crossval.model import taps
 from crossval.passes import Runner
 from crossval.selftest import catalogue, damage
@@ -128,7 +128,7 @@ def read(examination: Examination) -> Found:
     """Return the result of an examination as a row of the self-test."""
     audits = {side: result.verdict for side, result in examination.audits.items()}
     status = examination.result.verdict
-    verdict = arbitrate(COMPARISON[status], audits["candidate"], audits["reference"])
+    verdict = arbitrate(AGREEMENT[status], audits["candidate"], audits["reference"])
     if not examination.findings:
         return Found(status, audits["candidate"], audits["reference"], verdict)
     first = examination.findings[0]

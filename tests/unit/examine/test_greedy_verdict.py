@@ -10,7 +10,7 @@ import pytest
 from crossval.audit import summary
 from crossval.audit.summary import audit_verdict
 from crossval.examine.greedy_verdict import SIDES, decide, vouched
-from crossval.examine.verdict import Comparison, arbitrate
+from crossval.examine.verdict import Agreement, arbitrate
 from tests.support import receipt_samples as samples
 
 CLEAN = summary.to_json(samples.audit_result(plan=samples.GREEDY_PLAN))
@@ -18,11 +18,11 @@ GUILTY = summary.to_json(samples.audit_result({(0, "blk.0.q"): 40.0}, plan=sampl
 LOGITS = samples.coarse_audit()
 NOTHING: dict[str, Any] = {**CLEAN, "rows": [], "n_covered": 0}
 AUDITS = {"clean": CLEAN, "guilty": GUILTY, "logits": LOGITS, "nothing": NOTHING, "none": None}
-COMPARISONS: tuple[Comparison, ...] = ("agree", "differ", "not_compared")
+COMPARISONS: tuple[Agreement, ...] = ("agree", "differ", "not_compared")
 OPEN = ("nothing", "none")
 
 
-def verdict(comparison: Comparison, exact: bool, candidate: str, reference: str) -> str:
+def verdict(comparison: Agreement, exact: bool, candidate: str, reference: str) -> str:
     return decide(comparison, exact, {"candidate": AUDITS[candidate], "reference": AUDITS[reference]})
 
 
@@ -54,7 +54,7 @@ def test_parity_needs_audits(candidate: str, reference: str) -> None:
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS)
-def test_whole_audits_are_arbitrated(comparison: Comparison) -> None:
+def test_whole_audits_are_arbitrated(comparison: Agreement) -> None:
     for candidate, reference in itertools.product(("clean", "guilty"), repeat=2):
         assert verdict(comparison, False, candidate, reference) == arbitrate(
             comparison, audit_verdict(AUDITS[candidate]), audit_verdict(AUDITS[reference])
