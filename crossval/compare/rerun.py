@@ -41,13 +41,6 @@ def one_by_one(ids: Sequence[int]) -> Chunks:
     return tuple((token,) for token in ids)
 
 
-def split(ids: Sequence[int], point: int) -> Chunks:
-    """Feed ``ids[:point]``, then the rest; both must hold a token."""
-    if not 0 < point < len(ids):
-        raise ValueError(f"{len(ids)} tokens cannot be split at {point}")
-    return tuple(ids[:point]), tuple(ids[point:])
-
-
 @dataclass(frozen=True)
 class Names:
     """Taps to record, and how many of them at a time, so that memory is bounded whatever the model."""
@@ -56,13 +49,17 @@ class Names:
     """In execution order."""
     bytes_of: Mapping[str, int] = field(default_factory=dict)
     """Tap -> bytes of one token; of attention scores for one key."""
+    n_heads: int | None = None
+    """Of attention; None when the engine does not give its scores."""
 
     @classmethod
     def of(cls, runner: Runner, n_layers: int, token: int) -> Names:
         """Return every tap; what each takes is read from a pass over one token."""
         names = tuple(taps.all_taps(n_layers))
         (record,) = run(runner, ((token,),), names)
-        return cls(names, {name: tap.array.nbytes for name, tap in record.taps.items()})
+        scores = record.taps.get("blk.0.kq")
+        n_heads = None if scores is None else scores.array.shape[0]
+        return cls(names, {name: tap.array.nbytes for name, tap in record.taps.items()}, n_heads)
 
     def groups(self, names: Sequence[str], *runs: Chunks) -> Iterator[list[str]]:
         """Yield taps in groups whose arrays fit into ``capture.MAX_BYTES`` in each of the runs."""

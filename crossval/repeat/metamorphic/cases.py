@@ -66,6 +66,8 @@ class Case:
     one: Sizes
     other: Sizes
     part: Part = "all"
+    option: int | str | None = None
+    """Number of threads, or kernel family, of the first run; None: as usual."""
 
     @property
     def key(self) -> tuple[Relation, str, Expectation]:
@@ -73,38 +75,20 @@ class Case:
         return self.relation, self.case, self.expectation
 
 
-RESET_CASE = "after another sequence"
-CAPTURE_CASE = "logits"
 UP_TO_ATTENTION, ATTENTION, ALL_LAYERS = "layer 0 up to attention", "layer 0 kqv_out", "all layers"
 """Parts of a check of two arithmetics."""
 
 
-def tokens_case(count: int) -> str:
-    """Return the case of a prompt of ``count`` tokens."""
-    return f"{count} token{'s' if count > 1 else ''}"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count > 1 else ''}"
 
 
-def prefix_case(length: int, n_prefix: int) -> str:
-    """Return the case of the first ``length`` tokens of a longer prompt."""
-    return f"{length} of {tokens_case(n_prefix)}"
-
-
-def split_case(n_tokens: int, point: int) -> str:
-    """Return the case of a prompt in two passes."""
-    return f"{n_tokens} tokens as {point} + {n_tokens - point}"
-
-
-def threads_case(count: int) -> str:
-    """Return the case of a number of threads."""
-    return f"{count} thread{'s' if count > 1 else ''}"
-
-
-def split_points(n_tokens: int) -> list[int]:
+def _split_points(n_tokens: int) -> list[int]:
     """Return where a prompt is split: near both ends and in the middle."""
     return sorted({p for p in (1, 2, 3, n_tokens // 2, n_tokens - 2, n_tokens - 1) if 0 < p < n_tokens})
 
 
-def splits_into_one_form(n_tokens: int, point: int, *, single_head: bool) -> bool:
+def _splits_into_one_form(n_tokens: int, point: int, *, single_head: bool) -> bool:
     """Tell whether both parts have the arithmetic of the whole.
 
     A first token alone gives itself all of its attention: 1.0, which binary16 holds.
@@ -131,22 +115,22 @@ def required(options: Options, *, stated: bool, single_head: bool) -> Iterator[C
     usual = (longest, *decoded)
     for length in lengths:
         if length == 1:
-            yield Case("one_by_one", tokens_case(1), "bits", (1,), (1,))
+            yield Case("one_by_one", "1 token", "bits", (1,), (1,))
         else:
-            yield from two_forms("one_by_one", tokens_case(length), (length,), (1,) * length)
+            yield from two_forms("one_by_one", _counted(length, "token"), (length,), (1,) * length)
     for length in lengths:
         if length > 1:
-            case, long = prefix_case(length, options.n_prefix), (options.n_prefix,)
-            yield Case("prefix", case, one_form, (length,), long, "beginnings")
-    for point in split_points(longest):
-        case, parts = split_case(longest, point), (point, longest - point, *decoded)
-        if splits_into_one_form(longest, point, single_head=single_head):
+            case = f"{length} of {_counted(options.n_prefix, 'token')}"
+            yield Case("prefix", case, one_form, (length,), (options.n_prefix,), "beginnings")
+    for point in _split_points(longest):
+        case, parts = f"{longest} tokens as {point} + {longest - point}", (point, longest - point, *decoded)
+        if _splits_into_one_form(longest, point, single_head=single_head):
             yield Case("split", case, one_form, usual, parts)
         else:
             yield from two_forms("split", case, usual, parts)
-    yield Case("reset", RESET_CASE, "bits", usual, usual)
-    yield Case("capture", CAPTURE_CASE, "bits", usual, usual, "logits")
+    yield Case("reset", "after another sequence", "bits", usual, usual)
+    yield Case("capture", "logits", "bits", usual, usual, "logits")
     for count in dict.fromkeys(options.thread_counts):
-        yield Case("threads", threads_case(count), "bits", usual, usual)
+        yield Case("threads", _counted(count, "thread"), "bits", usual, usual, option=count)
     for kernel in dict.fromkeys(options.kernels):
-        yield Case("kernels", kernel, "bits", usual, usual)
+        yield Case("kernels", kernel, "bits", usual, usual, option=kernel)

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,9 +23,9 @@ from crossval.model import taps
 from crossval.model.tolerance import Tolerance, tolerance_for
 from crossval.passes import Numerics
 from crossval.repeat.margins import usage
-from crossval.repeat.metamorphic.cases import ALL_LAYERS, ATTENTION, UP_TO_ATTENTION, Expectation, Relation, place
-from crossval.repeat.metamorphic.digests import TapDifference, TapDigests
-from crossval.repeat.metamorphic.recorded import KQV, measured_taps, up_to_attention
+from crossval.repeat.metamorphic.cases import Case, Expectation, Relation, place
+from crossval.repeat.metamorphic.digests import TapDifference
+from crossval.repeat.metamorphic.recorded import KQV, compared_taps
 from crossval.repeat.metamorphic.runs import Recorded, compare_taps
 from crossval.terms import Side
 
@@ -125,7 +125,7 @@ class _Measured:
 
 @dataclass
 class Notebook:
-    """The checks made of one engine. Every check that was asked for is counted, made or not."""
+    """The checks of one engine, made or not, in the order in which they were asked for."""
 
     side: Side
     numerics: Numerics
@@ -133,34 +133,20 @@ class Notebook:
     names: Names
     """Every tap."""
     checks: list[MetamorphicCheck] = field(default_factory=list)
-    n_required: int = 0
 
-    @property
-    def stated(self) -> bool:
-        """Whether the engine says that it rounds as bitnet.cpp's family does."""
-        return self.numerics.simd_width is not None and self.numerics.fused_quantizer is not None
+    def compare(self, case: Case, one: Recorded, other: Recorded) -> None:
+        """Make one check of two runs."""
+        names = compared_taps(case, self.n_layers, single_head=self.names.n_heads == 1)
+        if case.expectation == "bits":
+            self._bits(case, one, other, names)
+        elif case.part == "attention":
+            self._attention(case, one, other)
+        else:
+            self._floor(case, one, other, names)
 
-    @property
-    def measured(self) -> list[str]:
-        """Taps whose values are needed where two runs need not have equal bits."""
-        return measured_taps(self.n_layers)
-
-    def may_be_gathered(self, name: str) -> bool:
-        """Tell whether engines need give this tap for the last token of a pass only."""
-        return taps.may_be_gathered(name, self.n_layers)
-
-    def has_single_head(self, recorded: Recorded) -> bool:
-        """Tell whether attention has one head: bitnet.cpp then keeps Q in binary32 in longer passes."""
-        scores = recorded.digests.get("blk.0.kq")
-        return isinstance(scores, TapDigests) and scores.shape == (1,)
-
-    # --- checks -----------------------------------------------------------------------------------------------
-
-    def bits(
-        self, relation: Relation, case: str, one: Recorded, other: Recorded, names: Sequence[str] | None = None
-    ) -> None:
+    def _bits(self, case: Case, one: Recorded, other: Recorded, names: Sequence[str]) -> None:
         """Check for equal bits by digest; where they differ, run both again to count, measure and show."""
-        found = list(compare_taps(self.names.all if names is None else names, one, other))
+        found = list(compare_taps(names, one, other))
         made = [tap for tap in found if isinstance(tap, TapDifference)]
         skips = [tap for tap in found if isinstance(tap, Skip)]
         first = first_difference(made, one.sizes)
@@ -168,12 +154,8 @@ class Notebook:
         notes = {tap.note for tap in made if tap.note} | {skip.why for skip in skips}
         if any(again.n_different.get(tap.tap) == 0 for tap in made if tap.different):
             notes.add(NOT_AGAIN)
-        check = MetamorphicCheck(
-            relation,
-            case,
-            self.side,
-            "bits",
-            "unchecked",
+        self._append(
+            self._empty(case),
             n_compared=sum(tap.n_elements for tap in made),
             # At least one of every token whose digests differ, whatever a second run of the engine gives.
             n_different=sum(max(len(tap.different), again.n_different.get(tap.tap, 0)) for tap in made),
@@ -184,7 +166,6 @@ class Notebook:
             note="; ".join(sorted(notes)) or None,
             element=again.element,
         )
-        self._append(check)
 
     def _measure(
         self, made: Sequence[TapDifference], one: Recorded, other: Recorded, first: tuple[str, int | None] | None
@@ -203,55 +184,34 @@ class Notebook:
                 found.element = worst_element(first[0], *sides, first[1])
         return found
 
-    def same_form(
-        self, relation: Relation, case: str, one: Recorded, other: Recorded, names: Sequence[str] | None = None
-    ) -> None:
-        """Check two runs whose passes all hold several tokens: one arithmetic, if the engine says so."""
-        if self.stated:
-            self.bits(relation, case, one, other, names)
-        else:
-            wanted = [name for name in self.measured if names is None or name in names]
-            self._floor(relation, case, one, other, wanted)
-
-    def two_forms(self, relation: Relation, case: str, batch: Recorded, single: Recorded) -> None:
-        """Check a run against one with passes of a single token: another arithmetic from layer 0's KQV on."""
-        done: list[str] = []
-        if self.stated:
-            single_head = self.has_single_head(batch)
-            done = up_to_attention(single_head=single_head)
-            self.bits(relation, f"{case}, {UP_TO_ATTENTION}", batch, single, done)
-            if not single_head:
-                self._append(self._kqv(relation, f"{case}, {ATTENTION}", batch, single))
-                done.append(KQV)
-        rest = [name for name in self.measured if name not in done]
-        self._floor(relation, f"{case}, {ALL_LAYERS}", batch, single, rest)
-
-    def unchecked(self, relation: Relation, case: str, why: str) -> None:
+    def unchecked(self, case: Case, why: str) -> None:
         """Note a check that was asked for and could not be made."""
-        self._append(MetamorphicCheck(relation, case, self.side, "bits", "unchecked", 0, 0, note=why))
+        self._append(self._empty(case), note=why)
+
+    def _empty(self, case: Case) -> MetamorphicCheck:
+        return MetamorphicCheck(case.relation, case.case, self.side, case.expectation, "unchecked", 0, 0)
 
     # --- measuring --------------------------------------------------------------------------------------------
 
     def _tolerance(self, name: str) -> Tolerance:
         return tolerance_for(name, self.n_layers, "independent")
 
-    def _kqv(self, relation: Relation, case: str, batch: Recorded, single: Recorded) -> MetamorphicCheck:
+    def _attention(self, case: Case, batch: Recorded, single: Recorded) -> None:
         """Hold layer 0's KQV to the rounding of attention weights to binary16 and the order of summation."""
-        empty = MetamorphicCheck(relation, case, self.side, "floor", "unchecked", 0, 0)
+        empty = self._empty(case)
         try:
             p, v = (assemble(batch.records, f"blk.0.{tap}") for tap in ("kq_soft_max", "v"))
             one, other = (assemble(side.records, KQV) for side in (batch, single))
         except ValueError as error:
-            return replace(empty, n_invalid=1, note=str(error))
+            return self._append(empty, n_invalid=1, note=str(error))
         if p is None or v is None or one is None or other is None:
-            return replace(empty, missing=(KQV,), note="layer 0 was not recorded whole")
+            return self._append(empty, missing=(KQV,), note="layer 0 was not recorded whole")
         n_heads, n_tokens, n_kv = p.array.shape
         n_kv_heads, head_dim = v.array.shape[1:]
         fits = one.array.shape == other.array.shape == (n_tokens, n_heads * head_dim)
         if not fits or one.positions != other.positions or n_heads % n_kv_heads or len(v.array) != n_kv:
-            return replace(
-                empty, n_invalid=1, where=KQV, note="the shapes of kqv_out, kq_soft_max and v do not fit"
-            )
+            note = "the shapes of kqv_out, kq_soft_max and v do not fit"
+            return self._append(empty, n_invalid=1, where=KQV, note=note)
         steps = Arithmetic(self.numerics, n_heads).sum_steps(32 * math.ceil(n_kv / 32))
         values = np.repeat(np.abs(to_f16(v.array)), n_heads // n_kv_heads, axis=1).transpose(1, 0, 2)
         weighted = np.abs(p.array.astype(np.float64)) @ values
@@ -263,12 +223,12 @@ class Notebook:
             difference = np.abs(one.array.astype(np.float64) - other.array)
         n_different = int(np.count_nonzero(one.array.view(np.uint32) != other.array.view(np.uint32)))
         if not (np.isfinite(difference).all() and np.isfinite(bound).all()):
-            return replace(empty, n_compared=difference.size, n_invalid=1, where=KQV, note="NaN or infinity")
+            return self._append(empty, n_compared=difference.size, n_invalid=1, where=KQV, note="NaN or infinity")
         used = np.divide(difference, bound, out=np.where(difference > 0, np.inf, 0.0), where=bound > 0)
         token, feature = map(int, np.unravel_index(int(np.argmax(used)), used.shape))
         worst, position = float(used[token, feature]), one.positions[token]
         values = (float(one.array[token, feature]), float(other.array[token, feature]))
-        return replace(
+        return self._append(
             empty,
             n_compared=difference.size,
             n_different=n_different,
@@ -277,7 +237,7 @@ class Notebook:
             element=None if worst <= 1.0 else Element(position, (feature,), values),
         )
 
-    def _floor(self, relation: Relation, case: str, one: Recorded, other: Recorded, names: Sequence[str]) -> None:
+    def _floor(self, case: Case, one: Recorded, other: Recorded, names: Sequence[str]) -> None:
         """Hold the values of taps to what rounding allows; those of tensors that the model lacks are left out."""
         rows: list[TapRow | Skip] = []
         for name in names:
@@ -290,12 +250,8 @@ class Notebook:
         worst = invalid[0] if invalid else max(made, key=lambda row: _or_infinite(usage(row)), default=None)
         notes = sorted({row.note for row in invalid if row.note} | {skip.why for skip in skips})
         token = None if worst is None else worst.worst_token
-        check = MetamorphicCheck(
-            relation,
-            case,
-            self.side,
-            "floor",
-            "unchecked",
+        check = replace(
+            self._empty(case),
             n_compared=sum(row.n_elements for row in made),
             n_different=sum(_n_different(row) for row in made),
             n_invalid=len(invalid),
@@ -311,8 +267,8 @@ class Notebook:
                 check = replace(check, where=where, element=found)
         self._append(check)
 
-    def _append(self, check: MetamorphicCheck) -> None:
-        self.n_required += 1
+    def _append(self, check: MetamorphicCheck, **numbers: Any) -> None:
+        check = replace(check, **numbers)
         self.checks.append(replace(check, status=check_status(check)))
 
 

@@ -29,27 +29,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
 from bitnet_py.errors import BitnetError
-from crossval.compare.rerun import Chunks, Names, OpenRunner, one_by_one, one_pass, require_live, split
+from crossval.compare.rerun import Chunks, Names, OpenRunner, one_pass, require_live
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner
-from crossval.repeat.metamorphic.cases import (
-    CAPTURE_CASE,
-    RESET_CASE,
-    Options,
-    Relation,
-    prefix_case,
-    split_case,
-    split_points,
-    splits_into_one_form,
-    threads_case,
-    tokens_case,
-)
+from crossval.repeat.metamorphic.cases import Case, Options, Relation, Sizes, required
 from crossval.repeat.metamorphic.checks import MetamorphicResult, Notebook, decide
+from crossval.repeat.metamorphic.recorded import measured_taps
 from crossval.repeat.metamorphic.runs import Recorded
 from crossval.terms import LOGITS, Progress, Side
 
@@ -89,117 +80,79 @@ def run_metamorphic(
         )
     with open_runner() as runner:
         require_live(runner)
-        names = Names.of(runner, n_layers, int(ids[0]))
-        book = Notebook(side, runner.identity.numerics, n_layers, names)
-        work = _Work(runner, open_runner, tuple(map(int, ids)), options, book)
-        steps = (work.one_by_one, work.prefix, work.split, work.reset, work.capture, work.threads, work.kernels)
-        for index, step in enumerate(steps):
-            if progress is not None:
-                progress("checking the engine against itself", index, len(steps))
-            step()
+        numerics, names = runner.identity.numerics, Names.of(runner, n_layers, int(ids[0]))
+        stated = numerics.simd_width is not None and numerics.fused_quantizer is not None
+        cases = list(required(options, stated=stated, single_head=names.n_heads == 1))
+        book = Notebook(side, numerics, n_layers, names)
+        work = _Work(runner, open_runner, tuple(map(int, ids)), cases, book)
+        report = progress or (lambda *_: None)
+        for index, case in enumerate(cases):
+            report("checking the engine against itself", index, len(cases))
+            work.check(case)
+        report("checking the engine against itself", len(cases), len(cases))
         engine = runner.identity.name
-    if progress is not None:
-        progress("checking the engine against itself", len(steps), len(steps))
     checks = tuple(book.checks)
-    return MetamorphicResult(side, engine, checks, book.n_required, decide(checks, book.n_required))
+    return MetamorphicResult(side, engine, checks, len(cases), decide(checks, len(cases)))
 
 
 @dataclass
 class _Work:
-    """One engine, its tokens, and the notebook of its checks; one method per relation."""
+    """One engine, its tokens, and the notebook of its checks."""
 
     runner: Runner
     open_runner: OpenRunner
     ids: tuple[int, ...]
-    options: Options
+    cases: Sequence[Case]
     book: Notebook
+    held: dict[tuple[Relation, Sizes], Recorded] = field(default_factory=dict)
+    """Runs that the next check of the same relation may share."""
 
-    @property
-    def longest(self) -> int:
-        return max(self.options.lengths)
+    def check(self, case: Case) -> None:
+        """Run the engine both ways and compare."""
+        if case.relation in ("one_by_one", "prefix", "split"):
+            self.book.compare(case, *self._two_feeds(case))
+        elif case.relation == "reset":
+            usual = self._chunks(case.one)
+            befores = (usual, one_pass(self.ids[::-1]))
+            same, other = (self._record(self.runner, usual, before) for before in befores)
+            self.book.compare(case, other, same)
+        elif case.relation == "capture":
+            captured = self._record(self.runner, self._chunks(case.one))
+            self.book.compare(case, captured, Recorded.make(self.runner, captured.chunks, Names((LOGITS,))))
+        elif case.relation == "threads":
+            self._otherwise(case, "n_threads")
+        else:
+            self._otherwise(case, "kernel")
 
-    @property
-    def usual(self) -> Chunks:
-        """The longest prompt at once, then single tokens."""
-        end = self.longest + self.options.n_decode
-        return one_pass(self.ids[: self.longest]) + one_by_one(self.ids[self.longest : end])
+    def _chunks(self, sizes: Sizes) -> Chunks:
+        return tuple(self.ids[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True))
 
-    def _record(self, chunks: Chunks, runner: Runner | None = None, before: Chunks = ()) -> Recorded:
-        return Recorded.make(runner or self.runner, chunks, self.book.names, before=before)
+    def _record(self, runner: Runner, chunks: Chunks, before: Chunks = ()) -> Recorded:
+        return Recorded.make(runner, chunks, self.book.names, before=before)
 
-    def _with_values(self, chunks: Chunks) -> Recorded:
-        """Record for a check that may have to measure."""
-        return Recorded.make(self.runner, chunks, self.book.names, self.book.measured)
+    def _two_feeds(self, case: Case) -> tuple[Recorded, Recorded]:
+        """Return the runs over both cuts of a prompt; one run token by token serves all lengths."""
+        mine = [one for one in self.cases if one.relation == case.relation]
+        values = measured_taps(self.book.n_layers) if any(one.expectation == "floor" for one in mine) else ()
+        longest = max((one.other for one in mine), key=len) if case.relation == "one_by_one" else case.other
+        first, second = wanted = [(case.relation, sizes) for sizes in (case.one, longest)]
+        self.held = {key: self.held[key] for key in wanted if key in self.held}
+        for key in wanted:
+            if key not in self.held:
+                self.held[key] = Recorded.make(self.runner, self._chunks(key[1]), self.book.names, values)
+        return self.held[first], self.held[second].beginning(len(case.other))
 
-    def one_by_one(self) -> None:
-        single = self._with_values(one_by_one(self.ids[: self.longest]))
-        for length in sorted(set(self.options.lengths)):
-            # The beginning of the long run is the run of the beginning: a later pass cannot change an earlier one.
-            at_once, beginning = self._with_values(one_pass(self.ids[:length])), single.beginning(length)
-            if length == 1:
-                self.book.bits("one_by_one", tokens_case(1), at_once, beginning)
-            else:
-                self.book.two_forms("one_by_one", tokens_case(length), at_once, beginning)
-
-    def prefix(self) -> None:
-        lengths = [n for n in sorted(set(self.options.lengths)) if n > 1]
-        if not lengths:
-            return
-        record = self._record if self.book.stated else self._with_values
-        long = record(one_pass(self.ids[: self.options.n_prefix]))
-        # The last layer need not give its output for tokens in the middle.
-        names = [name for name in self.book.names.all if not self.book.may_be_gathered(name)]
-        for length in lengths:
-            self.book.same_form(
-                "prefix",
-                prefix_case(length, self.options.n_prefix),
-                record(one_pass(self.ids[:length])),
-                long,
-                names,
-            )
-
-    def split(self) -> None:
-        n = self.longest
-        points = split_points(n)
-        if not points:
-            return
-        whole = self._with_values(self.usual)
-        for point in points:
-            case = split_case(n, point)
-            parts = self._with_values(split(self.ids[:n], point) + self.usual[1:])
-            if splits_into_one_form(n, point, single_head=self.book.has_single_head(whole)):
-                self.book.same_form("split", case, whole, parts)
-            else:
-                self.book.two_forms("split", case, whole, parts)
-
-    def reset(self) -> None:
-        befores = (self.usual, one_pass(self.ids[::-1]))
-        same, other = (self._record(self.usual, before=before) for before in befores)
-        self.book.bits("reset", RESET_CASE, other, same)
-
-    def capture(self) -> None:
-        captured = self._record(self.usual)
-        plain = Recorded.make(self.runner, self.usual, Names((LOGITS,)))
-        self.book.bits("capture", CAPTURE_CASE, captured, plain, [LOGITS])
-
-    def threads(self) -> None:
-        for count in dict.fromkeys(self.options.thread_counts):
-            self._otherwise("threads", threads_case(count), "n_threads", count)
-
-    def kernels(self) -> None:
-        for kernel in dict.fromkeys(self.options.kernels):
-            self._otherwise("kernels", kernel, "kernel", kernel)
-
-    def _otherwise(self, relation: Relation, case: str, option: str, value: int | str) -> None:
+    def _otherwise(self, case: Case, option: str) -> None:
         """Compare with the same engine opened with an option; one that cannot be opened so is unchecked."""
+        usual = self._chunks(case.one)
         with ExitStack() as stack:
             try:
-                runner = stack.enter_context(self.open_runner(**{option: value}))
+                runner = stack.enter_context(self.open_runner(**{option: case.option}))
             except (UnavailableError, BitnetError) as error:
-                self.book.unchecked(relation, case, f"cannot be run: {error}")
+                self.book.unchecked(case, f"cannot be run: {error}")
                 return
             says = runner.identity.settings.get(option)
-            if says != value:
-                self.book.unchecked(relation, case, f"the engine was asked for it, and says {option} = {says}")
+            if says != case.option:
+                self.book.unchecked(case, f"the engine was asked for it, and says {option} = {says}")
                 return
-            self.book.bits(relation, case, self._record(self.usual, runner), self._record(self.usual))
+            self.book.compare(case, self._record(runner, usual), self._record(self.runner, usual))

@@ -17,7 +17,7 @@ from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
 from crossval.passes import PassPlan, PassRecord, TapArray
-from crossval.repeat.metamorphic.cases import Options
+from crossval.repeat.metamorphic.cases import Case, Options
 from crossval.repeat.metamorphic.checks import MetamorphicCheck, MetamorphicResult, Notebook, check_status, decide
 from crossval.repeat.metamorphic.runs import Recorded
 from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
@@ -219,7 +219,8 @@ def test_one_bit_of_any_tap_of_any_layer_is_seen_and_located(name):
     usual, other = RowRunner(), kind(n_threads=3)
     book = Notebook("candidate", usual.identity.numerics, 3, Names.of(usual, 3, IDS[0]))
     chunks = (tuple(IDS[:2]), tuple(IDS[2:3]))
-    book.bits("threads", "3 threads", *(Recorded.make(runner, chunks, book.names) for runner in (other, usual)))
+    case = Case("threads", "3 threads", "bits", (2, 1), (2, 1))
+    book.compare(case, *(Recorded.make(runner, chunks, book.names) for runner in (other, usual)))
     (broken,) = book.checks
     assert (broken.status, broken.n_different) == ("failed", 1)
     last = name == "result_output"  # of the last token only
