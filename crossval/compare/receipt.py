@@ -14,12 +14,14 @@ from crossval.compare import rows as compare
 from crossval.compare.rows import TapRow, choose_policy
 from crossval.model import taps
 from crossval.model.tolerance import PolicyName, describe, tolerance_for
+from crossval.passes import PassPlan
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Checks
 from crossval.receipts.party import Party, compute_dtypes
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import number, show
 from crossval.terms import LOGITS, SIDES
+from crossval.traces.read import TraceModel, expected_shape
 
 _ROUNDING = 1e-9
 """Room for the last bits of float64 sums; edits that matter are far larger."""
@@ -57,6 +59,16 @@ def is_tap(name: str, n_layers: int) -> bool:
     except ValueError:
         return False
     return layer is None or layer < n_layers
+
+
+def n_elements(tap: str, model: TraceModel, plan: PassPlan, rows: Sequence[int]) -> int:
+    """Return how many elements of a tap are compared at some tokens of a pass; ``rows``: indices within the pass.
+
+    Raw attention scores count up to each token's own position: the rest is hidden by the causal mask.
+    """
+    if taps.op_of(tap).kind.unmasked:
+        return model.n_heads * sum(plan.start + row + 1 for row in rows)
+    return math.prod(expected_shape(tap, model, plan, tuple(rows)))
 
 
 # --- what follows from rows -----------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ The gate checks what must follow from rows, audits, model and token ids with the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -27,7 +26,6 @@ from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import plan_conflicts, plan_from_json, plan_to_json, vocabulary_conflicts
 from crossval.repeat import floors_receipt
 from crossval.terms import SIDES
-from crossval.traces import read as trace
 from crossval.traces.read import TraceModel
 
 Diagnoses = Sequence[Mapping[str, Any]]
@@ -167,21 +165,14 @@ def _row_shape(receipt: Receipt, plan: Sequence[PassPlan], row: TapRow) -> list[
         return [f"{where}: {row.rows_compared} tokens compared of a pass of {n_tokens}"]
     if row.worst_token is not None and row.worst_token not in one.positions:
         return [f"{where}: worst token at position {row.worst_token}, which is not in the pass"]
-    low, high = _element_range(receipt, one, row)
+    model, n_rows = TraceModel.of_receipt(receipt), row.rows_compared
+    low, high = (
+        compared.n_elements(row.tap, model, one, rows)
+        for rows in (range(n_rows), range(n_tokens - n_rows, n_tokens))
+    )
     if not low <= row.n_elements <= high:
         return [f"{where}: {row.n_elements} elements, the model's shape gives {low}"]
     return []
-
-
-def _element_range(receipt: Receipt, one: PassPlan, row: TapRow) -> tuple[int, int]:
-    """Return least and most elements a row can have; raw attention scores count only what the mask shows."""
-    model = TraceModel.of_receipt(receipt)
-    if taps.op_of(row.tap).kind.unmasked:
-        visible = [position + 1 for position in one.positions]
-        first, last = visible[: row.rows_compared], visible[len(visible) - row.rows_compared :]
-        return model.n_heads * sum(first), model.n_heads * sum(last)
-    n_elements = math.prod(trace.expected_shape(row.tap, model, one, tuple(range(row.rows_compared))))
-    return n_elements, n_elements
 
 
 _VIEW_CHECKS: Mapping[str, Callable[[Receipt, Sequence[TapRow]], list[str]]] = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from crossval.compare import rows as compare
-from crossval.compare.receipt import is_tap
+from crossval.compare.receipt import is_tap, n_elements
 from crossval.compare.rows import TapRow
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS, token_axis
@@ -16,7 +16,6 @@ from crossval.receipts.file import Receipt
 from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, Floor, FloorTable
 from crossval.repeat.margins import multiples
 from crossval.terms import LOGITS
-from crossval.traces import read as trace
 from crossval.traces.read import TraceModel
 
 THREAD_COUNTS = (1, 2)
@@ -94,9 +93,10 @@ def _complete(table: FloorTable, rows: Sequence[TapRow], n_layers: int) -> Itera
         )
 
 
-def _floor(floor: Floor, model: trace.TraceModel, n_tokens: int) -> Iterator[str]:
+def _floor(floor: Floor, model: TraceModel, n_tokens: int) -> Iterator[str]:
     """Check that a floor's numbers can belong to one pair of arrays of this tap."""
-    unit, most = _elements(floor.tap, model, n_tokens)
+    plan = PassPlan("prefill", (0,) * n_tokens, 0)
+    unit, most = (n_elements(floor.tap, model, plan, rows) for rows in ((0,), range(n_tokens)))
     if not 0 < floor.n_elements <= most or not unit or floor.n_elements % unit:
         yield f"{floor.n_elements} elements, the model's shape gives {most}"
     if floor.n_different > floor.n_elements:
@@ -108,12 +108,3 @@ def _floor(floor: Floor, model: trace.TraceModel, n_tokens: int) -> Iterator[str
     one_token = floor.n_elements == unit and not token_axis(floor.tap)
     if one_token and not math.isclose(floor.rel_l2, floor.worst_token_rel_l2, rel_tol=_ROUNDING):
         yield "one token was compared, but its difference is not the whole tap's"
-
-
-def _elements(tap: str, model: trace.TraceModel, n_tokens: int) -> tuple[int, int]:
-    """Return what the number of elements must be a multiple of, and its largest value."""
-    plan = PassPlan("prefill", tuple(range(n_tokens)), 0)
-    if taps.op_of(tap).kind.unmasked:  # raw scores count up to each token's own position
-        return model.n_heads, model.n_heads * n_tokens * (n_tokens + 1) // 2
-    unit = math.prod(trace.expected_shape(tap, model, plan, (0,)))
-    return unit, math.prod(trace.expected_shape(tap, model, plan, None))

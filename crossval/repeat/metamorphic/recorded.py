@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from itertools import accumulate
 from typing import Literal, get_args
 
+from crossval.compare import receipt
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
 from crossval.passes import PassPlan
 from crossval.repeat.metamorphic.cases import Case, Sizes
 from crossval.terms import LOGITS
-from crossval.traces.read import TraceModel, expected_shape
+from crossval.traces.read import TraceModel
 
 KQV = "blk.0.kqv_out"
 _UP_TO_SOFTMAX = taps.LAYER_TAPS[: taps.LAYER_TAPS.index("kq_soft_max") + 1]
@@ -58,17 +58,14 @@ def compared_taps(case: Case, n_layers: int, *, single_head: bool, scope: Scope 
 def n_elements(case: Case, model: TraceModel, gathered: Gathered, *, sub_norms: bool, scope: Scope = "all") -> int:
     """Return how many values a check compares; ``sub_norms``: the model has them."""
     n_tokens, width = (pick(sum(case.one), sum(case.other)) for pick in (min, max))
+    whole = PassPlan("prefill", (0,) * width, 0)
     ends = sorted(_ends(case.one) & _ends(case.other))
     total = 0
     for name in compared_taps(case, model.n_layers, single_head=model.n_heads == 1, scope=scope):
-        tap = taps.parse(name).tap
-        if tap in OPTIONAL_TAPS and not sub_norms:
+        if taps.parse(name).tap in OPTIONAL_TAPS and not sub_norms:
             continue
         rows = ends if _is_gathered(name, model.n_layers, gathered) else range(n_tokens)
-        if taps.OPS[tap].kind.unmasked:  # entries behind the causal mask are not compared
-            total += model.n_heads * sum(row + 1 for row in rows)
-        else:
-            total += math.prod(expected_shape(name, model, PassPlan("prefill", (0,) * width, 0), tuple(rows)))
+        total += receipt.n_elements(name, model, whole, rows)
     return total
 
 
