@@ -22,9 +22,9 @@ from crossval.passes import EngineIdentity, Runner
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import RunFacts, build
 from crossval.receipts.party import REFERENCE_NAME, Party
-from crossval.repeat.metamorphic.cases import LENGTHS, THREAD_COUNTS, Options
+from crossval.repeat.metamorphic.cases import LENGTHS, THREAD_COUNTS, MetamorphicOptions
 from crossval.repeat.metamorphic.receipt import METAMORPHIC, MetamorphicFindings
-from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
+from crossval.repeat.metamorphic.relations import enough_tokens, run_metamorphic
 from crossval.selftest import catalogue, trials
 from crossval.selftest.receipt import SELFTEST
 from crossval.smoke import ask
@@ -151,7 +151,7 @@ def metamorphic(
     if kernels and "candidate" not in sides:
         raise UsageError("--kernels: only the candidate has kernel families")
     runnable = tuple(family.name for family in kernel_families() if family.available)
-    options = Options(lengths, thread_counts, (kernels or runnable) if "candidate" in sides else ())
+    options = MetamorphicOptions(lengths, thread_counts, (kernels or runnable) if "candidate" in sides else ())
     request = Request(METAMORPHIC, model, candidate, reference, n_threads, template, progress=progress)
     checked = request.load_model()
     longest = checked.config.context_length

@@ -16,8 +16,8 @@ from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.model import taps
 from crossval.model.weights import SpecWeights
 from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, measure_floors
-from crossval.repeat.metamorphic.cases import Options
-from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
+from crossval.repeat.metamorphic.cases import MetamorphicOptions
+from crossval.repeat.metamorphic.relations import enough_tokens, run_metamorphic
 from tests.support.families import each_family
 from tests.zoo.engine import run
 
@@ -26,7 +26,7 @@ N_LAYERS = 5
 
 @pytest.mark.live
 def test_bitnet_cpp_holds_every_relation(five_layers, bitnet_cpp_library):
-    options = Options()
+    options = MetamorphicOptions()
     result = run_metamorphic(
         lambda **asked: BitnetCppRunner(five_layers, library=bitnet_cpp_library, **asked),
         enough_tokens([], 1000, options.n_tokens),
@@ -48,7 +48,7 @@ def test_a_model_with_one_head_holds_in_bitnet_cpp(make_model, bitnet_cpp_librar
         lambda **asked: BitnetCppRunner(path, library=bitnet_cpp_library, **asked),
         enough_tokens([], 300, 32),
         n_layers=2,
-        options=Options(lengths=(1, 2, 5), thread_counts=(1,)),
+        options=MetamorphicOptions(lengths=(1, 2, 5), thread_counts=(1,)),
     )
     assert result.verdict == "holds", [c for c in result.checks if c.status != "ok"]
 
@@ -96,10 +96,10 @@ def test_causal_view_of_two_live_engines(five_layers, bitnet_cpp_library):
 LENGTHS = (1, 4, 7)
 SCRIPT = f"""
 import dataclasses, json, sys
-from crossval.repeat.metamorphic.cases import Options
-from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
+from crossval.repeat.metamorphic.cases import MetamorphicOptions
+from crossval.repeat.metamorphic.relations import enough_tokens, run_metamorphic
 from crossval.engines.bitnet_py import BitnetPyRunner
-options = Options(lengths={LENGTHS})
+options = MetamorphicOptions(lengths={LENGTHS})
 kernels = set()
 def opened(**asked):
     runner = BitnetPyRunner(sys.argv[1], **asked)

@@ -32,10 +32,10 @@ from crossval.receipts.party import Compute, Party
 from crossval.repeat import floors_receipt
 from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, Floor, FloorTable
 from crossval.repeat.floors_receipt import VARIATIONS
-from crossval.repeat.metamorphic.cases import Options, required
-from crossval.repeat.metamorphic.checks import MetamorphicCheck, MetamorphicResult, check_status
+from crossval.repeat.metamorphic.cases import MetamorphicOptions, required
+from crossval.repeat.metamorphic.notebook import MetamorphicCheck, MetamorphicResult, check_status
 from crossval.repeat.metamorphic.receipt import METAMORPHIC, MetamorphicFindings
-from crossval.repeat.metamorphic.recorded import n_elements
+from crossval.repeat.metamorphic.scope import n_values
 from crossval.selftest import catalogue
 from crossval.selftest.receipt import SELFTEST, Found, Row, SelftestResult
 from crossval.smoke.answers import Answer, MinCorrect, SmokeResult
@@ -484,13 +484,13 @@ def selftest_receipt() -> receipt.Receipt:
 
 def metamorphic_receipt() -> receipt.Receipt:
     """Both engines hold every relation; of the candidate one kernel more is checked."""
-    options = Options((1, 5), (2,), ("scalar",))
+    options = MetamorphicOptions((1, 5), (2,), ("scalar",))
     results = []
     for side in SIDES:
         own = options if side == "candidate" else dataclasses.replace(options, kernels=())
         checks = []
         for one in required(own, stated=True, single_head=False):
-            compared = n_elements(one, TRACE_MODEL, "last layer", sub_norms=True)
+            compared = n_values(one, TRACE_MODEL, "last layer", sub_norms=True)
             where = "blk.0.kqv_out, token 2" if one.part == "attention" else "blk.1.l_out, token 2"
             exact = {"n_compared": compared, "n_different": 0, "worst": 0.0}
             loose = {"n_compared": compared, "n_different": compared // 2, "worst": 0.25, "where": where}

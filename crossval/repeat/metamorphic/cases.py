@@ -21,7 +21,7 @@ N_DECODE = 2
 
 
 @dataclass(frozen=True)
-class Options:
+class MetamorphicOptions:
     """What to check. Empty ``thread_counts`` or ``kernels``: that relation is not asked for."""
 
     lengths: Sequence[int] = LENGTHS
@@ -44,8 +44,8 @@ class Options:
 
 Sizes = tuple[int, ...]
 """Tokens of each pass of a run."""
-Part = Literal["all", "beginnings", "logits", "exact", "attention", "rest"]
-"""Which of the recorded taps a check compares (``crossval.repeat.metamorphic.recorded``)."""
+TapSet = Literal["all", "beginnings", "logits", "exact", "attention", "rest"]
+"""Which of the recorded taps a check compares (``crossval.repeat.metamorphic.scope``)."""
 
 
 def place(tap: str, token: int | None, one: Sizes, other: Sizes) -> str:
@@ -57,7 +57,7 @@ def place(tap: str, token: int | None, one: Sizes, other: Sizes) -> str:
 
 
 @dataclass(frozen=True)
-class Case:
+class PlannedCheck:
     """One check that is asked for: what is expected, the passes of both runs, and which taps are compared."""
 
     relation: Relation
@@ -65,7 +65,7 @@ class Case:
     expectation: Expectation
     one: Sizes
     other: Sizes
-    part: Part = "all"
+    part: TapSet = "all"
     option: int | str | None = None
     """Number of threads, or kernel family, of the first run; None: as usual."""
 
@@ -96,18 +96,18 @@ def _splits_into_one_form(n_tokens: int, point: int, *, single_head: bool) -> bo
     return n_tokens - point > 1 and (point > 1 or not single_head)
 
 
-def required(options: Options, *, stated: bool, single_head: bool) -> Iterator[Case]:
+def required(options: MetamorphicOptions, *, stated: bool, single_head: bool) -> Iterator[PlannedCheck]:
     """Yield every check, in the order in which they are made.
 
     ``stated``: the engine says that it rounds as bitnet.cpp's family does. ``single_head``: of attention.
     """
 
-    def two_forms(relation: Relation, case: str, one: Sizes, other: Sizes) -> Iterator[Case]:
+    def two_forms(relation: Relation, case: str, one: Sizes, other: Sizes) -> Iterator[PlannedCheck]:
         if stated:
-            yield Case(relation, f"{case}, {UP_TO_ATTENTION}", "bits", one, other, "exact")
+            yield PlannedCheck(relation, f"{case}, {UP_TO_ATTENTION}", "bits", one, other, "exact")
             if not single_head:
-                yield Case(relation, f"{case}, {ATTENTION}", "floor", one, other, "attention")
-        yield Case(relation, f"{case}, {ALL_LAYERS}", "floor", one, other, "rest" if stated else "all")
+                yield PlannedCheck(relation, f"{case}, {ATTENTION}", "floor", one, other, "attention")
+        yield PlannedCheck(relation, f"{case}, {ALL_LAYERS}", "floor", one, other, "rest" if stated else "all")
 
     one_form: Expectation = "bits" if stated else "floor"
     lengths = sorted(set(options.lengths))
@@ -115,22 +115,22 @@ def required(options: Options, *, stated: bool, single_head: bool) -> Iterator[C
     usual = (longest, *decoded)
     for length in lengths:
         if length == 1:
-            yield Case("one_by_one", "1 token", "bits", (1,), (1,))
+            yield PlannedCheck("one_by_one", "1 token", "bits", (1,), (1,))
         else:
             yield from two_forms("one_by_one", _counted(length, "token"), (length,), (1,) * length)
     for length in lengths:
         if length > 1:
             case = f"{length} of {_counted(options.n_prefix, 'token')}"
-            yield Case("prefix", case, one_form, (length,), (options.n_prefix,), "beginnings")
+            yield PlannedCheck("prefix", case, one_form, (length,), (options.n_prefix,), "beginnings")
     for point in _split_points(longest):
         case, parts = f"{longest} tokens as {point} + {longest - point}", (point, longest - point, *decoded)
         if _splits_into_one_form(longest, point, single_head=single_head):
-            yield Case("split", case, one_form, usual, parts)
+            yield PlannedCheck("split", case, one_form, usual, parts)
         else:
             yield from two_forms("split", case, usual, parts)
-    yield Case("reset", "after another sequence", "bits", usual, usual)
-    yield Case("capture", "logits", "bits", usual, usual, "logits")
+    yield PlannedCheck("reset", "after another sequence", "bits", usual, usual)
+    yield PlannedCheck("capture", "logits", "bits", usual, usual, "logits")
     for count in dict.fromkeys(options.thread_counts):
-        yield Case("threads", _counted(count, "thread"), "bits", usual, usual, option=count)
+        yield PlannedCheck("threads", _counted(count, "thread"), "bits", usual, usual, option=count)
     for kernel in dict.fromkeys(options.kernels):
-        yield Case("kernels", kernel, "bits", usual, usual, option=kernel)
+        yield PlannedCheck("kernels", kernel, "bits", usual, usual, option=kernel)

@@ -18,15 +18,22 @@ from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import number, vocabulary_conflicts
-from crossval.repeat.metamorphic.cases import RELATIONS, Case, Options, Relation, place, required
-from crossval.repeat.metamorphic.checks import (
+from crossval.repeat.metamorphic.cases import (
+    RELATIONS,
+    MetamorphicOptions,
+    PlannedCheck,
+    Relation,
+    place,
+    required,
+)
+from crossval.repeat.metamorphic.notebook import (
     MetamorphicCheck,
     MetamorphicResult,
     MetamorphicVerdict,
     check_status,
     decide,
 )
-from crossval.repeat.metamorphic.recorded import GATHERED, Scope, compared_taps, n_elements
+from crossval.repeat.metamorphic.scope import GATHERED, TapScope, compared_taps, n_values
 from crossval.terms import SIDES, PassFail, Side
 from crossval.traces.read import TraceModel, expected_shape
 
@@ -41,7 +48,7 @@ STATES = ("ok", "failed", "unchecked")
 class MetamorphicFindings:
     """What was asked for, and the results of one or both engines in the order of ``SIDES``."""
 
-    options: Options
+    options: MetamorphicOptions
     results: tuple[MetamorphicResult, ...]
 
 
@@ -120,7 +127,7 @@ def summarize(findings: MetamorphicFindings) -> Summary:
 def from_json(receipt: Receipt) -> MetamorphicFindings:
     """Return the findings of a valid ``metamorphic`` receipt; how many checks there must be is computed."""
     held = receipt["thresholds"]
-    options = Options(
+    options = MetamorphicOptions(
         tuple(held["lengths"]), tuple(held["thread_counts"]), tuple(held["kernels"]), held["n_decode"]
     )
     rows = [check_from_json(row) for row in receipt["results"]["rows"]]
@@ -137,12 +144,12 @@ def _asked(receipt: Receipt) -> list[Side]:
     return [side for side in SIDES if receipt[side]["status"] != "unused"]
 
 
-def _required(receipt: Receipt, side: Side, options: Options) -> list[Case]:
+def _required(receipt: Receipt, side: Side, options: MetamorphicOptions) -> list[PlannedCheck]:
     numerics = receipt[side]["numerics"]
     stated = numerics["simd_width"] is not None and numerics["fused_quantizer"] is not None
     single_head = receipt["model"]["shape"]["n_heads"] == 1
     kernels = options.kernels if side == "candidate" else ()
-    only = Options(options.lengths, options.thread_counts, kernels, options.n_decode)
+    only = MetamorphicOptions(options.lengths, options.thread_counts, kernels, options.n_decode)
     return list(required(only, stated=stated, single_head=single_head))
 
 
@@ -201,7 +208,7 @@ def rows(receipt: Receipt) -> list[str]:
 def values(receipt: Receipt) -> list[str]:
     """Check that every value was compared that the model's shape and the passes give, and places and elements."""
     findings, model = from_json(receipt), TraceModel.of_receipt(receipt)
-    scope: Scope = receipt["thresholds"].get("taps", "outline")  # receipts of before do not say
+    scope: TapScope = receipt["thresholds"].get("taps", "outline")  # receipts of before do not say
     if not 0 < model.n_layers <= MAX_LAYERS:
         return [f"a model of {model.n_layers} layers"]
     complaints = []
@@ -214,7 +221,7 @@ def values(receipt: Receipt) -> list[str]:
         whole = [(check, case) for check, case in pairs if _is_whole(check)]
         if not any(
             all(
-                check.n_compared == n_elements(case, model, gathered, sub_norms=sub, scope=scope)
+                check.n_compared == n_values(case, model, gathered, sub_norms=sub, scope=scope)
                 for check, case in whole
             )
             for gathered, sub in product(GATHERED, (True, False))
@@ -228,7 +235,9 @@ def _is_whole(check: MetamorphicCheck) -> bool:
     return check_status(check) != "unchecked" and not check.missing and check.n_invalid == 0
 
 
-def _place_conflicts(check: MetamorphicCheck, case: Case, model: TraceModel, scope: Scope) -> Iterator[str]:
+def _place_conflicts(
+    check: MetamorphicCheck, case: PlannedCheck, model: TraceModel, scope: TapScope
+) -> Iterator[str]:
     """Check what is named; with a narrow scope a failed check may name an operation recorded in a second run."""
     names = compared_taps(case, model.n_layers, single_head=model.n_heads == 1, scope=scope)
     if not set(check.missing) <= set(names):
@@ -261,7 +270,7 @@ def _tap(name: str) -> taps.TapName | None:
 
 
 def _element_conflicts(
-    check: MetamorphicCheck, element: Element, tap: str, token: int | None, case: Case, model: TraceModel
+    check: MetamorphicCheck, element: Element, tap: str, token: int | None, case: PlannedCheck, model: TraceModel
 ) -> Iterator[str]:
     width = max(sum(case.one), sum(case.other))
     shape = expected_shape(tap, model, PassPlan("prefill", (0,) * width, 0), None)

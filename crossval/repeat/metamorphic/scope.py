@@ -9,7 +9,7 @@ from crossval.compare import receipt
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
 from crossval.passes import PassPlan
-from crossval.repeat.metamorphic.cases import Case, Sizes
+from crossval.repeat.metamorphic.cases import PlannedCheck, Sizes
 from crossval.terms import LOGITS
 from crossval.traces.read import TraceModel
 
@@ -21,7 +21,7 @@ Gathered = Literal["logits", "head", "last layer"]
 GATHERED: tuple[Gathered, ...] = get_args(Gathered)
 
 
-Scope = Literal["all", "outline"]
+TapScope = Literal["all", "outline"]
 """In which taps bits have to be equal: every one, or (receipts of before) those that are measured."""
 
 
@@ -42,7 +42,7 @@ def up_to_attention(*, single_head: bool) -> list[str]:
     return ["inp_embd", *(f"blk.0.{tap}" for tap in alike)]
 
 
-def compared_taps(case: Case, n_layers: int, *, single_head: bool, scope: Scope = "all") -> list[str]:
+def compared_taps(case: PlannedCheck, n_layers: int, *, single_head: bool, scope: TapScope = "all") -> list[str]:
     """Return the taps that a check compares: for equal bits all in ``scope``, else those that are measured."""
     part, exact = case.part, up_to_attention(single_head=single_head)
     every = case.expectation == "bits" and scope == "all"
@@ -55,7 +55,9 @@ def compared_taps(case: Case, n_layers: int, *, single_head: bool, scope: Scope 
     return {"all": names, "logits": [LOGITS], "exact": exact, "attention": [KQV]}[part]
 
 
-def n_elements(case: Case, model: TraceModel, gathered: Gathered, *, sub_norms: bool, scope: Scope = "all") -> int:
+def n_values(
+    case: PlannedCheck, model: TraceModel, gathered: Gathered, *, sub_norms: bool, scope: TapScope = "all"
+) -> int:
     """Return how many values a check compares; ``sub_norms``: the model has them."""
     n_tokens, width = (pick(sum(case.one), sum(case.other)) for pick in (min, max))
     whole = PassPlan("prefill", (0,) * width, 0)

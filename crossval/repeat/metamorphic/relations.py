@@ -38,10 +38,10 @@ from bitnet_py.errors import BitnetError
 from crossval.compare.rerun import Chunks, Names, OpenRunner, one_pass, require_live
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner
-from crossval.repeat.metamorphic.cases import Case, Options, Relation, Sizes, required
-from crossval.repeat.metamorphic.checks import MetamorphicResult, Notebook, decide
-from crossval.repeat.metamorphic.recorded import measured_taps
+from crossval.repeat.metamorphic.cases import MetamorphicOptions, PlannedCheck, Relation, Sizes, required
+from crossval.repeat.metamorphic.notebook import MetamorphicResult, Notebook, decide
 from crossval.repeat.metamorphic.runs import Recorded
+from crossval.repeat.metamorphic.scope import measured_taps
 from crossval.terms import LOGITS, Progress, Side
 
 
@@ -58,7 +58,7 @@ def run_metamorphic(
     *,
     n_layers: int,
     side: Side = "candidate",
-    options: Options | None = None,
+    options: MetamorphicOptions | None = None,
     progress: Progress | None = None,
 ) -> MetamorphicResult:
     """Run every relation asked for on one engine.
@@ -70,7 +70,7 @@ def run_metamorphic(
         BadInputError: too few tokens (``enough_tokens`` helps), no lengths, or a recorded trace.
         UnavailableError, EngineCrashError: from the engine as it is usually opened.
     """
-    options = options or Options()
+    options = options or MetamorphicOptions()
     if not options.lengths or min(options.lengths) < 1 or options.n_decode < 1 or n_layers < 1:
         raise BadInputError("metamorphic checks need prompt lengths of at least 1, a layer, and a token to decode")
     if len(ids) < options.n_tokens:
@@ -102,12 +102,12 @@ class _Work:
     runner: Runner
     open_runner: OpenRunner
     ids: tuple[int, ...]
-    cases: Sequence[Case]
+    cases: Sequence[PlannedCheck]
     book: Notebook
     held: dict[tuple[Relation, Sizes], Recorded] = field(default_factory=dict)
     """Runs that the next check of the same relation may share."""
 
-    def check(self, case: Case) -> None:
+    def check(self, case: PlannedCheck) -> None:
         """Run the engine both ways and compare."""
         if case.relation in ("one_by_one", "prefix", "split"):
             self.book.compare(case, *self._two_feeds(case))
@@ -130,7 +130,7 @@ class _Work:
     def _record(self, runner: Runner, chunks: Chunks, before: Chunks = ()) -> Recorded:
         return Recorded.make(runner, chunks, self.book.names, before=before)
 
-    def _two_feeds(self, case: Case) -> tuple[Recorded, Recorded]:
+    def _two_feeds(self, case: PlannedCheck) -> tuple[Recorded, Recorded]:
         """Return the runs over both cuts of a prompt; one run token by token serves all lengths."""
         mine = [one for one in self.cases if one.relation == case.relation]
         values = measured_taps(self.book.n_layers) if any(one.expectation == "floor" for one in mine) else ()
@@ -142,7 +142,7 @@ class _Work:
                 self.held[key] = Recorded.make(self.runner, self._chunks(key[1]), self.book.names, values)
         return self.held[first], self.held[second].beginning(len(case.other))
 
-    def _otherwise(self, case: Case, option: str) -> None:
+    def _otherwise(self, case: PlannedCheck, option: str) -> None:
         """Compare with the same engine opened with an option; one that cannot be opened so is unchecked."""
         usual = self._chunks(case.one)
         with ExitStack() as stack:

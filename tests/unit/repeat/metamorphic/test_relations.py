@@ -17,10 +17,16 @@ from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
 from crossval.passes import PassPlan, PassRecord, TapArray
-from crossval.repeat.metamorphic.cases import Case, Options
-from crossval.repeat.metamorphic.checks import MetamorphicCheck, MetamorphicResult, Notebook, check_status, decide
+from crossval.repeat.metamorphic.cases import MetamorphicOptions, PlannedCheck
+from crossval.repeat.metamorphic.notebook import (
+    MetamorphicCheck,
+    MetamorphicResult,
+    Notebook,
+    check_status,
+    decide,
+)
+from crossval.repeat.metamorphic.relations import enough_tokens, run_metamorphic
 from crossval.repeat.metamorphic.runs import Recorded
-from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
 from tests.support.families import FAMILIES
 from tests.support.numpy_engine import MODEL, NumpyRunner
 
@@ -71,10 +77,10 @@ class RowRunner(NumpyRunner):
 
 def check(
     fault: Fault | None = None,
-    options: Options | None = None,
+    options: MetamorphicOptions | None = None,
     **runner: Any,
 ) -> MetamorphicResult:
-    options = options or Options(lengths=LENGTHS, thread_counts=(1, 3), kernels=("b",))
+    options = options or MetamorphicOptions(lengths=LENGTHS, thread_counts=(1, 3), kernels=("b",))
     result = run_metamorphic(
         lambda **asked: RowRunner(fault, **asked, **runner),
         IDS,
@@ -95,7 +101,7 @@ def relations(checks: Sequence[MetamorphicCheck]) -> set[str]:
 
 
 def test_a_healthy_engine_holds_every_relation_bit_for_bit():
-    result = check(options=Options(lengths=(1, 2, 3, 5, 7), kernels=("a", "b")))
+    result = check(options=MetamorphicOptions(lengths=(1, 2, 3, 5, 7), kernels=("a", "b")))
     assert (result.verdict, result.side, result.engine) == ("holds", "candidate", "numpy")
     assert relations(result.checks) == {"one_by_one", "prefix", "split", "reset", "capture", "threads", "kernels"}
     assert all(c.n_compared > 0 and c.n_different == 0 for c in result.checks)
@@ -219,7 +225,7 @@ def test_one_bit_of_any_tap_of_any_layer_is_seen_and_located(name):
     usual, other = RowRunner(), kind(n_threads=3)
     book = Notebook("candidate", usual.identity.numerics, 3, Names.of(usual, 3, IDS[0]))
     chunks = (tuple(IDS[:2]), tuple(IDS[2:3]))
-    case = Case("threads", "3 threads", "bits", (2, 1), (2, 1))
+    case = PlannedCheck("threads", "3 threads", "bits", (2, 1), (2, 1))
     book.compare(case, *(Recorded.make(runner, chunks, book.names) for runner in (other, usual)))
     (broken,) = book.checks
     assert (broken.status, broken.n_different) == ("failed", 1)
@@ -229,7 +235,9 @@ def test_one_bit_of_any_tap_of_any_layer_is_seen_and_located(name):
 
 
 def test_a_bit_that_changes_in_decoding_only_is_seen_with_its_pass():
-    result = tampered(_one_bit("blk.2.ffn_norm", 3), Options(lengths=(2,), thread_counts=(3,), n_decode=3))
+    result = tampered(
+        _one_bit("blk.2.ffn_norm", 3), MetamorphicOptions(lengths=(2,), thread_counts=(3,), n_decode=3)
+    )
     (broken,) = failed(result)
     assert broken.where == "blk.2.ffn_norm, token 3, pass 2"
 
@@ -239,7 +247,7 @@ def test_what_an_earlier_pass_computes_comes_first():
         later = _one_bit("blk.0.q", 2)(runner, taken, select)
         return _one_bit("blk.2.ffn_up", 0)(runner, later, select)
 
-    (broken,) = failed(tampered(both, Options(lengths=(2,), thread_counts=(3,), n_decode=1)))
+    (broken,) = failed(tampered(both, MetamorphicOptions(lengths=(2,), thread_counts=(3,), n_decode=1)))
     assert broken.where == "blk.2.ffn_up, token 0, pass 0"
     assert broken.n_different == 2
 
@@ -251,14 +259,14 @@ def test_a_difference_that_does_not_come_again_is_a_failure_and_said():
             return _one_bit("blk.1.ffn_act")(runner, taken, select)
         return taken
 
-    (broken,) = failed(tampered(once, Options(lengths=(2,), thread_counts=(3,), n_decode=1)))
+    (broken,) = failed(tampered(once, MetamorphicOptions(lengths=(2,), thread_counts=(3,), n_decode=1)))
     assert (broken.where, broken.n_different) == ("blk.1.ffn_act, token 0, pass 0", 1)
     assert "not deterministic" in broken.note
     assert broken.element is None
 
 
 def test_taps_are_recorded_in_as_many_runs_as_memory_asks_for(monkeypatch):
-    options = Options(lengths=(2,), thread_counts=(3,), n_decode=1)
+    options = MetamorphicOptions(lengths=(2,), thread_counts=(3,), n_decode=1)
     at_once = tampered(_one_bit("blk.2.ffn_gate"), options)
     runs = []
     monkeypatch.setattr("crossval.capture.MAX_BYTES", 3000)
@@ -287,7 +295,7 @@ def test_an_engine_whose_runs_differ_is_never_held_to_agree(monkeypatch):
             taken["result_output"] = replace(taken["result_output"], array=logits)
         return taken
 
-    result = tampered(drifting, Options(lengths=(5,), thread_counts=()))
+    result = tampered(drifting, MetamorphicOptions(lengths=(5,), thread_counts=()))
     assert result.verdict != "holds"
     assert all("result_output" in c.missing for c in result.checks if c.name in ("reset", "capture"))
     assert any("not deterministic, or recording changes it" in (c.note or "") for c in result.checks)
@@ -322,7 +330,7 @@ def test_an_option_that_the_engine_ignores_is_unchecked():
     def ignoring(**asked: Any) -> RowRunner:
         return RowRunner()
 
-    result = run_metamorphic(ignoring, IDS, n_layers=3, options=Options(lengths=LENGTHS))
+    result = run_metamorphic(ignoring, IDS, n_layers=3, options=MetamorphicOptions(lengths=LENGTHS))
     assert result.verdict == "incomplete"
     assert {(c.name, c.status) for c in result.checks if c.status != "ok"} == {("threads", "unchecked")}
     assert "n_threads = None" in result.checks[-1].note
@@ -334,7 +342,7 @@ def test_a_kernel_that_cannot_run_is_unchecked_and_said():
             raise UnavailableError("this CPU lacks b")
         return RowRunner(**asked)
 
-    options = Options(lengths=(2,), thread_counts=(), kernels=("a", "b"))
+    options = MetamorphicOptions(lengths=(2,), thread_counts=(), kernels=("a", "b"))
     result = run_metamorphic(opened, IDS, n_layers=3, options=options)
     assert result.verdict == "incomplete"
     assert [(c.case, c.note) for c in result.checks if c.status != "ok"] == [
@@ -349,7 +357,7 @@ def test_a_crash_is_not_swallowed():
         return RowRunner()
 
     with pytest.raises(EngineCrashError, match="killed"):
-        run_metamorphic(opened, IDS, n_layers=3, options=Options(lengths=LENGTHS))
+        run_metamorphic(opened, IDS, n_layers=3, options=MetamorphicOptions(lengths=LENGTHS))
 
 
 class Tampered(RowRunner):
@@ -362,9 +370,11 @@ class Tampered(RowRunner):
         return replace(record, taps=type(self).tamper(self, dict(record.taps), select))
 
 
-def tampered(tamper: Callable[..., dict[str, TapArray]], options: Options | None = None) -> MetamorphicResult:
+def tampered(
+    tamper: Callable[..., dict[str, TapArray]], options: MetamorphicOptions | None = None
+) -> MetamorphicResult:
     kind = type("Kind", (Tampered,), {"tamper": staticmethod(tamper)})
-    options = options or Options(lengths=LENGTHS, thread_counts=(3,))
+    options = options or MetamorphicOptions(lengths=LENGTHS, thread_counts=(3,))
     return run_metamorphic(lambda **asked: kind(**asked), IDS, n_layers=3, options=options)
 
 
@@ -398,7 +408,7 @@ class Leaky(RowRunner):
 
 
 def test_a_reset_that_leaves_something_behind_is_seen():
-    options = Options(lengths=(5,), thread_counts=())
+    options = MetamorphicOptions(lengths=(5,), thread_counts=())
     result = run_metamorphic(lambda **asked: Leaky(), IDS, n_layers=3, options=options)
     broken = {c.name: c for c in failed(result)}
     assert broken["reset"].where.startswith("blk.1.kq, token 5")
@@ -451,7 +461,7 @@ def test_taps_that_never_come_are_not_compared_with_each_other():
 def test_rounding_of_attention_weights_is_allowed_and_little_more(five_layers):
     """The derived bound of layer 0's KQV: the engine's own difference fits, 2^-9 more does not."""
     ids = enough_tokens([], 1000, 32)
-    options = Options(lengths=(2, 7), thread_counts=(), n_decode=1)
+    options = MetamorphicOptions(lengths=(2, 7), thread_counts=(), n_decode=1)
 
     def run(factor: float) -> MetamorphicResult:
         class Scaled(BitnetPyRunner):
@@ -479,7 +489,7 @@ def test_the_engine_holds_on_the_five_layers_with_every_kernel(five_layers):
         lambda **asked: BitnetPyRunner(five_layers, **asked),
         enough_tokens([], 1000, 64),
         n_layers=5,
-        options=Options(kernels=FAMILIES),
+        options=MetamorphicOptions(kernels=FAMILIES),
     )
     assert result.verdict == "holds", [c for c in result.checks if c.status != "ok"]
     assert [c.case for c in result.checks if c.name == "kernels"] == list(FAMILIES)
@@ -492,7 +502,7 @@ def test_a_model_with_one_head_holds(make_model):
     path = make_model(n_heads=1, n_kv_heads=1)
     result = run_metamorphic(
         lambda **asked: BitnetPyRunner(path, **asked), enough_tokens([], 300, 32), n_layers=2,
-        options=Options(lengths=(1, 2, 9), thread_counts=()),
+        options=MetamorphicOptions(lengths=(1, 2, 9), thread_counts=()),
     )  # fmt: skip
     assert result.verdict == "holds", [c for c in result.checks if c.status != "ok"]
 
@@ -500,11 +510,11 @@ def test_a_model_with_one_head_holds(make_model):
 @pytest.mark.parametrize(
     ("ids", "options"),
     [
-        (IDS, Options(lengths=())),
-        (IDS, Options(lengths=(0, 3))),
-        (IDS, Options(lengths=(3,), n_decode=0)),
-        (IDS[:31], Options(lengths=(7,), n_decode=2)),
-        ((), Options(lengths=(1,))),
+        (IDS, MetamorphicOptions(lengths=())),
+        (IDS, MetamorphicOptions(lengths=(0, 3))),
+        (IDS, MetamorphicOptions(lengths=(3,), n_decode=0)),
+        (IDS[:31], MetamorphicOptions(lengths=(7,), n_decode=2)),
+        ((), MetamorphicOptions(lengths=(1,))),
     ],
 )
 def test_nothing_to_check_is_an_error(ids, options):
@@ -516,7 +526,10 @@ def test_a_trace_cannot_be_checked(tmp_path):
     record_trace(NumpyRunner(), MODEL, tmp_path / "t", prompt_ids=IDS[:4], prompt_text="p", n_decode=1)
     with pytest.raises(BadInputError, match="recorded trace"):
         run_metamorphic(
-            lambda **asked: RecordedRunner(tmp_path / "t"), IDS, n_layers=3, options=Options(lengths=(2,))
+            lambda **asked: RecordedRunner(tmp_path / "t"),
+            IDS,
+            n_layers=3,
+            options=MetamorphicOptions(lengths=(2,)),
         )
 
 

@@ -23,10 +23,10 @@ from crossval.model import taps
 from crossval.model.tolerance import Tolerance, tolerance_for
 from crossval.passes import Numerics
 from crossval.repeat.margins import usage
-from crossval.repeat.metamorphic.cases import Case, Expectation, Relation, place
+from crossval.repeat.metamorphic.cases import Expectation, PlannedCheck, Relation, place
 from crossval.repeat.metamorphic.digests import TapDifference
-from crossval.repeat.metamorphic.recorded import KQV, compared_taps
 from crossval.repeat.metamorphic.runs import Recorded, compare_taps
+from crossval.repeat.metamorphic.scope import KQV, compared_taps
 from crossval.terms import Side
 
 NOT_AGAIN = "the bits differ, and not when both runs are repeated: the engine is not deterministic"
@@ -134,7 +134,7 @@ class Notebook:
     """Every tap."""
     checks: list[MetamorphicCheck] = field(default_factory=list)
 
-    def compare(self, case: Case, one: Recorded, other: Recorded) -> None:
+    def compare(self, case: PlannedCheck, one: Recorded, other: Recorded) -> None:
         """Make one check of two runs."""
         names = compared_taps(case, self.n_layers, single_head=self.names.n_heads == 1)
         if case.expectation == "bits":
@@ -144,7 +144,7 @@ class Notebook:
         else:
             self._floor(case, one, other, names)
 
-    def _bits(self, case: Case, one: Recorded, other: Recorded, names: Sequence[str]) -> None:
+    def _bits(self, case: PlannedCheck, one: Recorded, other: Recorded, names: Sequence[str]) -> None:
         """Check for equal bits by digest; where they differ, run both again to count, measure and show."""
         found = list(compare_taps(names, one, other))
         made = [tap for tap in found if isinstance(tap, TapDifference)]
@@ -184,11 +184,11 @@ class Notebook:
                 found.element = worst_element(first[0], *sides, first[1])
         return found
 
-    def unchecked(self, case: Case, why: str) -> None:
+    def unchecked(self, case: PlannedCheck, why: str) -> None:
         """Note a check that was asked for and could not be made."""
         self._append(self._empty(case), note=why)
 
-    def _empty(self, case: Case) -> MetamorphicCheck:
+    def _empty(self, case: PlannedCheck) -> MetamorphicCheck:
         return MetamorphicCheck(case.relation, case.case, self.side, case.expectation, "unchecked", 0, 0)
 
     # --- measuring --------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ class Notebook:
     def _tolerance(self, name: str) -> Tolerance:
         return tolerance_for(name, self.n_layers, "independent")
 
-    def _attention(self, case: Case, batch: Recorded, single: Recorded) -> None:
+    def _attention(self, case: PlannedCheck, batch: Recorded, single: Recorded) -> None:
         """Hold layer 0's KQV to the rounding of attention weights to binary16 and the order of summation."""
         empty = self._empty(case)
         try:
@@ -237,7 +237,7 @@ class Notebook:
             element=None if worst <= 1.0 else Element(position, (feature,), values),
         )
 
-    def _floor(self, case: Case, one: Recorded, other: Recorded, names: Sequence[str]) -> None:
+    def _floor(self, case: PlannedCheck, one: Recorded, other: Recorded, names: Sequence[str]) -> None:
         """Hold the values of taps to what rounding allows; those of tensors that the model lacks are left out."""
         rows: list[TapRow | Skip] = []
         for name in names:

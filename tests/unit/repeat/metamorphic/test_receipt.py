@@ -20,10 +20,10 @@ from crossval.errors import UnavailableError
 from crossval.passes import PassRecord, TapArray
 from crossval.receipts import file as receipt
 from crossval.receipts.file import Receipt
-from crossval.repeat.metamorphic.cases import Options, required
+from crossval.repeat.metamorphic.cases import MetamorphicOptions, required
 from crossval.repeat.metamorphic.receipt import STATES
-from crossval.repeat.metamorphic.recorded import n_elements
-from crossval.repeat.metamorphic.suite import enough_tokens, run_metamorphic
+from crossval.repeat.metamorphic.relations import enough_tokens, run_metamorphic
+from crossval.repeat.metamorphic.scope import n_values
 from crossval.traces.read import TraceModel
 
 LENGTHS = (1, 2, 5)
@@ -78,7 +78,7 @@ def test_what_is_required_is_what_is_made(make_model, lengths, shape, stated):
             return identity if stated else identity.__class__(identity.name, settings=identity.settings)
 
     model = make_model(n_layers=2, dim=128, hidden_dim=256, vocab_size=301, **shape)
-    options = Options(lengths, (1, 2), ("scalar",))
+    options = MetamorphicOptions(lengths, (1, 2), ("scalar",))
     result = run_metamorphic(
         lambda **asked: Engine(model, **asked), enough_tokens([], 301, options.n_tokens), n_layers=2,
         options=options,
@@ -89,7 +89,7 @@ def test_what_is_required_is_what_is_made(make_model, lengths, shape, stated):
     assert made == [one.key for one in wanted]
     facts = check_model(model).facts["shape"]
     shape_of = TraceModel(sha256="", **{name: facts[name] for name in SHAPE})
-    counts = [n_elements(one, shape_of, "last layer", sub_norms=True) for one in wanted]
+    counts = [n_values(one, shape_of, "last layer", sub_norms=True) for one in wanted]
     assert [check.n_compared for check in result.checks] == counts
     assert result.n_required == len(made)
 
