@@ -1,13 +1,13 @@
 """Engines run over passes, and what they gave: held within a memory budget, run again for what was let go.
 
-``Feed`` says which passes both engines are fed. A ``Capture`` is one engine over these passes: whoever needs
-tensors asks it for ``records``, and does not know whether the engine runs for them or they are still held. What
-is read layer by layer is captured ahead, as many layers in one run as the budget allows.
+``Feed`` says which passes both engines are fed. A ``Capture`` is one engine over these passes: its ``records``
+returns tensors that are still held, or runs the engine for them. What is read layer by layer is captured ahead, as
+many layers in one run as the budget allows.
 
 Where everything fits, everything is held. A comparison then runs each engine twice, over one half of the layers
 each time; otherwise once per group of layers. The outline (every layer's output, and the logits) is captured every
-time and has to hold the same bits, so that an engine that is not deterministic, or that computes something else
-while it is observed, is found out.
+time and must hold the same bits: this finds an engine that is not deterministic, or that computes something else
+when its tensors are captured.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from crossval.compare.rows import (
 from crossval.errors import BadInputError
 from crossval.model.tolerance import PolicyName, describe, tolerance_for
 from crossval.passes import PassPlan, PassRecord, Runner
-from crossval.terms import LOGITS, Progress
+from crossval.terms import LOGITS, SIDES, Progress
 
 
 def compare_greedy(
@@ -75,7 +75,7 @@ def merge_greedy(results: Sequence[GreedyResult]) -> GreedyResult:
 
 
 def name_near_ties(result: GreedyResult) -> GreedyResult:
-    """Call differing tokens near ties where the logits agree within bounds; both engines are known to be right."""
+    """Call differing tokens near ties where logits agree within bounds; both engines are known to be correct."""
     prompts = tuple(
         replace(prompt, steps=tuple(_as_near_tie(step) for step in prompt.steps)) for prompt in result.prompts
     )
@@ -120,9 +120,7 @@ def _forced(run: _Run) -> tuple[list[GreedyStep], str | None]:
         if not is_step:
             continue
         run.progress("tokens", len(steps), run.steps)
-        missing = [
-            who for who, record in (("candidate", ours), ("reference", theirs)) if LOGITS not in record.taps
-        ]
+        missing = [side for side, record in zip(SIDES, (ours, theirs), strict=True) if LOGITS not in record.taps]
         if missing:
             return steps, f"the {missing[0]} gives no logits in pass {index}"
         row = compare_tap(
@@ -158,7 +156,7 @@ def _step(step: int, ours: PassRecord, theirs: PassRecord, row: TapRow, forced: 
     c_token, r_token = greedy_token(ours), greedy_token(theirs)
     near_tie, explanation = None, None
     if c is not None and r is not None and c.shape == r.shape and c_token != r_token:
-        near_tie = False  # until both engines' arithmetic is known to be right
+        near_tie = False  # until both engines' arithmetic is known to be correct
         explanation = _explain_choice(c, r, row.status in ("equal", "within"))
     return GreedyStep(
         step=step,

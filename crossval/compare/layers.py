@@ -36,28 +36,6 @@ DEFAULT_N_DECODE = 4
 UNSTEADY = "a second run gave other numbers: an engine is not deterministic, or capturing changes it"
 
 
-def compare_layers(
-    candidate: Capture,
-    reference: Capture,
-    prompt_ids: Sequence[int],
-    *,
-    n_decode: int | None = None,
-    full: bool = False,
-    progress: Progress | None = None,
-) -> LayersResult:
-    """Compare two engines over a prompt and ``n_decode`` tokens decoded greedily by the reference.
-
-    Raises:
-        BadInputError: empty prompt, no layers, or a trace recorded with other tokens.
-        UnavailableError, EngineCrashError: from a runner.
-    """
-    comparison = Comparison(candidate, reference, prompt_ids, n_decode=n_decode, full=full)
-    comparison.outline(progress)
-    for names in stages(candidate.config.n_layers):
-        comparison.operations(names)
-    return comparison.result()
-
-
 class Comparison:
     """Two engines and everything compared so far: first the ``outline``, then ``operations`` stage by stage."""
 

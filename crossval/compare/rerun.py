@@ -1,4 +1,4 @@
-"""Run one engine several ways over the same tokens, and lay what it recorded on top of each other.
+"""Run one engine several ways over the same tokens, and compare the runs tap by tap.
 
 The same sequence may be fed in one pass, token by token or in pieces. ``assemble`` puts the passes of one run
 together again, so that two runs can be compared tap by tap at the tokens both give.
@@ -32,12 +32,12 @@ Chunks = tuple[tuple[int, ...], ...]
 
 
 def one_pass(ids: Sequence[int]) -> Chunks:
-    """Feed everything at once."""
+    """Feed all tokens in one pass."""
     return (tuple(ids),)
 
 
 def one_by_one(ids: Sequence[int]) -> Chunks:
-    """Feed single tokens."""
+    """Feed one token per pass."""
     return tuple((token,) for token in ids)
 
 

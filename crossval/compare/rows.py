@@ -18,6 +18,7 @@ from crossval.model import taps
 from crossval.model.taps import token_axis
 from crossval.model.tolerance import PolicyName, Tolerance, violations
 from crossval.passes import EngineIdentity, PassKind, PassPlan, TapArray, check_rows
+from crossval.terms import SIDES
 
 RowStatus = Literal["equal", "within", "diverged", "invalid"]
 Parity = Literal["parity", "divergence", "incomplete"]
@@ -147,7 +148,7 @@ class GreedyStep:
     reference_margin: float | None
     near_tie: bool | None = None
     """Where the tokens differ: True when the logits agree within their bounds and both engines were audited and
-    are right, so that only the choice flipped; False: it was not shown."""
+    are correct, so that only the choice flipped; False: this was not shown."""
     explanation: str | None = None
 
 
@@ -305,20 +306,19 @@ def compare_tap(
         return judged(TapRow(pass_index, plan.kind, name, note=note), tolerance)
 
     n_tokens = len(plan.token_ids)
-    for who, side in (("candidate", candidate), ("reference", reference)):
-        problem = _malformed(name, side, n_tokens)
+    for side, tap in zip(SIDES, (candidate, reference), strict=True):
+        problem = _malformed(name, tap, n_tokens)
         if problem:
-            return invalid(f"{who}: {problem}")
-    everything = range(n_tokens)
+            return invalid(f"{side}: {problem}")
     in_candidate, in_reference = (
-        everything if side.rows is None else side.rows for side in (candidate, reference)
+        range(n_tokens) if tap.rows is None else tap.rows for tap in (candidate, reference)
     )
     common = sorted(set(in_candidate) & set(in_reference))
     if not common:
         return Skip(pass_index, name, "the candidate and the reference give it for different tokens")
     c, r = (
-        taps.take_rows(name, side.array, rows, common)
-        for side, rows in ((candidate, in_candidate), (reference, in_reference))
+        taps.take_rows(name, tap.array, rows, common)
+        for tap, rows in ((candidate, in_candidate), (reference, in_reference))
     )
     if c.shape != r.shape:
         note = f"shape mismatch: candidate {candidate.array.shape}, reference {reference.array.shape}"
@@ -326,8 +326,8 @@ def compare_tap(
     positions = np.asarray(common) + plan.start
     visible = taps.visible(name, c.shape, positions)
     metrics = measure(c, r, token_axis=token_axis(name), visible=visible)
-    nonfinite = (("candidate", metrics.candidate_nonfinite), ("reference", metrics.reference_nonfinite))
-    unusable = "; ".join(f"{side} holds {count} NaN or infinite values" for side, count in nonfinite if count)
+    counts = zip(SIDES, (metrics.candidate_nonfinite, metrics.reference_nonfinite), strict=True)
+    unusable = "; ".join(f"{side} holds {count} NaN or infinite values" for side, count in counts if count)
     row = TapRow(
         pass_index,
         plan.kind,
@@ -340,15 +340,15 @@ def compare_tap(
     return judged(row, tolerance)
 
 
-def _malformed(name: str, side: TapArray, n_tokens: int) -> str | None:
-    array, axis = side.array, token_axis(name)
+def _malformed(name: str, tap: TapArray, n_tokens: int) -> str | None:
+    array, axis = tap.array, token_axis(name)
     if array.dtype != np.float32 or array.ndim <= axis or array.size == 0:
         return f"{array.dtype} array of shape {array.shape} instead of float32 with one row per token"
     try:
-        check_rows(name, side.rows, n_tokens)
+        check_rows(name, tap.rows, n_tokens)
     except ValueError as error:
         return str(error)
-    n_rows = n_tokens if side.rows is None else len(side.rows)
+    n_rows = n_tokens if tap.rows is None else len(tap.rows)
     if array.shape[axis] != n_rows:
         return f"shape {array.shape} does not fit {n_rows} tokens"
     return None

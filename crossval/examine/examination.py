@@ -1,4 +1,4 @@
-"""The whole examination of two engines: compared end to end, each audited, what is guilty diagnosed."""
+"""The whole examination of two engines: compared end to end, each audited, wrong operations diagnosed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Examination:
     result: LayersResult
     audits: Mapping[Side, AuditResult]
     findings: tuple[Finding, ...]
-    """Of each guilty engine, the candidate's first."""
+    """One per engine with a wrong operation, the candidate's first."""
     captures: tuple[Capture, Capture]
     """The candidate and the reference over the passes of the result, and what is held of them."""
 
@@ -49,10 +49,11 @@ def examine(
     question_recording: bool = True,
     diagnosed: bool = True,
 ) -> Examination:
-    """Compare two entered runners tap by tap, audit both over the same passes, and diagnose what is guilty.
+    """Compare two entered runners tap by tap, audit both over the same passes, and diagnose what is wrong.
 
-    ``question_recording``: find out whether what is guilty was recorded wrongly (``crossval.audit.recording``);
-    ``diagnosed``: look for the cause of what is guilty. No verdict depends on it, and most of the time goes there.
+    ``question_recording``: find out whether a wrong tensor was only recorded wrongly
+    (``crossval.audit.recording``). ``diagnosed``: look for the cause of a wrong operation; no verdict depends on
+    it, and it takes most of the time.
 
     Raises:
         BadInputError: empty prompt, a trace recorded with other tokens, or a model the specification cannot run.
@@ -86,9 +87,9 @@ def audit_both(
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> tuple[dict[Side, AuditResult], tuple[Finding, ...]]:
-    """Audit two engines over the same passes and diagnose what is guilty, the candidate's finding first.
+    """Audit two engines over the same passes and diagnose wrong operations, the candidate's finding first.
 
-    ``question_recording``: ask of a guilty tensor whether only its recording is wrong; ``diagnosed``: look for the
+    ``question_recording``: find out whether a wrong tensor was only recorded wrongly; ``diagnosed``: look for the
     cause; without it there are no findings. ``watch`` sees each stage while both engines' tensors are held.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The audit behind a greedy comparison: both engines, in the first prompt's pass and one decoded token."""
+"""The audit of a greedy comparison: both engines, in the first prompt's pass and one decoded token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crossval.passes import PassPlan, Runner
 from crossval.terms import LOGITS, SIDES, Progress, Side
 
 N_DECODED = 1
-"""Decoded tokens that are audited, behind the prompt."""
+"""Decoded tokens that are audited, after the prompt."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def audit_prompt(
     *,
     progress: Progress | None = None,
 ) -> GreedyAudit:
-    """Audit two entered runners over the first passes of a prompt that was compared, and diagnose what is guilty.
+    """Audit two entered runners over the first passes of a prompt that was compared, and diagnose what is wrong.
 
     A live engine runs again, with every tensor captured (several times if memory is short). An engine whose logits
     differ from those it gives unwatched has not been audited: what was judged is not what was compared.

@@ -115,7 +115,7 @@ def smallest_tolerance(rows: Sequence[TapRow]) -> SmallestTolerance:
         BadInputError: no rows; nothing compared passes under no tolerance.
     """
     if not rows:
-        raise BadInputError("no rows: where nothing was compared there is no tolerance that would pass")
+        raise BadInputError("no rows: nothing was compared, so no tolerance would pass")
     by_class: dict[str, float] = {}
     worst, decides = -1.0, rows[0]
     for row in rows:

@@ -60,7 +60,7 @@ class TapDifference:
 def digest_tap(name: str, tap: TapArray, plan: PassPlan) -> TapDigests:
     """Return the digests of one tap of one pass.
 
-    What lies behind the causal mask is left out of ``kq``, as in ``compare_tap``. ``kq_soft_max`` counts whole;
+    What the causal mask hides is left out of ``kq``, as in ``compare_tap``. ``kq_soft_max`` counts whole;
     zeros on the right are not part of its digest, so that passes over fewer keys compare with passes over more.
 
     Raises:

@@ -53,7 +53,7 @@ class MetamorphicFindings:
 
 
 def verdict_of(verdicts: list[MetamorphicVerdict]) -> PassFail:
-    """Return the verdict on all engines: one that violates fails, and nothing checked is no pass."""
+    """Return the verdict on all engines: one that violates a relation fails; nothing checked is not a pass."""
     if "violated" in verdicts:
         return "fail"
     return "pass" if verdicts and set(verdicts) == {"holds"} else "incomplete"
@@ -208,7 +208,7 @@ def rows(receipt: Receipt) -> list[str]:
 def values(receipt: Receipt) -> list[str]:
     """Check that every value was compared that the model's shape and the passes give, and places and elements."""
     findings, model = from_json(receipt), TraceModel.of_receipt(receipt)
-    scope: TapScope = receipt["thresholds"].get("taps", "outline")  # receipts of before do not say
+    scope: TapScope = receipt["thresholds"].get("taps", "outline")  # older receipts do not say
     if not 0 < model.n_layers <= MAX_LAYERS:
         return [f"a model of {model.n_layers} layers"]
     complaints = []
@@ -249,7 +249,7 @@ def _place_conflicts(
     found = _WHERE.fullmatch(check.where)
     known = None if found is None else _tap(found["tap"])
     if found is None or known is None or (known.layer or 0) >= model.n_layers:
-        yield f"{check.where!r} is no place in this model"
+        yield f"{check.where!r} is not a place in this model"
         return
     if str(known) not in names and not (known.layer and check_status(check) == "failed"):
         yield f"{known} is not compared"

@@ -22,7 +22,7 @@ GATHERED: tuple[Gathered, ...] = get_args(Gathered)
 
 
 TapScope = Literal["all", "outline"]
-"""In which taps bits have to be equal: every one, or (receipts of before) those that are measured."""
+"""In which taps bits have to be equal: every one, or (older receipts) those that are measured."""
 
 
 def measured_taps(n_layers: int) -> list[str]:

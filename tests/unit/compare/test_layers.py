@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from crossval.capture import Capture
-from crossval.compare.layers import compare_layers
-from crossval.compare.rows import LayersResult, decide
+from crossval.compare.rows import LayersResult, Location, decide
 from crossval.engines.record import record_trace
 from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.model.config import SpecConfig
 from crossval.passes import PassPlan, Runner
+from tests.support.compared import compare_layers
 from tests.support.numpy_engine import CONFIG, MODEL, Fault, NumpyRunner, fault
 
 PROMPT = (3, 14, 15, 9, 26)
@@ -38,6 +38,11 @@ def compare(
     keys = [(row.pass_index, taps.execution_index(row.tap, MODEL.n_layers)) for row in result.rows]
     assert keys == sorted(set(keys))
     return result
+
+
+def first(result: LayersResult) -> Location:
+    assert result.first_divergence is not None
+    return result.first_divergence
 
 
 def record(out: Path, **options: object) -> RecordedRunner:
@@ -72,42 +77,35 @@ def test_full_compares_every_tap_of_every_pass() -> None:
     assert result.coverage.required == 3 * len(taps.all_taps(3))
 
 
-@pytest.mark.parametrize("tap", [name for name in taps.all_taps(3) if name != "inp_embd"])
-def test_a_wrong_operation_is_named(tap: str) -> None:
-    result = compare(NumpyRunner(fault(tap, scale(-1.5))), n_decode=1)
+@pytest.mark.parametrize(
+    ("tap", "factor"),
+    [("inp_embd", 1.0001), *((name, -1.5) for name in taps.all_taps(3)[1:]), ("blk.1.ffn_sub_norm", 0.1)],
+)
+def test_a_wrong_operation_is_named(tap: str, factor: float) -> None:
+    result = compare(NumpyRunner(fault(tap, scale(factor))), n_decode=1)
     assert result.verdict == "divergence"
-    assert result.first_divergence is not None
-    assert result.first_divergence.tap == tap
-    assert result.first_divergence.pass_index == 0
+    assert (first(result).tap, first(result).pass_index) == (tap, 0)
+    assert first(result).layer == taps.parse(tap).layer
     assert result.first_inexact is not None
     assert result.first_inexact.tap == tap
 
 
-def test_wrong_embedding_is_named() -> None:
-    result = compare(NumpyRunner(fault("inp_embd", scale(1.0001))))
-    assert result.first_divergence is not None
-    assert (result.first_divergence.tap, result.first_divergence.layer) == ("inp_embd", None)
-
-
 def test_scale_error_with_perfect_cosine_is_found() -> None:
     result = compare(NumpyRunner(fault("blk.2.ffn_down", scale(1.3))))
-    assert result.first_divergence is not None
-    assert result.first_divergence.tap == "blk.2.ffn_down"
+    assert first(result).tap == "blk.2.ffn_down"
     row = next(r for r in result.rows if r.tap == "blk.2.ffn_down" and r.pass_index == 0)
     assert row.cosine == pytest.approx(1.0, abs=1e-12)
 
 
 def test_one_wrong_token_is_found_with_its_position() -> None:
     result = compare(NumpyRunner(fault("blk.1.attn_o_out", scale(3.0), token=2)))
-    assert result.first_divergence is not None
-    assert (result.first_divergence.tap, result.first_divergence.row) == ("blk.1.attn_o_out", 2)
+    assert (first(result).tap, first(result).row) == ("blk.1.attn_o_out", 2)
 
 
 def test_decode_only_fault_is_found_in_the_first_decode_pass() -> None:
     result = compare(NumpyRunner(fault("blk.1.k_rope", scale(-1.0), kind="decode")))
     assert result.verdict == "divergence"
-    place = result.first_divergence
-    assert place is not None
+    place = first(result)
     assert (place.pass_index, place.pass_kind, place.tap) == (1, "decode", "blk.1.k_rope")
     assert all(row.status == "equal" for row in result.rows if row.pass_index == 0)
 
@@ -131,8 +129,7 @@ def test_nan_is_never_parity(value: float, who: str) -> None:
         broken[0] if who != "reference" else NumpyRunner(), broken[1] if who != "candidate" else NumpyRunner()
     )
     assert result.verdict == "divergence"
-    place = result.first_divergence
-    assert place is not None
+    place = first(result)
     assert place.tap == "blk.1.ffn_up"
     assert place.note is not None
     assert "NaN" in place.note
@@ -143,9 +140,8 @@ def test_nan_is_never_parity(value: float, who: str) -> None:
 def test_shape_mismatch_is_a_divergence() -> None:
     result = compare(NumpyRunner(reshape={"blk.0.l_out": (5, 2, 4)}), n_decode=0)
     assert result.verdict == "divergence"
-    assert result.first_divergence is not None
-    assert (result.first_divergence.tap, result.first_divergence.row) == ("blk.0.l_out", None)
-    assert "shape mismatch" in (result.first_divergence.note or "")
+    assert (first(result).tap, first(result).row) == ("blk.0.l_out", None)
+    assert "shape mismatch" in (first(result).note or "")
 
 
 @pytest.mark.parametrize("lacking", ["candidate", "reference", "both"])
@@ -175,15 +171,6 @@ def test_sub_norms_may_be_absent_on_both_sides_only() -> None:
     assert result.verdict == "incomplete"
 
 
-def test_a_norm_skipped_in_one_engine_is_located() -> None:
-    def skip_norm(name: str, x: np.ndarray, plan: object) -> np.ndarray:
-        return x * np.float32(0.1) if name == "blk.1.ffn_sub_norm" else x
-
-    result = compare(NumpyRunner(skip_norm))
-    assert result.first_divergence is not None
-    assert result.first_divergence.tap == "blk.1.ffn_sub_norm"
-
-
 def test_rows_of_the_last_layer_may_be_the_last_token_only() -> None:
     result = compare(NumpyRunner(), NumpyRunner(last_rows=True), full=True)
     assert result.verdict == "parity"
@@ -206,9 +193,8 @@ def test_the_first_difference_and_the_first_divergence_may_be_in_other_passes() 
 
     result = compare(NumpyRunner(both))
     assert result.first_inexact is not None
-    assert result.first_divergence is not None
     assert (result.first_inexact.pass_index, result.first_inexact.tap) == (0, "blk.0.ffn_act")
-    assert (result.first_divergence.pass_index, result.first_divergence.tap) == (1, "blk.1.v")
+    assert (first(result).pass_index, first(result).tap) == (1, "blk.1.v")
 
 
 def test_memory_is_bounded_only_the_found_layer_is_captured() -> None:
@@ -257,9 +243,8 @@ def test_an_engine_that_changes_its_mind_is_not_in_parity() -> None:
 
 def test_difference_that_no_operation_owns_says_so() -> None:
     result = compare(NumpyRunner(fault("blk.0.l_out", lambda x: x * np.float32(1.02))))
-    assert result.first_divergence is not None
-    assert result.first_divergence.tap == "blk.0.l_out"
-    assert "no operation of this layer exceeds" in (result.first_divergence.note or "")
+    assert first(result).tap == "blk.0.l_out"
+    assert "no operation of this layer exceeds" in (first(result).note or "")
 
 
 def test_golden_with_every_tap_stands_in_for_the_live_engine(tmp_path: Path) -> None:
@@ -267,8 +252,7 @@ def test_golden_with_every_tap_stands_in_for_the_live_engine(tmp_path: Path) -> 
     result = compare(NumpyRunner(), golden, full=True)
     assert result.verdict == "parity"
     result = compare(NumpyRunner(fault("blk.2.kq", scale(2))), golden)
-    assert result.first_divergence is not None
-    assert result.first_divergence.tap == "blk.2.kq"
+    assert first(result).tap == "blk.2.kq"
 
 
 def test_coarse_golden_gives_the_layer_and_says_what_is_missing(tmp_path: Path) -> None:
@@ -276,8 +260,7 @@ def test_coarse_golden_gives_the_layer_and_says_what_is_missing(tmp_path: Path) 
     assert compare(NumpyRunner(), golden).verdict == "parity"
     result = compare(NumpyRunner(fault("blk.1.q", scale(-1))), golden)
     assert result.verdict == "divergence"
-    place = result.first_divergence
-    assert place is not None
+    place = first(result)
     assert place.tap == "blk.1.l_out"
     assert "ops of layer 1 not compared" in (place.note or "")
     assert "the reference (numpy) did not record it" in (place.note or "")
@@ -288,8 +271,7 @@ def test_partly_recorded_operations_name_what_was_not_seen(tmp_path: Path) -> No
     names = [*taps.outline_taps(3), "blk.1.ffn_norm", "blk.1.ffn_gate"]
     golden = record(tmp_path / "g", select_prefill=names)
     result = compare(NumpyRunner(fault("blk.1.q", scale(-2))), golden, n_decode=0)
-    place = result.first_divergence
-    assert place is not None
+    place = first(result)
     assert place.tap in ("blk.1.ffn_norm", "blk.1.ffn_gate")
     assert "not compared before it: attn_norm, q," in (place.note or "")
 
@@ -315,8 +297,7 @@ def test_a_recorded_candidate_fixes_the_tokens(tmp_path: Path) -> None:
     reference = NumpyRunner()
     result = compare(candidate, reference)
     assert result.token_ids == candidate.info.token_ids
-    assert result.first_divergence is not None
-    assert result.first_divergence.tap == "result_output"
+    assert first(result).tap == "result_output"
 
 
 def test_short_trace_shortens_the_default_but_not_a_request(tmp_path: Path) -> None:

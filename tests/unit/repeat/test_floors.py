@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossval.capture import Capture
-from crossval.compare.layers import compare_layers
 from crossval.compare.rows import TapRow, compare_tap, row_status
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.record import record_trace
@@ -24,6 +23,7 @@ from crossval.model.tolerance import tolerance_for, violations
 from crossval.passes import PassPlan, TapArray
 from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, Floor, FloorTable, measure_floors
 from crossval.repeat.margins import multiples, smallest_tolerance, usage
+from tests.support.compared import compare_layers
 from tests.support.numpy_engine import CONFIG, MODEL, NumpyRunner, fault
 
 TABLE = FloorTable("e", 3, (4,), (Floor("blk.0.q", "v", 0.01, 0.02, 8, 2), Floor("blk.0.k", "v", 0.0, 0.0, 8, 0)))
