@@ -22,8 +22,6 @@ from crossval.compare.rows import (
     TapRow,
     choose_policy,
     compare_tap,
-    decide_greedy,
-    exact_match_rate,
     row_status,
 )
 from crossval.errors import BadInputError
@@ -56,7 +54,7 @@ def compare_greedy(
     run = _Run(candidate, reference, feed, steps, n_layers, policy, progress or (lambda *_: None))
     rows, why = _forced(run)
     prompt = _free_running(run, rows, why, text)
-    return GreedyResult((prompt,), exact_match_rate([prompt]), decide_greedy([prompt], policy), describe(policy))
+    return GreedyResult((prompt,), describe(policy))
 
 
 def merge_greedy(results: Sequence[GreedyResult]) -> GreedyResult:
@@ -69,9 +67,7 @@ def merge_greedy(results: Sequence[GreedyResult]) -> GreedyResult:
         raise BadInputError("no prompt was compared")
     if any(result.thresholds != results[0].thresholds for result in results):
         raise BadInputError("the prompts were held to different thresholds; compare them separately")
-    prompts = tuple(prompt for result in results for prompt in result.prompts)
-    verdict = decide_greedy(prompts, results[0].policy)
-    return GreedyResult(prompts, exact_match_rate(prompts), verdict, results[0].thresholds)
+    return GreedyResult(tuple(prompt for result in results for prompt in result.prompts), results[0].thresholds)
 
 
 def name_near_ties(result: GreedyResult) -> GreedyResult:

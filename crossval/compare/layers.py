@@ -18,7 +18,6 @@ from crossval.compare.rows import (
     TapRow,
     choose_policy,
     compare_tap,
-    decide,
     execution_key,
     first_divergence,
     first_inexact,
@@ -162,15 +161,10 @@ class Comparison:
         ordered = tuple(sorted(rows.values(), key=execution_key))
         skipped = sorted(skips.values(), key=lambda one: (one.pass_index, self._at(one.tap)))
         coverage = Coverage(len({*rows, *skips}), len(rows), tuple(skipped))
-        plan = tuple(self._feed.done)
         return LayersResult(
             rows=ordered,
-            first_divergence=first_divergence(ordered),
-            first_inexact=first_inexact(ordered),
             coverage=coverage,
-            verdict=decide(ordered, coverage),
-            plan=plan,
-            token_ids=tuple(token for one in plan for token in one.token_ids),
+            plan=tuple(self._feed.done),
             thresholds=describe(self._policy),
             n_layers=self._n_layers,
             mode="full" if self._full else "outline",

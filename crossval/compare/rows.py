@@ -117,18 +117,33 @@ class LayersResult:
     """Outcome of ``crossval layers`` and ``crossval diff``. Rows are sorted by pass, then execution order."""
 
     rows: tuple[TapRow, ...]
-    first_divergence: Location | None
-    first_inexact: Location | None
     coverage: Coverage
-    verdict: Parity
     plan: tuple[PassPlan, ...]
-    token_ids: tuple[int, ...]
-    """Prompt token ids followed by the decoded tokens that both engines were fed."""
     thresholds: Mapping[str, Any]
     """``crossval.model.tolerance.describe(policy)``: what every row was held to, as plain JSON values."""
     n_layers: int = 0
     mode: Literal["outline", "full"] = "outline"
     notes: tuple[str, ...] = ()
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Prompt token ids followed by the decoded tokens that both engines were fed."""
+        return tuple(token for one in self.plan for token in one.token_ids)
+
+    @property
+    def first_divergence(self) -> Location | None:
+        """The first row that is diverged or invalid."""
+        return first_divergence(self.rows)
+
+    @property
+    def first_inexact(self) -> Location | None:
+        """The first row whose bits are not all equal."""
+        return first_inexact(self.rows)
+
+    @property
+    def verdict(self) -> Parity:
+        """Of the direct comparison; the audits are not in it."""
+        return decide(self.rows, self.coverage)
 
 
 @dataclass(frozen=True)
@@ -178,11 +193,8 @@ class GreedyResult:
     """Outcome of ``crossval greedy`` over one or more prompts."""
 
     prompts: tuple[GreedyPrompt, ...]
-    exact_match_rate: float
-    """Free-running matches over all required steps of all prompts."""
-    verdict: Parity
-    """Of the direct comparison; what the audits say of the arithmetic is not in it."""
-    thresholds: Mapping[str, Any] = field(default_factory=dict)
+    thresholds: Mapping[str, Any]
+    """``crossval.model.tolerance.describe(policy)``: what the logits were held to, as plain JSON values."""
     from_journal: int | None = None
     """How many of the prompts, the first ones, an earlier run left in a journal; None without a journal."""
     audited: tuple[PassPlan, ...] = ()
@@ -193,6 +205,16 @@ class GreedyResult:
         """The tolerance table that the logits are held to."""
         name: PolicyName = self.thresholds["policy"]
         return name
+
+    @property
+    def exact_match_rate(self) -> float:
+        """Free-running matches over all required steps of all prompts."""
+        return exact_match_rate(self.prompts)
+
+    @property
+    def verdict(self) -> Parity:
+        """Of the direct comparison; the audits are not in it."""
+        return decide_greedy(self.prompts, self.policy)
 
 
 def row_status(row: TapRow) -> RowStatus:

@@ -89,13 +89,10 @@ def prompt_from_json(data: Mapping[str, Any]) -> GreedyPrompt:
 
 def from_json(receipt: Receipt) -> GreedyExamined:
     """Return what a valid receipt holds; what follows from prompts and steps is recomputed, not read."""
-    results, held = receipt["results"], receipt["thresholds"]
-    prompts = tuple(prompt_from_json(prompt) for prompt in results["prompts"])
+    results = receipt["results"]
     result = GreedyResult(
-        prompts=prompts,
-        exact_match_rate=compare.exact_match_rate(prompts),
-        verdict=compare.decide_greedy(prompts, held["policy"]),
-        thresholds=held,
+        prompts=tuple(prompt_from_json(prompt) for prompt in results["prompts"]),
+        thresholds=receipt["thresholds"],
         from_journal=results.get("from_journal"),
         audited=plan_from_json(results.get("passes", ())),
     )
@@ -120,11 +117,11 @@ def summarize(found: GreedyExamined) -> Summary:
         return step.candidate_token != step.reference_token or not compare.logits_agree(step.logits, policy)
 
     return Summary(
-        status=compare.decide_greedy(prompts, policy),
+        status=found.result.verdict,
         required=sum(prompt.steps_required for prompt in prompts),
         compared=len(rows),
         skipped=skipped,
-        exact_match_rate=compare.exact_match_rate(prompts) if rows else None,
+        exact_match_rate=found.result.exact_match_rate if rows else None,
         cosine=compared.min_cosine(rows),
         logits_exact_match_rate=compared.logits_fraction_equal(rows),
         first_divergence=_first_step(found.result, differs),

@@ -64,18 +64,11 @@ def to_json(found: Examined) -> dict[str, Any]:
 def from_json(receipt: Receipt) -> Examined:
     """Return what a valid receipt holds; of the summary only the coverage is read."""
     results, coverage = receipt["results"], receipt["coverage"]
-    rows = tuple(row_from_json(row) for row in results["rows"])
     skipped = tuple(Skip(**skip) for skip in coverage["skipped"])
-    covered = Coverage(coverage["required"], coverage["compared"], skipped)
-    plan = plan_from_json(results["passes"])
     result = LayersResult(
-        rows=rows,
-        first_divergence=compare.first_divergence(rows),
-        first_inexact=compare.first_inexact(rows),
-        coverage=covered,
-        verdict=compare.decide(rows, covered),
-        plan=plan,
-        token_ids=tuple(token for one in plan for token in one.token_ids),
+        rows=tuple(row_from_json(row) for row in results["rows"]),
+        coverage=Coverage(coverage["required"], coverage["compared"], skipped),
+        plan=plan_from_json(results["passes"]),
         thresholds=receipt["thresholds"],
         n_layers=results["n_layers"],
         mode=results["mode"],
@@ -87,17 +80,17 @@ def from_json(receipt: Receipt) -> Examined:
 
 def summarize(found: Examined) -> Summary:
     """Return first divergence, first inexact row, coverage and parity, computed from the rows."""
-    rows, coverage = found.result.rows, found.result.coverage
+    result, rows, coverage = found.result, found.result.rows, found.result.coverage
     return Summary(
-        status=compare.decide(rows, coverage),
+        status=result.verdict,
         required=coverage.required,
         compared=len(rows),
         skipped=[asdict(skip) for skip in coverage.skipped],
         exact_match_rate=compared.fraction_equal(rows),
         cosine=compared.min_cosine(rows),
         logits_exact_match_rate=compared.logits_fraction_equal(rows),
-        first_divergence=_location_to_json(compare.first_divergence(rows)),
-        first_inexact=_location_to_json(compare.first_inexact(rows)),
+        first_divergence=_location_to_json(result.first_divergence),
+        first_inexact=_location_to_json(result.first_inexact),
     )
 
 

@@ -93,7 +93,7 @@ def _tap_label(tap: str) -> str:
 
 def _detailed(result: LayersResult) -> list[tuple[int, int]]:
     """Return (pass, layer) of the tables to show: where it first diverges, else where bits first differ."""
-    place = compare.first_divergence(result.rows) or compare.first_inexact(result.rows)
+    place = result.first_divergence or result.first_inexact
     return [(place.pass_index, place.layer)] if place is not None and place.layer is not None else []
 
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from crossval.compare.receipt import ROW_CHECKS, thresholds, tolerance_policy
-from crossval.compare.rows import GreedyResult, choose_policy, decide_greedy, exact_match_rate
+from crossval.compare.rows import GreedyResult, choose_policy
 from crossval.engines.session import Prompt, Session, trace_digest
 from crossval.errors import BadInputError
 from crossval.examine.greedy_receipt import prompt_from_json, prompt_to_json, structure
@@ -160,7 +160,7 @@ class Resume:
         self._count(where, entry["kernels"])
         found = prompt_from_json(data)
         policy = choose_policy(candidate.identity, reference.identity)
-        return GreedyResult((found,), exact_match_rate([found]), decide_greedy([found], policy), describe(policy))
+        return GreedyResult((found,), describe(policy))
 
     def _complaints(self, data: Mapping[str, Any], prompt: Prompt) -> list[str]:
         """Make the checks of the prompt that the gate makes of a receipt."""

@@ -138,12 +138,8 @@ def layers_result(
     coverage = Coverage(len(rows) + len(skipped), len(rows), skipped)
     return LayersResult(
         rows=tuple(rows),
-        first_divergence=compare.first_divergence(rows),
-        first_inexact=compare.first_inexact(rows),
         coverage=coverage,
-        verdict=compare.decide(rows, coverage),
         plan=plan,
-        token_ids=tuple(token for one in plan for token in one.token_ids),
         thresholds=tolerance.describe(policy),  # type: ignore[arg-type]
         n_layers=2,
         mode=mode,  # type: ignore[arg-type]
@@ -161,13 +157,7 @@ def greedy_result(
     """Compare ``n_prompts``; the first differs in one token, or has one step whose logits are not bit-equal."""
     wanted = [(differs_at, inexact_at), *[(None, None)] * (n_prompts - 1)]
     prompts = tuple(_greedy_prompt(index, n_steps, *one, policy) for index, one in enumerate(wanted))
-    return GreedyResult(
-        prompts,
-        compare.exact_match_rate(prompts),
-        compare.decide_greedy(prompts, policy),
-        tolerance.describe(policy),
-        audited=audited,
-    )
+    return GreedyResult(prompts, tolerance.describe(policy), audited=audited)
 
 
 def _greedy_prompt(

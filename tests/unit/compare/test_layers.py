@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from crossval.capture import Capture
-from crossval.compare.rows import LayersResult, Location, decide
+from crossval.compare.rows import LayersResult, Location
 from crossval.engines.record import record_trace
 from crossval.engines.recorded import RecordedRunner
 from crossval.errors import BadInputError
@@ -34,7 +34,6 @@ def compare(
 ) -> LayersResult:
     ours, theirs = (Capture(one, config, max_bytes=max_bytes) for one in (candidate, reference or NumpyRunner()))
     result = compare_layers(ours, theirs, prompt, **options)
-    assert result.verdict == decide(result.rows, result.coverage)
     keys = [(row.pass_index, taps.execution_index(row.tap, MODEL.n_layers)) for row in result.rows]
     assert keys == sorted(set(keys))
     return result

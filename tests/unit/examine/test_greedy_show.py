@@ -26,13 +26,7 @@ def shown(n_prompts: int, n_differ: int, n_steps: int = 3, from_journal: int | N
     for index in range(n_prompts):
         one = samples.greedy_result(n_steps, 1 if index < n_differ else None).prompts[0]
         prompts.append(dataclasses.replace(one, text=f"prompt {index}"))
-    found = compare.GreedyResult(
-        tuple(prompts),
-        compare.exact_match_rate(prompts),
-        compare.decide_greedy(prompts, "same"),
-        tolerance.describe("same"),
-        from_journal,
-    )
+    found = compare.GreedyResult(tuple(prompts), tolerance.describe("same"), from_journal)
     settings = {"n_threads": 2, "n_decode": None, "n_steps": n_steps, "full": None}
     made = build(GREEDY, GreedyExamined(found, {}), samples.context(settings=settings, text="prompt 0"))
     assert recompute(GREEDY, made)["parity"]["logits_exact_match_rate"] is not None
