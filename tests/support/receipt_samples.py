@@ -489,7 +489,7 @@ def metamorphic_receipt() -> receipt.Receipt:
             assert check_status(check) == "ok"
             checks.append(check)
         name = OURS.name if side == "candidate" else THEIRS.name
-        results.append(MetamorphicResult(side, name, tuple(checks), len(checks), "holds"))
+        results.append(MetamorphicResult(side, name, tuple(checks), len(checks)))
     facts = context(
         tokenizer={**TOKENIZER, "engines_agree": None}, token_ids=tuple(range(options.n_tokens)),
         settings={"n_threads": None, "n_decode": None, "n_steps": None, "full": None},

@@ -72,7 +72,11 @@ class MetamorphicResult:
     engine: str
     checks: tuple[MetamorphicCheck, ...]
     n_required: int
-    verdict: MetamorphicVerdict
+
+    @property
+    def verdict(self) -> MetamorphicVerdict:
+        """What all checks together say."""
+        return decide(self.checks, self.n_required)
 
 
 def check_status(check: MetamorphicCheck) -> CheckStatus:

@@ -31,7 +31,6 @@ from crossval.repeat.metamorphic.notebook import (
     MetamorphicResult,
     MetamorphicVerdict,
     check_status,
-    decide,
 )
 from crossval.repeat.metamorphic.scope import GATHERED, TapScope, compared_taps, n_values
 from crossval.terms import SIDES, PassFail, Side
@@ -103,7 +102,7 @@ def derived(findings: MetamorphicFindings) -> dict[str, Any]:
     return {
         "summary": {
             result.side: {
-                "verdict": decide(result.checks, result.n_required),
+                "verdict": result.verdict,
                 **{state: sum(check_status(check) == state for check in result.checks) for state in STATES},
             }
             for result in findings.results
@@ -115,7 +114,7 @@ def summarize(findings: MetamorphicFindings) -> Summary:
     """Return verdict and coverage."""
     results = findings.results
     return Summary(
-        status=verdict_of([decide(result.checks, result.n_required) for result in results]),
+        status=verdict_of([result.verdict for result in results]),
         required=sum(result.n_required for result in results),
         compared=sum(check_status(check) != "unchecked" for result in results for check in result.checks),
     )
@@ -135,8 +134,7 @@ def from_json(receipt: Receipt) -> MetamorphicFindings:
     for side in _asked(receipt):
         checks = tuple(row for row in rows if row.side == side)
         n_required = len(_required(receipt, side, options))
-        verdict = decide(checks, n_required)
-        results.append(MetamorphicResult(side, receipt[side]["name"], checks, n_required, verdict))
+        results.append(MetamorphicResult(side, receipt[side]["name"], checks, n_required))
     return MetamorphicFindings(options, tuple(results))
 
 

@@ -39,7 +39,7 @@ from crossval.compare.rerun import Chunks, Names, OpenRunner, one_pass, require_
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner
 from crossval.repeat.metamorphic.cases import MetamorphicOptions, PlannedCheck, Relation, Sizes, required
-from crossval.repeat.metamorphic.notebook import MetamorphicResult, Notebook, decide
+from crossval.repeat.metamorphic.notebook import MetamorphicResult, Notebook
 from crossval.repeat.metamorphic.runs import Recorded
 from crossval.repeat.metamorphic.scope import measured_taps
 from crossval.terms import LOGITS, Progress, Side
@@ -91,8 +91,7 @@ def run_metamorphic(
             work.check(case)
         report("checking the engine against itself", len(cases), len(cases))
         engine = runner.identity.name
-    checks = tuple(book.checks)
-    return MetamorphicResult(side, engine, checks, len(cases), decide(checks, len(cases)))
+    return MetamorphicResult(side, engine, tuple(book.checks), len(cases))
 
 
 @dataclass

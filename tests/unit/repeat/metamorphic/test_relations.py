@@ -87,7 +87,6 @@ def check(
         n_layers=MODEL.n_layers,
         options=options,
     )
-    assert result.verdict == decide(result.checks, result.n_required)
     assert all(c.status == check_status(c) for c in result.checks)
     return result
 
