@@ -160,7 +160,7 @@ def judge_segment(output: Output, outcome: Outcome, covered: Covered) -> OpCheck
         n_beyond=len(outcome.beyond),
         n_ops=n_ops,
         flips=n_flips,
-        note="; ".join(filter(None, (f"segment of {n_ops} operations", str(found.choice), flips))),
+        note="; ".join(filter(None, (f"segment of {n_ops} operations", str(found.readings), flips))),
         **worst,
     )
 

@@ -10,18 +10,17 @@ a segment agrees, but an error smaller than that would not be seen.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 
 from crossval.audit import bounds
 from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.bounds.approx import Approx, Flips, Ties, joined, round_to
+from crossval.audit.flips import most_trials, search
 from crossval.formats import Dtype
 from crossval.model import taps
 from crossval.model.kinds import BitLinear, FloatArray, TernaryMatrix
@@ -30,32 +29,22 @@ from crossval.model.taps import state_source, token_axis
 from crossval.model.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, tap_class
 from crossval.passes import TapArray
 
-TRIAL_WEIGHTS = 2e10
-"""Weights that may be multiplied while one token is searched for flips: bounds the time."""
-MOST_TRIALS, FEWEST_TRIALS = 100, 8
-"""Choices of flips tried for one token."""
-FAILED_TRIALS = 300
-"""Choices tried in vain for one engine, after which only the fewest are tried for a token: bounds its time."""
 RESOLVES = 2e-3
 """Largest bound of a token, relative L2, that counts as rounding level (docs/audit.md: bugs lie above it)."""
-MOST_TIES = 100
-"""Ties of one token and tensor that are looked at; with more of them it is not shown that nothing explains it."""
-NEARNESS_COST = 4.0
-"""How much later a tie just within reach is tried than one that is hit exactly, in flips."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """How a segment is read: where the engine rounds to binary16, by operation."""
+class Readings:
+    """Where the engine rounds to binary16 in a segment, by operation."""
 
-    readings: tuple[tuple[str, Reading], ...]
+    by_name: tuple[tuple[str, Reading], ...] = ()
 
     def of(self, name: str) -> tuple[Dtype | None, ...] | None:
         """Return which inputs of an operation are rounded; None: it leaves no choice."""
-        return next((reading.rounded for op, reading in self.readings if op == name), None)
+        return next((reading.rounded for op, reading in self.by_name if op == name), None)
 
     def __str__(self) -> str:
-        return "; ".join(reading.name for _, reading in self.readings if reading.name)
+        return "; ".join(reading.name for _, reading in self.by_name if reading.name)
 
 
 @dataclass(frozen=True)
@@ -73,16 +62,6 @@ class Part:
             return 0.0
         rows = np.asarray(self.rows)
         return float(self.n_open[(rows == row) if alone else (rows <= row)].sum())
-
-
-class Tie(NamedTuple):
-    """One activation that may be on the other side of a tie."""
-
-    tap: str
-    """Full name of the quantised tap."""
-    row: int
-    feature: int
-    nearness: float
 
 
 @dataclass(frozen=True)
@@ -113,7 +92,7 @@ class Segment:
     """Reading of an operation that fitted this engine's other segments: tried first."""
     flips: dict[tuple[str, int], frozenset[int]]
     """Already known: shared with the other segments of the pass."""
-    choice: Choice = field(default_factory=lambda: Choice(()))
+    readings: Readings = field(default_factory=Readings)
     parts: dict[str, Part] = field(default_factory=dict)
     """Results for all rows as they are now explained."""
     ties: dict[str, Ties] = field(default_factory=dict)
@@ -134,7 +113,7 @@ class Segment:
     # --- computing --------------------------------------------------------------------------------------------
 
     def evaluate(
-        self, rows: Sequence[int], flips: Flips, choice: Choice
+        self, rows: Sequence[int], flips: Flips, readings: Readings
     ) -> tuple[dict[str, Part], dict[str, Ties]]:
         """Compute the segment for some rows, all that earlier rows left in the cache being as in ``parts``.
 
@@ -146,7 +125,7 @@ class Segment:
         for op in self.ops:
             have = self._rows(op, rows, made)
             arrays = [self._input(op, name, have, made) for name in op.inputs]
-            rounded = choice.of(op.name)
+            rounded = readings.of(op.name)
             if rounded is not None:
                 arrays = [round_to(r, a) for a, r in zip(arrays, rounded, strict=True)]
             weights = [self.weights[name] for name in op.weights]
@@ -227,8 +206,8 @@ class Segment:
 
     def compute(self) -> None:
         """Compute all rows, as they are known to be flipped, without judging them."""
-        self.choice = next(self._choices())
-        self.parts, self.ties = self.evaluate(range(self.n_tokens), self.flips, self.choice)
+        self.readings = next(self._allowed())
+        self.parts, self.ties = self.evaluate(range(self.n_tokens), self.flips, self.readings)
 
     def part_of(self, name: str) -> Part:
         """Return a computed tensor, all of its ties undecided."""
@@ -249,7 +228,7 @@ class Segment:
             found, complete = (None, False) if tainted else self._explain(row)
             if found is not None:
                 self.flips.update(found)
-                self.parts, self.ties = self.evaluate(every, self.flips, self.choice)
+                self.parts, self.ties = self.evaluate(every, self.flips, self.readings)
                 by_row = self.worst_by_row(self.parts)
             elif complete or self.distance(row) > self.tolerance:
                 beyond.add(row)
@@ -284,61 +263,48 @@ class Segment:
     def _read(self, rows: tuple[int, ...]) -> None:
         """Choose the reading that most rows fit, and of those that all fit one whose bound shows something."""
         best: tuple[int, float] | None = None
-        for choice in self._choices():
-            parts, ties = self.evaluate(rows, self.flips, choice)
+        for readings in self._allowed():
+            parts, ties = self.evaluate(rows, self.flips, readings)
             worst = list(self.worst_by_row(parts).values())
             off = sum(not _fits(ratio) for ratio in worst)
             width = max(self._widths(parts).values())
             rank = (off, float(np.median(np.nan_to_num(worst, nan=math.inf))) if off else width)
             if best is None or rank < best:
-                best, self.choice, self.parts, self.ties = rank, choice, parts, ties
+                best, self.readings, self.parts, self.ties = rank, readings, parts, ties
             if off == 0 and width <= RESOLVES:
                 return
 
-    def _choices(self) -> Iterator[Choice]:
+    def _allowed(self) -> Iterator[Readings]:
         """Yield the allowed readings of the segment's operations, all operations of a name being read alike."""
         n_rows = len(self.rows)
         allowed = {op.name: bounds.readings(op, self.arithmetic, self.n_tokens, n_rows) for op in self.ops}
         allowed = {name: found for name, found in allowed.items() if any(any(r.rounded) for r in found)}
         ranked = [_first(self.preferred.get(name), found) for name, found in allowed.items()]
         for combination in itertools.product(*ranked):
-            yield Choice(tuple(zip(allowed, combination, strict=True)))
+            yield Readings(tuple(zip(allowed, combination, strict=True)))
 
     # --- flips ------------------------------------------------------------------------------------------------
 
     def _explain(self, row: int) -> tuple[dict[tuple[str, int], frozenset[int]] | None, bool]:
         """Search the flips that make a row fit; None: none do. Also whether every choice was tried."""
         hidden = [r for r in range(row) if r not in self.rows]
-        complete = self._undecided(row) == 0
-        most = self._most_trials()
-        order = {op.inputs[0]: i for i, op in enumerate(self.ops) if isinstance(op.kind, BitLinear)}
-        wanted = [row, *hidden] if self._attends else [row]
-        queue: list[tuple[float, int, tuple[Tie, ...]]] = []
-        counter = itertools.count()
+        tensors = [op.inputs[0] for op in self.ops if isinstance(op.kind, BitLinear)]
 
-        def extend(cost: float, taken: tuple[Tie, ...], ties: Sequence[Tie]) -> None:
-            last = _place(taken[-1], order) if taken else (-1, -1, -1)
-            for tie in ties:
-                if _place(tie, order) > last and tie not in taken:
-                    more = cost + 1.0 + NEARNESS_COST * tie.nearness
-                    heapq.heappush(queue, (more, next(counter), (*taken, tie)))
-
-        extend(0.0, (), _nearest(self.ties, wanted))
-        complete = complete and len(queue) < MOST_TIES
-        for trial in range(most):
-            if not queue:
-                self.failed_trials += trial
-                return None, complete
-            cost, _, taken = heapq.heappop(queue)
-            flips = _with(self.flips, taken)
-            first = min(tie.row for tie in taken)
+        def attempt(first: int, flips: Flips) -> tuple[bool, Mapping[str, Ties]]:
             rows = (row,) if first == row else tuple(range(first, row + 1))
-            parts, ties = self.evaluate(rows, flips, self.choice)
-            if _fits(self.worst_by_row(parts)[row]):
-                return {key: flips[key] for key in {(t.tap, t.row) for t in taken}}, True
-            extend(cost, taken, _nearest(ties, wanted))
-        self.failed_trials += most
-        return None, complete and not queue
+            parts, ties = self.evaluate(rows, flips, self.readings)
+            return _fits(self.worst_by_row(parts)[row]), ties
+
+        found = search(
+            attempt,
+            self.ties,
+            [row, *hidden] if self._attends else [row],
+            {name: i for i, name in enumerate(tensors)},
+            self.flips,
+            most_trials(self.failed_trials, [self.weights[name] for op in self.ops for name in op.weights]),
+        )
+        self.failed_trials += found.n_failed
+        return found.flips, found.flips is not None or (found.complete and self._undecided(row) == 0)
 
     def _undecided(self, row: int) -> float:
         """Return the ties that a row depends on, outside of this segment, that nothing has decided."""
@@ -347,16 +313,6 @@ class Segment:
         for name, part in self.inputs.items():
             found += part.open_up_to(row, alone=name not in sources)
         return found
-
-    def _most_trials(self) -> int:
-        if self.failed_trials >= FAILED_TRIALS:
-            return FEWEST_TRIALS
-        n_weights = 1.0
-        for op in self.ops:
-            for name in op.weights:
-                weight = self.weights[name]
-                n_weights += weight.signs.size if isinstance(weight, TernaryMatrix) else weight.size
-        return int(min(MOST_TRIALS, max(FEWEST_TRIALS, TRIAL_WEIGHTS / n_weights)))
 
     def distance(self, row: int) -> float:
         """Return the relative L2 distance of a recorded row from what is expected of it."""
@@ -415,26 +371,3 @@ def _first(preferred: Reading | None, found: tuple[Reading, ...]) -> tuple[Readi
 
 def _fits(ratio: float) -> bool:
     return ratio <= 1.0
-
-
-def _nearest(ties: Mapping[str, Ties], rows: Sequence[int]) -> list[Tie]:
-    """Return the ties of some rows, nearest first, ``MOST_TIES`` of each tensor at most."""
-    found = []
-    for tap, one in ties.items():
-        at = np.flatnonzero(np.isin(one.rows, rows))
-        at = at[np.argsort(one.nearness[at], kind="stable")[:MOST_TIES]]
-        found += [Tie(tap, int(one.rows[i]), int(one.features[i]), float(one.nearness[i])) for i in at]
-    return found
-
-
-def _place(tie: Tie, order: Mapping[str, int]) -> tuple[int, int, int]:
-    return order[tie.tap], tie.row, tie.feature
-
-
-def _with(flips: Flips, taken: Sequence[Tie]) -> dict[tuple[str, int], frozenset[int]]:
-    """Return flips with more of them; one that is already there is taken back."""
-    found = dict(flips)
-    for tie in taken:
-        key = (tie.tap, tie.row)
-        found[key] = found.get(key, frozenset()) ^ {tie.feature}
-    return found
