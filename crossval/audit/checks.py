@@ -50,14 +50,14 @@ class OpCheck:
     """Largest ``|recorded - expected| / bound``; at most 1 is ``ok``. None when nothing could be computed."""
     n_elements: int
     n_beyond: int
-    """Elements (of a segment: tokens) beyond their bound."""
+    """Elements (of a segment: tokens) outside their bound."""
     n_ops: int = 1
     """Operations between the recorded inputs and the output: 1, or more for a segment."""
     flips: int = 0
     """Int8 activations on the other side of a rounding tie that explain a BitLinear's integers exactly."""
     worst: Worst | None = None
     reading: str | None = None
-    """Which of the allowed places of rounding to F16 fits best, where an engine did not say."""
+    """Which allowed rounding of its inputs fits best, where there is a choice."""
     note: str | None = None
     within: float | None = None
     """Of a segment that is ``within``: largest relative L2 distance of a token that could not be explained."""
@@ -89,7 +89,7 @@ class Misrecorded:
     """Full names, in execution order."""
     passes: tuple[int, ...]
     explanation: str
-    """How that is known, and what was recorded instead where that can be told."""
+    """How that is known, and what the arrays really contain where that can be told."""
     remedy: str
 
 
@@ -106,7 +106,7 @@ class AuditResult:
     first_guilty: OpCheck | None
     verdict: AuditVerdict
     misrecorded: tuple[Misrecorded, ...] = ()
-    """What the recording, not the engine, is to blame for; it is not among the checks."""
+    """Recording errors: what they concern is not among the checks."""
     precision: Precision | None = None
     """The 16-bit format the engine computes in, or some of its tensors are in."""
 

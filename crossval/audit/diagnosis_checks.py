@@ -43,12 +43,12 @@ def complaints(receipt: Receipt) -> Iterator[str]:
 
 
 def _segment_ops(one: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[str]:
-    """Check which operations inside a segment a diagnosis blames."""
+    """Check which operations inside a segment a diagnosis names."""
     inside, named = one.get("segment_ops", []), one["name"] != UNDETERMINED
     if inside and not (named and first["n_ops"] > 1):
-        yield f"it blames {inside[0]} inside a segment, but names nothing or there is no segment"
+        yield f"it names {inside[0]} inside a segment, but no bug or there is no segment"
     if named and first["n_ops"] > 1 and not inside:
         yield "it names a bug inside a segment, but no operation"
     order = [taps.execution_index(name) for name in inside]
     if order and (order != sorted(set(order)) or order[-1] > taps.execution_index(one["tap"])):
-        yield "the operations it blames are not in order of execution, up to the wrong one"
+        yield "the operations it names are not in order of execution, up to the wrong one"

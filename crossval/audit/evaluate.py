@@ -87,7 +87,7 @@ def _check_bitlinear(
         return _check(output, "invalid", note=misfit)
     x, flat, form = x.reshape(len(x), -1), recorded.reshape(len(recorded), -1), arithmetic.recorded
     if form is not F32:
-        # what no codes explain is wrong; what some explain is left open, for these need not be the engine's
+        # what no codes explain is wrong; what some explain is left open, for they need not be the engine's
         result = integers.check_recorded(x, weight, arithmetic, form)
         found = _judge(output, result.expected.reshape(recorded.shape), result.bound.reshape(recorded.shape))
         why = f"its input was recorded in {form.label} only, so its codes are not known"

@@ -23,7 +23,7 @@ from crossval.passes import PassPlan, PassRecord, TapArray, short_list
 ROTATIONS = tuple(op.output for op in taps.OPS.values() if isinstance(op.kind, Rope))
 """Of the first layer."""
 NEAR = 1e-3
-"""Relative L2 of a rotation at the right positions: room for binary16."""
+"""Relative L2 of a rotation at the correct positions: room for binary16."""
 
 Array = npt.NDArray[Any]
 
@@ -37,7 +37,7 @@ class Refeeding:
 
 
 def token_ids(rows: Array, table: Array) -> list[int] | None:
-    """Return the ids whose embeddings these rows ``(n_tokens, dim)`` are, bit for bit; None when one is none."""
+    """Return the ids whose embeddings these rows ``(n_tokens, dim)`` are, bit for bit; None when one has no id."""
     found = []
     for row in np.asarray(rows, np.float32):
         at = int(np.argmax(np.abs(row)))

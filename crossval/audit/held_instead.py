@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Instead:
-    """What was recorded, as far as it can be told, and what to change."""
+    """What an array really contains, as far as can be told, and what to change."""
 
     what: str
     remedy: str
@@ -40,7 +40,7 @@ class Instead:
 
 
 _IN_PLACE: dict[type[Kind], str] = {
-    Rope: "copy the tensor before RoPE turns it in place",
+    Rope: "copy the tensor before RoPE rotates it in place",
     Softmax: "copy the scores before softmax is taken in place",
     **{type(kind): "copy the tensor before the activation is applied in place" for kind in ACTIVATIONS.values()},
 }
@@ -66,7 +66,7 @@ def find(source: Source, place: Place, weights: SpecWeights) -> Instead:
     if found is not None:
         return found
     (op,) = (op for op in ops if op.output == tap)
-    return _near(op, records, index, weights) or Instead("what it holds is none of the tensors around it", _COPY)
+    return _near(op, records, index, weights) or Instead("it holds none of the tensors around it", _COPY)
 
 
 def _around(source: Source, place: Place, ops: Sequence[Op], n_layers: int) -> list[PassRecord]:
@@ -136,7 +136,7 @@ def _of_another_pass(records: Sequence[PassRecord], place: Place) -> Instead | N
 
 
 def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeights) -> Instead | None:
-    """Compare with what the specification computes from the tensor's own inputs, and with what is made of that."""
+    """Compare with what the specification computes from the tensor's inputs, permuted, scaled or processed further."""
     try:
         context = RecordedOp.of_records(op, records, weights.config, weights, index=index)
     except BadInputError:

@@ -1,7 +1,7 @@
 """Which floating-point format an engine really computes in, found from everything it recorded.
 
 A value of binary32 is one of bfloat16's with a chance of 2^-16, one of binary16's with 2^-13. An engine whose
-every recorded tensor holds nothing else rounds to that format, whatever it says of itself. That is one property of
+every recorded tensor holds nothing else rounds to that format, whatever it states. That is one property of
 the engine, not a fault of its first operation; it is found once, said once, and everything is then judged at its
 unit roundoff. A single tensor with more digits rules it out: what rounds in one place is a fault in that place.
 """
@@ -47,7 +47,7 @@ class Precision:
     passes, and no others, which changes nothing for the audit; ``recorded``: every tensor was recorded in it, but
     what the engine computes with has more digits."""
     declared: bool
-    """Whether the engine says so itself, and what it recorded agrees."""
+    """Whether the engine states so itself, and what it recorded agrees."""
     unit_roundoff: float
     """Relative error of one rounding that the bounds were made with: the format's, or binary32's."""
     n_taps: int
@@ -169,26 +169,26 @@ def sentence(found: Mapping[str, Any]) -> str:
     if found["scope"] == "some":
         return (
             f"in all layers and passes {', '.join(found['ops'])} hold values of {form.label} only ({taken}); the "
-            "others have more digits, so this is held to binary32"
+            "others have more digits, so it is judged at binary32"
         )
     if found["scope"] == "recorded":
         return (
             f"every tensor was recorded in {form.label} ({taken}, {found['n_values']} values), but sums and "
-            "products do not come out in it: the engine computes with more digits. int8 codes cannot be told from "
+            "products do not come out in it: the engine computes with more digits. int8 codes do not follow from "
             "such a record; record binary32"
         )
     if found["declared"]:
-        how = f"this engine computes in {form.label}, as it says: {taken}, {found['n_values']} values"
+        how = f"this engine computes in {form.label}, as it states: {taken}, {found['n_values']} values"
     elif found["n_in_format"] == found["n_taps"]:
         how = (
-            f"this engine rounds every recorded tensor to {form.label} and does not say so: {taken}, "
+            f"this engine rounds every recorded tensor to {form.label} and does not state so: {taken}, "
             f"{found['n_values']} values"
         )
     else:
-        how = f"this engine says that it computes in {form.label}, but only {taken} hold nothing else"
+        how = f"this engine states that it computes in {form.label}, but only {taken} hold just that"
     u = form.unit_roundoff
     return (
-        f"{how}; held to its unit roundoff {u:.3g}. Not seen at this precision: a norm off by less than "
+        f"{how}; judged at its unit roundoff {u:.3g}. Not seen at this precision: a norm off by less than "
         f"{6 * u:.2g} of its values, a projection by {2 * u:.2g} (rounded scales: {4 * u:.2g}), a sum or product "
         f"by {u:.2g}"
     )

@@ -121,7 +121,7 @@ def _audit(audit: Mapping[str, Any], world: _World) -> Iterator[str]:
 
 
 def _misrecorded(found: Sequence[Mapping[str, Any]], rows: Sequence[AuditRow], world: _World) -> Iterator[str]:
-    """Check that what was recorded wrongly exists and was not judged all the same."""
+    """Check that what was recorded incorrectly exists and was not judged all the same."""
     n_passes = {row.tap: row.n_passes for row in rows}
     for one in found:
         if max(one["passes"], default=-1) >= len(world.plan) or len(set(one["passes"])) != len(one["passes"]):
@@ -243,7 +243,7 @@ def _segment(found: Mapping[str, Any], world: _World) -> Iterator[str]:
         return
     names = [segment["first_op"], *segment["record"]]
     if any(not _known(name, world) for name in names):
-        yield "its segment names taps the model has not"
+        yield "its segment names taps the model lacks"
         return
     order = [taps.execution_index(name) for name in (*names, found["tap"])]
     layers = extent.layers_of((*names, found["tap"]))
@@ -278,7 +278,7 @@ def _numbers(
     with np.errstate(over="ignore"):
         narrow = float(np.float32(worst.recorded))
     if narrow != worst.recorded:
-        yield f"recorded {worst.recorded!r} is no float32"
+        yield f"recorded {worst.recorded!r} is not a float32"
     if not _belongs(ratio, worst):
         gap = abs(worst.recorded - worst.expected)
         yield f"ratio {ratio} is not {gap:.6g} over the bound {worst.bound:.6g}"
@@ -289,7 +289,7 @@ def _numbers(
             yield f"bound {worst.bound:.6g} is not one rounding of {worst.expected:.6g}, which is {wanted:.6g}"
     allowed = _readings(op, one, world) if worst.n_ops == 1 else set()
     if (reading not in allowed) if allowed else (reading is not None):
-        yield f"reading {reading!r} is none of this engine's"
+        yield f"reading {reading!r} is not one of this engine's"
 
 
 def _belongs(ratio: float | None, worst: WorstElement) -> bool:

@@ -1,7 +1,7 @@
 """Recording errors: is the engine wrong, or what was recorded of it?
 
 An operation that computes wrong values passes them on, and what reads them agrees with them. A tensor that was
-recorded incorrectly (its buffer overwritten by a later operation, a query copied after RoPE turned it in place)
+recorded incorrectly (its buffer overwritten by a later operation, a query copied after RoPE rotated it in place)
 was read by nothing: the operation that makes it and those that read it are outside their bounds, and all of them
 pass once the tensor is treated as if it had not been recorded. Only then is it a recording error. The audit goes
 on as if the tensor were missing, so nothing is proven about it, and the engine cannot get a clean audit.
@@ -135,7 +135,7 @@ def _guilty(result: AuditResult) -> set[Place]:
 
 
 def _reads_positions(result: AuditResult) -> bool:
-    """Return whether an operation is guilty that reads token ids or positions, or a segment from them on."""
+    """Return whether an operation on token ids or positions is wrong, or a segment that begins with one."""
     first = {feeding.EMBEDDING, *feeding.ROTATIONS, f"blk.0.{taps.LAYER_TAPS[-1]}"}
     return any(check.wrong and check.tap in first for check in result.checks)
 

@@ -1,10 +1,10 @@
-"""Segments: several operations between recorded tensors, judged by rounding and not by an allowance for flips.
+"""Segments: several operations between recorded tensors, judged by their rounding.
 
 The specification computes the segment from what was recorded before it, with the bound of ``bounds.approx``. A
 token outside its bound is *explained* when the engine may have rounded some int8 activations of the segment to the
 other side of a tie: every choice of activations near a tie is tried, nearest first, until the token's values come
 out within their bound. What no choice explains is wrong where all of them could be tried; where there are too
-many, or the token attends to one that is open itself, the check says ``within`` and how far the token is off: such
+many, or the token attends to one that is open itself, the check is ``within``, with how far the token is off: such
 a segment agrees, but an error smaller than that would not be seen.
 """
 
@@ -338,7 +338,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found out about a segment."""
+    """What was found about a segment."""
 
     segment: Segment
     beyond: frozenset[int]

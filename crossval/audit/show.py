@@ -44,14 +44,14 @@ def show_audits(out: Console, receipt: Receipt) -> None:
 
 
 def misrecorded(receipt: Receipt) -> list[tuple[Side, Mapping[str, Any]]]:
-    """Return what was recorded wrongly of which engine."""
+    """Return the recording errors of a receipt, with the side that they are of."""
     audits = receipt["audit"] or {}
     return [(side, one) for side in SIDES for one in (audits.get(side) or {}).get("misrecorded", ())]
 
 
 def recording_line(found: Mapping[str, Any]) -> str:
-    """Return what was recorded wrongly in a line: which tensors, how that is known, what to change."""
-    return f"RECORDED WRONGLY: {what_recorded(found)}; {found['explanation']}; {found['remedy']}"
+    """Return a recording error in a line: which tensors, how that is known, what to change."""
+    return f"RECORDED INCORRECTLY: {what_recorded(found)}; {found['explanation']}; {found['remedy']}"
 
 
 def what_recorded(found: Mapping[str, Any]) -> str:
@@ -82,7 +82,7 @@ def audit_line(audit: Mapping[str, Any], n_layers: int) -> str:
     worst = max((row for row in rows if row.ratio is not None), key=lambda row: row.ratio or 0.0, default=None)
     extreme = "" if worst is None else f", worst {worst.ratio:.2g} of its bound ({worst.tap})"
     n_flips = sum(row.flips for row in rows)
-    flips = f"; {n_flips} int8 values at rounding ties fell the other way" if n_flips else ""
+    flips = f"; {n_flips} int8 values rounded the other way at ties" if n_flips else ""
     unchecked = [f"; not judged: {row.tap}: {row.note}" for row in rows if summary.status_of(row) == "unchecked"]
     return f"{counts(audit)} within their bounds{extreme}{flips}{''.join(unchecked[:1])}"
 
@@ -118,7 +118,7 @@ def wrong_line(found: Mapping[str, Any]) -> str:
     """Return a wrong operation with its worst element, how far that is off, and how many are."""
     parts = [place(found)]
     if found["n_ops"] > 1:
-        parts[0] += f", the last of {found['n_ops']} operations judged as one"
+        parts[0] += f", the last of {found['n_ops']} operations checked as one"
     if found.get("segment") is not None:
         parts[0] += f"; record {extent.narrower(found['segment'])} to narrow it down"
     worst = found["worst"]
@@ -143,7 +143,7 @@ def wrong_line(found: Mapping[str, Any]) -> str:
 
 
 def cause(found: Mapping[str, Any]) -> str:
-    """Return a diagnosis in a line: the name, what it means, how well it fits and how much worse the next does."""
+    """Return a diagnosis in a line: the name, what it means, how well it fits and how well the next does."""
     if found["name"] == UNDETERMINED:
         return f"{UNDETERMINED}: {found['explanation']}"
     fit = f"fits to {found['ratio']:.2g}, the specification to {found['specification_ratio']:.2g}"

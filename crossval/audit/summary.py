@@ -52,7 +52,7 @@ class AuditRow:
     """Of these, passes in which it holds NaN or infinities, or has the wrong shape."""
     n_elements: int
     n_beyond: int
-    """Elements (of a segment: tokens) beyond their bound."""
+    """Elements (of a segment: tokens) outside their bound."""
     n_ops: int
     """Operations its checks span, added over the passes."""
     ratio: float | None
@@ -71,7 +71,7 @@ class AuditRow:
     n_within: int = 0
     """How many tokens that are, over all passes."""
     n_segments: int | None = None
-    """Of its checks, how many span several operations; None in receipts of older versions, which do not say."""
+    """Of its checks, how many span several operations; None in receipts of older versions."""
 
     @property
     def segments(self) -> int:
@@ -87,7 +87,7 @@ class Depth:
     """How finely an engine was judged."""
 
     n_single: int
-    """Operations judged one by one."""
+    """Operations judged by themselves."""
     n_segments: int
     """Segments of several operations, each judged by its end."""
     n_inside: int
@@ -95,7 +95,7 @@ class Depth:
 
 
 def depth(audit: Mapping[str, Any]) -> Depth:
-    """Return how many operations of an audit were judged one by one, and how many inside segments."""
+    """Return how many operations of an audit were judged by themselves, and how many inside segments."""
     rows = [row_from_json(row) for row in audit["rows"]]
     n_segments = sum(row.segments for row in rows)
     n_single = sum(row.n_passes - row.n_unchecked for row in rows) - n_segments

@@ -195,7 +195,7 @@ def test_a_statement_that_the_record_contradicts_is_not_confirmed(shipped_model)
     assert found is not None
     assert not found.declared
     assert found.n_in_format == 0 < found.n_taps
-    assert "says that it computes in bfloat16, but only 0 of" in precision.sentence(found.to_json())
+    assert "states that it computes in bfloat16, but only 0 of" in precision.sentence(found.to_json())
     other = Stating(NarrowEngine(shipped_model, Style("f16")), Numerics(compute_dtype="bf16"))
     found = audited(other, SpecWeights(shipped_model)).precision
     assert found is not None

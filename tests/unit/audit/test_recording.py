@@ -123,7 +123,7 @@ def test_what_was_recorded_wrongly_is_named_and_no_engine_is_blamed(
     said = f"{found['explanation']}; {found['remedy']}"
     for word in words:
         assert word in said
-    assert "recording  candidate: RECORDED WRONGLY: " in text
+    assert "recording  candidate: RECORDED INCORRECTLY: " in text
     assert said in text
     assert "Nothing is proven against either engine" in text
     gated = run("gate", tmp_path / "r.json", "--allow-compute", "recorded")
@@ -257,7 +257,7 @@ def test_a_mistake_behind_a_wrong_recording_is_still_found(
     audit = made["audit"]["candidate"]
     assert audit["first_guilty"]["tap"] == made["diagnosis"][0]["tap"] == "blk.1.ffn_sub_norm"
     assert [one["taps"] for one in audit["misrecorded"]] == [["blk.0.q", "blk.1.q"], ["blk.0.k", "blk.1.k"]]
-    assert "RECORDED WRONGLY: q of layers 0 and 1, passes 0 and 1; " in text
+    assert "RECORDED INCORRECTLY: q of layers 0 and 1, passes 0 and 1; " in text
 
 
 def test_a_right_tensor_between_two_wrongly_recorded_ones_is_not_named(
@@ -308,7 +308,7 @@ def test_passes_in_another_order_are_put_back(model_path: Path, record: Record, 
     assert (code, made["verdict"]) == (3, "incomplete"), text
     (found,) = made["audit"]["candidate"]["misrecorded"]
     assert (found["kind"], found["passes"]) == ("order", [1, 2])
-    assert "RECORDED WRONGLY: the order of passes 1 and 2; the arrays of pass 1 fit pass 2; " in text
+    assert "RECORDED INCORRECTLY: the order of passes 1 and 2; the arrays of pass 1 fit pass 2; " in text
     assert made["audit"]["candidate"]["first_guilty"] is None
 
 
@@ -377,7 +377,7 @@ def test_a_recording_of_another_prompt_names_its_tokens(model_path: Path, record
     assert (found["kind"], found["passes"]) == ("tokens", [0])
     said = f"inp_embd of pass 0 belongs to token ids {short_list(fed)}, not {short_list(given)}"
     assert said in result.stdout
-    assert "RECORDED WRONGLY: the tokens of pass 0; " in result.stdout
+    assert "RECORDED INCORRECTLY: the tokens of pass 0; " in result.stdout
 
 
 def test_an_engine_that_looks_up_the_next_row_stays_guilty(
