@@ -136,7 +136,7 @@ def _of_another_pass(records: Sequence[PassRecord], place: Place) -> Instead | N
 
 
 def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeights) -> Instead | None:
-    """Compare with what the specification computes from the tensor's inputs, permuted, scaled or processed further."""
+    """Compare with what the specification computes from the tensor's inputs, and with that permuted or scaled."""
     try:
         context = RecordedOp.of_records(op, records, weights.config, weights, index=index)
     except BadInputError:

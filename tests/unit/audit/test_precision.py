@@ -55,6 +55,16 @@ def audited(engine: Runner, weights: SpecWeights) -> AuditResult:
     return audit([Capture(engine, weights.config, PLANS)], weights)[0]
 
 
+def wrong_tap(result: AuditResult) -> str:
+    assert result.first_guilty is not None
+    return result.first_guilty.tap
+
+
+def precision_of(result: AuditResult) -> Precision:
+    assert result.precision is not None
+    return result.precision
+
+
 def names(style: Style) -> str:
     return "-".join(str(part) for part in (style.compute, style.kv, style.scale, style.norm) if part)
 
@@ -77,17 +87,14 @@ def test_the_first_operation_beyond_the_precision_is_the_answer(shipped_model, s
     tap, _ = MISTAKES[name]
     result = examined(shipped_model, style, Mistake(name))
     assert result.verdict == "guilty"
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == tap
-    assert result.precision is not None
-    assert result.precision.dtype == style.compute
+    assert wrong_tap(result) == tap
+    assert precision_of(result).dtype == style.compute
 
 
 @pytest.mark.parametrize("style", [Style("bf16"), Style("f16")], ids=names)
 def test_a_wrong_epsilon_is_found_where_inputs_are_small(shipped_model, style):
     result = examined(shipped_model, style, Mistake("attn_norm eps", layer=None))
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == "blk.0.attn_norm"
+    assert wrong_tap(result) == "blk.0.attn_norm"
 
 
 @pytest.mark.parametrize("style", [Style("bf16"), Style("f16")], ids=names)
@@ -117,14 +124,12 @@ def test_a_stated_format_of_the_cache_is_no_defect(shipped_model, compute, kv):
 @pytest.mark.parametrize("kv", ["bf16", "f16"])
 def test_a_stated_cache_hides_nothing(shipped_model, kv, name):
     result = examined(shipped_model, Style("f32", kv=kv, states=True), Mistake(name))
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == MISTAKES[name][0]
+    assert wrong_tap(result) == MISTAKES[name][0]
 
 
 def test_a_bfloat16_cache_that_is_not_stated_stays_a_defect(shipped_model):
     result = examined(shipped_model, Style("f32", kv="bf16"))
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == "blk.0.kq"
+    assert wrong_tap(result) == "blk.0.kq"
     assert result.precision is None
 
 
@@ -133,8 +138,7 @@ def test_a_cache_stated_to_be_binary32_may_not_be_rounded(shipped_model):
     assert audited(engine, SpecWeights(shipped_model)).verdict == "clean"
     stated = Stating(engine, Numerics(kv_dtype="f32"))
     result = audited(stated, SpecWeights(shipped_model))
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == "blk.0.kq"
+    assert wrong_tap(result) == "blk.0.kq"
 
 
 class Stating:
@@ -174,10 +178,8 @@ def test_rounding_in_one_kind_of_tensor_is_a_defect_and_is_described(shipped_mod
     engine = NarrowEngine(shipped_model, Style("f32"))
     rounding = Stating(engine, Numerics(), {"k_rope": BF16.round, "v": BF16.round})
     result = audited(rounding, SpecWeights(shipped_model))
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == "blk.0.v"
-    assert result.precision is not None
-    assert result.precision.ops == ("v", "k_rope")
+    assert wrong_tap(result) == "blk.0.v"
+    assert precision_of(result).ops == ("v", "k_rope")
     assert result.precision.unit_roundoff == 2.0**-24
     text = precision.sentence(result.precision.to_json())
     assert "v, k_rope hold values of bfloat16 only" in text
@@ -223,11 +225,10 @@ class Coarse(Stating):
 def test_a_coarse_trace_is_never_parity_and_a_healthy_one_no_defect(shipped_model, compute, name):
     engine = NarrowEngine(shipped_model, Style(compute), Mistake(name) if name else None)
     result = audited(Coarse(engine, Numerics()), SpecWeights(shipped_model))
-    assert result.precision is not None
-    assert (result.precision.dtype, result.precision.scope) == (compute, "all")
+    found = precision_of(result)
+    assert (found.dtype, found.scope) == (compute, "all")
     if name in ("SiLU", "ffn_sub_norm skipped"):
-        assert result.first_guilty is not None
-        assert result.first_guilty.tap == "blk.2.l_out"
+        assert wrong_tap(result) == "blk.2.l_out"
     else:
         assert result.verdict == "within"
 
@@ -251,8 +252,8 @@ def test_a_record_with_fewer_digits_than_the_engine_leaves_its_codes_open(shippe
     engine = NarrowEngine(shipped_model, Style("f32"))
     result = audited(Stating(engine, Numerics(), Everything(form.round)), SpecWeights(shipped_model))
     assert result.verdict == "incomplete"
-    assert result.precision is not None
-    assert (result.precision.dtype, result.precision.scope) == (form.name, "recorded")
+    found = precision_of(result)
+    assert (found.dtype, found.scope) == (form.name, "recorded")
     left = {check.tap.rpartition(".")[2] for check in result.checks if check.status == "unchecked"}
     assert left == BITLINEARS
     assert "record binary32" in precision.sentence(result.precision.to_json())
@@ -263,18 +264,14 @@ def test_a_record_with_fewer_digits_than_the_engine_leaves_its_codes_open(shippe
 def test_such_a_record_still_shows_a_mistake(shipped_model, form, name):
     engine = NarrowEngine(shipped_model, Style("f32"), Mistake(name))
     result = audited(Stating(engine, Numerics(), Everything(form.round)), SpecWeights(shipped_model))
-    assert result.precision is not None
-    assert result.precision.scope == "recorded"
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == MISTAKES[name][0]
+    assert precision_of(result).scope == "recorded"
+    assert wrong_tap(result) == MISTAKES[name][0]
 
 
 def test_one_operation_that_is_wrong_in_all_layers_is_not_taken_for_a_record(shipped_model):
     result = examined(shipped_model, Style("bf16"), Mistake("SiLU", layer=None))
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == "blk.0.ffn_act"
-    assert result.precision is not None
-    assert result.precision.scope == "all"
+    assert wrong_tap(result) == "blk.0.ffn_act"
+    assert precision_of(result).scope == "all"
 
 
 # --- overflow -------------------------------------------------------------------------------------------------
