@@ -1,4 +1,4 @@
-"""Right engines recorded wrongly: the recording is blamed, by name, and no engine; wrong engines stay guilty."""
+"""Recording errors of correct engines are named and no engine is; wrong engines stay wrong."""
 
 from __future__ import annotations
 
@@ -28,13 +28,23 @@ Record = Callable[..., Path]
 LAYERS = (0, 1)
 
 
-def judged(
-    model: Path, source: Path, other: Path, folder: Path, change: Change
-) -> tuple[int, receipt.Receipt, str]:
-    trace, out = rewritten(source, folder / "t", change), folder / "r.json"
-    result = run("diff", trace, other, "--model", model, "--receipt", out)
-    assert "Traceback" not in result.output
-    return result.exit_code, receipt.read(out), result.stdout
+Judged = Callable[..., tuple[int, receipt.Receipt, str]]
+
+
+@pytest.fixture
+def judged(model_path: Path, record: Record, tmp_path: Path) -> Judged:
+    """What ``diff`` says of a changed recording beside a good one."""
+
+    def judge(
+        change: Change, *, fault: Fault | None = None, model: Path = model_path, names: list[str] | None = None
+    ) -> tuple[int, receipt.Receipt, str]:
+        source = record("other", fault, model=model, taps=names)
+        trace, out = rewritten(source, tmp_path / "t", change), tmp_path / "r.json"
+        result = run("diff", trace, record(model=model), "--model", model, "--receipt", out)
+        assert "Traceback" not in result.output
+        return result.exit_code, receipt.read(out), result.stdout
+
+    return judge
 
 
 def after_rope(passes: Passes) -> None:
@@ -104,16 +114,10 @@ def never_written(passes: Passes) -> None:
         (never_written, ["blk.0.kqv_out"], [0], ("values are not finite, and nothing read them", "copy")),
     ],
 )
-def test_what_was_recorded_wrongly_is_named_and_no_engine_is_blamed(
-    model_path: Path,
-    record: Record,
-    tmp_path: Path,
-    change: Change,
-    names: list[str],
-    passes: list[int],
-    words: tuple[str, ...],
+def test_a_recording_error_is_named_and_no_engine_is_wrong(
+    judged: Judged, tmp_path: Path, change: Change, names: list[str], passes: list[int], words: tuple[str, ...]
 ) -> None:
-    code, made, text = judged(model_path, record("other"), record(), tmp_path, change)
+    code, made, text = judged(change)
     assert (code, made["verdict"]) == (3, "incomplete"), text
     audit = made["audit"]["candidate"]
     assert (audit["verdict"], audit["first_guilty"], made["diagnosis"]) == ("incomplete", None, [])
@@ -142,7 +146,7 @@ def moved(array: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("change", "index"), [(forgotten, 0), (moved, 2)])
 @pytest.mark.parametrize("tap", taps.all_taps(2)[:-1])
-def test_any_tensor_but_the_logits_can_be_the_recordings_fault(
+def test_any_tensor_but_the_logits_can_be_a_recording_error(
     model_path: Path,
     record: Record,
     tmp_path: Path,
@@ -164,15 +168,9 @@ def test_any_tensor_but_the_logits_can_be_the_recordings_fault(
     assert (found.verdict, found.first_guilty) == ("incomplete", None)
 
 
-def test_logits_that_are_wrong_are_the_engines(model_path: Path, record: Record, tmp_path: Path) -> None:
-    """Nothing reads them, so nothing acquits them."""
-    code, made, _ = judged(
-        model_path,
-        record("other"),
-        record(),
-        tmp_path,
-        lambda given: put(given, 0, "result_output", moved(given[0]["result_output"].array)),
-    )
+def test_logits_that_are_wrong_are_the_engines(judged: Judged) -> None:
+    """Nothing reads them, so nothing shows that they were recorded incorrectly."""
+    code, made, _ = judged(lambda given: put(given, 0, "result_output", moved(given[0]["result_output"].array)))
     assert (code, made["verdict"]) == (1, "candidate_defect")
 
 
@@ -214,6 +212,15 @@ PLANS = [PassPlan("prefill", (1, 17, 42, 250, 3, 99, 8), 0), PassPlan("decode", 
 OPS = [f"blk.0.{name}" for name in taps.LAYER_TAPS] + ["inp_embd", "result_norm", "blk.1.l_out"]
 
 
+PAIRS = [
+    ("blk.0.attn_norm", "blk.0.q"),
+    ("blk.0.q", "blk.0.q_rope"),
+    ("blk.0.kq", "blk.0.kq_soft_max"),
+    ("blk.0.ffn_gate", "blk.0.ffn_act"),
+    ("blk.0.ffn_down", "blk.0.l_out"),
+]
+
+
 def settled(model: Path, changes: dict[str, Callable[[np.ndarray], np.ndarray]]) -> Settled:
     weights = SpecWeights(model)
     with Wrong(model, changes) as runner:
@@ -224,35 +231,19 @@ def settled(model: Path, changes: dict[str, Callable[[np.ndarray], np.ndarray]])
 
 
 @pytest.mark.parametrize("change", [doubled, rolled, halved])
-@pytest.mark.parametrize("tap", OPS)
-def test_an_engine_that_computes_wrongly_is_not_acquitted(
-    model_path: Path, tap: str, change: Callable[[np.ndarray], np.ndarray]
+@pytest.mark.parametrize("wrong", [*((op,) for op in OPS), *PAIRS], ids="-".join)
+def test_an_engine_that_computes_wrong_values_stays_wrong(
+    model_path: Path, wrong: tuple[str, ...], change: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    found = settled(model_path, {tap: change}).result
+    """Also where the next operation is wrong, too."""
+    found = settled(model_path, dict.fromkeys(wrong, change)).result
     assert (found.misrecorded, found.verdict) == ((), "guilty")
     assert found.first_guilty is not None
-    assert found.first_guilty.tap == tap
+    assert found.first_guilty.tap == wrong[0]
 
 
-@pytest.mark.parametrize("change", [doubled, rolled, halved])
-@pytest.mark.parametrize(
-    "pair",
-    [("attn_norm", "q"), ("q", "q_rope"), ("kq", "kq_soft_max"), ("ffn_gate", "ffn_act"), ("ffn_down", "l_out")],
-)
-def test_nor_one_whose_next_operation_is_wrong_too(
-    model_path: Path, pair: tuple[str, str], change: Callable[[np.ndarray], np.ndarray]
-) -> None:
-    found = settled(model_path, {f"blk.0.{name}": change for name in pair}).result
-    assert (found.misrecorded, found.verdict) == ((), "guilty")
-    assert found.first_guilty is not None
-    assert found.first_guilty.tap == f"blk.0.{pair[0]}"
-
-
-def test_a_mistake_behind_a_wrong_recording_is_still_found(
-    model_path: Path, record: Record, tmp_path: Path
-) -> None:
-    wrong = record("other", Fault(rolled_from="1/ffn_sub_norm"))
-    code, made, text = judged(model_path, wrong, record(), tmp_path, after_rope)
+def test_a_bug_after_a_recording_error_is_still_found(judged: Judged) -> None:
+    code, made, text = judged(after_rope, fault=Fault(rolled_from="1/ffn_sub_norm"))
     assert (code, made["verdict"]) == (1, "candidate_defect"), text
     audit = made["audit"]["candidate"]
     assert audit["first_guilty"]["tap"] == made["diagnosis"][0]["tap"] == "blk.1.ffn_sub_norm"
@@ -260,8 +251,8 @@ def test_a_mistake_behind_a_wrong_recording_is_still_found(
     assert "RECORDED INCORRECTLY: q of layers 0 and 1, passes 0 and 1; " in text
 
 
-def test_a_right_tensor_between_two_wrongly_recorded_ones_is_not_named(
-    make_model: Callable[..., Path], record: Record, tmp_path: Path
+def test_a_correct_tensor_between_two_recording_errors_is_not_named(
+    make_model: Callable[..., Path], judged: Judged
 ) -> None:
     """Only layer outputs are recorded: those of layers 0 and 2 hold the next one's, what lies between is right."""
 
@@ -270,26 +261,23 @@ def test_a_right_tensor_between_two_wrongly_recorded_ones_is_not_named(
             for layer in (0, 2):
                 given[f"blk.{layer}.l_out"] = given[f"blk.{layer + 1}.l_out"]
 
-    model = make_model(n_layers=5)
-    source, other = record("other", model=model, taps=taps.outline_taps(5)), record(model=model)
-    code, made, text = judged(model, source, other, tmp_path, change)
+    code, made, text = judged(change, model=make_model(n_layers=5), names=taps.outline_taps(5))
     assert (code, made["verdict"]) == (3, "incomplete"), text
     found = [one["taps"] for one in made["audit"]["candidate"].get("misrecorded", [])]
     assert found == [["blk.0.l_out", "blk.2.l_out"]], text
 
 
-def test_what_fits_only_within_a_distance_acquits_nobody(
-    make_model: Callable[..., Path], record: Record, tmp_path: Path
+def test_agreement_within_a_distance_shows_no_recording_error(
+    make_model: Callable[..., Path], judged: Judged
 ) -> None:
-    """Behind a layer output that is no other tensor's lie two layers that flips blur: that is not enough."""
+    """After a layer output that is no other tensor's come two layers that flips blur: that is not enough."""
 
     def change(passes: Passes) -> None:
         for given in passes:
             given["blk.0.l_out"].array[...] = moved(given["blk.0.l_out"].array)
 
     model = make_model(n_layers=4, dim=512, hidden_dim=1024, n_heads=8)
-    source, other = record("other", model=model, taps=taps.outline_taps(4)), record(model=model)
-    _, made, text = judged(model, source, other, tmp_path, change)
+    _, made, text = judged(change, model=model, names=taps.outline_taps(4))
     audit = made["audit"]["candidate"]
     assert audit["first_guilty"]["tap"] == "blk.0.l_out"
     assert ("misrecorded" in audit, made["verdict"]) == (False, "candidate_defect"), text
@@ -298,13 +286,12 @@ def test_what_fits_only_within_a_distance_acquits_nobody(
 # Other tokens, another order, other shapes
 
 
-def test_passes_in_another_order_are_put_back(model_path: Path, record: Record, tmp_path: Path) -> None:
+def test_passes_in_another_order_are_put_back(judged: Judged) -> None:
     def change(passes: Passes) -> None:
         passes[1], passes[2] = passes[2], passes[1]
 
     without_scores = [n for n in taps.all_taps(2) if taps.parse(n).tap not in ("kq", "kq_soft_max")]
-    source = record("other", taps=without_scores)
-    code, made, text = judged(model_path, source, record(), tmp_path, change)
+    code, made, text = judged(change, names=without_scores)
     assert (code, made["verdict"]) == (3, "incomplete"), text
     (found,) = made["audit"]["candidate"]["misrecorded"]
     assert (found["kind"], found["passes"]) == ("order", [1, 2])
@@ -380,7 +367,7 @@ def test_a_recording_of_another_prompt_names_its_tokens(model_path: Path, record
     assert "RECORDED INCORRECTLY: the tokens of pass 0; " in result.stdout
 
 
-def test_an_engine_that_looks_up_the_next_row_stays_guilty(
+def test_an_engine_that_looks_up_the_next_row_stays_wrong(
     model_path: Path, record: Record, tmp_path: Path
 ) -> None:
     wrong = retold(record("other"), tmp_path / "t", lambda ids: [token - 1 for token in ids])
@@ -389,7 +376,7 @@ def test_an_engine_that_looks_up_the_next_row_stays_guilty(
     assert "row of token id +1" in result.stdout
 
 
-def test_an_engine_that_looks_up_odd_rows_stays_guilty_and_the_rows_are_named(
+def test_an_engine_that_looks_up_odd_rows_stays_wrong_and_the_rows_are_named(
     model_path: Path, record: Record, tmp_path: Path
 ) -> None:
     wrong = retold(record("other"), tmp_path / "t", lambda ids: [300 - 1 - token for token in ids])
