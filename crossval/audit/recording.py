@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from crossval.audit import feeding, held_instead
+from crossval.audit import contents, feeding
 from crossval.audit.altered import Altered
 from crossval.audit.audit import audit
 from crossval.audit.checks import (
@@ -26,7 +26,7 @@ from crossval.audit.checks import (
     in_order,
     unless_misrecorded,
 )
-from crossval.audit.held_instead import Instead
+from crossval.audit.contents import Contents
 from crossval.capture import Place, Source
 from crossval.model import taps
 from crossval.model.graphs import op_table
@@ -104,33 +104,28 @@ def settle(
         UnavailableError, EngineCrashError: from the runner.
     """
     told: list[Misrecorded] = []
-    for reading in (feeding.other_order, feeding.other_tokens):
-        other = reading(source, weights) if _reads_positions(result) else None
+    for refeed in (feeding.other_order, feeding.other_tokens):
+        other = refeed(source, weights) if _reads_positions(result) else None
         if other is not None:
             (tried,) = audit([other.source], weights, progress=progress)
-            if not _reads_positions(tried) and len(_guilty(tried)) < len(_guilty(result)):
+            if not _reads_positions(tried) and len(_wrong(tried)) < len(_wrong(result)):
                 source, result = other.source, tried
                 told.append(other.misrecorded)
-    if result.verdict != "guilty":
-        return Settled(_without(result, (), told), source)
     search = _Search(
         checks=_by_place(result.checks),
         graph=Graph.of(op_table(weights.config), len(source.plans)),
         again=lambda places: audit([source], weights, progress=progress, distrusted=places)[0],
-        exact=lambda place: held_instead.find(source, place, weights).exact,
+        contents=lambda place: contents.find(source, place, weights),
     )
-    found, final = search.run()
-    if final is None:
+    settled = search.run() if result.verdict == "guilty" else None
+    if settled is None:
         return Settled(_without(result, (), told), source)
-    told += [
-        _describe(members, held_instead.find(source, min(members, key=in_order), weights))
-        for members in _groups(found)
-    ]
-    result = _without(final, found, told)
-    return Settled(result, Altered(source, source.plans, hidden=frozenset(found)))
+    found, final = settled
+    told += [_describe(group, search.contents(min(group, key=in_order))) for group in _groups(found)]
+    return Settled(_without(final, found, told), Altered(source, source.plans, hidden=frozenset(found)))
 
 
-def _guilty(result: AuditResult) -> set[Place]:
+def _wrong(result: AuditResult) -> set[Place]:
     return {check.place for check in result.checks if check.wrong}
 
 
@@ -159,15 +154,15 @@ class _Search:
     checks: Mapping[Place, OpCheck]
     graph: Graph
     again: Callable[[Collection[Place]], AuditResult]
-    exact: Callable[[Place], bool]
-    """Whether a tensor holds another recorded one to the last bit."""
+    contents: Callable[[Place], Contents]
+    """What a tensor really contains."""
 
-    def run(self) -> tuple[set[Place], AuditResult | None]:
-        """Return the incorrectly recorded tensors and the audit that does not rely on them, or nothing."""
-        guilty = {place for place, check in self.checks.items() if check.wrong}
-        groups = _groups(self._suspects(guilty))
+    def run(self) -> tuple[set[Place], AuditResult] | None:
+        """Return the incorrectly recorded tensors and the audit that does not rely on them; None: there are none."""
+        wrong = {place for place, check in self.checks.items() if check.wrong}
+        groups = _groups(self._suspects(wrong))
         if not groups or len(groups) > MOST_GROUPS:
-            return set(), None
+            return None
         suspects = set().union(*groups)
         last = self.again(suspects)
         found = self._confirmed(suspects, suspects, last)
@@ -176,22 +171,20 @@ class _Search:
             if rest:
                 found |= self._confirmed(rest, found | rest, self.again(found | rest))
         if not found:
-            return set(), None
+            return None
         final = last if found == suspects else self.again(found)
         left = {place for place, check in _by_place(final.checks).items() if check.wrong}
-        held = self._confirmed(found, found, final) == found
-        return (found, final) if held and left <= guilty else (set(), None)
+        confirmed = self._confirmed(found, found, final) == found
+        return (found, final) if confirmed and left <= wrong else None
 
-    def _suspects(self, guilty: Collection[Place]) -> set[Place]:
+    def _suspects(self, wrong: Collection[Place]) -> set[Place]:
         """Return wrong tensors whose readers are wrong, too; of values not finite, those whose readers pass."""
         found = set()
-        for place in guilty:
+        for place in wrong:
             check, states = self.checks[place], self._states(place, (), self.checks)
-            unread = check.n_nonfinite > 0 and set(states) == {"ok"}
             swallowed = any(isinstance(op.kind, SWALLOWS) for op in self.graph.readers.get(place[1], ()))
-            if unread and not swallowed:
-                found.add(place)
-            if check.status == "guilty" and "guilty" in states:
+            unread = check.n_nonfinite > 0 and set(states) == {"ok"} and not swallowed
+            if unread or (check.status == "guilty" and "guilty" in states):
                 found.add(place)
         return found
 
@@ -213,8 +206,8 @@ class _Search:
         found = set()
         for place in members:
             states = set(self._states(place, distrusted, checks))
-            fit = states == {"ok"} or (states in ({"within"}, {"ok", "within"}) and self.exact(place))
-            if fit and checks[place].wrong:
+            agree = "within" in states and states <= {"ok", "within"} and self.contents(place).exact
+            if (states == {"ok"} or agree) and checks[place].wrong:
                 found.add(place)
         return found
 
@@ -236,12 +229,12 @@ def _groups(places: Iterable[Place]) -> list[set[Place]]:
     return sorted(together, key=lambda group: min(map(in_order, group)))
 
 
-def _describe(members: Collection[Place], instead: Instead) -> Misrecorded:
+def _describe(members: Collection[Place], found: Contents) -> Misrecorded:
     names = sorted({tap for _, tap in members}, key=taps.execution_index)
     return Misrecorded(
         kind="tap",
         taps=tuple(names),
         passes=tuple(sorted({index for index, _ in members})),
-        explanation=instead.what,
-        remedy=instead.remedy,
+        explanation=found.what,
+        remedy=found.remedy,
     )

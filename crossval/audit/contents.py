@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Instead:
+class Contents:
     """What an array really contains, as far as can be told, and what to change."""
 
     what: str
@@ -49,7 +49,7 @@ _NORMED = "record the sum before the final norm: the last hidden state that is h
 _COPY = "copy the tensor as soon as it has been computed"
 
 
-def find(source: Source, place: Place, weights: SpecWeights) -> Instead:
+def find(source: Source, place: Place, weights: SpecWeights) -> Contents:
     """Say what is in an array that was recorded incorrectly.
 
     Raises:
@@ -61,12 +61,12 @@ def find(source: Source, place: Place, weights: SpecWeights) -> Instead:
     taken = records[index].taps[tap]
     n_bad = int(np.count_nonzero(~np.isfinite(taken.array)))
     if n_bad and not taps.op_of(tap).kind.unmasked:
-        return Instead(f"{n_bad} of {taken.array.size} values are not finite, and nothing read them", _COPY)
+        return Contents(f"{n_bad} of {taken.array.size} values are not finite, and nothing read them", _COPY)
     found = _of_same_bits(records, place) or _of_another_pass(records, place)
     if found is not None:
         return found
     (op,) = (op for op in ops if op.output == tap)
-    return _near(op, records, index, weights) or Instead("it holds none of the tensors around it", _COPY)
+    return _near(op, records, index, weights) or Contents("it holds none of the tensors around it", _COPY)
 
 
 def _around(source: Source, place: Place, ops: Sequence[Op], n_layers: int) -> list[PassRecord]:
@@ -85,7 +85,7 @@ def _around(source: Source, place: Place, ops: Sequence[Op], n_layers: int) -> l
 # --- another recorded array -----------------------------------------------------------------------------------
 
 
-def _of_same_bits(records: Sequence[PassRecord], place: Place) -> Instead | None:
+def _of_same_bits(records: Sequence[PassRecord], place: Place) -> Contents | None:
     """Return the tensor of the same pass whose bits it holds: the nearest later one, else the nearest earlier."""
     index, tap = place
     taken = records[index].taps[tap]
@@ -102,7 +102,7 @@ def _of_same_bits(records: Sequence[PassRecord], place: Place) -> Instead | None
         remedy = _remedy(tap, name)
     else:
         remedy = f"record it under its own name, after its operation has run: {name} comes before it"
-    return Instead(f"in pass {index} it holds {name} to the last bit", remedy, exact=True)
+    return Contents(f"in pass {index} it holds {name} to the last bit", remedy, exact=True)
 
 
 def _remedy(tap: str, held: str) -> str:
@@ -121,21 +121,21 @@ def _same(a: TapArray, b: TapArray, by_row: bool) -> bool:
     return bool(a.array.any()) and a.array.tobytes() == b.array.tobytes()
 
 
-def _of_another_pass(records: Sequence[PassRecord], place: Place) -> Instead | None:
+def _of_another_pass(records: Sequence[PassRecord], place: Place) -> Contents | None:
     index, tap = place
     taken = records[index].taps[tap]
     for other, record in enumerate(records):
         found = record.taps.get(tap)
         if other != index and found is not None and _same(replace(found, rows=taken.rows), taken, by_row=True):
             what = f"in pass {index} it holds its own values of pass {other} to the last bit"
-            return Instead(what, "copy the tensor in every pass: its buffer is used again", exact=True)
+            return Contents(what, "copy the tensor in every pass: its buffer is used again", exact=True)
     return None
 
 
 # --- computed from what is recorded ---------------------------------------------------------------------------
 
 
-def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeights) -> Instead | None:
+def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeights) -> Contents | None:
     """Compare with what the specification computes from the tensor's inputs, and with that permuted or scaled."""
     try:
         context = RecordedOp.of_records(op, records, weights.config, weights, index=index)
@@ -146,13 +146,13 @@ def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeight
     axis = token_axis(op.output)
     for name, made in _permuted(op, expected, weights.config.n_heads):
         if _fits(recorded, made, axis):
-            return Instead(
+            return Contents(
                 f"in pass {index} it holds its own values with the axes in the order {name}",
                 "write the array in the order of docs/trace-format.md, the last axis running fastest",
             )
     factor = _factor(context, recorded, expected)
     if factor is not None:
-        return Instead(
+        return Contents(
             f"in pass {index} it holds {factor:.4g} times its values",
             "record the tensor as docs/trace-format.md defines it, before it is scaled or after",
         )
@@ -166,7 +166,7 @@ def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeight
                 continue
             if made.size == recorded.size and _fits(recorded, made.reshape(recorded.shape), axis):
                 what = f"in pass {index} it holds what {reader.output} has to be"
-                return Instead(what, _remedy(op.output, reader.output))
+                return Contents(what, _remedy(op.output, reader.output))
     return None
 
 
