@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crossval.audit.bounds import Arithmetic, Reading
-from crossval.audit.bounds.approx import Approx, exact, joined, recorded
-from crossval.audit.segments import Cells, Outcome, Part, Segment
-from crossval.audit.state import Computed, Covered, Output, PassState, Pending, Value
+from crossval.audit.bounds import Arithmetic
+from crossval.audit.bounds.approx import Approx, joined, recorded
+from crossval.audit.segments import Cells, Outcome, Readings, Segment
+from crossval.audit.state import Computed, Covered, Output, Part, PassState, Pending, Value
 from crossval.model.op import Op, WeightSource
 from crossval.model.taps import is_state, state_source
 from crossval.passes import TapArray
@@ -24,7 +24,7 @@ class Assembly:
     """Of all passes, in order; those before a segment's hold the KV cache."""
     weights: WeightSource
     arithmetic: Arithmetic
-    preferred: Mapping[str, Reading]
+    preferred: Readings
 
     def segment(self, output: Output) -> tuple[Segment, dict[str, Covered]]:
         """Return the operations between recorded tensors and an output, with what they read.
@@ -51,19 +51,7 @@ class Assembly:
                 if name not in made and name not in inputs:
                     inputs[name], covers[name] = self._part(name, state)
                 covers[one.output] |= covers[name]
-        positions = np.asarray(state.plan.positions, np.int64)
-        inputs.setdefault("positions", Part(exact(positions), state.all_rows))
-        found = Segment(
-            ops,
-            inputs,
-            cells,
-            state.n_tokens,
-            self.weights,
-            self.arithmetic,
-            output.tap,
-            self.preferred,
-            state.flips,
-        )
+        found = Segment(output, ops, inputs, cells, self.weights, self.arithmetic, self.preferred)
         return found, covers
 
     def _part(self, name: str, state: PassState) -> tuple[Part, Covered]:

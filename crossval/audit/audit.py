@@ -135,7 +135,7 @@ class _Engine:
         except ValueError as error:
             return ev.unchecked(output, str(error)), frozenset()
         if not outcome.beyond and not outcome.excused:
-            preferred.update(found.readings.by_name)
+            preferred.update(found.readings)
         keep(output.state, outcome, covers)
         return ev.judge_segment(output, outcome, covered), covered
 

@@ -143,8 +143,8 @@ def judge_segment(output: Output, outcome: Outcome, covered: Covered) -> OpCheck
     """
     found, n_ops = outcome.segment, 1 + len(covered)
     ratio, expected, allowed = found.ratio(found.parts)
-    rows = [i for i, row in enumerate(found.rows) if row in outcome.beyond]
-    rows = rows or [i for i, row in enumerate(found.rows) if row not in outcome.excused]
+    rows = [i for i, row in enumerate(output.rows) if row in outcome.beyond]
+    rows = rows or [i for i, row in enumerate(output.rows) if row not in outcome.excused]
     worst: dict[str, Any] = {}
     if rows:
         shown, axis = np.full(ratio.shape, -1.0), output.op.token_axis
@@ -153,14 +153,19 @@ def judge_segment(output: Output, outcome: Outcome, covered: Covered) -> OpCheck
     if outcome.excused and not outcome.beyond:
         worst.update(within=outcome.within, n_within=len(outcome.excused))
     n_flips = outcome.n_flips
-    flips = f"{n_flips} int8 flips at rounding ties explained" if n_flips else ""
+    notes = [
+        f"segment of {n_ops} operations",
+        *(reading.name for reading in found.readings.values() if reading.name),
+    ]
+    if n_flips:
+        notes.append(f"{n_flips} int8 flips at rounding ties explained")
     return _check(
         output,
         "guilty" if outcome.beyond else "within" if outcome.excused else "ok",
         n_beyond=len(outcome.beyond),
         n_ops=n_ops,
         flips=n_flips,
-        note="; ".join(filter(None, (f"segment of {n_ops} operations", str(found.readings), flips))),
+        note="; ".join(notes),
         **worst,
     )
 

@@ -158,7 +158,7 @@ class _Search:
     """What a tensor really contains."""
 
     def run(self) -> tuple[set[Place], AuditResult] | None:
-        """Return the incorrectly recorded tensors and the audit that does not rely on them; None: there are none."""
+        """Return the incorrectly recorded tensors and the audit without relying on them; None: there are none."""
         wrong = {place for place, check in self.checks.items() if check.wrong}
         groups = _groups(self._suspects(wrong))
         if not groups or len(groups) > MOST_GROUPS:

@@ -13,14 +13,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit.segments import Part
+from crossval.audit.bounds.approx import Approx
 from crossval.capture import Place
+from crossval.model.kinds import FloatArray
 from crossval.model.op import Op
 from crossval.model.taps import is_state, take_rows, visible
 from crossval.passes import PassPlan, TapArray
 
 Covered = frozenset[Place]
 """Operations, by their output, whose results were computed here and not recorded."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A result of an operation, or what one reads, for some rows of the pass."""
+
+    approx: Approx
+    rows: tuple[int, ...]
+    n_open: FloatArray | None = None
+    """Per row, ties among what it was computed from that nothing has decided; None: it was recorded."""
+
+    def open_up_to(self, row: int, *, alone: bool) -> float:
+        """Return the undecided ties of a row, or of all rows up to it."""
+        if self.n_open is None:
+            return 0.0
+        rows = np.asarray(self.rows)
+        return float(self.n_open[(rows == row) if alone else (rows <= row)].sum())
 
 
 @dataclass(frozen=True)
