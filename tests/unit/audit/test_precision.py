@@ -81,20 +81,29 @@ def test_a_healthy_engine_is_clean_and_its_precision_is_a_finding_of_its_own(shi
     assert found.unit_roundoff == FORMATS[style.compute].unit_roundoff
 
 
-@pytest.mark.parametrize("style", [s for s in NARROW if s.scale != "fake"], ids=names)
-@pytest.mark.parametrize("name", MISTAKES)
-def test_the_first_operation_beyond_the_precision_is_the_answer(shipped_model, style, name):
-    tap, _ = MISTAKES[name]
-    result = examined(shipped_model, style, Mistake(name))
-    assert result.verdict == "guilty"
-    assert wrong_tap(result) == tap
-    assert precision_of(result).dtype == style.compute
+WRONG: list[tuple[Style, Mistake | None, str]] = [
+    *((s, Mistake(name), MISTAKES[name][0]) for s in NARROW if s.scale != "fake" for name in MISTAKES),
+    # a stated format of the cache hides nothing, one that is not stated is a bug
+    *(
+        (Style("f32", kv=kv, states=True), Mistake(name), MISTAKES[name][0])
+        for kv in ("bf16", "f16")
+        for name in ("kq scale", "ffn_sub_norm skipped", "SiLU", "128 levels")
+    ),
+    (Style("f32", kv="bf16"), None, "blk.0.kq"),
+    # in all layers: a wrong eps is found where inputs are small
+    *((Style(compute), Mistake("attn_norm eps", layer=None), "blk.0.attn_norm") for compute in ("bf16", "f16")),
+    (Style("bf16"), Mistake("SiLU", layer=None), "blk.0.ffn_act"),
+]
 
 
-@pytest.mark.parametrize("style", [Style("bf16"), Style("f16")], ids=names)
-def test_a_wrong_epsilon_is_found_where_inputs_are_small(shipped_model, style):
-    result = examined(shipped_model, style, Mistake("attn_norm eps", layer=None))
-    assert wrong_tap(result) == "blk.0.attn_norm"
+@pytest.mark.parametrize(("style", "mistake", "tap"), WRONG, ids=str)
+def test_the_first_operation_outside_its_bound_is_found(shipped_model, style, mistake, tap):
+    result = examined(shipped_model, style, mistake)
+    assert (result.verdict, wrong_tap(result)) == ("guilty", tap)
+    if style.compute == "f32":
+        assert result.precision is None
+    else:
+        assert (precision_of(result).dtype, precision_of(result).scope) == (style.compute, "all")
 
 
 @pytest.mark.parametrize("style", [Style("bf16"), Style("f16")], ids=names)
@@ -118,19 +127,6 @@ def test_a_stated_format_of_the_cache_is_no_defect(shipped_model, compute, kv):
         assert result.precision is None
         readings = {check.reading for check in result.checks if check.tap.endswith(".kq")}
         assert readings == {f"k in {kv.upper()}"}
-
-
-@pytest.mark.parametrize("name", ["kq scale", "ffn_sub_norm skipped", "SiLU", "128 levels"])
-@pytest.mark.parametrize("kv", ["bf16", "f16"])
-def test_a_stated_cache_hides_nothing(shipped_model, kv, name):
-    result = examined(shipped_model, Style("f32", kv=kv, states=True), Mistake(name))
-    assert wrong_tap(result) == MISTAKES[name][0]
-
-
-def test_a_bfloat16_cache_that_is_not_stated_stays_a_defect(shipped_model):
-    result = examined(shipped_model, Style("f32", kv="bf16"))
-    assert wrong_tap(result) == "blk.0.kq"
-    assert result.precision is None
 
 
 def test_a_cache_stated_to_be_binary32_may_not_be_rounded(shipped_model):
@@ -225,12 +221,6 @@ def test_such_a_record_still_shows_a_mistake(shipped_model, form, name):
     assert wrong_tap(result) == MISTAKES[name][0]
 
 
-def test_one_operation_that_is_wrong_in_all_layers_is_not_taken_for_a_record(shipped_model):
-    result = examined(shipped_model, Style("bf16"), Mistake("SiLU", layer=None))
-    assert wrong_tap(result) == "blk.0.ffn_act"
-    assert precision_of(result).scope == "all"
-
-
 # --- overflow -------------------------------------------------------------------------------------------------
 
 
@@ -289,36 +279,28 @@ def random(n: int = 200) -> np.ndarray:
     return np.random.default_rng(n).standard_normal((1, n))
 
 
-def test_what_says_nothing_is_no_evidence():
-    survey = Survey()
-    survey.add({"inp_embd": TapArray(F16.round(random()).astype(np.float32))})
-    survey.add(taken(q=np.zeros((1, 500)), k=np.full((1, 500), 0.5), v=np.full((1, 500), np.nan)))
-    assert survey.found(Numerics()) is None
+BF16_OF = {name: BF16.round(random()) for name in ("q", "k", "v")}
 
 
-@pytest.mark.parametrize("n_taps", range(MIN_TAPS + 1))
-def test_few_tensors_are_no_evidence(n_taps):
+@pytest.mark.parametrize(
+    ("arrays", "dtype"),
+    [
+        (BF16_OF, "bf16"),  # most values of bfloat16 are of binary16, too
+        (dict(list(BF16_OF.items())[: MIN_TAPS - 1]), None),
+        ({}, None),
+        ({name: BF16.round(random(20)) for name in ("q", "k", "v")}, None),
+        ({"q": np.zeros((1, 500)), "k": np.full((1, 500), 0.5), "v": np.full((1, 500), np.nan)}, None),
+    ],
+    ids=["enough", "few tensors", "none", "few values", "values that say nothing"],
+)
+def test_a_format_needs_evidence_unless_it_is_stated(arrays, dtype):
     survey = Survey()
-    survey.add(taken(**{name: BF16.round(random()) for name in ("q", "k", "v")[:n_taps]}))
+    survey.add({"inp_embd": TapArray(F16.round(random()).astype(np.float32)), **taken(**arrays)})
     found = survey.found(Numerics())
-    assert (found is not None) == (n_taps >= MIN_TAPS)
+    assert (found and found.dtype) == dtype
     stated = survey.found(Numerics(compute_dtype="bf16"))
     assert stated is not None
     assert stated.declared
-
-
-def test_few_values_are_no_evidence():
-    survey = Survey()
-    survey.add(taken(**{name: BF16.round(random(20)) for name in ("q", "k", "v")}))
-    assert survey.found(Numerics()) is None
-
-
-def test_bfloat16_is_not_taken_for_binary16():
-    survey = Survey()
-    survey.add(taken(**{name: BF16.round(random()) for name in ("q", "k", "v")}))
-    found = survey.found(Numerics())
-    assert found is not None
-    assert found.dtype == "bf16"
 
 
 def test_a_receipt_holds_the_finding_and_where_it_is_missing_nothing_is_said():
