@@ -144,10 +144,8 @@ class Segment:
         Raises:
             ValueError: the recorded array has another shape.
         """
-        part = made[self.output.op.output]
-        target = taps.take_rows(self.output.op.output, self.output.array, self.output.rows, part.rows).astype(
-            np.float64
-        )
+        output, part = self.output, made[self.output.op.output]
+        target = taps.take_rows(output.op.output, output.array, output.rows, part.rows).astype(np.float64)
         expected, bound = part.approx.value, part.approx.total
         if target.shape != expected.shape:
             raise ValueError(f"expected shape {expected.shape}, recorded {target.shape}")
@@ -245,10 +243,8 @@ class Segment:
 
     def _allowed(self) -> Iterator[Readings]:
         """Yield the allowed readings of the segment's operations, all operations of a name being read alike."""
-        n_rows = len(self.output.rows)
-        allowed = {
-            op.name: bounds.readings(op, self.arithmetic, self.output.state.n_tokens, n_rows) for op in self.ops
-        }
+        n_tokens, n_rows = len(self.every_row), len(self.output.rows)
+        allowed = {op.name: bounds.readings(op, self.arithmetic, n_tokens, n_rows) for op in self.ops}
         allowed = {name: found for name, found in allowed.items() if any(any(r.rounded) for r in found)}
         ranked = [_first(self.preferred.get(name), found) for name, found in allowed.items()]
         for combination in itertools.product(*ranked):
