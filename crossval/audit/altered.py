@@ -1,4 +1,4 @@
-"""Passes read otherwise than they were recorded: without some arrays, in another order, as of other tokens."""
+"""Passes read differently than they were recorded: without some arrays, in another order, as of other tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crossval.passes import PassPlan, PassRecord, Runner
 
 @dataclass(frozen=True)
 class Altered:
-    """The passes of another source, read otherwise."""
+    """The passes of another source, read differently."""
 
     source: Source
     plans: Sequence[PassPlan]

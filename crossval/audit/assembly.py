@@ -3,65 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from crossval.audit.bounds import Arithmetic, Reading
-from crossval.audit.bounds.approx import Approx, exact, joined, recorded
-from crossval.audit.segments import Cells, Outcome, Part, Segment
-from crossval.audit.state import Computed, Covered, PassState, Pending, Value
+from crossval.audit.bounds import Arithmetic
+from crossval.audit.bounds.approx import Approx, joined, recorded
+from crossval.audit.segments import Cells, Outcome, Readings, Segment
+from crossval.audit.state import Computed, Covered, Output, Part, PassState, Pending, Value
 from crossval.model.op import Op, WeightSource
 from crossval.model.taps import is_state, state_source
 from crossval.passes import TapArray
 
 
-def segment(
-    op: Op,
-    states: Sequence[PassState],
-    state: PassState,
-    tap: TapArray,
-    weights: WeightSource,
-    arithmetic: Arithmetic,
-    preferred: Mapping[str, Reading],
-) -> tuple[Segment, dict[str, Covered]]:
-    """Return the operations between recorded tensors and ``op``, with what they read.
+@dataclass(frozen=True)
+class Assembly:
+    """What the segments of one engine are made of."""
 
-    ``states``: of all passes, in order; those before this one hold the KV cache. Also returns, for every tensor of
-    the segment, the unrecorded ones it was computed from, itself included.
+    states: Sequence[PassState]
+    """Of all passes, in order; those before a segment's hold the KV cache."""
+    weights: WeightSource
+    arithmetic: Arithmetic
+    preferred: Readings
 
-    Raises:
-        ValueError: a tensor is needed and was recorded for other tokens only.
-    """
-    ops = _closure(op, state)
-    made = {one.output for one in ops}
-    inputs: dict[str, Part] = {}
-    cells: dict[str, Cells] = {}
-    covers: dict[str, Covered] = {}
-    for one in ops:
-        covers[one.output] = frozenset({(state.index, one.output)})
-        for name in one.inputs:
-            if is_state(name):
-                if name not in cells:
-                    found = _cells(name, states, state, weights, arithmetic, preferred)
-                    cells[name], covers[name] = found
+    def segment(self, output: Output) -> tuple[Segment, dict[str, Covered]]:
+        """Return the operations between recorded tensors and an output, with what they read.
+
+        Also returns, for every tensor of the segment, the unrecorded ones it was computed from, itself included.
+
+        Raises:
+            ValueError: a tensor is needed and was recorded for other tokens only.
+        """
+        state = output.state
+        ops = _closure(output.op, state)
+        made = {one.output for one in ops}
+        inputs: dict[str, Part] = {}
+        cells: dict[str, Cells] = {}
+        covers: dict[str, Covered] = {}
+        for one in ops:
+            covers[one.output] = frozenset({(state.index, one.output)})
+            for name in one.inputs:
+                if is_state(name):
+                    if name not in cells:
+                        cells[name], covers[name] = self._cells(state_source(name), state)
+                    covers[one.output] |= covers[name]
+                    name = state_source(name)
+                if name not in made and name not in inputs:
+                    inputs[name], covers[name] = self._part(name, state)
                 covers[one.output] |= covers[name]
-                name = state_source(name)
-            if name not in made and name not in inputs:
-                inputs[name], covers[name] = _part(name, state, arithmetic)
-            covers[one.output] |= covers[name]
-    positions = np.asarray(state.plan.positions, np.int64)
-    inputs.setdefault("positions", Part(exact(positions), state.all_rows))
-    return Segment(ops, inputs, cells, state.n_tokens, weights, arithmetic, tap, preferred, state.flips), covers
+        found = Segment(output, ops, inputs, cells, self.weights, self.arithmetic, self.preferred)
+        return found, covers
 
+    def _part(self, name: str, state: PassState) -> tuple[Part, Covered]:
+        """Return what a segment reads, and what was computed for it."""
+        value = state.value(name)
+        if isinstance(value, Computed):
+            return value.part, value.covered
+        if isinstance(value, Value):
+            return Part(recorded(value.array, self.arithmetic), value.rows), frozenset()
+        raise ValueError(f"{name} was not recorded and cannot be computed")
 
-def _part(name: str, state: PassState, arithmetic: Arithmetic) -> tuple[Part, Covered]:
-    """Return what a segment reads, and what was computed for it."""
-    value = state.value(name)
-    if isinstance(value, Computed):
-        return value.part, value.covered
-    if isinstance(value, Value):
-        return Part(recorded(value.array, arithmetic), value.rows), frozenset()
-    raise ValueError(f"{name} was not recorded and cannot be computed")
+    def _cells(self, source: str, state: PassState) -> tuple[Cells, Covered]:
+        """Return the rows of a KV cache that earlier passes left, and what was computed for them."""
+        parts: list[Approx] = []
+        covered: Covered = frozenset()
+        n_open = 0.0
+        for earlier in self.states[: state.index]:
+            value = earlier.value(source)
+            if isinstance(value, Pending):  # nothing recorded in that pass depended on it
+                self._resolve(value.op, earlier)
+            part, computed = self._part(source, earlier)
+            if part.rows != earlier.all_rows:
+                raise ValueError(f"{source} of pass {earlier.index} was not recorded for all of its tokens")
+            parts.append(part.approx)
+            covered |= computed
+            n_open += part.open_up_to(earlier.n_tokens, alone=False)
+        return Cells(joined(*parts) if parts else None, n_open), covered
+
+    def _resolve(self, op: Op, state: PassState) -> None:
+        """Compute a pending tensor without judging anything; its ties stay open."""
+        nothing = TapArray(np.zeros(0, np.float32))
+        found, covers = self.segment(Output(op, state, nothing))
+        found.compute()
+        state.values[op.output] = Computed(found.part_of(op.output), covers[op.output])
 
 
 def _closure(op: Op, state: PassState) -> tuple[Op, ...]:
@@ -79,57 +103,7 @@ def _closure(op: Op, state: PassState) -> tuple[Op, ...]:
     return tuple(found.values())
 
 
-def _cells(
-    name: str,
-    states: Sequence[PassState],
-    state: PassState,
-    weights: WeightSource,
-    arithmetic: Arithmetic,
-    preferred: Mapping[str, Reading],
-) -> tuple[Cells, Covered]:
-    """Return the rows of a KV cache that the passes before this one left, and what was computed for them."""
-    source = state_source(name)
-    parts: list[Approx] = []
-    covered: Covered = frozenset()
-    n_open = 0.0
-    rows: tuple[int, ...]
-    for earlier in states[: state.index]:
-        value = earlier.values.get(source)
-        if isinstance(value, Pending):  # nothing recorded in that pass depended on it
-            value = _resolve(value.op, states, earlier, weights, arithmetic, preferred)
-        if isinstance(value, Computed):
-            parts.append(value.part.approx)
-            rows, covered = value.part.rows, covered | value.covered
-            n_open += value.part.open_up_to(earlier.n_tokens, alone=False)
-        elif isinstance(value, Value):
-            parts.append(recorded(value.array, arithmetic))
-            rows = value.rows
-        else:
-            rows = ()
-        if rows != earlier.all_rows:
-            raise ValueError(f"{source} of pass {earlier.index} was not recorded for all of its tokens")
-    return Cells(joined(*parts) if parts else None, n_open), covered
-
-
-def _resolve(
-    op: Op,
-    states: Sequence[PassState],
-    state: PassState,
-    weights: WeightSource,
-    arithmetic: Arithmetic,
-    preferred: Mapping[str, Reading],
-) -> Computed:
-    """Compute a pending tensor without judging anything; its ties stay open."""
-    nothing = TapArray(np.zeros(0, np.float32))
-    found, covers = segment(op, states, state, nothing, weights, arithmetic, preferred)
-    found.compute()
-    done = Computed(found.part_of(op.output), covers[op.output])
-    state.values[op.output] = done
-    return done
-
-
 def keep(state: PassState, outcome: Outcome, covers: Mapping[str, Covered]) -> None:
     """Make what a segment computed readable for what comes after it."""
-    found = outcome.segment
-    for op in found.ops[:-1]:
+    for op in outcome.segment.ops[:-1]:
         state.values[op.output] = Computed(outcome.part_of(op.output), covers[op.output])

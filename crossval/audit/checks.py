@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from crossval.audit import bounds
 from crossval.audit.precision import Precision
+from crossval.capture import Place
 from crossval.model import taps
 from crossval.passes import PassKind
 
 CheckStatus = Literal["ok", "within", "guilty", "invalid", "unchecked"]
 """``within``: a segment that agrees up to a distance at which int8 rounding ties and small errors look alike;
 ``invalid``: NaN, infinity or a wrong shape; ``unchecked``: an input or the output was not recorded."""
+WRONG: tuple[CheckStatus, ...] = ("guilty", "invalid")
+"""The states of a wrong operation."""
 AuditVerdict = Literal["clean", "within", "guilty", "incomplete"]
 
 MIN_SUMS, MOST_SUMS = 6, 0.9
-"""How many additions and products, and which share, have to be off before their inputs are not believed."""
+"""How many additions and products, and which fraction, have to be off before their inputs are not believed."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,14 @@ class OpCheck:
     """Largest ``|recorded - expected| / bound``; at most 1 is ``ok``. None when nothing could be computed."""
     n_elements: int
     n_beyond: int
-    """Elements (of a segment: tokens) beyond their bound."""
+    """Elements (of a segment: tokens) outside their bound."""
     n_ops: int = 1
     """Operations between the recorded inputs and the output: 1, or more for a segment."""
     flips: int = 0
     """Int8 activations on the other side of a rounding tie that explain a BitLinear's integers exactly."""
     worst: Worst | None = None
     reading: str | None = None
-    """Which of the allowed places of rounding to F16 fits best, where an engine did not say."""
+    """Which allowed rounding of its inputs fits best, where there is a choice."""
     note: str | None = None
     within: float | None = None
     """Of a segment that is ``within``: largest relative L2 distance of a token that could not be explained."""
@@ -64,6 +67,16 @@ class OpCheck:
     """Elements that are NaN or infinite; with any, the check is ``invalid``."""
     spans: tuple[str, ...] = ()
     """Of a segment: full names of the taps that were computed because they were not recorded."""
+
+    @property
+    def wrong(self) -> bool:
+        """Whether it is outside its bound, or cannot be judged because of what was recorded."""
+        return self.status in WRONG
+
+    @property
+    def place(self) -> Place:
+        """Index of the pass and full name of the tap."""
+        return self.pass_index, self.tap
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ class Misrecorded:
     """Full names, in execution order."""
     passes: tuple[int, ...]
     explanation: str
-    """How that is known, and what was recorded instead where that can be told."""
+    """How that is known, and what the arrays really contain where that can be told."""
     remedy: str
 
 
@@ -93,22 +106,27 @@ class AuditResult:
     first_guilty: OpCheck | None
     verdict: AuditVerdict
     misrecorded: tuple[Misrecorded, ...] = ()
-    """What the recording, not the engine, is to blame for; it is not among the checks."""
+    """Recording errors: what they concern is not among the checks."""
     precision: Precision | None = None
     """The 16-bit format the engine computes in, or some of its tensors are in."""
 
 
 def decide(checks: Sequence[OpCheck], n_ops: int, n_covered: int) -> AuditVerdict:
-    """Return the verdict that follows from the checks.
+    """Return the verdict that follows from the checks."""
+    states = [check.status if check.wrong or check.n_elements > 0 else "unchecked" for check in checks]
+    return verdict_of_states(states, n_ops, n_covered)
 
-    One ``guilty`` check decides; a missing one leaves the verdict open; agreement within a distance proves less.
+
+def verdict_of_states(states: Collection[CheckStatus], n_ops: int, n_covered: int) -> AuditVerdict:
+    """Return the verdict of an audit that judged ``n_covered`` of ``n_ops`` operations.
+
+    One wrong operation decides; a missing one leaves the verdict open; agreement within a distance proves less.
     """
-    if any(check.status in ("guilty", "invalid") for check in checks):
+    if any(state in WRONG for state in states):
         return "guilty"
-    judged = bool(checks) and all(check.status in ("ok", "within") and check.n_elements > 0 for check in checks)
-    if not judged or n_covered != n_ops or n_ops <= 0:
+    if not states or "unchecked" in states or n_covered != n_ops or n_ops <= 0:
         return "incomplete"
-    return "within" if any(check.status == "within" for check in checks) else "clean"
+    return "within" if "within" in states else "clean"
 
 
 def unless_misrecorded(verdict: AuditVerdict, n_misrecorded: int) -> AuditVerdict:
@@ -116,14 +134,18 @@ def unless_misrecorded(verdict: AuditVerdict, n_misrecorded: int) -> AuditVerdic
     return "incomplete" if n_misrecorded and verdict != "guilty" else verdict
 
 
-def first_guilty(checks: Iterable[OpCheck], n_layers: int) -> OpCheck | None:
+def first_guilty(checks: Iterable[OpCheck]) -> OpCheck | None:
     """Return the wrong check that was executed first: earliest pass, then earliest operation."""
-    guilty = [check for check in checks if check.status in ("guilty", "invalid")]
-    return min(guilty, key=lambda c: (c.pass_index, taps.execution_index(c.tap, n_layers)), default=None)
+    return min((check for check in checks if check.wrong), key=lambda check: in_order(check.place), default=None)
+
+
+def in_order(place: Place) -> tuple[int, int]:
+    """Return a key that sorts outputs by pass, then by execution."""
+    return place[0], taps.execution_index(place[1])
 
 
 def only_recorded(found: Precision, checks: Iterable[OpCheck]) -> bool:
-    """Return whether an engine held to a format it does not state shows that it has more digits than it recorded.
+    """Return whether an engine judged at a format it does not state has more digits than it recorded.
 
     One rounding of an exact result of recorded values is all that an addition or a product may be off. Where
     almost none keeps to that, in any layer, it is not these that are wrong: they had other inputs than were

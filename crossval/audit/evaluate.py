@@ -1,4 +1,4 @@
-"""One operation of one pass: gather what it read, recompute it, judge what was recorded."""
+"""One recorded output: recompute it from what its operation read, and judge it."""
 
 from __future__ import annotations
 
@@ -12,51 +12,34 @@ import numpy.typing as npt
 
 from crossval.audit import bounds, precision
 from crossval.audit.bounds import Arithmetic, integers
-from crossval.audit.checks import OpCheck, Worst
+from crossval.audit.checks import CheckStatus, OpCheck, Worst
 from crossval.audit.segments import Outcome
-from crossval.audit.state import Covered, PassState
+from crossval.audit.state import Covered, Output
 from crossval.formats import F32
 from crossval.model.kinds import FloatArray, TernaryMatrix, Weight, widen
-from crossval.model.op import Op, WeightSource
-from crossval.model.taps import shape_hint, visible
-from crossval.passes import TapArray
+from crossval.model.op import WeightSource
+from crossval.model.taps import shape_hint
+
+Arrays = Sequence[npt.NDArray[Any]]
 
 
-def check(
-    op: Op,
-    state: PassState,
-    tap: TapArray,
-    inputs: Sequence[npt.NDArray[Any]],
-    weights: WeightSource,
-    arithmetic: Arithmetic,
-) -> OpCheck:
-    """Judge one recorded output against the specification of its recorded inputs."""
-    unusable = invalid(op, state, tap)
+def check(output: Output, inputs: Arrays, weights: WeightSource, arithmetic: Arithmetic) -> OpCheck:
+    """Judge an output against the specification of its recorded inputs."""
+    op, unusable = output.op, invalid(output)
     loaded = [weights[name] for name in op.weights]
     if unusable is not None:
-        return replace(unusable, note=_overflow(op, tap, inputs, loaded) or unusable.note)
+        return replace(unusable, note=_overflow(output, inputs, loaded) or unusable.note)
     if loaded and isinstance(loaded[0], TernaryMatrix):
-        return _check_bitlinear(op, state, tap, inputs[0], loaded[0], arithmetic)
+        return _check_bitlinear(output, inputs[0], loaded[0], arithmetic)
     found = []
-    for reading in bounds.readings(op, arithmetic, state.n_tokens, tap.array.shape[0]):
-        arrays = round_inputs(inputs, reading)
+    for reading in bounds.readings(op, arithmetic, output.state.n_tokens, output.array.shape[0]):
+        arrays = [reading.apply(index, array) for index, array in enumerate(inputs)]
         expected = op.function(*arrays, *loaded)
         allowed = bounds.bound(op, arrays, expected, loaded, arithmetic)
-        allowed = allowed + arithmetic.cached(op, expected, tap.array)
-        inside = precision.overflow_inside(op, arrays, tap.array, arithmetic)
-        found.append(judge(op, state, tap, expected, allowed, reading=reading.name or None, note=inside))
+        allowed = allowed + arithmetic.cached(op, expected, output.array)
+        inside = precision.overflow_inside(op, arrays, output.array, arithmetic)
+        found.append(_judge(output, expected, allowed, reading=reading.name or None, note=inside))
     return best(found)
-
-
-def _overflow(op: Op, tap: TapArray, inputs: Sequence[npt.NDArray[Any]], loaded: Sequence[Weight]) -> str | None:
-    """Say that what is not finite is too large for a format, where finite inputs make it so; None otherwise."""
-    if not all(np.isfinite(array).all() for array in inputs):
-        return None
-    try:
-        expected = op.function(*map(widen, inputs), *loaded)
-    except ValueError:  # an input of the wrong shape, which has its own check
-        return None
-    return precision.overflow(tap.array, expected)
 
 
 def best(checks: Sequence[OpCheck]) -> OpCheck:
@@ -65,210 +48,155 @@ def best(checks: Sequence[OpCheck]) -> OpCheck:
 
 
 def check_head(
-    op: Op,
-    state: PassState,
-    tap: TapArray,
+    output: Output,
     x: FloatArray,
     expected: FloatArray,
     norms: FloatArray,
     arithmetic: Arithmetic,
     reading: bounds.Reading,
 ) -> OpCheck:
-    """Judge recorded logits whose expected values were computed together with others'."""
-    unusable = invalid(op, state, tap)
+    """Judge logits whose expected values were computed together with others'.
+
+    ``x``: the head's input as the reading has it; ``norms``: of the table's rows.
+    """
+    unusable = invalid(output)
     if unusable is not None:
-        why = precision.overflow(tap.array, expected) if np.isfinite(x).all() else None
+        why = precision.overflow(output.array, expected) if np.isfinite(x).all() else None
         return replace(unusable, note=why or unusable.note)
     allowed = bounds.head_bound(x, norms, arithmetic, expected)
-    return judge(op, state, tap, expected, allowed, reading=reading.name or None)
+    return _judge(output, expected, allowed, reading=reading.name or None)
 
 
-def round_inputs(arrays: Sequence[npt.NDArray[Any]], reading: bounds.Reading) -> list[npt.NDArray[Any]]:
-    """Widen an op's inputs to float64, some of them through a 16-bit format."""
-    return [reading.apply(index, array) for index, array in enumerate(arrays)]
+def _overflow(output: Output, inputs: Arrays, loaded: Sequence[Weight]) -> str | None:
+    """Say that what is not finite is too large for a format, where finite inputs make it so; None otherwise."""
+    if not all(np.isfinite(array).all() for array in inputs):
+        return None
+    try:
+        expected = output.op.function(*map(widen, inputs), *loaded)
+    except ValueError:  # an input of the wrong shape, which has its own check
+        return None
+    return precision.overflow(output.array, expected)
 
 
 def _check_bitlinear(
-    op: Op,
-    state: PassState,
-    tap: TapArray,
-    x: npt.NDArray[Any],
-    weight: TernaryMatrix,
-    arithmetic: Arithmetic,
+    output: Output, x: npt.NDArray[Any], weight: TernaryMatrix, arithmetic: Arithmetic
 ) -> OpCheck:
-    n_rows = tap.array.shape[0]
-    if tap.array[0].size != weight.signs.shape[0] or x[0].size != weight.signs.shape[1]:
-        misfit = f"shape {tap.array.shape} from {x.shape} does not fit a matrix of {weight.signs.shape}"
-        return _check(op, state, "invalid", tap, note=misfit)
-    if arithmetic.recorded is not F32:
-        return _check_unknown_codes(op, state, tap, x.reshape(n_rows, -1), weight, arithmetic)
-    result = integers.check(x.reshape(n_rows, -1), tap.array.reshape(n_rows, -1), weight, arithmetic)
-    expected, allowed = result.expected.reshape(tap.array.shape), result.bound.reshape(tap.array.shape)
-    allowed = allowed + arithmetic.cached(op, expected, tap.array)
+    recorded = output.array
+    if recorded[0].size != weight.signs.shape[0] or x[0].size != weight.signs.shape[1]:
+        misfit = f"shape {recorded.shape} from {x.shape} does not fit a matrix of {weight.signs.shape}"
+        return _check(output, "invalid", note=misfit)
+    x, flat, form = x.reshape(len(x), -1), recorded.reshape(len(recorded), -1), arithmetic.recorded
+    if form is not F32:
+        # what no codes explain is wrong; what some explain is left open, for they need not be the engine's
+        result = integers.check_recorded(x, weight, arithmetic, form)
+        found = _judge(output, result.expected.reshape(recorded.shape), result.bound.reshape(recorded.shape))
+        why = f"its input was recorded in {form.label} only, so its codes are not known"
+        return found if found.wrong else unchecked(output, why)
+    result = integers.check(x, flat, weight, arithmetic)
+    expected = result.expected.reshape(recorded.shape)
+    allowed = result.bound.reshape(recorded.shape) + arithmetic.cached(output.op, expected, recorded)
     note = f"{result.flips} int8 flips at rounding ties explain every integer" if result.flips else None
-    return judge(op, state, tap, expected, allowed, flips=result.flips, note=note)
+    return _judge(output, expected, allowed, flips=result.flips, note=note)
 
 
-def _check_unknown_codes(
-    op: Op,
-    state: PassState,
-    tap: TapArray,
-    x: npt.NDArray[Any],
-    weight: TernaryMatrix,
-    arithmetic: Arithmetic,
-) -> OpCheck:
-    """Convict what no codes explain; what some do is left open, for these need not be the engine's."""
-    form = arithmetic.recorded
-    result = integers.check_recorded(x, weight, arithmetic, form)
-    expected, allowed = result.expected.reshape(tap.array.shape), result.bound.reshape(tap.array.shape)
-    found = judge(op, state, tap, expected, allowed)
-    if found.status == "guilty":
-        return found
-    return unchecked(op, state, tap, f"its input was recorded in {form.label} only, so its codes are not known")
-
-
-def _wrong_shape(op: Op, state: PassState, tap: TapArray, expected: FloatArray) -> OpCheck:
-    note = f"expected shape {expected.shape}, recorded {tap.array.shape}"
-    why = shape_hint(op.output, tap.array.shape, expected.shape)
-    return _check(op, state, "invalid", tap, note=f"{note}: {why}" if why else note)
-
-
-def judge(
-    op: Op,
-    state: PassState,
-    tap: TapArray,
-    expected: FloatArray,
-    allowed: FloatArray,
-    *,
-    flips: int = 0,
-    reading: str | None = None,
-    note: str | None = None,
-) -> OpCheck:
+def _judge(output: Output, expected: FloatArray, allowed: FloatArray, **facts: Any) -> OpCheck:
     """Compare elementwise with a derived bound."""
-    if expected.shape != tap.array.shape:
-        return _wrong_shape(op, state, tap, expected)
-    residual = np.abs(tap.array.astype(np.float64) - expected)
+    shape = output.array.shape
+    if expected.shape != shape:
+        note = f"expected shape {expected.shape}, recorded {shape}"
+        why = shape_hint(output.op.output, shape, expected.shape)
+        return _check(output, "invalid", note=f"{note}: {why}" if why else note)
+    residual = np.abs(output.array.astype(np.float64) - expected)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(residual == 0, 0.0, residual / allowed)
-    seen = _visible(op, state, tap)
+    seen = output.visible
     ratio = ratio if seen is None else np.where(seen, ratio, 0.0)
-    at = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-    worst = float(ratio[at])
+    worst = _worst(output, ratio, expected, allowed)
     return _check(
-        op,
-        state,
-        "ok" if worst <= 1 else "guilty",
-        tap,
-        ratio=worst if math.isfinite(worst) else None,
+        output,
+        "ok" if worst["ratio"] is not None and worst["ratio"] <= 1 else "guilty",
         n_beyond=int(np.count_nonzero(~(ratio <= 1))),
-        worst=_worst(op, state, tap, at, float(expected[at]), float(allowed[at])),
-        flips=flips,
-        reading=reading,
-        note=note,
+        **worst,
+        **facts,
     )
+
+
+def _worst(output: Output, ratio: FloatArray, expected: FloatArray, allowed: FloatArray) -> dict[str, Any]:
+    """Return the element with the largest ratio, and that ratio; None where it is not finite."""
+    at = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+    index = [int(i) for i in at]
+    position = output.state.plan.positions[output.rows[index.pop(output.op.token_axis)]]
+    recorded = float(output.array[at])
+    return {
+        "ratio": float(ratio[at]) if math.isfinite(ratio[at]) else None,
+        "worst": Worst(position, tuple(index), recorded, float(expected[at]), float(allowed[at])),
+    }
 
 
 # --- segments -------------------------------------------------------------------------------------------------
 
 
-def judge_segment(op: Op, state: PassState, tap: TapArray, outcome: Outcome, covered: Covered) -> OpCheck:
+def judge_segment(output: Output, outcome: Outcome, covered: Covered) -> OpCheck:
     """Return the check of a settled segment: its rows outside their bound, else those that fit.
 
-    It spans ``op`` and what it ``covered``, in this pass and, for what the KV cache holds, in those before.
+    It spans the operation and what it ``covered``, in this pass and, for what the KV cache holds, in those before.
     """
-    ratio, expected, allowed = outcome.segment.ratio(outcome.segment.parts)
-    axis = op.token_axis
-    rows = outcome.segment.rows
-    counted = [row for row in rows if row in outcome.beyond] or [row for row in rows if row not in outcome.excused]
-    at: tuple[np.intp, ...] | None = None
-    worst: float | None = None
-    if counted:
-        shown = np.zeros(len(rows), np.bool_)
-        shown[[rows.index(row) for row in counted]] = True
-        masked = np.where(shown if axis == 0 and ratio.ndim == 1 else _along(shown, axis, ratio.ndim), ratio, -1.0)
-        at = np.unravel_index(int(np.argmax(masked)), ratio.shape)
-        worst = float(ratio[at])
-    status = "guilty" if outcome.beyond else "within" if outcome.excused else "ok"
+    found, n_ops = outcome.segment, 1 + len(covered)
+    ratio, expected, allowed = found.ratio(found.parts)
+    rows = [i for i, row in enumerate(output.rows) if row in outcome.beyond]
+    rows = rows or [i for i, row in enumerate(output.rows) if row not in outcome.excused]
+    worst: dict[str, Any] = {}
+    if rows:
+        shown, axis = np.full(ratio.shape, -1.0), output.op.token_axis
+        shown.swapaxes(0, axis)[rows] = ratio.swapaxes(0, axis)[rows]
+        worst = _worst(output, shown, expected, allowed)
+    if outcome.excused and not outcome.beyond:
+        worst.update(within=outcome.within, n_within=len(outcome.excused))
+    n_flips = outcome.n_flips
+    notes = [
+        f"segment of {n_ops} operations",
+        *(reading.name for reading in found.readings.values() if reading.name),
+    ]
+    if n_flips:
+        notes.append(f"{n_flips} int8 flips at rounding ties explained")
     return _check(
-        op,
-        state,
-        status,
-        tap,
-        ratio=worst if worst is not None and math.isfinite(worst) else None,
+        output,
+        "guilty" if outcome.beyond else "within" if outcome.excused else "ok",
         n_beyond=len(outcome.beyond),
-        n_ops=1 + len(covered),
-        worst=None if at is None else _worst(op, state, tap, at, float(expected[at]), float(allowed[at])),
-        flips=outcome.n_flips,
-        within=outcome.within if status == "within" else None,
-        n_within=len(outcome.excused) if status == "within" else 0,
-        note=_segment_note(outcome, 1 + len(covered)),
+        n_ops=n_ops,
+        flips=n_flips,
+        note="; ".join(notes),
+        **worst,
     )
 
 
-def _along(flags: npt.NDArray[np.bool_], axis: int, ndim: int) -> npt.NDArray[np.bool_]:
-    shape = [1] * ndim
-    shape[axis] = flags.size
-    return flags.reshape(shape)
-
-
-def _segment_note(outcome: Outcome, n_ops: int) -> str:
-    found = outcome.segment
-    parts = [f"segment of {n_ops} operations"]
-    if str(found.choice):
-        parts.append(str(found.choice))
-    if outcome.n_flips:
-        parts.append(f"{outcome.n_flips} int8 flips at rounding ties explained")
-    return "; ".join(parts)
-
-
-def invalid(op: Op, state: PassState, tap: TapArray) -> OpCheck | None:
+def invalid(output: Output) -> OpCheck | None:
     """Return the check of a recorded tensor that cannot be judged as it is; None: it can."""
-    why = _misshapen(op, state, tap)
-    if why is not None:
-        return _check(op, state, "invalid", tap, note=why)
-    seen = _visible(op, state, tap)
-    n_bad = int(np.count_nonzero(~np.isfinite(tap.array) & (True if seen is None else seen)))
+    array, axis, n_rows, why = output.array, output.op.token_axis, len(output.rows), ""
+    if array.size == 0:
+        why = "it has no elements"
+    elif array.ndim <= axis or array.shape[axis] != n_rows:
+        why = f"shape {array.shape} does not hold {n_rows} tokens"
+    if why:
+        return _check(output, "invalid", note=why)
+    seen = output.visible
+    n_bad = int(np.count_nonzero(~np.isfinite(array) & (True if seen is None else seen)))
     if not n_bad:
         return None
-    note = f"{n_bad} of {tap.array.size} values are not finite"
-    return _check(op, state, "invalid", tap, n_nonfinite=n_bad, note=note)
+    return _check(output, "invalid", n_nonfinite=n_bad, note=f"{n_bad} of {array.size} values are not finite")
 
 
-def unchecked(op: Op, state: PassState, tap: TapArray, why: str) -> OpCheck:
+def unchecked(output: Output, why: str) -> OpCheck:
     """Return the check of a recorded tensor that nothing can be said about."""
-    return _check(op, state, "unchecked", tap, note=why)
+    return _check(output, "unchecked", note=why)
 
 
-def _visible(op: Op, state: PassState, tap: TapArray) -> npt.NDArray[np.bool_] | None:
-    rows = state.all_rows if tap.rows is None else tap.rows
-    return visible(op.output, tap.array.shape, [state.plan.positions[row] for row in rows])
-
-
-def _misshapen(op: Op, state: PassState, tap: TapArray) -> str | None:
-    if tap.array.size == 0:
-        return "it has no elements"
-    n_rows = state.n_tokens if tap.rows is None else len(tap.rows)
-    if tap.array.ndim <= op.token_axis or tap.array.shape[op.token_axis] != n_rows:
-        return f"shape {tap.array.shape} does not hold {n_rows} tokens"
-    return None
-
-
-def _worst(
-    op: Op, state: PassState, tap: TapArray, at: tuple[np.intp, ...], expected: float, allowed: float
-) -> Worst:
-    index = [int(i) for i in at]
-    row = index.pop(op.token_axis)
-    token = row if tap.rows is None else tap.rows[row]
-    return Worst(state.plan.positions[token], tuple(index), float(tap.array[at]), expected, allowed)
-
-
-def _check(op: Op, state: PassState, status: Any, tap: TapArray, **facts: Any) -> OpCheck:
-    facts = {"ratio": None, "n_beyond": 0, **facts}
+def _check(output: Output, status: CheckStatus, **facts: Any) -> OpCheck:
     return OpCheck(
-        pass_index=state.index,
-        pass_kind=state.plan.kind,
-        tap=op.output,
+        pass_index=output.state.index,
+        pass_kind=output.state.plan.kind,
+        tap=output.op.output,
         status=status,
-        n_elements=int(tap.array.size),
-        **facts,
+        n_elements=int(output.array.size),
+        **{"ratio": None, "n_beyond": 0, **facts},
     )

@@ -9,7 +9,7 @@ from crossval.audit.checks import OpCheck
 from crossval.model import taps
 
 _FEW = 6
-"""So many taps are listed by name."""
+"""Most taps that are listed by name."""
 
 
 def of_check(check: OpCheck) -> dict[str, Any] | None:
@@ -21,19 +21,9 @@ def of_check(check: OpCheck) -> dict[str, Any] | None:
     """
     if not check.spans:
         return None
-    names = sorted({*check.spans}, key=_index)
-    layers = sorted({layer for name in [*names, check.tap] if (layer := taps.parse(name).layer) is not None})
-    between = [name for name in names if taps.parse(name).tap == taps.LAYER_TAPS[-1]]
-    return {
-        "first_layer": layers[0] if layers else None,
-        "last_layer": layers[-1] if layers else None,
-        "first_op": names[0],
-        "record": between or names,
-    }
-
-
-def _index(name: str) -> int:
-    return taps.execution_index(name, 1 << 20)
+    names = sorted({*check.spans}, key=taps.execution_index)
+    outputs = [name for name in names if taps.parse(name).tap == taps.LAYER_TAPS[-1]]
+    return {**_range([*names, check.tap]), "record": outputs or names}
 
 
 def between(tap: str, after: str | None, n_layers: int, optional: Collection[str] = ()) -> dict[str, Any] | None:
@@ -43,15 +33,23 @@ def between(tap: str, after: str | None, n_layers: int, optional: Collection[str
     """
     every = [name for name in taps.all_taps(n_layers) if taps.parse(name).tap not in optional]
     first = 0 if after is None else every.index(after) + 1
-    between = every[first : every.index(tap) + 1]
-    if len(between) < 2:
-        return None
-    layers = [layer for name in between if (layer := taps.parse(name).layer) is not None]
+    names = every[first : every.index(tap) + 1]
+    return _range(names) if len(names) > 1 else None
+
+
+def _range(names: Sequence[str]) -> dict[str, Any]:
+    """Return first and last layer and the first tap of taps in execution order."""
+    layers = layers_of(names)
     return {
         "first_layer": layers[0] if layers else None,
         "last_layer": layers[-1] if layers else None,
-        "first_op": between[0],
+        "first_op": names[0],
     }
+
+
+def layers_of(names: Iterable[str]) -> list[int]:
+    """Return the layers that taps are of, ascending."""
+    return sorted({layer for name in names if (layer := taps.parse(name).layer) is not None})
 
 
 def where(found: Mapping[str, Any]) -> str:
@@ -76,23 +74,29 @@ def where(found: Mapping[str, Any]) -> str:
 
 def narrower(segment: Mapping[str, Any]) -> str:
     """Return what to record to find the error in a segment: ``l_out of layers 6 and 7``."""
-    parsed = [taps.parse(name) for name in segment["record"]]
-    layers = sorted({one.layer for one in parsed if one.layer is not None})
-    if len({one.tap for one in parsed}) == 1 and layers:
-        return f"{parsed[0].tap} of {numbers('layer', layers)}"
-    if len(parsed) <= _FEW or not layers:
-        return listed([str(one) for one in parsed])
+    names, layers = segment["record"], layers_of(segment["record"])
+    ops = {taps.parse(name).tap for name in names}
+    if len(ops) == 1 and layers:
+        return f"{ops.pop()} of {numbers('layer', layers)}"
+    if len(names) <= _FEW or not layers:
+        return listed(names)
     return f"every tap of {numbers('layer', layers)}"
 
 
-def numbers(noun: str, values: Sequence[int]) -> str:
-    """Return ``layer 3``, ``layers 3 and 4``, ``layers 3 to 6`` or ``layers 3, 5 and 8``."""
-    if len(values) == 1:
-        return f"{noun} {values[0]}"
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    if len(values) > 2 and list(values) == list(range(values[0], values[-1] + 1)):
-        return f"{plural} {values[0]} to {values[-1]}"
-    return f"{plural} {listed(map(str, values))}"
+def numbers(noun: str, values: Iterable[int]) -> str:
+    """Return ``layer 3``, ``layers 3 and 4``, ``layers 3 to 6`` or ``layers 0 to 2 and 5``; ascending."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    words: list[str] = []
+    for run in runs:
+        words += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run)
+    if len(runs) == len(runs[0]) == 1:
+        return f"{noun} {words[0]}"
+    return f"{noun}{'es' if noun.endswith('s') else 's'} {listed(words)}"
 
 
 def listed(words: Iterable[str]) -> str:

@@ -12,29 +12,32 @@ import numpy.typing as npt
 from crossval.audit.altered import Altered
 from crossval.audit.checks import Misrecorded
 from crossval.capture import Source
+from crossval.model import taps
 from crossval.model.graphs import op_table
+from crossval.model.kinds import Embedding, Rope
 from crossval.model.op import Op, WeightSource
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord, TapArray, short_list
 
-EMBEDDING = "inp_embd"
-ROTATED = (("blk.0.q", "blk.0.q_rope"), ("blk.0.k", "blk.0.k_rope"))
+(EMBEDDING,) = taps.of_kind(Embedding)
+ROTATIONS = tuple(op.output for op in taps.OPS.values() if isinstance(op.kind, Rope))
+"""Of the first layer."""
 NEAR = 1e-3
-"""Relative L2 of a rotation at the right positions: room for binary16."""
+"""Relative L2 of a rotation at the correct positions: room for binary16."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Refeeding:
-    """Another reading of a recording: what its passes were really fed."""
+    """A recording with what its passes were really fed."""
 
     source: Source
     misrecorded: Misrecorded
 
 
 def token_ids(rows: Array, table: Array) -> list[int] | None:
-    """Return the ids whose embeddings these rows ``(n_tokens, dim)`` are, bit for bit; None when one is none."""
+    """Return the ids whose embeddings these rows ``(n_tokens, dim)`` are, bit for bit; None when one has no id."""
     found = []
     for row in np.asarray(rows, np.float32):
         at = int(np.argmax(np.abs(row)))
@@ -49,8 +52,8 @@ def token_ids(rows: Array, table: Array) -> list[int] | None:
 def words(index: int, found: Sequence[int], given: Sequence[int]) -> str:
     """Say whose embeddings a pass holds."""
     if sorted(found) == sorted(given):
-        return f"inp_embd of pass {index} holds its own tokens in another order: {short_list(found)}"
-    return f"inp_embd of pass {index} belongs to token ids {short_list(found)}, not {short_list(given)}"
+        return f"{EMBEDDING} of pass {index} holds its own tokens in another order: {short_list(found)}"
+    return f"{EMBEDDING} of pass {index} belongs to token ids {short_list(found)}, not {short_list(given)}"
 
 
 def embedded(source: Source, weights: WeightSource, n_passes: int | None = None) -> dict[int, list[int]]:
@@ -63,13 +66,13 @@ def embedded(source: Source, weights: WeightSource, n_passes: int | None = None)
 
 
 def other_order(source: Source, weights: SpecWeights) -> Refeeding | None:
-    """Return the recording with its passes where they fit; None when they fit where they are, or nowhere."""
+    """Return the recording with its passes reordered; None when they fit as they are, or in no order."""
     runner, plans = source.runner, source.plans
     if runner.status != "recorded" or runner.plan is None or len(plans) < 2:
         return None
-    given = source.records([EMBEDDING, *(name for pair in ROTATED for name in pair)])
+    rotations = [op for op in op_table(weights.config) if op.output in ROTATIONS]
+    given = source.records([EMBEDDING, *(name for op in rotations for name in (op.inputs[0], op.output))])
     ids = _ids(given, weights)
-    rotations = [op for op in op_table(weights.config) if op.output in [rotated for _, rotated in ROTATED]]
     belongs: list[int] = []
     for index, plan in enumerate(plans):
         sized = [at for at, other in enumerate(plans) if len(other.token_ids) == len(plan.token_ids)]
@@ -79,7 +82,7 @@ def other_order(source: Source, weights: SpecWeights) -> Refeeding | None:
     moved = [index for index, at in enumerate(belongs) if at != index]
     if not moved or sorted(belongs) != list(range(len(plans))):
         return None
-    shown = [name for name in (EMBEDDING, *(rotated for _, rotated in ROTATED)) if name in given[moved[0]].taps]
+    shown = [name for name in (EMBEDDING, *ROTATIONS) if name in given[moved[0]].taps]
     told = Misrecorded(
         kind="order",
         taps=tuple(shown),
@@ -94,8 +97,8 @@ def other_order(source: Source, weights: SpecWeights) -> Refeeding | None:
 def other_tokens(source: Source, weights: SpecWeights) -> Refeeding | None:
     """Return the recording as one of other tokens; None when it is of these, or an engine may look up wrongly.
 
-    An engine with a mistake in its lookup takes the same wrong row for the same token everywhere: off by a number,
-    or one row for all beyond a limit, or no right one at all. Or it takes rows of the right tokens elsewhere.
+    An engine with a bug in its lookup takes the same wrong row for the same token everywhere: off by a number, or
+    one row for all beyond a limit, or no correct one at all. Or it takes rows of the correct tokens elsewhere.
     A recording of another prompt with the same beginning does not look like that.
     """
     plans, found = source.plans, embedded(source, weights)
@@ -118,7 +121,7 @@ def other_tokens(source: Source, weights: SpecWeights) -> Refeeding | None:
 
 
 def _by_lookup(pairs: Sequence[tuple[int, int]]) -> bool:
-    """Return whether (given, found) ids may come from a mistake in the lookup."""
+    """Return whether (given, found) ids may come from a bug in the lookup."""
     wrong = {(given, found) for given, found in pairs if given != found}
     mapping: dict[int, int] = {}
     for given, found in pairs:
@@ -140,7 +143,7 @@ def _ids(given: Sequence[PassRecord], weights: WeightSource) -> dict[int, list[i
 
 
 def _rotated_at(given: Mapping[str, TapArray], plan: PassPlan, rotations: Sequence[Op]) -> bool | None:
-    """Return whether queries and keys are turned as at a pass's positions; None: not recorded."""
+    """Return whether queries and keys are rotated as at a pass's positions; None: not recorded."""
     known = None
     for op in rotations:
         before, after = given.get(op.inputs[0]), given.get(op.output)

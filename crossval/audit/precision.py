@@ -1,14 +1,15 @@
 """Which floating-point format an engine really computes in, found from everything it recorded.
 
 A value of binary32 is one of bfloat16's with a chance of 2^-16, one of binary16's with 2^-13. An engine whose
-every recorded tensor holds nothing else rounds to that format, whatever it says of itself. That is one property of
+every recorded tensor holds nothing else rounds to that format, whatever it states. That is one property of
 the engine, not a fault of its first operation; it is found once, said once, and everything is then judged at its
 unit roundoff. A single tensor with more digits rules it out: what rounds in one place is a fault in that place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ class Precision:
     passes, and no others, which changes nothing for the audit; ``recorded``: every tensor was recorded in it, but
     what the engine computes with has more digits."""
     declared: bool
-    """Whether the engine says so itself, and what it recorded agrees."""
+    """Whether the engine states so itself, and what it recorded agrees."""
     unit_roundoff: float
     """Relative error of one rounding that the bounds were made with: the format's, or binary32's."""
     n_taps: int
@@ -66,11 +67,11 @@ class Precision:
 
 @dataclass
 class _Seen:
-    """Tensors of one operation so far."""
+    """Tensors of one operation so far; by format, those that hold values of it only, and their values."""
 
     n_taps: int = 0
-    held: dict[Dtype, int] = field(default_factory=lambda: dict.fromkeys((f.name for f in NARROW), 0))
-    values: dict[Dtype, int] = field(default_factory=lambda: dict.fromkeys((f.name for f in NARROW), 0))
+    n_held: Counter[Dtype] = field(default_factory=Counter)
+    n_values: Counter[Dtype] = field(default_factory=Counter)
 
 
 @dataclass
@@ -82,50 +83,49 @@ class Survey:
     def add(self, recorded: Mapping[str, TapArray]) -> None:
         """Take in the tensors of one pass, by full tap name; each is to be given once."""
         for name, tap in recorded.items():
-            kind = taps.parse(name).tap
+            op = taps.op_of(name)
             # rows of a table in F16 are in F16 whatever the engine does
-            if not isinstance(taps.OPS[kind].kind, Embedding) and _says_something(tap.array):
-                seen = self._seen.setdefault(kind, _Seen())
+            if not isinstance(op.kind, Embedding) and _says_something(tap.array):
+                seen = self._seen.setdefault(op.name, _Seen())
                 seen.n_taps += 1
                 for form in NARROW:
                     if form.holds(tap.array.reshape(-1)[:_PROBE]) and form.holds(tap.array):
-                        seen.held[form.name] += 1
-                        seen.values[form.name] += tap.array.size
+                        seen.n_held[form.name] += 1
+                        seen.n_values[form.name] += tap.array.size
 
     def found(self, numerics: Numerics) -> Precision | None:
         """Return the format the tensors are in, or the one the engine states; None: it is binary32."""
-        n_taps = sum(seen.n_taps for seen in self._seen.values())
         stated = numerics.compute_dtype or "f32"
         for form in NARROW:
-            n_values = sum(seen.values[form.name] for seen in self._seen.values())
-            n_held = sum(seen.held[form.name] for seen in self._seen.values())
-            if n_held == n_taps >= MIN_TAPS and n_values >= MIN_VALUES:
-                return Precision(
-                    form.name, "all", stated == form.name, form.unit_roundoff, n_taps, n_held, n_values
-                )
+            every = self._over(form, self._seen)
+            if every.n_in_format == every.n_taps and _is_evidence(every):
+                return replace(every, declared=stated == form.name)
         if stated != "f32":
-            return self._stated(FORMATS[stated], n_taps)
-        return self._partly(n_taps)
-
-    def _stated(self, form: Format, n_taps: int) -> Precision:
-        """Return the format that the engine states; ``declared`` where every tensor agrees."""
-        n_held = sum(seen.held[form.name] for seen in self._seen.values())
-        n_values = sum(seen.values[form.name] for seen in self._seen.values())
-        return Precision(form.name, "all", n_held == n_taps, form.unit_roundoff, n_taps, n_held, n_values)
-
-    def _partly(self, n_taps: int) -> Precision | None:
+            every = self._over(FORMATS[stated], self._seen)
+            return replace(every, declared=every.n_in_format == every.n_taps)
         for form in NARROW:
-            whole = {kind: s for kind, s in self._seen.items() if s.held[form.name] == s.n_taps}
-            n_values = sum(seen.values[form.name] for seen in whole.values())
-            n_held = sum(seen.n_taps for seen in whole.values())
-            if n_held >= MIN_TAPS and n_values >= MIN_VALUES:
-                ops = tuple(sorted(whole, key=_order))
-                return Precision(form.name, "some", False, F32.unit_roundoff, n_taps, n_held, n_values, ops)
+            whole = [name for name, seen in self._seen.items() if seen.n_held[form.name] == seen.n_taps]
+            some = self._over(form, whole)
+            if _is_evidence(some):
+                ops = tuple(sorted(whole, key=list(taps.OPS).index))
+                return replace(some, scope="some", unit_roundoff=F32.unit_roundoff, ops=ops)
         return None
 
+    def _over(self, form: Format, names: Collection[str]) -> Precision:
+        """Count what the operations of these names hold in a format, out of all tensors."""
+        return Precision(
+            form.name,
+            "all",
+            False,
+            form.unit_roundoff,
+            n_taps=sum(seen.n_taps for seen in self._seen.values()),
+            n_in_format=sum(self._seen[name].n_held[form.name] for name in names),
+            n_values=sum(self._seen[name].n_values[form.name] for name in names),
+        )
 
-def _order(kind: str) -> int:
-    return list(taps.OPS).index(kind)
+
+def _is_evidence(found: Precision) -> bool:
+    return found.n_in_format >= MIN_TAPS and found.n_values >= MIN_VALUES
 
 
 def _says_something(array: npt.NDArray[np.float32]) -> bool:
@@ -169,26 +169,26 @@ def sentence(found: Mapping[str, Any]) -> str:
     if found["scope"] == "some":
         return (
             f"in all layers and passes {', '.join(found['ops'])} hold values of {form.label} only ({taken}); the "
-            "others have more digits, so this is held to binary32"
+            "others have more digits, so it is judged at binary32"
         )
     if found["scope"] == "recorded":
         return (
             f"every tensor was recorded in {form.label} ({taken}, {found['n_values']} values), but sums and "
-            "products do not come out in it: the engine computes with more digits. int8 codes cannot be told from "
+            "products do not come out in it: the engine computes with more digits. int8 codes do not follow from "
             "such a record; record binary32"
         )
     if found["declared"]:
-        how = f"this engine computes in {form.label}, as it says: {taken}, {found['n_values']} values"
+        how = f"this engine computes in {form.label}, as it states: {taken}, {found['n_values']} values"
     elif found["n_in_format"] == found["n_taps"]:
         how = (
-            f"this engine rounds every recorded tensor to {form.label} and does not say so: {taken}, "
+            f"this engine rounds every recorded tensor to {form.label} and does not state so: {taken}, "
             f"{found['n_values']} values"
         )
     else:
-        how = f"this engine says that it computes in {form.label}, but only {taken} hold nothing else"
+        how = f"this engine states that it computes in {form.label}, but only {taken} hold just that"
     u = form.unit_roundoff
     return (
-        f"{how}; held to its unit roundoff {u:.3g}. Not seen at this precision: a norm off by less than "
+        f"{how}; judged at its unit roundoff {u:.3g}. Not seen at this precision: a norm off by less than "
         f"{6 * u:.2g} of its values, a projection by {2 * u:.2g} (rounded scales: {4 * u:.2g}), a sum or product "
         f"by {u:.2g}"
     )

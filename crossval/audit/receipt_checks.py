@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from crossval.audit import bounds, precision, summary
+from crossval.audit import bounds, diagnosis_checks, extent, precision, summary
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import CheckStatus
 from crossval.audit.summary import AuditRow, WorstElement
@@ -31,8 +31,6 @@ from crossval.terms import SIDES, Side
 from crossval.traces import read as trace
 from crossval.traces.read import TraceModel
 
-UNDETERMINED = "undetermined"
-_PLACE = ("tap", "layer", "op", "pass_index", "pass_kind")
 _ROUNDING = 1e-9
 
 
@@ -58,7 +56,7 @@ def complaints(receipt: Receipt) -> list[str]:
             found.append(f"the {side} was not audited")
             continue
         found += [f"audit of the {side}: {what}" for what in _audit(audit, _world(receipt, side))]
-    return [*found, *_diagnoses(receipt), *_version(receipt)]
+    return [*found, *diagnosis_checks.complaints(receipt), *_version(receipt)]
 
 
 def demands(
@@ -86,61 +84,15 @@ def demands(
     yield GateCheck(f"precision of the {side}", declared or dtype in policy.allow_precision, detail)
 
 
-def _rows_of(receipt: Receipt, side: str) -> Sequence[Mapping[str, Any]]:
-    audit = (receipt["audit"] or {}).get(side)
-    return [] if audit is None else list(audit["rows"])
-
-
 def _version(receipt: Receipt) -> Iterator[str]:
     """Check that what older versions did not state is stated everywhere or nowhere."""
-    rows = [row for side in SIDES for row in _rows_of(receipt, side)]
+    audits = [audit for side in SIDES if (audit := (receipt["audit"] or {}).get(side)) is not None]
+    rows = [row for audit in audits for row in audit["rows"]]
     places = [place for name in ("first_divergence", "first_inexact") if (place := receipt[name]) is not None]
     stated = [name in row for row in rows for name in ("n_segments", "within", "n_within")]
     stated += ["after" in place for place in places if "tap" in place]
     if any(stated) and not all(stated):
         yield "some rows say how they were judged, or where a difference entered, and others do not"
-
-
-def _diagnoses(receipt: Receipt) -> Iterator[str]:
-    """Check that each wrong engine has one diagnosis, of its first wrong operation, and that it fits."""
-    held = {side: (receipt["audit"][side] or {}).get("first_guilty") for side in SIDES}
-    firsts: dict[str, Mapping[str, Any]] = {side: first for side, first in held.items() if first is not None}
-    expected = list(firsts)
-    found = receipt["diagnosis"] or []
-    if [one["party"] for one in found] != expected:
-        yield f"diagnosis is of {[one['party'] for one in found]}, wrong are {expected}"
-        return
-    for one in found:
-        where, first = f"diagnosis of the {one['party']}", firsts[one["party"]]
-        if one.get("segment") != first.get("segment"):
-            yield f"{where}: its segment is not that of the first wrong operation"
-        for name in _PLACE:
-            if one[name] != first[name]:
-                yield f"{where}: {name} is {one[name]}, the first wrong operation's is {first[name]}"
-        ratio, right = one["ratio"], one["specification_ratio"]
-        fits = None not in (ratio, right) and 0.0 <= ratio < right
-        named = one["name"] != UNDETERMINED
-        if named and not (fits and one["candidates"]):
-            yield f"{where}: it names {one['name']}, which fits no better than the specification"
-        if (one["runner_up"] is None) != (one["runner_up_ratio"] is None):
-            yield f"{where}: only one of runner-up and its ratio is given"
-        if named and one["runner_up_ratio"] is not None and not one["runner_up_ratio"] > (ratio or 0.0):
-            yield f"{where}: its runner-up fits as well"
-        yield from (f"{where}: {what}" for what in _segment_ops(one, first))
-        if named and one["family"] is None and len({c["family"] for c in one["candidates"]}) == 1:
-            yield f"{where}: it names no family"
-
-
-def _segment_ops(one: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[str]:
-    """Check which operations inside a segment a diagnosis blames."""
-    inside, named = one.get("segment_ops", []), one["name"] != UNDETERMINED
-    if inside and not (named and first["n_ops"] > 1):
-        yield f"it blames {inside[0]} inside a segment, but names nothing or there is no segment"
-    if named and first["n_ops"] > 1 and not inside:
-        yield "it names a bug inside a segment, but no operation"
-    order = [summary.execution_index(name) for name in inside]
-    if order and (order != sorted(set(order)) or order[-1] > summary.execution_index(one["tap"])):
-        yield "the operations it blames are not in order of execution, up to the wrong one"
 
 
 def _world(receipt: Receipt, side: str) -> _World:
@@ -154,7 +106,7 @@ def _audit(audit: Mapping[str, Any], world: _World) -> Iterator[str]:
     rows = [summary.row_from_json(row) for row in audit["rows"]]
     known = [row for row in rows if _known(row.tap, world)]
     yield from (f"the model has no tap {row.tap}" for row in rows if row not in known)
-    order = [summary.execution_index(row.tap) for row in known]
+    order = [taps.execution_index(row.tap) for row in known]
     if order != sorted(set(order)):
         yield "rows are repeated or out of execution order"
     for row in known:
@@ -169,7 +121,7 @@ def _audit(audit: Mapping[str, Any], world: _World) -> Iterator[str]:
 
 
 def _misrecorded(found: Sequence[Mapping[str, Any]], rows: Sequence[AuditRow], world: _World) -> Iterator[str]:
-    """Check that what was recorded wrongly exists and was not judged all the same."""
+    """Check that what was recorded incorrectly exists and was not judged all the same."""
     n_passes = {row.tap: row.n_passes for row in rows}
     for one in found:
         if max(one["passes"], default=-1) >= len(world.plan) or len(set(one["passes"])) != len(one["passes"]):
@@ -188,11 +140,11 @@ def _known(tap: str, world: _World) -> bool:
 
 
 def _totals(audit: Mapping[str, Any], rows: Sequence[AuditRow], world: _World) -> Iterator[str]:
-    """Check how many operations there are and how many were judged; sub-norms may be missing from a model."""
+    """Check how many operations there are and how many were judged; a model may lack optional ones."""
     n_ops, n_covered, n_passes = audit["n_ops"], audit["n_covered"], len(world.plan)
-    per_layer = len(taps.LAYER_TAPS)
-    ends = len(taps.INPUT_TAPS) + len(taps.HEAD_TAPS)
-    possible = [n_passes * (ends + world.shape.n_layers * (per_layer - lacking)) for lacking in (0, 1, 2)]
+    n_ends, n_layers = len(taps.INPUT_TAPS) + len(taps.HEAD_TAPS), world.shape.n_layers
+    n_lacking = range(len(taps.OPTIONAL_TAPS) + 1)
+    possible = [n_passes * (n_ends + n_layers * (len(taps.LAYER_TAPS) - n)) for n in n_lacking]
     if n_ops not in possible:
         yield f"{n_ops} operations, {n_passes} passes of this model have {possible[0]}"
     least = sum(row.n_passes - row.n_unchecked for row in rows)
@@ -291,11 +243,11 @@ def _segment(found: Mapping[str, Any], world: _World) -> Iterator[str]:
         return
     names = [segment["first_op"], *segment["record"]]
     if any(not _known(name, world) for name in names):
-        yield "its segment names taps the model has not"
+        yield "its segment names taps the model lacks"
         return
-    order = [summary.execution_index(name) for name in (*names, found["tap"])]
-    layers = [n for name in (*names, found["tap"]) if (n := taps.parse(name).layer) is not None]
-    ends = (min(layers), max(layers)) if layers else (None, None)
+    order = [taps.execution_index(name) for name in (*names, found["tap"])]
+    layers = extent.layers_of((*names, found["tap"]))
+    ends = (layers[0], layers[-1]) if layers else (None, None)
     first = segment["first_layer"], segment["last_layer"]
     if found["n_ops"] < 2 or min(order) != order[0] or max(order) != order[-1] or len(set(order)) < 2:
         yield "its segment does not end at it"
@@ -326,7 +278,7 @@ def _numbers(
     with np.errstate(over="ignore"):
         narrow = float(np.float32(worst.recorded))
     if narrow != worst.recorded:
-        yield f"recorded {worst.recorded!r} is no float32"
+        yield f"recorded {worst.recorded!r} is not a float32"
     if not _belongs(ratio, worst):
         gap = abs(worst.recorded - worst.expected)
         yield f"ratio {ratio} is not {gap:.6g} over the bound {worst.bound:.6g}"
@@ -337,7 +289,7 @@ def _numbers(
             yield f"bound {worst.bound:.6g} is not one rounding of {worst.expected:.6g}, which is {wanted:.6g}"
     allowed = _readings(op, one, world) if worst.n_ops == 1 else set()
     if (reading not in allowed) if allowed else (reading is not None):
-        yield f"reading {reading!r} is none of this engine's"
+        yield f"reading {reading!r} is not one of this engine's"
 
 
 def _belongs(ratio: float | None, worst: WorstElement) -> bool:

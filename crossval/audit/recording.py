@@ -1,10 +1,10 @@
-"""Recorded wrongly: is it the engine that is wrong, or what was written down of it?
+"""Recording errors: is the engine wrong, or what was recorded of it?
 
-An operation that computes wrongly passes its wrong output on, and what reads it fits that output. A tensor that
-was recorded wrongly (its buffer overwritten by a later operation, a query copied after RoPE turned it in place)
-was read by nothing: the operation that makes it and those that read it are beyond their bounds, and all of them
-are right once the tensor is treated as if it had not been recorded. Only then is the recording to blame. The audit
-goes on as if the tensor were missing, so nothing is proven about it, and the engine cannot get a clean audit.
+An operation that computes wrong values passes them on, and what reads them agrees with them. A tensor that was
+recorded incorrectly (its buffer overwritten by a later operation, a query copied after RoPE rotated it in place)
+was read by nothing: the operation that makes it and those that read it are outside their bounds, and all of them
+pass once the tensor is treated as if it had not been recorded. Only then is it a recording error. The audit goes
+on as if the tensor were missing, so nothing is proven about it, and the engine cannot get a clean audit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from crossval.audit import feeding, held_instead
+from crossval.audit import contents, feeding
 from crossval.audit.altered import Altered
 from crossval.audit.audit import audit
 from crossval.audit.checks import (
@@ -23,22 +23,22 @@ from crossval.audit.checks import (
     OpCheck,
     decide,
     first_guilty,
+    in_order,
     unless_misrecorded,
 )
-from crossval.audit.held_instead import Instead
+from crossval.audit.contents import Contents
 from crossval.capture import Place, Source
 from crossval.model import taps
 from crossval.model.graphs import op_table
+from crossval.model.kinds import ACTIVATIONS, Softmax
 from crossval.model.op import Op
 from crossval.model.weights import SpecWeights
 from crossval.terms import Progress
 
 MOST_GROUPS = 8
-"""Operations (each in all layers) whose outputs are suspected; more than this is no slip of the recording."""
-SWALLOWED = ("ffn_gate", "kq")
-"""What reads these may turn NaN or infinity into an ordinary number: fitting outputs prove nothing about them."""
-
-_WRONG = ("guilty", "invalid")
+"""Operations (each in all layers) whose outputs are suspected; with more of them it is no recording error."""
+SWALLOWS = (Softmax, *map(type, ACTIVATIONS.values()))
+"""Kinds that may turn NaN or infinity into ordinary numbers: that they pass proves nothing about their inputs."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class Graph:
-    """Who reads what, over all passes of one audit."""
+    """Which operations read which tensors, over all passes of one audit."""
 
     readers: Mapping[str, tuple[Op, ...]]
     by_output: Mapping[str, Op]
@@ -96,7 +96,7 @@ class Graph:
 def settle(
     source: Source, result: AuditResult, weights: SpecWeights, *, progress: Progress | None = None
 ) -> Settled:
-    """Find out whether a guilty audit is the recording's fault; return what is left when it is treated as missing.
+    """Find out whether the recording is wrong, not the engine; return the audit without what is wrong in it.
 
     ``result.misrecorded`` then says which tensors they are. The source is the one given when nothing was found.
 
@@ -104,50 +104,44 @@ def settle(
         UnavailableError, EngineCrashError: from the runner.
     """
     told: list[Misrecorded] = []
-    for reading in (feeding.other_order, feeding.other_tokens):
-        other = reading(source, weights) if _reads_positions(result) else None
+    for refeed in (feeding.other_order, feeding.other_tokens):
+        other = refeed(source, weights) if _reads_positions(result) else None
         if other is not None:
             (tried,) = audit([other.source], weights, progress=progress)
-            if not _reads_positions(tried) and len(_guilty(tried)) < len(_guilty(result)):
+            if not _reads_positions(tried) and len(_wrong(tried)) < len(_wrong(result)):
                 source, result = other.source, tried
                 told.append(other.misrecorded)
-    if result.verdict != "guilty":
-        return Settled(_without(result, (), told, weights.config.n_layers), source)
     search = _Search(
         checks=_by_place(result.checks),
         graph=Graph.of(op_table(weights.config), len(source.plans)),
         again=lambda places: audit([source], weights, progress=progress, distrusted=places)[0],
-        exact=lambda place: held_instead.find(source, place, weights).exact,
+        contents=lambda place: contents.find(source, place, weights),
     )
-    found, final = search.run()
-    if final is None:
-        return Settled(_without(result, (), told, weights.config.n_layers), source)
-    told += [
-        _describe(members, held_instead.find(source, min(members, key=_order), weights))
-        for members in _groups(found)
-    ]
-    result = _without(final, found, told, weights.config.n_layers)
-    return Settled(result, Altered(source, source.plans, hidden=frozenset(found)))
+    settled = search.run() if result.verdict == "guilty" else None
+    if settled is None:
+        return Settled(_without(result, (), told), source)
+    found, final = settled
+    told += [_describe(group, search.contents(min(group, key=in_order))) for group in _groups(found)]
+    return Settled(_without(final, found, told), Altered(source, source.plans, hidden=frozenset(found)))
 
 
-def _guilty(result: AuditResult) -> set[Place]:
-    return {(check.pass_index, check.tap) for check in result.checks if check.status in _WRONG}
+def _wrong(result: AuditResult) -> set[Place]:
+    return {check.place for check in result.checks if check.wrong}
 
 
 def _reads_positions(result: AuditResult) -> bool:
-    """Return whether an operation is guilty that reads token ids or positions, or a segment from them on."""
-    first = {"inp_embd", "blk.0.l_out", "blk.0.q_rope", "blk.0.k_rope"}
-    return any(check.status in _WRONG and check.tap in first for check in result.checks)
+    """Return whether an operation on token ids or positions is wrong, or a segment that begins with one."""
+    first = {feeding.EMBEDDING, *feeding.ROTATIONS, f"blk.0.{taps.LAYER_TAPS[-1]}"}
+    return any(check.wrong and check.tap in first for check in result.checks)
 
 
-def _without(
-    final: AuditResult, found: Collection[Place], told: Sequence[Misrecorded], n_layers: int
-) -> AuditResult:
-    """Take what was recorded wrongly out of an audit that did not rely on it."""
-    checks = tuple(check for check in final.checks if (check.pass_index, check.tap) not in found)
+def _without(final: AuditResult, found: Collection[Place], told: Sequence[Misrecorded]) -> AuditResult:
+    """Take what was recorded incorrectly out of an audit that did not rely on it."""
+    checks = tuple(check for check in final.checks if check.place not in found)
     verdict = unless_misrecorded(decide(checks, final.n_ops, final.n_covered), len(told))
-    first = first_guilty(checks, n_layers)
-    return replace(final, checks=checks, first_guilty=first, verdict=verdict, misrecorded=tuple(told))
+    return replace(
+        final, checks=checks, first_guilty=first_guilty(checks), verdict=verdict, misrecorded=tuple(told)
+    )
 
 
 # --- searching ------------------------------------------------------------------------------------------------
@@ -155,59 +149,56 @@ def _without(
 
 @dataclass(frozen=True)
 class _Search:
-    """One guilty audit, and how to do it again without relying on some of the tensors."""
+    """One audit that found something wrong, and how to do it again without relying on some of the tensors."""
 
     checks: Mapping[Place, OpCheck]
     graph: Graph
     again: Callable[[Collection[Place]], AuditResult]
-    exact: Callable[[Place], bool]
-    """Whether a tensor holds another recorded one to the last bit."""
+    contents: Callable[[Place], Contents]
+    """What a tensor really contains."""
 
-    def run(self) -> tuple[set[Place], AuditResult | None]:
-        """Return the tensors that were recorded wrongly and the audit that does not rely on them, or nothing."""
-        guilty = {place for place, check in self.checks.items() if check.status in _WRONG}
-        groups = _groups(self._suspects(guilty))
+    def run(self) -> tuple[set[Place], AuditResult] | None:
+        """Return the incorrectly recorded tensors and the audit without relying on them; None: there are none."""
+        wrong = {place for place, check in self.checks.items() if check.wrong}
+        groups = _groups(self._suspects(wrong))
         if not groups or len(groups) > MOST_GROUPS:
-            return set(), None
+            return None
         suspects = set().union(*groups)
         last = self.again(suspects)
         found = self._confirmed(suspects, suspects, last)
-        for members in (
-            groups if len(groups) > 1 else ()
-        ):  # an engine's mistake among them spoils what is behind it
-            rest = members - found
+        for group in groups if len(groups) > 1 else ():  # an engine's bug among them spoils what comes after it
+            rest = group - found
             if rest:
                 found |= self._confirmed(rest, found | rest, self.again(found | rest))
         if not found:
-            return set(), None
+            return None
         final = last if found == suspects else self.again(found)
-        left = {place for place, check in _by_place(final.checks).items() if check.status in _WRONG}
-        held = self._confirmed(found, found, final) == found
-        return (found, final) if held and left <= guilty else (set(), None)
+        left = {place for place, check in _by_place(final.checks).items() if check.wrong}
+        confirmed = self._confirmed(found, found, final) == found
+        return (found, final) if confirmed and left <= wrong else None
 
-    def _suspects(self, guilty: Collection[Place]) -> set[Place]:
-        """Return guilty tensors that what reads them does not fit; of values not finite, what reads them fits."""
+    def _suspects(self, wrong: Collection[Place]) -> set[Place]:
+        """Return wrong tensors whose readers are wrong, too; of values not finite, those whose readers pass."""
         found = set()
-        for place in guilty:
+        for place in wrong:
             check, states = self.checks[place], self._states(place, (), self.checks)
-            unread = check.n_nonfinite > 0 and set(states) == {"ok"}
-            if unread and taps.parse(place[1]).tap not in SWALLOWED:
-                found.add(place)
-            if check.status == "guilty" and "guilty" in states:
+            swallowed = any(isinstance(op.kind, SWALLOWS) for op in self.graph.readers.get(place[1], ()))
+            unread = check.n_nonfinite > 0 and set(states) == {"ok"} and not swallowed
+            if unread or (check.status == "guilty" and "guilty" in states):
                 found.add(place)
         return found
 
     def _states(
         self, place: Place, distrusted: Collection[Place], checks: Mapping[Place, OpCheck]
     ) -> list[CheckStatus]:
-        """Return how the first recorded tensors behind one were judged."""
+        """Return how the first recorded tensors after one were judged."""
         recorded = {at for at, check in self.checks.items() if at not in distrusted and check.status != "invalid"}
         return [checks[at].status for at in self.graph.frontier(place, recorded)]
 
     def _confirmed(
         self, members: Collection[Place], distrusted: Collection[Place], tried: AuditResult
     ) -> set[Place]:
-        """Return those of the distrusted tensors that are wrong themselves and behind which everything fits.
+        """Return those of the distrusted tensors that are wrong themselves and after which everything passes.
 
         Within a tolerance is not enough, unless the tensor holds another one's values to the last bit.
         """
@@ -215,21 +206,17 @@ class _Search:
         found = set()
         for place in members:
             states = set(self._states(place, distrusted, checks))
-            fit = states == {"ok"} or (states in ({"within"}, {"ok", "within"}) and self.exact(place))
-            if fit and checks[place].status in _WRONG:
+            agree = "within" in states and states <= {"ok", "within"} and self.contents(place).exact
+            if (states == {"ok"} or agree) and checks[place].wrong:
                 found.add(place)
         return found
 
 
 def _by_place(checks: Iterable[OpCheck]) -> dict[Place, OpCheck]:
-    return {(check.pass_index, check.tap): check for check in checks}
+    return {check.place: check for check in checks}
 
 
 # --- saying it ------------------------------------------------------------------------------------------------
-
-
-def _order(place: Place) -> tuple[int, int]:
-    return place[0], taps.execution_index(place[1], 1 << 20)
 
 
 def _groups(places: Iterable[Place]) -> list[set[Place]]:
@@ -239,15 +226,15 @@ def _groups(places: Iterable[Place]) -> list[set[Place]]:
         return taps.parse(place[1]).tap
 
     together = [set(group) for _, group in groupby(sorted(places, key=name), key=name)]
-    return sorted(together, key=lambda group: min(map(_order, group)))
+    return sorted(together, key=lambda group: min(map(in_order, group)))
 
 
-def _describe(members: Collection[Place], instead: Instead) -> Misrecorded:
-    names = sorted({tap for _, tap in members}, key=lambda tap: taps.execution_index(tap, 1 << 20))
+def _describe(members: Collection[Place], found: Contents) -> Misrecorded:
+    names = sorted({tap for _, tap in members}, key=taps.execution_index)
     return Misrecorded(
         kind="tap",
         taps=tuple(names),
         passes=tuple(sorted({index for index, _ in members})),
-        explanation=instead.what,
-        remedy=instead.remedy,
+        explanation=found.what,
+        remedy=found.remedy,
     )

@@ -1,88 +1,37 @@
-"""Segments: several operations between recorded tensors, judged by rounding and not by an allowance for flips.
+"""Segments: several operations between recorded tensors, judged by their rounding.
 
 The specification computes the segment from what was recorded before it, with the bound of ``bounds.approx``. A
 token outside its bound is *explained* when the engine may have rounded some int8 activations of the segment to the
 other side of a tie: every choice of activations near a tie is tried, nearest first, until the token's values come
 out within their bound. What no choice explains is wrong where all of them could be tried; where there are too
-many, or the token attends to one that is open itself, the check says ``within`` and how far the token is off: such
+many, or the token attends to one that is open itself, the check is ``within``, with how far the token is off: such
 a segment agrees, but an error smaller than that would not be seen.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 
 from crossval.audit import bounds
 from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.bounds.approx import Approx, Flips, Ties, joined, round_to
-from crossval.formats import Dtype
+from crossval.audit.flips import most_trials, search
+from crossval.audit.state import Output, Part
 from crossval.model import taps
 from crossval.model.kinds import BitLinear, FloatArray, TernaryMatrix
 from crossval.model.op import Op, WeightSource
 from crossval.model.taps import state_source, token_axis
 from crossval.model.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, tap_class
-from crossval.passes import TapArray
 
-TRIAL_WEIGHTS = 2e10
-"""Weights that may be multiplied while one token is searched for flips: bounds the time."""
-MOST_TRIALS, FEWEST_TRIALS = 100, 8
-"""Choices of flips tried for one token."""
-FAILED_TRIALS = 300
-"""Choices tried in vain for one engine, after which only the fewest are tried for a token: bounds its time."""
 RESOLVES = 2e-3
 """Largest bound of a token, relative L2, that counts as rounding level (docs/audit.md: bugs lie above it)."""
-MOST_TIES = 100
-"""Ties of one token and tensor that are looked at; with more of them it is not shown that nothing explains it."""
-NEARNESS_COST = 4.0
-"""How much later a tie just within reach is tried than one that is hit exactly, in flips."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How a segment is read: where the engine rounds to binary16, by operation."""
-
-    readings: tuple[tuple[str, Reading], ...]
-
-    def of(self, name: str) -> tuple[Dtype | None, ...] | None:
-        """Return which inputs of an operation are rounded; None: it leaves no choice."""
-        return next((reading.rounded for op, reading in self.readings if op == name), None)
-
-    def __str__(self) -> str:
-        return "; ".join(reading.name for _, reading in self.readings if reading.name)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A result of an operation, or what one reads, for some rows of the pass."""
-
-    approx: Approx
-    rows: tuple[int, ...]
-    n_open: FloatArray | None = None
-    """Per row, ties among what it was computed from that nothing has decided; None: it was recorded."""
-
-    def open_up_to(self, row: int, *, alone: bool) -> float:
-        """Return the undecided ties of a row, or of all rows up to it."""
-        if self.n_open is None:
-            return 0.0
-        rows = np.asarray(self.rows)
-        return float(self.n_open[(rows == row) if alone else (rows <= row)].sum())
-
-
-class Tie(NamedTuple):
-    """One activation that may be on the other side of a tie."""
-
-    tap: str
-    """Full name of the quantised tap."""
-    row: int
-    feature: int
-    nearness: float
+Readings = dict[str, Reading]
+"""Where the engine rounds to a 16-bit format, by the name of the operation; without those that leave no choice."""
 
 
 @dataclass(frozen=True)
@@ -99,21 +48,18 @@ class Cells:
 class Segment:
     """The operations that lead to one recorded tensor of one pass."""
 
+    output: Output
     ops: tuple[Op, ...]
-    """In execution order; the last one's output was recorded."""
+    """In execution order; the last one is the output's."""
     inputs: Mapping[str, Part]
-    """What they read and do not compute, token ids and positions included."""
+    """What they read and do not compute."""
     cells: Mapping[str, Cells]
     """KV state, by the name that operations read it under."""
-    n_tokens: int
     weights: WeightSource
     arithmetic: Arithmetic
-    tap: TapArray
-    preferred: Mapping[str, Reading]
-    """Reading of an operation that fitted this engine's other segments: tried first."""
-    flips: dict[tuple[str, int], frozenset[int]]
-    """Already known: shared with the other segments of the pass."""
-    choice: Choice = field(default_factory=lambda: Choice(()))
+    preferred: Readings
+    """Those that fitted this engine's other segments: tried first."""
+    readings: Readings = field(default_factory=dict)
     parts: dict[str, Part] = field(default_factory=dict)
     """Results for all rows as they are now explained."""
     ties: dict[str, Ties] = field(default_factory=dict)
@@ -122,19 +68,19 @@ class Segment:
     """Choices tried in vain, in this engine's segments before this one included."""
 
     @property
-    def op(self) -> Op:
-        """The operation whose output was recorded."""
-        return self.ops[-1]
+    def flips(self) -> dict[tuple[str, int], frozenset[int]]:
+        """What is known of flips: shared with the other segments of the pass."""
+        return self.output.state.flips
 
     @property
-    def rows(self) -> tuple[int, ...]:
-        """Rows of the pass that were recorded."""
-        return tuple(range(self.n_tokens)) if self.tap.rows is None else self.tap.rows
+    def every_row(self) -> tuple[int, ...]:
+        """All rows of the pass."""
+        return self.output.state.all_rows
 
     # --- computing --------------------------------------------------------------------------------------------
 
     def evaluate(
-        self, rows: Sequence[int], flips: Flips, choice: Choice
+        self, rows: Sequence[int], flips: Flips, readings: Readings
     ) -> tuple[dict[str, Part], dict[str, Ties]]:
         """Compute the segment for some rows, all that earlier rows left in the cache being as in ``parts``.
 
@@ -146,9 +92,8 @@ class Segment:
         for op in self.ops:
             have = self._rows(op, rows, made)
             arrays = [self._input(op, name, have, made) for name in op.inputs]
-            rounded = choice.of(op.name)
-            if rounded is not None:
-                arrays = [round_to(r, a) for a, r in zip(arrays, rounded, strict=True)]
+            if op.name in readings:
+                arrays = [round_to(r, a) for a, r in zip(arrays, readings[op.name].rounded, strict=True)]
             weights = [self.weights[name] for name in op.weights]
             if weights and isinstance(weights[0], TernaryMatrix):
                 result, near = bounds.propagate_bitlinear(op, arrays[0], have, weights[0], self.arithmetic, flips)
@@ -160,7 +105,7 @@ class Segment:
 
     def _rows(self, op: Op, rows: Sequence[int], made: Mapping[str, Part]) -> tuple[int, ...]:
         """Return the rows an operation can be computed for; of the recorded output, those that were recorded."""
-        wanted = self.rows if op is self.op else tuple(range(self.n_tokens))
+        wanted = self.output.rows if op is self.output.op else self.every_row
         found = [row for row in rows if row in wanted]
         for name in op.inputs:
             part = made.get(name) or self.inputs.get(name)
@@ -199,8 +144,8 @@ class Segment:
         Raises:
             ValueError: the recorded array has another shape.
         """
-        part = made[self.op.output]
-        target = taps.take_rows(self.op.output, self.tap.array, self.rows, part.rows).astype(np.float64)
+        output, part = self.output, made[self.output.op.output]
+        target = taps.take_rows(output.op.output, output.array, output.rows, part.rows).astype(np.float64)
         expected, bound = part.approx.value, part.approx.total
         if target.shape != expected.shape:
             raise ValueError(f"expected shape {expected.shape}, recorded {target.shape}")
@@ -215,41 +160,42 @@ class Segment:
 
     def _masked(self, array: FloatArray, rows: Sequence[int]) -> FloatArray:
         """Return an array shaped as the output, zero where nothing reads it."""
-        positions = self.inputs["positions"].approx.value[list(rows)]
-        visible = taps.visible(self.op.output, array.shape, positions)
+        positions = [self.output.state.plan.positions[row] for row in rows]
+        visible = taps.visible(self.output.op.output, array.shape, positions)
         return array if visible is None else np.where(visible, array, 0.0)
 
     def worst_by_row(self, made: Mapping[str, Part]) -> dict[int, float]:
         """Return the largest ratio of each row that was computed."""
         ratio, _, _ = self.ratio(made)
-        axes = tuple(i for i in range(ratio.ndim) if i != token_axis(self.op.output))
-        return dict(zip(made[self.op.output].rows, map(float, ratio.max(axis=axes)), strict=True))
+        axes = tuple(i for i in range(ratio.ndim) if i != token_axis(self.output.op.output))
+        return dict(zip(made[self.output.op.output].rows, map(float, ratio.max(axis=axes)), strict=True))
 
     def compute(self) -> None:
         """Compute all rows, as they are known to be flipped, without judging them."""
-        self.choice = next(self._choices())
-        self.parts, self.ties = self.evaluate(range(self.n_tokens), self.flips, self.choice)
+        self.readings = next(self._allowed())
+        self.parts, self.ties = self.evaluate(self.every_row, self.flips, self.readings)
 
-    def part_of(self, name: str) -> Part:
-        """Return a computed tensor, all of its ties undecided."""
-        part = self.parts[name]
-        return replace(part, n_open=np.asarray([float(self.n_open(row)) for row in part.rows]))
+    def part_of(self, name: str, decided: Mapping[int, float] | None = None) -> Part:
+        """Return a computed tensor; its ties are open but for rows where ``decided`` gives their number."""
+        part, known = self.parts[name], decided or {}
+        n_open = [known[row] if row in known else self.n_open(row) for row in part.rows]
+        return replace(part, n_open=np.asarray(n_open, np.float64))
 
     def settle(self) -> Outcome:
         """Judge every recorded row; explain what can be explained by flips, and keep what that changes."""
-        every = tuple(range(self.n_tokens))
-        self._read(every)
+        every = self.every_row
+        self._read()
         by_row = self.worst_by_row(self.parts)
         beyond: set[int] = set()
         excused: dict[int, float] = {}
         tainted = False
-        for row in self.rows:
+        for row in self.output.rows:
             if _fits(by_row[row]):
                 continue
             found, complete = (None, False) if tainted else self._explain(row)
             if found is not None:
                 self.flips.update(found)
-                self.parts, self.ties = self.evaluate(every, self.flips, self.choice)
+                self.parts, self.ties = self.evaluate(every, self.flips, self.readings)
                 by_row = self.worst_by_row(self.parts)
             elif complete or self.distance(row) > self.tolerance:
                 beyond.add(row)
@@ -267,9 +213,9 @@ class Segment:
 
     def _widths(self, parts: Mapping[str, Part]) -> dict[int, float]:
         """Return the bound of each row that was computed, in relative L2; at most 1."""
-        part = parts[self.op.output]
+        part = parts[self.output.op.output]
         _, expected, bound = self.ratio(parts)
-        axes = tuple(i for i in range(expected.ndim) if i != token_axis(self.op.output))
+        axes = tuple(i for i in range(expected.ndim) if i != token_axis(self.output.op.output))
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             size = np.sqrt(np.sum(self._masked(expected, part.rows) ** 2, axis=axes))
             width = np.sqrt(np.sum(self._masked(bound, part.rows) ** 2, axis=axes)) / size
@@ -281,64 +227,51 @@ class Segment:
         made = {op.output for op in self.ops}
         return any(state_source(name) in made for name in self.cells)
 
-    def _read(self, rows: tuple[int, ...]) -> None:
+    def _read(self) -> None:
         """Choose the reading that most rows fit, and of those that all fit one whose bound shows something."""
         best: tuple[int, float] | None = None
-        for choice in self._choices():
-            parts, ties = self.evaluate(rows, self.flips, choice)
+        for readings in self._allowed():
+            parts, ties = self.evaluate(self.every_row, self.flips, readings)
             worst = list(self.worst_by_row(parts).values())
             off = sum(not _fits(ratio) for ratio in worst)
             width = max(self._widths(parts).values())
             rank = (off, float(np.median(np.nan_to_num(worst, nan=math.inf))) if off else width)
             if best is None or rank < best:
-                best, self.choice, self.parts, self.ties = rank, choice, parts, ties
+                best, self.readings, self.parts, self.ties = rank, readings, parts, ties
             if off == 0 and width <= RESOLVES:
                 return
 
-    def _choices(self) -> Iterator[Choice]:
+    def _allowed(self) -> Iterator[Readings]:
         """Yield the allowed readings of the segment's operations, all operations of a name being read alike."""
-        n_rows = len(self.rows)
-        allowed = {op.name: bounds.readings(op, self.arithmetic, self.n_tokens, n_rows) for op in self.ops}
+        n_tokens, n_rows = len(self.every_row), len(self.output.rows)
+        allowed = {op.name: bounds.readings(op, self.arithmetic, n_tokens, n_rows) for op in self.ops}
         allowed = {name: found for name, found in allowed.items() if any(any(r.rounded) for r in found)}
         ranked = [_first(self.preferred.get(name), found) for name, found in allowed.items()]
         for combination in itertools.product(*ranked):
-            yield Choice(tuple(zip(allowed, combination, strict=True)))
+            yield dict(zip(allowed, combination, strict=True))
 
     # --- flips ------------------------------------------------------------------------------------------------
 
     def _explain(self, row: int) -> tuple[dict[tuple[str, int], frozenset[int]] | None, bool]:
         """Search the flips that make a row fit; None: none do. Also whether every choice was tried."""
-        hidden = [r for r in range(row) if r not in self.rows]
-        complete = self._undecided(row) == 0
-        most = self._most_trials()
-        order = {op.inputs[0]: i for i, op in enumerate(self.ops) if isinstance(op.kind, BitLinear)}
-        wanted = [row, *hidden] if self._attends else [row]
-        queue: list[tuple[float, int, tuple[Tie, ...]]] = []
-        counter = itertools.count()
+        hidden = [r for r in range(row) if r not in self.output.rows]
+        tensors = [op.inputs[0] for op in self.ops if isinstance(op.kind, BitLinear)]
 
-        def extend(cost: float, taken: tuple[Tie, ...], ties: Sequence[Tie]) -> None:
-            last = _place(taken[-1], order) if taken else (-1, -1, -1)
-            for tie in ties:
-                if _place(tie, order) > last and tie not in taken:
-                    more = cost + 1.0 + NEARNESS_COST * tie.nearness
-                    heapq.heappush(queue, (more, next(counter), (*taken, tie)))
-
-        extend(0.0, (), _nearest(self.ties, wanted))
-        complete = complete and len(queue) < MOST_TIES
-        for trial in range(most):
-            if not queue:
-                self.failed_trials += trial
-                return None, complete
-            cost, _, taken = heapq.heappop(queue)
-            flips = _with(self.flips, taken)
-            first = min(tie.row for tie in taken)
+        def attempt(first: int, flips: Flips) -> tuple[bool, Mapping[str, Ties]]:
             rows = (row,) if first == row else tuple(range(first, row + 1))
-            parts, ties = self.evaluate(rows, flips, self.choice)
-            if _fits(self.worst_by_row(parts)[row]):
-                return {key: flips[key] for key in {(t.tap, t.row) for t in taken}}, True
-            extend(cost, taken, _nearest(ties, wanted))
-        self.failed_trials += most
-        return None, complete and not queue
+            parts, ties = self.evaluate(rows, flips, self.readings)
+            return _fits(self.worst_by_row(parts)[row]), ties
+
+        found = search(
+            attempt,
+            self.ties,
+            [row, *hidden] if self._attends else [row],
+            {name: i for i, name in enumerate(tensors)},
+            self.flips,
+            most_trials(self.failed_trials, [self.weights[name] for op in self.ops for name in op.weights]),
+        )
+        self.failed_trials += found.n_failed
+        return found.flips, found.flips is not None or (found.complete and self._undecided(row) == 0)
 
     def _undecided(self, row: int) -> float:
         """Return the ties that a row depends on, outside of this segment, that nothing has decided."""
@@ -348,20 +281,10 @@ class Segment:
             found += part.open_up_to(row, alone=name not in sources)
         return found
 
-    def _most_trials(self) -> int:
-        if self.failed_trials >= FAILED_TRIALS:
-            return FEWEST_TRIALS
-        n_weights = 1.0
-        for op in self.ops:
-            for name in op.weights:
-                weight = self.weights[name]
-                n_weights += weight.signs.size if isinstance(weight, TernaryMatrix) else weight.size
-        return int(min(MOST_TRIALS, max(FEWEST_TRIALS, TRIAL_WEIGHTS / n_weights)))
-
     def distance(self, row: int) -> float:
         """Return the relative L2 distance of a recorded row from what is expected of it."""
-        part, axis = self.parts[self.op.output], token_axis(self.op.output)
-        target = np.take(self.tap.array, [self.rows.index(row)], axis=axis).astype(np.float64)
+        part, axis = self.parts[self.output.op.output], token_axis(self.output.op.output)
+        target = np.take(self.output.array, [self.output.rows.index(row)], axis=axis).astype(np.float64)
         expected = np.take(part.approx.value, [part.rows.index(row)], axis=axis)
         size = float(np.linalg.norm(self._masked(expected, [row])))
         off = float(np.linalg.norm(self._masked(target - expected, [row])))
@@ -371,7 +294,7 @@ class Segment:
     def tolerance(self) -> float:
         """Relative L2 distance that flips may explain at most: two correct engines end to end, over its layers."""
         n_layers = len({taps.parse(op.output).layer for op in self.ops})
-        kind = tap_class(self.op.output)
+        kind = tap_class(self.output.op.output)
         factor = 1.0 if kind == "exact" else CLASSES[kind].error_factor
         return FLOOR_PER_SQRT_LAYER["independent"] * math.sqrt(n_layers) * factor * SAFETY * WORST_TOKEN
 
@@ -382,7 +305,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found out about a segment."""
+    """What was found about a segment."""
 
     segment: Segment
     beyond: frozenset[int]
@@ -403,10 +326,8 @@ class Outcome:
 
     def part_of(self, name: str) -> Part:
         """Return what the segment computed, with what the judgement decided about its rows."""
-        part, judged = self.segment.parts[name], set(self.segment.rows)
         failed = self.beyond | set(self.excused)
-        n_open = [math.inf if r in failed else 0.0 if r in judged else self.segment.n_open(r) for r in part.rows]
-        return replace(part, n_open=np.asarray(n_open))
+        return self.segment.part_of(name, {r: math.inf if r in failed else 0.0 for r in self.segment.output.rows})
 
 
 def _first(preferred: Reading | None, found: tuple[Reading, ...]) -> tuple[Reading, ...]:
@@ -415,26 +336,3 @@ def _first(preferred: Reading | None, found: tuple[Reading, ...]) -> tuple[Readi
 
 def _fits(ratio: float) -> bool:
     return ratio <= 1.0
-
-
-def _nearest(ties: Mapping[str, Ties], rows: Sequence[int]) -> list[Tie]:
-    """Return the ties of some rows, nearest first, ``MOST_TIES`` of each tensor at most."""
-    found = []
-    for tap, one in ties.items():
-        at = np.flatnonzero(np.isin(one.rows, rows))
-        at = at[np.argsort(one.nearness[at], kind="stable")[:MOST_TIES]]
-        found += [Tie(tap, int(one.rows[i]), int(one.features[i]), float(one.nearness[i])) for i in at]
-    return found
-
-
-def _place(tie: Tie, order: Mapping[str, int]) -> tuple[int, int, int]:
-    return order[tie.tap], tie.row, tie.feature
-
-
-def _with(flips: Flips, taken: Sequence[Tie]) -> dict[tuple[str, int], frozenset[int]]:
-    """Return flips with more of them; one that is already there is taken back."""
-    found = dict(flips)
-    for tie in taken:
-        key = (tie.tap, tie.row)
-        found[key] = found.get(key, frozenset()) ^ {tie.feature}
-    return found

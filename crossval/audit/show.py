@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from crossval.audit import extent, precision, summary
-from crossval.audit.receipt_checks import UNDETERMINED
-from crossval.audit.summary import AuditRow
+from crossval.audit.checks import WRONG
+from crossval.audit.diagnosis_checks import UNDETERMINED
 from crossval.console import plain, show_line
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
@@ -44,14 +44,14 @@ def show_audits(out: Console, receipt: Receipt) -> None:
 
 
 def misrecorded(receipt: Receipt) -> list[tuple[Side, Mapping[str, Any]]]:
-    """Return what was recorded wrongly of which engine."""
+    """Return the recording errors of a receipt, with the side that they are of."""
     audits = receipt["audit"] or {}
     return [(side, one) for side in SIDES for one in (audits.get(side) or {}).get("misrecorded", ())]
 
 
 def recording_line(found: Mapping[str, Any]) -> str:
-    """Return what was recorded wrongly in a line: which tensors, how that is known, what to change."""
-    return f"RECORDED WRONGLY: {what_recorded(found)}; {found['explanation']}; {found['remedy']}"
+    """Return a recording error in a line: which tensors, how that is known, what to change."""
+    return f"RECORDED INCORRECTLY: {what_recorded(found)}; {found['explanation']}; {found['remedy']}"
 
 
 def what_recorded(found: Mapping[str, Any]) -> str:
@@ -59,9 +59,8 @@ def what_recorded(found: Mapping[str, Any]) -> str:
     passes = extent.numbers("pass", found["passes"])
     if found["kind"] != "tap":
         return f"the order of {passes}" if found["kind"] == "order" else f"the tokens of {passes}"
-    parsed = [taps.parse(tap) for tap in found["taps"]]
-    layers = sorted({one.layer for one in parsed if one.layer is not None})
-    names = ", ".join(dict.fromkeys(one.tap for one in parsed))
+    layers = extent.layers_of(found["taps"])
+    names = ", ".join(dict.fromkeys(taps.parse(tap).tap for tap in found["taps"]))
     where = f" of {extent.numbers('layer', layers)}" if layers else ""
     return f"{names}{where}, {passes}"
 
@@ -70,7 +69,7 @@ def audit_line(audit: Mapping[str, Any], n_layers: int) -> str:
     """Return one engine's audit in a line: all is within its bound, or what is wrong, or what is missing."""
     rows = [summary.row_from_json(row) for row in audit["rows"]]
     if audit["first_guilty"] is not None:
-        n_wrong = sum(summary.status_of(row) in ("guilty", "invalid") for row in rows)
+        n_wrong = sum(summary.status_of(row) in WRONG for row in rows)
         more = f"; {n_wrong - 1} more tensors exceed their bounds" if n_wrong > 1 else ""
         return f"WRONG  {wrong_line(audit['first_guilty'])}{more}"
     within = summary.within_of(audit)
@@ -82,27 +81,20 @@ def audit_line(audit: Mapping[str, Any], n_layers: int) -> str:
         )
     worst = max((row for row in rows if row.ratio is not None), key=lambda row: row.ratio or 0.0, default=None)
     extreme = "" if worst is None else f", worst {worst.ratio:.2g} of its bound ({worst.tap})"
-    return f"{counts(audit)} within their bounds{extreme}{_flips(rows)}{_unchecked(rows)}"
+    n_flips = sum(row.flips for row in rows)
+    flips = f"; {n_flips} int8 values rounded the other way at ties" if n_flips else ""
+    unchecked = [f"; not judged: {row.tap}: {row.note}" for row in rows if summary.status_of(row) == "unchecked"]
+    return f"{counts(audit)} within their bounds{extreme}{flips}{''.join(unchecked[:1])}"
 
 
 def counts(audit: Mapping[str, Any]) -> str:
-    """Return how many operations were judged, one by one or inside segments."""
+    """Return how many operations were judged, by themselves or inside segments."""
     found = summary.depth(audit)
     if not found.n_segments:
         return f"{audit['n_covered']} of {audit['n_ops']} operations"
     segments = "one segment" if found.n_segments == 1 else f"{found.n_segments} segments"
     one_by_one = f"{found.n_single} of {audit['n_ops']} operations checked one by one"
     return f"{one_by_one}, {found.n_inside} inside {segments}, all"
-
-
-def _flips(rows: Sequence[AuditRow]) -> str:
-    flips = sum(row.flips for row in rows)
-    return f"; {flips} int8 values at rounding ties fell the other way" if flips else ""
-
-
-def _unchecked(rows: Sequence[AuditRow]) -> str:
-    unchecked = [row for row in rows if summary.status_of(row) == "unchecked"]
-    return f"; not judged: {unchecked[0].tap}: {unchecked[0].note}" if unchecked else ""
 
 
 def place(found: Mapping[str, Any]) -> str:
@@ -126,14 +118,18 @@ def wrong_line(found: Mapping[str, Any]) -> str:
     """Return a wrong operation with its worst element, how far that is off, and how many are."""
     parts = [place(found)]
     if found["n_ops"] > 1:
-        parts[0] += f", the last of {found['n_ops']} operations judged as one"
+        parts[0] += f", the last of {found['n_ops']} operations checked as one"
     if found.get("segment") is not None:
         parts[0] += f"; record {extent.narrower(found['segment'])} to narrow it down"
     worst = found["worst"]
     if worst is not None:
-        at = ", ".join(f"{name} {value}" for name, value in zip(_axes(found), worst["index"], strict=False))
+        axes = (name for name in taps.axis_names(found["tap"]) if name != "token")
+        at = ", ".join(f"{name} {value}" for name, value in zip(axes, worst["index"], strict=False))
+        times = "which has to be exact"
+        if found["ratio"] is not None:
+            times = f"{found['ratio']:.3g} times the bound"
         values = f"recorded {worst['recorded']:.9g}, expected {worst['expected']:.9g}"
-        parts.append(f"position {worst['token']}, {at}: {values}, {_times(found)}")
+        parts.append(f"position {worst['token']}, {at}: {values}, {times}")
     if found["n_beyond"]:
         unit = "tokens" if found["n_ops"] > 1 else f"of {found['n_elements']} values"
         parts.append(f"{found['n_beyond']} {unit} exceed it")
@@ -146,19 +142,8 @@ def wrong_line(found: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _axes(found: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what the indices of an element count."""
-    return tuple(name for name in taps.axis_names(found["tap"]) if name != "token")
-
-
-def _times(found: Mapping[str, Any]) -> str:
-    if found["ratio"] is None:
-        return "which has to be exact"
-    return f"{found['ratio']:.3g} times the bound"
-
-
 def cause(found: Mapping[str, Any]) -> str:
-    """Return a diagnosis in a line: the name, what it means, how well it fits and how much worse the next does."""
+    """Return a diagnosis in a line: the name, what it means, how well it fits and how well the next does."""
     if found["name"] == UNDETERMINED:
         return f"{UNDETERMINED}: {found['explanation']}"
     fit = f"fits to {found['ratio']:.2g}, the specification to {found['specification_ratio']:.2g}"
@@ -177,10 +162,10 @@ def segmented(receipt: Receipt) -> bool:
 def before(audit: Mapping[str, Any]) -> str:
     """Return what is known of the operations before the first wrong one."""
     found = audit["first_guilty"]
-    at = found["pass_index"], summary.execution_index(found["tap"])
+    at = found["pass_index"], taps.execution_index(found["tap"])
     rows = [summary.row_from_json(row) for row in audit["rows"]]
     # a row is about all passes: of later passes' operations nothing is claimed
-    earlier = [row for row in rows if found["pass_index"] or summary.execution_index(row.tap) < at[1]]
+    earlier = [row for row in rows if found["pass_index"] or taps.execution_index(row.tap) < at[1]]
     if any(row.n_unchecked for row in earlier):
         return "not everything before it was judged"
     if any(row.segments for row in earlier):

@@ -6,20 +6,39 @@ output of a segment of several operations (``segments``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit.segments import Part
+from crossval.audit.bounds.approx import Approx
+from crossval.capture import Place
+from crossval.model.kinds import FloatArray
 from crossval.model.op import Op
-from crossval.model.taps import is_state, take_rows
+from crossval.model.taps import is_state, take_rows, visible
 from crossval.passes import PassPlan, TapArray
 
-Covered = frozenset[tuple[int, str]]
-"""Operations, as (pass index, output tap), whose results were computed here and not recorded."""
+Covered = frozenset[Place]
+"""Operations, by their output, whose results were computed here and not recorded."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A result of an operation, or what one reads, for some rows of the pass."""
+
+    approx: Approx
+    rows: tuple[int, ...]
+    n_open: FloatArray | None = None
+    """Per row, ties among what it was computed from that nothing has decided; None: it was recorded."""
+
+    def open_up_to(self, row: int, *, alone: bool) -> float:
+        """Return the undecided ties of a row, or of all rows up to it."""
+        if self.n_open is None:
+            return 0.0
+        rows = np.asarray(self.rows)
+        return float(self.n_open[(rows == row) if alone else (rows <= row)].sum())
 
 
 @dataclass(frozen=True)
@@ -75,20 +94,53 @@ class PassState:
         return self.values.get(name)
 
 
+@dataclass(frozen=True)
+class Output:
+    """One recorded output: what a check is about."""
+
+    op: Op
+    state: PassState
+    """Of the pass."""
+    tap: TapArray
+
+    @property
+    def array(self) -> npt.NDArray[np.float32]:
+        """The recorded values."""
+        return self.tap.array
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Token indices within the pass that were recorded."""
+        return self.state.all_rows if self.tap.rows is None else self.tap.rows
+
+    @property
+    def place(self) -> Place:
+        """Index of the pass and full name of the tap."""
+        return self.state.index, self.op.output
+
+    @property
+    def visible(self) -> npt.NDArray[np.bool_] | None:
+        """Which elements count; None: all."""
+        return visible(self.op.output, self.array.shape, [self.state.plan.positions[row] for row in self.rows])
+
+    def inputs(self) -> list[npt.NDArray[Any]]:
+        """Return what the operation read, cut to the recorded rows.
+
+        Raises:
+            ValueError: an input was not recorded for these rows.
+        """
+        arrays: list[npt.NDArray[Any]] = []
+        for name in self.op.inputs:
+            value = self.state.value(name)
+            if not isinstance(value, Value) or not (is_state(name) or set(self.rows) <= set(value.rows)):
+                raise ValueError(f"its input {name} was not recorded for all of its tokens")
+            arrays.append(value.array if is_state(name) else take_rows(name, value.array, value.rows, self.rows))
+        return arrays
+
+
 def recorded_value(tap: TapArray, n_tokens: int) -> Value:
-    """Wrap a recorded tap."""
+    """Wrap a recorded tap of a pass of ``n_tokens``."""
     return Value(tap.array, tuple(range(n_tokens)) if tap.rows is None else tap.rows)
-
-
-def gather(op: Op, state: PassState, rows: Sequence[int]) -> tuple[npt.NDArray[Any], ...] | str:
-    """Collect an op's inputs, all recorded, cut to the rows of its output; a string says which one lacks rows."""
-    arrays: list[npt.NDArray[Any]] = []
-    for name in op.inputs:
-        value = state.value(name)
-        if not isinstance(value, Value) or not (is_state(name) or set(rows) <= set(value.rows)):
-            return f"its input {name} was not recorded for all of its tokens"
-        arrays.append(value.array if is_state(name) else take_rows(name, value.array, value.rows, rows))
-    return tuple(arrays)
 
 
 def stack_state(passes: Sequence[PassState], source: str) -> Value | None:
@@ -101,11 +153,3 @@ def stack_state(passes: Sequence[PassState], source: str) -> Value | None:
         arrays.append(value.array)
     array = np.concatenate(arrays)
     return Value(array, tuple(range(array.shape[0])))
-
-
-def take_recorded(state: PassState, recorded: Mapping[str, TapArray], op: Op) -> TapArray | None:
-    """Return the recorded output of an op and make it what later operations read."""
-    tap = recorded.get(op.output)
-    if tap is not None:
-        state.values[op.output] = recorded_value(tap, state.n_tokens)
-    return tap

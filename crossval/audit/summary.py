@@ -8,33 +8,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from crossval.audit import extent
-from crossval.audit.checks import AuditResult, AuditVerdict, CheckStatus, Misrecorded, OpCheck, unless_misrecorded
+from crossval.audit.checks import (
+    AuditResult,
+    AuditVerdict,
+    CheckStatus,
+    OpCheck,
+    Worst,
+    in_order,
+    unless_misrecorded,
+    verdict_of_states,
+)
 from crossval.model import taps
+from crossval.model.kinds import BitLinear
 from crossval.passes import PassKind
 
 _SEVERITY: dict[CheckStatus, int] = {"ok": 0, "within": 0, "unchecked": 1, "invalid": 2, "guilty": 3}
 
 
-@dataclass(frozen=True)
-class WorstElement:
-    """The element with the largest ratio to its bound."""
+@dataclass(frozen=True, kw_only=True)
+class WorstElement(Worst):
+    """The element with the largest ratio to its bound, in any pass."""
 
     pass_index: int
     pass_kind: PassKind
     n_ops: int
     """Operations between the recorded inputs and this output: 1, or more for a segment."""
-    token: int
-    """Position in the sequence."""
-    index: tuple[int, ...]
-    """Within the token: ``(feature,)``, ``(head, feature)``, or for attention scores ``(head, key)``."""
-    recorded: float
-    expected: float
-    bound: float
-    """Largest difference that correct arithmetic allows."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class AuditRow:
     """Of these, passes in which it holds NaN or infinities, or has the wrong shape."""
     n_elements: int
     n_beyond: int
-    """Elements (of a segment: tokens) beyond their bound."""
+    """Elements (of a segment: tokens) outside their bound."""
     n_ops: int
     """Operations its checks span, added over the passes."""
     ratio: float | None
@@ -69,7 +71,7 @@ class AuditRow:
     n_within: int = 0
     """How many tokens that are, over all passes."""
     n_segments: int | None = None
-    """Of its checks, how many span several operations; None in receipts of older versions, which do not say."""
+    """Of its checks, how many span several operations; None in receipts of older versions."""
 
     @property
     def segments(self) -> int:
@@ -85,7 +87,7 @@ class Depth:
     """How finely an engine was judged."""
 
     n_single: int
-    """Operations judged one by one."""
+    """Operations judged by themselves."""
     n_segments: int
     """Segments of several operations, each judged by its end."""
     n_inside: int
@@ -93,7 +95,7 @@ class Depth:
 
 
 def depth(audit: Mapping[str, Any]) -> Depth:
-    """Return how many operations of an audit were judged one by one, and how many inside segments."""
+    """Return how many operations of an audit were judged by themselves, and how many inside segments."""
     rows = [row_from_json(row) for row in audit["rows"]]
     n_segments = sum(row.segments for row in rows)
     n_single = sum(row.n_passes - row.n_unchecked for row in rows) - n_segments
@@ -115,13 +117,7 @@ def status_of(row: AuditRow) -> CheckStatus:
 
 def verdict_of(rows: Sequence[AuditRow], n_ops: int, n_covered: int) -> AuditVerdict:
     """Return the verdict that follows from the rows, as ``checks.decide`` does from the checks."""
-    states = [status_of(row) for row in rows]
-    if any(state in ("guilty", "invalid") for state in states):
-        return "guilty"
-    judged = bool(rows) and n_covered == n_ops > 0 and all(state in ("ok", "within") for state in states)
-    if not judged:
-        return "incomplete"
-    return "within" if "within" in states else "clean"
+    return verdict_of_states([status_of(row) for row in rows], n_ops, n_covered)
 
 
 def within_of(audit: Mapping[str, Any] | None) -> float:
@@ -138,40 +134,23 @@ def unsettled(rows: Sequence[AuditRow], n_layers: int) -> str | None:
     recorded = {row.tap for row in rows}
     layers: set[int] = set()
     for row in rows:
-        if status_of(row) != "within":
-            continue
-        last = taps.parse(row.tap).layer
-        last = n_layers - 1 if last is None else last
-        first = last
-        while first > 0 and f"blk.{first - 1}.l_out" not in recorded:
-            first -= 1
-        layers.update(range(first, last + 1))
+        if status_of(row) == "within":
+            last = taps.parse(row.tap).layer
+            last = first = n_layers - 1 if last is None else last
+            while first > 0 and f"blk.{first - 1}.{taps.LAYER_TAPS[-1]}" not in recorded:
+                first -= 1
+            layers.update(range(first, last + 1))
     if not layers:
         return None
-    return f"attn_norm, attn_sub_norm, ffn_norm and ffn_sub_norm (the quantised tensors) of {spans(layers)}"
-
-
-def spans(layers: Iterable[int]) -> str:
-    """Return ``layer 3`` or ``layers 0 to 2, 5``."""
-    parts: list[list[int]] = []
-    for layer in sorted(layers):
-        if parts and layer == parts[-1][1] + 1:
-            parts[-1][1] = layer
-        else:
-            parts.append([layer, layer])
-    words = [str(a) if a == b else f"{a} to {b}" for a, b in parts]
-    return f"layer{'s' if len(parts) > 1 or parts[0][0] != parts[0][1] else ''} {', '.join(words)}"
+    read = (op.inputs[0] for op in taps.OPS.values() if isinstance(op.kind, BitLinear))
+    quantised = dict.fromkeys(taps.parse(name).tap for name in read)
+    return f"{extent.listed(quantised)} (the quantised tensors) of {extent.numbers('layer', sorted(layers))}"
 
 
 def first_place(rows: Iterable[AuditRow]) -> tuple[int, str] | None:
     """Return pass and tap of the first wrong operation: earliest pass, then earliest in execution order."""
     places = [(row.first_beyond, row.tap) for row in rows if row.first_beyond is not None]
-    return min(places, key=lambda place: (place[0], execution_index(place[1])), default=None)
-
-
-def execution_index(tap: str) -> int:
-    """Return a number to sort taps of any model by."""
-    return taps.execution_index(tap, 1 << 20)
+    return min(places, key=in_order, default=None)
 
 
 def rows_of(result: AuditResult) -> list[AuditRow]:
@@ -179,13 +158,13 @@ def rows_of(result: AuditResult) -> list[AuditRow]:
     found: dict[str, list[OpCheck]] = {}
     for check in result.checks:
         found.setdefault(check.tap, []).append(check)
-    return [_row(tap, found[tap]) for tap in sorted(found, key=execution_index)]
+    return [_row(tap, found[tap]) for tap in sorted(found, key=taps.execution_index)]
 
 
 def _row(tap: str, checks: Sequence[OpCheck]) -> AuditRow:
     worst = max(checks, key=_badness)
     checked = [check for check in checks if check.status != "unchecked"]
-    beyond = [check.pass_index for check in checks if check.status in ("guilty", "invalid")]
+    beyond = [check.pass_index for check in checks if check.wrong]
     ratios = [check.ratio for check in checks if check.ratio is not None]
     endless = any(check.status == "guilty" and check.ratio is None for check in checks)
     row = AuditRow(
@@ -221,7 +200,7 @@ def worst_of(check: OpCheck) -> WorstElement | None:
     found = check.worst
     if found is None or not all(map(math.isfinite, (found.recorded, found.expected, found.bound))):
         return None
-    return WorstElement(check.pass_index, check.pass_kind, check.n_ops, **vars(found))
+    return WorstElement(**vars(found), pass_index=check.pass_index, pass_kind=check.pass_kind, n_ops=check.n_ops)
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------
@@ -239,13 +218,8 @@ def to_json(result: AuditResult) -> dict[str, Any]:
         "rows": [row_to_json(row) for row in rows],
         **({} if result.precision is None else {"precision": result.precision.to_json()}),
     }
-    found = [misrecorded_to_json(one) for one in result.misrecorded]
+    found = [{**asdict(one), "taps": list(one.taps), "passes": list(one.passes)} for one in result.misrecorded]
     return {**data, "misrecorded": found} if found else data
-
-
-def misrecorded_to_json(found: Misrecorded) -> dict[str, Any]:
-    """Return it as an item of the audit's ``misrecorded``."""
-    return {**asdict(found), "taps": list(found.taps), "passes": list(found.passes)}
 
 
 def row_to_json(row: AuditRow) -> dict[str, Any]:
@@ -268,11 +242,9 @@ def row_from_json(data: Mapping[str, Any]) -> AuditRow:
     return AuditRow(**{**data, "worst": worst})
 
 
-CHECK_FIELDS = tuple(
-    field.name
-    for field in fields(OpCheck)
-    if field.name not in ("worst", "pass_index", "pass_kind", "tap", "spans", "n_nonfinite")
-)
+_CHECK_FIELDS = (
+    "status", "ratio", "n_elements", "n_beyond", "n_ops", "flips", "reading", "note", "within", "n_within",
+)  # fmt: skip
 """Fields of a check that a receipt states as they are."""
 
 
@@ -285,7 +257,7 @@ def check_to_json(check: OpCheck) -> dict[str, Any]:
         "op": name.tap,
         "pass_index": check.pass_index,
         "pass_kind": check.pass_kind,
-        **{name: getattr(check, name) for name in CHECK_FIELDS},
+        **{name: getattr(check, name) for name in _CHECK_FIELDS},
         "worst": _worst_to_json(worst_of(check)),
         **({} if segment is None else {"segment": segment}),
     }

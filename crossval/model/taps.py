@@ -122,8 +122,11 @@ def outline_taps(n_layers: int) -> list[str]:
     return [*INPUT_TAPS, *(f"blk.{layer}.{LAYER_TAPS[-1]}" for layer in range(n_layers)), *HEAD_TAPS]
 
 
-def execution_index(name: str, n_layers: int) -> int:
-    """Return the position of a tap in execution order, for sorting and for finding the first divergence."""
+def execution_index(name: str, n_layers: int = 1 << 20) -> int:
+    """Return the position of a tap in execution order, for sorting and for finding the first divergence.
+
+    ``n_layers``: larger than any layer's index will do for sorting.
+    """
     tap = parse(name)
     if tap.tap in INPUT_TAPS:
         return 0

@@ -71,7 +71,7 @@ def test_a_healthy_engine_is_parity_within_its_precision_which_the_gate_wants_st
     assert made["audit"]["candidate"]["precision"]["declared"] is False
     assert made["thresholds"]["policy"] == style.compute
     label = {"bf16": "bfloat16", "f16": "binary16 (F16)"}[style.compute]
-    assert f"this engine rounds every recorded tensor to {label} and does not say so" in output
+    assert f"this engine rounds every recorded tensor to {label} and does not state so" in output
     assert f"comparisons, within {label}" in output
     held = path.with_suffix(".json")
     assert gate(held) == 1
@@ -86,7 +86,7 @@ def test_a_healthy_engine_that_states_its_formats_passes_the_gate(shipped_model,
     assert (code, made["verdict"]) == (0, "parity")
     assert made["candidate"]["numerics"]["compute_dtype"] == style.compute
     assert ("precision" in made["audit"]["candidate"]) == (style.compute != "f32")
-    assert ("as it says" in output) == (style.compute != "f32")
+    assert ("as it states" in output) == (style.compute != "f32")
     assert gate(path.with_suffix(".json")) == 0
 
 

@@ -33,7 +33,7 @@ from crossval.receipts.party import Party
 from tests.support import receipt_samples as samples
 
 COARSE = [*taps.outline_taps(2)[1:]]
-FINE = sorted([*taps.outline_taps(2), *taps.layer_taps(0)[:9]], key=samples.summary.execution_index)
+FINE = sorted([*taps.outline_taps(2), *taps.layer_taps(0)[:9]], key=taps.execution_index)
 OUTLINE = samples.audit_result(names=COARSE, plan=samples.PLAN[:2])
 PARTLY = samples.audit_result(names=FINE, plan=samples.PLAN[:2])
 EXACT = samples.layers_result(plan=samples.PLAN[:2])

@@ -247,7 +247,7 @@ def audit_result(
             ratio = (guilty or {}).get((index, tap), 0.0 if tap == "inp_embd" else 0.25 + 0.125 * index)
             checks.append(audit_check(tap, index, one, ratio, every.index(tap) - before))
     n_ops = len(every) * len(plan)
-    first = first_guilty(checks, 2)
+    first = first_guilty(checks)
     return AuditResult("engine", tuple(checks), n_ops, n_ops, first, decide(checks, n_ops, n_ops))
 
 

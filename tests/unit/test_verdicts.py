@@ -142,7 +142,7 @@ def test_an_outline_that_shows_too_little_is_not_parity_until_its_distance_is_ac
     assert made["audit"]["candidate"]["verdict"] == "clean"
     assert made["audit"]["reference"]["verdict"] == "within"
     assert "record attn_norm, attn_sub_norm, ffn_norm and ffn_sub_norm" in result.stdout
-    assert "of layers 0 to 1" in result.stdout
+    assert "of layers 0 and 1" in result.stdout
     for options, accepted in ([], False), (["--accept-within", "1e-9"], False), (["--accept-within", "1"], True):
         shown = run("gate", out, "--allow-compute", "recorded", *options).stdout
         states = {line.split("  ")[0].strip(): " pass " in line for line in shown.splitlines() if "  " in line}

@@ -5,7 +5,7 @@ where a value is rounded to binary16. First-order terms are summed; ``SECOND_ORD
 family of an engine is known (bitnet.cpp's), its reduction shapes give short sums and its inputs are exactly what
 was recorded; any other engine may sum in any order and carry more digits than it recorded.
 
-An engine that computes in a 16-bit format, because it says so or because everything it recorded is in that format
+An engine that computes in a 16-bit format, because it states so or because everything it recorded is in it
 (``crossval.audit.precision``), is judged at its unit roundoff ``u`` wherever a tensor or an elementwise step is
 rounded. Sums are not among these: every such engine carries them in binary32, and one that does not loses
 ``n u`` of a sum. What it recorded is what it had, so its inputs carry no error of their own.

@@ -124,13 +124,13 @@ def _carry_silu(kind: Silu, inputs: Approxes, weights: Sequence[Any], a: Arithme
     x = inputs[0]
     value = kind.compute(x.value)
     noise = _silu_moved(x.value, x.noise) + (7 if a.known else 8) * U * np.abs(value) + LOST
-    # a factor that the gates of a token share is none of the results: they move together
+    # a factor that the gates of a token share is not one that the results share: they move together
     return Approx(value, noise, _silu_moved(x.value, x.jump + x.common), np.zeros(value.shape[:1]))
 
 
 def _silu_slope(x: FloatArray) -> FloatArray:
-    share = sigmoid(x)
-    return np.abs(share * (1 + x * (1 - share)))
+    gain = sigmoid(x)
+    return np.abs(gain * (1 + x * (1 - gain)))
 
 
 def _silu_moved(x: FloatArray, error: FloatArray) -> FloatArray:
@@ -202,7 +202,7 @@ def _low_rope(kind: Rope, inputs: Arrays, expected: FloatArray, a: Arithmetic) -
     first, second = split_pairs(np.abs(x), kind.pairing)
     # angles are carried in binary32, as in ``_rope``; cos and sin, both products and their sum are rounded
     either = (first + second) * angle * _angle_steps(x) * U + (first + second + 3) * tiny
-    allowed: FloatArray = (2 * u * _turned(first, second, angle, kind) + u * np.abs(expected)) * SECOND_ORDER
+    allowed: FloatArray = (2 * u * _rotated(first, second, angle, kind) + u * np.abs(expected)) * SECOND_ORDER
     return allowed + join_pairs(either, either, kind.pairing)
 
 
@@ -215,7 +215,7 @@ def _carry_rope(kind: Rope, inputs: Approxes, weights: Sequence[Any], a: Arithme
     x, positions = inputs
     value = kind.compute(x.value, positions.value)
     angle = _angle(kind, x.value, positions.value)
-    noise, jump = (_turned(*split_pairs(error, kind.pairing), angle, kind) for error in (x.noise, x.jump))
+    noise, jump = (_rotated(*split_pairs(error, kind.pairing), angle, kind) for error in (x.noise, x.jump))
     own = RULES[Rope].bound(kind, [x.value, positions.value], value, (), a)
     return Approx(value, noise + own, jump, x.shared)
 
@@ -237,7 +237,7 @@ def _angle_steps(x: Array) -> Array:
     return steps
 
 
-def _turned(first: FloatArray, second: FloatArray, angle: FloatArray, kind: Rope) -> FloatArray:
+def _rotated(first: FloatArray, second: FloatArray, angle: FloatArray, kind: Rope) -> FloatArray:
     """Return magnitudes after a rotation in which nothing cancels."""
     cos, sin = np.abs(np.cos(angle)), np.abs(np.sin(angle))
     return join_pairs(first * cos + second * sin, first * sin + second * cos, kind.pairing)

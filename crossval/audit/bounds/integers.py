@@ -31,7 +31,7 @@ TIE_DISTANCE = 127 * 4 * U
 RESCALE_STEPS = 5.0
 """Roundings of the rescale: the integer's conversion, two scales, two products."""
 HALF_UNIT = 0.49
-"""Most that a binary32 sum may be off, in units of the integer: what is nearer to another integer is another."""
+"""Most that a binary32 sum may be off, in units of the integer: beyond it another integer is nearer."""
 MOST_FLIPS = 24
 """Candidates for a flip in one token; more than this are not searched (0.15 are expected among 2560 values)."""
 
@@ -181,7 +181,7 @@ def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
 def _check_low(
     x: npt.NDArray[np.float32], recorded: npt.NDArray[np.float32], weight: TernaryMatrix, arithmetic: Arithmetic
 ) -> BitLinearCheck:
-    """Try the recipes of the engine's format; return the first that fits, else the plainest one."""
+    """Try the recipes of the engine's format; return the first that fits, else the first."""
     first: BitLinearCheck | None = None
     for recipe in _recipes(x.astype(np.float64), arithmetic.format):
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):

@@ -1,4 +1,4 @@
-"""What a kind of operation has to say about rounding; parts that several kinds share."""
+"""How a kind of operation rounds: its rule, and parts that several rules share."""
 
 from __future__ import annotations
 

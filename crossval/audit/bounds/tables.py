@@ -1,4 +1,4 @@
-"""Rounding of the embedding and of the head: rows of a table, and products with all of them."""
+"""Rounding of the embedding and of the LM head: rows of a table, and products with all of them."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,3 +87,18 @@ def test_a_norm_is_judged_with_its_own_eps():
         shift = bounds.propagate(op, [Approx(x, 0 * x, 0 * x, np.array([0.1]))], [np.ones(4)], KNOWN).shared
         assert shift == pytest.approx(0.1 * eps / (1e-6 + eps), rel=1e-3)
         assert bounds.bound(op, [x], expected, [np.ones(4)], KNOWN).max() < 1e-6
+
+
+def test_known_arithmetic_sums_in_short_chains():
+    assert KNOWN.sum_steps(2560) < 330
+    assert UNKNOWN.sum_steps(2560) == 2560
+
+
+def test_the_bound_of_an_infinity_is_no_number_and_no_warning():
+    value = np.array([[1.0, np.inf], [2.0, 4.0]])
+    nothing = np.zeros_like(value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        total = Approx(value, nothing, nothing, np.array([0.0, 0.5])).total
+    assert not total[0, 1] <= 1.0  # nothing is within it
+    np.testing.assert_array_equal(total[[0, 1, 1], [0, 0, 1]], [0.0, 1.0, 2.0])

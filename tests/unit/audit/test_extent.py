@@ -107,7 +107,8 @@ def test_a_mistake_between_coarse_taps_is_a_range_of_layers(
     assert made["diagnosis"][0]["segment"] == {**segment, "record": record_these}
     place = "layers 3 to 5, up to op l_out (pass 0, prefill)"
     assert (
-        f"WRONG  {place}, the last of 60 operations judged as one; record l_out of layers 3 and 4" in result.stdout
+        f"WRONG  {place}, the last of 60 operations checked as one; record l_out of layers 3 and 4"
+        in result.stdout
     )
     assert "everything before it is correct" not in result.stdout
     assert (
@@ -178,7 +179,7 @@ def test_a_divergence_may_sit_inside_a_segment(model_path: Path, record: Record,
     [
         ({"first_layer": 4}, "its segment spans layers (4, 5), its taps (3, 5)"),
         ({"record": ["blk.5.l_out", "result_norm"]}, "its segment does not end at it"),
-        ({"first_op": "blk.9.q"}, "its segment names taps the model has not"),
+        ({"first_op": "blk.9.q"}, "its segment names taps the model lacks"),
     ],
 )
 def test_the_gate_sees_a_range_that_does_not_fit(

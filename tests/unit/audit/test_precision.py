@@ -19,11 +19,12 @@ from crossval.capture import Capture
 from crossval.diagnose import repro
 from crossval.diagnose.findings import find
 from crossval.formats import BF16, F16, FORMATS
-from crossval.model.taps import BITLINEARS
+from crossval.model import taps
 from crossval.model.weights import SpecWeights
-from crossval.passes import Numerics, PassRecord, Runner, TapArray
+from crossval.passes import Numerics, Runner, TapArray
 from crossval.receipts.party import compute_dtypes
 from tests.support.narrow_engine import Mistake, NarrowEngine, Style, of_file, plans
+from tests.support.wrapped import Wrapped
 
 PLANS = plans((1019, 273, 271, 220, 17, 10, 17, 30), (220, 19))
 NARROW = [
@@ -55,6 +56,16 @@ def audited(engine: Runner, weights: SpecWeights) -> AuditResult:
     return audit([Capture(engine, weights.config, PLANS)], weights)[0]
 
 
+def wrong_tap(result: AuditResult) -> str:
+    assert result.first_guilty is not None
+    return result.first_guilty.tap
+
+
+def precision_of(result: AuditResult) -> Precision:
+    assert result.precision is not None
+    return result.precision
+
+
 def names(style: Style) -> str:
     return "-".join(str(part) for part in (style.compute, style.kv, style.scale, style.norm) if part)
 
@@ -64,30 +75,35 @@ def names(style: Style) -> str:
 def test_a_healthy_engine_is_clean_and_its_precision_is_a_finding_of_its_own(shipped_model, style, states):
     result = examined(shipped_model, replace(style, states=states))
     assert result.verdict == "clean"
-    found = result.precision
-    assert found is not None
+    found = precision_of(result)
     assert (found.dtype, found.scope, found.declared) == (style.compute, "all", states)
     assert found.n_in_format == found.n_taps > 200
     assert found.unit_roundoff == FORMATS[style.compute].unit_roundoff
 
 
-@pytest.mark.parametrize("style", [s for s in NARROW if s.scale != "fake"], ids=names)
-@pytest.mark.parametrize("name", MISTAKES)
-def test_the_first_operation_beyond_the_precision_is_the_answer(shipped_model, style, name):
-    tap, _ = MISTAKES[name]
-    result = examined(shipped_model, style, Mistake(name))
-    assert result.verdict == "guilty"
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == tap
-    assert result.precision is not None
-    assert result.precision.dtype == style.compute
+WRONG: list[tuple[Style, Mistake | None, str]] = [
+    *((s, Mistake(name), MISTAKES[name][0]) for s in NARROW if s.scale != "fake" for name in MISTAKES),
+    # a stated format of the cache hides nothing, one that is not stated is a bug
+    *(
+        (Style("f32", kv=kv, states=True), Mistake(name), MISTAKES[name][0])
+        for kv in ("bf16", "f16")
+        for name in ("kq scale", "ffn_sub_norm skipped", "SiLU", "128 levels")
+    ),
+    (Style("f32", kv="bf16"), None, "blk.0.kq"),
+    # in all layers: a wrong eps is found where inputs are small
+    *((Style(compute), Mistake("attn_norm eps", layer=None), "blk.0.attn_norm") for compute in ("bf16", "f16")),
+    (Style("bf16"), Mistake("SiLU", layer=None), "blk.0.ffn_act"),
+]
 
 
-@pytest.mark.parametrize("style", [Style("bf16"), Style("f16")], ids=names)
-def test_a_wrong_epsilon_is_found_where_inputs_are_small(shipped_model, style):
-    result = examined(shipped_model, style, Mistake("attn_norm eps", layer=None))
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == "blk.0.attn_norm"
+@pytest.mark.parametrize(("style", "mistake", "tap"), WRONG, ids=str)
+def test_the_first_operation_outside_its_bound_is_found(shipped_model, style, mistake, tap):
+    result = examined(shipped_model, style, mistake)
+    assert (result.verdict, wrong_tap(result)) == ("guilty", tap)
+    if style.compute == "f32":
+        assert result.precision is None
+    else:
+        assert (precision_of(result).dtype, precision_of(result).scope) == (style.compute, "all")
 
 
 @pytest.mark.parametrize("style", [Style("bf16"), Style("f16")], ids=names)
@@ -113,104 +129,53 @@ def test_a_stated_format_of_the_cache_is_no_defect(shipped_model, compute, kv):
         assert readings == {f"k in {kv.upper()}"}
 
 
-@pytest.mark.parametrize("name", ["kq scale", "ffn_sub_norm skipped", "SiLU", "128 levels"])
-@pytest.mark.parametrize("kv", ["bf16", "f16"])
-def test_a_stated_cache_hides_nothing(shipped_model, kv, name):
-    result = examined(shipped_model, Style("f32", kv=kv, states=True), Mistake(name))
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == MISTAKES[name][0]
-
-
-def test_a_bfloat16_cache_that_is_not_stated_stays_a_defect(shipped_model):
-    result = examined(shipped_model, Style("f32", kv="bf16"))
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == "blk.0.kq"
-    assert result.precision is None
-
-
 def test_a_cache_stated_to_be_binary32_may_not_be_rounded(shipped_model):
     engine = NarrowEngine(shipped_model, Style("f32", kv="f16"))
     assert audited(engine, SpecWeights(shipped_model)).verdict == "clean"
-    stated = Stating(engine, Numerics(kv_dtype="f32"))
+    stated = Wrapped(engine, numerics=Numerics(kv_dtype="f32"))
     result = audited(stated, SpecWeights(shipped_model))
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == "blk.0.kq"
-
-
-class Stating:
-    """An engine that states other numerics, or records some operations through another format."""
-
-    status, plan = "live", None
-
-    def __init__(self, engine: NarrowEngine, numerics: Numerics, through: dict[str, Any] | None = None) -> None:
-        self._engine, self._through = engine, {} if through is None else through
-        self.identity = replace(engine.identity, numerics=numerics)
-
-    def reset(self) -> None:
-        self._engine.reset()
-
-    def eval(self, token_ids, select) -> PassRecord:
-        record = self._engine.eval(token_ids, select)
-        given = dict(record.taps)
-        for name in given:
-            change = self._through.get(name.rpartition(".")[2])
-            if change is not None:
-                given[name] = TapArray(change(given[name].array).astype(np.float32), given[name].rows)
-        return PassRecord(record.plan, given)
+    assert wrong_tap(result) == "blk.0.kq"
 
 
 def test_a_tensor_with_more_digits_rules_a_format_out(shipped_model):
     engine = NarrowEngine(shipped_model, Style("bf16"))
-    exact = Stating(engine, Numerics(), {"ffn_gate": lambda x: x * np.float32(1 + 2**-20)})
+    exact = Wrapped(engine, ops={"ffn_gate": lambda x: x * np.float32(1 + 2**-20)})
     result = audited(exact, SpecWeights(shipped_model))
     assert result.verdict == "guilty"
-    assert result.precision is not None
-    assert (result.precision.scope, result.precision.declared) == ("some", False)
-    assert "ffn_gate" not in result.precision.ops
-    assert "l_out" in result.precision.ops
+    found = precision_of(result)
+    assert (found.scope, found.declared) == ("some", False)
+    assert "ffn_gate" not in found.ops
+    assert "l_out" in found.ops
 
 
 def test_rounding_in_one_kind_of_tensor_is_a_defect_and_is_described(shipped_model):
     engine = NarrowEngine(shipped_model, Style("f32"))
-    rounding = Stating(engine, Numerics(), {"k_rope": BF16.round, "v": BF16.round})
+    rounding = Wrapped(engine, ops={"k_rope": BF16.round, "v": BF16.round})
     result = audited(rounding, SpecWeights(shipped_model))
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == "blk.0.v"
-    assert result.precision is not None
-    assert result.precision.ops == ("v", "k_rope")
-    assert result.precision.unit_roundoff == 2.0**-24
-    text = precision.sentence(result.precision.to_json())
-    assert "v, k_rope hold values of bfloat16 only" in text
+    assert wrong_tap(result) == "blk.0.v"
+    found = precision_of(result)
+    assert (found.ops, found.unit_roundoff) == (("v", "k_rope"), 2.0**-24)
+    assert "v, k_rope hold values of bfloat16 only" in precision.sentence(found.to_json())
 
 
 def test_keys_and_values_recorded_in_the_stated_format_of_the_cache_are_right(shipped_model):
     engine = NarrowEngine(shipped_model, Style("f32", kv="bf16"))
-    rounding = Stating(engine, Numerics(kv_dtype="bf16"), {"k_rope": BF16.round, "v": BF16.round})
+    rounding = Wrapped(engine, ops={"k_rope": BF16.round, "v": BF16.round}, numerics=Numerics(kv_dtype="bf16"))
     assert audited(rounding, SpecWeights(shipped_model)).verdict == "clean"
 
 
 def test_a_statement_that_the_record_contradicts_is_not_confirmed(shipped_model):
-    exact = Stating(NarrowEngine(shipped_model, Style("f32")), Numerics(compute_dtype="bf16"))
-    found = audited(exact, SpecWeights(shipped_model)).precision
-    assert found is not None
+    exact = Wrapped(NarrowEngine(shipped_model, Style("f32")), numerics=Numerics(compute_dtype="bf16"))
+    found = precision_of(audited(exact, SpecWeights(shipped_model)))
     assert not found.declared
     assert found.n_in_format == 0 < found.n_taps
-    assert "says that it computes in bfloat16, but only 0 of" in precision.sentence(found.to_json())
-    other = Stating(NarrowEngine(shipped_model, Style("f16")), Numerics(compute_dtype="bf16"))
-    found = audited(other, SpecWeights(shipped_model)).precision
-    assert found is not None
+    assert "states that it computes in bfloat16, but only 0 of" in precision.sentence(found.to_json())
+    other = Wrapped(NarrowEngine(shipped_model, Style("f16")), numerics=Numerics(compute_dtype="bf16"))
+    found = precision_of(audited(other, SpecWeights(shipped_model)))
     assert (found.dtype, found.declared) == ("f16", False)
 
 
 # --- coarse traces --------------------------------------------------------------------------------------------
-
-
-class Coarse(Stating):
-    """An engine that records the smallest useful trace."""
-
-    def eval(self, token_ids, select) -> PassRecord:
-        kept = [n for n in select if n.endswith(("inp_embd", "l_out", "result_norm", "result_output"))]
-        return super().eval(token_ids, kept)
 
 
 @pytest.mark.parametrize(
@@ -222,12 +187,12 @@ class Coarse(Stating):
 )
 def test_a_coarse_trace_is_never_parity_and_a_healthy_one_no_defect(shipped_model, compute, name):
     engine = NarrowEngine(shipped_model, Style(compute), Mistake(name) if name else None)
-    result = audited(Coarse(engine, Numerics()), SpecWeights(shipped_model))
-    assert result.precision is not None
-    assert (result.precision.dtype, result.precision.scope) == (compute, "all")
+    weights = SpecWeights(shipped_model)
+    result = audited(Wrapped(engine, only=taps.outline_taps(weights.config.n_layers)), weights)
+    found = precision_of(result)
+    assert (found.dtype, found.scope) == (compute, "all")
     if name in ("SiLU", "ffn_sub_norm skipped"):
-        assert result.first_guilty is not None
-        assert result.first_guilty.tap == "blk.2.l_out"
+        assert wrong_tap(result) == "blk.2.l_out"
     else:
         assert result.verdict == "within"
 
@@ -235,46 +200,25 @@ def test_a_coarse_trace_is_never_parity_and_a_healthy_one_no_defect(shipped_mode
 # --- recorded in fewer digits than computed ---------------------------------------------------------------------
 
 
-class Everything(dict[str, Any]):
-    """The same change of every tensor."""
-
-    def __init__(self, change: Any) -> None:
-        super().__init__()
-        self._change = change
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._change
-
-
 @pytest.mark.parametrize("form", [BF16, F16], ids=lambda form: form.name)
 def test_a_record_with_fewer_digits_than_the_engine_leaves_its_codes_open(shipped_model, form):
     engine = NarrowEngine(shipped_model, Style("f32"))
-    result = audited(Stating(engine, Numerics(), Everything(form.round)), SpecWeights(shipped_model))
+    result = audited(Wrapped(engine, every=form.round), SpecWeights(shipped_model))
     assert result.verdict == "incomplete"
-    assert result.precision is not None
-    assert (result.precision.dtype, result.precision.scope) == (form.name, "recorded")
+    found = precision_of(result)
+    assert (found.dtype, found.scope) == (form.name, "recorded")
     left = {check.tap.rpartition(".")[2] for check in result.checks if check.status == "unchecked"}
-    assert left == BITLINEARS
-    assert "record binary32" in precision.sentence(result.precision.to_json())
+    assert left == taps.BITLINEARS
+    assert "record binary32" in precision.sentence(found.to_json())
 
 
 @pytest.mark.parametrize("form", [BF16, F16], ids=lambda form: form.name)
 @pytest.mark.parametrize("name", ["ffn_sub_norm skipped", "SiLU", "kq scale", "ffn_norm of another"])
 def test_such_a_record_still_shows_a_mistake(shipped_model, form, name):
     engine = NarrowEngine(shipped_model, Style("f32"), Mistake(name))
-    result = audited(Stating(engine, Numerics(), Everything(form.round)), SpecWeights(shipped_model))
-    assert result.precision is not None
-    assert result.precision.scope == "recorded"
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == MISTAKES[name][0]
-
-
-def test_one_operation_that_is_wrong_in_all_layers_is_not_taken_for_a_record(shipped_model):
-    result = examined(shipped_model, Style("bf16"), Mistake("SiLU", layer=None))
-    assert result.first_guilty is not None
-    assert result.first_guilty.tap == "blk.0.ffn_act"
-    assert result.precision is not None
-    assert result.precision.scope == "all"
+    result = audited(Wrapped(engine, every=form.round), SpecWeights(shipped_model))
+    assert precision_of(result).scope == "recorded"
+    assert wrong_tap(result) == MISTAKES[name][0]
 
 
 # --- overflow -------------------------------------------------------------------------------------------------
@@ -335,36 +279,28 @@ def random(n: int = 200) -> np.ndarray:
     return np.random.default_rng(n).standard_normal((1, n))
 
 
-def test_what_says_nothing_is_no_evidence():
-    survey = Survey()
-    survey.add({"inp_embd": TapArray(F16.round(random()).astype(np.float32))})
-    survey.add(taken(q=np.zeros((1, 500)), k=np.full((1, 500), 0.5), v=np.full((1, 500), np.nan)))
-    assert survey.found(Numerics()) is None
+BF16_OF = {name: BF16.round(random()) for name in ("q", "k", "v")}
 
 
-@pytest.mark.parametrize("n_taps", range(MIN_TAPS + 1))
-def test_few_tensors_are_no_evidence(n_taps):
+@pytest.mark.parametrize(
+    ("arrays", "dtype"),
+    [
+        (BF16_OF, "bf16"),  # most values of bfloat16 are of binary16, too
+        (dict(list(BF16_OF.items())[: MIN_TAPS - 1]), None),
+        ({}, None),
+        ({name: BF16.round(random(20)) for name in ("q", "k", "v")}, None),
+        ({"q": np.zeros((1, 500)), "k": np.full((1, 500), 0.5), "v": np.full((1, 500), np.nan)}, None),
+    ],
+    ids=["enough", "few tensors", "none", "few values", "values that say nothing"],
+)
+def test_a_format_needs_evidence_unless_it_is_stated(arrays, dtype):
     survey = Survey()
-    survey.add(taken(**{name: BF16.round(random()) for name in ("q", "k", "v")[:n_taps]}))
+    survey.add({"inp_embd": TapArray(F16.round(random()).astype(np.float32)), **taken(**arrays)})
     found = survey.found(Numerics())
-    assert (found is not None) == (n_taps >= MIN_TAPS)
+    assert (found and found.dtype) == dtype
     stated = survey.found(Numerics(compute_dtype="bf16"))
     assert stated is not None
     assert stated.declared
-
-
-def test_few_values_are_no_evidence():
-    survey = Survey()
-    survey.add(taken(**{name: BF16.round(random(20)) for name in ("q", "k", "v")}))
-    assert survey.found(Numerics()) is None
-
-
-def test_bfloat16_is_not_taken_for_binary16():
-    survey = Survey()
-    survey.add(taken(**{name: BF16.round(random()) for name in ("q", "k", "v")}))
-    found = survey.found(Numerics())
-    assert found is not None
-    assert found.dtype == "bf16"
 
 
 def test_a_receipt_holds_the_finding_and_where_it_is_missing_nothing_is_said():

@@ -109,15 +109,15 @@ FORGERIES: dict[str, tuple[tuple[Any, ...], str]] = {
     "a token of another pass": ((*ROW, 3, "worst", "token", 1), "position 1"),
     "an index outside": ((*ROW, 3, "worst", "index", [0, 64]), "index [0, 64] is not in pass"),
     "an index of another rank": ((*ROW, 3, "worst", "index", [0]), "index [0] is not in pass"),
-    "no float32": ((*ROW, 3, "worst", "recorded", 0.1), "recorded 0.1 is no float32"),
+    "no float32": ((*ROW, 3, "worst", "recorded", 0.1), "recorded 0.1 is not a float32"),
     "another expectation": ((*ROW, 3, "worst", "expected", 1.25), "over the bound"),
     "another bound": ((*ROW, 3, "worst", "bound", 1.0), "over the bound 1"),
     "a negative bound": ((*ROW, 0, "worst", "bound", -1.0), "over the bound -1"),
     "a worst check of no operation": ((*ROW, 3, "worst", "n_ops", 0), "its worst check spans 0"),
     "a worst check of several": ((*ROW, 3, "worst", "n_ops", 2), "its worst check spans 2 of the 3 operations"),
-    "a reading without a choice": ((*ROW, 3, "reading", "no F16"), "reading 'no F16' is none"),
-    "no reading where one is needed": ((*ROW, KQ, "reading", None), "reading None is none"),
-    "another engine's reading": ((*ROW, KQ, "reading", "k in F16"), "reading 'k in F16' is none"),
+    "a reading without a choice": ((*ROW, 3, "reading", "no F16"), "reading 'no F16' is not one"),
+    "no reading where one is needed": ((*ROW, KQ, "reading", None), "reading None is not one"),
+    "another engine's reading": ((*ROW, KQ, "reading", "k in F16"), "reading 'k in F16' is not one"),
     "operations of another model": (
         ("audit", "candidate", "n_ops", 130),
         "130 operations, 3 passes of this model",
@@ -217,7 +217,7 @@ def test_a_diagnosis_of_a_segment_says_which_operation_inside(name: str) -> None
 
 def test_an_operation_by_itself_has_none_inside(guilty: Receipt) -> None:
     found = complaints(forged(guilty, (*WHY, "segment_ops", ["blk.0.q"])))
-    assert "it blames blk.0.q inside a segment" in found
+    assert "it names blk.0.q inside a segment" in found
 
 
 def test_an_undetermined_diagnosis_claims_nothing(guilty: Receipt) -> None:

@@ -99,7 +99,7 @@ def test_other_guilty_operations() -> None:
     plan = samples.PLAN[0]
     segment = first(samples.audit_check("blk.1.l_out", 0, plan, 3.0, 20))
     assert wrong_line(segment) == (
-        "layer 1, op l_out (pass 0, prefill), the last of 20 operations judged as one; position 2, feature 127: "
+        "layer 1, op l_out (pass 0, prefill), the last of 20 operations checked as one; position 2, feature 127: "
         "recorded 1.50000286, expected 1.5, 3 times the bound; 2 tokens exceed it"
     )
     exact = first(samples.audit_check("inp_embd", 0, plan, None))

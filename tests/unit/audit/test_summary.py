@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from crossval.audit import summary
 from crossval.audit.checks import AuditResult, OpCheck, Worst, decide, first_guilty
 
-N_LAYERS = 2
 TAPS = ("inp_embd", "blk.0.q", "blk.0.kq", "blk.1.ffn_down", "result_output")
 
 
@@ -34,7 +33,7 @@ def check(status: Any = "ok", tap: str = "blk.0.q", index: int = 0, **changes: A
 def result(*checks: OpCheck, n_ops: int | None = None, n_covered: int | None = None) -> AuditResult:
     n_ops = len(checks) if n_ops is None else n_ops
     n_covered = sum(c.status != "unchecked" for c in checks) if n_covered is None else n_covered
-    first = first_guilty(checks, N_LAYERS)
+    first = first_guilty(checks)
     return AuditResult("engine", checks, n_ops, n_covered, first, decide(checks, n_ops, n_covered))
 
 

@@ -18,7 +18,7 @@ from crossval.examine.examination import Examination, examine
 from crossval.passes import Numerics, PassRecord, Runner
 from tests.support.narrow_engine import NarrowEngine, Style
 from tests.support.strangers import Fault, Stranger
-from tests.unit.audit.test_precision import Stating
+from tests.support.wrapped import Wrapped
 
 IDS = (1, 17, 42, 250, 3)
 FAULTS = {
@@ -74,7 +74,7 @@ def test_each_engine_runs_twice_whatever_is_found(
 
 @pytest.mark.parametrize("style", [Style("bf16"), Style("f16")])
 def test_neither_a_found_format_nor_its_wider_bounds_take_another_run(shipped_model: Path, style: Style) -> None:
-    engine = Stating(NarrowEngine(shipped_model, style), Numerics())
+    engine = Wrapped(NarrowEngine(shipped_model, style), numerics=Numerics())
     with Counted(shipped_model, n_threads=1) as other:
         found = examine(engine, other, IDS, shipped_model, n_decode=1)
     assert found.audits["candidate"].precision is not None

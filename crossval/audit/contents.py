@@ -1,4 +1,4 @@
-"""What a wrongly recorded array holds: another tensor, or its own of another pass, scaled, in another order."""
+"""What an incorrectly recorded array really contains: another tensor, or its own, scaled or in another order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from crossval.capture import Place, Source
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.model.graphs import op_table
-from crossval.model.kinds import widen
+from crossval.model.kinds import ACTIVATIONS, Add, Head, Kind, RmsNorm, Rope, Softmax, widen
 from crossval.model.op import Op
 from crossval.model.taps import token_axis
 from crossval.model.weights import SpecWeights
@@ -30,8 +30,8 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Instead:
-    """What was recorded, as far as it can be told, and what to change."""
+class Contents:
+    """What an array really contains, as far as can be told, and what to change."""
 
     what: str
     remedy: str
@@ -39,56 +39,56 @@ class Instead:
     """It holds another recorded array to the last bit."""
 
 
-_IN_PLACE = {
-    ("q", "q_rope"): "copy the tensor before RoPE turns it in place",
-    ("k", "k_rope"): "copy the tensor before RoPE turns it in place",
-    ("kq", "kq_soft_max"): "copy the scores before softmax is taken in place",
-    ("ffn_gate", "ffn_act"): "copy the tensor before the activation is applied in place",
-    ("l_out", "result_norm"): "record the sum before the final norm: the last hidden state that is handed out is "
-    "normed already",
+_IN_PLACE: dict[type[Kind], str] = {
+    Rope: "copy the tensor before RoPE rotates it in place",
+    Softmax: "copy the scores before softmax is taken in place",
+    **{type(kind): "copy the tensor before the activation is applied in place" for kind in ACTIVATIONS.values()},
 }
-"""Recorded instead of what -> what to do about it."""
+"""What to do about a tensor that holds the result of the operation that reads it, by the kind of that one."""
+_NORMED = "record the sum before the final norm: the last hidden state that is handed out is normed already"
 _COPY = "copy the tensor as soon as it has been computed"
 
 
-def find(source: Source, place: Place, weights: SpecWeights) -> Instead:
-    """Say what is in an array that was recorded wrongly.
+def find(source: Source, place: Place, weights: SpecWeights) -> Contents:
+    """Say what is in an array that was recorded incorrectly.
 
     Raises:
         UnavailableError, EngineCrashError: from the runner.
     """
     index, tap = place
-    records = _around(source, place, weights.config.n_layers)
+    ops = op_table(weights.config)
+    records = _around(source, place, ops, weights.config.n_layers)
     taken = records[index].taps[tap]
     n_bad = int(np.count_nonzero(~np.isfinite(taken.array)))
     if n_bad and not taps.op_of(tap).kind.unmasked:
-        return Instead(f"{n_bad} of {taken.array.size} values are not finite, and nothing read them", _COPY)
+        return Contents(f"{n_bad} of {taken.array.size} values are not finite, and nothing read them", _COPY)
     found = _of_same_bits(records, place) or _of_another_pass(records, place)
     if found is not None:
         return found
-    (op,) = (op for op in op_table(weights.config) if op.output == tap)
-    return _near(op, records, index, weights) or Instead("what it holds is none of the tensors around it", _COPY)
+    (op,) = (op for op in ops if op.output == tap)
+    return _near(op, records, index, weights) or Contents("it holds none of the tensors around it", _COPY)
 
 
-def _around(source: Source, place: Place, n_layers: int) -> list[PassRecord]:
+def _around(source: Source, place: Place, ops: Sequence[Op], n_layers: int) -> list[PassRecord]:
     """Return what lies around the array in the passes up to its own, and the array alone in those after it."""
     index, tap = place
     layer = taps.parse(tap).layer
-    near = [n_layers - 1] if layer is None else [layer, *([layer + 1] if layer + 1 < n_layers else [])]
-    residual = [f"blk.{i}.{name}" for i in range(n_layers) for name in ("ffn_inp", "l_out")]
-    names = dict.fromkeys(
-        [*taps.INPUT_TAPS, *residual, *(n for i in near for n in taps.layer_taps(i)), "result_norm", tap]
-    )
+    near = (None, n_layers - 1) if layer is None else (None, layer, layer + 1)
+    names = [
+        op.output
+        for op in ops
+        if op.output == tap or isinstance(op.kind, Add) or (op.layer in near and not isinstance(op.kind, Head))
+    ]
     return [*source.records(names, index + 1), *source.records([tap])[index + 1 :]]
 
 
 # --- another recorded array -----------------------------------------------------------------------------------
 
 
-def _of_same_bits(records: Sequence[PassRecord], place: Place) -> Instead | None:
+def _of_same_bits(records: Sequence[PassRecord], place: Place) -> Contents | None:
     """Return the tensor of the same pass whose bits it holds: the nearest later one, else the nearest earlier."""
     index, tap = place
-    taken, own = records[index].taps[tap], taps.execution_index(tap, 1 << 20)
+    taken = records[index].taps[tap]
     same = [
         name
         for name, other in records[index].taps.items()
@@ -96,19 +96,23 @@ def _of_same_bits(records: Sequence[PassRecord], place: Place) -> Instead | None
     ]
     if not same:
         return None
-    at = {name: taps.execution_index(name, 1 << 20) for name in same}
-    later = [name for name in same if at[name] > own]
     # several hold one buffer's last contents when every copy was taken at the end: the last one is what it is
-    name = max(later, key=at.__getitem__) if later else max(same, key=at.__getitem__)
-    held = f"in pass {index} it holds {name} to the last bit"
-    pair = taps.parse(tap).tap, taps.parse(name).tap
-    if pair in _IN_PLACE:
-        return Instead(held, _IN_PLACE[pair], exact=True)
-    if later:
-        return Instead(held, f"{_COPY}: its buffer is used again for {name}", exact=True)
-    return Instead(
-        held, f"record it under its own name, after its operation has run: {name} comes before it", exact=True
-    )
+    name = max(same, key=taps.execution_index)
+    if taps.execution_index(name) > taps.execution_index(tap):
+        remedy = _remedy(tap, name)
+    else:
+        remedy = f"record it under its own name, after its operation has run: {name} comes before it"
+    return Contents(f"in pass {index} it holds {name} to the last bit", remedy, exact=True)
+
+
+def _remedy(tap: str, held: str) -> str:
+    """Return what to do about a tensor that holds a later one."""
+    reader = taps.op_of(held)
+    final_norm = isinstance(reader.kind, RmsNorm) and reader.layer is None
+    remedy = _NORMED if final_norm else _IN_PLACE.get(type(reader.kind))
+    if remedy is not None and taps.parse(reader.inputs[0]).tap == taps.parse(tap).tap:
+        return remedy
+    return f"{_COPY}: its buffer is used again for {held}"
 
 
 def _same(a: TapArray, b: TapArray, by_row: bool) -> bool:
@@ -117,22 +121,22 @@ def _same(a: TapArray, b: TapArray, by_row: bool) -> bool:
     return bool(a.array.any()) and a.array.tobytes() == b.array.tobytes()
 
 
-def _of_another_pass(records: Sequence[PassRecord], place: Place) -> Instead | None:
+def _of_another_pass(records: Sequence[PassRecord], place: Place) -> Contents | None:
     index, tap = place
     taken = records[index].taps[tap]
     for other, record in enumerate(records):
         found = record.taps.get(tap)
         if other != index and found is not None and _same(replace(found, rows=taken.rows), taken, by_row=True):
             what = f"in pass {index} it holds its own values of pass {other} to the last bit"
-            return Instead(what, "copy the tensor in every pass: its buffer is used again", exact=True)
+            return Contents(what, "copy the tensor in every pass: its buffer is used again", exact=True)
     return None
 
 
 # --- computed from what is recorded ---------------------------------------------------------------------------
 
 
-def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeights) -> Instead | None:
-    """Compare with what the specification computes from the tensor's own inputs, and with what is made of that."""
+def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeights) -> Contents | None:
+    """Compare with what the specification computes from the tensor's inputs, and with that permuted or scaled."""
     try:
         context = RecordedOp.of_records(op, records, weights.config, weights, index=index)
     except BadInputError:
@@ -142,13 +146,13 @@ def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeight
     axis = token_axis(op.output)
     for name, made in _permuted(op, expected, weights.config.n_heads):
         if _fits(recorded, made, axis):
-            return Instead(
+            return Contents(
                 f"in pass {index} it holds its own values with the axes in the order {name}",
                 "write the array in the order of docs/trace-format.md, the last axis running fastest",
             )
     factor = _factor(context, recorded, expected)
     if factor is not None:
-        return Instead(
+        return Contents(
             f"in pass {index} it holds {factor:.4g} times its values",
             "record the tensor as docs/trace-format.md defines it, before it is scaled or after",
         )
@@ -161,9 +165,8 @@ def _near(op: Op, records: Sequence[PassRecord], index: int, weights: SpecWeight
             except (Inapplicable, ValueError):
                 continue
             if made.size == recorded.size and _fits(recorded, made.reshape(recorded.shape), axis):
-                pair = op.name, reader.name
-                remedy = _IN_PLACE.get(pair, f"{_COPY}: its buffer is used again for {reader.output}")
-                return Instead(f"in pass {index} it holds what {reader.output} has to be", remedy)
+                what = f"in pass {index} it holds what {reader.output} has to be"
+                return Contents(what, _remedy(op.output, reader.output))
     return None
 
 

@@ -1,0 +1,65 @@
+"""Segments: engines that record few taps are judged by rounding, and flips inside are explained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitnet_py.gguf import GGUFFile
+from crossval.engines.bitnet_py import BitnetPyRunner
+from crossval.engines.spec import SpecRunner
+from crossval.passes import Numerics, PassPlan
+from tests.support.wrapped import Wrapped
+from tests.unit.audit.test_audit import ALL, PLANS, run
+
+COARSE = ["blk.0.l_out", "blk.1.l_out", "result_output"]
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+@pytest.mark.parametrize("only", [COARSE, ["result_output"], ["blk.0.kqv_out", "blk.1.ffn_inp", "result_output"]])
+def test_coarse_trace_is_audited_in_segments(engine, weights, only, anonymous):
+    """An engine with F16 keys is right; over several layers the F16 ties may leave a distance unresolved."""
+    result = run(Wrapped(engine, only=only, numerics=Numerics() if anonymous else None), weights)
+    assert result.verdict == ("within" if only == ["result_output"] else "clean")
+    assert result.n_covered == result.n_ops
+    assert [check.tap for check in result.checks] == only * len(PLANS)
+    assert all(check.n_ops > 1 for check in result.checks)
+
+
+@pytest.mark.parametrize("only", [COARSE, ["result_output"], [n for n in ALL if "norm" not in n]])
+def test_segments_of_an_engine_without_f16_are_shown_to_the_rounding(make_model, weights, only):
+    with SpecRunner(make_model()) as specification:
+        result = run(Wrapped(specification, only=only), weights)
+    assert result.verdict == "clean"
+    assert max(check.ratio for check in result.checks) < 1
+
+
+def test_a_flip_inside_a_segment_is_explained_exactly(make_model, weights):
+    """The other quantiser rounds ties to other sides; what it changes is found again, activation by activation."""
+    only, explained = [n for n in ALL if "norm" not in n], 0
+    with BitnetPyRunner(make_model(), n_threads=1, fused_quantizer=True) as runner:
+        other = Wrapped(runner, only=only, numerics=Numerics(8, False))
+        rng = np.random.default_rng(0)
+        for _ in range(4):
+            ids = tuple(int(i) for i in rng.integers(0, 300, 200))
+            result = run(other, weights, [PassPlan("prefill", ids, 0)])
+            assert result.verdict == "clean"
+            explained += sum(check.flips for check in result.checks if check.n_ops > 1)
+    assert explained > 0
+
+
+def test_coarse_trace_names_the_layer(make_model, weights):
+    path = make_model()
+    damaged = path.with_name("damaged.gguf")
+    data = bytearray(path.read_bytes())
+    with GGUFFile.open(path) as gguf:
+        info = gguf.tensors["blk.1.ffn_down.weight"]
+        at = info.offset + info.shape[0] * info.shape[1] // 4
+    data[at : at + 4] = (np.frombuffer(bytes(data[at : at + 4]), "<f4") * 2).astype("<f4").tobytes()
+    damaged.write_bytes(data)
+    with BitnetPyRunner(damaged, n_threads=1) as runner:
+        coarse = run(Wrapped(runner, only=COARSE), weights)
+        fine = run(runner, weights)
+    assert coarse.verdict == fine.verdict == "guilty"
+    assert coarse.first_guilty.tap == "blk.1.l_out"
+    assert fine.first_guilty.tap == "blk.1.ffn_down"
