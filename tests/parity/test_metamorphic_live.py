@@ -107,7 +107,7 @@ def opened(**asked):
         kernels.add(runner.identity.settings["kernel"])
     return runner
 result = run_metamorphic(opened, enough_tokens([], 1000, options.n_tokens), n_layers=5, options=options)
-print(json.dumps({{**dataclasses.asdict(result), "ran": sorted(kernels)}}))
+print(json.dumps({{**dataclasses.asdict(result), "verdict": result.verdict, "ran": sorted(kernels)}}))
 """
 
 
