@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
-from crossval.receipts.frames import frames
+from crossval.receipts.frames import MAIN, frames
 from crossval.schema import one_line, parse_json, validate
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Receipt(dict[str, Any]):
         """
         found = self.frames()
         if table is None:
-            table = next(iter(found), "")
+            table = MAIN.get(self.kind, "rows")
         if table not in found:
             raise KeyError(f"no table {table!r}; this {self.kind} receipt has {', '.join(found) or 'none'}")
         return found[table]

@@ -82,3 +82,6 @@ TABLES: dict[str, Callable[[Receipt], Rows]] = {
     "kernels": _kernels,
 }
 """Name of a table -> its rows in a receipt of any kind."""
+
+MAIN = {"greedy": "steps", "bench": "measures"}
+"""The table that a kind of receipt is about, where it is not ``rows``."""

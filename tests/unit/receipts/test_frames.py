@@ -7,18 +7,16 @@ from pathlib import Path
 import pytest
 
 from crossval.receipts import file
-from crossval.receipts.frames import frames
+from crossval.receipts.frames import MAIN, frames
 
 RECEIPTS = sorted((Path(__file__).parents[3] / "receipts").glob("*.json"))
-FIRST = {"greedy": "steps", "bench": "measures"}
-"""Kinds whose first table is not ``rows``."""
 
 
 @pytest.mark.parametrize("path", RECEIPTS, ids=lambda path: path.stem)
 def test_the_first_table_holds_what_the_kind_is_about(path: Path) -> None:
     receipt = file.read(path)
     found = frames(receipt)
-    first = FIRST.get(receipt["kind"], "rows")
+    first = MAIN.get(receipt["kind"], "rows")
     assert next(iter(found)) == first
     results = receipt["results"]
     held = {
@@ -26,7 +24,7 @@ def test_the_first_table_holds_what_the_kind_is_about(path: Path) -> None:
         "steps": lambda: sum(len(prompt["steps"]) for prompt in results["prompts"]),
         "measures": lambda: len(results["measures"]),
     }[first]()
-    assert len(found[first]) == held > 0
+    assert len(found[first]) == len(receipt.frame()) == held > 0
 
 
 def test_numbers_keep_their_values_and_sides_become_a_column() -> None:
@@ -45,3 +43,11 @@ def test_rounds_of_a_benchmark_are_one_row_per_measurement() -> None:
     decode = receipt["results"]["measures"]["decode"]
     mine = rounds[(rounds["measure"] == "decode") & (rounds["side"] == "candidate")]
     assert mine["value"].tolist() == decode["candidate"]["raw"]
+
+
+def test_a_receipt_in_which_nothing_was_compared_has_no_main_table() -> None:
+    receipt = file.read(next(path for path in RECEIPTS if path.stem == "layers-shipped"))
+    receipt["results"]["rows"] = []
+    assert "kernels" in receipt.frames()
+    with pytest.raises(KeyError, match=r"no table 'rows'; this layers receipt has audit, kernels"):
+        receipt.frame()
