@@ -186,6 +186,10 @@ class Comparison:
                 rows[place] = one
             else:
                 skips[place] = one
+        for index in range(len(self._feed.done)):
+            for name in (*self._outline, *self._wanted.get(index, ())):
+                if (index, name) not in self._found and not taps.is_optional(name):
+                    skips[index, name] = Skip(index, name, "it was not compared")
         for index, name in set().union(*(capture.unsteady for capture in self._captures)) & set(rows):
             skips[index, name] = Skip(index, name, UNSTEADY)
         names = taps.all_taps(self._n_layers) if self._full else self._outline

@@ -14,6 +14,7 @@ import pytest
 
 from crossval import api
 from crossval.cli import cli
+from crossval.compare.layers import Comparison
 from crossval.errors import BadInputError, CrossvalError, UnavailableError, UsageError
 from tests.support.strangers import PROMPT, Fault, run
 
@@ -98,3 +99,13 @@ def test_the_api_needs_no_command_line() -> None:
     code = "import sys, crossval.api; print('click' in sys.modules, 'crossval.cli' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["False", "False"]
+
+
+def test_operations_that_nobody_compared_are_missing(
+    model_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep that skips a stage must not look like a comparison of everything."""
+    monkeypatch.setattr(Comparison, "operations", lambda *_: None)
+    made = api.compare_engines(PROMPT, model_path, reference=str(golden), n_threads=1, full=True)
+    assert made.verdict == "incomplete"
+    assert {skip["why"] for skip in made["coverage"]["skipped"]} == {"it was not compared"}
