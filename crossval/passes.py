@@ -19,6 +19,9 @@ from crossval.formats import Dtype
 
 PassKind = Literal["prefill", "decode"]
 
+Generation = Literal["march", "main", "mainline"]
+"""Whose arithmetic: bitnet.cpp of March 2026, bitnet.cpp's main since July 2026, mainline llama.cpp."""
+
 
 @dataclass(frozen=True)
 class PassPlan:
@@ -65,20 +68,31 @@ class Numerics:
     ``compute_dtype``: what tensors between operations, and elementwise steps, are rounded to; sums are carried in
     binary32 or better. None: not stated, ``f32`` is assumed.
     ``kv_dtype``: what keys and values are rounded to when they enter the cache. None: not stated.
+    ``generation``: whose arithmetic it is, beyond lanes and quantiser (docs/numerics.md). None: not stated; an
+    engine that states its lanes and nothing here computes as bitnet.cpp of March 2026 does.
+    ``binary16_sums``: dot products of binary16 vectors accumulate in binary16 (builds for AVX512-FP16).
+    ``flash_attention``: scores, softmax and weighted sum are one operation that rounds otherwise.
+    ``attention_threads``: over how many threads flash attention splits the cells of a single token, which changes
+    its bits.
     """
 
     simd_width: int | None = None
     fused_quantizer: bool | None = None
     compute_dtype: Dtype | None = None
     kv_dtype: Dtype | None = None
+    generation: Generation | None = None
+    binary16_sums: bool | None = None
+    flash_attention: bool | None = None
+    attention_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.generation is None and self.simd_width is not None:
+            object.__setattr__(self, "generation", "march")
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values; the two formats only if they are stated."""
-        data = asdict(self)
-        for name in ("compute_dtype", "kv_dtype"):
-            if data[name] is None:
-                del data[name]
-        return data
+        """Return it as plain JSON values; what is not stated only for lanes and quantiser."""
+        always = ("simd_width", "fused_quantizer")
+        return {name: value for name, value in asdict(self).items() if value is not None or name in always}
 
 
 @dataclass(frozen=True)

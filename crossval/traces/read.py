@@ -280,11 +280,13 @@ def _model(value: dict[str, Any]) -> TraceModel:
 
 
 def _engine(value: dict[str, Any]) -> EngineIdentity:
-    numerics = value.get("numerics", {})
-    width = numerics.get("simd_width")
+    # JSON may write an integer as 2.0.
+    numerics = {
+        name: int(one) if isinstance(one, float) else one for name, one in value.get("numerics", {}).items()
+    }
     return EngineIdentity(
         **{key: item for key, item in value.items() if key not in ("numerics", "settings")},
-        numerics=Numerics(**{**numerics, "simd_width": None if width is None else int(width)}),
+        numerics=Numerics(**numerics),
         settings=dict(value.get("settings", {})),
     )
 
