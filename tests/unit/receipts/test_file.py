@@ -334,7 +334,7 @@ def test_every_object_of_the_schema_is_closed(name: str) -> None:
                     "flash_attention",
                     "generation",
                     "kv_dtype",
-                ],  # fmt: skip
+                ],
                 "": ["floors", "causal"],
             }.get(path, [])
             assert sorted([*part["required"], *optional]) == sorted(part["properties"]), path
