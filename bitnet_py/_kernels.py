@@ -157,7 +157,7 @@ def exponentials(
     row: npt.NDArray[np.float32], top: float, *, simd_width: int, kernel: str | None = None
 ) -> tuple[npt.NDArray[np.float32], float]:
     """Return ``exp(row - top)`` of a row ``(n,)`` and its sum, as softmax does; n a multiple of the width."""
-    out, total = row.copy(), c_double()
+    out, total = np.array(row, np.float32), c_double()
     call("bn_kernel_exponentials", _name(kernel), simd_width, address(out), out.size, top, byref(total))
     return out, total.value
 
@@ -172,7 +172,7 @@ def weigh_half(
     kernel: str | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return ``a * factor + v * weight``, each step kept in binary16; ``a`` ``(n,)`` holds binary16 values."""
-    out = a.copy()
+    out = np.array(a, np.float32)
     call("bn_kernel_weigh_half", _name(kernel), int(half_sums), factor, address(v), weight, out.size, address(out))
     return out
 
@@ -185,7 +185,7 @@ def multiply_add(
     kernel: str | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return ``c + a @ b`` by fused steps along the middle axis: ``(rows, k)``, ``(k, n)``, ``(rows, n)``."""
-    out = c.copy()
+    out = np.array(c, np.float32)
     (n_rows, k), n = a.shape, b.shape[1]
     call("bn_kernel_multiply_add", _name(kernel), address(a), k, n_rows, address(b), k, n, address(out), n)
     return out
