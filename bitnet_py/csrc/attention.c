@@ -77,14 +77,14 @@ static void attend(const bn_run *r, int32_t layer, int64_t head, int64_t n_toget
         e->kernels->to_f16(own->scores, n_together * n_kv, own->half);
         e->kernels->from_f16(own->half, n_together * n_kv, own->scores);
     }
-    if (is_batch && (!is_main || head_dim % 4 == 0)) {
-        /* groups past the last visible cell would add exact zeros */
-        e->kernels->dots_tiled[e->width_index](values, p->capacity, head_dim, own->scores, n_kv, n_together,
-                                               follows ? n_kv : bn_pad(n_visible, 32), out, head_dim);
-    } else {
-        e->kernels->dots_f16[e->dot](values, p->capacity, head_dim, own->scores, n_kv, n_together, n_kv, out,
-                                     head_dim);
-    }
+    const int tiles_values = is_batch && (!is_main || head_dim % 4 == 0);
+    const bn_dots_fn weigh = tiles_values ? e->kernels->dots_tiled[e->width_index] : e->kernels->dots_f16[e->dot];
+    int64_t n_read = n_kv;
+    /* Steps past the last visible cell would add exact zeros. Not where the cells fill no whole steps,
+     * as March's 32 do, nor in binary16, where a sum may have become -0. */
+    if (tiles_values) n_read = bn_pad(n_visible, 32);
+    if (is_main && !tiles_values && !e->arithmetic.half_sums) n_read = bn_pad(n_visible, 64);
+    weigh(values, p->capacity, head_dim, own->scores, n_kv, n_together, follows ? n_kv : n_read, out, head_dim);
 }
 
 int64_t bn_heads_together(const bn_engine *e, int64_t head, int64_t end) {

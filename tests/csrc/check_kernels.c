@@ -26,7 +26,8 @@ static void check_dots(const char *kernel) {
     for (int i = 0; i < 16; i++) {
         for (int n_rows = 1; n_rows < 10; n_rows++) {
             for (int width = 8; width <= 16; width += 8) {
-                for (int shape = 0; shape < (lengths[i] % width ? 1 : 2); shape++) {
+                for (int shape = 0; shape < 3; shape++) { /* the tiled dot takes whole groups of lanes */
+                    if (shape == 1 && lengths[i] % width) continue;
                     const int n = lengths[i], n_cols = between(1, 9), lda = n + between(0, 5);
                     const int ldb = n + between(0, 5);
                     const uint16_t *a = random_halves((int64_t)(n_rows - 1) * lda + n);
@@ -50,13 +51,13 @@ static void check_dots(const char *kernel) {
 
 static void check_quantize(const char *kernel) {
     for (int n = 1; n < 140; n++) {
-        for (int fused = 0; fused < 2; fused++) {
+        for (int quantizer = 0; quantizer < BN_QUANTIZERS; quantizer++) {
             const float *x = random_floats(n, 0.0f, n % 7 ? 3.0f : 0.0f);
             int8_t *got = room(n, 1, n % 16), *expected = room(n, 1, 0);
             float scales[2];
             int32_t sums[2];
-            require(!bn_kernel_quantize(kernel, x, n, fused, got, &scales[0], &sums[0]), "quantize");
-            require(!bn_kernel_quantize("scalar", x, n, fused, expected, &scales[1], &sums[1]), "quantize");
+            require(!bn_kernel_quantize(kernel, quantizer, x, n, got, &scales[0], &sums[0]), "quantize");
+            require(!bn_kernel_quantize("scalar", quantizer, x, n, expected, &scales[1], &sums[1]), "quantize");
             require(!memcmp(got, expected, (size_t)n) && scales[0] == scales[1] && sums[0] == sums[1],
                     "quantize differs from scalar");
             release(0);
@@ -106,17 +107,67 @@ static void check_elementwise(const char *kernel) {
         float *expected = room(n, sizeof *got, 0), *expected_more = room(n, sizeof *got, 3);
         int32_t *acc = room(n, sizeof *acc, 1);
         for (int i = 0; i < n; i++) acc[i] = between(-100000, 100000);
-        for (int activation = 0; activation < BN_ACTIVATIONS; activation++) {
-            require(!bn_kernel_gated(kernel, activation, gate, up, n, got, more), "gated");
-            require(!bn_kernel_gated("scalar", activation, gate, up, n, expected, expected_more), "gated");
+        for (int way = 0; way < 2 * BN_ACTIVATIONS; way++) {
+            const int activation = way / 2, width = way % 2 ? 16 : 8;
+            require(!bn_kernel_gated(kernel, width, activation, gate, up, n, got, more), "gated");
+            require(!bn_kernel_gated("scalar", width, activation, gate, up, n, expected, expected_more), "gated");
             require(!memcmp(got, expected, (size_t)n * sizeof *got) &&
                         !memcmp(more, expected_more, (size_t)n * sizeof *got),
                     "gated differs from scalar");
         }
-        require(!bn_kernel_rescale(kernel, acc, n, 7.0f, 3.5f, 0.3f, got), "rescale");
-        require(!bn_kernel_rescale("scalar", acc, n, 7.0f, 3.5f, 0.3f, expected), "rescale");
-        require(!memcmp(got, expected, (size_t)n * sizeof *got), "rescale differs from scalar");
+        for (int generation = 0; generation < BN_GENERATIONS; generation++) {
+            require(!bn_kernel_rescale(kernel, generation, acc, n, 7.0f, 3.5f, 0.3f, got), "rescale");
+            require(!bn_kernel_rescale("scalar", generation, acc, n, 7.0f, 3.5f, 0.3f, expected), "rescale");
+            require(!memcmp(got, expected, (size_t)n * sizeof *got), "rescale differs from scalar");
+        }
         release(0);
+    }
+}
+
+static void check_flash(const char *kernel) {
+    for (int n = 1; n < 300; n += between(1, 9)) {
+        const uint16_t *v = random_halves(n), *a = random_halves(n);
+        float *got = room(n, sizeof *got, 1), *expected = room(n, sizeof *got, 0);
+        for (int half_sums = 0; half_sums < 2; half_sums++) {
+            for (int cell = 0; cell < 3; cell++) {
+                const float factor = cell == 1 ? 0.7f : 1.0f, weight = cell == 1 ? 1.0f : 0.3f;
+                if (cell == 0)
+                    require(!bn_kernel_from_f16("scalar", a, n, got) &&
+                                !bn_kernel_from_f16("scalar", a, n, expected),
+                            "from_f16");
+                require(!bn_kernel_weigh_half(kernel, half_sums, factor, v, weight, n, got), "weigh_half");
+                require(!bn_kernel_weigh_half("scalar", half_sums, factor, v, weight, n, expected), "weigh_half");
+                require(!memcmp(got, expected, (size_t)n * sizeof *got), "weigh_half differs from scalar");
+            }
+        }
+        release(0);
+    }
+    for (int n_rows = 1; n_rows < 10; n_rows++) {
+        const int k = between(1, 70), n = between(1, 70), lda = k + between(0, 3), ldc = n + between(0, 3);
+        const float *a = random_floats((int64_t)(n_rows - 1) * lda + k, 0.0f, 1.0f);
+        const float *b = random_floats((int64_t)k * n, 0.0f, 1.0f);
+        const int64_t size = (int64_t)(n_rows - 1) * ldc + n;
+        float *got = room(size, sizeof *got, 1), *expected = room(size, sizeof *got, 0);
+        memset(got, 0, (size_t)size * sizeof *got);
+        memset(expected, 0, (size_t)size * sizeof *got);
+        require(!bn_kernel_multiply_add(kernel, a, lda, n_rows, b, k, n, got, ldc), "multiply_add");
+        require(!bn_kernel_multiply_add("scalar", a, lda, n_rows, b, k, n, expected, ldc), "multiply_add");
+        require(!memcmp(got, expected, (size_t)size * sizeof *got), "multiply_add differs from scalar");
+        release(0);
+    }
+    for (int n = 16; n < 200; n += 16) {
+        for (int width = 8; width <= 16; width += 8) {
+            const float *scores = random_floats(n, 0.0f, n % 5 ? 10.0f : 1000.0f);
+            float *got = room(n, sizeof *got, 1), *expected = room(n, sizeof *got, 0);
+            memcpy(got, scores, (size_t)n * sizeof *got);
+            memcpy(expected, scores, (size_t)n * sizeof *got);
+            double sums[2];
+            require(!bn_kernel_exponentials(kernel, width, got, n, 20.0f, &sums[0]), "exponentials");
+            require(!bn_kernel_exponentials("scalar", width, expected, n, 20.0f, &sums[1]), "exponentials");
+            require(!memcmp(got, expected, (size_t)n * sizeof *got) && sums[0] == sums[1],
+                    "exponentials differ from scalar");
+            release(0);
+        }
     }
 }
 
@@ -167,5 +218,6 @@ void check_kernels(const char *family) {
     check_quantize(family);
     check_softmax(family);
     check_elementwise(family);
+    check_flash(family);
     check_screen(family);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bitnet_py import _kernels, _native
+from bitnet_py import Arithmetic, _kernels, _native
+from tests.support.numpy_main import attention as numpy_attention
+from tests.support.numpy_main import kernels as numpy_main
 
 FAMILIES = _native.kernel_families()
 VECTOR = [f.name for f in FAMILIES if f.name != "scalar" and f.available]
@@ -32,6 +35,12 @@ def bits(x: np.ndarray) -> np.ndarray:
 
 def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:
     np.testing.assert_array_equal(bits(a), bits(b))
+
+
+def assert_same_values(a: np.ndarray, b: np.ndarray) -> None:
+    """Bit-identical except for NaN, whose payload no standard fixes."""
+    np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+    assert_same_bits(np.where(np.isnan(a), np.float32(0), a), np.where(np.isnan(b), np.float32(0), b))
 
 
 def unaligned(x: np.ndarray, skew: int) -> np.ndarray:
@@ -117,6 +126,68 @@ def test_quantiser_equals_scalar(kernel, quantizer, x, skew):
     assert (scale, total) == (scale0, total0)
 
 
+ALL_KERNELS = [*VECTOR, "scalar"]
+
+
+def assert_mains_quantiser(x: np.ndarray, kernel: str) -> None:
+    q, scale, total = _kernels.quantize(x, quantizer="main", kernel=kernel)
+    expected = numpy_main.quantise(x)
+    np.testing.assert_array_equal(q, expected.values)
+    assert (scale, total) == (expected.scale, expected.total)
+
+
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
+@settings(max_examples=60, deadline=None)
+@given(FLOATS)
+def test_mains_quantiser_is_its_formula(kernel, x):
+    assert_mains_quantiser(x, kernel)
+
+
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
+def test_mains_quantiser_rounds_ties_away_from_zero_and_their_neighbours_to_the_nearest(kernel):
+    ties = np.arange(-253, 254, 2, dtype=np.float32) / 2  # with an absmax of 127 the scale is 1
+    for x, expected in (
+        (ties, np.trunc(ties + np.copysign(0.5, ties))),
+        (np.nextafter(ties, np.float32(0)), np.trunc(ties - np.copysign(0.5, ties))),
+        (np.nextafter(ties, 2 * ties), np.trunc(ties + np.copysign(0.5, ties))),
+    ):
+        row = np.append(x, np.float32(127))
+        assert_mains_quantiser(row, kernel)
+        np.testing.assert_array_equal(
+            _kernels.quantize(row, quantizer="main", kernel=kernel)[0][:-1], expected.astype(np.int8)
+        )
+    rng = np.random.default_rng(1)
+    for scale in 10.0 ** np.arange(-30, 31, 3):
+        assert_mains_quantiser((rng.standard_normal(2560) * scale).astype(np.float32), kernel)
+
+
+NAN, INF = np.float32(np.nan), np.float32(np.inf)
+LEAST = np.float32(127) / np.float32(np.finfo(np.float32).max)
+"""About 3.73e-37: below it, 127 / x is infinite."""
+
+
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
+@pytest.mark.parametrize("n", [1, 7, 31, 32, 40, 96])
+@pytest.mark.parametrize(
+    ("values", "scale", "first"),
+    [
+        ([0], 0, 0), ([-0.0], 0, 0), ([LEAST / 2], INF, -128), ([-LEAST / 2], INF, -128), ([1e-45], INF, -128),
+        ([LEAST * 1.01], None, 127), ([NAN], 0, -128), ([INF], 0, -128), ([-INF], 0, -128),
+    ],
+)  # fmt: skip
+def test_mains_quantiser_where_there_is_no_scale(kernel, n, values, scale, first):
+    x = np.resize(np.float32(values), n)
+    q, found, total = _kernels.quantize(x, quantizer="main", kernel=kernel)
+    assert scale is None or found == scale
+    assert (q == first).all()
+    assert total == n * first
+    for other in (NAN, INF, np.float32(0), np.float32(1)):
+        for at in (0, n // 2, n - 1):
+            mixed = x.copy()
+            mixed[at] = other
+            assert_mains_quantiser(mixed, kernel)
+
+
 @pytest.mark.parametrize("kernel", VECTOR)
 def test_quantiser_equals_scalar_at_rounding_ties(kernel):
     # multiples of half a step: with absmax 127 the scale is 1 and every second value is an exact tie
@@ -180,6 +251,132 @@ def test_the_two_widths_and_the_shapes_differ_somewhere():
     for i, one in enumerate(results):
         for other in results[i + 1 :]:
             assert (bits(one) != bits(other)).any()
+
+
+@pytest.mark.parametrize("width", [8, 16])
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.integers(1, 9), st.integers(1, 600), st.sampled_from(_kernels.DOT_SHAPES))
+def test_scalar_dots_are_those_of_main_in_numpy(width, seed, rows, n, shape):
+    arithmetic = Arithmetic("main", 16 if shape == "half_sums" else width, half_sums=shape == "half_sums")
+    if shape == "tiled":
+        n = (n + 15) // 16 * 16
+    a, b = half_case(seed, rows, n)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = (numpy_main.tiled if shape == "tiled" else numpy_main.dot)(a, b.astype(np.float16), arithmetic)
+    got = _kernels.dots(a, b, simd_width=arithmetic.simd_width, shape=shape, kernel="scalar")
+    assert_same_values(got, expected)
+
+
+HALVES = st.integers(1, 70).flatmap(
+    lambda n: st.tuples(*(hnp.arrays(np.uint16, n, elements=st.integers(0, 0xFFFF)) for _ in range(3)))
+)
+
+
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
+@settings(max_examples=200, deadline=None)
+@given(HALVES)
+def test_sums_in_binary16_round_once(kernel, halves):
+    """Any binary16 values, subnormal, infinite and NaN: a row of 128 whose step holds a, another one b and c."""
+    a, b, c = (np.resize(part, 128).view(np.float16) for part in halves)
+    rows, columns = np.concatenate([c, a]), np.concatenate([np.ones(128, np.float16), b])
+    got = _kernels.weigh_half(c.astype(np.float32), 1.0, a, float(b[0]), half_sums=True, kernel=kernel)
+    with np.errstate(all="ignore"):
+        assert_same_values(got, numpy_main.fused(a, b[0], c, np.float16).astype(np.float32))
+        expected = numpy_main.dot(rows, columns, Arithmetic("main", 16, half_sums=True))
+    found = _kernels.dots(rows[None], columns.astype(np.float32), simd_width=16, shape="half_sums", kernel=kernel)
+    assert_same_values(found, np.array([expected]))
+
+
+STEP = 2.0**-10
+ROUNDED_TWICE = np.array(
+    [
+        (sign * (1 + STEP), (1 - STEP) * STEP / 2 * size, sign * c * size)
+        for sign in (1, -1)
+        for c, size in ((1 + STEP, 1), (1 + 3 * STEP, 2.0**-3))
+    ],
+    np.float16,
+)
+"""a * b is a little less than half a step of c, which is odd: rounded to binary32 first, the sum is a tie."""
+
+
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
+def test_no_sum_in_binary16_is_rounded_twice(kernel):
+    for a, b, c in ROUNDED_TWICE:
+        row = np.full(256, a)
+        got = _kernels.weigh_half(np.full(256, c, np.float32), 1.0, row, float(b), half_sums=True, kernel=kernel)
+        np.testing.assert_array_equal(got, np.float32(c))
+        lane = np.concatenate([np.eye(1, 128, 5)[0] * c, np.eye(1, 128, 5)[0] * a])
+        factors = np.concatenate([np.ones(128), np.full(128, b)]).astype(np.float32)
+        dot = _kernels.dots(
+            lane.astype(np.float16)[None], factors, simd_width=16, shape="half_sums", kernel=kernel
+        )
+        np.testing.assert_array_equal(dot, np.float32(c))
+
+
+def exact_sum(a: np.float16, b: np.float16, c: np.float16) -> np.float16:
+    """Round a * b + c once, by fractions."""
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    near = np.float16(float(exact))  # within one step of the right value: float() rounds once more
+    candidates = [near, np.nextafter(near, np.float16(np.inf)), np.nextafter(near, np.float16(-np.inf))]
+    return min(candidates, key=lambda x: (abs(Fraction(float(x)) - exact), int(x.view(np.uint16)) & 1))
+
+
+def test_numpys_sum_in_binary16_is_the_exact_sum_rounded_once():
+    """The statement itself, on sums that rounding twice gets wrong and on random ones."""
+    rng = np.random.default_rng(5)
+    with np.errstate(all="ignore"):
+        cases = rng.integers(0, 0x7C00, (4000, 3)).astype(np.uint16).view(np.float16)
+        cases[::2] *= np.float16(-1)
+        cases[:1000] = (rng.standard_normal((1000, 3)) * [1, 1, 30]).astype(np.float16)
+        cases[1000:1004] = ROUNDED_TWICE
+        a, b, c = cases[np.isfinite(cases).all(1)].T
+        got = numpy_main.fused(a, b, c, np.float16)
+        twice = (a.astype(np.float32) * b.astype(np.float32) + c.astype(np.float32)).astype(np.float16)
+    finite = np.abs(got) < 60000
+    expected = [exact_sum(*one) for one in zip(a[finite], b[finite], c[finite], strict=True)]
+    np.testing.assert_array_equal(got[finite], np.array(expected))
+    assert (got[finite] != twice[finite]).any()
+
+
+@pytest.mark.parametrize("half_sums", [False, True])
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
+@settings(max_examples=80, deadline=None)
+@given(SEEDS, st.integers(1, 300), st.floats(0, 1, width=32) | st.just(1.0), st.floats(0, 1, width=32), SKEWS)
+def test_a_cell_of_flash_attention_is_its_formula(kernel, half_sums, seed, n, factor, weight, skew):
+    rng = np.random.default_rng(seed)
+    v, a = (rng.standard_normal(n) * 3).astype(np.float16), (rng.standard_normal(n) * 3).astype(np.float16)
+    got = _kernels.weigh_half(
+        a.astype(np.float32), factor, unaligned(v, skew), weight, half_sums=half_sums, kernel=kernel
+    )
+    arithmetic = Arithmetic("main", 16, half_sums=half_sums)
+    numbers = (np.float32([factor]), v[None], np.float32([weight]))
+    assert_same_bits(got, numpy_attention.weigh(a[None], *numbers, arithmetic)[0].astype(np.float32))
+
+
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.integers(1, 9), st.integers(1, 70), st.integers(1, 70), SKEWS)
+def test_multiply_add_is_its_formula(kernel, seed, n_rows, k, n, skew):
+    rng = np.random.default_rng(seed)
+    a, b, c = (rng.standard_normal(shape).astype(np.float32) for shape in ((n_rows, k), (k, n), (n_rows, n)))
+    expected = c
+    for i in range(k):
+        expected = numpy_main.fused(b[i], a[:, i, None], expected)
+    assert_same_bits(_kernels.multiply_add(a, unaligned(b, skew), c, kernel=kernel), expected)
+
+
+@pytest.mark.parametrize("width", [8, 16])
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.integers(1, 9), st.sampled_from([0.1, 5.0, 60.0, 200.0]))
+def test_exponentials_are_their_formula(kernel, width, seed, n_groups, spread):
+    row = (np.random.default_rng(seed).standard_normal(width * n_groups) * spread).astype(np.float32)
+    row[seed % row.size] = (-np.inf, np.nan, 88.72, -88.72)[seed % 4]
+    top = np.float32(np.nanmax(row)) if seed % 3 else np.float32(0)
+    got, total = _kernels.exponentials(row, float(top), simd_width=width, kernel=kernel)
+    expected, sums = numpy_main.exponentials(row, top, width)
+    assert_same_values(got, expected)
+    assert total == sums or (np.isnan(total) and np.isnan(sums))
 
 
 SCORES = st.builds(
@@ -249,12 +446,6 @@ PAIRS = st.integers(1, 70).flatmap(
 )
 
 
-def assert_same_values(a: np.ndarray, b: np.ndarray) -> None:
-    """Bit-identical except for NaN, whose payload no standard fixes."""
-    np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
-    assert_same_bits(np.where(np.isnan(a), np.float32(0), a), np.where(np.isnan(b), np.float32(0), b))
-
-
 @pytest.mark.parametrize("kernel", [*VECTOR, "scalar"])
 @settings(max_examples=150, deadline=None)
 @given(PAIRS)
@@ -268,13 +459,24 @@ def test_gated_relu_squared_is_its_formula(kernel, pair):
         assert_same_values(prod, expected * up)
 
 
-@pytest.mark.parametrize("kernel", VECTOR)
-@settings(max_examples=50, deadline=None)
-@given(PAIRS)
-def test_gated_silu_equals_scalar(kernel, pair):
-    found = _kernels.gated(*pair, activation="silu", kernel=kernel)
-    for one, expected in zip(found, _kernels.gated(*pair, activation="silu", kernel="scalar"), strict=True):
+@pytest.mark.parametrize("width", [8, 16])
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
+@settings(max_examples=80, deadline=None)
+@given(PAIRS | st.builds(lambda x, scale: (x * np.float32(scale), x), FLOATS, st.floats(2.0**-100, 1.0)))
+def test_gated_silu_is_mains(kernel, width, pair):
+    found = _kernels.gated(*pair, activation="silu", simd_width=width, kernel=kernel)
+    for one, expected in zip(found, numpy_main.gated(*pair, width), strict=True):
         assert_same_values(one, expected)
+
+
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
+@pytest.mark.parametrize("width", [8, 16])
+def test_gated_silu_over_its_whole_range(kernel, width):
+    gate = np.concatenate([np.linspace(-140, 140, 20001), np.linspace(-90, -85, 2001), np.linspace(85, 90, 2001)])
+    gate, up = gate.astype(np.float32), np.full(gate.size, 0.37, np.float32)
+    found = _kernels.gated(gate, up, activation="silu", simd_width=width, kernel=kernel)
+    for one, expected in zip(found, numpy_main.gated(gate, up, width), strict=True):
+        assert_same_bits(one, expected)
 
 
 def assert_silu(gate: np.ndarray, up: np.ndarray) -> None:
@@ -318,9 +520,19 @@ def test_scalar_silu_of_what_is_not_finite():
 @given(SEEDS, st.integers(1, 70), st.integers(-(10**6), 10**6), st.floats(2.0**-20, 2.0**20, width=32))
 def test_rescale_is_its_formula_in_binary32(kernel, seed, n, total, scale):
     acc = np.random.default_rng(seed).integers(-(2**24), 2**24, n).astype(np.int32)
-    got = _kernels.rescale(acc, total, scale, 0.37, kernel=kernel)
-    expected = (acc.astype(np.float32) - np.float32(total)) / np.float32(scale) * np.float32(0.37)
-    assert_same_bits(got, expected)
+    shifted, scale, weight_scale = acc.astype(np.float32) - np.float32(total), np.float32(scale), np.float32(0.37)
+    expected = {"march": shifted / scale * weight_scale, "main": shifted * (weight_scale / scale)}
+    for generation, values in expected.items():
+        assert_same_bits(_kernels.rescale(acc, total, scale, 0.37, generation=generation, kernel=kernel), values)
+
+
+@pytest.mark.parametrize("kernel", [*VECTOR, "scalar"])
+def test_mains_rescale_without_a_scale(kernel):
+    acc = np.arange(-5, 13, dtype=np.int32)
+    for scale, factor in ((0.0, np.inf), (np.inf, 0)):
+        got = _kernels.rescale(acc, 3, scale, 0.5, generation="main", kernel=kernel)
+        with np.errstate(invalid="ignore"):
+            assert_same_values(got, (acc - 3).astype(np.float32) * np.float32(factor))
 
 
 def every_half() -> np.ndarray:

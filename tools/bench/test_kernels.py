@@ -15,7 +15,8 @@ import pytest
 from bench.conftest import Rates
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bitnet_py import _native
+from bitnet_py import _kernels, _native
+from bitnet_py.arithmetic import GENERATIONS
 
 FAMILIES = [f.name for f in _native.kernel_families() if f.available]
 MATRICES = [(2560, 2560), (6912, 2560), (2560, 6912)]
@@ -66,11 +67,28 @@ def test_i2s_dot(measure, family, rows, k, n_cols):
     measure(name, family, run, rows * k * n_cols, "GMAC/s")
 
 
-@pytest.mark.parametrize("fused", [0, 1])
-def test_quantize(measure, family, fused):
-    x, q = floats(6912), np.empty(6912, np.int8)
-    run = native("bn_kernel_quantize", family, x, x.size, fused, q, byref(c_float()), byref(c_int32()))
-    measure("quantize fused" if fused else "quantize", family, run, x.nbytes + q.nbytes, "GB/s")
+@pytest.mark.parametrize("quantizer", _kernels.QUANTIZERS)
+def test_quantize(measure, family, quantizer):
+    x, q, index = floats(6912), np.empty(6912, np.int8), _kernels.QUANTIZERS.index(quantizer)
+    run = native("bn_kernel_quantize", family, index, x, x.size, q, byref(c_float()), byref(c_int32()))
+    measure(f"quantize {quantizer}", family, run, x.nbytes + q.nbytes, "GB/s")
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_rescale(measure, family, generation):
+    acc, out = RNG.integers(-9999, 9999, 6912).astype(np.int32), np.empty(6912, np.float32)
+    numbers = (c_float(7), c_float(3.5), c_float(0.3))
+    run = native("bn_kernel_rescale", family, GENERATIONS.index(generation), acc, acc.size, *numbers, out)
+    measure(f"rescale {generation}", family, run, acc.nbytes + out.nbytes, "GB/s")
+
+
+@pytest.mark.parametrize("width", [8, 16])
+@pytest.mark.parametrize("activation", _native.ACTIVATIONS)
+def test_gated(measure, family, activation, width):
+    gate, up, act, prod = floats(6912), floats(6912), floats(6912), floats(6912)
+    index = _native.ACTIVATIONS.index(activation)
+    run = native("bn_kernel_gated", family, width, index, gate, up, gate.size, act, prod)
+    measure(f"gated {activation} w{width}", family, run, 4 * gate.nbytes, "GB/s")
 
 
 @pytest.mark.parametrize("width", [8, 16])
@@ -81,6 +99,26 @@ def test_dots(measure, family, width, shape, n, n_cols):
     run = native("bn_kernel_dots", family, width, shape, a, n, 512, b, n, n_cols, n, out, 512)
     name = f"dots_{'tiled' if shape else 'f16'} w{width} 512x{n}" + (f" x{n_cols}" if n_cols > 1 else "")
     measure(name, family, run, a.size * n_cols, "GMAC/s")
+
+
+def test_dots_half_sums(measure, family):
+    a, b, out = floats(512, 2560).astype(np.float16), floats(2560), np.empty(512, np.float32)
+    run = native("bn_kernel_dots", family, 16, 2, a, 2560, 512, b, 2560, 1, 2560, out, 512)
+    measure("dots_half_sums 512x2560", family, run, a.size, "GMAC/s")
+
+
+@pytest.mark.parametrize("half_sums", [0, 1])
+def test_weigh_half(measure, family, half_sums):
+    v, a = floats(4096).astype(np.float16), np.zeros(4096, np.float32)
+    run = native("bn_kernel_weigh_half", family, half_sums, c_float(1), v, c_float(1e-4), v.size, a)
+    measure(f"weigh_half{'_sums' if half_sums else ''}", family, run, v.size, "GMAC/s")
+
+
+@pytest.mark.parametrize(("k", "n"), [(128, 64), (64, 128)], ids=["keys", "values"])
+def test_multiply_add(measure, family, k, n):
+    a, b, c = floats(64, k), floats(k, n), np.zeros((64, n), np.float32)
+    run = native("bn_kernel_multiply_add", family, a, k, 64, b, k, n, c, n)
+    measure(f"multiply_add 64x{k}x{n}", family, run, 64 * k * n, "GMAC/s")
 
 
 @pytest.mark.parametrize("width", [8, 16])
