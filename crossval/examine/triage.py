@@ -21,6 +21,7 @@ from crossval.audit.show import (
 from crossval.causal import show as causal_show
 from crossval.console import show_line
 from crossval.examine.advice import advice_of
+from crossval.examine.layers_receipt import decisive
 from crossval.receipts.file import Receipt
 from crossval.receipts.party import names_of
 from crossval.receipts.show import show_headline, show_notes
@@ -60,6 +61,7 @@ def show_triage(out: Console, receipt: Receipt) -> None:
 
 def explain(receipt: Receipt) -> Lines:
     """Yield the findings of a ``layers`` or ``diff`` receipt as labelled sentences."""
+    whole, receipt = receipt, decisive(receipt)
     names = names_of(receipt)
     recorded = misrecorded(receipt)
     if receipt["verdict"] == "divergence" and segmented(receipt):
@@ -72,6 +74,8 @@ def explain(receipt: Receipt) -> Lines:
         yield "wrong side", "the recording: nothing is proven against either engine"
     else:
         yield "wrong side", _WRONG_SIDE[receipt["verdict"]].format(**names)
+    if whole is not receipt:
+        yield "seen in", "the default run only, with flash attention; what was captured without it passes"
     if receipt["reference"]["status"] == "unavailable":
         yield "what to do", receipt["reference"]["note"] or "get a reference"
         return
@@ -89,9 +93,9 @@ def explain(receipt: Receipt) -> Lines:
             yield "precision", f"{side} {names[side]}: {precision.sentence(found)}"
     for found in receipt["diagnosis"]:
         yield "why", f"{found['party']}: {cause(found)}"
-    yield from floors_show.lines(receipt)
-    if "causal" in receipt:
-        yield from (("causal", text) for text in causal_show.conclusions(receipt))
+    yield from floors_show.lines(whole)
+    if "causal" in whole:
+        yield from (("causal", text) for text in causal_show.conclusions(whole))
     for number, step in enumerate(_steps(receipt, names), 1):
         yield "what to do" if number == 1 else "", f"{number}. {step}"
 
