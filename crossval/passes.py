@@ -89,6 +89,19 @@ class Numerics:
         if self.generation is None and self.simd_width is not None:
             object.__setattr__(self, "generation", "march")
 
+    def words(self) -> list[str]:
+        """Return what is stated, for people."""
+        stated = (
+            self.generation,
+            self.simd_width and f"{self.simd_width} lanes",
+            self.fused_quantizer and "fused quantiser",
+            self.binary16_sums and "sums in binary16",
+            self.flash_attention and "flash attention",
+            self.compute_dtype and f"computes in {self.compute_dtype}",
+            self.kv_dtype and f"keys and values in {self.kv_dtype}",
+        )
+        return [text for text in stated if text]
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values; what is not stated only for lanes and quantiser."""
         always = ("simd_width", "fused_quantizer")
