@@ -43,7 +43,7 @@ def run_of(errors: dict[tuple[int, str], float] | None = None) -> Examined:
 
 
 def failures(receipt: Receipt) -> list[str]:
-    return [check.name for check in judge(LAYERS, schema.validate(receipt) or receipt, Policy()) if not check.passed]
+    return [check.name for check in judge(LAYERS, receipt, Policy()) if not check.passed]
 
 
 def test_parity_needs_both_runs():
