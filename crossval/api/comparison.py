@@ -186,9 +186,7 @@ def _default_run(request: Request, model: ModelFile, prompt: Prompt, n_decode: i
             full=request.full,
             progress=request.progress,
         )
-        numerics = {
-            side: engine.identity.numerics.to_json() for side, engine in zip(SIDES, engines, strict=True)
-        }
+        numerics = {side: engine.identity.numerics.to_json() for side, engine in zip(SIDES, engines, strict=True)}
         command = request.command(model, prompt.text, n_decode)
         diagnosis = [findings.to_json(one, command) for one in found.findings]
         return DefaultRun(numerics, Examined(found.result, found.audits_json(), diagnosis))

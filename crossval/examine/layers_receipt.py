@@ -22,7 +22,7 @@ from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
 from crossval.passes import PassPlan, n_after
 from crossval.receipts.file import Receipt
-from crossval.receipts.kind import VIEWS, Amount, Checks, Kind, Summary, recompute, summary_conflicts
+from crossval.receipts.kind import VIEWS, Amount, Checks, Kind, Summary, summary_conflicts
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import plan_conflicts, plan_from_json, plan_to_json, vocabulary_conflicts
 from crossval.repeat import floors_receipt

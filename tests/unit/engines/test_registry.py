@@ -83,12 +83,8 @@ def test_our_engine_takes_the_numerics_of_the_other(side: Side, runners: dict[st
 
     made = opened(numerics=Numerics(16, True), n_threads=3, kernel="scalar", n_ubatch=700)
     assert isinstance(made, runners["BitnetPyRunner"])
-    given = {"n_threads": 3, "simd_width": 16, "fused_quantizer": True, "kernel": "scalar", "n_ubatch": 700}
-    assert made.options == given
-    for unknown in (None, Numerics()):
-        made = opened(numerics=unknown)
-        assert isinstance(made, runners["BitnetPyRunner"])
-        assert (made.options["simd_width"], made.options["fused_quantizer"]) == (8, False)
+    given = {"n_threads": 3, "numerics": Numerics(16, True), "kernel": "scalar", "n_ubatch": 700}
+    assert made.options == {**given, "follow_reference_graph": False}
 
 
 def test_spec_is_spec_on_both_sides(runners: dict[str, type], model: Path) -> None:

@@ -1,4 +1,4 @@
-"""The run with flash attention in a receipt of ``layers``: part of the verdict, checked like a receipt of its own."""
+"""The run with flash attention in a ``layers`` receipt: part of the verdict, checked like a receipt of its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.support.receipt_samples import OURS, THEIRS, audits, context, forge, layers_result
-from tests.support.receipt_samples import floors_of as floors_of_result
 
 from crossval.examine.layers_receipt import DEFAULT_RUN, LAYERS, DefaultRun, Examined
 from crossval.examine.layers_show import show_layers
@@ -21,6 +19,8 @@ from crossval.receipts.file import Receipt
 from crossval.receipts.gate import judge
 from crossval.receipts.party import Party
 from crossval.receipts.policy import Policy
+from tests.support.receipt_samples import OURS, THEIRS, audits, context, forge, layers_result
+from tests.support.receipt_samples import floors_of as floors_of_result
 
 OFF = Numerics(8, False, generation="main", flash_attention=False)
 ON = dataclasses.replace(OFF, flash_attention=True, attention_threads=2)
