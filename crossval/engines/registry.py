@@ -103,10 +103,8 @@ def _llama_cpp(asked: Asked) -> Runner:
 
 def _library(asked: Asked, path: str | Path | None) -> Runner:
     found = None if path is None else library.resolve(str(path)).path
-    given = asked.options("n_threads", "n_ubatch")
-    return BitnetCppRunner(
-        asked.model_path, library=found, flash_attention=None if asked.as_run else False, **given
-    )
+    given = {**asked.options("n_threads", "n_ubatch"), **({"flash_attention": None} if asked.as_run else {})}
+    return BitnetCppRunner(asked.model_path, library=found, **given)
 
 
 def _spec(asked: Asked) -> Runner:

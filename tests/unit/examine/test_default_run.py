@@ -54,7 +54,7 @@ def test_parity_needs_both_runs():
 
 
 def test_a_default_run_that_differs_is_a_divergence():
-    receipt = receipt_of(run_of({PLACE: 1e-2}))
+    receipt = receipt_of(run_of({PLACE: 0.5}))
     assert receipt["first_divergence"] is None  # of what was captured without flash attention
     assert receipt["verdict"] == "divergence"
     assert receipt[DEFAULT_RUN]["first_divergence"]["tap"] == PLACE[1]
@@ -93,7 +93,7 @@ def test_a_default_run_that_contradicts_itself_fails_the_gate(path: tuple[Any, .
 
 
 def test_the_verdict_cannot_be_better_than_the_default_run():
-    receipt = receipt_of(run_of({PLACE: 1e-2}))
+    receipt = receipt_of(run_of({PLACE: 0.5}))
     assert failures(Receipt(forge(copy.deepcopy(receipt), "verdict", "parity"))) != []
 
 
