@@ -25,8 +25,6 @@ from crossval.files import file_sha256
 from crossval.passes import Numerics, Runner
 from crossval.terms import SIDES, Side
 
-DEFAULT_SIMD_WIDTH = 8
-"""Reduction lanes of our engine when no other engine states its own."""
 HOW_TO_BUILD = "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB)"
 
 
@@ -76,12 +74,11 @@ class Engine:
 
 
 def _bitnet_py(asked: Asked) -> Runner:
-    numerics = asked.numerics or Numerics()
     return BitnetPyRunner(
         asked.model_path,
         n_threads=asked.n_threads,
-        simd_width=numerics.simd_width or DEFAULT_SIMD_WIDTH,
-        fused_quantizer=bool(numerics.fused_quantizer),
+        numerics=asked.numerics,
+        follow_reference_graph=asked.follow_reference_graph,
         kernel=asked.kernel,
         **asked.options("n_ubatch"),
     )
