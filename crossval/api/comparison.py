@@ -15,7 +15,7 @@ from crossval.engines.session import Prompt, Session, check_text
 from crossval.errors import BadInputError
 from crossval.examine.examination import examine
 from crossval.examine.layers_receipt import DIFF, LAYERS, Examined
-from crossval.passes import Runner
+from crossval.passes import Runner, n_after
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import build
 from crossval.terms import SIDES, Progress
@@ -37,6 +37,7 @@ def compare_engines(
     floors: bool = False,
     causal: bool = False,
     repro_dir: str | Path | None = None,
+    follow_reference_graph: bool = False,
     progress: Progress = silent,
     say: Say = silent,
 ) -> Receipt:
@@ -45,6 +46,8 @@ def compare_engines(
     ``n_decode``: tokens decoded after the prompt; None: 4, or fewer where a trace holds fewer.
     ``full``: compare every operation of every layer. ``floors`` and ``causal``: measure both as
     well (docs/numerics.md). ``repro_dir``: write a reproducer of each finding there.
+    ``follow_reference_graph``: our engine computes what the other engine's generation does, even
+    where that is not the model.
 
     Raises:
         UsageError: ``floors`` with a reference or a prompt that cannot run in another way.
@@ -53,7 +56,7 @@ def compare_engines(
     """
     request = Request(
         LAYERS, model, candidate, reference, n_threads, template, n_decode, full, floors, causal, repro_dir,
-        progress, say,
+        progress, say, follow_reference_graph,
     )  # fmt: skip
     views.check_words(request)
     check_text(prompt)
@@ -144,7 +147,7 @@ def _examined(request: Request, session: Session, engines: Engines, prompt: Prom
         full=request.full,
         progress=request.progress,
     )
-    n_decoded = sum(plan.kind == "decode" for plan in found.result.plan)
+    n_decoded = n_after(found.result.plan, len(prompt.token_ids))
     facts = request.facts(session, [prompt], full=request.full, n_decode=n_decoded)
     command = request.command(model, prompt.text, n_decoded)
     diagnosis = [findings.to_json(one, command) for one in found.findings]
@@ -193,4 +196,4 @@ def _shared_prompt(ours: Runner, theirs: Runner) -> Prompt:
 
 
 def _n_decode(runner: Runner) -> int:
-    return sum(plan.kind == "decode" for plan in runner.plan or ())
+    return n_after(runner.plan or (), len(_prompt_of(runner).token_ids))

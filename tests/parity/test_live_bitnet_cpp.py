@@ -247,7 +247,7 @@ def start_with_small_stack(claimed_bytes: int | None = None) -> ChildProcess:
 
 def load(child: ChildProcess, library: Path, model: Path) -> dict[str, object]:
     child.request("open", {"library": str(library)}, what="opening", timeout_s=60)
-    params = {"model": str(model), "n_ctx": None, "n_ubatch": 512, "n_threads": 1}
+    params = {"model": str(model), "n_ctx": None, "n_ubatch": 512, "n_threads": 1, "flash_attention": False}
     return child.request("load", params, what="loading", timeout_s=60).header
 
 

@@ -73,7 +73,7 @@ def test_a_checkout_is_built_out_of_tree_once_and_described(source, tmp_path, ca
 def test_main_explains_a_library_that_is_none_with_exit_code_3(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(SOURCE_VARIABLE, str(source))
     assert build_cpp.main(["--build-dir", str(tmp_path / "build")]) == 3
-    assert "it lacks llama_backend_init" in capsys.readouterr().err
+    assert "is not a libllama" in capsys.readouterr().err
 
 
 def test_a_rebuild_is_due_when_anything_that_matters_changed(source, tmp_path):
