@@ -186,13 +186,12 @@ def audit(
     """
     for source in sources:
         _check_plans(source.plans)
-    n_heads = weights.config.n_heads
     numerics = [source.runner.identity.numerics for source in sources]
-    judged_by = [arithmetic_of(one, n_heads, None) for one in numerics]
+    judged_by = [arithmetic_of(one, None, weights.config) for one in numerics]
     results = _audit(sources, judged_by, weights, progress, distrusted, watch)
     for _ in range(2):  # at the format found; then, if that explains less, as merely recorded in it
         found = [one.precision for one in results]
-        meant = [arithmetic_of(one, n_heads, precision) for one, precision in zip(numerics, found, strict=True)]
+        meant = [arithmetic_of(*one, weights.config) for one in zip(numerics, found, strict=True)]
         again = [i for i in range(len(sources)) if meant[i] != judged_by[i]]
         if not again:
             break

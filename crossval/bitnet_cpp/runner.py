@@ -52,8 +52,8 @@ class BitnetCppRunner(EngineProcess):
     (``crossval.bitnet_cpp.limits``), never raised. A pass is one call of the engine and is never
     split here: a longer one is a ``BadInputError``. ``flash_attention``: off by default, because
     scores and softmax are no tensors when it is on, although newer generations turn it on by
-    themselves; None: as the generation does. ``timeout_s`` limits each load and each pass. After an ``EngineCrashError`` the
-    runner is closed.
+    themselves; None: as the generation does. ``timeout_s`` limits each load and each pass. After an
+    ``EngineCrashError`` the runner is closed.
     """
 
     status: Literal["live", "recorded"] = "live"

@@ -66,7 +66,7 @@ def find(side: Side, source: Source, result: AuditResult, weights: SpecWeights) 
     if check is None:
         return None
     runner = source.runner
-    arithmetic = arithmetic_of(runner.identity.numerics, weights.config.n_heads, result.precision)
+    arithmetic = arithmetic_of(runner.identity.numerics, result.precision, weights.config)
     why = _why_not(check)
     if why is not None:
         return Finding(side, check, arithmetic, _undetermined(why), None)

@@ -81,10 +81,14 @@ def test_our_engine_takes_the_numerics_of_the_other(side: Side, runners: dict[st
         choose = open_candidate if side == "candidate" else open_reference
         return choose(named(side, "bitnet_py"), model, **asked)
 
-    made = opened(numerics=Numerics(16, True), n_threads=3, kernel="scalar", n_ubatch=700)
+    numerics = Numerics(16, True)
+    made = opened(numerics=numerics, n_threads=3, kernel="scalar", n_ubatch=700, follow_reference_graph=True)
     assert isinstance(made, runners["BitnetPyRunner"])
-    given = {"n_threads": 3, "numerics": Numerics(16, True), "kernel": "scalar", "n_ubatch": 700}
-    assert made.options == {**given, "follow_reference_graph": False}
+    given = {"n_threads": 3, "numerics": numerics, "kernel": "scalar", "n_ubatch": 700}
+    assert made.options == {**given, "follow_reference_graph": True}
+    made = opened()
+    assert isinstance(made, runners["BitnetPyRunner"])
+    assert made.options == {"n_threads": None, "numerics": None, "kernel": None, "follow_reference_graph": False}
 
 
 def test_spec_is_spec_on_both_sides(runners: dict[str, type], model: Path) -> None:
