@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from crossval.audit import receipt_checks as audit_checks
@@ -100,7 +99,7 @@ def _default_run_to_json(run: DefaultRun) -> dict[str, Any]:
 def default_run_alone(receipt: Receipt) -> Receipt:
     """Return the receipt that the run with flash attention would have by itself."""
     held = receipt[DEFAULT_RUN]
-    parties = {side: {**receipt[side], "numerics": held["numerics"][side]} for side in SIDES}
+    parties = {str(side): {**receipt[side], "numerics": held["numerics"][side]} for side in SIDES}
     rest = {name: value for name, value in receipt.items() if name not in (DEFAULT_RUN, *VIEWS)}
     fields = {name: value for name, value in held.items() if name != "numerics"}
     return Receipt({**rest, **parties, **fields})
@@ -264,7 +263,8 @@ def _default_run_complaints(receipt: Receipt) -> list[str]:
         one["token_ids"] for one in receipt["results"]["passes"]
     ][:1]:
         found.append("it was fed another prompt")
-    for check in (*LAYERS.checks.values(), audit_checks.complaints, partial(summary_conflicts, LAYERS)):
+    found += summary_conflicts(LAYERS, alone)
+    for check in (*LAYERS.checks.values(), audit_checks.complaints):
         found += check(alone)
     return found
 
