@@ -13,13 +13,14 @@ from rich.console import Console
 from crossval.examine.layers_receipt import DEFAULT_RUN, LAYERS, DefaultRun, Examined
 from crossval.examine.layers_show import show_layers
 from crossval.examine.triage import explain
+from crossval.model import taps
 from crossval.passes import Numerics
 from crossval.receipts import kind
 from crossval.receipts.file import Receipt
 from crossval.receipts.gate import judge
 from crossval.receipts.party import Party
 from crossval.receipts.policy import Policy
-from tests.support.receipt_samples import OURS, THEIRS, audits, context, forge, layers_result
+from tests.support.receipt_samples import OURS, THEIRS, audit_result, audits, context, forge, layers_result
 from tests.support.receipt_samples import floors_of as floors_of_result
 
 OFF = Numerics(8, False, generation="main", flash_attention=False)
@@ -39,7 +40,8 @@ def receipt_of(run: Examined | None, **changes: Any) -> Receipt:
 
 
 def run_of(errors: dict[tuple[int, str], float] | None = None) -> Examined:
-    return Examined(layers_result(errors), audits())
+    names = [tap for tap in taps.all_taps(2) if taps.parse(tap).tap not in ("kq", "kq_soft_max")]
+    return Examined(layers_result(errors), audits(audit_result(names=names), audit_result(names=names)))
 
 
 def failures(receipt: Receipt) -> list[str]:
