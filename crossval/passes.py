@@ -89,6 +89,12 @@ class Numerics:
         if self.generation is None and self.simd_width is not None:
             object.__setattr__(self, "generation", "march")
 
+    @property
+    def inside_others(self) -> frozenset[str]:
+        """Taps that such an engine computes inside another operation, so that it may not have them as tensors."""
+        activation = {"ffn_act"} if self.generation in ("main", "mainline") else set()
+        return frozenset(activation | ({"kq", "kq_soft_max"} if self.flash_attention else set()))
+
     def words(self) -> list[str]:
         """Return what is stated, for people."""
         stated = (

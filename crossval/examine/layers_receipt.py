@@ -19,7 +19,7 @@ from crossval.compare.rows import Coverage, LayersResult, Location, Skip, TapRow
 from crossval.examine.verdict import AGREEMENT, Audits, Verdict, arbitrate, weaker
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
-from crossval.passes import PassPlan, n_after
+from crossval.passes import Numerics, PassPlan, n_after
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import VIEWS, Amount, Checks, Kind, Summary, summary_conflicts
 from crossval.receipts.policy import GateCheck, Policy
@@ -188,8 +188,10 @@ def structure(receipt: Receipt) -> list[str]:
         complaints += _row_shape(receipt, result.plan, row)
     present = {(row.pass_index, row.tap) for row in result.rows}
     present |= {(skip.pass_index, skip.tap) for skip in result.coverage.skipped}
+    inside = frozenset().union(*(Numerics(**receipt[side]["numerics"]).inside_others for side in SIDES))
+    required = [tap for tap in _required(result, n_layers) if taps.parse(tap).tap not in inside]
     for index in range(len(result.plan)):
-        missing = [tap for tap in _required(result, n_layers) if (index, tap) not in present]
+        missing = [tap for tap in required if (index, tap) not in present]
         if missing:
             complaints.append(f"pass {index}: {missing[0]} was neither compared nor reported as skipped")
     n_decode = n_after(result.plan, len(receipt["prompt"]["token_ids"]))
