@@ -11,7 +11,7 @@ from typing import Any
 
 from crossval.receipts.file import Receipt, digest
 from crossval.receipts.kind import Kind, recompute, summary_conflicts
-from crossval.receipts.party import PATH_OF_NAME, REFERENCE_NAME, is_quantized, names_of, same_engine
+from crossval.receipts.party import PATH_OF_NAME, is_quantized, names_of, same_engine
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.terms import SEPARATE_OUTPUT_NOTE, SIDES
 
@@ -133,7 +133,7 @@ def _reference(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
         yield GateCheck("live reference", status == "live", f"reference is {status}")
     if status == "recorded" and not reference["trace_digest"]:
         yield GateCheck("recorded reference", False, "no trace_digest: the trace cannot be identified")
-    if name == REFERENCE_NAME:
+    if PATH_OF_NAME.get(name) == "library":
         known = bool(reference["library_digest"])
         yield GateCheck("reference build", known, reference["library_digest"] or "library_digest is not known")
 
