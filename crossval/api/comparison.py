@@ -37,6 +37,7 @@ def compare_engines(
     floors: bool = False,
     causal: bool = False,
     repro_dir: str | Path | None = None,
+    follow_reference_graph: bool = False,
     progress: Progress = silent,
     say: Say = silent,
 ) -> Receipt:
@@ -45,6 +46,8 @@ def compare_engines(
     ``n_decode``: tokens decoded after the prompt; None: 4, or fewer where a trace holds fewer.
     ``full``: compare every operation of every layer. ``floors`` and ``causal``: measure both as
     well (docs/numerics.md). ``repro_dir``: write a reproducer of each finding there.
+    ``follow_reference_graph``: our engine computes what the other engine's generation does, even
+    where that is not the model.
 
     Raises:
         UsageError: ``floors`` with a reference or a prompt that cannot run in another way.
@@ -53,7 +56,7 @@ def compare_engines(
     """
     request = Request(
         LAYERS, model, candidate, reference, n_threads, template, n_decode, full, floors, causal, repro_dir,
-        progress, say,
+        progress, say, follow_reference_graph,
     )  # fmt: skip
     views.check_words(request)
     check_text(prompt)

@@ -39,6 +39,7 @@ def greedy(
     n_steps: int = 32,
     journal: str | Path | None = None,
     audit: bool = True,
+    follow_reference_graph: bool = False,
     progress: Progress = silent,
     say: Say = silent,
 ) -> Receipt:
@@ -47,6 +48,8 @@ def greedy(
     ``journal``: a file to which every finished prompt is appended; prompts that it holds are not
     run again. ``audit``: recompute every operation of both engines in the first prompt's pass and
     one decoded token; without it, equal tokens leave the verdict ``incomplete``.
+    ``follow_reference_graph``: our engine computes what the other engine's generation does, even
+    where that is not the model.
 
     Raises:
         BadInputError, ModelError: an unusable prompt, model, trace or journal.
@@ -57,7 +60,10 @@ def greedy(
         raise BadInputError("no prompt; comparing nothing is not a comparison")
     for text in texts:
         check_text(text)
-    request = Request(GREEDY, model, candidate, reference, n_threads, template, progress=progress, say=say)
+    request = Request(
+        GREEDY, model, candidate, reference, n_threads, template, progress=progress, say=say,
+        follow_reference_graph=follow_reference_graph,
+    )  # fmt: skip
     checked = request.load_model()
     weights = SpecWeights(checked.path) if audit else None  # before the run: the model may have no specification
     with (

@@ -15,6 +15,7 @@ from crossval.engines import registry
 from crossval.engines.model_file import ModelFile
 from crossval.engines.record import record_trace, trace_model
 from crossval.engines.session import Prompt, Session, check_text, compute_of, encode
+from crossval.engines.words import EngineWord
 from crossval.errors import BadInputError, UsageError
 from crossval.examine.layers_receipt import LAYERS
 from crossval.model.taps import outline_taps
@@ -195,7 +196,7 @@ def _open_sides(session: Session, sides: tuple[Side, ...], recorded_cannot: str)
     Raises:
         UnavailableError: bitnet.cpp is not built, or an engine is a recorded trace.
     """
-    if "reference" in sides and session.words["reference"] == "bitnet.cpp":
+    if "reference" in sides and session.words["reference"] == EngineWord("bitnet.cpp", "bitnet.cpp"):
         registry.require_bitnet_cpp(f"cannot {recorded_cannot}", ", or use --engine candidate")
     runners = session.open_sides(sides)
     for side, runner in runners.items():

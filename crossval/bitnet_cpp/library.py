@@ -104,6 +104,20 @@ def require_library() -> BuiltLibrary:
     return library
 
 
+def resolve(path: str | None) -> BuiltLibrary:
+    """Return the library that a path names; None: ``require_library()``.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    if path is None:
+        return require_library()
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UnavailableError(f"{path}: no such file; expected a libllama.so")
+    return BuiltLibrary(file.resolve(), path, read_manifest(file.resolve().parent))
+
+
 def read_manifest(directory: Path) -> BuildManifest | None:
     """Return the manifest in a directory, or None when there is none of this version."""
     try:

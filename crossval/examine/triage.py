@@ -22,6 +22,7 @@ from crossval.causal import show as causal_show
 from crossval.console import show_line
 from crossval.examine.advice import advice_of
 from crossval.receipts.file import Receipt
+from crossval.receipts.party import names_of
 from crossval.receipts.show import show_headline, show_notes
 from crossval.repeat import floors_show
 from crossval.terms import SIDES, Side
@@ -59,7 +60,7 @@ def show_triage(out: Console, receipt: Receipt) -> None:
 
 def explain(receipt: Receipt) -> Lines:
     """Yield the findings of a ``layers`` or ``diff`` receipt as labelled sentences."""
-    names: dict[Side, str] = {side: receipt[side]["name"] for side in SIDES}
+    names = names_of(receipt)
     recorded = misrecorded(receipt)
     if receipt["verdict"] == "divergence" and segmented(receipt):
         text = "no operation or segment, as far as they were judged: {candidate} and {reference} differ"
