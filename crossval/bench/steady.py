@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 LEVEL = 0.05
-"""Chance that is accepted of seeing two speeds where there is one, and of the median lying outside its interval."""
+"""Chance that is accepted of seeing two speeds where there is one, and of a median outside its interval."""
 LEAST_GAP = math.log(1.01)
 """Two speeds closer than this change no ratio in the digits that are shown."""
 MIN_CLUSTER = 2
@@ -17,7 +17,7 @@ MIN_CLUSTER = 2
 
 
 def median_interval(n: int) -> tuple[int, int]:
-    """Return the ranks, from 0, of the smallest and the largest of ``n`` sorted values between which the median lies.
+    """Return the first and the last rank, from 0, between which the median lies of what ``n`` values are from.
 
     The interval of the sign test: whatever the distribution, the median is outside with a probability of at
     most ``LEVEL``; of fewer than six values all of them are the interval (5: 1 in 16).

@@ -36,7 +36,8 @@ class Asked:
 
     ``prompt``: text or token ids. ``numerics``: how the other engine states that it rounds.
     ``follow_reference_graph``: compute what the other engine's generation computes, even where that
-    is not the model. ``n_ubatch``: longest pass needed; None: the engine's own.
+    is not the model. ``n_ubatch``: longest pass needed; ``n_ctx``: tokens the cache has to hold; None: the
+    engine's own.
     """
 
     word: EngineWord
@@ -47,6 +48,7 @@ class Asked:
     n_threads: int | None = None
     kernel: str | None = None
     n_ubatch: int | None = None
+    n_ctx: int | None = None
 
     def options(self, *names: str) -> dict[str, Any]:
         """Return those of the named options that were given."""
@@ -104,7 +106,7 @@ def _llama_cpp(asked: Asked) -> Runner:
 
 def _library(asked: Asked, path: str | Path | None) -> Runner:
     found = None if path is None else library.resolve(str(path)).path
-    return BitnetCppRunner(asked.model_path, library=found, **asked.options("n_threads", "n_ubatch"))
+    return BitnetCppRunner(asked.model_path, library=found, **asked.options("n_threads", "n_ubatch", "n_ctx"))
 
 
 def _spec(asked: Asked) -> Runner:
