@@ -108,6 +108,7 @@ def _measure(measure: Measure, pair: Pair, findings: BenchFindings) -> dict[str,
     if pair.search is not None:
         for side in SIDES:
             sides[side]["flags"] = list(flags(measure, pair, side))
+    if pair.policy != "same":
         passes["within"] = taken.n_within
     return {
         "unit": measure.unit,
@@ -253,12 +254,14 @@ def placement(receipt: Receipt) -> list[str]:
             if n_threads != work.n_threads
         ]
     for pair in findings.pairs:
+        theirs = receipt["reference"] if pair.further is None else pair.further.reference.to_json()
+        stated = {"candidate": receipt["candidate"]["settings"], "reference": theirs["settings"]}
         for side, search in (pair.search or {}).items():
-            complaints += [f"{side}: {what}" for what in _search_conflicts(search, work)]
+            complaints += [f"{side}: {what}" for what in _search_conflicts(search, work, stated[side])]
     return complaints
 
 
-def _search_conflicts(search: Search, work: Work) -> Iterator[str]:
+def _search_conflicts(search: Search, work: Work, stated: Mapping[str, Any]) -> Iterator[str]:
     settings = [one.setting for one in search.tried]
     counts = {one.n_threads for one in settings}
     if len(set(settings)) != len(settings):
@@ -267,6 +270,8 @@ def _search_conflicts(search: Search, work: Work) -> Iterator[str]:
         yield "threads and the cores they were pinned to differ in number"
     if 1 not in counts or max(counts, default=0) != work.n_threads:
         yield f"tried with {sorted(counts)} threads, not with 1 to {work.n_threads}"
+    if "n_threads" in stated and counts != {stated["n_threads"]}:
+        yield f"settings state {stated['n_threads']} threads, it was tried with {sorted(counts)}"
     for measure in ROUND:
         if search.chosen(measure.name) is None:
             yield f"{measure.name} was not tried"

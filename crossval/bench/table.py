@@ -44,13 +44,26 @@ def read_bench(path: Path) -> Receipt:
     return found
 
 
+_COLUMNS = (
+    "model",
+    "where",
+    "engines",
+    "measure",
+    "unit",
+    "reference",
+    "candidate",
+    "ratio",
+    "threads",
+    "receipt",
+)
+
+
 def bench_markdown(receipts: Iterable[tuple[str, Receipt]]) -> str:
     """Return named receipts as one table, a row per measure and reference.
 
     Figures are medians with the range over the rounds. Threads are the reference's and the candidate's.
     """
-    names = ("model", "where", "measure", "unit", "reference", "", "candidate", "", "ratio", "threads", "receipt")
-    head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
+    head = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}\n"
     return head + "".join(line for name, one in receipts for line in _lines(name, one))
 
 
@@ -60,11 +73,10 @@ def _lines(name: str, one: Receipt) -> Iterator[str]:
     for names, results in zip(names_beside(one), beside(one), strict=True):
         for measure in MEASURES:
             found = results["measures"][measure.name]
-            figures = [
-                cell for side in _ORDER for cell in (names[side], spread_cell(found[side]["figure"], measure.unit))
-            ]
+            figures = [spread_cell(found[side]["figure"], measure.unit) for side in _ORDER]
             cells = [
-                one["model"]["file_name"], where, label(measure, found), unit_of(measure), *figures,
+                one["model"]["file_name"], where, f"{names['candidate']} beside {names['reference']}",
+                label(measure, found), unit_of(measure), *figures,
                 spread_cell(found["ratio"], "ratio"), _threads(one, results, measure), f"`{name}`",
             ]  # fmt: skip
             yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"

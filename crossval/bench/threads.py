@@ -87,8 +87,8 @@ def _of_threads(pid: int, name: str) -> dict[int, str]:
 
 
 def woken(before: Mapping[int, int], after: Mapping[int, int]) -> list[int]:
-    """Return the threads that ran between two readings of ``wakeups``."""
-    return sorted(thread for thread, n in after.items() if n != before.get(thread))
+    """Return the threads of two readings of ``wakeups`` that ran in between."""
+    return sorted(thread for thread, n in after.items() if n != before.get(thread, n))
 
 
 def pin(threads: Sequence[int], cores: Sequence[int]) -> None:
