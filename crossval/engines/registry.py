@@ -22,8 +22,6 @@ from crossval.files import file_sha256
 from crossval.passes import Numerics, Runner
 from crossval.terms import SIDES, Side
 
-DEFAULT_SIMD_WIDTH = 8
-"""Reduction lanes of our engine when the reference does not state its own."""
 HOW_TO_BUILD = "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB)"
 
 
@@ -60,13 +58,8 @@ class Engine:
 
 
 def _bitnet_py(asked: Asked) -> Runner:
-    numerics = asked.numerics or Numerics()
     return BitnetPyRunner(
-        asked.model_path,
-        n_threads=asked.n_threads,
-        simd_width=numerics.simd_width or DEFAULT_SIMD_WIDTH,
-        fused_quantizer=bool(numerics.fused_quantizer),
-        kernel=asked.kernel,
+        asked.model_path, n_threads=asked.n_threads, numerics=asked.numerics, kernel=asked.kernel
     )
 
 
