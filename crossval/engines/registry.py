@@ -107,8 +107,9 @@ def _llama_cpp(asked: Asked) -> Runner:
 def _library(asked: Asked, path: str | Path | None) -> Runner:
     found = None if path is None else library.resolve(str(path)).path
     given = asked.options("n_threads", "n_ubatch", "n_ctx")
-    as_run = {"flash_attention": None} if asked.as_run else {}
-    return BitnetCppRunner(asked.model_path, library=found, **given, **as_run)
+    if asked.as_run:
+        given["flash_attention"] = None
+    return BitnetCppRunner(asked.model_path, library=found, **given)
 
 
 def _spec(asked: Asked) -> Runner:

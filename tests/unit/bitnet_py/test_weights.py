@@ -53,6 +53,34 @@ def test_views_are_typed_and_read_only(load: Load) -> None:
     weights.check_finite()
 
 
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize(("kind", "size"), [(34, 54), (35, 66)])
+def test_matrices_in_blocks_of_256_are_packed_anew(load: Load, name: str, kind: int, size: int) -> None:
+    container = model_container()
+    tensor = container.tensor(f"blk.0.{name}.weight")
+    tensor.shape = (tensor.shape[0] * tensor.shape[1] // 256, 256)
+    rows = container.tensor(f"blk.0.{name}.weight").shape[0]
+    tensor.type, tensor.data = kind, rows * (bytes(size - 2) + struct.pack("<e", 0.5))
+    if name != "ffn_down":  # the only one of rows of 256 weights
+        with pytest.raises(ModelError, match=rf"blk.0.{name}.weight: expected shape .*found \({rows}, 256\)"):
+            load(container)
+        return
+    matrix = load(container).layers[0].down
+    assert (matrix.rows, matrix.cols, matrix.scale) == (128, 256, 0.5)
+    assert (unpack_i2_s(matrix.data, 128, 256) == -1).all()
+    assert not matrix.data.flags.writeable
+
+
+def test_blocks_that_are_no_ternary_matrix_give_one_line(load: Load) -> None:
+    container = model_container()
+    tensor = container.tensor("blk.0.ffn_down.weight")
+    blocks = [bytes(64) + struct.pack("<e", scale) for scale in (0.5, 0.5, 0.25)]
+    tensor.type, tensor.data = 35, b"".join(blocks) + 125 * blocks[0]
+    with pytest.raises(ModelError, match=r"m.*gguf: tensor blk.0.ffn_down.weight: blocks of different") as error:
+        load(container)
+    assert "\n" not in str(error.value)
+
+
 def test_every_matrix_is_the_one_of_its_name(load: Load) -> None:
     container = model_container()
     for number, name in enumerate(MATRICES):
