@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crossval.bitnet_cpp import library as cpp_library
+from crossval.bitnet_cpp.manifest import combined_digest, manifest_for
 from crossval.child.client import EngineProcess, array_of
 from crossval.child.command import child_command
 from crossval.child.process import ChildProcess
@@ -193,7 +194,8 @@ def open_library(path: Path) -> dict[str, Any]:
 
 def _open(child: ChildProcess, library: Path) -> dict[str, Any]:
     if not library.is_file():
-        raise UnavailableError(f"{library}: no such bitnet.cpp library")
+        raise UnavailableError(f"{library}: no such library")
+    cpp_library.check_shared_object(library)
     what = f"the checks of the library {library}"
     try:
         return child.request(
@@ -216,7 +218,7 @@ def _check_gguf(path: Path) -> None:
 def _identity(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIdentity:
     """Describe the build: digests of the files actually mapped, the rest from a manifest that lists them."""
     files: dict[str, str] = facts["files"]
-    manifest = cpp_library.manifest_for(files)
+    manifest = manifest_for(files)
     settings: dict[str, Any] = {
         "n_threads": loaded["n_threads"],
         "n_ctx": loaded["n_ctx"],
@@ -234,7 +236,7 @@ def _identity(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIden
         name=facts["engine"],
         source_commit=manifest.source_commit if manifest else None,
         source_digest=manifest.source_digest if manifest else None,
-        library_digest=cpp_library.combined_digest(files),
+        library_digest=combined_digest(files),
         compiler=manifest.compiler if manifest else None,
         flags=manifest.flags if manifest else None,
         numerics=_numerics(facts, loaded),

@@ -16,6 +16,7 @@ from bitnet_py.gguf import GGUFFile
 from crossval.bitnet_cpp import library as cpp_library
 from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp import toolchain as cpp_toolchain
+from crossval.bitnet_cpp.remedies import HOW_TO_GET, SOURCE_VARIABLE
 from crossval.engines import available
 from crossval.engines.goldens import goldens_dir, list_goldens
 from crossval.errors import CrossvalError, UnavailableError
@@ -182,19 +183,19 @@ def check_git() -> list[PartCheck]:
 def check_submodule() -> list[PartCheck]:
     """Return the state of bitnet.cpp's source: the directory configured, or the submodule."""
     name = "bitnet.cpp source"
-    configured = os.environ.get(cpp_library.SOURCE_VARIABLE)
+    configured = os.environ.get(SOURCE_VARIABLE)
     root = cpp_library.repository_root()
     path = Path(configured) if configured else (root / cpp_source.SUBMODULE if root else None)
-    where = f"{cpp_library.SOURCE_VARIABLE}={configured}" if configured else str(path)
+    where = f"{SOURCE_VARIABLE}={configured}" if configured else str(path)
     if path is None:
-        return [PartCheck(name, False, "not a git checkout", cpp_library.HOW_TO_GET, required=False)]
+        return [PartCheck(name, False, "not a git checkout", HOW_TO_GET, required=False)]
     try:
         cpp_source.check_layout(path)
     except UnavailableError as error:
         # git makes an empty directory where a submodule would be.
         absent = not path.is_dir() or not any(path.iterdir())
         detail = f"the submodule {path} is not initialised" if absent and not configured else str(error)
-        return [PartCheck(name, False, detail, cpp_library.HOW_TO_GET, required=False)]
+        return [PartCheck(name, False, detail, HOW_TO_GET, required=False)]
     commit = cpp_source.git_commit(path)
     if not configured and commit not in (None, cpp_source.PINNED_COMMIT):
         detail = f"{where} is at {commit}, expected {cpp_source.PINNED_COMMIT}"
@@ -208,11 +209,11 @@ def check_bitnet_cpp() -> list[PartCheck]:
     try:
         (found,) = available.bitnet_cpp()
     except CrossvalError as error:
-        return [PartCheck(name, False, str(error), cpp_library.HOW_TO_GET, required=False)]
+        return [PartCheck(name, False, str(error), HOW_TO_GET, required=False)]
     numerics = found.numerics
     if numerics is None:
         detail = "not built" if found.where is None else str(found.why_not)
-        return [PartCheck(name, False, detail, cpp_library.HOW_TO_GET, required=False)]
+        return [PartCheck(name, False, detail, HOW_TO_GET, required=False)]
     built = f"built by {found.compiler}" if found.compiler else "no build manifest, so its origin is unknown"
     width, fused = numerics.simd_width, numerics.fused_quantizer
     detail = (

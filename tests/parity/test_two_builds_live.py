@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from crossval.bitnet_cpp import build as build_cpp
+from crossval.bitnet_cpp import builder
 from crossval.bitnet_cpp import source as cpp_source
-from crossval.bitnet_cpp.library import SOURCE_VARIABLE, default_build_dir
+from crossval.bitnet_cpp.library import default_build_dir
+from crossval.bitnet_cpp.remedies import SOURCE_VARIABLE
 from crossval.receipts import file as receipt
 from tests.support.strangers import run
 
@@ -30,7 +31,7 @@ def gcc_library() -> Path:
         pytest.skip(f"a second build needs gcc, g++ and {SOURCE_VARIABLE}=<bitnet.cpp checkout>")
     described = cpp_source.describe(Path(source).resolve(), "directory")
     build_dir = default_build_dir().with_name("bitnet.cpp-gcc")
-    return build_cpp.build(described, build_cpp.Options(build_dir, cc="gcc")).path
+    return builder.build(described, builder.Options(build_dir, cc="gcc")).path
 
 
 def test_two_builds_run_at_once_and_where_they_round_differently_is_said(

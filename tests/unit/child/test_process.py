@@ -247,7 +247,7 @@ def test_the_usual_stack_is_too_small_for_a_2b_batch_and_ours_is_not():
 def test_what_is_not_a_libllama_is_unavailable(tmp_path):
     text = tmp_path / "libllama.so"
     text.write_text("not a library")
-    with pytest.raises(UnavailableError, match="cannot load"):
+    with pytest.raises(BadInputError, match="is not a shared library"):
         open_library(text)
     with pytest.raises(UnavailableError, match="no such"):
         open_library(tmp_path / "missing.so")
