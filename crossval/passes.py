@@ -93,6 +93,8 @@ class Numerics:
     def __post_init__(self) -> None:
         if self.generation is None and self.simd_width is not None:
             object.__setattr__(self, "generation", "march")
+        if self.generation == "march" and self.binary16_sums is False:
+            object.__setattr__(self, "binary16_sums", None)  # no build of that generation has such sums
 
     @property
     def inside_others(self) -> frozenset[str]:

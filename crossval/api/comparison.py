@@ -151,6 +151,7 @@ def _examined(request: Request, session: Session, engines: Engines, prompt: Prom
         n_decode=request.n_decode,
         full=request.full,
         progress=request.progress,
+        follow_reference_graph=request.follow_reference_graph,
     )
     n_decoded = n_after(found.result.plan, len(prompt.token_ids))
     facts = request.facts(session, [prompt], full=request.full, n_decode=n_decoded)

@@ -75,6 +75,8 @@ def greedy(
         result, encoded, engines = _compare_all(request, session, resume, texts, n_steps)
         found = None
         if weights is not None:
+            if follow_reference_graph:
+                weights = weights.following(engines[1].identity.numerics.generation)
             found = audit_prompt(*engines, result.prompts[0], weights, progress=progress)
             result = _with_audit(result, found)
         facts = request.facts(session, encoded, n_steps=n_steps)

@@ -27,9 +27,6 @@ ENVIRONMENT = ("BITNET_KERNEL", "BITNET_LIBRARY", "BITNET_CPP_LIB")
 SAME_ENGINE_NOTE = (
     "candidate and reference have {}: that they agree shows only that one engine gives the same twice"
 )
-OTHER_ARITHMETIC_NOTE = (
-    "the engines state different arithmetic, by which alone bits may differ (candidate: {}; reference: {})"
-)
 MAX_PROMPT_NOTES = 5
 REPRO_DIR = "repro"
 """Directory to which the command in a diagnosis writes its reproducer."""
@@ -178,17 +175,12 @@ def _environment() -> list[str]:
 
 
 def _engine_notes(parties: Mapping[Side, Party]) -> list[str]:
-    """Return a note where both parties are one engine, or state that they round differently."""
+    """Return a note where both parties are one engine."""
     if not all(party.status in ("live", "recorded") for party in parties.values()):
         return []
     candidate, reference = parties["candidate"], parties["reference"]
     why = same_engine(candidate.to_json(), reference.to_json())
-    if why is not None:
-        return [SAME_ENGINE_NOTE.format(why)]
-    stated = [party.identity.numerics.words() for party in (candidate, reference)]
-    if [] in stated or stated[0] == stated[1]:
-        return []
-    return [OTHER_ARITHMETIC_NOTE.format(*map(", ".join, stated))]
+    return [] if why is None else [SAME_ENGINE_NOTE.format(why)]
 
 
 def _prompt_notes(prompts: Sequence[Prompt]) -> list[str]:

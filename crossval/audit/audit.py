@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from crossval import capture
-from crossval.audit import bounds
+from crossval.audit import bounds, zero_rows
 from crossval.audit import evaluate as ev
 from crossval.audit.assembly import Assembly, keep
 from crossval.audit.bounds import Arithmetic, Reading
@@ -74,6 +74,10 @@ class _Engine:
     def judge(self, output: Output) -> OpCheck:
         """Judge one recorded output, alone or as the end of a segment."""
         covered: Covered = frozenset()
+        if self.arithmetic.zero_rows_nan:
+            kept, n_aside = zero_rows.set_aside(output)
+            if n_aside:
+                return self._judge_rest(output, kept, n_aside)
         if all(isinstance(output.state.value(name), Value) for name in output.op.inputs):
             try:
                 inputs = output.inputs()
@@ -84,6 +88,17 @@ class _Engine:
         else:
             check, covered = self._judge_segment(output)
         self.note(output, check, covered)
+        return check
+
+    def _judge_rest(self, output: Output, kept: Output | None, n_aside: int) -> OpCheck:
+        """Judge the tokens of an output that are not set aside; it is wrong, or not judged as a whole."""
+        found = None if kept is None else self.judge(kept)
+        if found is not None and found.wrong:
+            return found
+        if found is not None:
+            self.checks.pop()
+        check = ev.unchecked(output, f"{n_aside} of {len(output.rows)} tokens: {zero_rows.WHY}")
+        self.note(output, check)
         return check
 
     def note(self, output: Output, check: OpCheck, computed: Covered = frozenset()) -> None:
@@ -262,6 +277,9 @@ def _audit_heads(engines: Sequence[_Engine], op: Op, weights: _LayerWeights) -> 
     waiting: list[tuple[_Engine, Output, list[tuple[Reading, FloatArray]]]] = []
     for engine in engines:
         for output in filter(None, (engine.output(op, state) for state in engine.states)):
+            if engine.arithmetic.zero_rows_nan and zero_rows.set_aside(output)[1]:
+                engine.judge(output)
+                continue
             try:
                 (x,) = output.inputs()
             except ValueError:

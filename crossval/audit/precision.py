@@ -22,6 +22,7 @@ from crossval.model import taps
 from crossval.model.config import SpecConfig
 from crossval.model.kinds import Embedding, FloatArray, RmsNorm
 from crossval.model.op import Op
+from crossval.model.reference_graph import ZERO_ROWS
 from crossval.passes import Numerics, TapArray
 from crossval.receipts.party import compute_dtypes
 from crossval.traces.read import TraceModel
@@ -144,7 +145,13 @@ def differs(found: Precision) -> bool:
 
 def arithmetic_of(numerics: Numerics, found: Precision | None, model: SpecConfig | TraceModel) -> Arithmetic:
     """Return the arithmetic an engine is judged by: what it states, and what was found."""
-    stated = Arithmetic(numerics, model.n_heads, head_dim=model.head_dim)
+    follows = isinstance(model, SpecConfig) and model.follows is not None
+    stated = Arithmetic(
+        numerics,
+        model.n_heads,
+        head_dim=model.head_dim,
+        zero_rows_nan=follows and numerics.generation in ZERO_ROWS,
+    )
     if found is None or found.scope == "some":
         return stated
     if found.scope == "recorded":

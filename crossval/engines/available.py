@@ -12,8 +12,8 @@ from typing import Any
 from bitnet_py import _native, resources
 from bitnet_py.errors import BitnetError
 from crossval.bitnet_cpp import library as cpp_library
-from crossval.bitnet_cpp import manifest as cpp_manifest
 from crossval.bitnet_cpp import runner as cpp_runner
+from crossval.bitnet_cpp.manifest import combined_digest, manifest_for
 from crossval.bitnet_cpp.remedies import HOW_TO_GET
 from crossval.engines import llama_package, registry
 from crossval.engines.goldens import Golden, goldens_dir, list_goldens
@@ -120,11 +120,11 @@ def examined(word: str, path: Path, detail: str | None = None) -> Available:
         facts = cpp_runner.open_library(path)
     except CrossvalError as error:
         return replace(row, why_not=" ".join(str(error).split()))
-    manifest = cpp_manifest.manifest_for(facts["files"])
+    manifest = manifest_for(facts["files"])
     return replace(
         row,
         source_commit=manifest.source_commit if manifest else None,
-        library_digest=cpp_manifest.combined_digest(facts["files"]),
+        library_digest=combined_digest(facts["files"]),
         compiler=manifest.compiler if manifest else None,
         numerics=Numerics(
             facts["simd_width"],

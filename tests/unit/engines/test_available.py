@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from crossval.bitnet_cpp import library as cpp_library
+from crossval.bitnet_cpp.manifest import combined_digest
+from crossval.bitnet_cpp.remedies import LIBRARY_VARIABLE
 from crossval.engines import available, llama_package, registry
 from crossval.engines.available import Available
 from crossval.errors import UnavailableError
@@ -20,7 +21,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A library that BITNET_CPP_LIB names and that behaves like one of bitnet.cpp's."""
     path = tmp_path / "libllama.so"
     path.write_bytes(b"")
-    monkeypatch.setenv(cpp_library.LIBRARY_VARIABLE, str(path))
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(path))
     facts: dict[str, Any] = {**FACTS, "files": {str(path): "1" * 64}}
     monkeypatch.setattr("crossval.bitnet_cpp.runner.open_library", lambda _: facts)
     return path
@@ -46,8 +47,8 @@ def test_our_engine_says_which_kernels_run(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_build_is_known_by_its_behaviour_and_digest(library: Path) -> None:
     found = only("bitnet.cpp")
-    assert (found.ok, found.where, found.detail) == (True, str(library), cpp_library.LIBRARY_VARIABLE)
-    assert found.library_digest == cpp_library.combined_digest({str(library): "1" * 64})
+    assert (found.ok, found.where, found.detail) == (True, str(library), LIBRARY_VARIABLE)
+    assert found.library_digest == combined_digest({str(library): "1" * 64})
     assert found.numerics is not None
     assert found.numerics.words() == ["main", "16 lanes", "sums in binary16"]
     assert (found.compiler, found.source_commit) == (None, None)  # no manifest lists this file
@@ -68,7 +69,7 @@ def test_what_cannot_be_used_says_why(library: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_setting_that_is_wrong_is_a_line_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cpp_library.LIBRARY_VARIABLE, "/no/such/file.so")
+    monkeypatch.setenv(LIBRARY_VARIABLE, "/no/such/file.so")
     assert "no such file" in str(only("bitnet.cpp").why_not)
 
 
