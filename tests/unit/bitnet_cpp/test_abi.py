@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,9 +17,9 @@ from crossval.bitnet_cpp.runner import open_library
 from crossval.errors import UnavailableError
 from crossval.model.config import SpecConfig
 from crossval.model.graphs import GRAPHS
+from tests.support.c_compiler import compile_library, needs_compiler
 
-COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or shutil.which("clang-19")
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="a C compiler is missing, so no stand-in can be built")
+pytestmark = needs_compiler
 
 SOURCE = r"""
 #include <stdbool.h>
@@ -195,25 +193,17 @@ TABLES = {table.generation: table for table in llama_abi.TABLES}
 BOTH = pytest.mark.parametrize("generation", SIZES)
 
 
-def compile_library(folder: Path, source: str, generation: str, without: str = "") -> Path:
+def stand_in(folder: Path, source: str, generation: str, without: str = "") -> Path:
     """Compile the stand-in, with an empty function for everything else that its generation exports."""
     names = [function.name for function in TABLES[generation].functions.values() if function.name != without]
     rest = [name for name in names if not re.search(rf"\b{name}\(", source)]
-    code, library = folder / "standin.c", folder / "libllama.so"
-    code.write_text(source + "\n".join(f"void * {name}(void) {{ return 0; }}" for name in rest))
-    done = subprocess.run(
-        [str(COMPILER), "-shared", "-fPIC", "-O1", f"-D{generation.upper()}", "-o", str(library), str(code)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return library
+    code = source + "\n".join(f"void * {name}(void) {{ return 0; }}" for name in rest)
+    return compile_library(folder / "libllama.so", code, f"-D{generation.upper()}")
 
 
 @BOTH
 def test_the_generation_of_the_stand_in_is_found(tmp_path, generation):
-    library = compile_library(tmp_path, SOURCE, generation)
+    library = stand_in(tmp_path, SOURCE, generation)
     facts = open_library(library)
     assert facts["generation"] == generation
     assert list(facts["files"]) == [str(library)]
@@ -226,7 +216,7 @@ def test_the_generation_of_the_stand_in_is_found(tmp_path, generation):
 def test_a_library_that_differs_in_one_thing_is_unavailable(tmp_path, change, generation):
     old, new, complaint = CHANGES[change]
     assert old in SOURCE
-    library = compile_library(tmp_path, SOURCE.replace(old, new), generation)
+    library = stand_in(tmp_path, SOURCE.replace(old, new), generation)
     with pytest.raises(UnavailableError, match=re.escape(complaint.format(*SIZES[generation]))) as caught:
         open_library(library)
     if change != "a crash":
@@ -237,7 +227,7 @@ def test_a_library_that_differs_in_one_thing_is_unavailable(tmp_path, change, ge
 def test_the_structs_of_another_generation_behind_the_same_functions_are_detected(tmp_path, generation):
     """Both have a tensor of 336 bytes; defaults are looked at first, so give the other generation's."""
     other = {"march": "MAIN", "main": "MARCH"}[generation]
-    library = compile_library(tmp_path, f"#undef {generation.upper()}\n#define {other}\n{SOURCE}", generation)
+    library = stand_in(tmp_path, f"#undef {generation.upper()}\n#define {other}\n{SOURCE}", generation)
     with pytest.raises(UnavailableError, match="its data are others than those of"):
         open_library(library)
 
@@ -245,16 +235,14 @@ def test_the_structs_of_another_generation_behind_the_same_functions_are_detecte
 @BOTH
 def test_a_missing_function_is_named_for_the_nearest_generation(tmp_path, generation):
     name = TABLES[generation].functions["clear_memory"].name
-    library = compile_library(tmp_path, SOURCE, generation, without=name)
+    library = stand_in(tmp_path, SOURCE, generation, without=name)
     complaint = f"no known generation: for {TABLES[generation].title} it lacks {name}; for "
     with pytest.raises(UnavailableError, match=re.escape(complaint)):
         open_library(library)
 
 
 def test_a_library_without_llama_is_no_libllama(tmp_path):
-    code, library = tmp_path / "other.c", tmp_path / "libother.so"
-    code.write_text("int ggml_something(void) { return 1; }\n")
-    subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", str(library), str(code)], check=True)
+    library = compile_library(tmp_path / "libother.so", "int ggml_something(void) { return 1; }\n")
     with pytest.raises(UnavailableError, match="not a libllama: it exports none"):
         open_library(library)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,8 @@ from crossval.bitnet_cpp.remedies import GENERATION_VARIABLE, LIBRARY_VARIABLE
 from crossval.bitnet_cpp.runner import open_library
 from crossval.errors import BadInputError, CrossvalError, UnavailableError
 from tests.support.bitnet_cpp_tree import MAIN, write_tree
+from tests.support.c_compiler import compile_library, needs_compiler
 
-COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or shutil.which("clang-19")
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="a C compiler is missing, so no library can be built")
 ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\x3e\x00"
 """Start of a 64-bit shared library for x86-64."""
 
@@ -160,13 +158,6 @@ def test_an_incomplete_checkout_says_what_it_lacks(tmp_path):
 
 
 # Libraries that load, or do not, but are none of llama.cpp
-
-
-def compile_library(path: Path, code: str, *options: str) -> Path:
-    source = path.with_suffix(".c")
-    source.write_text(code)
-    subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", str(path), str(source), *options], check=True)
-    return path
 
 
 @needs_compiler
