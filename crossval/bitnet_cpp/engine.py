@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.bitnet_cpp import abi, limits, probe
+from crossval.bitnet_cpp import abi, limits, probe, probe_blocks
 from crossval.bitnet_cpp.abi import Library
 from crossval.bitnet_cpp.capture import Capture, CapturedTap, PassShape
 from crossval.bitnet_cpp.table import Nodes
@@ -94,6 +94,7 @@ class Engine:
             "architectures": list(table.graphs),
             "files": mapped_libraries(),
             **probe.rounding(library),
+            "in_blocks": probe_blocks.rounding(library),
             "system_info": library.system_info().decode("utf-8", "replace").strip(),
         }
 
