@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crossval.model.kinds import RopePairing
-from crossval.passes import Generation
+from crossval.terms import Generation
 
 
 @dataclass(frozen=True)
