@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from ctypes import byref, c_float, c_int32, pointer
+from ctypes import byref, c_double, c_float, c_int32, pointer
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bitnet_py._native import ACTIVATIONS, ROPE_PAIRINGS, ScreenStruct, TopStruct, address, call
+from bitnet_py.arithmetic import GENERATIONS, Generation
 from bitnet_py.config import Activation, RopePairing
+
+Quantizer = Literal["march", "march_fused", "main"]
+QUANTIZERS: tuple[Quantizer, ...] = ("march", "march_fused", "main")
+"""In the order of the enum in csrc/bitnet.h."""
+DotShape = Literal["dot", "tiled", "half_sums"]
+DOT_SHAPES: tuple[DotShape, ...] = ("dot", "tiled", "half_sums")
+"""The numbers that csrc/bitnet.h gives them."""
 
 
 def _name(kernel: str | None) -> bytes | None:
@@ -46,16 +55,16 @@ def i2s_dot(
 
 
 def quantize(
-    x: npt.NDArray[np.float32], *, fused: bool = False, kernel: str | None = None
+    x: npt.NDArray[np.float32], *, quantizer: Quantizer = "march", kernel: str | None = None
 ) -> tuple[npt.NDArray[np.int8], np.float32, int]:
     """Quantise one float32 row ``(n,)`` to int8; returns the row, the scale (127/absmax) and the row's sum."""
     q, scale, total = np.empty(x.shape, np.int8), c_float(), c_int32()
     call(
         "bn_kernel_quantize",
         _name(kernel),
+        QUANTIZERS.index(quantizer),
         address(x),
         x.size,
-        int(fused),
         address(q),
         byref(scale),
         byref(total),
@@ -68,15 +77,15 @@ def dots(
     b: npt.NDArray[np.float32],
     *,
     simd_width: int,
-    tiled: bool,
+    shape: DotShape,
     kernel: str | None = None,
 ) -> npt.NDArray[np.float32]:
     """Multiply F16 rows ``(rows, n)`` with float32 columns ``(cols, n)``, or one ``(n,)``, in one
-    of bitnet.cpp's summation orders. Returns ``(cols, rows)``, or ``(rows,)``."""
+    of bitnet.cpp's summation orders (docs/numerics.md). Returns ``(cols, rows)``, or ``(rows,)``."""
     n_rows, n = a.shape
     out = np.empty((*b.shape[:-1], n_rows), np.float32)
     call(
-        "bn_kernel_dots", _name(kernel), simd_width, int(tiled), address(a), n, n_rows,
+        "bn_kernel_dots", _name(kernel), simd_width, DOT_SHAPES.index(shape), address(a), n, n_rows,
         address(b), n, b.size // n, n, address(out), n_rows,
     )  # fmt: skip
     return out
@@ -114,13 +123,14 @@ def gated(
     up: npt.NDArray[np.float32],
     *,
     activation: Activation = "relu_squared",
+    simd_width: int = 8,
     kernel: str | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return ``activation(gate)`` and its product with ``up``, all float32 ``(n,)``."""
     act, prod = np.empty_like(gate), np.empty_like(gate)
     call(
-        "bn_kernel_gated", _name(kernel), ACTIVATIONS.index(activation), address(gate), address(up), gate.size,
-        address(act), address(prod),
+        "bn_kernel_gated", _name(kernel), simd_width, ACTIVATIONS.index(activation), address(gate), address(up),
+        gate.size, address(act), address(prod),
     )  # fmt: skip
     return act, prod
 
@@ -131,14 +141,53 @@ def rescale(
     activation_scale: float,
     weight_scale: float,
     *,
+    generation: Generation = "march",
     kernel: str | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Return ``(acc - total) / activation_scale * weight_scale`` in float32, each operation rounded."""
+    """Return ``(acc - total) / activation_scale * weight_scale`` in float32, rounded as the generation does."""
     out = np.empty(acc.shape, np.float32)
     call(
-        "bn_kernel_rescale", _name(kernel), address(acc), acc.size, total, activation_scale, weight_scale,
-        address(out),
+        "bn_kernel_rescale", _name(kernel), GENERATIONS.index(generation), address(acc), acc.size, total,
+        activation_scale, weight_scale, address(out),
     )  # fmt: skip
+    return out
+
+
+def exponentials(
+    row: npt.NDArray[np.float32], top: float, *, simd_width: int, kernel: str | None = None
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Return ``exp(row - top)`` of a row ``(n,)`` and its sum, as softmax does; n a multiple of the width."""
+    out, total = np.array(row, np.float32), c_double()
+    call("bn_kernel_exponentials", _name(kernel), simd_width, address(out), out.size, top, byref(total))
+    return out, total.value
+
+
+def weigh_half(
+    a: npt.NDArray[np.float32],
+    factor: float,
+    v: npt.NDArray[np.float16],
+    weight: float,
+    *,
+    half_sums: bool,
+    kernel: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """Return ``a * factor + v * weight``, each step kept in binary16; ``a`` ``(n,)`` holds binary16 values."""
+    out = np.array(a, np.float32)
+    call("bn_kernel_weigh_half", _name(kernel), int(half_sums), factor, address(v), weight, out.size, address(out))
+    return out
+
+
+def multiply_add(
+    a: npt.NDArray[np.float32],
+    b: npt.NDArray[np.float32],
+    c: npt.NDArray[np.float32],
+    *,
+    kernel: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """Return ``c + a @ b`` by fused steps along the middle axis: ``(rows, k)``, ``(k, n)``, ``(rows, n)``."""
+    out = np.array(c, np.float32)
+    (n_rows, k), n = a.shape, b.shape[1]
+    call("bn_kernel_multiply_add", _name(kernel), address(a), k, n_rows, address(b), k, n, address(out), n)
     return out
 
 

@@ -15,6 +15,7 @@ from ctypes import (
     Structure,
     byref,
     c_char_p,
+    c_double,
     c_float,
     c_int,
     c_int32,
@@ -31,7 +32,7 @@ import numpy.typing as npt
 
 from bitnet_py.errors import NativeError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 ACTIVATIONS = ("relu_squared", "silu")
 """In the order of the enum in csrc/bitnet.h."""
 ROPE_PAIRINGS = ("halves", "adjacent")
@@ -72,12 +73,20 @@ class ModelStruct(Structure):
     ]
 
 
-class Options(Structure):
-    """``bn_options``: numerics, threads and kernel family."""
+class ArithmeticStruct(Structure):
+    """``bn_arithmetic``: how the engine rounds."""
 
     _fields_ = [
-        ("simd_width", c_int32),
-        ("fused_quantizer", c_int32),
+        *((name, c_int32) for name in ("generation", "simd_width", "fused_quantizer", "half_sums")),
+        *((name, c_int32) for name in ("flash_attention", "attention_threads", "follow_reference")),
+    ]
+
+
+class Options(Structure):
+    """``bn_options``: arithmetic, threads and kernel family."""
+
+    _fields_ = [
+        ("arithmetic", ArithmeticStruct),
         ("n_threads", c_int32),
         ("bytes_per_thread", c_int64),
         ("kernel", c_char_p),
@@ -148,15 +157,20 @@ _STATUS_FUNCTIONS: dict[str, list[Any]] = {
     "bn_engine_counters": [c_void_p, POINTER(Counter), c_int, POINTER(c_int)],
     "bn_kernel_i2s_dot": [c_char_p, c_void_p, c_int64, c_int, c_void_p, c_int, c_void_p],
     "bn_kernel_quantize": [
-        c_char_p, c_void_p, c_int64, c_int, c_void_p, POINTER(c_float), POINTER(c_int32),
+        c_char_p, c_int, c_void_p, c_int64, c_void_p, POINTER(c_float), POINTER(c_int32),
     ],
     "bn_kernel_dots": [
         c_char_p, c_int, c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64,
     ],
     "bn_kernel_softmax": [c_char_p, c_int, c_void_p, c_int64, c_int64, c_float],
     "bn_kernel_rope": [c_char_p, c_int, c_void_p, c_void_p, c_void_p, c_int, c_void_p],
-    "bn_kernel_gated": [c_char_p, c_int, c_void_p, c_void_p, c_int64, c_void_p, c_void_p],
-    "bn_kernel_rescale": [c_char_p, c_void_p, c_int64, c_float, c_float, c_float, c_void_p],
+    "bn_kernel_exponentials": [c_char_p, c_int, c_void_p, c_int64, c_float, POINTER(c_double)],
+    "bn_kernel_weigh_half": [c_char_p, c_int, c_float, c_void_p, c_float, c_int64, c_void_p],
+    "bn_kernel_multiply_add": [
+        c_char_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64,
+    ],
+    "bn_kernel_gated": [c_char_p, c_int, c_int, c_void_p, c_void_p, c_int64, c_void_p, c_void_p],
+    "bn_kernel_rescale": [c_char_p, c_int, c_void_p, c_int64, c_float, c_float, c_float, c_void_p],
     "bn_kernel_screen_row": [
         c_char_p, c_void_p, c_int64, c_void_p, POINTER(c_float), POINTER(c_float), POINTER(c_float),
     ],

@@ -1,8 +1,11 @@
-"""A model's configuration and weights as the C library's structs."""
+"""A model's configuration and weights, and an arithmetic, as the C library's structs."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from bitnet_py import _native
+from bitnet_py.arithmetic import GENERATIONS, Arithmetic
 from bitnet_py.weights import I2SMatrix, LayerWeights, Weights
 
 
@@ -39,3 +42,9 @@ def model_struct(weights: Weights) -> _native.ModelStruct:
         output_norm=_native.address(weights.output_norm),
         layers=(_native.Layer * config.n_layers)(*map(_layer, weights.layers)),
     )
+
+
+def arithmetic_struct(arithmetic: Arithmetic) -> _native.ArithmeticStruct:
+    """Return the C struct of an arithmetic."""
+    values = asdict(arithmetic) | {"generation": GENERATIONS.index(arithmetic.generation)}
+    return _native.ArithmeticStruct(**values)

@@ -145,7 +145,7 @@ def run(
     if greedy and given:
         raise click.UsageError(f"--greedy takes no --{next(iter(given)).replace('_', '-')}")
     try:
-        sampler = GreedySampler() if greedy else RandomSampler(**given)  # type: ignore[arg-type]
+        sampler = GreedySampler() if greedy else RandomSampler(**given)  # type: ignore[arg-type]  # click has checked each value
     except InputError as error:
         raise click.UsageError(str(error)) from error
     chosen = get_template(template)

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_py import _native, taps
-from bitnet_py._structs import model_struct
+from bitnet_py._structs import arithmetic_struct, model_struct
+from bitnet_py.arithmetic import MARCH, Arithmetic
 from bitnet_py.cache import KVCache
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import InputError
@@ -95,8 +96,7 @@ class Model:
         *,
         n_threads: int | None = None,
         kernel: str | None = None,
-        simd_width: int = 8,
-        fused_quantizer: bool = False,
+        arithmetic: Arithmetic = MARCH,
         n_ubatch: int = DEFAULT_UBATCH,
         bytes_per_thread: int = DEFAULT_BYTES_PER_THREAD,
         screen_from_bytes: int = DEFAULT_SCREEN_FROM_BYTES,
@@ -108,22 +108,22 @@ class Model:
         self.config: ModelConfig = self.weights.config
         self.has_sub_norms = self.weights.layers[0].attn_sub_norm is not None
         self.n_threads = available_cores() if n_threads is None else n_threads
-        self.simd_width = simd_width
-        self.fused_quantizer = fused_quantizer
+        self.arithmetic = arithmetic
         self.n_ubatch = n_ubatch
         self._gguf = gguf
         self._tokenizer: Tokenizer | None = None
         self._engine: c_void_p | None = None
-        self.searches_head = self.weights.head.nbytes >= screen_from_bytes and self.config.dim <= MAX_DIM
-        """Whether ``largest`` uses the compact copy of the LM head."""
+        fits = self.weights.head.nbytes >= screen_from_bytes and self.config.dim <= MAX_DIM
+        self.searches_head = fits and not arithmetic.half_sums
+        """Whether ``largest`` uses the compact copy of the LM head. Its bounds do not hold for sums in
+        binary16."""
         self._screen: Screen | None = None
         self._n_passes = 0
         self._is_first_search = True
 
         kernel = kernel or os.environ.get(KERNEL_VARIABLE) or None
         options = _native.Options(
-            simd_width,
-            int(fused_quantizer),
+            arithmetic_struct(arithmetic),
             self.n_threads,
             bytes_per_thread,
             kernel.encode() if kernel else None,
@@ -139,8 +139,7 @@ class Model:
         *,
         n_threads: int | None = None,
         kernel: str | None = None,
-        simd_width: int = 8,
-        fused_quantizer: bool = False,
+        arithmetic: Arithmetic = MARCH,
         n_ubatch: int = DEFAULT_UBATCH,
         bytes_per_thread: int = DEFAULT_BYTES_PER_THREAD,
         screen_from_bytes: int = DEFAULT_SCREEN_FROM_BYTES,
@@ -154,10 +153,8 @@ class Model:
                 results.
             kernel: kernel family to force (default: ``BITNET_KERNEL``, else the best). Never
                 changes results.
-            simd_width: lanes of the float reductions, 8 or 16: the bits of an AVX2 or an AVX-512
-                build of bitnet.cpp. 8 by default everywhere, so that a model gives the same bits on
-                every machine.
-            fused_quantizer: round as a gcc build of bitnet.cpp quantises activations.
+            arithmetic: whose results to reproduce; by default those of an AVX2 build of bitnet.cpp
+                of March 2026.
             n_ubatch: a longer prompt is processed in passes of this many tokens.
             bytes_per_thread: a pass that reads fewer bytes of weights per thread uses fewer
                 threads.
@@ -174,8 +171,7 @@ class Model:
                 gguf,
                 n_threads=n_threads,
                 kernel=kernel,
-                simd_width=simd_width,
-                fused_quantizer=fused_quantizer,
+                arithmetic=arithmetic,
                 n_ubatch=n_ubatch,
                 bytes_per_thread=bytes_per_thread,
                 screen_from_bytes=screen_from_bytes,
@@ -201,7 +197,7 @@ class Model:
 
     def new_cache(self) -> KVCache:
         """Return an empty KV cache for one sequence."""
-        return KVCache(self.config)
+        return KVCache(self.config, self.arithmetic)
 
     def forward(
         self,
@@ -333,7 +329,13 @@ class Model:
     ) -> dict[str, Float32Array]:
         at = taps.PassShape(tokens.size, cache.n_tokens, n_outputs)
         self._n_passes += 1
-        arrays, table = taps.allocate(names, self.config, at, has_sub_norms=self.has_sub_norms)
+        arrays, table = taps.allocate(
+            names,
+            self.config,
+            at,
+            has_sub_norms=self.has_sub_norms,
+            flash_attention=self.arithmetic.flash_attention,
+        )
         _native.call(
             "bn_engine_forward",
             self._handle(),

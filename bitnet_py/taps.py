@@ -69,10 +69,15 @@ def slot(name: str, config: ModelConfig) -> int:
     raise InputError(f"the model has no tap {name!r}")
 
 
-def exists(name: str, config: ModelConfig, *, has_sub_norms: bool) -> bool:
-    """Return whether a pass records this tap: models without sub-norms lack those taps."""
+def exists(name: str, config: ModelConfig, *, has_sub_norms: bool, flash_attention: bool = False) -> bool:
+    """Return whether a pass records this tap.
+
+    Models without sub-norms lack those taps, flash attention has neither scores nor their softmax.
+    """
     slot(name, config)
-    return has_sub_norms or not name.endswith("_sub_norm")
+    if name.endswith("_sub_norm"):
+        return has_sub_norms
+    return not (flash_attention and name.endswith((".kq", ".kq_soft_max")))
 
 
 def shape(name: str, config: ModelConfig, at: PassShape) -> tuple[int, ...]:
@@ -89,13 +94,18 @@ def shape(name: str, config: ModelConfig, at: PassShape) -> tuple[int, ...]:
 
 
 def allocate(
-    names: Iterable[str], config: ModelConfig, at: PassShape, *, has_sub_norms: bool
+    names: Iterable[str],
+    config: ModelConfig,
+    at: PassShape,
+    *,
+    has_sub_norms: bool,
+    flash_attention: bool = False,
 ) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.uintp]]:
     """Return arrays for the taps that this pass records, and the pointer table for the C library."""
     table = np.zeros(config.n_layers * len(LAYER_TAPS) + len(MODEL_TAPS), np.uintp)
     arrays = {}
     for name in names:
-        if exists(name, config, has_sub_norms=has_sub_norms):
+        if exists(name, config, has_sub_norms=has_sub_norms, flash_attention=flash_attention):
             array = np.empty(shape(name, config, at), np.float32)
             if array.size:
                 arrays[name] = array

@@ -75,15 +75,8 @@ def compare(
     score = Score()
     with ExitStack() as stack:
         reference = stack.enter_context(BitnetCppRunner(model, library=library))
-        numerics = reference.identity.numerics
         engine = stack.enter_context(
-            BitnetPyRunner(
-                model,
-                n_threads=2,
-                kernel=kernel,
-                simd_width=numerics.simd_width,
-                fused_quantizer=numerics.fused_quantizer,
-            )
+            BitnetPyRunner(model, n_threads=2, kernel=kernel, numerics=reference.identity.numerics)
         )
         config = engine.model.config
         names = taps.all_taps(config.n_layers)

@@ -23,7 +23,7 @@ extern "C" {
 #define BN_API __attribute__((visibility("default")))
 #endif
 
-#define BN_ABI_VERSION 4
+#define BN_ABI_VERSION 5
 
 enum {
     BN_OK = 0,
@@ -84,10 +84,27 @@ typedef struct {
     const bn_layer *layers;     /* [n_layers]; copied by bn_engine_create, the tensors are not */
 } bn_model;
 
-/* How the engine rounds where bitnet.cpp's own result depends on its build, and how it runs. */
+/* Whose arithmetic: docs/numerics.md. */
+enum {
+    BN_MARCH, /* bitnet.cpp of March 2026 */
+    BN_MAIN,  /* bitnet.cpp's main since July 2026 */
+    BN_GENERATIONS
+};
+
+/* How the engine rounds where the result depends on the reference's version, build or settings. */
 typedef struct {
+    int32_t generation;      /* BN_MARCH, BN_MAIN */
     int32_t simd_width;      /* float32 lanes of the reference's reductions: 8 or 16 */
-    int32_t fused_quantizer; /* 1: x*s and rounding to integer share one rounding (gcc builds of bitnet.cpp) */
+    int32_t fused_quantizer; /* March. 1: x*s and rounding to integer share one rounding (gcc builds) */
+    int32_t half_sums;       /* main, 16 lanes. 1: dots of binary16 accumulate in binary16 (AVX512-FP16 builds) */
+    int32_t flash_attention; /* main. 1: scores, softmax and weighted sum are one operation */
+    int32_t
+        attention_threads;    /* flash attention of one token: parts that its cells are divided into; at least 1 */
+    int32_t follow_reference; /* main. 1: also compute what the reference computes instead of the model */
+} bn_arithmetic;
+
+typedef struct {
+    bn_arithmetic arithmetic;
     int32_t n_threads;
     int64_t bytes_per_thread; /* a pass that reads fewer bytes of weights per thread uses fewer threads */
     const char *kernel;       /* NULL: the best this machine can run */
@@ -148,9 +165,10 @@ typedef struct {
     int32_t n_tokens;
     int32_t start;
     int32_t n_outputs;  /* trailing tokens that get logits: 0, 1 or n_tokens */
-    int64_t capacity;   /* cells in the cache, multiple of 32, >= start + n_tokens */
+    int64_t capacity;   /* cells in the cache, >= start + n_tokens, multiple of 32 (March) or 256 (main) */
     uint16_t *k_cache;  /* [n_layers][capacity][kv_dim] binary16, zeroed before first use */
-    uint16_t *v_cache;  /* [n_layers][kv_dim][capacity] binary16 (transposed), zeroed before first use */
+    uint16_t *v_cache;  /* [n_layers][kv_dim][capacity] binary16 (transposed), zeroed before first use;
+                         * with flash attention like k_cache */
     float *logits;      /* [n_outputs][vocab_size], or NULL when `top` is given */
     bn_top *top;        /* instead of the logits, with n_outputs 1; or NULL */
     float *const *taps; /* [n_layers * BN_LAYER_TAPS + BN_MODEL_TAPS], NULL entries are not recorded; or NULL */
@@ -197,14 +215,22 @@ BN_API int bn_engine_last_logits(bn_engine *engine, int64_t first_row, int64_t n
 /* Writes up to `capacity` counters and their number to *count. */
 BN_API int bn_engine_counters(const bn_engine *engine, bn_counter *out, int capacity, int *count);
 
+/* How a row of activations is rounded to int8; each sets a scale, by which the integers were multiplied. */
+enum {
+    BN_QUANTIZE_MARCH,       /* 127 / max(1e-5, max |x|); half to even, after x * scale was rounded */
+    BN_QUANTIZE_MARCH_FUSED, /* the same in one rounding */
+    BN_QUANTIZE_MAIN,        /* 127 / max |x|, 0 for a row of zeros; half away from zero */
+    BN_QUANTIZERS
+};
+
 /* Single kernels, for tests and benchmarks. `kernel` NULL: best available. */
 /* acc[c * n_rows + r] = sum_i (w[r][i] + 1) * x[c * k + i], exact in int32. */
 BN_API int bn_kernel_i2s_dot(const char *kernel, const uint8_t *w, int64_t k, int n_rows, const int8_t *x,
                              int n_cols, int32_t *acc);
-BN_API int bn_kernel_quantize(const char *kernel, const float *x, int64_t n, int fused, int8_t *q, float *scale,
-                              int32_t *sum);
+BN_API int bn_kernel_quantize(const char *kernel, int quantizer, const float *x, int64_t n, int8_t *q,
+                              float *scale, int32_t *sum);
 /* out[c * ldo + r] = sum_i a[r * lda + i] * b[c * ldb + i]. shape 0: bitnet.cpp's dot of two F16
- * rows (b already rounded to binary16); 1: its blocked F16 x F32 dot. */
+ * rows (b already rounded to binary16); 1: its blocked dot; 2: as 0, accumulated in binary16. */
 BN_API int bn_kernel_dots(const char *kernel, int simd_width, int shape, const uint16_t *a, int64_t lda,
                           int64_t n_rows, const float *b, int64_t ldb, int64_t n_cols, int64_t n, float *out,
                           int64_t ldo);
@@ -212,10 +238,20 @@ BN_API int bn_kernel_softmax(const char *kernel, int simd_width, float *row, int
                              float scale);
 BN_API int bn_kernel_rope(const char *kernel, int pairing, const float *x, const float *cos, const float *sin,
                           int half, float *out);
-BN_API int bn_kernel_gated(const char *kernel, int activation, const float *gate, const float *up, int64_t n,
-                           float *act, float *prod);
-BN_API int bn_kernel_rescale(const char *kernel, const int32_t *acc, int64_t n, float sum, float activation_scale,
-                             float weight_scale, float *out);
+BN_API int bn_kernel_gated(const char *kernel, int simd_width, int activation, const float *gate, const float *up,
+                           int64_t n, float *act, float *prod);
+BN_API int bn_kernel_rescale(const char *kernel, int generation, const int32_t *acc, int64_t n, float sum,
+                             float activation_scale, float weight_scale, float *out);
+/* row[i] = e^(row[i] - top), *sum = their sum; n a multiple of simd_width. */
+BN_API int bn_kernel_exponentials(const char *kernel, int simd_width, float *row, int64_t n, float top,
+                                  double *sum);
+/* a[i] = a[i] * factor, then a[i] = v[i] * weight + a[i], both rounded to binary16; a holds binary16
+ * values. half_sums as in bn_arithmetic. */
+BN_API int bn_kernel_weigh_half(const char *kernel, int half_sums, float factor, const uint16_t *v, float weight,
+                                int64_t n, float *a);
+/* c[r * ldc + j] += sum_i a[r * lda + i] * b[i * n + j], fused, i ascending. */
+BN_API int bn_kernel_multiply_add(const char *kernel, const float *a, int64_t lda, int64_t n_rows, const float *b,
+                                  int64_t k, int64_t n, float *c, int64_t ldc);
 /* One row of a screen; n % 32 == 0. */
 BN_API int bn_kernel_screen_row(const char *kernel, const uint16_t *row, int64_t n, int8_t *codes, float *scale,
                                 float *error, float *norm);

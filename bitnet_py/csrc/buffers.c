@@ -45,6 +45,13 @@ static size_t lay_out(bn_engine *e, char *base, int32_t n_tokens, int64_t n_cell
         own->scores = take(&a, BN_HEADS_AT_ONCE * cells, sizeof(float));
         own->half = take(&a, larger(dim, BN_HEADS_AT_ONCE * larger(head_dim, cells)), sizeof(uint16_t));
         own->acc = take(&a, BN_TILE_ROWS * (size_t)e->kernels->tile_cols, sizeof(int32_t));
+        if (!e->arithmetic.flash_attention) continue;
+        own->flash.query = take(&a, BN_FLASH_ROWS * head_dim, sizeof(float));
+        own->flash.keys = take(&a, BN_FLASH_CELLS * head_dim, sizeof(float));
+        own->flash.values = take(&a, BN_FLASH_CELLS * head_dim, sizeof(float));
+        own->flash.scores = take(&a, BN_FLASH_ROWS * BN_FLASH_CELLS, sizeof(float));
+        own->flash.sums = take(&a, BN_FLASH_ROWS * head_dim, sizeof(float));
+        own->flash.part = take(&a, head_dim, sizeof(float));
     }
     return a.used;
 }
@@ -95,7 +102,7 @@ static int reserve_rope(bn_engine *e, int32_t positions) {
 }
 
 int bn_reserve_buffers(bn_engine *e, int32_t n_tokens, int32_t n_used) {
-    const int status = reserve_activations(e, n_tokens, bn_pad32(n_used));
+    const int status = reserve_activations(e, n_tokens, bn_pad(n_used, e->cell_multiple));
     return status ? status : reserve_rope(e, n_used);
 }
 

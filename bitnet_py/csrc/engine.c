@@ -37,14 +37,39 @@ static const char *model_problem(const bn_model *m) {
     return NULL;
 }
 
+/* The same of the arithmetic. */
+static const char *arithmetic_problem(const bn_arithmetic *a) {
+    if (a->generation < 0 || a->generation >= BN_GENERATIONS) return "unknown generation";
+    if (a->simd_width != 8 && a->simd_width != 16) return "simd_width must be 8 or 16";
+    if (a->generation == BN_MAIN && a->fused_quantizer) return "the fused quantiser is March's";
+    if (a->generation != BN_MAIN && (a->half_sums || a->flash_attention || a->follow_reference))
+        return "binary16 sums, flash attention and following the reference are main's";
+    if (a->half_sums && a->simd_width != 16) return "binary16 sums come with 16 lanes";
+    if (a->attention_threads < 1 || a->attention_threads > 1024)
+        return "attention_threads must be between 1 and 1024";
+    return NULL;
+}
+
+/* What the arithmetic means for the kernels and for the model. */
+static void choose_arithmetic(bn_engine *e, const bn_arithmetic *a) {
+    const int is_main = a->generation == BN_MAIN;
+    e->arithmetic = *a;
+    e->width_index = BN_WIDTH_INDEX(a->simd_width);
+    e->dot = a->half_sums ? BN_DOT_HALF_SUMS : e->width_index;
+    e->quantizer = is_main ? BN_QUANTIZE_MAIN : a->fused_quantizer ? BN_QUANTIZE_MARCH_FUSED : BN_QUANTIZE_MARCH;
+    /* bitnet.cpp's main computes every model with SiLU */
+    e->activation = a->follow_reference ? BN_SILU : e->model.activation;
+    e->cell_multiple = is_main ? 256 : 32; /* llama.cpp, llama_kv_cache::get_n_kv; llama_kv_cache_get_padding */
+}
+
 int bn_engine_create(const bn_model *model, const bn_options *options, bn_engine **out) {
     *out = NULL;
-    if (options->simd_width != 8 && options->simd_width != 16)
-        return bn_fail(BN_ERR_ARGUMENT, "simd_width must be 8 or 16");
+    const char *problem = arithmetic_problem(&options->arithmetic);
+    if (problem) return bn_fail(BN_ERR_ARGUMENT, problem);
     if (options->n_threads < 1 || options->n_threads > 1024)
         return bn_fail(BN_ERR_ARGUMENT, "n_threads must be between 1 and 1024");
     if (options->bytes_per_thread < 1) return bn_fail(BN_ERR_ARGUMENT, "bytes_per_thread must be at least 1");
-    const char *problem = model_problem(model);
+    problem = model_problem(model);
     if (problem) return bn_fail(BN_ERR_ARGUMENT, problem);
     const bn_kernels *kernels = bn_select_kernels(options->kernel);
     if (!kernels) return BN_ERR_UNAVAILABLE;
@@ -54,9 +79,7 @@ int bn_engine_create(const bn_model *model, const bn_options *options, bn_engine
     e->model = *model;
     e->q_dim = model->n_heads * model->head_dim;
     e->kv_dim = model->n_kv_heads * model->head_dim;
-    e->simd_width = options->simd_width;
-    e->width_index = BN_WIDTH_INDEX(options->simd_width);
-    e->fused_quantizer = options->fused_quantizer;
+    choose_arithmetic(e, &options->arithmetic);
     e->bytes_per_thread = options->bytes_per_thread;
     e->kernels = kernels;
     e->layers = malloc((size_t)model->n_layers * sizeof *e->layers);
@@ -100,8 +123,10 @@ int bn_engine_counters(const bn_engine *e, bn_counter *out, int capacity, int *c
 int bn_engine_forward(bn_engine *e, const bn_pass *pass) {
     if (pass->n_tokens < 1 || pass->start < 0) return bn_fail(BN_ERR_ARGUMENT, "a pass needs at least one token");
     if (pass->start > INT32_MAX / 2 - pass->n_tokens) return bn_fail(BN_ERR_ARGUMENT, "position out of range");
-    if (pass->capacity % 32 || pass->capacity < (int64_t)pass->start + pass->n_tokens)
-        return bn_fail(BN_ERR_ARGUMENT, "the cache is too small for this pass, or not a multiple of 32 cells");
+    if (pass->capacity % e->cell_multiple || pass->capacity < (int64_t)pass->start + pass->n_tokens) {
+        bn_set_error("the cache is too small for this pass, or not a multiple of %d cells", e->cell_multiple);
+        return BN_ERR_ARGUMENT;
+    }
     if (pass->n_outputs != 0 && pass->n_outputs != 1 && pass->n_outputs != pass->n_tokens)
         return bn_fail(BN_ERR_ARGUMENT, "n_outputs must be 0, 1 or n_tokens");
     if (!pass->tokens || !pass->k_cache || !pass->v_cache || (pass->n_outputs && !pass->logits && !pass->top))

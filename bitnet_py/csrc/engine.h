@@ -32,27 +32,45 @@ typedef struct {
     uint16_t *half;     /* [n][kv_dim]     V in binary16, before it is stored transposed */
 } bn_buffers;
 
+/* Heads that share keys and values and are attended together: what is read is converted to
+ * binary32 once for all of them.
+ */
+enum { BN_HEADS_AT_ONCE = 4 };
+
+/* Flash attention, tiled: some queries of heads that share keys, times 64 cells at a time. */
+enum { BN_FLASH_CELLS = 64, BN_FLASH_QUERIES = 16 };
+enum { BN_FLASH_ROWS = BN_HEADS_AT_ONCE * BN_FLASH_QUERIES };
+
+/* Private buffers of flash attention; NULL without it. */
+typedef struct {
+    float *query;  /* [BN_FLASH_ROWS][head_dim] */
+    float *keys;   /* [head_dim][BN_FLASH_CELLS] */
+    float *values; /* [BN_FLASH_CELLS][head_dim] */
+    float *scores; /* [BN_FLASH_ROWS][BN_FLASH_CELLS] */
+    float *sums;   /* [BN_FLASH_ROWS][head_dim]       weighted sums of values so far */
+    float *part;   /* [head_dim]                      the same of one part of the cells */
+} bn_flash;
+
 /* Private buffers of one thread. */
 typedef struct {
     float *query;   /* [BN_HEADS_AT_ONCE][head_dim] */
     float *scores;  /* [BN_HEADS_AT_ONCE][n_kv padded] */
     uint16_t *half; /* [max(BN_HEADS_AT_ONCE * max(n_kv padded, head_dim), dim)] */
     int32_t *acc;   /* [tile_cols of the kernels][BN_TILE_ROWS] */
+    bn_flash flash;
 } bn_private;
 
 enum { BN_TILE_ROWS = 64 };
-
-/* Heads that share keys and values and are attended together: what is read is converted to
- * binary32 once for all of them.
- */
-enum { BN_HEADS_AT_ONCE = 4 };
 
 struct bn_engine {
     bn_model model;
     bn_layer *layers;      /* model.layers points here */
     int64_t ternary_bytes; /* of all layers */
     int64_t bytes_per_thread;
-    int32_t q_dim, kv_dim, width_index, simd_width, fused_quantizer;
+    int32_t q_dim, kv_dim;
+    bn_arithmetic arithmetic;
+    int32_t quantizer, dot, width_index, activation; /* the kernels that follow from it */
+    int32_t cell_multiple; /* attention takes the cells of the cache in groups of so many */
     const bn_kernels *kernels;
     bn_pool *pool;
 
@@ -72,6 +90,6 @@ struct bn_engine {
     bn_counters counters;
 };
 
-static inline int64_t bn_pad32(int64_t n) { return (n + 31) / 32 * 32; }
+static inline int64_t bn_pad(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 #endif

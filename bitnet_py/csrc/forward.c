@@ -6,6 +6,7 @@
  * is read from bn_model.
  */
 #include "forward.h"
+#include "attention.h"
 #include "head.h"
 #include "pass.h"
 
@@ -34,10 +35,18 @@ static inline __attribute__((always_inline)) void rms_norm(const float *x, int64
     }
 }
 
+static int is_zero(const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (x[i] != 0) return 0;
+    return 1;
+}
+
 static void quantize_row(const bn_run *r, const float *x, int64_t n, int64_t row) {
     bn_engine *e = r->engine;
-    e->kernels->quantize(x, n, e->fused_quantizer, e->buffers.q8 + row * n, &e->buffers.q8_scale[row],
-                         &e->buffers.q8_sum[row]);
+    float *scale = &e->buffers.q8_scale[row];
+    e->kernels->quantize[e->quantizer](x, n, e->buffers.q8 + row * n, scale, &e->buffers.q8_sum[row]);
+    /* main gives a row of zeros the scale 0, and its product becomes 0 * inf; with this one it is 0 */
+    if (*scale == 0 && !e->arithmetic.follow_reference && is_zero(x, n)) *scale = INFINITY;
 }
 
 /* ---- operations that all threads share ------------------------------------------------------------------- */
@@ -68,11 +77,12 @@ static void norm_and_quantize(const bn_run *r, const float *x, const float *weig
     bn_count_once(r, BN_COUNT_QUANTIZE, 0);
 }
 
-/* y[t][row] = (D - sum) / s * scale with D = sum_i (w + 1) q8. */
+/* y[t][row] = (D - sum) / s * scale with D = sum_i (w + 1) q8, rounded as the generation does. */
 static void bitlinear(const bn_run *r, const bn_matrix *m, int64_t n_tokens, float *y) {
     const bn_engine *e = r->engine;
     const bn_buffers *b = &e->buffers;
     int32_t *acc = e->threads[r->thread].acc;
+    const bn_rescale_fn rescale = e->kernels->rescale[e->arithmetic.generation];
     const int64_t tile_cols = e->kernels->tile_cols;
     /* the weights of one tile stay in the cache over all columns */
     const int64_t unit = e->kernels->tile_rows;
@@ -89,7 +99,7 @@ static void bitlinear(const bn_run *r, const bn_matrix *m, int64_t n_tokens, flo
             for (int c = 0; c < n_cols; c++) {
                 const float sum = (float)b->q8_sum[t + c], s = b->q8_scale[t + c];
                 float *out = y + (t + c) * m->rows + row;
-                e->kernels->rescale(acc + c * n_rows, n_rows, sum, s, m->scale, out);
+                rescale(acc + c * n_rows, n_rows, sum, s, m->scale, out);
             }
         }
     }
@@ -111,99 +121,6 @@ static void rope_rows(const bn_run *r, const float *x, int32_t n_heads, float *o
     bn_count_once(r, BN_COUNT_ROPE, 0);
 }
 
-/* K by cell, V transposed, both rounded to binary16. */
-static void store_kv(const bn_run *r, int32_t layer) {
-    const bn_engine *e = r->engine;
-    const bn_pass *p = r->pass;
-    const int64_t kv_dim = e->kv_dim;
-    uint16_t *keys = p->k_cache + layer * p->capacity * kv_dim;
-    uint16_t *values = p->v_cache + layer * p->capacity * kv_dim;
-    for (int64_t t = r->thread; t < p->n_tokens; t += r->n_threads) {
-        const int64_t cell = p->start + t;
-        e->kernels->to_f16(e->buffers.k_rope + t * kv_dim, kv_dim, keys + cell * kv_dim);
-        uint16_t *half = e->buffers.half + t * kv_dim;
-        e->kernels->to_f16(e->buffers.v + t * kv_dim, kv_dim, half);
-        for (int64_t d = 0; d < kv_dim; d++) values[d * p->capacity + cell] = half[d];
-    }
-}
-
-/* `n_together` heads of one token from `head` on, that share keys and values: scores, softmax,
- * weighted sum of the values. bitnet.cpp llm_build_kqv; for the two forms of the last product
- * see docs/numerics.md, "prompt and single". */
-static void attend(const bn_run *r, int32_t layer, int64_t head, int64_t n_together, int64_t t) {
-    const bn_engine *e = r->engine;
-    const bn_pass *p = r->pass;
-    const bn_private *own = &e->threads[r->thread];
-    const int64_t head_dim = e->model.head_dim, kv_dim = e->kv_dim;
-    const int64_t kv_head = head / (e->model.n_heads / e->model.n_kv_heads);
-    const int64_t n_visible = p->start + t + 1, n_used = (int64_t)p->start + p->n_tokens, n_kv = bn_pad32(n_used);
-    const uint16_t *keys = p->k_cache + layer * p->capacity * kv_dim + kv_head * head_dim;
-    const uint16_t *values = p->v_cache + layer * p->capacity * kv_dim + kv_head * head_dim * p->capacity;
-    const float *q = e->buffers.q_rope + (t * e->model.n_heads + head) * head_dim;
-    float *kq_tap = bn_tap(r, layer, BN_TAP_KQ), *p_tap = bn_tap(r, layer, BN_TAP_KQ_SOFT_MAX);
-
-    /* scores of later tokens are masked anyway; they are computed only for the tap */
-    const int64_t n_scores = kq_tap ? n_used : n_visible;
-    if (e->model.n_heads == 1 && p->n_tokens > 1 && head_dim % e->simd_width == 0) {
-        /* a single head leaves the permuted Q contiguous, and bitnet.cpp then takes its tiled
-         * product */
-        e->kernels->dots_tiled[e->width_index](keys, kv_dim, n_scores, q, head_dim, n_together, head_dim,
-                                               own->scores, n_kv);
-    } else {
-        e->kernels->to_f16(q, n_together * head_dim, own->half);
-        e->kernels->from_f16(own->half, n_together * head_dim, own->query);
-        e->kernels->dots_f16[e->width_index](keys, kv_dim, n_scores, own->query, head_dim, n_together, head_dim,
-                                             own->scores, n_kv);
-    }
-
-    const float scale = 1.0f / sqrtf((float)head_dim);
-    for (int64_t h = 0; h < n_together; h++) {
-        float *scores = own->scores + h * n_kv;
-        const int64_t tap_row = ((head + h) * p->n_tokens + t) * n_used;
-        if (kq_tap) memcpy(kq_tap + tap_row, scores, (size_t)n_used * sizeof(float));
-        e->kernels->softmax[e->width_index](scores, n_visible, n_kv, scale);
-        if (p_tap) memcpy(p_tap + tap_row, scores, (size_t)n_used * sizeof(float));
-    }
-
-    float *out = e->buffers.kqv + (t * e->model.n_heads + head) * head_dim;
-    if (p->n_tokens == 1) {
-        e->kernels->to_f16(own->scores, n_together * n_kv, own->half);
-        e->kernels->from_f16(own->half, n_together * n_kv, own->scores);
-        e->kernels->dots_f16[e->width_index](values, p->capacity, head_dim, own->scores, n_kv, n_together, n_kv,
-                                             out, head_dim);
-    } else {
-        /* groups past the last visible cell would add exact zeros */
-        e->kernels->dots_tiled[e->width_index](values, p->capacity, head_dim, own->scores, n_kv, n_together,
-                                               bn_pad32(n_visible), out, head_dim);
-    }
-}
-
-/* Number of heads from `head` on, before `end`, that share keys. */
-static int64_t heads_together(const bn_engine *e, int64_t head, int64_t end) {
-    const int64_t group = e->model.n_heads / e->model.n_kv_heads;
-    int64_t n = group - head % group;
-    n = n < BN_HEADS_AT_ONCE ? n : BN_HEADS_AT_ONCE;
-    return n < end - head ? n : end - head;
-}
-
-static void attention(const bn_run *r, int32_t layer) {
-    const bn_engine *e = r->engine;
-    const int64_t n_tokens = r->pass->n_tokens;
-    int64_t lo = 0, hi = e->model.n_heads;
-    /* one token has few groups of heads: balanced threads are worth more than whole groups */
-    if (n_tokens == 1) bn_share(hi, 1, r->thread, r->n_threads, &lo, &hi);
-    /* later tokens see more cells: distributing the tokens round-robin balances the threads */
-    int64_t n, item = 0;
-    for (int64_t head = lo; head < hi; head += n) {
-        n = heads_together(e, head, hi);
-        for (int64_t t = 0; t < n_tokens; t++, item++)
-            if (n_tokens == 1 || item % r->n_threads == r->thread) attend(r, layer, head, n, t);
-    }
-    bn_count_once(r, BN_COUNT_ATTENTION,
-                  (uint64_t)(r->pass->start + r->pass->n_tokens) * (uint64_t)r->engine->kv_dim * 2 *
-                      sizeof(uint16_t));
-}
-
 static void add_rows(const bn_run *r, const float *a, const float *b, int64_t n, float *out) {
     int64_t lo, hi;
     bn_share(n, 16, r->thread, r->n_threads, &lo, &hi);
@@ -220,7 +137,7 @@ static void forward_layer(const bn_run *r, int32_t layer, int64_t n_rows) {
     const bn_layer *w = &e->layers[layer];
     const int64_t n = r->pass->n_tokens, hidden = e->model.hidden_dim;
     const int64_t dim = e->model.dim, q_dim = e->q_dim, kv_dim = e->kv_dim;
-    const bn_gated_fn activate = e->kernels->gated[e->model.activation];
+    const bn_gated_fn activate = e->kernels->gated[e->activation][e->width_index];
 
     norm_and_quantize(r, b->x, w->attn_norm, dim, n, b->attn_norm);
     bn_barrier(r);
@@ -234,11 +151,11 @@ static void forward_layer(const bn_run *r, int32_t layer, int64_t n_rows) {
     bn_record(r, layer, BN_TAP_V, b->v, n * kv_dim);
     rope_rows(r, b->q, e->model.n_heads, b->q_rope);
     rope_rows(r, b->k, e->model.n_kv_heads, b->k_rope);
-    store_kv(r, layer); /* a thread stores the tokens it rotated */
+    bn_store_kv(r, layer); /* a thread stores the tokens it rotated */
     bn_barrier(r);
     bn_record(r, layer, BN_TAP_Q_ROPE, b->q_rope, n * q_dim);
     bn_record(r, layer, BN_TAP_K_ROPE, b->k_rope, n * kv_dim);
-    attention(r, layer);
+    bn_attention(r, layer);
     bn_barrier(r);
     bn_record(r, layer, BN_TAP_KQV_OUT, b->kqv, n * q_dim);
     norm_and_quantize(r, b->kqv, w->attn_sub_norm, q_dim, n, b->attn_sub);

@@ -5,11 +5,17 @@
 
 /* ---- within a pass --------------------------------------------------------------------------------------- */
 
-/* bitnet.cpp multiplies one output row in binary16 and several in binary32 (llamafile sgemm). */
+/* The product of one output row, and that of several (llamafile sgemm, which main refuses where the
+ * vocabulary is not a multiple of 4). */
+static bn_dots_fn dots_of(const bn_engine *e, int64_t n_rows) {
+    const int is_tiled = n_rows > 1 && (e->arithmetic.generation == BN_MARCH || e->model.vocab_size % 4 == 0);
+    return is_tiled ? e->kernels->dots_tiled[e->width_index] : e->kernels->dots_f16[e->dot];
+}
+
 static void all_logits(const bn_run *r, int64_t n_rows, float *logits) {
     const bn_engine *e = r->engine;
     const int64_t dim = e->model.dim, vocab = e->model.vocab_size;
-    const bn_dots_fn dots = (n_rows == 1 ? e->kernels->dots_f16 : e->kernels->dots_tiled)[e->width_index];
+    const bn_dots_fn dots = dots_of(e, n_rows);
     int64_t lo, hi;
     bn_share(vocab, 16, r->thread, r->n_threads, &lo, &hi);
     for (int64_t row = lo; row < hi; row += 16)
@@ -46,7 +52,7 @@ void bn_head(const bn_run *r, int64_t n_rows) {
     for (int64_t t = r->thread; t < n_rows; t += r->n_threads) {
         const float *normed = e->buffers.result_norm + t * dim;
         float *input = e->buffers.head_in + t * dim;
-        if (n_rows == 1) {
+        if (n_rows == 1 || e->arithmetic.generation == BN_MAIN) {
             uint16_t *half = e->threads[r->thread].half;
             e->kernels->to_f16(normed, dim, half);
             e->kernels->from_f16(half, dim, input);
@@ -70,6 +76,8 @@ static int screen_ok(const bn_engine *e, const bn_screen *s) {
 }
 
 int bn_reserve_search(bn_engine *e, const bn_top *top) {
+    if (e->arithmetic.half_sums)
+        return bn_fail(BN_ERR_ARGUMENT, "sums in binary16 exceed the bounds of the search for the largest logits");
     if (top->n < 1 || top->n > BN_MAX_TOP || top->n > e->model.vocab_size || !top->ids || !top->logits ||
         !screen_ok(e, top->screen))
         return bn_fail(BN_ERR_ARGUMENT,
@@ -80,7 +88,7 @@ int bn_reserve_search(bn_engine *e, const bn_top *top) {
     if (!e->found) e->found = malloc((size_t)bn_pool_size(e->pool) * sizeof *e->found);
     if (!s->z || !s->upper || !e->found) return bn_fail(BN_ERR_MEMORY, "out of memory for the search");
     s->kernels = e->kernels;
-    s->dots = e->kernels->dots_f16[e->width_index];
+    s->dots = dots_of(e, 1);
     s->head = e->model.output;
     s->n_rows = e->model.vocab_size;
     s->dim = e->model.dim;
@@ -139,8 +147,8 @@ static void last_logits(void *argument, int thread, int n_threads) {
     const int64_t dim = e->model.dim;
     int64_t lo, hi;
     bn_share(wanted->n_rows, 16, thread, n_threads, &lo, &hi);
-    e->kernels->dots_f16[e->width_index](e->model.output + (wanted->first_row + lo) * dim, dim, hi - lo,
-                                         e->buffers.head_in, dim, 1, dim, wanted->logits + lo, wanted->n_rows);
+    dots_of(e, 1)(e->model.output + (wanted->first_row + lo) * dim, dim, hi - lo, e->buffers.head_in, dim, 1, dim,
+                  wanted->logits + lo, wanted->n_rows);
 }
 
 int bn_engine_last_logits(bn_engine *e, int64_t first_row, int64_t n_rows, float *logits) {

@@ -17,6 +17,7 @@
 /* acc[c * n_rows + r] = sum_i code(r, i) * x[c * ldx + i] with code = weight + 1 in {0, 1, 2}. */
 typedef void (*bn_i2s_dot_fn)(const uint8_t *w, int64_t k, int n_rows, const int8_t *x, int64_t ldx, int n_cols,
                               int32_t *acc);
+typedef void (*bn_quantize_fn)(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum);
 /* out[c * ldo + r] = sum_i a[r * lda + i] * b[c * ldb + i], a in binary16. */
 typedef void (*bn_dots_fn)(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
                            int64_t n_cols, int64_t n, float *out, int64_t ldo);
@@ -29,6 +30,17 @@ typedef void (*bn_softmax_fn)(float *row, int64_t n_visible, int64_t n_padded, f
 typedef void (*bn_rope_fn)(const float *x, const float *cos, const float *sin, int half, float *out);
 /* act = activation(gate), prod = act * up, each rounded. */
 typedef void (*bn_gated_fn)(const float *gate, const float *up, int64_t n, float *act, float *prod);
+/* From acc = sum_i (w_i + 1) x_i and sum = sum_i x_i, the product of a row; see BN_GENERATIONS. */
+typedef void (*bn_rescale_fn)(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
+                              float *out);
+/* In place: e^(row[i] - top); returns the sum, added as softmax adds it. n is a multiple of W. */
+typedef double (*bn_exponentials_fn)(float *row, int64_t n, float top);
+/* One cell of flash attention: a = a * factor unless factor is 1, then a = v * weight + a, both
+ * rounded to binary16. a holds binary16 values. */
+typedef void (*bn_weigh_half_fn)(float factor, const uint16_t *v, float weight, int64_t n, float *a);
+
+/* The dots of two binary16 rows: of 8 and of 16 lanes (BN_WIDTH_INDEX), and accumulated in binary16. */
+enum { BN_DOT_HALF_SUMS = 2, BN_DOTS };
 
 typedef struct {
     const char *name;
@@ -39,15 +51,18 @@ typedef struct {
      * often unpacked weights are used. */
     int32_t tile_rows, tile_bytes, tile_cols;
     bn_i2s_dot_fn i2s_dot;
-    void (*quantize)(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum);
-    bn_dots_fn dots_f16[2];   /* bitnet.cpp ggml_vec_dot_f16: 4 accumulators of W lanes */
-    bn_dots_fn dots_tiled[2]; /* bitnet.cpp llamafile sgemm: 1 accumulator of W lanes */
+    bn_quantize_fn quantize[BN_QUANTIZERS];
+    bn_dots_fn dots_f16[BN_DOTS]; /* bitnet.cpp ggml_vec_dot_f16: 4 accumulators of W lanes, or of 32 binary16 */
+    bn_dots_fn dots_tiled[2];     /* bitnet.cpp llamafile sgemm: 1 accumulator of W lanes */
     bn_softmax_fn softmax[2];
+    bn_exponentials_fn exponentials[2];
     bn_rope_fn rope[BN_ROPE_PAIRINGS];
-    bn_gated_fn gated[BN_ACTIVATIONS];
-    /* out[i] = (acc[i] - sum) / activation_scale * weight_scale, each operation rounded. */
-    void (*rescale)(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
-                    float *out);
+    bn_gated_fn gated[BN_ACTIVATIONS][2];
+    bn_rescale_fn rescale[BN_GENERATIONS];
+    bn_weigh_half_fn weigh_half[2]; /* 1: half_sums */
+    /* c[r * ldc + j] += sum_i a[r * lda + i] * b[i * n + j], fused, i ascending, j < n. */
+    void (*multiply_add)(const float *a, int64_t lda, int64_t n_rows, const float *b, int64_t k, int64_t n,
+                         float *c, int64_t ldc);
     /* See bn_screen: codes[i] = rint(row[i] / scale) with scale = max |row| / 127; n % 32 == 0. */
     void (*screen_row)(const uint16_t *row, int64_t n, int8_t *codes, float *scale, float *error, float *norm);
     /* out[r] = sum_i codes[r * n + i] * x[i], n % 32 == 0. */
@@ -57,9 +72,8 @@ typedef struct {
 } bn_kernels;
 
 extern const bn_kernels bn_kernels_scalar;
-/* Kernels of which no family has a faster version yet. */
+/* A kernel of which no family has a faster version yet. */
 void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out);
-void bn_scalar_gated_silu(const float *gate, const float *up, int64_t n, float *act, float *prod);
 #if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)
 extern const bn_kernels bn_kernels_avx2;
 extern const bn_kernels bn_kernels_avx512vnni;

@@ -178,7 +178,7 @@ const bn_kernels bn_kernels_amx = {
     .tile_bytes = 64 << 10,
     .tile_cols = 512,
     .i2s_dot = i2s_dot,
-    .dots_f16 = {bn_avx2_dots_f16_w8, bn_avx512_dots_f16_w16},
+    .dots_f16 = {bn_avx2_dots_f16_w8, bn_avx512_dots_f16_w16, bn_avx2_dots_half_sums},
     .dots_tiled = {bn_avx2_dots_tiled_w8, bn_avx512_dots_tiled_w16},
     BN_AVX2_KERNELS,
 };

@@ -87,26 +87,49 @@ static void i2s_dot(const uint8_t *w, int64_t k, int n_rows, const int8_t *x, in
 
 /* ---- activation quantiser ------------------------------------------------------------------------------- */
 
-static inline __m256i quantize_8(const float *x, __m256 s, int fused) {
-    const __m256 magic = _mm256_set1_ps(12582912.0f);
+static inline __m256i quantize_8(const float *x, __m256 s, int quantizer) {
     const __m256 v = _mm256_loadu_ps(x);
-    const __m256 t = fused ? _mm256_fmadd_ps(v, s, magic) : _mm256_add_ps(_mm256_mul_ps(v, s), magic);
+    if (quantizer == BN_QUANTIZE_MAIN) {
+        /* truncating p + copysign(0.5 - 2^-25, p) rounds half away from zero while |p| < 2^22 */
+        const __m256 p = _mm256_mul_ps(v, s), sign = _mm256_and_ps(p, _mm256_set1_ps(-0.0f));
+        return _mm256_cvttps_epi32(_mm256_add_ps(p, _mm256_or_ps(sign, _mm256_set1_ps(0x1.fffffep-2f))));
+    }
+    const __m256 magic = _mm256_set1_ps(12582912.0f);
+    const __m256 t = quantizer == BN_QUANTIZE_MARCH_FUSED ? _mm256_fmadd_ps(v, s, magic)
+                                                          : _mm256_add_ps(_mm256_mul_ps(v, s), magic);
     return _mm256_sub_epi32(_mm256_and_si256(_mm256_castps_si256(t), _mm256_set1_epi32(0x007fffff)),
                             _mm256_set1_epi32(0x00400000));
 }
 
-void bn_avx2_quantize(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum) {
+static inline __attribute__((always_inline)) void quantize(const float *x, int64_t n, int quantizer, int8_t *q,
+                                                           float *scale, int32_t *sum) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     const int64_t full = n - n % 32;
-    __m256 top8 = _mm256_setzero_ps();
-    for (int64_t i = 0; i < full; i += 8)
-        top8 = _mm256_max_ps(_mm256_and_ps(_mm256_loadu_ps(x + i), magnitude), top8);
+    __m256 top8 = _mm256_setzero_ps(), nan8 = _mm256_setzero_ps();
+    for (int64_t i = 0; i < full; i += 8) {
+        const __m256 v = _mm256_and_ps(_mm256_loadu_ps(x + i), magnitude);
+        top8 = _mm256_max_ps(v, top8);
+        nan8 = _mm256_or_ps(nan8, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    }
     float lanes[8], top = 0;
     _mm256_storeu_ps(lanes, top8);
     for (int l = 0; l < 8; l++) top = lanes[l] > top ? lanes[l] : top;
-    for (int64_t i = full; i < n; i++) top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
+    int has_nan = _mm256_movemask_ps(nan8);
+    for (int64_t i = full; i < n; i++) {
+        top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
+        has_nan |= isnan(x[i]);
+    }
 
-    const float s = (float)(127.0 / ((double)top > 1e-5 ? (double)top : 1e-5));
+    float s;
+    if (quantizer == BN_QUANTIZE_MAIN) {
+        s = 127.0f / top;
+        if (has_nan || s == 0 || isinf(s)) { /* zeros, or too small, or not finite */
+            bn_kernels_scalar.quantize[quantizer](x, n, q, scale, sum);
+            return;
+        }
+    } else {
+        s = (float)(127.0 / ((double)top > 1e-5 ? (double)top : 1e-5));
+    }
     const __m256 s8 = _mm256_set1_ps(s);
     const __m256i low = _mm256_set1_epi32(-128), high = _mm256_set1_epi32(127);
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -114,7 +137,7 @@ void bn_avx2_quantize(const float *x, int64_t n, int fused, int8_t *q, float *sc
     for (int64_t i = 0; i < full; i += 32) {
         __m256i v[4];
         for (int j = 0; j < 4; j++) {
-            v[j] = _mm256_min_epi32(_mm256_max_epi32(quantize_8(x + i + 8 * j, s8, fused), low), high);
+            v[j] = _mm256_min_epi32(_mm256_max_epi32(quantize_8(x + i + 8 * j, s8, quantizer), low), high);
             sum_i32 = _mm256_add_epi32(sum_i32, v[j]);
         }
         const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
@@ -122,14 +145,32 @@ void bn_avx2_quantize(const float *x, int64_t n, int fused, int8_t *q, float *sc
     }
     int32_t total = bn_sum_i32x8(sum_i32);
     for (int64_t i = full; i < n; i++) {
-        const float t = fused ? fmaf(x[i], s, 12582912.0f) : x[i] * s + 12582912.0f;
-        int32_t v = (int32_t)(bn_bits(t) & 0x007fffff) - 0x00400000;
+        int32_t v;
+        if (quantizer == BN_QUANTIZE_MAIN) {
+            v = (int32_t)roundf(x[i] * s);
+        } else {
+            const float t =
+                quantizer == BN_QUANTIZE_MARCH_FUSED ? fmaf(x[i], s, 12582912.0f) : x[i] * s + 12582912.0f;
+            v = (int32_t)(bn_bits(t) & 0x007fffff) - 0x00400000;
+        }
         v = v > 127 ? 127 : v < -128 ? -128 : v;
         q[i] = (int8_t)v;
         total += v;
     }
     *scale = s;
     *sum = total;
+}
+
+void bn_avx2_quantize_march(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum) {
+    quantize(x, n, BN_QUANTIZE_MARCH, q, scale, sum);
+}
+
+void bn_avx2_quantize_march_fused(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum) {
+    quantize(x, n, BN_QUANTIZE_MARCH_FUSED, q, scale, sum);
+}
+
+void bn_avx2_quantize_main(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum) {
+    quantize(x, n, BN_QUANTIZE_MAIN, q, scale, sum);
 }
 
 /* ---- screen of the head ---------------------------------------------------------------------------------- */
@@ -199,7 +240,7 @@ const bn_kernels bn_kernels_avx2 = {
     .tile_bytes = 16 << 10,
     .tile_cols = 16,
     .i2s_dot = i2s_dot,
-    .dots_f16 = {bn_avx2_dots_f16_w8, bn_avx2_dots_f16_w16},
+    .dots_f16 = {bn_avx2_dots_f16_w8, bn_avx2_dots_f16_w16, bn_avx2_dots_half_sums},
     .dots_tiled = {bn_avx2_dots_tiled_w8, bn_avx2_dots_tiled_w16},
     BN_AVX2_KERNELS,
 };

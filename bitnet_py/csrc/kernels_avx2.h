@@ -59,21 +59,35 @@ static inline int32_t bn_sum_i32x8(__m256i v) {
     return _mm_cvtsi128_si32(s);
 }
 
-void bn_avx2_quantize(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum);
+void bn_avx2_quantize_march(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum);
+void bn_avx2_quantize_march_fused(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum);
+void bn_avx2_quantize_main(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum);
 void bn_avx2_dots_f16_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
                          int64_t n_cols, int64_t n, float *out, int64_t ldo);
 void bn_avx2_dots_f16_w16(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
                           int64_t n_cols, int64_t n, float *out, int64_t ldo);
+void bn_avx2_dots_half_sums(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
+                            int64_t n_cols, int64_t n, float *out, int64_t ldo);
 void bn_avx2_dots_tiled_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
                            int64_t n_cols, int64_t n, float *out, int64_t ldo);
 void bn_avx2_dots_tiled_w16(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
                             int64_t n_cols, int64_t n, float *out, int64_t ldo);
 void bn_avx2_softmax_w8(float *row, int64_t n_visible, int64_t n_padded, float scale);
 void bn_avx2_softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float scale);
+double bn_avx2_exponentials_w8(float *row, int64_t n, float top);
+double bn_avx2_exponentials_w16(float *row, int64_t n, float top);
 void bn_avx2_rope_halves(const float *x, const float *cos, const float *sin, int half, float *out);
 void bn_avx2_gated_relu_squared(const float *gate, const float *up, int64_t n, float *act, float *prod);
-void bn_avx2_rescale(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
-                     float *out);
+void bn_avx2_gated_silu_w8(const float *gate, const float *up, int64_t n, float *act, float *prod);
+void bn_avx2_gated_silu_w16(const float *gate, const float *up, int64_t n, float *act, float *prod);
+void bn_avx2_rescale_march(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
+                           float *out);
+void bn_avx2_rescale_main(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
+                          float *out);
+void bn_avx2_weigh_half(float factor, const uint16_t *v, float weight, int64_t n, float *a);
+void bn_avx2_weigh_half_sums(float factor, const uint16_t *v, float weight, int64_t n, float *a);
+void bn_avx2_multiply_add(const float *a, int64_t lda, int64_t n_rows, const float *b, int64_t k, int64_t n,
+                          float *c, int64_t ldc);
 void bn_avx2_screen_row(const uint16_t *row, int64_t n, int8_t *codes, float *scale, float *error, float *norm);
 void bn_avx2_screen_dots(const int8_t *codes, int64_t n_rows, const int16_t *x, int64_t n, int32_t *out);
 void bn_avx2_to_f16(const float *x, int64_t n, uint16_t *out);
@@ -81,10 +95,15 @@ void bn_avx2_from_f16(const uint16_t *x, int64_t n, float *out);
 
 /* What the wider families use unchanged. */
 #define BN_AVX2_KERNELS                                                                                           \
-    .quantize = bn_avx2_quantize, .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16},                           \
+    .quantize = {bn_avx2_quantize_march, bn_avx2_quantize_march_fused, bn_avx2_quantize_main},                    \
+    .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16},                                                         \
+    .exponentials = {bn_avx2_exponentials_w8, bn_avx2_exponentials_w16},                                          \
     .rope = {[BN_ROPE_HALVES] = bn_avx2_rope_halves, [BN_ROPE_ADJACENT] = bn_scalar_rope_adjacent},               \
-    .gated = {[BN_RELU_SQUARED] = bn_avx2_gated_relu_squared, [BN_SILU] = bn_scalar_gated_silu},                  \
-    .rescale = bn_avx2_rescale, .screen_row = bn_avx2_screen_row, .screen_dots = bn_avx2_screen_dots,             \
-    .to_f16 = bn_avx2_to_f16, .from_f16 = bn_avx2_from_f16
+    .gated = {[BN_RELU_SQUARED] = {bn_avx2_gated_relu_squared, bn_avx2_gated_relu_squared},                       \
+              [BN_SILU] = {bn_avx2_gated_silu_w8, bn_avx2_gated_silu_w16}},                                       \
+    .rescale = {bn_avx2_rescale_march, bn_avx2_rescale_main},                                                     \
+    .weigh_half = {bn_avx2_weigh_half, bn_avx2_weigh_half_sums}, .multiply_add = bn_avx2_multiply_add,            \
+    .screen_row = bn_avx2_screen_row, .screen_dots = bn_avx2_screen_dots, .to_f16 = bn_avx2_to_f16,               \
+    .from_f16 = bn_avx2_from_f16
 
 #endif

@@ -56,15 +56,36 @@ static inline __m256 exp_8(__m256 x, int wide) {
     return _mm256_fmadd_ps(k, j, k);
 }
 
-/* exp(x) stays normal, and 2^n too, for x > -86 (n >= -124). */
-static inline __m256 exp_group(const float *x, __m256 top, int wide) {
-    const __m256 v = _mm256_sub_ps(_mm256_loadu_ps(x), top);
-    if (_mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_set1_ps(-86.0f), _CMP_GT_OQ)) == 0xff) return exp_8(v, wide);
+/* e^x, the value and 2^n stay normal for |x| < 86 (|n| <= 124). */
+static inline __m256 exp_any(__m256 x, int wide) {
+    const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+    if (_mm256_movemask_ps(_mm256_cmp_ps(magnitude, _mm256_set1_ps(86.0f), _CMP_LT_OQ)) == 0xff)
+        return exp_8(x, wide);
     float lanes[8];
-    _mm256_storeu_ps(lanes, v);
+    _mm256_storeu_ps(lanes, x);
     for (int l = 0; l < 8; l++) lanes[l] = wide ? bn_exp_w16(lanes[l]) : bn_exp_w8(lanes[l]);
     return _mm256_loadu_ps(lanes);
 }
+
+static inline __attribute__((always_inline)) double exponentials(float *row, int64_t n, float top, int wide) {
+    const __m256 top8 = _mm256_set1_ps(top);
+    double sum = 0;
+    for (int64_t i = 0; i < n; i += wide ? 16 : 8) {
+        __m256 e = exp_any(_mm256_sub_ps(_mm256_loadu_ps(row + i), top8), wide);
+        _mm256_storeu_ps(row + i, e);
+        if (wide) {
+            const __m256 high = exp_any(_mm256_sub_ps(_mm256_loadu_ps(row + i + 8), top8), wide);
+            _mm256_storeu_ps(row + i + 8, high);
+            e = _mm256_add_ps(e, high);
+        }
+        sum += (double)bn_sum_halving_8(e);
+    }
+    return sum;
+}
+
+double bn_avx2_exponentials_w8(float *row, int64_t n, float top) { return exponentials(row, n, top, 0); }
+
+double bn_avx2_exponentials_w16(float *row, int64_t n, float top) { return exponentials(row, n, top, 1); }
 
 static inline __attribute__((always_inline)) void softmax(float *row, int64_t n_visible, int64_t n_padded,
                                                           float scale, int wide) {
@@ -89,19 +110,7 @@ static inline __attribute__((always_inline)) void softmax(float *row, int64_t n_
     }
     for (; i < n_groups; i++) row[i] = -INFINITY;
 
-    top8 = _mm256_set1_ps(top);
-    double sum = 0;
-    for (i = 0; i < n_groups; i += width) {
-        __m256 e = exp_group(row + i, top8, wide);
-        _mm256_storeu_ps(row + i, e);
-        if (wide) {
-            const __m256 high = exp_group(row + i + 8, top8, wide);
-            _mm256_storeu_ps(row + i + 8, high);
-            e = _mm256_add_ps(e, high);
-        }
-        sum += (double)bn_sum_halving_8(e);
-    }
-    const float inverse = (float)(1.0 / sum);
+    const float inverse = (float)(1.0 / exponentials(row, n_groups, top, wide));
     const __m256 inverse8 = _mm256_set1_ps(inverse);
     for (i = 0; i < n_groups; i += 8) _mm256_storeu_ps(row + i, _mm256_mul_ps(_mm256_loadu_ps(row + i), inverse8));
     for (i = n_visible; i < n_padded; i++) row[i] = 0.0f;
@@ -141,11 +150,32 @@ void bn_avx2_gated_relu_squared(const float *gate, const float *up, int64_t n, f
         _mm256_storeu_ps(act + i, squared);
         _mm256_storeu_ps(prod + i, _mm256_mul_ps(squared, _mm256_loadu_ps(up + i)));
     }
-    bn_kernels_scalar.gated[BN_RELU_SQUARED](gate + i, up + i, n - i, act + i, prod + i);
+    bn_kernels_scalar.gated[BN_RELU_SQUARED][0](gate + i, up + i, n - i, act + i, prod + i);
 }
 
-void bn_avx2_rescale(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
-                     float *out) {
+static inline __attribute__((always_inline)) void gated_silu(const float *gate, const float *up, int64_t n,
+                                                             float *act, float *prod, int wide) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256 g = _mm256_loadu_ps(gate + i);
+        const __m256 e = exp_any(_mm256_sub_ps(_mm256_setzero_ps(), g), wide);
+        const __m256 a = _mm256_div_ps(g, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+        _mm256_storeu_ps(act + i, a);
+        _mm256_storeu_ps(prod + i, _mm256_mul_ps(a, _mm256_loadu_ps(up + i)));
+    }
+    bn_kernels_scalar.gated[BN_SILU][wide](gate + i, up + i, n - i, act + i, prod + i);
+}
+
+void bn_avx2_gated_silu_w8(const float *gate, const float *up, int64_t n, float *act, float *prod) {
+    gated_silu(gate, up, n, act, prod, 0);
+}
+
+void bn_avx2_gated_silu_w16(const float *gate, const float *up, int64_t n, float *act, float *prod) {
+    gated_silu(gate, up, n, act, prod, 1);
+}
+
+void bn_avx2_rescale_march(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
+                           float *out) {
     const __m256 sum8 = _mm256_set1_ps(sum), divisor = _mm256_set1_ps(activation_scale);
     const __m256 factor = _mm256_set1_ps(weight_scale);
     int64_t i = 0;
@@ -153,8 +183,138 @@ void bn_avx2_rescale(const int32_t *acc, int64_t n, float sum, float activation_
         const __m256 d = _mm256_sub_ps(_mm256_cvtepi32_ps(bn_load_256(acc + i)), sum8);
         _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_div_ps(d, divisor), factor));
     }
-    bn_kernels_scalar.rescale(acc + i, n - i, sum, activation_scale, weight_scale, out + i);
+    bn_kernels_scalar.rescale[BN_MARCH](acc + i, n - i, sum, activation_scale, weight_scale, out + i);
 }
+
+void bn_avx2_rescale_main(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
+                          float *out) {
+    const __m256 sum8 = _mm256_set1_ps(sum), factor = _mm256_set1_ps(weight_scale / activation_scale);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256 d = _mm256_sub_ps(_mm256_cvtepi32_ps(bn_load_256(acc + i)), sum8);
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(d, factor));
+    }
+    bn_kernels_scalar.rescale[BN_MAIN](acc + i, n - i, sum, activation_scale, weight_scale, out + i);
+}
+
+/* ---- sums in binary16, of values kept in binary32 --------------------------------------------------------- */
+
+static inline __m256 round_half(__m256 x) {
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+/* bn_fma_half, eight at a time. */
+static inline __m256 fma_half(__m256 a, __m256 b, __m256 c) {
+    const __m256 product = _mm256_mul_ps(a, b), sum = _mm256_add_ps(product, c);
+    const __m256 of_c = _mm256_sub_ps(sum, product);
+    const __m256 error = _mm256_add_ps(_mm256_sub_ps(product, _mm256_sub_ps(sum, of_c)), _mm256_sub_ps(c, of_c));
+    const __m256i u = _mm256_castps_si256(sum);
+    const __m256i inexact = _mm256_castps_si256(_mm256_cmp_ps(error, _mm256_setzero_ps(), _CMP_NEQ_OQ));
+    const __m256i is_odd = _mm256_srai_epi32(_mm256_slli_epi32(u, 31), 31);
+    /* away from zero where error and sum have the same sign */
+    const __m256i step = _mm256_or_si256(_mm256_srai_epi32(_mm256_castps_si256(_mm256_xor_ps(error, sum)), 31),
+                                         _mm256_set1_epi32(1));
+    const __m256i moved = _mm256_add_epi32(u, _mm256_and_si256(step, _mm256_andnot_si256(is_odd, inexact)));
+    return round_half(_mm256_castsi256_ps(moved));
+}
+
+/* `n_steps` steps of 128: 4 sums of 32 lanes, which are 16 vectors, 8 at a time. */
+static float dot_half_sums(const uint16_t *a, const float *b, int64_t n) {
+    const int64_t full = n - n % 128;
+    __m256 sums[16];
+    for (int s0 = 0; s0 < 16; s0 += 8) {
+        __m256 acc[8];
+        for (int s = 0; s < 8; s++) acc[s] = _mm256_setzero_ps();
+        for (int64_t i = 8 * s0; i < full; i += 128) {
+            _mm_prefetch((const char *)(a + i) + BN_PREFETCH_HALF, _MM_HINT_T0);
+            _mm_prefetch((const char *)(a + i + 32) + BN_PREFETCH_HALF, _MM_HINT_T0);
+            for (int s = 0; s < 8; s++)
+                acc[s] = fma_half(bn_load_half_8(a + i + 8 * s), _mm256_loadu_ps(b + i + 8 * s), acc[s]);
+        }
+        for (int s = 0; s < 8; s++) sums[s0 + s] = acc[s];
+    }
+    /* A0 += A2, A1 += A3, A0 += A1 of four vectors each, then lanes +16, +8, +4, +2, +1 */
+    __m256 t[4];
+    for (int s = 0; s < 4; s++)
+        t[s] = round_half(_mm256_add_ps(round_half(_mm256_add_ps(sums[s], sums[8 + s])),
+                                        round_half(_mm256_add_ps(sums[4 + s], sums[12 + s]))));
+    const __m256 low = round_half(_mm256_add_ps(t[0], t[2])), high = round_half(_mm256_add_ps(t[1], t[3]));
+    __m256 v = round_half(_mm256_add_ps(low, high));
+    v = round_half(_mm256_add_ps(v, _mm256_permute2f128_ps(v, v, 1)));
+    v = round_half(_mm256_add_ps(v, _mm256_shuffle_ps(v, v, _MM_SHUFFLE(1, 0, 3, 2))));
+    v = round_half(_mm256_add_ps(v, _mm256_shuffle_ps(v, v, _MM_SHUFFLE(2, 3, 0, 1))));
+    double total = (double)_mm256_cvtss_f32(v);
+    for (int64_t i = full; i < n; i++) total += (double)_cvtsh_ss(a[i]) * (double)b[i];
+    return (float)total;
+}
+
+void bn_avx2_dots_half_sums(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
+                            int64_t n_cols, int64_t n, float *out, int64_t ldo) {
+    for (int64_t r = 0; r < n_rows; r++)
+        for (int64_t c = 0; c < n_cols; c++) out[c * ldo + r] = dot_half_sums(a + r * lda, b + c * ldb, n);
+}
+
+/* ---- flash attention -------------------------------------------------------------------------------------- */
+
+void bn_avx2_weigh_half(float factor, const uint16_t *v, float weight, int64_t n, float *a) {
+    const __m256 factor8 = _mm256_set1_ps(factor), weight8 = _mm256_set1_ps(weight);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 x = _mm256_loadu_ps(a + i);
+        if (factor != 1.0f) x = round_half(_mm256_mul_ps(x, factor8));
+        _mm256_storeu_ps(a + i, round_half(_mm256_fmadd_ps(bn_load_half_8(v + i), weight8, x)));
+    }
+    bn_kernels_scalar.weigh_half[0](factor, v + i, weight, n - i, a + i);
+}
+
+void bn_avx2_weigh_half_sums(float factor, const uint16_t *v, float weight, int64_t n, float *a) {
+    const __m256 factor8 = round_half(_mm256_set1_ps(factor)), weight8 = round_half(_mm256_set1_ps(weight));
+    const int64_t full = n - n % 128;
+    for (int64_t i = 0; i < full; i += 8) {
+        __m256 x = _mm256_loadu_ps(a + i);
+        if (factor != 1.0f) x = round_half(_mm256_mul_ps(x, factor8));
+        _mm256_storeu_ps(a + i, fma_half(bn_load_half_8(v + i), weight8, x));
+    }
+    bn_avx2_weigh_half(factor, v + full, weight, n - full, a + full);
+}
+
+/* Some rows of c times 16 columns, or 8, stay in registers over all of k. */
+static inline __attribute__((always_inline)) void multiply_add_block(const float *a, int64_t lda, int rows,
+                                                                     const float *b, int64_t k, int64_t n,
+                                                                     int vectors, float *c, int64_t ldc) {
+    __m256 acc[4][2];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) acc[r][v] = _mm256_loadu_ps(c + r * ldc + 8 * v);
+    for (int64_t i = 0; i < k; i++) {
+        __m256 x[2];
+        for (int v = 0; v < vectors; v++) x[v] = _mm256_loadu_ps(b + i * n + 8 * v);
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++)
+                acc[r][v] = _mm256_fmadd_ps(x[v], _mm256_broadcast_ss(a + r * lda + i), acc[r][v]);
+    }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) _mm256_storeu_ps(c + r * ldc + 8 * v, acc[r][v]);
+}
+
+static inline __attribute__((always_inline)) void multiply_add_rows(const float *a, int64_t lda, int rows,
+                                                                    const float *b, int64_t k, int64_t n, float *c,
+                                                                    int64_t ldc) {
+    int64_t j = 0;
+    for (; j + 16 <= n; j += 16) multiply_add_block(a, lda, rows, b + j, k, n, 2, c + j, ldc);
+    for (; j + 8 <= n; j += 8) multiply_add_block(a, lda, rows, b + j, k, n, 1, c + j, ldc);
+    for (; j < n; j++)
+        for (int r = 0; r < rows; r++)
+            for (int64_t i = 0; i < k; i++) c[r * ldc + j] = fmaf(b[i * n + j], a[r * lda + i], c[r * ldc + j]);
+}
+
+void bn_avx2_multiply_add(const float *a, int64_t lda, int64_t n_rows, const float *b, int64_t k, int64_t n,
+                          float *c, int64_t ldc) {
+    int64_t r = 0;
+    for (; r + 4 <= n_rows; r += 4) multiply_add_rows(a + r * lda, lda, 4, b, k, n, c + r * ldc, ldc);
+    for (; r < n_rows; r++) multiply_add_rows(a + r * lda, lda, 1, b, k, n, c + r * ldc, ldc);
+}
+
+/* ---- conversions ------------------------------------------------------------------------------------------ */
 
 void bn_avx2_to_f16(const float *x, int64_t n, uint16_t *out) {
     int64_t i = 0;

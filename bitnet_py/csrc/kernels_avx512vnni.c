@@ -133,7 +133,7 @@ const bn_kernels bn_kernels_avx512vnni = {
     .tile_bytes = 16 << 10,
     .tile_cols = 16,
     .i2s_dot = bn_avx512_i2s_dot,
-    .dots_f16 = {bn_avx2_dots_f16_w8, bn_avx512_dots_f16_w16},
+    .dots_f16 = {bn_avx2_dots_f16_w8, bn_avx512_dots_f16_w16, bn_avx2_dots_half_sums},
     .dots_tiled = {bn_avx2_dots_tiled_w8, bn_avx512_dots_tiled_w16},
     BN_AVX2_KERNELS,
 };

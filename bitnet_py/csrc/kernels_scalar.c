@@ -26,10 +26,10 @@ static void i2s_dot(const uint8_t *w, int64_t k, int n_rows, const int8_t *x, in
     }
 }
 
-/* bitnet.cpp ggml-quants.c, quantize_row_i8_s. The maximum and the division are in binary64;
- * adding 1.5 * 2^23 rounds half to even; whether the product is rounded before that addition
- * depends on the compiler. */
-static void quantize(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum) {
+/* bitnet.cpp of March, ggml-quants.c, quantize_row_i8_s. The maximum and the division are in
+ * binary64; adding 1.5 * 2^23 rounds half to even; whether the product is rounded before that
+ * addition depends on the compiler. */
+static inline void quantize_march(const float *x, int64_t n, int fused, int8_t *q, float *scale, int32_t *sum) {
     float top = 0;
     for (int64_t i = 0; i < n; i++) {
         const float magnitude = fabsf(x[i]);
@@ -41,6 +41,35 @@ static void quantize(const float *x, int64_t n, int fused, int8_t *q, float *sca
         const float t = fused ? fmaf(x[i], s, 12582912.0f) : x[i] * s + 12582912.0f;
         int32_t v = (int32_t)(bn_bits(t) & 0x007fffff) - 0x00400000;
         v = v > 127 ? 127 : v < -128 ? -128 : v;
+        q[i] = (int8_t)v;
+        total += v;
+    }
+    *scale = s;
+    *sum = total;
+}
+
+static void quantize_unfused(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum) {
+    quantize_march(x, n, 0, q, scale, sum);
+}
+
+static void quantize_fused(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum) {
+    quantize_march(x, n, 1, q, scale, sum);
+}
+
+/* bitnet.cpp's main, ggml-cpu/quants.c, quantize_row_i8_s. What is not finite follows from its
+ * comparison, which forgets a NaN when a number comes after it, and from the conversion of x86,
+ * which turns what no integer holds into the least one. */
+static void quantize_main(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum) {
+    float top = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float magnitude = fabsf(x[i]);
+        top = top > magnitude ? top : magnitude;
+    }
+    const float s = top > 0 ? 127.0f / top : 0.0f;
+    int32_t total = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float rounded = roundf(x[i] * s); /* half away from zero */
+        const int32_t v = !isfinite(rounded) || rounded < -128 ? -128 : rounded > 127 ? 127 : (int32_t)rounded;
         q[i] = (int8_t)v;
         total += v;
     }
@@ -90,6 +119,28 @@ static float dot_tiled(const uint16_t *a, const float *b, int64_t n, int width) 
     return sum_halving(lanes, width);
 }
 
+/* The same shape with 32 lanes of binary16, as AVX512-FP16 computes it. */
+static float dot_f16_half_sums(const uint16_t *a, const float *b, int64_t n, int width) {
+    float lanes[4][32] = {{0}};
+    const int64_t full = n - n % (4 * width);
+    for (int64_t i = 0; i < full; i += 4 * width)
+        for (int j = 0; j < 4; j++)
+            for (int l = 0; l < width; l++) {
+                const int64_t e = i + j * width + l;
+                lanes[j][l] = bn_fma_half(bn_half_to_float(a[e]), b[e], lanes[j][l]);
+            }
+    for (int l = 0; l < width; l++) {
+        lanes[0][l] = bn_round_half(lanes[0][l] + lanes[2][l]);
+        lanes[1][l] = bn_round_half(lanes[1][l] + lanes[3][l]);
+        lanes[0][l] = bn_round_half(lanes[0][l] + lanes[1][l]);
+    }
+    for (int half = width / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lanes[0][l] = bn_round_half(lanes[0][l] + lanes[0][l + half]);
+    double total = lanes[0][0];
+    for (int64_t i = full; i < n; i++) total += (double)bn_half_to_float(a[i]) * (double)b[i];
+    return (float)total;
+}
+
 #define DEFINE_DOTS(name, dot, width)                                                                             \
     static void name(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb, int64_t n_cols, \
                      int64_t n, float *out, int64_t ldo) {                                                        \
@@ -98,8 +149,26 @@ static float dot_tiled(const uint16_t *a, const float *b, int64_t n, int width) 
     }
 DEFINE_DOTS(dots_f16_w8, dot_f16, 8)
 DEFINE_DOTS(dots_f16_w16, dot_f16, 16)
+DEFINE_DOTS(dots_half_sums, dot_f16_half_sums, 32)
 DEFINE_DOTS(dots_tiled_w8, dot_tiled, 8)
 DEFINE_DOTS(dots_tiled_w16, dot_tiled, 16)
+
+/* bitnet.cpp ggml_vec_soft_max_f32: exponentials, and their sum by groups of `width`. */
+static inline double exponentials(float *row, int64_t n, float top, int width, float (*exponential)(float)) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i += width) {
+        float lanes[16];
+        for (int l = 0; l < width; l++) lanes[l] = row[i + l] = exponential(row[i + l] - top);
+        sum += (double)sum_halving(lanes, width);
+    }
+    return sum;
+}
+
+static double exponentials_w8(float *row, int64_t n, float top) { return exponentials(row, n, top, 8, bn_exp_w8); }
+
+static double exponentials_w16(float *row, int64_t n, float top) {
+    return exponentials(row, n, top, 16, bn_exp_w16);
+}
 
 /* bitnet.cpp ggml.c, ggml_compute_forward_soft_max_f32 and ggml_vec_soft_max_f32. A masked score
  * is -inf and its exponential an exact 0, so groups past the last visible score add nothing to
@@ -158,22 +227,62 @@ static void gated_relu_squared(const float *gate, const float *up, int64_t n, fl
     }
 }
 
-/* act = gate / (1 + e^-gate), prod = act * up. The exponential is bn_exp_w8, so that the bits
- * depend neither on the C library nor on the width; then the sum, the quotient and the product
- * are rounded, in this order. Below -88.7, where the exponential overflows, act is -0. Not
- * compared with bitnet.cpp: not claimed to be bit-identical.
- */
-void bn_scalar_gated_silu(const float *gate, const float *up, int64_t n, float *act, float *prod) {
+/* bitnet.cpp's main, vec.cpp, ggml_vec_swiglu_f32: the sum, the quotient and the product are
+ * rounded, in this order. Below -88.7, where the exponential overflows, act is -0. */
+static inline void gated_silu(const float *gate, const float *up, int64_t n, float *act, float *prod,
+                              float (*exponential)(float)) {
     for (int64_t i = 0; i < n; i++) {
-        act[i] = gate[i] / (1.0f + bn_exp_w8(-gate[i]));
+        act[i] = gate[i] / (1.0f + exponential(0.0f - gate[i]));
         prod[i] = act[i] * up[i];
     }
 }
 
-/* bitnet.cpp ggml.c, ggml_compute_forward_mul_mat, I2_S branch. */
-static void rescale(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
-                    float *out) {
+static void gated_silu_w8(const float *gate, const float *up, int64_t n, float *act, float *prod) {
+    gated_silu(gate, up, n, act, prod, bn_exp_w8);
+}
+
+static void gated_silu_w16(const float *gate, const float *up, int64_t n, float *act, float *prod) {
+    gated_silu(gate, up, n, act, prod, bn_exp_w16);
+}
+
+/* bitnet.cpp of March, ggml.c, ggml_compute_forward_mul_mat, I2_S branch. */
+static void rescale_march(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
+                          float *out) {
     for (int64_t i = 0; i < n; i++) out[i] = ((float)acc[i] - sum) / activation_scale * weight_scale;
+}
+
+/* bitnet.cpp's main, llamafile/sgemm.cpp, tinyBLAS_I2S_AVX. A scale of 0 makes it 0 * inf. */
+static void rescale_main(const int32_t *acc, int64_t n, float sum, float activation_scale, float weight_scale,
+                         float *out) {
+    const float factor = weight_scale / activation_scale;
+    for (int64_t i = 0; i < n; i++) out[i] = ((float)acc[i] - sum) * factor;
+}
+
+/* bitnet.cpp's main, vec.h, ggml_vec_scale_f16 and ggml_vec_mad_f16: binary32 operations whose
+ * results are kept in binary16. */
+static void weigh_half(float factor, const uint16_t *v, float weight, int64_t n, float *a) {
+    for (int64_t i = 0; i < n; i++) {
+        const float scaled = factor == 1.0f ? a[i] : bn_round_half(a[i] * factor);
+        a[i] = bn_round_half(fmaf(bn_half_to_float(v[i]), weight, scaled));
+    }
+}
+
+/* The same as AVX512-FP16 computes it, by steps of 128; what fills no step as above. */
+static void weigh_half_sums(float factor, const uint16_t *v, float weight, int64_t n, float *a) {
+    const float half_factor = bn_round_half(factor), half_weight = bn_round_half(weight);
+    const int64_t full = n - n % 128;
+    for (int64_t i = 0; i < full; i++) {
+        const float scaled = factor == 1.0f ? a[i] : bn_round_half(a[i] * half_factor);
+        a[i] = bn_fma_half(bn_half_to_float(v[i]), half_weight, scaled);
+    }
+    weigh_half(factor, v + full, weight, n - full, a + full);
+}
+
+static void multiply_add(const float *a, int64_t lda, int64_t n_rows, const float *b, int64_t k, int64_t n,
+                         float *c, int64_t ldc) {
+    for (int64_t r = 0; r < n_rows; r++)
+        for (int64_t i = 0; i < k; i++)
+            for (int64_t j = 0; j < n; j++) c[r * ldc + j] = fmaf(b[i * n + j], a[r * lda + i], c[r * ldc + j]);
 }
 
 /* The error of the copy is measured, not derived: e is rounded once, its square and their sum at
@@ -222,13 +331,17 @@ const bn_kernels bn_kernels_scalar = {
     .tile_bytes = 16 << 10,
     .tile_cols = 16,
     .i2s_dot = i2s_dot,
-    .quantize = quantize,
-    .dots_f16 = {dots_f16_w8, dots_f16_w16},
+    .quantize = {quantize_unfused, quantize_fused, quantize_main},
+    .dots_f16 = {dots_f16_w8, dots_f16_w16, dots_half_sums},
     .dots_tiled = {dots_tiled_w8, dots_tiled_w16},
     .softmax = {softmax_w8, softmax_w16},
+    .exponentials = {exponentials_w8, exponentials_w16},
     .rope = {[BN_ROPE_HALVES] = rope_halves, [BN_ROPE_ADJACENT] = bn_scalar_rope_adjacent},
-    .gated = {[BN_RELU_SQUARED] = gated_relu_squared, [BN_SILU] = bn_scalar_gated_silu},
-    .rescale = rescale,
+    .gated = {[BN_RELU_SQUARED] = {gated_relu_squared, gated_relu_squared},
+              [BN_SILU] = {gated_silu_w8, gated_silu_w16}},
+    .rescale = {rescale_march, rescale_main},
+    .weigh_half = {weigh_half, weigh_half_sums},
+    .multiply_add = multiply_add,
     .screen_row = screen_row,
     .screen_dots = screen_dots,
     .to_f16 = to_f16,

@@ -50,6 +50,23 @@ static inline uint16_t bn_float_to_half(float x) {
     return (uint16_t)(sign | ((magnitude + 0xfffu + odd - 0x38000000u) >> 13));
 }
 
+static inline float bn_round_half(float x) { return bn_half_to_float(bn_float_to_half(x)); }
+
+/* a * b + c with one rounding to binary16; all three hold binary16 values. The product is exact in
+ * binary32. The sum is rounded to odd there: where it is not exact and its last bit is even, the
+ * neighbour on the side of the exact sum is taken. Binary32 has more than two bits more than
+ * binary16, so that rounding again gives what rounding the exact sum would (Boldo and Melquiond,
+ * "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008).
+ */
+static inline float bn_fma_half(float a, float b, float c) {
+    const float product = a * b, sum = product + c;
+    const float of_c = sum - product;
+    const float error = (product - (sum - of_c)) + (c - of_c); /* exact; NaN unless all is finite */
+    uint32_t u = bn_bits(sum);
+    if ((error < 0 || error > 0) && !(u & 1)) u += (error > 0) == (sum > 0) ? 1u : ~0u;
+    return bn_round_half(bn_float(u));
+}
+
 /* bitnet.cpp ggml.c, ggml_v_expf. Both variants share the argument reduction; they differ in the
  * last steps. */
 typedef struct {
@@ -71,6 +88,7 @@ static inline float bn_exp2_int(int n) { return bn_float((uint32_t)(n + 127) << 
 /* AVX-512 variant: j * 2^n with one rounding. Splitting n keeps the first factor exact. */
 static inline float bn_exp_w16(float x) {
     const bn_exp_reduced r = bn_exp_reduce(x);
+    if (isnan(x)) return x;
     if (!(fabsf(r.n) <= 192)) return r.n <= 0 ? 0.0f : INFINITY;
     const float j = fmaf(r.h, r.u, fmaf(0x1.ffffecp-1f, r.b, 1.0f));
     const int n = (int)r.n, n1 = n / 2, n2 = n - n1;
@@ -80,6 +98,7 @@ static inline float bn_exp_w16(float x) {
 /* AVX2 variant. */
 static inline float bn_exp_w8(float x) {
     const bn_exp_reduced r = bn_exp_reduce(x);
+    if (isnan(x)) return x;
     if (!(fabsf(r.n) <= 192)) return r.n <= 0 ? 0.0f : INFINITY;
     const float j = fmaf(r.h, r.u, 0x1.ffffecp-1f * r.b);
     const int n = (int)r.n;

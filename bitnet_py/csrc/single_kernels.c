@@ -21,11 +21,12 @@ int bn_kernel_i2s_dot(const char *kernel, const uint8_t *w, int64_t k, int n_row
     return BN_OK;
 }
 
-int bn_kernel_quantize(const char *kernel, const float *x, int64_t n, int fused, int8_t *q, float *scale,
+int bn_kernel_quantize(const char *kernel, int quantizer, const float *x, int64_t n, int8_t *q, float *scale,
                        int32_t *sum) {
     const bn_kernels *kernels = bn_select_kernels(kernel);
     if (!kernels) return BN_ERR_UNAVAILABLE;
-    kernels->quantize(x, n, fused, q, scale, sum);
+    if (!check(quantizer >= 0 && quantizer < BN_QUANTIZERS, "unknown quantizer")) return BN_ERR_ARGUMENT;
+    kernels->quantize[quantizer](x, n, q, scale, sum);
     return BN_OK;
 }
 
@@ -34,12 +35,13 @@ int bn_kernel_dots(const char *kernel, int simd_width, int shape, const uint16_t
     const bn_kernels *kernels = bn_select_kernels(kernel);
     if (!kernels) return BN_ERR_UNAVAILABLE;
     if (!check(simd_width == 8 || simd_width == 16, "simd_width must be 8 or 16") ||
-        !check(shape == 0 || (shape == 1 && n % simd_width == 0),
-               "shape must be 0, or 1 with n % simd_width == 0") ||
+        !check(shape == 0 || (shape == 1 && n % simd_width == 0) || shape == 2,
+               "shape must be 0, 2, or 1 with n % simd_width == 0") ||
         !check(n > 0 && n_rows >= 0 && n_cols >= 0, "n must be positive, rows and columns not negative"))
         return BN_ERR_ARGUMENT;
     const int w = BN_WIDTH_INDEX(simd_width);
-    (shape ? kernels->dots_tiled[w] : kernels->dots_f16[w])(a, lda, n_rows, b, ldb, n_cols, n, out, ldo);
+    const bn_dots_fn dots = shape == 1 ? kernels->dots_tiled[w] : kernels->dots_f16[shape ? BN_DOT_HALF_SUMS : w];
+    dots(a, lda, n_rows, b, ldb, n_cols, n, out, ldo);
     return BN_OK;
 }
 
@@ -64,20 +66,49 @@ int bn_kernel_rope(const char *kernel, int pairing, const float *x, const float 
     return BN_OK;
 }
 
-int bn_kernel_gated(const char *kernel, int activation, const float *gate, const float *up, int64_t n, float *act,
-                    float *prod) {
+int bn_kernel_gated(const char *kernel, int simd_width, int activation, const float *gate, const float *up,
+                    int64_t n, float *act, float *prod) {
     const bn_kernels *kernels = bn_select_kernels(kernel);
     if (!kernels) return BN_ERR_UNAVAILABLE;
-    if (!check(activation >= 0 && activation < BN_ACTIVATIONS, "unknown activation")) return BN_ERR_ARGUMENT;
-    kernels->gated[activation](gate, up, n, act, prod);
+    if (!check(simd_width == 8 || simd_width == 16, "simd_width must be 8 or 16") ||
+        !check(activation >= 0 && activation < BN_ACTIVATIONS, "unknown activation"))
+        return BN_ERR_ARGUMENT;
+    kernels->gated[activation][BN_WIDTH_INDEX(simd_width)](gate, up, n, act, prod);
     return BN_OK;
 }
 
-int bn_kernel_rescale(const char *kernel, const int32_t *acc, int64_t n, float sum, float activation_scale,
-                      float weight_scale, float *out) {
+int bn_kernel_rescale(const char *kernel, int generation, const int32_t *acc, int64_t n, float sum,
+                      float activation_scale, float weight_scale, float *out) {
     const bn_kernels *kernels = bn_select_kernels(kernel);
     if (!kernels) return BN_ERR_UNAVAILABLE;
-    kernels->rescale(acc, n, sum, activation_scale, weight_scale, out);
+    if (!check(generation >= 0 && generation < BN_GENERATIONS, "unknown generation")) return BN_ERR_ARGUMENT;
+    kernels->rescale[generation](acc, n, sum, activation_scale, weight_scale, out);
+    return BN_OK;
+}
+
+int bn_kernel_exponentials(const char *kernel, int simd_width, float *row, int64_t n, float top, double *sum) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    if (!check(simd_width == 8 || simd_width == 16, "simd_width must be 8 or 16") ||
+        !check(n >= 0 && n % simd_width == 0, "n must be a multiple of simd_width"))
+        return BN_ERR_ARGUMENT;
+    *sum = kernels->exponentials[BN_WIDTH_INDEX(simd_width)](row, n, top);
+    return BN_OK;
+}
+
+int bn_kernel_weigh_half(const char *kernel, int half_sums, float factor, const uint16_t *v, float weight,
+                         int64_t n, float *a) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    kernels->weigh_half[half_sums != 0](factor, v, weight, n, a);
+    return BN_OK;
+}
+
+int bn_kernel_multiply_add(const char *kernel, const float *a, int64_t lda, int64_t n_rows, const float *b,
+                           int64_t k, int64_t n, float *c, int64_t ldc) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    kernels->multiply_add(a, lda, n_rows, b, k, n, c, ldc);
     return BN_OK;
 }
 

@@ -15,7 +15,7 @@ from crossval.engines.session import Prompt, Session, check_text
 from crossval.errors import BadInputError
 from crossval.examine.examination import examine
 from crossval.examine.layers_receipt import DIFF, LAYERS, Examined
-from crossval.passes import Runner
+from crossval.passes import Runner, n_after
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import build
 from crossval.terms import SIDES, Progress
@@ -146,8 +146,9 @@ def _examined(request: Request, session: Session, engines: Engines, prompt: Prom
         n_decode=request.n_decode,
         full=request.full,
         progress=request.progress,
+        follow_reference_graph=request.follow_reference_graph,
     )
-    n_decoded = sum(plan.kind == "decode" for plan in found.result.plan)
+    n_decoded = n_after(found.result.plan, len(prompt.token_ids))
     facts = request.facts(session, [prompt], full=request.full, n_decode=n_decoded)
     command = request.command(model, prompt.text, n_decoded)
     diagnosis = [findings.to_json(one, command) for one in found.findings]
@@ -196,4 +197,4 @@ def _shared_prompt(ours: Runner, theirs: Runner) -> Prompt:
 
 
 def _n_decode(runner: Runner) -> int:
-    return sum(plan.kind == "decode" for plan in runner.plan or ())
+    return n_after(runner.plan or (), len(_prompt_of(runner).token_ids))

@@ -19,7 +19,7 @@ from crossval.examine.greedy_receipt import GREEDY, GreedyExamined
 from crossval.examine.resume import Resume
 from crossval.files import read_limited
 from crossval.model.weights import SpecWeights
-from crossval.passes import Runner
+from crossval.passes import Runner, n_after
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import build
 from crossval.schema import parse_json
@@ -75,13 +75,15 @@ def greedy(
         result, encoded, engines = _compare_all(request, session, resume, texts, n_steps)
         found = None
         if weights is not None:
+            if follow_reference_graph:
+                weights = weights.following(engines[1].identity.numerics.generation)
             found = audit_prompt(*engines, result.prompts[0], weights, progress=progress)
             result = _with_audit(result, found)
         facts = request.facts(session, encoded, n_steps=n_steps)
         facts = replace(facts, compute=resume.compute(facts.compute))
         if found is None:
             return build(GREEDY, GreedyExamined(result, {}), facts)
-        command = request.command(checked, texts[0], sum(one.kind == "decode" for one in found.passes))
+        command = request.command(checked, texts[0], n_after(found.passes, len(encoded[0].token_ids)))
         diagnosis = [findings.to_json(one, command) for one in found.findings]
         facts = replace(facts, notes=[*facts.notes, *found.notes])
         return build(GREEDY, GreedyExamined(result, found.audits, diagnosis), facts)

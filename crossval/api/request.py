@@ -177,7 +177,8 @@ def _engine_notes(parties: Mapping[Side, Party]) -> list[str]:
     """Return a note where both parties are one engine."""
     if not all(party.status in ("live", "recorded") for party in parties.values()):
         return []
-    why = same_engine(parties["candidate"].to_json(), parties["reference"].to_json())
+    candidate, reference = parties["candidate"], parties["reference"]
+    why = same_engine(candidate.to_json(), reference.to_json())
     return [] if why is None else [SAME_ENGINE_NOTE.format(why)]
 
 

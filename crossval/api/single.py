@@ -137,10 +137,10 @@ def metamorphic(
     """Check engines against themselves: the same work done in another way must give the same result.
 
     ``prompt``: what the checks start with; None: arbitrary tokens. ``lengths``: prompt lengths in
-    tokens. ``kernels``: kernel families of the candidate; None: all that this CPU runs.
+    tokens. ``kernels``: kernel families of ``bitnet_py``; None: all that this CPU runs.
 
     Raises:
-        UsageError: ``kernels`` without the candidate.
+        UsageError: ``kernels`` without ``bitnet_py``.
         BadInputError, ModelError: an unusable prompt or model, or lengths that its context does not
         hold.
         UnavailableError, EngineCrashError: from the engines; a recorded trace cannot be run in
@@ -149,10 +149,12 @@ def metamorphic(
     sides = ENGINES[engine]
     if prompt is not None:
         check_text(prompt)
-    if kernels and "candidate" not in sides:
-        raise UsageError("--kernels: only the candidate has kernel families")
+    asked: dict[Side, str] = {"candidate": candidate, "reference": reference}
+    with_kernels = [side for side in sides if registry.row_of(registry.find_word(side, asked[side])).has_kernels]
+    if kernels and not with_kernels:
+        raise UsageError("--kernels: only bitnet_py has kernel families")
     runnable = tuple(family.name for family in kernel_families() if family.available)
-    options = MetamorphicOptions(lengths, thread_counts, (kernels or runnable) if "candidate" in sides else ())
+    options = MetamorphicOptions(lengths, thread_counts, (kernels or runnable) if with_kernels else ())
     request = Request(METAMORPHIC, model, candidate, reference, n_threads, template, progress=progress)
     checked = request.load_model()
     longest = checked.config.context_length
@@ -169,7 +171,7 @@ def metamorphic(
                 tokens,
                 n_layers=checked.config.n_layers,
                 side=side,
-                options=options if side == "candidate" else replace(options, kernels=()),
+                options=options if side in with_kernels else replace(options, kernels=()),
                 progress=progress,
             )
             for side in sides

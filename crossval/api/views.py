@@ -91,7 +91,10 @@ def make(
             notes.append(f"no floors: {error}")
     if request.causal:
         try:
-            view = view_of_engines(*captures, SpecWeights(session.model.path), progress=request.progress)
+            weights = SpecWeights(session.model.path)
+            if request.follow_reference_graph:
+                weights = weights.following(captures[1].runner.identity.numerics.generation)
+            view = view_of_engines(*captures, weights, progress=request.progress)
             made["causal"] = causal_receipt.to_json(view)
         except BadInputError as error:
             notes.append(f"no causal view: {error}")

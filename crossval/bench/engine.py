@@ -76,8 +76,7 @@ class BitnetPyProcess(EngineProcess):
         self._options: Mapping[str, Any] = {
             "model": str(Path(model_path).resolve()),
             "n_threads": n_threads,
-            "simd_width": numerics.simd_width or 8,
-            "fused_quantizer": bool(numerics.fused_quantizer),
+            "numerics": numerics.to_json(),
             "kernel": kernel,
             "n_ubatch": n_ubatch,
         }

@@ -15,6 +15,7 @@ from crossval.child.protocol import Frame
 from crossval.child.serve import serve
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.errors import BadInputError
+from crossval.passes import Numerics
 
 
 def main(argv: list[str]) -> None:
@@ -39,7 +40,8 @@ class Served:
         header = dict(request.header)
         command = header.pop("command", None)
         if command == "load":
-            self._runner = BitnetPyRunner(header.pop("model"), **header)
+            numerics = Numerics(**header.pop("numerics"))
+            self._runner = BitnetPyRunner(header.pop("model"), numerics=numerics, **header)
             return self._runner.__enter__().identity.to_json(), {}
         runner = self._runner
         if runner is None:

@@ -46,8 +46,10 @@ class Comparison:
         *,
         n_decode: int | None = None,
         full: bool = False,
+        nan_aside: bool = False,
     ) -> None:
         """A recorded engine fixes the tokens. ``n_decode`` None means 4, or what the trace holds when it is less.
+        ``nan_aside``: as in ``compare_tap``.
 
         Raises:
             BadInputError: empty prompt, no layers, or a trace recorded with other tokens.
@@ -59,6 +61,7 @@ class Comparison:
         self._feed = make_feed(candidate.runner, reference.runner, prompt_ids, n_decode, DEFAULT_N_DECODE)
         self._n_layers = n_layers
         self._full = full
+        self._nan_aside = nan_aside
         self._outline = taps.outline_taps(n_layers)
         self._policy = self._choose_policy(())
         self._found: dict[Place, TapRow | Skip] = {}
@@ -115,7 +118,13 @@ class Comparison:
                 continue
             tolerance = tolerance_for(name, self._n_layers, self._policy)
             self._found[index, name] = compare_tap(
-                name, index, ours.plan, ours.taps[name], theirs.taps[name], tolerance
+                name,
+                index,
+                ours.plan,
+                ours.taps[name],
+                theirs.taps[name],
+                tolerance,
+                nan_aside=self._nan_aside,
             )
 
     def _lacking(self, name: str, *records: PassRecord) -> list[str]:

@@ -21,9 +21,48 @@ from crossval.model.taps import token_axis
 from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
 from crossval.terms import LOGITS
 
+DEFAULT_SIMD_WIDTH = 8
+"""Reduction lanes when the reference does not state its own."""
+
+
+def arithmetic_of(numerics: Numerics, *, follow_reference_graph: bool = False) -> bitnet_py.Arithmetic:
+    """Return the engine's arithmetic that comes closest to what a reference states.
+
+    Mainline rounds as bitnet.cpp's main does, except in the product of ternary weights, which the engine does
+    not have. ``follow_reference_graph`` matters for main only.
+    """
+    width = numerics.simd_width or DEFAULT_SIMD_WIDTH
+    if numerics.generation not in ("main", "mainline"):
+        return bitnet_py.Arithmetic(simd_width=width, fused_quantizer=bool(numerics.fused_quantizer))
+    return bitnet_py.Arithmetic(
+        generation="main",
+        simd_width=width,
+        half_sums=bool(numerics.binary16_sums),
+        flash_attention=bool(numerics.flash_attention),
+        attention_threads=numerics.attention_threads or 1,
+        follow_reference=follow_reference_graph,
+    )
+
+
+def numerics_of(arithmetic: bitnet_py.Arithmetic) -> Numerics:
+    """Return what the engine states about an arithmetic."""
+    if arithmetic.generation == "march":
+        return Numerics(arithmetic.simd_width, arithmetic.fused_quantizer, generation="march")
+    return Numerics(
+        arithmetic.simd_width,
+        fused_quantizer=False,
+        generation="main",
+        binary16_sums=arithmetic.half_sums,
+        flash_attention=arithmetic.flash_attention,
+        attention_threads=arithmetic.attention_threads if arithmetic.flash_attention else None,
+    )
+
 
 class BitnetPyRunner:
-    """Runs ``bitnet_py``; its numerics follow the reference's when these are given."""
+    """Runs ``bitnet_py``; it rounds as ``numerics`` say (the reference's, usually).
+
+    ``follow_reference_graph``: also compute what that reference computes instead of the model.
+    """
 
     status: Literal["live"] = "live"
     plan: tuple[PassPlan, ...] | None = None
@@ -33,18 +72,17 @@ class BitnetPyRunner:
         model_path: str | Path,
         *,
         n_threads: int | None = None,
-        simd_width: int = 8,
-        fused_quantizer: bool = False,
+        numerics: Numerics | None = None,
+        follow_reference_graph: bool = False,
         kernel: str | None = None,
         n_ubatch: int = 512,
     ) -> None:
         self.model_path = Path(model_path)
-        self._numerics = Numerics(simd_width, fused_quantizer)
+        arithmetic = arithmetic_of(numerics or Numerics(), follow_reference_graph=follow_reference_graph)
         self._options: dict[str, Any] = {
             "n_threads": n_threads,
             "kernel": kernel,
-            "simd_width": simd_width,
-            "fused_quantizer": fused_quantizer,
+            "arithmetic": arithmetic,
             "n_ubatch": n_ubatch,
         }
         self._model: bitnet_py.Model | None = None
@@ -55,16 +93,19 @@ class BitnetPyRunner:
         self._model = bitnet_py.Model.from_gguf(self.model_path, **self._options)
         self._cache = self._model.new_cache()
         library = _native.library_path().read_bytes()
+        arithmetic = self._model.arithmetic
+        followed = {"follow_reference_graph": True} if arithmetic.follow_reference else {}
         self._identity = EngineIdentity(
             name="bitnet_py",
             version=importlib.metadata.version("bitnet-parity"),
             library_digest=hashlib.sha256(library).hexdigest(),
-            numerics=self._numerics,
+            numerics=numerics_of(arithmetic),
             settings={
                 "n_threads": self._model.n_threads,
                 "kernel": self._model.kernel_name,
                 "n_ubatch": self._options["n_ubatch"],
                 "libm": _native.libm_name() or "unknown",
+                **followed,
             },
         )
         return self

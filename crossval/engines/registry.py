@@ -25,8 +25,6 @@ from crossval.files import file_sha256
 from crossval.passes import Numerics, Runner
 from crossval.terms import SIDES, Side
 
-DEFAULT_SIMD_WIDTH = 8
-"""Reduction lanes of our engine when no other engine states its own."""
 HOW_TO_BUILD = "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB)"
 
 
@@ -61,7 +59,8 @@ class Engine:
     """One engine: the word that selects it, its name in receipts, and how it is opened.
 
     ``what``: it, in a few words. ``takes_path``: a path may say which build is meant. ``follows``: it
-    can compute as the other engine states that it does. ``live``: set if the engine is chosen per
+    can compute as the other engine states that it does. ``has_kernels``: one of several kernel families can be
+    chosen. ``live``: set if the engine is chosen per
     prompt and may be a recorded one; the word of the engine to use instead where any prompt must
     run. ``one_way``: why it cannot run in another way (in other pieces, with other threads).
     """
@@ -73,17 +72,17 @@ class Engine:
     sides: tuple[Side, ...] = SIDES
     takes_path: bool = False
     follows: bool = False
+    has_kernels: bool = False
     live: str | None = None
     one_way: str | None = None
 
 
 def _bitnet_py(asked: Asked) -> Runner:
-    numerics = asked.numerics or Numerics()
     return BitnetPyRunner(
         asked.model_path,
         n_threads=asked.n_threads,
-        simd_width=numerics.simd_width or DEFAULT_SIMD_WIDTH,
-        fused_quantizer=bool(numerics.fused_quantizer),
+        numerics=asked.numerics,
+        follow_reference_graph=asked.follow_reference_graph,
         kernel=asked.kernel,
         **asked.options("n_ubatch"),
     )
@@ -138,7 +137,7 @@ def _trace(asked: Asked) -> Runner:
 
 ENGINES = (
     Engine("auto", "bitnet.cpp", "bitnet.cpp, live or recorded", _auto, sides=("reference",), live="bitnet.cpp"),
-    Engine("bitnet_py", "bitnet_py", "this project's engine", _bitnet_py, follows=True),
+    Engine("bitnet_py", "bitnet_py", "this project's engine", _bitnet_py, follows=True, has_kernels=True),
     Engine("bitnet.cpp", "bitnet.cpp", "real bitnet.cpp", _bitnet_cpp, takes_path=True),
     Engine("llama.cpp", "llama.cpp", "mainline llama.cpp", _llama_cpp, takes_path=True),
     Engine(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from crossval.errors import BadInputError
 TRACE = "DIR"
 """Stands for a trace directory where words are listed."""
 PATH = "PATH"
+_SAYS_NOTHING = re.compile(r"|lib|bin|build|libllama\.so.*")
+"""Parts of a path that every build has."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,14 @@ class EngineWord:
 
     @property
     def plain(self) -> str:
-        """The word as receipts state it: of a path only the last part, so that no folder of a machine shows."""
+        """The word as receipts state it: of a path only one part, so that no folder of a machine shows."""
         if self.path is None:
             return self.name
-        last = Path(os.path.abspath(self.path)).name or "/"
-        return last if self.name == TRACE else f"{self.name}:{last}"
+        path = Path(os.path.abspath(self.path))
+        if self.name == TRACE:
+            return path.name or "/"
+        telling = (one for one in (path, *path.parents) if not _SAYS_NOTHING.fullmatch(one.name))
+        return f"{self.name}:{next(telling, path).name}"
 
 
 def parse(

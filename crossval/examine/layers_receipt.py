@@ -19,7 +19,7 @@ from crossval.compare.rows import Coverage, LayersResult, Location, Skip, TapRow
 from crossval.examine.verdict import AGREEMENT, Audits, Verdict, arbitrate
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
-from crossval.passes import PassPlan
+from crossval.passes import PassPlan, n_after
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import VIEWS, Amount, Checks, Kind, Summary
 from crossval.receipts.policy import GateCheck, Policy
@@ -129,7 +129,7 @@ def structure(receipt: Receipt) -> list[str]:
         missing = [tap for tap in _required(result, n_layers) if (index, tap) not in present]
         if missing:
             complaints.append(f"pass {index}: {missing[0]} was neither compared nor reported as skipped")
-    n_decode = sum(one.kind == "decode" for one in result.plan)
+    n_decode = n_after(result.plan, len(receipt["prompt"]["token_ids"]))
     if receipt["settings"]["n_decode"] != n_decode:
         complaints.append(f"settings.n_decode is {receipt['settings']['n_decode']}, the passes say {n_decode}")
     return complaints

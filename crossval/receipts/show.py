@@ -47,6 +47,8 @@ def _engine(party: Mapping[str, Any], name: str) -> str:
         facts.append(party["compiler"])
     if party["settings"].get("kernel"):
         facts.append(f"kernel {party['settings']['kernel']}")
+    if party["numerics"].get("generation") not in (None, "march"):
+        facts.append(f"generation {party['numerics']['generation']}")
     if party["numerics"]["simd_width"]:
         facts.append(f"{party['numerics']['simd_width']} lanes")
     return ", ".join(facts)

@@ -18,6 +18,7 @@ from crossval.engines.goldens import (
 from crossval.engines.recorded import RecordedRunner
 from crossval.files import file_sha256
 from crossval.model import taps
+from crossval.passes import Numerics
 from crossval.traces.read import Trace
 from tests.support.families import FAMILIES
 
@@ -58,15 +59,13 @@ def test_goldens_stay_under_ten_megabytes():
 )
 def test_engine_equals_bitnet_cpp_bit_for_bit(prompt, kernel):
     golden = golden_of(prompt)
-    numerics = golden.identity.numerics
     n_layers = golden.info.model.n_layers
     n_compared = 0
     with BitnetPyRunner(
         default_model_path(),
         n_threads=1,
         kernel=kernel,
-        simd_width=numerics.simd_width,
-        fused_quantizer=numerics.fused_quantizer,
+        numerics=golden.identity.numerics,
     ) as engine:
         assert engine.model.kernel_name == kernel
         assert engine.tokenize(prompt) == list(golden.info.passes[0].plan.token_ids)
@@ -90,7 +89,7 @@ def test_the_other_simd_width_is_seen_as_different():
     """The comparison has power: with one rounding order changed, bits differ."""
     golden = golden_of(FULL_PROMPTS[0])
     other = 8 if golden.identity.numerics.simd_width == 16 else 16
-    with BitnetPyRunner(default_model_path(), simd_width=other) as engine:
+    with BitnetPyRunner(default_model_path(), numerics=Numerics(simd_width=other)) as engine:
         plan = golden.plan[0]
         ours = engine.eval(plan.token_ids, ["blk.0.attn_norm", "blk.0.kq"]).taps
         recorded = golden.trace.taps(0)

@@ -58,14 +58,13 @@ def test_floors_of_bitnet_cpp_are_those_of_our_engine(five_layers, bitnet_cpp_li
     """Engines that are bit-identical in every way of running have equal floors."""
     prompts = [np.random.default_rng(n).integers(0, 1000, n).tolist() for n in (5, 13)]
     with BitnetCppRunner(five_layers, library=bitnet_cpp_library) as reference:
-        width = reference.identity.numerics.simd_width
-        fused = reference.identity.numerics.fused_quantizer
+        numerics = reference.identity.numerics
     theirs = measure_floors(
         lambda **asked: BitnetCppRunner(five_layers, library=bitnet_cpp_library, **asked),
         prompts, n_layers=N_LAYERS, thread_counts=(1,),
     )  # fmt: skip
     ours = measure_floors(
-        lambda **asked: BitnetPyRunner(five_layers, simd_width=width, fused_quantizer=fused, **asked),
+        lambda **asked: BitnetPyRunner(five_layers, numerics=numerics, **asked),
         prompts, n_layers=N_LAYERS, thread_counts=(1,),
     )  # fmt: skip
     assert theirs.floors == ours.floors

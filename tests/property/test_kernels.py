@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -105,12 +107,12 @@ def test_scalar_quantiser_is_bitnet_cpps_formula(x):
 
 
 @pytest.mark.parametrize("kernel", VECTOR)
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("quantizer", _kernels.QUANTIZERS)
 @settings(max_examples=60, deadline=None)
 @given(FLOATS, SKEWS)
-def test_quantiser_equals_scalar(kernel, fused, x, skew):
-    q, scale, total = _kernels.quantize(unaligned(x, skew), fused=fused, kernel=kernel)
-    q0, scale0, total0 = _kernels.quantize(x, fused=fused, kernel="scalar")
+def test_quantiser_equals_scalar(kernel, quantizer, x, skew):
+    q, scale, total = _kernels.quantize(unaligned(x, skew), quantizer=quantizer, kernel=kernel)
+    q0, scale0, total0 = _kernels.quantize(x, quantizer=quantizer, kernel="scalar")
     np.testing.assert_array_equal(q, q0)
     assert (scale, total) == (scale0, total0)
 
@@ -128,7 +130,7 @@ def test_fused_quantiser_differs_from_the_unfused_one_somewhere():
     differing = 0
     for _ in range(400):
         x = rng.standard_normal(2560).astype(np.float32)
-        differing += int((_kernels.quantize(x)[0] != _kernels.quantize(x, fused=True)[0]).sum())
+        differing += int((_kernels.quantize(x)[0] != _kernels.quantize(x, quantizer="march_fused")[0]).sum())
     assert differing > 0  # about one element per 330 such rows
 
 
@@ -147,7 +149,7 @@ def test_scalar_dot_is_within_the_bound_of_its_reduction(seed, rows, n, width):
     terms = np.abs(a.astype(np.float64)) @ np.abs(b.astype(np.float64))
     # each term passes at most n/(4 width) fused steps, a tree of log2(4 width) levels and one final rounding
     steps = n / (4 * width) + np.log2(4 * width) + 2
-    got = _kernels.dots(a, b, simd_width=width, tiled=False, kernel="scalar")
+    got = _kernels.dots(a, b, simd_width=width, shape="dot", kernel="scalar")
     assert (np.abs(got - exact) <= steps * 2.0**-24 * terms * 1.01 + 1e-40).all()
 
 
@@ -157,24 +159,23 @@ LENGTHS = st.integers(1, 300) | st.integers(1000, 2200)
 
 @pytest.mark.parametrize("kernel", VECTOR)
 @settings(max_examples=120, deadline=None)
-@given(SEEDS, st.integers(1, 9), LENGTHS, st.integers(1, 9), WIDTHS, st.booleans(), SKEWS)
-def test_dots_equal_scalar(kernel, seed, rows, n, cols, width, tiled, skew):
-    if tiled:
+@given(SEEDS, st.integers(1, 9), LENGTHS, st.integers(1, 9), WIDTHS, st.sampled_from(_kernels.DOT_SHAPES), SKEWS)
+def test_dots_equal_scalar(kernel, seed, rows, n, cols, width, shape, skew):
+    if shape == "tiled":
         n = (n + 15) // 16 * 16
     a, b = half_case(seed, rows, n, cols)
-    arguments = {"simd_width": width, "tiled": tiled}
+    arguments = {"simd_width": width, "shape": shape}
     got = _kernels.dots(unaligned(a, skew), unaligned(b, skew * 5 % 64), kernel=kernel, **arguments)
     one_by_one = [_kernels.dots(a, column, kernel="scalar", **arguments) for column in b]
     assert_same_bits(got, np.array(one_by_one))
     assert_same_bits(_kernels.dots(a, b, kernel="scalar", **arguments), got)
 
 
-def test_the_two_widths_and_the_two_shapes_differ_somewhere():
+def test_the_two_widths_and_the_shapes_differ_somewhere():
     a, b = half_case(3, 64, 256)
     results = [
-        _kernels.dots(a, b, simd_width=width, tiled=tiled, kernel="scalar")
-        for width in (8, 16)
-        for tiled in (0, 1)
+        _kernels.dots(a, b, simd_width=width, shape=shape, kernel="scalar")
+        for width, shape in [*itertools.product((8, 16), ("dot", "tiled")), (16, "half_sums")]
     ]
     for i, one in enumerate(results):
         for other in results[i + 1 :]:

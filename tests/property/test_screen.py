@@ -82,7 +82,7 @@ def test_integer_dot_is_exact(kernel, seed, n_rows, n_blocks, extreme):
 
 
 def assert_top_is_that_of_the_whole_head(rows, screen, y, n, *, simd_width, kernel=None) -> int:
-    logits = _kernels.dots(rows, y, simd_width=simd_width, tiled=False, kernel=kernel)
+    logits = _kernels.dots(rows, y, simd_width=simd_width, shape="dot", kernel=kernel)
     expected = largest(logits, n)
     ids, found, n_read = _kernels.top(rows, y, n, screen.struct(), simd_width=simd_width, kernel=kernel)
     np.testing.assert_array_equal(ids, expected)
@@ -129,7 +129,7 @@ def test_thousands_of_states_with_near_ties():
                 y = (y * 0 + rows[rng.integers(64)] * np.float16(2)).astype(np.float32)  # aligned with a row
             n = (1, 1, 1, 5)[state % 4]
             assert_top_is_that_of_the_whole_head(rows, screen, y, n, simd_width=(8, 16)[head // 2 % 2])
-            logits = _kernels.dots(rows, y, simd_width=(8, 16)[head // 2 % 2], tiled=False)
+            logits = _kernels.dots(rows, y, simd_width=(8, 16)[head // 2 % 2], shape="dot")
             ties += int((logits == logits.max()).sum() > 1)
     assert ties > 1000
 
@@ -157,7 +157,7 @@ def test_a_copy_that_is_wrong_is_noticed_by_these_tests(what):
         if what == "norm":
             screen.norm[:] = 0
         y = hidden_state(rng, 64)
-        expected = largest(_kernels.dots(rows, y, simd_width=8, tiled=False), 20)
+        expected = largest(_kernels.dots(rows, y, simd_width=8, shape="dot"), 20)
         lost += int((_kernels.top(rows, y, 20, screen.struct(), simd_width=8)[0] != expected).any())
     assert lost > 0
 

@@ -83,6 +83,11 @@ TRACE_MODEL = trace.TraceModel(sha256=MODEL["sha256"], **{k: SHAPE[k] for k in l
 _SEED = 20240
 
 
+def with_numerics(identity: EngineIdentity, numerics: Numerics) -> EngineIdentity:
+    """The same engine, stating another arithmetic."""
+    return dataclasses.replace(identity, numerics=numerics)
+
+
 def context(**changes: Any) -> RunFacts:
     base: dict[str, Any] = {
         "model": MODEL,

@@ -94,7 +94,7 @@ class Stranger(BitnetPyRunner):
             packed[:] = damage.pack(np.roll(damage.codes(packed), -1, axis=-1))
             assert self._model is not None
             self._model.close()
-            self._model = bitnet_py.Model.from_gguf(damaged.path, n_threads=1, simd_width=8, fused_quantizer=False)
+            self._model = bitnet_py.Model.from_gguf(damaged.path, n_threads=1)
         self._cache = self._model.new_cache()
 
     def _roll(self, given: dict[str, TapArray]) -> None:

@@ -19,7 +19,7 @@ from tests.zoo.sites import ALWAYS, DAMAGEABLE, PLACES, SITES, Site
 CSRC = ROOT / "bitnet_py" / "csrc"
 ZOO_CSRC = Path(__file__).parent / "csrc"
 BUILDS = ROOT / "build" / "zoo"
-FAULTY_FILES = ("forward.c", "head.c")
+FAULTY_FILES = ("forward.c", "attention.c", "head.c")
 _BETWEEN_FILES = "/* next file */\n"
 _INCLUDES = '#include "wrong.h"\n#include "zoo.h"\n'
 _RECORD = re.compile(
@@ -76,7 +76,7 @@ def faulty_sources(sources: Mapping[str, str], faults: Sequence[EngineFault]) ->
     damage = [(identifier(fault), fault.edits["damage"]) for fault in faults if "damage" in fault.edits]
     head = _find(source, "/* ---- operations on one row")
     changes.append((head, head, _damage_function(damage)))
-    for at in (0, source.index(_BETWEEN_FILES) + len(_BETWEEN_FILES)):
+    for at in (0, *(match.end() for match in re.finditer(re.escape(_BETWEEN_FILES), source))):
         changes.append((at, at, _INCLUDES))
     return dict(zip(FAULTY_FILES, _splice(source, changes).split(_BETWEEN_FILES), strict=True))
 

@@ -1,6 +1,6 @@
-"""Where in the engine's sources faults can be put: in ``forward.c`` and ``head.c``.
+"""Where in the engine's sources faults can be put: in ``forward.c``, ``attention.c`` and ``head.c``.
 
-Each text must occur exactly once in the two together. When these files change, only the texts here change.
+Each text must occur exactly once in the three together. When these files change, only the texts here change.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SITES = {
         "                                n_cols, acc);",
     ),
     "row_scale": Site("expression", "b->q8_scale[t + c]"),
-    "rescale": Site("statement", "e->kernels->rescale(acc + c * n_rows, n_rows, sum, s, m->scale, out);"),
+    "rescale": Site("statement", "rescale(acc + c * n_rows, n_rows, sum, s, m->scale, out);"),
     "bitlinear_done": Site("before", "    bn_count_once(r, n_tokens == 1 ? BN_COUNT_I2S_GEMV"),
     "q_matrix": Site("expression", "&w->q"),
     "k_matrix": Site("expression", "&w->k"),
@@ -96,7 +96,7 @@ PLACES = (
     ("bitlinear(r, &w->v,", "layer", "v"),
     ("rope_rows(r, b->q,", "layer", "q_rope"),
     ("rope_rows(r, b->k,", "layer", "k_rope"),
-    ("attention(r, layer);", "layer", "kq"),
+    ("bn_attention(r, layer);", "layer", "kq"),
     ("norm_and_quantize(r, b->kqv,", "layer", "attn_sub_norm"),
     ("bitlinear(r, &w->o,", "layer", "attn_o_out"),
     ("add_rows(r, b->attn_out", "layer", "ffn_inp"),
@@ -112,12 +112,12 @@ PLACES = (
     ("bitlinear(r, &w->down,", "layer", "ffn_down"),
     ("add_rows(r, b->down,", "layer", "l_out"),
     ("norm_rows(r, b->x, e->model.output_norm,", None, "result_norm"),
-    ("const bn_dots_fn dots = (n_rows == 1", None, "result_output"),
+    ("const bn_dots_fn dots = dots_of(e, n_rows);", None, "result_output"),
 )
 """Statements before which a thread notes where it is: text, layer expression, tap that the statement computes."""
 
 ALWAYS = (
-    ("e->kernels->quantize(x, n,", "zoo_rows[row % ZOO_MAX_ROWS] = x;\n    "),
+    ("e->kernels->quantize[e->quantizer](x, n,", "zoo_rows[row % ZOO_MAX_ROWS] = x;\n    "),
     ("return n < end - head ? n : end - head;", "n = 1; /* a fault's code is about one head */\n    "),
 )
 """Code that runs before a statement in any case; it changes no result."""

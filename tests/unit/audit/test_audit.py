@@ -30,7 +30,7 @@ def run(runner, weights, plans=PLANS):
 @pytest.mark.parametrize("simd_width", [8, 16])
 @pytest.mark.parametrize("fused", [False, True])
 def test_right_engine_is_clean_and_everything_is_covered(make_model, weights, simd_width, fused):
-    with BitnetPyRunner(make_model(), n_threads=1, simd_width=simd_width, fused_quantizer=fused) as runner:
+    with BitnetPyRunner(make_model(), n_threads=1, numerics=Numerics(simd_width, fused)) as runner:
         result = run(runner, weights)
     assert result.verdict == "clean"
     assert result.first_guilty is None
@@ -140,7 +140,7 @@ def test_without_logits_the_end_of_the_graph_is_not_covered(engine, weights):
 def test_flips_at_ties_are_explained_and_counted(make_model, weights):
     """An engine with the other quantiser, said to have this one, differs by flips only."""
     flips = 0
-    with BitnetPyRunner(make_model(), n_threads=1, fused_quantizer=True) as runner:
+    with BitnetPyRunner(make_model(), n_threads=1, numerics=Numerics(8, True)) as runner:
         other = Wrapped(runner, numerics=Numerics(8, False))
         rng = np.random.default_rng(0)
         for _ in range(4):

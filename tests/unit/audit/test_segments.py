@@ -37,7 +37,7 @@ def test_segments_of_an_engine_without_f16_are_shown_to_the_rounding(make_model,
 def test_a_flip_inside_a_segment_is_explained_exactly(make_model, weights):
     """The other quantiser rounds ties to other sides; what it changes is found again, activation by activation."""
     only, explained = [n for n in ALL if "norm" not in n], 0
-    with BitnetPyRunner(make_model(), n_threads=1, fused_quantizer=True) as runner:
+    with BitnetPyRunner(make_model(), n_threads=1, numerics=Numerics(8, True)) as runner:
         other = Wrapped(runner, only=only, numerics=Numerics(8, False))
         rng = np.random.default_rng(0)
         for _ in range(4):

@@ -273,7 +273,7 @@ class TestProcess:
     def test_the_same_as_in_this_process(self, path):
         ids, following = [3, 5, 7], [11, 13]
         with BitnetPyProcess(path, n_threads=1, numerics=Numerics(16, True), kernel="scalar") as engine:
-            with BitnetPyRunner(path, n_threads=1, simd_width=16, fused_quantizer=True, kernel="scalar") as own:
+            with BitnetPyRunner(path, n_threads=1, numerics=Numerics(16, True), kernel="scalar") as own:
                 assert engine.identity == own.identity
                 for _ in range(2):
                     engine.reset()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crossval.bitnet_cpp.library import LIBRARY_VARIABLE, SOURCE_VARIABLE
+from crossval.bitnet_cpp.remedies import LIBRARY_VARIABLE, SOURCE_VARIABLE
 from tests.support.bitnet_cpp_tree import write_tree
 
 

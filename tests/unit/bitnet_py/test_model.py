@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitnet_py import Model, _kernels
+from bitnet_py import Arithmetic, Model, _kernels
 from bitnet_py.config import ARCHITECTURES, Architecture
 from bitnet_py.errors import InputError, ModelError, NativeError
 from bitnet_py.gguf import GGUFFile
@@ -58,13 +58,14 @@ def test_little_work_uses_fewer_threads_and_the_same_bits(make_model):
 @pytest.mark.parametrize("simd_width", [8, 16])
 def test_kernel_does_not_change_bits(make_model, kernel, simd_width):
     path = make_model(dim=384, n_heads=3, n_kv_heads=1, hidden_dim=640)
-    one = logits_of(path, simd_width=simd_width, kernel="scalar")
-    assert same_bits(one, logits_of(path, simd_width=simd_width, kernel=kernel))
+    arithmetic = Arithmetic(simd_width=simd_width)
+    one = logits_of(path, arithmetic=arithmetic, kernel="scalar")
+    assert same_bits(one, logits_of(path, arithmetic=arithmetic, kernel=kernel))
 
 
 def test_simd_width_of_the_reference_changes_bits(make_model):
     path = make_model()
-    assert not same_bits(logits_of(path, simd_width=8), logits_of(path, simd_width=16))
+    assert not same_bits(logits_of(path), logits_of(path, arithmetic=Arithmetic(simd_width=16)))
 
 
 def test_recording_taps_does_not_change_bits(make_model):
@@ -324,7 +325,12 @@ class TestLargest:
     @pytest.mark.parametrize("simd_width", [8, 16])
     @pytest.mark.parametrize("n_threads", [1, 2, 3])
     def test_same_tokens_and_bits(self, make_model, kernel, simd_width, n_threads):
-        options = {"kernel": kernel, "simd_width": simd_width, "n_threads": n_threads, "bytes_per_thread": 1}
+        options = {
+            "kernel": kernel,
+            "arithmetic": Arithmetic(simd_width=simd_width),
+            "n_threads": n_threads,
+            "bytes_per_thread": 1,
+        }
         with Model.from_gguf(make_model(), screen_from_bytes=0, **options) as model:
             vocab = model.config.vocab_size
             whole, searched = model.new_cache(), model.new_cache()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bitnet_py import _native
 from crossval.engines import registry
 from crossval.engines.goldens import goldens_dir
 from crossval.engines.record import record_trace
@@ -31,6 +32,9 @@ from crossval.files import file_sha256
 from crossval.passes import Numerics, Runner
 from crossval.terms import SIDES, Side
 from tests.support.numpy_engine import MODEL, NumpyRunner
+
+SHARED_OBJECT = Path(_native.library_path()).read_bytes()[:64]
+"""What a library for this machine starts with."""
 
 
 class Made:
@@ -81,14 +85,14 @@ def test_our_engine_takes_the_numerics_of_the_other(side: Side, runners: dict[st
         choose = open_candidate if side == "candidate" else open_reference
         return choose(named(side, "bitnet_py"), model, **asked)
 
-    made = opened(numerics=Numerics(16, True), n_threads=3, kernel="scalar", n_ubatch=700)
+    numerics = Numerics(16, True)
+    made = opened(numerics=numerics, n_threads=3, kernel="scalar", n_ubatch=700, follow_reference_graph=True)
     assert isinstance(made, runners["BitnetPyRunner"])
-    given = {"n_threads": 3, "simd_width": 16, "fused_quantizer": True, "kernel": "scalar", "n_ubatch": 700}
-    assert made.options == given
-    for unknown in (None, Numerics()):
-        made = opened(numerics=unknown)
-        assert isinstance(made, runners["BitnetPyRunner"])
-        assert (made.options["simd_width"], made.options["fused_quantizer"]) == (8, False)
+    given = {"n_threads": 3, "numerics": numerics, "kernel": "scalar", "n_ubatch": 700}
+    assert made.options == {**given, "follow_reference_graph": True}
+    made = opened()
+    assert isinstance(made, runners["BitnetPyRunner"])
+    assert made.options == {"n_threads": None, "numerics": None, "kernel": None, "follow_reference_graph": False}
 
 
 def test_spec_is_spec_on_both_sides(runners: dict[str, type], model: Path) -> None:
@@ -216,9 +220,9 @@ def test_only_engines_that_run_any_prompt_are_opened_live(runners: dict[str, typ
 def test_a_path_says_which_build(side: Side, word: str, runners: dict[str, type], model: Path) -> None:
     build = model.with_name("libllama.so")
     choose = open_candidate if side == "candidate" else open_reference
-    with pytest.raises(UnavailableError, match="no such file"):
+    with pytest.raises(BadInputError, match="no such file"):
         choose(named(side, f"{word}:{build}"), model)
-    build.write_bytes(b"")
+    build.write_bytes(SHARED_OBJECT)
     made = choose(named(side, f"{word}:{build}"), model, n_threads=1)
     assert isinstance(made, runners["BitnetCppRunner"])
     assert made.options == {"library": build, "n_threads": 1}
@@ -233,7 +237,7 @@ def test_llama_cpp_is_the_library_of_the_installed_package(
     ):
         open_candidate(named("candidate", "llama.cpp"), model)
     build = model.with_name("libllama.so")
-    build.write_bytes(b"")
+    build.write_bytes(SHARED_OBJECT)
     monkeypatch.setattr("crossval.engines.llama_package.find_library", lambda: build)
     made = open_candidate(named("candidate", "llama.cpp"), model)
     assert isinstance(made, runners["BitnetCppRunner"])

@@ -69,7 +69,8 @@ def test_a_plain_word_names_no_folder(tmp_path: Path, monkeypatch: pytest.Monkey
         "bitnet.cpp:/home/me/my-fork/": "bitnet.cpp:my-fork",
         "llama.cpp:.": f"llama.cpp:{tmp_path.name}",
         f"{tmp_path}/trace": "trace",
-        "bitnet.cpp:/": "bitnet.cpp:/",
+        "bitnet.cpp:/home/me/my-fork/build/bin/libllama.so.0": "bitnet.cpp:my-fork",
+        "bitnet.cpp:/": "bitnet.cpp:",
     }
     for text, expected in plain.items():
         assert find_word("candidate", text).plain == expected
