@@ -245,9 +245,9 @@ UNPROVABLE_IN_METAMORPHIC = (
 """Fields of a metamorphic receipt that can be changed beyond those of a comparison."""
 
 UNPROVABLE_IN_BENCH = (
-    # The ratios asked for are the command's own demand; the gate has another. Who the further references are, where
-    # threads ran and what idle ones did are facts about the world. Times and bytes are not here: a list of ratios per
-    # round, or a median, follows from each of them.
+    # The ratios asked for are the command's own demand; the gate has another. Who the further references are,
+    # where threads ran and what idle ones did are facts about the world. Times and bytes are not here: a list of
+    # ratios per round, or a median, follows from each of them.
     "results.references.*.reference.compiler",
     "results.references.*.reference.flags",
     "results.references.*.reference.library_digest",
