@@ -186,6 +186,7 @@ def _default_run(request: Request, model: ModelFile, prompt: Prompt, n_decode: i
             n_decode=n_decode,
             full=request.full,
             progress=request.progress,
+            follow_reference_graph=request.follow_reference_graph,
         )
         numerics = {side: engine.identity.numerics.to_json() for side, engine in zip(SIDES, engines, strict=True)}
         command = request.command(model, prompt.text, n_decode)
