@@ -99,7 +99,8 @@ class Segment:
                 result, near = bounds.propagate_bitlinear(op, arrays[0], have, weights[0], self.arithmetic, flips)
                 ties[op.inputs[0]] = near  # the same of every BitLinear that reads it
             else:
-                result = bounds.propagate(op, arrays, weights, self.arithmetic)
+                arithmetic = self.arithmetic.reading(readings.get(op.name))
+                result = bounds.propagate(op, arrays, weights, arithmetic)
             made[op.output] = Part(result, have)
         return made, ties
 

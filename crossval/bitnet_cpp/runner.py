@@ -56,8 +56,8 @@ class BitnetCppRunner(EngineProcess):
     (``crossval.bitnet_cpp.limits``), never raised. A pass is one call of the engine and is never
     split here: a longer one is a ``BadInputError``. ``flash_attention``: off by default, because
     scores and softmax are no tensors when it is on, although newer generations turn it on by
-    themselves. ``timeout_s`` limits each load and each pass. After an ``EngineCrashError`` the
-    runner is closed.
+    themselves; None: as the generation does. ``timeout_s`` limits each load and each pass. After an
+    ``EngineCrashError`` the runner is closed.
     """
 
     status: Literal["live", "recorded"] = "live"
@@ -71,7 +71,7 @@ class BitnetCppRunner(EngineProcess):
         n_threads: int = 2,
         n_ctx: int | None = None,
         n_ubatch: int = 512,
-        flash_attention: bool = False,
+        flash_attention: bool | None = False,
         timeout_s: float = 600.0,
     ) -> None:
         if n_threads < 1 or n_ubatch < 1 or (n_ctx is not None and n_ctx < 1):

@@ -14,11 +14,10 @@ from bitnet_py import _native, resources
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
 from crossval.bitnet_cpp import library as cpp_library
-from crossval.bitnet_cpp import runner as cpp_runner
 from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp import toolchain as cpp_toolchain
-from crossval.bitnet_cpp.manifest import manifest_for
 from crossval.bitnet_cpp.remedies import HOW_TO_GET, SOURCE_VARIABLE
+from crossval.engines import available
 from crossval.engines.goldens import goldens_dir, list_goldens
 from crossval.errors import CrossvalError, UnavailableError
 from crossval.files import file_sha256
@@ -208,16 +207,19 @@ def check_bitnet_cpp() -> list[PartCheck]:
     """Return whether bitnet.cpp's library is there and, loaded in a child process, behaves as expected."""
     name = "bitnet.cpp library"
     try:
-        library = cpp_library.find_library()
-        if library is None:
-            return [PartCheck(name, False, "not built", HOW_TO_GET, required=False)]
-        facts = cpp_runner.open_library(library.path)
+        (found,) = available.bitnet_cpp()
     except CrossvalError as error:
         return [PartCheck(name, False, str(error), HOW_TO_GET, required=False)]
-    manifest = manifest_for(facts["files"])
-    built = f"built by {manifest.compiler}" if manifest else "no build manifest, so its origin is unknown"
-    width, fused = facts["simd_width"], facts["fused_quantizer"]
-    detail = f"{library.path} ({library.origin}; {built}; simd_width {width}, fused_quantizer {fused})"
+    numerics = found.numerics
+    if numerics is None:
+        detail = "not built" if found.where is None else str(found.why_not)
+        return [PartCheck(name, False, detail, HOW_TO_GET, required=False)]
+    built = f"built by {found.compiler}" if found.compiler else "no build manifest, so its origin is unknown"
+    width, fused = numerics.simd_width, numerics.fused_quantizer
+    detail = (
+        f"{found.where} ({found.detail}; {built}; generation {numerics.generation}, simd_width {width}, "
+        f"fused_quantizer {fused})"
+    )
     if width is None or fused is None:
         remedy = "its rounding matches no known build, so bits will differ; build the pinned source for x86-64"
         return [PartCheck(name, False, detail, remedy, required=False)]

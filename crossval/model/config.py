@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crossval.model.kinds import RopePairing
+from crossval.passes import Generation
 
 Activation = Literal["relu_squared", "silu"]
 """Key of ``crossval.model.kinds.ACTIVATIONS``."""
@@ -42,3 +43,5 @@ class SpecConfig:
     """Key of ``crossval.model.graphs.GRAPHS``."""
     activation: Activation = "relu_squared"
     rope_pairing: RopePairing = "halves"
+    follows: Generation | None = None
+    """Whose graph this is, where it is not the model's (``crossval.model.reference_graph``)."""

@@ -9,6 +9,7 @@ file is rejected before the ``gguf`` package, which trusts lengths, reads it; no
 
 from __future__ import annotations
 
+import copy
 import mmap
 import os
 import struct
@@ -30,6 +31,8 @@ from crossval.errors import BadInputError
 from crossval.model.config import ACTIVATION_OF, SpecConfig
 from crossval.model.graphs import op_table
 from crossval.model.kinds import BitLinear, Embedding, RmsNorm, TernaryMatrix, Weight
+from crossval.model.reference_graph import followed
+from crossval.passes import Generation
 
 I2_S = 36
 """ggml's number for the tensor type I2_S; the ``gguf`` package does not have it."""
@@ -227,6 +230,15 @@ class SpecWeights:
         if not np.isfinite(vector).all():
             raise self._error(f"tensor {name}", "finite values", "NaN or infinity")
         return vector
+
+    def following(self, generation: Generation | None) -> SpecWeights:
+        """Return the same weights in the graph that a generation of bitnet.cpp computes of them."""
+        config = followed(self.config, generation)
+        if config == self.config:
+            return self
+        other = copy.copy(self)
+        other.config = config
+        return other
 
     def reuse(self, weights: Iterable[Weight]) -> None:
         """Decode the next matrices into the memory of these, which are no longer read: new memory costs more time.

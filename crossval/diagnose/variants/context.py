@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from crossval.audit.bounds import Arithmetic
 from crossval.audit.recorded_op import Array, Inapplicable, RecordedOp
 from crossval.model.kinds import BitLinear, Head, IntArray, TernaryMatrix, widen
 
 __all__ = ["Array", "Context", "Inapplicable", "Quantizer", "head", "linear", "of_records"]
 
-Quantizer = Literal["float64", "float32", "fused", "divide"]
+Quantizer = Literal["float64", "float32", "fused", "divide", "main"]
 """How an engine gets from a float activation to its code (see ``scaled``)."""
 RowsOf = Callable[[TernaryMatrix, IntArray], Array]
 """Returns some rows of a matrix as an engine sees them: ``(features, cols)``."""
@@ -23,6 +24,13 @@ Product = Callable[[Array, Array], Array]
 
 CHUNK_FEATURES = 512
 """Output features of a matrix multiplied at a time; bounds memory."""
+
+
+def quantizer_of(arithmetic: Arithmetic) -> Quantizer:
+    """Return how an engine of binary32 gets from an activation to its code, as far as it states it."""
+    if arithmetic.is_main:
+        return "main"
+    return "fused" if arithmetic.numerics.fused_quantizer else "float32"
 
 
 @dataclass
@@ -184,8 +192,15 @@ def peak(x: Array) -> Array:
 
 
 def input_scale(context: Context, x: Array, *, largest: Array | None = None, levels: float = 127.0) -> Array:
-    """Return what activations are multiplied by: ``levels / max(largest, 1e-5)``, rounded as the engine does."""
-    largest = np.maximum(peak(x) if largest is None else largest, 1e-5)
+    """Return what activations are multiplied by: ``levels / max(largest, 1e-5)``, rounded as the engine does.
+
+    ``main`` has no least magnitude; the scale of an all-zero row is then 1.
+    """
+    largest = peak(x) if largest is None else largest
+    if context.quantizer == "main":
+        with np.errstate(divide="ignore"):
+            return np.where(largest == 0, 1.0, _f32(levels / largest))
+    largest = np.maximum(largest, 1e-5)
     if context.quantizer == "divide":
         return 1.0 / _f32(largest / levels)
     scale = levels / largest
@@ -195,10 +210,10 @@ def input_scale(context: Context, x: Array, *, largest: Array | None = None, lev
 def scaled(context: Context, x: Array, scale: Array | float) -> Array:
     """Return ``x * scale`` before it is rounded to integers.
 
-    ``float32``: the product is rounded to binary32 first; ``fused``: it is not (one FMA with the rounding);
-    ``divide``: ``x`` divided by the binary32 step size; ``float64``: no binary32 anywhere.
+    ``float32``, ``main``: the product is rounded to binary32 first; ``fused``: it is not (one FMA with the
+    rounding); ``divide``: ``x`` divided by the binary32 step size; ``float64``: no binary32 anywhere.
     """
-    if context.quantizer == "float32":
+    if context.quantizer in ("float32", "main"):
         return _f32(x * scale)
     return _f32(x / (1.0 / np.asarray(scale))) if context.quantizer == "divide" else x * scale
 
@@ -208,13 +223,20 @@ def quantize(
     x: Array,
     scale: Array | float,
     *,
-    rounding: Callable[[Array], Array] = np.rint,
+    rounding: Callable[[Array], Array] | None = None,
     low: float = -128.0,
     high: float = 127.0,
 ) -> Array:
-    """Return integer codes as float32 (exact)."""
+    """Return integer codes as float32 (exact); ``rounding``: another one than the engine's to nearest."""
+    rounding = rounding or (half_away if context.quantizer == "main" else np.rint)
     with np.errstate(invalid="ignore", over="ignore"):
         return np.clip(rounding(scaled(context, x, scale)), low, high).astype(np.float32)
+
+
+def half_away(x: Array) -> Array:
+    """Round halves away from zero, as C's ``round`` does."""
+    whole = np.trunc(x)
+    return whole + np.where(np.abs(x - whole) >= 0.5, np.sign(x), 0.0)
 
 
 def own_rows(matrix: TernaryMatrix, features: IntArray) -> Array:

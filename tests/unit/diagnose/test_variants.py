@@ -151,6 +151,8 @@ class TestTable:
         assert dead == {
             "round half up",
             "round half away from zero",
+            "round half to even",
+            "all-zero activation row",
             "16-bit lanes wrap",
             "16-bit lanes saturate",
             "16-bit sum wraps",
@@ -255,6 +257,23 @@ class TestWeightLayout:
 
 
 class TestQuantizer:
+    def test_an_all_zero_row_becomes_nan_and_no_other(self):
+        x = np.zeros((3, 128))
+        x[1, 0] = 3.0
+        signs = np.ones((4, 128))
+        wrong = output(linear_context(x, signs), "all-zero activation row")
+        assert np.isnan(wrong).all(axis=-1).tolist() == [True, False, True]
+        np.testing.assert_allclose(wrong[1], 0.75, rtol=1e-6)
+        assert outputs(linear_context(x[1:2], signs), "all-zero activation row") == []
+
+    def test_halves_go_to_even_only_against_an_arithmetic_that_rounds_them_away(self):
+        x = np.array([[127.0, 0.5, 1.5, -2.5] + [0.0] * 124])
+        context = linear_context(x, np.ones((4, 128)), scale=1.0)
+        assert outputs(context, "round half to even") == []
+        stated = replace(context, quantizer="main")
+        assert stated.expected[0, 0] == 127 + 1 + 2 - 3
+        assert output(stated, "round half to even")[0, 0] == 127 + 0 + 2 - 2
+
     def test_rounding_at_ties(self):
         """A row whose largest value is 127 is scaled by 1, so halves are ties."""
         x = np.array([[127.0, 0.5, 1.5, -0.5, -1.5, 2.5] + [0.0] * 122])

@@ -142,7 +142,13 @@ def test_the_states_of_the_library_are_told_apart(tmp_path, monkeypatch):
     library.write_text("not a library")
     assert "is not a shared library" in only(doctor.check_bitnet_cpp()).detail
 
-    facts = {"files": {str(library): "1"}, "simd_width": 8, "fused_quantizer": False}
+    facts = {
+        "files": {str(library): "1"},
+        "generation": "march",
+        "simd_width": 8,
+        "fused_quantizer": False,
+        "binary16_sums": False,
+    }
     monkeypatch.setattr("crossval.bitnet_cpp.runner.open_library", lambda _: facts)
     check = only(doctor.check_bitnet_cpp())
     assert (check.ok, check.reference) == (True, True)
