@@ -20,6 +20,7 @@ F16Array = npt.NDArray[np.float16]
 
 _CHUNK_BYTES = 16 << 20
 _NOT_TERNARY = "no BitNet matrix, or a damaged file: convert or download it again"
+_ONE_TYPE = "convert the model again with one type for all matrices"
 _DAMAGED = "the file is damaged or was badly converted: convert or download it again"
 
 
@@ -219,6 +220,7 @@ class _Loader:
             path=self.gguf.path,
         )
         self.check_sub_norms(weights.layers)
+        self.check_one_quantiser(weights)
         self.check_nothing_left()
         return weights
 
@@ -232,6 +234,14 @@ class _Loader:
             missing = [name for name, there in present.items() if not there]
             expected = "both sub-norms in every layer, or none at all"
             raise self.error(missing[0], expected, f"{len(missing)} of {len(present)} missing")
+
+    def check_one_quantiser(self, weights: Weights) -> None:
+        """Reject a mixture of I2_S and block types: llama.cpp multiplies them with other activations."""
+        types = {matrix.name: self.gguf.tensors[matrix.name].type for matrix in weights.matrices()}
+        first = next(iter(types.values()))
+        for name, ggml_type in types.items():
+            if (ggml_type in TQ_TYPES) != (first in TQ_TYPES):
+                raise self.error(name, f"type {first.name}, as others have", ggml_type.name, _ONE_TYPE)
 
     def check_nothing_left(self) -> None:
         """Reject tensors that the engine would otherwise silently ignore (biases, ``rope_freqs``, experts)."""

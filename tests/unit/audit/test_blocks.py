@@ -11,6 +11,7 @@ from crossval.audit.bounds.approx import Approx, exact
 from crossval.model.kinds import BitLinear, TernaryMatrix
 from crossval.model.op import Op
 from crossval.passes import Numerics
+from tests.support import q8_k
 
 F32 = np.float32
 STATED = Arithmetic(Numerics(8, False, generation="mainline", quantizer_block=256, fused_sums=True), n_heads=4)
@@ -27,47 +28,8 @@ def activations(n: int, cols: int, seed: int = 1) -> np.ndarray:
     return (rng.standard_normal((n, cols)) * rng.lognormal(0, 1, (n, cols // 64)).repeat(64, axis=1)).astype(F32)
 
 
-def q8_k(row: np.ndarray) -> tuple[list[np.ndarray], list[np.float32]]:
-    """``quantize_row_q8_K_ref``, value by value."""
-    codes, steps = [], []
-    for block in row.reshape(-1, 256):
-        largest, magnitude = F32(0), F32(0)
-        for x in block:
-            if abs(x) > magnitude:
-                magnitude, largest = abs(x), x
-        if magnitude == 0:
-            codes.append(np.zeros(256, int))
-            steps.append(F32(0))
-            continue
-        factor = F32(-127.0) / largest
-        codes.append(np.array([min(127, int(np.rint(factor * x))) for x in block]))
-        steps.append(F32(1.0) / factor)
-    return codes, steps
-
-
 def kernel(x: np.ndarray, weight: TernaryMatrix, *, fused: bool, lanes: int = 8) -> np.ndarray:
-    """``ggml_vec_dot_tq2_0_q8_K``: eight lanes as for AVX2, one as for NEON and plain C."""
-    out = np.zeros((len(x), len(weight.signs)), F32)
-    for token, row in enumerate(x):
-        codes, steps = q8_k(row)
-        acc = np.zeros((len(weight.signs), lanes), F32)
-        for number, (q, d) in enumerate(zip(codes, steps, strict=True)):
-            signs = weight.signs[:, 256 * number : 256 * (number + 1)].astype(int)
-            if lanes == 8:
-                products = ((signs + 1) * q).reshape(-1, 8, 8, 4)
-                sums = products.sum(axis=(1, 3)) - q.reshape(8, 32).sum(axis=1)
-            else:
-                sums = (signs * q).sum(axis=1, keepdims=True)
-            factor = F32(d) * F32(weight.scale)
-            if fused:
-                acc = (sums.astype(np.longdouble) * factor + acc).astype(F32)
-            else:
-                acc = sums.astype(F32) * factor + acc
-        while acc.shape[1] > 1:
-            half = acc.shape[1] // 2
-            acc = acc[:, half:] + acc[:, :half]
-        out[token] = acc[:, 0]
-    return out
+    return q8_k.multiply(x, weight.signs, weight.scale, fused=fused, lanes=lanes)
 
 
 def check(x: np.ndarray, recorded: np.ndarray, weight: TernaryMatrix, arithmetic: Arithmetic = STATED) -> float:
@@ -91,7 +53,7 @@ class TestHealthy:
         x[1, 5:7] *= 40
         found = blocks.quantize(x, STATED)
         for token in range(2):
-            codes, steps = q8_k(x[token])
+            codes, steps = q8_k.quantize(x[token])
             np.testing.assert_array_equal(found.codes[token], codes)
             np.testing.assert_array_equal(found.steps[token, :, 0], steps)
 
@@ -133,7 +95,7 @@ class TestFaults:
         recorded = kernel(x, weight, fused=True)
         if change == "one code":
             signs = weight.signs[:, 100]
-            _, steps = q8_k(x[1])
+            _, steps = q8_k.quantize(x[1])
             recorded[1] += (signs * steps[0] * F32(weight.scale)).astype(F32)
         elif change == "scale of the weights":
             recorded *= F32(1 + 2e-4)
@@ -150,7 +112,7 @@ class TestFaults:
         elif change == "127 instead of -127":
             recorded = -recorded
         elif change == "step of the block before":
-            codes, steps = zip(*(q8_k(row) for row in x), strict=True)
+            codes, steps = zip(*(q8_k.quantize(row) for row in x), strict=True)
             moved = np.stack(
                 [
                     np.concatenate([q * d for q, d in zip(c, [s[-1], *s[:-1]], strict=True)])

@@ -53,22 +53,26 @@ def test_views_are_typed_and_read_only(load: Load) -> None:
     weights.check_finite()
 
 
-@pytest.mark.parametrize("name", MATRICES)
-@pytest.mark.parametrize(("kind", "size"), [(34, 54), (35, 66)])
-def test_matrices_in_blocks_of_256_are_packed_anew(load: Load, name: str, kind: int, size: int) -> None:
+@pytest.mark.parametrize("projections", ["tq1_0", "tq2_0"])
+def test_matrices_in_blocks_of_256_are_packed_anew(make_model: Callable[..., Path], projections: str) -> None:
+    shape = {"dim": 256, "hidden_dim": 512, "arch": "bitnet"}
+    with (
+        GGUFFile.open(make_model(**shape)) as plain,
+        GGUFFile.open(make_model(**shape, projections=projections)) as blocks,
+    ):
+        for expected, found in zip(Weights.load(plain).matrices(), Weights.load(blocks).matrices(), strict=True):
+            np.testing.assert_array_equal(found.data, expected.data)
+            assert (found.rows, found.cols) == (expected.rows, expected.cols)
+            assert found.scale == float(np.float16(expected.scale))
+            assert not found.data.flags.writeable
+
+
+def test_one_type_for_all_matrices(load: Load) -> None:
     container = model_container()
-    tensor = container.tensor(f"blk.0.{name}.weight")
-    tensor.shape = (tensor.shape[0] * tensor.shape[1] // 256, 256)
-    rows = container.tensor(f"blk.0.{name}.weight").shape[0]
-    tensor.type, tensor.data = kind, rows * (bytes(size - 2) + struct.pack("<e", 0.5))
-    if name != "ffn_down":  # the only one of rows of 256 weights
-        with pytest.raises(ModelError, match=rf"blk.0.{name}.weight: expected shape .*found \({rows}, 256\)"):
-            load(container)
-        return
-    matrix = load(container).layers[0].down
-    assert (matrix.rows, matrix.cols, matrix.scale) == (128, 256, 0.5)
-    assert (unpack_i2_s(matrix.data, 128, 256) == -1).all()
-    assert not matrix.data.flags.writeable
+    tensor = container.tensor("blk.0.ffn_down.weight")
+    tensor.type, tensor.data = 35, 128 * (bytes(64) + struct.pack("<e", 0.5))
+    with pytest.raises(ModelError, match=r"ffn_down.weight: expected type I2_S, as others have, found TQ2_0"):
+        load(container)
 
 
 def test_blocks_that_are_no_ternary_matrix_give_one_line(load: Load) -> None:
