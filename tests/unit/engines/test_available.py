@@ -57,7 +57,7 @@ def test_a_build_is_known_by_its_behaviour_and_digest(library: Path) -> None:
 def test_what_cannot_be_used_says_why(library: Path, monkeypatch: pytest.MonkeyPatch, no_bitnet_cpp: None) -> None:
     assert "make fetch-cpp" in str(only("bitnet.cpp").why_not)
     monkeypatch.setattr(llama_package, "find_library", lambda: None)
-    assert "pip install llama-cpp-python" in str(only("llama.cpp").why_not)
+    assert "pip install 'bitnet-parity[llama]'" in str(only("llama.cpp").why_not)
 
     def refused(path: Path) -> None:
         raise UnavailableError(f"{path}\n is of no known generation")
