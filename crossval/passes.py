@@ -16,11 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.formats import Dtype
+from crossval.terms import Generation
 
 PassKind = Literal["prefill", "decode"]
-
-Generation = Literal["march", "main", "mainline"]
-"""Whose arithmetic: bitnet.cpp of March 2026, bitnet.cpp's main since July 2026, mainline llama.cpp."""
 
 
 @dataclass(frozen=True)

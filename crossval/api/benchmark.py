@@ -45,6 +45,7 @@ def bench_engines(
     candidate: str = OURS,
     reference: str | Sequence[str] = "auto",
     min_ratios: Mapping[str, float | None] | None = None,
+    follow_reference_graph: bool = False,
     progress: Progress = silent,
 ) -> Receipt:
     """Measure live engines in turn on the same tokens, and compare their logits.
@@ -52,7 +53,8 @@ def bench_engines(
     ``n_rounds``: measured rounds, after one warm-up round. ``n_threads``: of each engine; None: for
     each engine and measure the number, and the placement, that is fastest here. ``reference``: one or
     several. ``min_ratios``: minimum ratio of the candidate's speed to every reference's, by name of
-    the measure.
+    the measure. ``follow_reference_graph``: our engine computes what the other engine's generation
+    does, even where that is not the model.
 
     Raises:
         UsageError: an engine that is not run live, or one kernel for an engine that has no choice.
@@ -66,7 +68,10 @@ def bench_engines(
     ours, *theirs = _live("candidate", candidate), *(_live("reference", name) for name in names)
     if kernel is not None and ours.name != OURS:
         raise UsageError(f"--kernel chooses a kernel family of {OURS}; the candidate is {ours.plain}")
-    request = Request(BENCH, model, candidate, names[0], n_threads, progress=progress)
+    request = Request(
+        BENCH, model, candidate, names[0], n_threads, progress=progress,
+        follow_reference_graph=follow_reference_graph,
+    )  # fmt: skip
     checked = request.load_model()
     work = Work(seed, n_prompt, n_decode, n_rounds, n_threads or len(usable_cores()), checked.config.vocab_size)
     if work.n_context > checked.config.context_length:
@@ -76,7 +81,7 @@ def bench_engines(
     follows = [registry.row_of(word).follows for word in (ours, *theirs)]
     bounds = {name: (min_ratios or {}).get(name) for name in BOUNDED}
     task = Task(work, checked.config.n_layers, follows[0], tuple(follows[1:]), n_threads, kernel, bounds)
-    start = _Start(checked.path, work, kernel, ours, theirs)
+    start = _Start(checked.path, work, kernel, ours, theirs, follow_reference_graph)
     try:
         if "auto" in names:
             registry.require_bitnet_cpp("has no speed")
@@ -145,6 +150,7 @@ class _Start:
     kernel: str | None
     candidate: EngineWord
     references: list[EngineWord]
+    follow_reference_graph: bool
     last: Side = field(default="reference", init=False)
     """The side started last: of an engine that is not here."""
 
@@ -158,6 +164,7 @@ class _Start:
                 self.path,
                 n_threads=n_threads,
                 numerics=entrant.numerics or Numerics(),
+                follow_reference_graph=self.follow_reference_graph,
                 kernel=self.kernel if entrant.side == "candidate" else None,
                 n_ubatch=n_ubatch,
             )

@@ -26,7 +26,17 @@ from crossval.bench.figures import (
     read_rates,
     unshown,
 )
-from crossval.bench.measures import BOUNDED, MEASURES, N_FIRST, N_PROCESSES, ROUND, TRIED, Measure, Work
+from crossval.bench.measures import (
+    BOUNDED,
+    FIRST_TOKEN,
+    MEASURES,
+    N_FIRST,
+    N_PROCESSES,
+    ROUND,
+    TRIED,
+    Measure,
+    Work,
+)
 from crossval.bench.search import N_TRIALS, Search, Setting, Tried
 from crossval.compare.rows import choose_policy
 from crossval.model.tolerance import PolicyName
@@ -266,7 +276,7 @@ def _search_conflicts(search: Search, work: Work, stated: Mapping[str, Any]) -> 
     counts = {one.n_threads for one in settings}
     if len(set(settings)) != len(settings):
         yield "a setting was tried twice"
-    if any(one.cores and len(set(one.cores)) != one.n_threads for one in settings):
+    if any(one.cores and not len(set(one.cores)) == len(one.cores) == one.n_threads for one in settings):
         yield "threads and the cores they were pinned to differ in number"
     if 1 not in counts or max(counts, default=0) != work.n_threads:
         yield f"tried with {sorted(counts)} threads, not with 1 to {work.n_threads}"
@@ -277,6 +287,8 @@ def _search_conflicts(search: Search, work: Work, stated: Mapping[str, Any]) -> 
             yield f"{measure.name} was not tried"
         if any(len(one.raw[measure.name]) != N_TRIALS for one in search.tried):
             yield f"{measure.name} was not tried {N_TRIALS} times in every setting"
+    if any(len(one.raw[FIRST_TOKEN.name]) != (not one.setting.cores) for one in search.tried):
+        yield "the first token was not tried once where the system places threads, and only there"
 
 
 def measurements(receipt: Receipt) -> list[str]:

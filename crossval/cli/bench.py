@@ -9,7 +9,7 @@ import click
 from crossval import api
 from crossval.bench.measures import BOUNDED
 from crossval.cli.metamorphic import check_kernel
-from crossval.cli.options import MAX_THREADS, MODEL, count, receipt_command
+from crossval.cli.options import FOLLOW, MAX_THREADS, MODEL, count, receipt_command
 from crossval.engines.registry import live_words
 from crossval.receipts.file import Receipt
 
@@ -71,6 +71,7 @@ def _kernel(ctx: click.Context, param: click.Parameter, value: str | None) -> st
         "trace has no speed.",
     ),
     *_RATIOS,
+    FOLLOW,
     MODEL,
 )
 def command(say: object, **options: Any) -> Receipt:

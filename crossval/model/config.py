@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crossval.model.kinds import RopePairing
-from crossval.passes import Generation
+from crossval.terms import Generation
 
 Activation = Literal["relu_squared", "silu"]
 """Key of ``crossval.model.kinds.ACTIVATIONS``."""

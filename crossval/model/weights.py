@@ -32,7 +32,7 @@ from crossval.model.config import ACTIVATION_OF, SpecConfig
 from crossval.model.graphs import op_table
 from crossval.model.kinds import BitLinear, Embedding, RmsNorm, TernaryMatrix, Weight
 from crossval.model.reference_graph import followed
-from crossval.passes import Generation
+from crossval.terms import Generation
 
 I2_S = 36
 """ggml's number for the tensor type I2_S; the ``gguf`` package does not have it."""

@@ -289,6 +289,20 @@ class TestProcess:
             assert engine.pid != os.getpid()
             assert peak_resident_bytes(engine.pid) > 1 << 20
 
+    def test_the_reference_s_graph_is_followed_where_asked(self, path):
+        main = Numerics(8, False, generation="main")
+        logits = []
+        for follow in (False, True):
+            with BitnetPyProcess(path, n_threads=1, numerics=main, follow_reference_graph=follow) as engine:
+                found = engine.eval([3, 5, 7], ("result_output",)).taps["result_output"].array
+            with BitnetPyRunner(path, n_threads=1, numerics=main, follow_reference_graph=follow) as own:
+                assert (
+                    own.eval([3, 5, 7], ("result_output",)).taps["result_output"].array.tobytes()
+                    == found.tobytes()
+                )
+            logits.append(found.tobytes())
+        assert logits[0] != logits[1]
+
     def test_bad_tokens_are_bad_input(self, path):
         with BitnetPyProcess(path, n_threads=1, numerics=Numerics()) as engine:
             with pytest.raises(BadInputError, match="outside the vocabulary"):

@@ -148,7 +148,7 @@ def test_engines_of_different_arithmetic_agree_within_bounds(
     out = tmp_path / "r.json"
     result = bench(model_path, "--candidate", f"bitnet.cpp:{tmp_path}/wide.so", "--receipt", out)
     assert result.exit_code == 0, result.output
-    assert "agree within the bounds" in result.stdout
+    assert "within the bounds of engines that state different arithmetic" in result.stdout
     made = receipt.read(out)
     measures = made["results"]["measures"]
     assert measures["greedy"]["passes"] == {"compared": 0, "equal": 0, "within": 0}
@@ -178,6 +178,7 @@ def test_another_result_is_no_benchmark(
     result = bench(model_path, "--receipt", out)
     assert result.exit_code == 1, result.output
     assert "FAIL  18 of 18 passes compared, 15 with equal logits" in result.stdout
+    assert "3 of 18 passes do not agree" in result.stdout
     made = receipt.read(out)
     assert made["results"]["measures"]["decode"]["passes"] == {"compared": 6, "equal": 3}
     assert failures(made) == ["verdict"]
