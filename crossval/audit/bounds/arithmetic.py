@@ -53,7 +53,7 @@ class Arithmetic:
 
     @property
     def is_main(self) -> bool:
-        """Whether it is known to be that of bitnet.cpp's main since July 2026, or mainline's, which is the same."""
+        """Whether it is known to be that of bitnet.cpp's main since July 2026, or mainline's: the same."""
         return self.known and self.numerics.generation in ("main", "mainline")
 
     def is_tiled(self, n_tokens: int) -> bool:

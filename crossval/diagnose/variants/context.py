@@ -18,8 +18,8 @@ from crossval.passes import Numerics
 __all__ = ["Array", "Context", "Inapplicable", "Quantizer", "head", "linear", "of_records"]
 
 Quantizer = Literal["float64", "float32", "fused", "divide", "main", "blocks", "fused blocks"]
-"""How an engine gets from a float activation to its code (see ``scaled``); where blocks have steps of their own, what
-is multiplied with the weights stands for codes (``quantize``)."""
+"""How an engine gets from a float activation to its code (see ``scaled``); where blocks have steps of their own,
+what is multiplied with the weights stands for codes (``quantize``)."""
 BLOCK_QUANTIZERS: Mapping[Quantizer, Arithmetic] = {
     "blocks": Arithmetic(Numerics(fused_quantizer=False, quantizer_block=TQ_BLOCK), n_heads=0),
     "fused blocks": Arithmetic(Numerics(fused_quantizer=True, quantizer_block=TQ_BLOCK), n_heads=0),
