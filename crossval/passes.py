@@ -106,6 +106,8 @@ class Numerics:
             self.generation,
             self.simd_width and f"{self.simd_width} lanes",
             self.fused_quantizer and "fused quantiser",
+            self.quantizer_block and f"activations in blocks of {self.quantizer_block}",
+            self.fused_sums and "fused sums of blocks",
             self.binary16_sums and "sums in binary16",
             self.flash_attention and "flash attention",
             self.compute_dtype and f"computes in {self.compute_dtype}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 from bitnet_py.ggml_types import BLOCK_LAYOUT
 from bitnet_py.gguf import GGUFFile
 from crossval.bitnet_cpp.runner import BitnetCppRunner, open_library
+from crossval.engines import llama_package
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.spec import SpecRunner
-from crossval.errors import BadInputError
+from crossval.errors import BadInputError, EngineCrashError
 from crossval.model import taps
 from tests.support.judged import judge
 
@@ -42,16 +44,10 @@ def llama_cpp() -> Path:
     configured = os.environ.get(VARIABLE)
     if configured:
         return Path(configured)
-    try:
-        from importlib.util import find_spec
-
-        found = find_spec("llama_cpp")
-    except ImportError:
-        found = None
-    for folder in (found.submodule_search_locations or ()) if found else ():
-        if (Path(folder) / "lib" / "libllama.so").is_file():
-            return Path(folder) / "lib" / "libllama.so"
-    pytest.skip(MISSING)
+    installed = llama_package.find_library()
+    if installed is None:
+        pytest.skip(MISSING)
+    return installed
 
 
 @pytest.fixture
@@ -140,17 +136,26 @@ def test_a_library_that_computes_with_other_weights_is_found(
     llama_cpp: Path, model: Path, tmp_path: Path, tensor: str, change: Callable[[np.ndarray], None], tap: str
 ) -> None:
     wrong = damaged(model, tmp_path / "wrong.gguf", tensor, change)
-    with BitnetCppRunner(wrong, library=llama_cpp) as theirs:
-        with BitnetPyRunner(model, numerics=theirs.identity.numerics) as ours:
-            found = judge(ours, theirs, PROMPT, model, n_decode=1, diagnosed=False)
+    with ExitStack() as stack:
+        theirs = stack.enter_context(BitnetCppRunner(wrong, library=llama_cpp))
+        ours = stack.enter_context(BitnetPyRunner(model, numerics=theirs.identity.numerics))
+        found = judge(ours, theirs, PROMPT, model, n_decode=1)
     assert found.guilty is None
     assert found.reference_guilty is not None
     assert found.reference_guilty.tap == tap
     assert found.verdict == "reference_defect"
 
 
-def test_another_architecture_is_refused_in_one_line(llama_cpp: Path, make_model: Callable[..., Path]) -> None:
-    with pytest.raises(Exception, match=r"bitnet-b1\.58|could not load") as error:
+def test_a_model_it_cannot_read_is_refused(llama_cpp: Path, make_model: Callable[..., Path]) -> None:
+    with pytest.raises(EngineCrashError, match=r"could not load .*") as error:
         BitnetCppRunner(make_model(), library=llama_cpp).__enter__()
-    assert "\n" not in str(error.value).strip()
-    assert not isinstance(error.value, (KeyError, AttributeError)), BadInputError
+    assert "of type 36" in str(error.value)
+
+
+def test_a_model_of_another_graph_is_refused_in_one_line(
+    llama_cpp: Path, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = make_model(**SHAPES["tq2_0"], arch="bitnet").read_bytes().replace(b"bitnet", b"falcon")
+    (tmp_path / "m.gguf").write_bytes(data)
+    with pytest.raises((BadInputError, EngineCrashError)):
+        BitnetCppRunner(tmp_path / "m.gguf", library=llama_cpp).__enter__()
