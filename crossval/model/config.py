@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crossval.model.kinds import RopePairing
-from crossval.passes import Generation
 
 
 @dataclass(frozen=True)
@@ -33,5 +32,5 @@ class SpecConfig:
     """Key of ``crossval.model.graphs.GRAPHS``."""
     activation: Literal["relu_squared", "silu"] = "relu_squared"
     rope_pairing: RopePairing = "halves"
-    follows: Generation | None = None
+    follows: str | None = None
     """Whose graph this is, where it is not the model's (``crossval.model.reference_graph``)."""
