@@ -143,7 +143,7 @@ class _Engine:
             found, covers = Assembly(self.states, self.weights, self.arithmetic, preferred).segment(output)
             covered = covers[output.op.output] - {output.place}
             if invalid is not None:
-                return invalid, covered
+                return replace(invalid, n_ops=1 + len(covered)), covered
             found.failed_trials = self.failed_trials
             outcome = found.settle()
             self.failed_trials = found.failed_trials

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ from crossval.model.op import Op
 from crossval.model.reference_graph import ZERO_ROWS
 from crossval.passes import Numerics, TapArray
 from crossval.receipts.party import compute_dtypes
-from crossval.traces.read import TraceModel
 
 NARROW = (BF16, F16)
 """In the order they are tried: most values of bfloat16 are of binary16, too, and not the other way round."""
@@ -37,6 +36,19 @@ MIN_VALUES = 256
 """Least evidence for a property of the engine: tensors, and values in them."""
 _PROBE = 64
 """Values looked at first: they are enough to recognise a tensor of binary32."""
+
+
+class Shape(Protocol):
+    """The part of a model's shape that its arithmetic depends on: ``SpecConfig``, ``TraceModel``."""
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one."""
+
 
 Scope = Literal["all", "some", "recorded"]
 
@@ -143,7 +155,7 @@ def differs(found: Precision) -> bool:
     return found.scope != "some" and not found.declared
 
 
-def arithmetic_of(numerics: Numerics, found: Precision | None, model: SpecConfig | TraceModel) -> Arithmetic:
+def arithmetic_of(numerics: Numerics, found: Precision | None, model: Shape) -> Arithmetic:
     """Return the arithmetic an engine is judged by: what it states, and what was found."""
     follows = isinstance(model, SpecConfig) and model.follows is not None
     stated = Arithmetic(

@@ -12,9 +12,9 @@ from crossval.audit import extent, precision, summary
 from crossval.audit.show import before, counts, misrecorded, segmented
 from crossval.console import show_line
 from crossval.examine import arithmetics
+from crossval.examine.graph import followed_graph
 from crossval.examine.verdict import ADVICE, Advice
 from crossval.receipts.file import Receipt
-from crossval.receipts.party import followed_graph
 from crossval.receipts.show import show_verdict, sides_and_counts
 from crossval.terms import SIDES, Side
 

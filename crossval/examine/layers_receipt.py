@@ -16,6 +16,7 @@ from crossval.compare import receipt as compared
 from crossval.compare import rows as compare
 from crossval.compare.receipt import row_from_json, row_to_json
 from crossval.compare.rows import Coverage, LayersResult, Location, Skip, TapRow
+from crossval.examine import graph
 from crossval.examine.verdict import AGREEMENT, Audits, Verdict, arbitrate, weaker
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
@@ -291,6 +292,7 @@ def amount(receipt: Receipt) -> Amount:
 
 def demands(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     """Check that every operation of both engines was judged and is within its bound."""
+    yield from graph.demands(receipt, policy)
     for side in SIDES:
         yield from audit_checks.demands(side, (receipt["audit"] or {}).get(side), policy)
     if DEFAULT_RUN in receipt:

@@ -22,9 +22,10 @@ from crossval.causal import show as causal_show
 from crossval.console import show_line
 from crossval.examine import arithmetics
 from crossval.examine.advice import advice_of, of_graph
+from crossval.examine.graph import followed_graph
 from crossval.examine.layers_receipt import decisive
 from crossval.receipts.file import Receipt
-from crossval.receipts.party import followed_graph, names_of
+from crossval.receipts.party import names_of
 from crossval.receipts.show import show_headline, show_notes
 from crossval.repeat import floors_show
 from crossval.terms import SIDES, Side

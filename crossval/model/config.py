@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crossval.model.kinds import RopePairing
-from crossval.terms import Generation
 
 Activation = Literal["relu_squared", "silu"]
 """Key of ``crossval.model.kinds.ACTIVATIONS``."""
@@ -43,5 +42,5 @@ class SpecConfig:
     """Key of ``crossval.model.graphs.GRAPHS``."""
     activation: Activation = "relu_squared"
     rope_pairing: RopePairing = "halves"
-    follows: Generation | None = None
+    follows: str | None = None
     """Whose graph this is, where it is not the model's (``crossval.model.reference_graph``)."""

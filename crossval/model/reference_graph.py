@@ -11,17 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 from crossval.model.config import SpecConfig
-from crossval.terms import Generation
 
-GRAPHS: Mapping[tuple[Generation, str], tuple[Mapping[str, Any], str]] = {
+GRAPHS: Mapping[tuple[str, str], tuple[Mapping[str, Any], str]] = {
     ("main", "bitnet-b1.58"): ({"activation": "silu"}, "SiLU instead of squared ReLU"),
 }
 """Generation and architecture -> the fields of ``SpecConfig`` that differ from the model's, and what that is."""
-ZERO_ROWS: Mapping[Generation, str] = {"main": "NaN for an all-zero activation row"}
+ZERO_ROWS: Mapping[str, str] = {"main": "NaN for an all-zero activation row"}
 """Generation -> what it makes of a row that has no largest magnitude."""
 
 
-def followed(config: SpecConfig, generation: Generation | None) -> SpecConfig:
+def followed(config: SpecConfig, generation: str | None) -> SpecConfig:
     """Return the configuration of a model as a generation computes it; unchanged where that is the model."""
     if not differences(config.architecture, generation):
         return config
@@ -29,7 +28,7 @@ def followed(config: SpecConfig, generation: Generation | None) -> SpecConfig:
     return replace(config, **changed, follows=generation)
 
 
-def differences(architecture: str, generation: Generation | None) -> list[str]:
+def differences(architecture: str, generation: str | None) -> list[str]:
     """Return in words what a generation computes otherwise than the model defines."""
     if generation is None:
         return []

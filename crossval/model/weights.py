@@ -32,7 +32,6 @@ from crossval.model.config import ACTIVATION_OF, SpecConfig
 from crossval.model.graphs import op_table
 from crossval.model.kinds import BitLinear, Embedding, RmsNorm, TernaryMatrix, Weight
 from crossval.model.reference_graph import followed
-from crossval.terms import Generation
 
 I2_S = 36
 """ggml's number for the tensor type I2_S; the ``gguf`` package does not have it."""
@@ -231,7 +230,7 @@ class SpecWeights:
             raise self._error(f"tensor {name}", "finite values", "NaN or infinity")
         return vector
 
-    def following(self, generation: Generation | None) -> SpecWeights:
+    def following(self, generation: str | None) -> SpecWeights:
         """Return the same weights in the graph that a generation of bitnet.cpp computes of them."""
         config = followed(self.config, generation)
         if config == self.config:

@@ -13,7 +13,6 @@ from crossval.receipts.file import Receipt, digest
 from crossval.receipts.kind import Kind, recompute, summary_conflicts
 from crossval.receipts.party import (
     PATH_OF_NAME,
-    followed_graph,
     is_quantized,
     names_of,
     same_engine,
@@ -90,7 +89,6 @@ def _policy_checks(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterato
     amount = kind.amount(receipt)
     enough = amount.n_compared > 0 and amount.n_tokens >= policy.min_tokens
     yield GateCheck("compared", enough, f"{amount.words} ({policy.min_tokens} required)")
-    yield from _graph(receipt, policy)
     yield from kind.demands(receipt, policy)
     yield from _ratios(kind, receipt, policy)
     yield from _reference(receipt, policy)
@@ -109,13 +107,6 @@ def _verdict(kind: Kind[Any], receipt: Receipt, policy: Policy) -> GateCheck:
         asked = "no distance" if policy.accept_within is None else f"{policy.accept_within:g}"
         good, detail = policy.accepts(distance), f"agrees within {distance:.3g} (recomputed), {asked} accepted"
     return GateCheck("verdict", good and verdict == receipt["verdict"], detail)
-
-
-def _graph(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
-    """Check that the engines were held to the model, or that another graph is accepted."""
-    graph = followed_graph(receipt)
-    if graph is not None:
-        yield GateCheck("graph", policy.allow_reference_graph, f"the reference's, not the model: it has {graph}")
 
 
 def _ratios(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:

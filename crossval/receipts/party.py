@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from crossval.formats import Dtype
-from crossval.model.reference_graph import differences
 from crossval.passes import EngineIdentity, Numerics
 from crossval.terms import SIDES, Side
 
@@ -26,14 +25,6 @@ PATH_OF_NAME: dict[str, ComputePath] = {
 SAME_IF_EQUAL = ("library_digest", "trace_digest")
 OTHER_IF_DIFFERENT = ("library_digest", "source_digest", "source_commit", "version")
 """Fields by which two parties of one name are known to be one build, or two."""
-
-
-def followed_graph(receipt: Mapping[str, Any]) -> str | None:
-    """Return what both engines were held to instead of the model, in words; None: to the model."""
-    if not receipt["settings"].get("follow_reference_graph"):
-        return None
-    generation = receipt["reference"]["numerics"].get("generation")
-    return " and ".join(differences(receipt["model"]["architecture"], generation)) or None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import numpy as np
 from crossval.audit.bounds import attention, elementwise, tables
 from crossval.audit.bounds.approx import Approx
 from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, U16, Arithmetic, Array, Reading, U, read_as
+from crossval.audit.bounds.attention import FLASH
 from crossval.audit.bounds.bitlinear import check_bitlinear, propagate_bitlinear
 from crossval.audit.bounds.rule import Rule, one_rounding
 from crossval.audit.bounds.tables import head_bound, row_norms
@@ -32,6 +33,7 @@ from crossval.model.kinds import KINDS, BitLinear, FloatArray, Kind
 from crossval.model.op import Op
 
 __all__ = [
+    "FLASH",
     "SECOND_ORDER",
     "TINY",
     "U16",

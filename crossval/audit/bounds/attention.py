@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, Arithmetic, Rea
 from crossval.audit.bounds.rule import Approxes, Arrays, Rule, in_parts, of_factors, rounding
 from crossval.formats import Dtype, Format
 from crossval.model.kinds import Attend, AttentionScores, FloatArray, Kind, Softmax, visible_keys
+
+FLASH = Reading("v in F16, sums in F16 key by key", (None, "f16"), "binary16 cells")
+"""Flash attention of few tokens; of an engine of unknown arithmetic where scores and weights were not recorded."""
 
 # --- products with keys and values ----------------------------------------------------------------------------
 
@@ -38,7 +42,7 @@ def _attend_readings(kind: Kind, n_inputs: int, a: Arithmetic, n_tokens: int, n_
         if a.is_tiled(n_tokens):
             return (Reading("v in F16, in tiles", (None, "f16"), "cells"),)
         cells: Sums = "divided binary16 cells" if n_tokens == 1 else "binary16 cells"
-        return (Reading("v in F16, sums in F16 key by key", (None, "f16"), cells),)
+        return (replace(FLASH, sums=cells),)
     # bitnet.cpp of March 2026: V in binary16, attention weights only in passes of one token
     return _readings("v", "weights and v", a, n_tokens == 1, both_first=False)
 

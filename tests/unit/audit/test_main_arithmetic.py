@@ -14,6 +14,7 @@ from crossval.audit.bounds import Arithmetic, binary16, integers
 from crossval.audit.bounds.approx import Approx, exact
 from crossval.audit.checks import AuditResult
 from crossval.capture import Capture
+from crossval.diagnose.findings import find
 from crossval.formats import to_f16
 from crossval.model.weights import SpecWeights
 from crossval.passes import Numerics, PassPlan
@@ -76,6 +77,16 @@ def test_flash_attention_over_threads_is_inside_its_bounds(make_model: MakeModel
     assert first(audited(path, build, lengths, numerics=stated_otherwise)) == "blk.0.kqv_out"
 
 
+def test_sums_in_binary16_that_are_not_stated_are_named(make_model: MakeModel):
+    path, build = make_model(**WIDE_HEADS), BUILDS["binary16"]
+    weights = SpecWeights(path)
+    source = Capture(NumpyBitnetRunner(Model(path), build=build, numerics=Numerics()), weights.config, plans(5, 1))
+    (result,) = audit([source], weights)
+    found = find("candidate", source, result, weights)
+    assert found is not None
+    assert (found.check.tap, found.diagnosis.name) == ("result_output", "sums in binary16")
+
+
 @pytest.mark.parametrize(
     ("stated", "computed", "where"),
     [
@@ -87,6 +98,13 @@ def test_flash_attention_over_threads_is_inside_its_bounds(make_model: MakeModel
 def test_another_arithmetic_than_stated_is_outside(make_model: MakeModel, stated, computed, where):
     numerics = replace(computed.numerics, **stated)
     assert first(audited(make_model(**WIDE_HEADS), computed, (5, 1), numerics=numerics)) == where
+
+
+def test_flash_attention_of_an_unknown_engine_is_inside_and_named(make_model: MakeModel):
+    result = audited(make_model(**WIDE_HEADS), BUILDS["AVX2, flash"], (13, 1), numerics=Numerics())
+    assert result.first_guilty is None
+    notes = {check.note for check in result.checks if check.tap == "blk.0.kqv_out"}
+    assert all("sums in F16 key by key" in str(note) for note in notes)
 
 
 def scaled(factor: float) -> Callable[[Call], np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crossval.audit import diagnosis_checks
 from crossval.diagnose.findings import to_json
 from crossval.examine.examination import Examination, examine
 from crossval.model.reference_graph import differences, followed
@@ -91,6 +92,7 @@ def test_followed_both_are_held_to_silu(make_model: MakeModel):
     model = examined(make_model(), MODEL, SILU, follow_reference_graph=True)
     assert {one.side for one in model.findings} == {"candidate"}
     assert model.findings[0].check.tap == "blk.0.ffn_out"
+    assert model.findings[0].diagnosis.explanation.startswith("squared ReLU instead of SiLU (ffn_act")
 
 
 # --- all-zero rows --------------------------------------------------------------------------------------------
@@ -102,6 +104,9 @@ def test_an_all_zero_row_is_named_where_it_becomes_nan(make_model: MakeModel, tm
     assert (finding.side, finding.check.tap) == ("reference", "blk.1.ffn_gate")
     assert finding.diagnosis.name == "all-zero activation row"
     assert finding.further is None
+    audit = examined(path, MODEL, MODEL).audits_json()["reference"]
+    assert audit is not None
+    assert audit["n_covered"] <= sum(row["n_ops"] for row in audit["rows"])  # invalid segments, too
 
 
 def test_it_is_named_too_after_another_mistake(make_model: MakeModel, tmp_path: Path):
@@ -132,6 +137,26 @@ def test_followed_nan_that_no_zero_row_makes_is_wrong(make_model: MakeModel, tmp
     found = examine(candidate, reference, IDS, path, n_decode=1, follow_reference_graph=True)
     assert [(one.side, one.check.tap) for one in found.findings] == [("candidate", "blk.0.ffn_norm")]
     assert found.result.verdict == "divergence"
+
+
+@pytest.mark.parametrize(
+    ("tap", "name", "said"),
+    [
+        ("blk.1.ffn_out", "all-zero activation row", []),
+        ("blk.1.ffn_up", "all-zero activation row", ["which the audit does not show to be invalid"]),
+        ("blk.1.ffn_out", "undetermined", ["which the audit does not show to be invalid"]),
+        ("blk.0.q", "all-zero activation row", ["which comes first"]),
+    ],
+)
+def test_another_mistake_that_a_receipt_names_has_to_be_there(tap, name, said):
+    made = samples.layers_receipt(None, samples.audits(samples.audit_result({(1, "blk.1.ffn_act"): 8.0}), None))
+    rows = made["audit"]["candidate"]["rows"]
+    for row in rows:
+        row["n_invalid"] = int(row["tap"] in ("blk.1.ffn_out", "blk.0.q"))
+    found = {"tap": tap, "pass_index": 1, "pass_kind": "decode", "name": name, "explanation": "it is"}
+    made["diagnosis"][0]["further"] = found
+    complaints = [one.rpartition(", too, ")[2] for one in diagnosis_checks.complaints(made)]
+    assert complaints == said
 
 
 # --- what is said ---------------------------------------------------------------------------------------------
