@@ -16,11 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.formats import Dtype
+from crossval.terms import Generation
 
 PassKind = Literal["prefill", "decode"]
-
-Generation = Literal["march", "main", "mainline"]
-"""Whose arithmetic: bitnet.cpp of March 2026, bitnet.cpp's main since July 2026, mainline llama.cpp."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,9 @@ class Numerics:
     ``flash_attention``: scores, softmax and weighted sum are one operation that rounds otherwise.
     ``attention_threads``: over how many threads flash attention splits the cells of a single token, which changes
     its bits.
+    ``quantizer_block``: activations are quantised in blocks of so many values, each with a step of its own, and
+    not by row (Q8_K, 256 values: what llama.cpp multiplies matrices of TQ1_0 and TQ2_0 with).
+    ``fused_sums``: there, the scaled sum of a block is added to the others in one rounding (gcc builds).
     """
 
     simd_width: int | None = None
@@ -84,6 +85,8 @@ class Numerics:
     binary16_sums: bool | None = None
     flash_attention: bool | None = None
     attention_threads: int | None = None
+    quantizer_block: int | None = None
+    fused_sums: bool | None = None
 
     def __post_init__(self) -> None:
         if self.generation is None and self.simd_width is not None:
@@ -91,12 +94,20 @@ class Numerics:
         if self.generation == "march" and self.binary16_sums is False:
             object.__setattr__(self, "binary16_sums", None)  # no build of that generation has such sums
 
+    @property
+    def inside_others(self) -> frozenset[str]:
+        """Taps that such an engine computes inside another operation, so that it may not have them as tensors."""
+        activation = {"ffn_act"} if self.generation in ("main", "mainline") else set()
+        return frozenset(activation | ({"kq", "kq_soft_max"} if self.flash_attention else set()))
+
     def words(self) -> list[str]:
         """Return what is stated, for people."""
         stated = (
             self.generation,
             self.simd_width and f"{self.simd_width} lanes",
             self.fused_quantizer and "fused quantiser",
+            self.quantizer_block and f"activations in blocks of {self.quantizer_block}",
+            self.fused_sums and "fused sums of blocks",
             self.binary16_sums and "sums in binary16",
             self.flash_attention and "flash attention",
             self.compute_dtype and f"computes in {self.compute_dtype}",

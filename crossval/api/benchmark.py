@@ -175,6 +175,7 @@ class _Start:
             n_threads=n_threads,
             n_ubatch=n_ubatch,
             n_ctx=self.work.n_context,
+            as_run=True,
         )
         runner = registry.row_of(word).open(asked)
         if not isinstance(runner, EngineProcess):

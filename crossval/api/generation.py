@@ -67,7 +67,7 @@ def greedy(
     checked = request.load_model()
     weights = SpecWeights(checked.path) if audit else None  # before the run: the model may have no specification
     with (
-        request.session(checked) as session,
+        request.session(checked, as_run=True) as session,
         Resume(None if journal is None else Path(journal), session, template, n_steps) as resume,
         request.unavailable(session, n_steps=n_steps),
         _told(request, resume, len(texts)),

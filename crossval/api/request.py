@@ -72,14 +72,15 @@ class Request:
             raise BadInputError(f"{path.name} has no token {missing[0]!r}, which template {self.template} needs")
         return model
 
-    def session(self, model: ModelFile) -> Session:
-        """Return the session of both engines, none of them open yet."""
+    def session(self, model: ModelFile, *, as_run: bool = False) -> Session:
+        """Return the session of both engines, none of them open yet; ``as_run``: see ``Session``."""
         return Session(
             model,
             self.candidate,
             self.reference,
             self.n_threads,
             follow_reference_graph=self.follow_reference_graph,
+            as_run=as_run,
         )
 
     def render(self, text: str) -> str:

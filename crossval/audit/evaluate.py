@@ -92,7 +92,7 @@ def _check_bitlinear(
         found = _judge(output, result.expected.reshape(recorded.shape), result.bound.reshape(recorded.shape))
         why = f"its input was recorded in {form.label} only, so its codes are not known"
         return found if found.wrong else unchecked(output, why)
-    result = integers.check(x, flat, weight, arithmetic)
+    result = bounds.check_bitlinear(x, flat, weight, arithmetic)
     expected = result.expected.reshape(recorded.shape)
     allowed = result.bound.reshape(recorded.shape) + arithmetic.cached(output.op, expected, recorded)
     note = f"{result.flips} int8 flips at rounding ties explain every integer" if result.flips else None

@@ -16,11 +16,11 @@ from ctypes import CFUNCTYPE, POINTER, c_bool, c_float, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
-from crossval.bitnet_cpp import main, march
+from crossval.bitnet_cpp import main, mainline, march
 from crossval.bitnet_cpp.table import ANY, INIT_PARAMS, TYPE_F32, Function, Layout, Table
 from crossval.errors import UnavailableError
 
-TABLES: tuple[Table, ...] = (march.TABLE, main.TABLE)
+TABLES: tuple[Table, ...] = (march.TABLE, main.TABLE, mainline.TABLE)
 OPTIONAL_ROLES = {
     "vocab": "functions about the vocabulary take what it returns, otherwise the model",
     "memory": "the function that empties the KV cache takes what it returns, otherwise the context",

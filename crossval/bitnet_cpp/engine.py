@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.bitnet_cpp import abi, limits, probe
+from crossval.bitnet_cpp import abi, limits, probe, probe_blocks
 from crossval.bitnet_cpp.abi import Library
 from crossval.bitnet_cpp.capture import Capture, CapturedTap, PassShape
 from crossval.bitnet_cpp.table import Nodes
@@ -94,13 +94,16 @@ class Engine:
             "architectures": list(table.graphs),
             "files": mapped_libraries(),
             **probe.rounding(library),
+            "in_blocks": probe_blocks.rounding(library),
             "system_info": library.system_info().decode("utf-8", "replace").strip(),
         }
 
     def load(
-        self, path: str, *, n_ctx: int | None, n_ubatch: int, n_threads: int, flash_attention: bool
+        self, path: str, *, n_ctx: int | None, n_ubatch: int, n_threads: int, flash_attention: bool | None
     ) -> dict[str, Any]:
         """Load a model and create the plain context; return its shape and the limits in force.
+
+        ``flash_attention`` None: on where the generation has it on by default.
 
         Raises:
             RefusedError: the library could not load the model or make a context.
@@ -126,6 +129,8 @@ class Engine:
         n_layers, n_ctx_train = lib.n_layer(self.model), lib.n_ctx_train(self.model)
         if n_ctx is not None and n_ctx > n_ctx_train:
             raise BadInputError(f"n_ctx {n_ctx} is longer than the model's context of {n_ctx_train} tokens")
+        if flash_attention is None:
+            flash_attention = table.flash_attention is not None
         self.n_threads, self.flash_attention = n_threads, flash_attention
         limit = self._ubatch_limit()
         self.n_ubatch = n_ubatch if limit is None else min(n_ubatch, limit)

@@ -14,7 +14,7 @@ from crossval.bitnet_cpp.builder import FoundLibrary, Options, built_library_pat
 from crossval.bitnet_cpp.manifest import LIBRARY_NAME, read_manifest
 from crossval.bitnet_cpp.remedies import GENERATION_VARIABLE, HOW_TO_GET, LIBRARY_VARIABLE, STILL_WORKS
 from crossval.errors import BadInputError, UnavailableError
-from crossval.passes import Generation
+from crossval.terms import Generation
 
 PREFERENCE: tuple[Generation, ...] = ("march", "main")
 """Which of the libraries built here is used when none is asked for."""

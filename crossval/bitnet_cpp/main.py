@@ -113,18 +113,24 @@ TYPE_TRAITS = Layout(
         ("nrows", c_int64, 1),
     ),
 )
-FUNCTIONS = common_functions(MODEL_PARAMS, CONTEXT_PARAMS, BATCH) | {
-    "load_model": Function("llama_model_load_from_file", c_void_p, (c_char_p, MODEL_PARAMS.struct)),
-    "new_context": Function("llama_init_from_model", c_void_p, (c_void_p, CONTEXT_PARAMS.struct)),
-    "vocab": Function("llama_model_get_vocab", c_void_p, (c_void_p,)),
-    "n_vocab": Function("llama_vocab_n_tokens", c_int32, (c_void_p,)),
-    "n_ctx_train": Function("llama_model_n_ctx_train", c_int32, (c_void_p,)),
-    "n_embd": Function("llama_model_n_embd", c_int32, (c_void_p,)),
-    "n_layer": Function("llama_model_n_layer", c_int32, (c_void_p,)),
-    "n_head": Function("llama_model_n_head", c_int32, (c_void_p,)),
-    "memory": Function("llama_get_memory", c_void_p, (c_void_p,)),
-    "clear_memory": Function("llama_memory_clear", None, (c_void_p, c_bool), constants=(True,)),
-}
+
+
+def functions(model_params: Layout, context_params: Layout) -> dict[str, Function]:
+    """Return the functions by role, as mainline has them, too, with parameters of its own."""
+    return common_functions(model_params, context_params, BATCH) | {
+        "load_model": Function("llama_model_load_from_file", c_void_p, (c_char_p, model_params.struct)),
+        "new_context": Function("llama_init_from_model", c_void_p, (c_void_p, context_params.struct)),
+        "vocab": Function("llama_model_get_vocab", c_void_p, (c_void_p,)),
+        "n_vocab": Function("llama_vocab_n_tokens", c_int32, (c_void_p,)),
+        "n_ctx_train": Function("llama_model_n_ctx_train", c_int32, (c_void_p,)),
+        "n_embd": Function("llama_model_n_embd", c_int32, (c_void_p,)),
+        "n_layer": Function("llama_model_n_layer", c_int32, (c_void_p,)),
+        "n_head": Function("llama_model_n_head", c_int32, (c_void_p,)),
+        "memory": Function("llama_get_memory", c_void_p, (c_void_p,)),
+        "clear_memory": Function("llama_memory_clear", None, (c_void_p, c_bool), constants=(True,)),
+    }
+
+
 BITNET: Nodes = {
     **BITNET_NODES,
     "inp_embd": (("embd", frozenset({"GET_ROWS"})),),
@@ -140,13 +146,13 @@ TABLE = Table(
     generation="main",
     engine="bitnet.cpp",
     title="bitnet.cpp main since July 2026",
-    functions=FUNCTIONS,
+    functions=functions(MODEL_PARAMS, CONTEXT_PARAMS),
     model_params=MODEL_PARAMS,
     context_params=CONTEXT_PARAMS,
     batch=BATCH,
     tensor=TENSOR,
     types={36: b"i2_s", 42: b"tl2"},
-    graphs={"bitnet-b1.58": BITNET},
+    graphs={"bitnet-b1.58": BITNET, "bitnet": BITNET},
     flash_attention="flash_attn_type",
     gone_with_flash_attention=frozenset({"kq", "kq_soft_max"}),
     dot=DotProduct("ggml_get_type_traits_cpu", TYPE_TRAITS, prepare="ggml_cpu_init"),

@@ -135,6 +135,8 @@ BITNET: Nodes = {
     "ffn_out": (("ffn_out", None),),
 }
 """``build_bitnet_158``, ``llm_build_ffn`` and ``llm_build_kqv`` of ``src/llama.cpp``."""
+BITNET_SILU: Nodes = {**BITNET, "ffn_act": (("ffn_silu", None),), "ffn_out": (("ffn_sub_out", None),)}
+"""``build_bitnet``, which the name ``bitnet`` means."""
 
 TABLE = Table(
     generation="march",
@@ -146,7 +148,7 @@ TABLE = Table(
     batch=BATCH,
     tensor=TENSOR,
     types={36: b"i2_s"},
-    graphs={"bitnet-b1.58": BITNET, "bitnet-25": BITNET},
+    graphs={"bitnet-b1.58": BITNET, "bitnet-25": BITNET, "bitnet": BITNET_SILU},
     products_on_stack=True,
     dot=DotProduct("ggml_get_type_traits", TYPE_TRAITS),
     quantizer=Quantizer(ties="even", scale_of_zeros=127.0 / 1e-5),

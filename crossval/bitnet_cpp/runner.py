@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from bitnet_py.errors import BitnetError
+from bitnet_py.gguf import GGUFFile
+from bitnet_py.tq import TQ_BLOCK, TQ_TYPES
 from crossval.bitnet_cpp import library as cpp_library
 from crossval.bitnet_cpp.manifest import combined_digest, manifest_for
 from crossval.child.client import EngineProcess, array_of
@@ -53,8 +56,8 @@ class BitnetCppRunner(EngineProcess):
     (``crossval.bitnet_cpp.limits``), never raised. A pass is one call of the engine and is never
     split here: a longer one is a ``BadInputError``. ``flash_attention``: off by default, because
     scores and softmax are no tensors when it is on, although newer generations turn it on by
-    themselves. ``timeout_s`` limits each load and each pass. After an ``EngineCrashError`` the
-    runner is closed.
+    themselves; None: as the generation does. ``timeout_s`` limits each load and each pass. After an
+    ``EngineCrashError`` the runner is closed.
     """
 
     status: Literal["live", "recorded"] = "live"
@@ -68,7 +71,7 @@ class BitnetCppRunner(EngineProcess):
         n_threads: int = 2,
         n_ctx: int | None = None,
         n_ubatch: int = 512,
-        flash_attention: bool = False,
+        flash_attention: bool | None = False,
         timeout_s: float = 600.0,
     ) -> None:
         if n_threads < 1 or n_ubatch < 1 or (n_ctx is not None and n_ctx < 1):
@@ -102,6 +105,8 @@ class BitnetCppRunner(EngineProcess):
             model = {"model": str(self._model_path.resolve()), **self._requested}
             loaded = self.request("load", model, what=f"loading {self._model_path.name}").header
             self._model = LoadedModel(**{field.name: loaded[field.name] for field in fields(LoadedModel)})
+            if _is_multiplied_in_blocks(self._model_path):
+                facts = {**facts, **facts["in_blocks"], "quantizer_block": TQ_BLOCK}
             self._identity = _identity(facts, loaded)
         except BaseException:
             self.close()
@@ -215,6 +220,15 @@ def _check_gguf(path: Path) -> None:
         raise BadInputError(f"{path} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
 
 
+def _is_multiplied_in_blocks(path: Path) -> bool:
+    """Return whether the type of a model's matrices makes the library quantise activations in blocks."""
+    try:
+        with GGUFFile.open(path) as gguf:
+            return any(info.type in TQ_TYPES for name, info in gguf.tensors.items() if name.startswith("blk."))
+    except BitnetError:  # the library has loaded it; who needs more of it will say what is wrong
+        return False
+
+
 def _identity(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIdentity:
     """Describe the build: digests of the files actually mapped, the rest from a manifest that lists them."""
     files: dict[str, str] = facts["files"]
@@ -254,6 +268,8 @@ def _numerics(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> Numerics:
         binary16_sums=facts["binary16_sums"],
         flash_attention=flash,
         attention_threads=loaded["n_threads"] if flash else None,
+        quantizer_block=facts.get("quantizer_block"),
+        fused_sums=facts.get("fused_sums"),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from crossval.bitnet_cpp.remedies import SOURCE_VARIABLE, STILL_WORKS
 from crossval.errors import UnavailableError
-from crossval.passes import Generation
+from crossval.terms import Generation
 
 UPSTREAM_URL = "https://github.com/microsoft/BitNet"
 PINNED_COMMIT = "01eb415772c342d9f20dc42772f1583ae1e5b102"

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from crossval.passes import Generation
+from crossval.terms import Generation
 
 TYPE_F32 = 0
 TYPE_F16 = 1

@@ -407,7 +407,8 @@ def choose_policy(
     """Return ``same`` when both engines state the same rounding as bitnet.cpp's family, else ``independent``.
 
     An engine that computes in a 16-bit format, as it states or as its audit found (``computed``), is held to that
-    format's table, and so is the engine that it is compared with.
+    format's table, and so is the engine that it is compared with. ``blocks`` is for two of which one quantises
+    activations in blocks and the other does not.
     """
     ours, theirs = candidate.numerics, reference.numerics
     formats = {ours.compute_dtype, theirs.compute_dtype, *computed}
@@ -415,5 +416,7 @@ def choose_policy(
         return "bf16"
     if "f16" in formats:
         return "f16"
+    if ours.quantizer_block != theirs.quantizer_block:
+        return "blocks"
     known = ours.simd_width is not None and ours.fused_quantizer is not None
     return "same" if known and ours == theirs else "independent"

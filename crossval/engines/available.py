@@ -13,6 +13,7 @@ from bitnet_py import _native, resources
 from bitnet_py.errors import BitnetError
 from crossval.bitnet_cpp import library as cpp_library
 from crossval.bitnet_cpp import runner as cpp_runner
+from crossval.bitnet_cpp.builder import built_library_path
 from crossval.bitnet_cpp.manifest import combined_digest, manifest_for
 from crossval.bitnet_cpp.remedies import HOW_TO_GET
 from crossval.engines import llama_package, registry
@@ -96,12 +97,18 @@ def bitnet_py() -> Iterator[Available]:
 
 
 def bitnet_cpp() -> Iterator[Available]:
-    """Yield the bitnet.cpp that its word alone means."""
+    """Yield the bitnet.cpp that its word alone means, then the other builds made here."""
     library = cpp_library.find_library()
     if library is None:
         yield _row("bitnet.cpp", why_not=f"not built: {HOW_TO_GET}")
     else:
         yield examined("bitnet.cpp", library.path, detail=library.origin)
+    kept = [cpp_library.build_dir_of(generation) for generation in cpp_library.PREFERENCE]
+    kept += sorted((cpp_library.default_build_dir() / "sources").glob("*"))
+    for folder in kept:
+        path = built_library_path(folder)
+        if path.is_file() and (library is None or path.resolve() != library.path.resolve()):
+            yield replace(examined("bitnet.cpp", path), word=f"bitnet.cpp:{folder}")
 
 
 def llama_cpp() -> Iterator[Available]:

@@ -207,7 +207,7 @@ def check_bitnet_cpp() -> list[PartCheck]:
     """Return whether bitnet.cpp's library is there and, loaded in a child process, behaves as expected."""
     name = "bitnet.cpp library"
     try:
-        (found,) = available.bitnet_cpp()
+        found = next(available.bitnet_cpp())
     except CrossvalError as error:
         return [PartCheck(name, False, str(error), HOW_TO_GET, required=False)]
     numerics = found.numerics

@@ -9,7 +9,7 @@ from pathlib import Path
 DISTRIBUTION = "llama-cpp-python"
 MODULE = "llama_cpp"
 LIBRARY_NAME = "libllama.so"
-HOW_TO_GET = f"run `pip install {DISTRIBUTION}`"
+HOW_TO_GET = "run `pip install 'bitnet-parity[llama]'`"
 
 
 def version() -> str | None:

@@ -63,7 +63,8 @@ def record_trace(
 
     ``select_prefill`` and ``select_decode`` default to every tap, and to the outline that every comparison needs
     (``taps.outline_taps``); the first ``n_decode_full`` decode passes get ``select_prefill``. The logits are
-    always recorded. Taps of sub-norms that the model lacks may be absent; any other selected tap must be given.
+    always recorded. Taps of sub-norms that the model lacks may be absent, and what the engine states to compute
+    inside another operation; any other selected tap must be given.
 
     Raises:
         BadInputError: empty prompt, unknown tap, unusable logits, or the directory cannot hold a trace.
@@ -108,7 +109,12 @@ def _selection(model: TraceModel, names: Collection[str]) -> frozenset[str]:
 
 
 def _check_complete(runner: Runner, index: int, select: Collection[str], given: Collection[str]) -> None:
-    missing = [name for name in select if name not in given and not taps.is_optional(name)]
+    inside = runner.identity.numerics.inside_others
+    missing = [
+        name
+        for name in select
+        if name not in given and not taps.is_optional(name) and taps.parse(name).tap not in inside
+    ]
     if missing:
         raise UnavailableError(
             f"{runner.identity.name} did not give {len(missing)} of {len(select)} selected taps in pass {index}, "

@@ -35,7 +35,7 @@ class Asked:
     ``prompt``: text or token ids. ``numerics``: how the other engine states that it rounds.
     ``follow_reference_graph``: compute what the other engine's generation computes, even where that
     is not the model. ``n_ubatch``: longest pass needed; ``n_ctx``: tokens the cache has to hold; None: the
-    engine's own.
+    engine's own. ``as_run``: flash attention as the engine's generation has it by default, not off.
     """
 
     word: EngineWord
@@ -47,6 +47,7 @@ class Asked:
     kernel: str | None = None
     n_ubatch: int | None = None
     n_ctx: int | None = None
+    as_run: bool = False
 
     def options(self, *names: str) -> dict[str, Any]:
         """Return those of the named options that were given."""
@@ -105,7 +106,10 @@ def _llama_cpp(asked: Asked) -> Runner:
 
 def _library(asked: Asked, path: str | Path | None) -> Runner:
     found = None if path is None else library.resolve(str(path)).path
-    return BitnetCppRunner(asked.model_path, library=found, **asked.options("n_threads", "n_ubatch", "n_ctx"))
+    given = asked.options("n_threads", "n_ubatch", "n_ctx")
+    if asked.as_run:
+        given["flash_attention"] = None
+    return BitnetCppRunner(asked.model_path, library=found, **given)
 
 
 def _spec(asked: Asked) -> Runner:

@@ -51,8 +51,13 @@ class Session:
         n_threads: int | None = None,
         *,
         follow_reference_graph: bool = False,
+        as_run: bool = False,
     ) -> None:
-        """Raise ``BadInputError`` where a word names no engine."""
+        """Raise ``BadInputError`` where a word names no engine.
+
+        ``as_run``: engines run as they do unless told otherwise, that is with flash attention where
+        that is on by default, which hides attention's scores and weights.
+        """
         self.model = model
         self.words: dict[Side, EngineWord] = {
             "candidate": find_word("candidate", candidate),
@@ -60,6 +65,7 @@ class Session:
         }
         self.n_threads = n_threads
         self.follow_reference_graph = follow_reference_graph
+        self.as_run = as_run
         self.failed: Side | None = None
         """The engine that was not available."""
         self._stack = ExitStack()
@@ -140,10 +146,11 @@ class Session:
     def _options(self, stated: Runner | None) -> dict[str, Any]:
         """Return what an engine is opened with, given the one whose arithmetic and passes it follows."""
         if stated is None:
-            return {"n_threads": self.n_threads}
+            return {"n_threads": self.n_threads, "as_run": self.as_run}
         longest = max((len(one.token_ids) for one in stated.plan or ()), default=0)
         return {
             "n_threads": self.n_threads,
+            "as_run": self.as_run,
             "numerics": stated.identity.numerics,
             "follow_reference_graph": self.follow_reference_graph,
             "n_ubatch": longest if longest > DEFAULT_UBATCH else None,

@@ -73,6 +73,10 @@ def _against(what: str, ours: str, theirs: str) -> str | None:
 
 
 def _quantiser(one: Numerics) -> str:
+    if one.quantizer_block is not None:
+        words = f"blocks of {one.quantizer_block} activations, each with a step of its own"
+        words += ", product and rounding in one step" if one.fused_quantizer else ""
+        return f"{words}, sums of blocks added in one step" if one.fused_sums else words
     words = QUANTISERS.get(one.generation or "", f"that of {one.generation}")
     return f"{words}, product and rounding in one step" if one.fused_quantizer else words
 

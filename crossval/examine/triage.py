@@ -22,6 +22,7 @@ from crossval.causal import show as causal_show
 from crossval.console import show_line
 from crossval.examine import arithmetics
 from crossval.examine.advice import advice_of, of_graph
+from crossval.examine.layers_receipt import decisive
 from crossval.receipts.file import Receipt
 from crossval.receipts.party import followed_graph, names_of
 from crossval.receipts.show import show_headline, show_notes
@@ -61,6 +62,7 @@ def show_triage(out: Console, receipt: Receipt) -> None:
 
 def explain(receipt: Receipt) -> Lines:
     """Yield the findings of a ``layers`` or ``diff`` receipt as labelled sentences."""
+    whole, receipt = receipt, decisive(receipt)
     names = names_of(receipt)
     recorded, graph = misrecorded(receipt), followed_graph(receipt)
     if receipt["verdict"] == "divergence" and segmented(receipt):
@@ -74,6 +76,8 @@ def explain(receipt: Receipt) -> Lines:
     else:
         text = _WRONG_SIDE[receipt["verdict"]].format(**names)
         yield "wrong side", text if graph is None else of_graph(text)
+    if whole is not receipt:
+        yield "seen in", "the default run only, with flash attention; what was captured without it passes"
     if graph is not None:
         yield "held to", f"the graph that the reference computes, not the model: it has {graph}"
     if receipt["reference"]["status"] == "unavailable":
@@ -99,9 +103,9 @@ def explain(receipt: Receipt) -> Lines:
             yield "", f"bits need not be equal: {why}"
     for found in receipt["diagnosis"]:
         yield "why", f"{found['party']}: {cause(found)}"
-    yield from floors_show.lines(receipt)
-    if "causal" in receipt:
-        yield from (("causal", text) for text in causal_show.conclusions(receipt))
+    yield from floors_show.lines(whole)
+    if "causal" in whole:
+        yield from (("causal", text) for text in causal_show.conclusions(whole))
     for number, step in enumerate(_steps(receipt, names), 1):
         yield "what to do" if number == 1 else "", f"{number}. {step}"
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from crossval.model.config import SpecConfig
-from crossval.passes import Generation
+from crossval.terms import Generation
 
 GRAPHS: Mapping[tuple[Generation, str], tuple[Mapping[str, Any], str]] = {
     ("main", "bitnet-b1.58"): ({"activation": "silu"}, "SiLU instead of squared ReLU"),

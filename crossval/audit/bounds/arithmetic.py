@@ -53,8 +53,8 @@ class Arithmetic:
 
     @property
     def is_main(self) -> bool:
-        """Whether it is known to be that of bitnet.cpp's main since July 2026."""
-        return self.known and self.numerics.generation == "main"
+        """Whether it is known to be that of bitnet.cpp's main since July 2026, or mainline's: the same."""
+        return self.known and self.numerics.generation in ("main", "mainline")
 
     def is_tiled(self, n_tokens: int) -> bool:
         """Return whether flash attention works in tiles in a pass of so many tokens."""

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from crossval.audit.bounds import Arithmetic
+from bitnet_py.tq import TQ_BLOCK
+from crossval.audit.bounds import Arithmetic, blocks
 from crossval.audit.recorded_op import Array, Inapplicable, RecordedOp
 from crossval.model.kinds import BitLinear, Head, IntArray, TernaryMatrix, widen
+from crossval.passes import Numerics
 
 __all__ = ["Array", "Context", "Inapplicable", "Quantizer", "head", "linear", "of_records"]
 
-Quantizer = Literal["float64", "float32", "fused", "divide", "main"]
-"""How an engine gets from a float activation to its code (see ``scaled``)."""
+Quantizer = Literal["float64", "float32", "fused", "divide", "main", "blocks", "fused blocks"]
+"""How an engine gets from a float activation to its code (see ``scaled``); where blocks have steps of their own,
+what is multiplied with the weights stands for codes (``quantize``)."""
+BLOCK_QUANTIZERS: Mapping[Quantizer, Arithmetic] = {
+    "blocks": Arithmetic(Numerics(fused_quantizer=False, quantizer_block=TQ_BLOCK), n_heads=0),
+    "fused blocks": Arithmetic(Numerics(fused_quantizer=True, quantizer_block=TQ_BLOCK), n_heads=0),
+}
 RowsOf = Callable[[TernaryMatrix, IntArray], Array]
 """Returns some rows of a matrix as an engine sees them: ``(features, cols)``."""
 Product = Callable[[Array, Array], Array]
@@ -28,6 +35,8 @@ CHUNK_FEATURES = 512
 
 def quantizer_of(arithmetic: Arithmetic) -> Quantizer:
     """Return how an engine of binary32 gets from an activation to its code, as far as it states it."""
+    if arithmetic.numerics.quantizer_block is not None:
+        return "fused blocks" if arithmetic.numerics.fused_quantizer else "blocks"
     if arithmetic.is_main:
         return "main"
     return "fused" if arithmetic.numerics.fused_quantizer else "float32"
@@ -194,8 +203,16 @@ def peak(x: Array) -> Array:
 def input_scale(context: Context, x: Array, *, largest: Array | None = None, levels: float = 127.0) -> Array:
     """Return what activations are multiplied by: ``levels / max(largest, 1e-5)``, rounded as the engine does.
 
-    ``main`` has no least magnitude; the scale of an all-zero row is then 1.
+    ``main`` has no least magnitude; the scale of an all-zero row is then 1. In blocks, ``quantize`` gives values
+    and no codes, of which the scale is 1.
+
+    Raises:
+        Inapplicable: in blocks there is no other.
     """
+    if context.quantizer in BLOCK_QUANTIZERS:
+        if largest is not None or levels != blocks.LEVELS:
+            raise Inapplicable
+        return np.ones((*x.shape[:-1], 1))
     largest = peak(x) if largest is None else largest
     if context.quantizer == "main":
         with np.errstate(divide="ignore"):
@@ -227,7 +244,18 @@ def quantize(
     low: float = -128.0,
     high: float = 127.0,
 ) -> Array:
-    """Return integer codes as float32 (exact); ``rounding``: another one than the engine's to nearest."""
+    """Return integer codes as float32 (exact); ``rounding``: another one than the engine's to nearest.
+
+    In blocks: what is multiplied with the weights, in float64.
+
+    Raises:
+        Inapplicable: in blocks there is no other scale or rounding.
+    """
+    if context.quantizer in BLOCK_QUANTIZERS:
+        is_own = rounding is None and (low, high) == (-128.0, 127.0) and np.all(np.asarray(scale) == 1.0)
+        if not is_own or x.shape[-1] % TQ_BLOCK:
+            raise Inapplicable
+        return blocks.quantize(x, BLOCK_QUANTIZERS[context.quantizer]).values.reshape(x.shape)
     rounding = rounding or (half_away if context.quantizer == "main" else np.rint)
     with np.errstate(invalid="ignore", over="ignore"):
         return np.clip(rounding(scaled(context, x, scale)), low, high).astype(np.float32)

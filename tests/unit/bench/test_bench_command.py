@@ -37,7 +37,9 @@ class Stranger(BitnetPyProcess):
     wrong_from: int | None = None
     numerics = Numerics(8, False)
 
-    def __init__(self, path: Path, *, library: Path | None, n_threads: int, n_ctx: int, n_ubatch: int) -> None:
+    def __init__(
+        self, path: Path, *, library: Path | None, n_threads: int, n_ctx: int, n_ubatch: int, flash_attention: None
+    ) -> None:
         super().__init__(path, n_threads=n_threads, numerics=self.numerics, n_ubatch=n_ubatch)
         self.library = str(library)
 

@@ -29,15 +29,27 @@ SOURCE = r"""
 #include <string.h>
 #include <stdio.h>
 
+#ifdef MAINLINE
+#define MAIN
+#endif
 #ifdef MAIN
 struct model_params {
     void * devices, * overrides;
+#ifdef MAINLINE
+    int32_t n_gpu_layers, split_mode, load_mode, lazy_mode, main_gpu;
+    void * pointers[4];
+    bool vocab_only, check_tensors, extra, no_host, no_alloc, load_mtp;
+#else
     int32_t n_gpu_layers, split_mode, main_gpu;
     void * pointers[4];
     bool vocab_only, use_mmap, direct, use_mlock, check_tensors, extra, no_host, no_alloc;
+#endif
 };
 struct context_params {
     uint32_t n_ctx, n_batch, n_ubatch, n_seq_max, n_rs_seq, n_outputs_max;
+#ifdef MAINLINE
+    uint32_t n_outputs_max_per_seq;
+#endif
     int32_t n_threads, n_threads_batch, kind, rope, pooling, attention, flash;
     float freq_base, freq_scale, ext, attn, fast, slow;
     uint32_t orig_ctx;
@@ -93,7 +105,12 @@ struct tensor {
 struct model_params llama_model_default_params(void) {
     struct model_params p;
     memset(&p, 0, sizeof p);
-    p.split_mode = 1; p.use_mmap = true;
+    p.split_mode = 1;
+#ifdef MAINLINE
+    p.load_mode = -1; p.lazy_mode = 1;
+#else
+    p.use_mmap = true;
+#endif
 #ifdef MAIN
     p.n_gpu_layers = -1; p.extra = true;
 #endif
@@ -107,6 +124,9 @@ struct context_params llama_context_default_params(void) {
     p.ext = -1; p.attn = 1; p.fast = 32; p.slow = 1; p.defrag = -1; p.type_k = p.type_v = 1;
     p.offload_kqv = p.no_perf = true;
 #ifdef MAIN
+#ifdef MAINLINE
+    p.n_outputs_max_per_seq = 1;
+#endif
     p.flash = -1; p.attn = p.fast = p.slow = -1; p.op_offload = p.swa_full = true;
 #endif
     return p;
@@ -159,7 +179,13 @@ void * ggml_get_data(struct tensor * t) { return t->data; }
 size_t ggml_nbytes(struct tensor * t) { return t->nb[3] * t->ne[3]; }
 int64_t ggml_nelements(struct tensor * t) { return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
 const char * ggml_op_name(int32_t op) { return op == 8 ? "SQR" : "NONE"; }
+#ifdef MAINLINE
+const char * ggml_type_name(int32_t type) {
+    return type == 34 ? "tq1_0" : type == 35 ? "tq2_0" : type == 42 ? "q2_0" : "other";
+}
+#else
 const char * ggml_type_name(int32_t type) { return type == 36 ? "i2_s" : type == 42 ? "tl2" : "other"; }
+#endif
 size_t ggml_tensor_overhead(void) { return sizeof(struct tensor) + 32; }
 const char * llama_print_system_info(void) { return "stand-in"; }
 """
@@ -191,6 +217,7 @@ SIZES = {"march": (128, 56), "main": (168, 64)}
 """Bytes of the changed structs of the context and the model."""
 TABLES = {table.generation: table for table in llama_abi.TABLES}
 BOTH = pytest.mark.parametrize("generation", SIZES)
+EVERY = pytest.mark.parametrize("generation", TABLES)
 
 
 def stand_in(folder: Path, source: str, generation: str, without: str = "") -> Path:
@@ -201,7 +228,7 @@ def stand_in(folder: Path, source: str, generation: str, without: str = "") -> P
     return compile_library(folder / "libllama.so", code, f"-D{generation.upper()}")
 
 
-@BOTH
+@EVERY
 def test_the_generation_of_the_stand_in_is_found(tmp_path, generation):
     library = stand_in(tmp_path, SOURCE, generation)
     facts = open_library(library)
@@ -232,13 +259,31 @@ def test_the_structs_of_another_generation_behind_the_same_functions_are_detecte
         open_library(library)
 
 
-@BOTH
+@EVERY
 def test_a_missing_function_is_named_for_the_nearest_generation(tmp_path, generation):
     name = TABLES[generation].functions["clear_memory"].name
     library = stand_in(tmp_path, SOURCE, generation, without=name)
-    complaint = f"no known generation: for {TABLES[generation].title} it lacks {name}; for "
-    with pytest.raises(UnavailableError, match=re.escape(complaint)):
+    complaint = rf"no known generation: (.*; )?for {re.escape(TABLES[generation].title)} it lacks {name}; for "
+    with pytest.raises(UnavailableError, match=complaint):
         open_library(library)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("uint32_t n_outputs_max_per_seq;", "", "n_outputs_max_per_seq is 4, expected 1"),
+        ("load_mode, lazy_mode, main_gpu;", "lazy_mode, load_mode, main_gpu;", "load_mode is 1, expected -1"),
+        ('type == 35 ? "tq2_0"', 'type == 37 ? "tq2_0"', "ggml type 35 is b'other', expected b'tq2_0'"),
+    ],
+)
+def test_another_version_of_mainline_is_refused_with_what_differs(tmp_path, old, new, complaint):
+    assert old in SOURCE
+    source = SOURCE.replace(old, new)
+    source = source if new else source.replace("    p.n_outputs_max_per_seq = 1;\n", "")
+    library = stand_in(tmp_path, source, "mainline")
+    with pytest.raises(UnavailableError, match=re.escape(complaint)) as caught:
+        open_library(library)
+    assert TABLES["mainline"].title in str(caught.value)
 
 
 def test_a_library_without_llama_is_no_libllama(tmp_path):
@@ -255,7 +300,7 @@ def test_the_mirrored_structs_have_the_sizes_of_the_headers():
         ]
         for generation, table in TABLES.items()
     }
-    assert sizes == {"march": [64, 120, 72, 336], "main": [72, 160, 56, 336]}
+    assert sizes == {"march": [64, 120, 72, 336], "main": [72, 160, 56, 336], "mainline": [80, 160, 56, 336]}
 
 
 def test_roles_that_only_some_generations_have_are_listed():

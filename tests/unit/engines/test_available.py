@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from crossval.bitnet_cpp.builder import built_library_path
 from crossval.bitnet_cpp.manifest import combined_digest
 from crossval.bitnet_cpp.remedies import LIBRARY_VARIABLE
 from crossval.engines import available, llama_package, registry
@@ -14,6 +15,11 @@ from crossval.engines.available import Available
 from crossval.errors import UnavailableError
 
 FACTS = {"generation": "main", "simd_width": 16, "fused_quantizer": False, "binary16_sums": True}
+
+
+@pytest.fixture(autouse=True)
+def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossval.bitnet_cpp.library.default_build_dir", lambda: tmp_path / "build")
 
 
 @pytest.fixture
@@ -54,10 +60,26 @@ def test_a_build_is_known_by_its_behaviour_and_digest(library: Path) -> None:
     assert (found.compiler, found.source_commit) == (None, None)  # no manifest lists this file
 
 
+def test_builds_kept_side_by_side_are_listed_with_the_word_that_names_them(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = tmp_path / "builds"
+    monkeypatch.setattr("crossval.bitnet_cpp.library.default_build_dir", lambda: builds)
+    folders = [builds, builds / "main", builds / "sources" / "0123"]
+    for folder in folders:
+        built_library_path(folder).parent.mkdir(parents=True)
+        built_library_path(folder).write_bytes(b"")
+    found = [one for one in available.collect() if one.what == "real bitnet.cpp"]
+    assert [one.word for one in found] == ["bitnet.cpp", *(f"bitnet.cpp:{folder}" for folder in folders)]
+    monkeypatch.delenv(LIBRARY_VARIABLE)
+    found = [one for one in available.collect() if one.what == "real bitnet.cpp"]
+    assert [one.word for one in found] == ["bitnet.cpp", *(f"bitnet.cpp:{folder}" for folder in folders[1:])]
+
+
 def test_what_cannot_be_used_says_why(library: Path, monkeypatch: pytest.MonkeyPatch, no_bitnet_cpp: None) -> None:
     assert "make fetch-cpp" in str(only("bitnet.cpp").why_not)
     monkeypatch.setattr(llama_package, "find_library", lambda: None)
-    assert "pip install llama-cpp-python" in str(only("llama.cpp").why_not)
+    assert "pip install 'bitnet-parity[llama]'" in str(only("llama.cpp").why_not)
 
     def refused(path: Path) -> None:
         raise UnavailableError(f"{path}\n is of no known generation")

@@ -233,7 +233,7 @@ def test_llama_cpp_is_the_library_of_the_installed_package(
 ) -> None:
     monkeypatch.setattr("crossval.engines.llama_package.find_library", lambda: None)
     with pytest.raises(
-        UnavailableError, match=r"no llama\.cpp is installed here; run `pip install llama-cpp-python`"
+        UnavailableError, match=r"no llama\.cpp is installed here; run `pip install 'bitnet-parity\[llama\]'`"
     ):
         open_candidate(named("candidate", "llama.cpp"), model)
     build = model.with_name("libllama.so")
