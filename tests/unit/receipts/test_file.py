@@ -325,7 +325,7 @@ def test_every_object_of_the_schema_is_closed(name: str) -> None:
                 "/$defs/engine_audit": ["misrecorded", "precision"],
                 "/$defs/audit_row": ["n_segments", "within", "n_within"],
                 "/$defs/guilty_op": ["segment", "within", "n_within"],
-                "/$defs/diagnosis": ["segment", "segment_ops"],
+                "/$defs/diagnosis": ["further", "segment", "segment_ops"],
                 "/$defs/tap_location": ["after"],
                 "/$defs/numerics": [
                     "attention_threads",
