@@ -55,7 +55,7 @@ class Golden:
 
 
 def goldens_dir(model_path: str | Path, generation: Generation = "march") -> Path:
-    """Return the directory of a model's goldens: ``model.goldens/`` of ``model.gguf``, main's ``model.goldens-main/``."""
+    """Return the directory of a model's goldens: ``model.gguf`` -> ``model.goldens/``; main's: ``…goldens-main/``."""
     path = Path(model_path)
     suffix = SUFFIX if generation == "march" else f"{SUFFIX}-{generation}"
     return path.with_name(path.name.removesuffix(".gguf") + suffix)
