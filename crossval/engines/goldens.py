@@ -55,7 +55,7 @@ class Golden:
 
 
 def goldens_dir(model_path: str | Path, generation: Generation = "march") -> Path:
-    """Return the directory of a model's goldens: ``model.gguf`` -> ``model.goldens/``; main's: ``…goldens-main/``."""
+    """Return where the goldens of ``model.gguf`` are: ``model.goldens/``, or ``model.goldens-main/``."""
     path = Path(model_path)
     suffix = SUFFIX if generation == "march" else f"{SUFFIX}-{generation}"
     return path.with_name(path.name.removesuffix(".gguf") + suffix)
