@@ -35,7 +35,7 @@ lint: $(INSTALLED)  ## Check style of Python and C
 types: $(INSTALLED)  ## Check types
 	$(BIN)/mypy
 
-fetch-cpp: $(INSTALLED)  ## Build bitnet.cpp: downloaded, or the source in BITNET_CPP_DIR
+fetch-cpp: $(INSTALLED)  ## Build bitnet.cpp: downloaded (BITNET_CPP_GENERATION=march or main), or the source in BITNET_CPP_DIR
 	$(BIN)/python -m crossval.bitnet_cpp.build
 
 record: $(INSTALLED)  ## Re-record the goldens of the shipped model from live bitnet.cpp

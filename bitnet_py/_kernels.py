@@ -72,6 +72,27 @@ def quantize(
     return q, np.float32(scale.value), total.value
 
 
+def blocks(
+    packed: npt.NDArray[np.uint8],
+    weight_scale: float,
+    x: npt.NDArray[np.float32],
+    *,
+    fused_quantizer: bool = False,
+    fused_sums: bool = False,
+    kernel: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """Multiply packed I2_S rows ``(rows, k // 4)`` with float32 columns ``(n_cols, k)``, quantised in blocks.
+
+    Returns float32 ``(n_cols, rows)``.
+    """
+    out = np.empty((x.shape[0], packed.shape[0]), np.float32)
+    call(
+        "bn_kernel_blocks", _name(kernel), fused_quantizer, fused_sums, address(packed), x.shape[1],
+        packed.shape[0], weight_scale, address(x), x.shape[0], address(out),
+    )  # fmt: skip
+    return out
+
+
 def dots(
     a: npt.NDArray[np.float16],
     b: npt.NDArray[np.float32],

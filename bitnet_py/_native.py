@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from bitnet_py.errors import NativeError
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 ACTIVATIONS = ("relu_squared", "silu")
 """In the order of the enum in csrc/bitnet.h."""
 ROPE_PAIRINGS = ("halves", "adjacent")
@@ -77,8 +77,9 @@ class ArithmeticStruct(Structure):
     """``bn_arithmetic``: how the engine rounds."""
 
     _fields_ = [
-        *((name, c_int32) for name in ("generation", "simd_width", "fused_quantizer", "half_sums")),
-        *((name, c_int32) for name in ("flash_attention", "attention_threads", "follow_reference")),
+        *((name, c_int32) for name in ("generation", "simd_width", "fused_quantizer", "block_quantizer")),
+        *((name, c_int32) for name in ("fused_sums", "half_sums", "flash_attention", "attention_threads")),
+        ("follow_reference", c_int32),
     ]
 
 
@@ -168,6 +169,9 @@ _STATUS_FUNCTIONS: dict[str, list[Any]] = {
     "bn_kernel_weigh_half": [c_char_p, c_int, c_float, c_void_p, c_float, c_int64, c_void_p],
     "bn_kernel_multiply_add": [
         c_char_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64,
+    ],
+    "bn_kernel_blocks": [
+        c_char_p, c_int, c_int, c_void_p, c_int64, c_int, c_float, c_void_p, c_int, c_void_p,
     ],
     "bn_kernel_gated": [c_char_p, c_int, c_int, c_void_p, c_void_p, c_int64, c_void_p, c_void_p],
     "bn_kernel_rescale": [c_char_p, c_int, c_void_p, c_int64, c_float, c_float, c_float, c_void_p],

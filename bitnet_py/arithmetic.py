@@ -25,7 +25,12 @@ class Arithmetic:
     """Lanes of the float reductions, 8 or 16: the bits of an AVX2 or an AVX-512 build. 8 by default
     everywhere, so that a model gives the same bits on every machine."""
     fused_quantizer: bool = False
-    """March only: quantise activations as a gcc build does."""
+    """March, or in blocks: quantise activations as a gcc build of the quantiser does."""
+    block_quantizer: bool = False
+    """Quantise activations in blocks of 256, as llama.cpp does for matrices of TQ1_0 and TQ2_0 (Q8_K), and
+    multiply them as an AVX2 build; the model's definition, and I2_S, have one step for a row."""
+    fused_sums: bool = False
+    """In blocks only: add a block's scaled sum in one rounding, as a gcc build does."""
     half_sums: bool = False
     """Main only: dot products accumulate in binary16, as in a build for AVX512-FP16 (16 lanes)."""
     flash_attention: bool = False
@@ -44,8 +49,10 @@ class Arithmetic:
             raise InputError(f"simd_width must be 8 or 16, not {self.simd_width}")
         if self.attention_threads < 1:
             raise InputError(f"attention_threads must be at least 1, not {self.attention_threads}")
-        if self.generation == "main" and self.fused_quantizer:
-            raise InputError("fused_quantizer belongs to generation march")
+        if self.generation == "main" and self.fused_quantizer and not self.block_quantizer:
+            raise InputError("fused_quantizer belongs to generation march, or to block_quantizer")
+        if self.fused_sums and not self.block_quantizer:
+            raise InputError("fused_sums belong to block_quantizer")
         of_main = ("half_sums", "flash_attention", "follow_reference")
         given = [name for name in of_main if getattr(self, name)]
         if given and self.generation != "main":

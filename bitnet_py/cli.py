@@ -16,11 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_py.bench import BenchReport, bench
+from bitnet_py.config import ARCHITECTURES
+from bitnet_py.convert import convert
 from bitnet_py.errors import BitnetError, InputError
 from bitnet_py.generate import Token, generate
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.inspection import describe, print_description
 from bitnet_py.model import Model
+from bitnet_py.projections import PROJECTIONS
 from bitnet_py.resources import default_model_path
 from bitnet_py.sampler import MAX_SEED, GreedySampler, RandomSampler
 from bitnet_py.template import TEMPLATES, Template, get_template
@@ -145,7 +148,7 @@ def run(
     if greedy and given:
         raise click.UsageError(f"--greedy takes no --{next(iter(given)).replace('_', '-')}")
     try:
-        sampler = GreedySampler() if greedy else RandomSampler(**given)  # type: ignore[arg-type]
+        sampler = GreedySampler() if greedy else RandomSampler(**given)  # type: ignore[arg-type]  # click has checked each value
     except InputError as error:
         raise click.UsageError(str(error)) from error
     chosen = get_template(template)
@@ -255,6 +258,42 @@ def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
             print_description(description)
         if problem is not None:
             raise problem
+
+
+@main.command("convert")
+@model_option
+@click.option(
+    "--projections", type=click.Choice(list(PROJECTIONS)), required=True, help="Type of the ternary matrices."
+)
+@click.option(
+    "--arch", type=click.Choice(list(ARCHITECTURES)), help="Name of the architecture.  [default: the same]"
+)
+@click.option(
+    "--other-activation",
+    is_flag=True,
+    help="Allow an --arch that means another activation: the result is another model, fit for speed only.",
+)
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+def convert_command(
+    model_path: Path, projections: str, arch: str | None, other_activation: bool, out: Path
+) -> None:
+    """Write a model to OUT with its ternary matrices in another type.
+
+    bitnet.cpp reads i2_s, llama.cpp tq1_0 and tq2_0.
+
+    llama.cpp runs models of architecture `bitnet`, which means SiLU. A model with squared ReLU
+    (2B-4T, the shipped one) would be another model under that name; it is refused unless
+    --other-activation is given. From i2_s, scales are rounded to float16; the command says how far.
+
+    \b
+    Example:
+      bitnet convert --model m.gguf --projections tq2_0 --arch bitnet m-tq2_0.gguf
+    """
+    done = convert(model_path, out, PROJECTIONS[projections], arch=arch, other_activation=other_activation)
+    exact = "scales unchanged" if not done.scale_error else f"scales rounded, by at most {done.scale_error:.1e}"
+    click.echo(f"{out}: {done.arch}, {done.n_matrices} matrices as {projections}, {exact}", err=True)
+    if done.activation is not None:
+        click.echo(f"{out}: another model than {model_path.name}: its activation is {done.activation}", err=True)
 
 
 @main.command()

@@ -31,9 +31,11 @@ class Architecture:
 ARCHITECTURES = {
     "bitnet-b1.58": Architecture("relu_squared", "halves"),
     "bitnet-25": Architecture("relu_squared", "halves"),
+    "bitnet": Architecture("silu", "halves"),
 }
 """Value of ``general.architecture`` -> what it implies. Others are rejected. Source: bitnet.cpp
-llama.cpp, ``build_bitnet_158`` and ``llama_rope_type``."""
+llama.cpp, ``build_bitnet_158``, ``build_bitnet`` and ``llama_rope_type``; mainline llama.cpp has
+``bitnet`` alone, and the same in it."""
 I2_S_BLOCK = 128
 """Weights in one I2_S block: the row length of every matrix has to be a multiple of it."""
 

@@ -71,6 +71,10 @@ BLOCK_LAYOUT: Mapping[GGMLType, tuple[int, int]] = MappingProxyType(
 """Elements and bytes of one block; I2_S adds ``I2_S_TAIL_BYTES`` per tensor, TL1 and TL2 have no fixed layout."""
 
 
+FILE_TYPES: Mapping[GGMLType, int] = MappingProxyType({GGMLType.TQ1_0: 36, GGMLType.TQ2_0: 37, GGMLType.I2_S: 40})
+"""Type of the matrices -> ``general.file_type`` (llama.h, enum llama_ftype); informative only."""
+
+
 def tensor_size_bytes(shape: tuple[int, ...], ggml_type: GGMLType) -> int | None:
     """Return the bytes a tensor occupies, or None when its rows are not whole blocks.
 

@@ -94,8 +94,12 @@ class GGUFFile:
         metadata: Mapping[str, Any],
         tensors: Mapping[str, TensorInfo],
         mapping: mmap.mmap,
+        alignment: int,
+        values: Mapping[str, slice],
     ) -> None:
         self.path = path
+        self.alignment = alignment
+        self._values = values
         self.version = version
         self.size_bytes = len(mapping)
         self.metadata = metadata
@@ -135,6 +139,16 @@ class GGUFFile:
                 remedy="this is not a complete model of the expected architecture",
             )
         return np.frombuffer(self._mapping, np.uint8, count=info.size_bytes, offset=info.offset)
+
+    def raw_value(self, key: str) -> bytes:
+        """Return the value of a key as it stands in the file, its type first.
+
+        Raises:
+            ModelError: the file is closed.
+        """
+        if self._mapping is None:
+            raise ModelError(f"{self.path}: key {clip(key)} asked for after the file was closed")
+        return self._mapping[self._values[key]]
 
     def release_pages(self, view: npt.NDArray[Any]) -> None:
         """Let the system drop the pages of a view into the mapping; the next access reads them again."""
@@ -284,11 +298,14 @@ class _Parser:
     def parse(self) -> GGUFFile:
         version, n_tensors, n_kv = self.header()
         metadata: dict[str, Any] = {}
+        values: dict[str, slice] = {}
         for i in range(n_kv):
             key = self.string(f"key {i} of {n_kv}", limit=65535)
             if not key or key in metadata:
                 self.fail(f"key {i}", "a new, non-empty key", clip(key))
+            start = self.pos
             metadata[key] = self.value(f"key {clip(key)}")
+            values[key] = slice(start, self.pos)
         alignment = self.alignment(metadata)
         raw = [self.tensor_info(i) for i in range(n_tensors)]
         data_start = -(-self.pos // alignment) * alignment
@@ -298,7 +315,8 @@ class _Parser:
                 self.fail("tensor table", "unique tensor names", f"{clip(name)} twice")
             tensors[name] = self.place(name, shape, kind, offset, data_start, alignment)
         self.check_overlap(tensors)
-        return GGUFFile(self.path, version, MappingProxyType(metadata), MappingProxyType(tensors), self.mapping)
+        header = MappingProxyType(metadata), MappingProxyType(tensors)
+        return GGUFFile(self.path, version, *header, self.mapping, alignment, values)
 
     def header(self) -> tuple[int, int, int]:
         magic = self.mapping[:4]

@@ -67,9 +67,14 @@ def unpack_i2_s(data: npt.NDArray[np.uint8], rows: int, cols: int) -> npt.NDArra
     bad = find_invalid_code(packed)
     if bad is not None:
         raise ModelError(f"I2_S unpacking: expected codes 0, 1, 2, found code 3 in byte {bad}")
-    codes = packed.reshape(-1, 1, _GROUP) >> _SHIFTS[:, None] & 3
-    ternary: npt.NDArray[np.int8] = codes.reshape(rows, cols).astype(np.int8) - np.int8(1)
+    ternary: npt.NDArray[np.int8] = unpack_codes(packed).reshape(rows, cols).astype(np.int8) - np.int8(1)
     return ternary
+
+
+def unpack_codes(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Undo ``pack_codes``: codes ``(4 * n,)`` of ``(n,)`` bytes; nothing is checked."""
+    codes = packed.reshape(-1, 1, _GROUP) >> _SHIFTS[:, None] & 3
+    return codes.astype(np.uint8, copy=False).reshape(-1)
 
 
 def find_invalid_code(data: npt.NDArray[np.uint8]) -> int | None:

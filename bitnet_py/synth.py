@@ -19,14 +19,14 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_py.config import ARCHITECTURES, I2_S_BLOCK
+from bitnet_py.config import ARCHITECTURES
 from bitnet_py.errors import BitnetError, ModelError
-from bitnet_py.ggml_types import GGMLType, tensor_size_bytes
-from bitnet_py.quants import i2_s_tensor, pack_codes
+from bitnet_py.ggml_types import FILE_TYPES, GGMLType, tensor_size_bytes
+from bitnet_py.projections import PROJECTIONS, block_of, ternary_tensor
+from bitnet_py.quants import pack_codes
 from bitnet_py.synth_random import Stream
 from bitnet_py.synth_vocab import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE, build_vocab
 
-_FILE_TYPE_I2_S = 40  # llama.h, LLAMA_FTYPE_MOSTLY_I2_S
 _RESIDUAL_RMS = 2.0
 _LOGIT_STD = 3.0
 _PROJECTION_RMS = {"attn_q": 1.3, "attn_k": 1.3, "attn_v": 1.0, "ffn_gate": 1.0, "ffn_up": 1.0}
@@ -50,6 +50,9 @@ class SynthConfig:
     rms_eps: float = 1e-5
     seed: int = 0
     arch: str = "bitnet-b1.58"
+    projections: str = "i2_s"
+    """Type of the ternary matrices: ``i2_s``, which bitnet.cpp reads, or ``tq1_0`` or ``tq2_0``, which llama.cpp
+    does (as ``--arch bitnet``)."""
     pre: str = "llama-bpe"
     """Value of ``tokenizer.ggml.pre``; ``none`` omits the key, as the official 2B-4T file does."""
     untied_head: bool = False
@@ -58,6 +61,11 @@ class SynthConfig:
     """False omits ``attn_sub_norm`` and ``ffn_sub_norm``; bitnet.cpp rejects such a file."""
     head_dim: int | None = None
     """Width of one head; None: ``dim / n_heads``, the only one that bitnet.cpp loads."""
+
+    @property
+    def projection_type(self) -> GGMLType:
+        """Return the type of the ternary matrices."""
+        return PROJECTIONS[self.projections]
 
     @property
     def head_size(self) -> int:
@@ -69,12 +77,16 @@ class SynthConfig:
         for name in ("n_layers", "dim", "n_heads", "n_kv_heads", "hidden_dim", "context_length"):
             if getattr(self, name) < 1:
                 raise ModelError(f"synthetic model: expected {name} of at least 1, found {getattr(self, name)}")
+        if self.projections not in PROJECTIONS:
+            names = " or ".join(PROJECTIONS)
+            raise ModelError(f"synthetic model: expected projections {names}, found {self.projections!r}")
+        block = block_of(self.projection_type)
         for name, value, divisor in (
-            ("dim", self.dim, I2_S_BLOCK),
-            ("hidden_dim", self.hidden_dim, I2_S_BLOCK),
+            ("dim", self.dim, block),
+            ("hidden_dim", self.hidden_dim, block),
             *([("dim", self.dim, 2 * self.n_heads)] if self.head_dim is None else []),
             ("head_dim", self.head_size, 2),
-            ("n_heads * head_dim", self.n_heads * self.head_size, I2_S_BLOCK),
+            ("n_heads * head_dim", self.n_heads * self.head_size, block),
             ("n_heads", self.n_heads, self.n_kv_heads),
         ):
             if value % divisor:
@@ -133,7 +145,7 @@ def _plan(config: SynthConfig) -> Iterator[_Plan]:
             ("ffn_down", dim, hidden_dim),
         ):
             rms = _PROJECTION_RMS.get(name, branch_rms)
-            yield _Plan(f"blk.{layer}.{name}.weight", GGMLType.I2_S, (rows, cols), rms)
+            yield _Plan(f"blk.{layer}.{name}.weight", config.projection_type, (rows, cols), rms)
     yield _Plan("output_norm.weight", GGMLType.F32, (dim,))
     if config.untied_head:
         yield _Plan("output.weight", GGMLType.F16, (config.vocab_size, dim), embedding_rms)
@@ -161,17 +173,17 @@ def _norm(plan: _Plan, stream: Stream) -> npt.NDArray[np.float32]:
 
 
 def _ternary(plan: _Plan, stream: Stream) -> npt.NDArray[np.uint8]:
-    """Return the bytes of an I2_S tensor whose scale is its own: within 20 % of what gives ``plan.rms``."""
+    """Return the bytes of a ternary tensor whose scale is its own: within 20 % of what gives ``plan.rms``."""
     rows, cols = plan.shape
     jitter = 0.8 + 0.4 * stream.below(1 << 16) / (1 << 16)
     scale = jitter * plan.rms / math.sqrt(_NONZERO * cols)
     codes = _CODES[stream.bytes(rows * cols)].reshape(rows, cols)
-    return i2_s_tensor(pack_codes(codes), scale)
+    return ternary_tensor(pack_codes(codes), scale, plan.type)
 
 
 def _tensor(plan: _Plan, seed: int) -> npt.NDArray[Any]:
     stream = Stream(seed, plan.name)
-    if plan.type is GGMLType.I2_S:
+    if plan.type in PROJECTIONS.values():
         return _ternary(plan, stream)
     return _f16_matrix(plan, stream) if plan.type is GGMLType.F16 else _norm(plan, stream)
 
@@ -180,7 +192,7 @@ def _write_metadata(writer: Any, config: SynthConfig) -> None:
     arch = config.arch
     writer.add_string("general.name", f"synthetic {arch}, random weights, seed {config.seed}")
     writer.add_uint32("general.quantization_version", 2)
-    writer.add_uint32("general.file_type", _FILE_TYPE_I2_S)
+    writer.add_uint32("general.file_type", FILE_TYPES[config.projection_type])
     for key, value in (
         ("vocab_size", config.vocab_size),
         ("context_length", config.context_length),
@@ -239,7 +251,7 @@ def _write(path: Path, config: SynthConfig) -> None:
         plans = list(_plan(config))
         for plan in plans:
             # Not uint8: for that dtype the writer would turn byte shapes into element shapes, and
-            # it does not know type 36 (I2_S). With any other dtype, shape, type and size are
+            # it does not know the type I2_S. With any other dtype, shape, type and size are
             # written as given.
             dtype = {GGMLType.F16: np.float16, GGMLType.F32: np.float32}.get(plan.type, np.int8)
             size_bytes = tensor_size_bytes(plan.shape, plan.type)
@@ -266,18 +278,20 @@ _OPTIONS = {
     "rms_eps": "--eps",
     "seed": "--seed",
     "arch": "--arch",
+    "projections": "--projections",
     "pre": "--pre",
 }
 
 
 def _shape_options(command: Any) -> Any:
     """Add one option per field of ``SynthConfig`` that takes a value."""
+    choices = {"arch": ARCHITECTURES, "projections": PROJECTIONS}
     kinds = {"int": int, "int | None": int, "float": float, "str": str}
     for field in reversed([field for field in fields(SynthConfig) if field.name in _OPTIONS]):
         option = click.option(
             _OPTIONS[field.name],
             field.name,
-            type=click.Choice(list(ARCHITECTURES)) if field.name == "arch" else kinds[str(field.type)],
+            type=click.Choice(list(choices[field.name])) if field.name in choices else kinds[str(field.type)],
             help=f"Default {'dim / heads' if field.default is None else field.default} without a preset.",
         )
         command = option(command)

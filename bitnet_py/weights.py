@@ -13,17 +13,23 @@ from bitnet_py.config import ModelConfig
 from bitnet_py.errors import ModelError, clip, model_error
 from bitnet_py.gguf import GGMLType, GGUFFile
 from bitnet_py.quants import find_invalid_code
+from bitnet_py.tq import TQ_TYPES, repack
 
 F32Array = npt.NDArray[np.float32]
 F16Array = npt.NDArray[np.float16]
 
 _CHUNK_BYTES = 16 << 20
+_NOT_TERNARY = "no BitNet matrix, or a damaged file: convert or download it again"
+_ONE_TYPE = "convert the model again with one type for all matrices"
 _DAMAGED = "the file is damaged or was badly converted: convert or download it again"
 
 
 @dataclass(frozen=True, eq=False)
 class I2SMatrix:
-    """A ternary matrix ``(rows, cols)``: codes uint8 ``(rows * cols // 4,)`` as in ``quants``, one scale."""
+    """A ternary matrix ``(rows, cols)``: codes uint8 ``(rows * cols // 4,)`` as in ``quants``, one scale.
+
+    A view into the mapped file; of another type (``tq``) it is a copy, packed anew.
+    """
 
     data: npt.NDArray[np.uint8]
     rows: int
@@ -64,7 +70,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """All tensors of a model, read-only views into the mapped file; no copies."""
+    """All tensors of a model, read-only views into the mapped file; matrices of TQ1_0 and TQ2_0 are copies."""
 
     config: ModelConfig
     token_embd: F16Array
@@ -83,7 +89,7 @@ class Weights:
 
     @classmethod
     def load(cls, gguf: GGUFFile) -> Weights:
-        """Look up, check and map every tensor; fast, because only norms and scales are read.
+        """Look up, check and map every tensor; fast, because only norms and scales are read (``tq``: everything).
 
         Raises:
             ModelError: a tensor is missing, unknown to this engine, of another type or shape, or a
@@ -141,14 +147,14 @@ class _Loader:
     def error(self, name: str, expected: object, found: object, remedy: str = _DAMAGED) -> ModelError:
         return model_error(self.gguf.path, f"tensor {name}", expected=expected, found=found, remedy=remedy)
 
-    def take(self, name: str, ggml_type: GGMLType, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        info = self.gguf.tensors.get(name)
+    def take(self, name: str, types: tuple[GGMLType, ...], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        info, wanted = self.gguf.tensors.get(name), " or ".join(ggml_type.name for ggml_type in types)
         if info is None:
-            raise self.error(name, f"{ggml_type.name} {shape}", "no such tensor", "the model is incomplete")
+            raise self.error(name, f"{wanted} {shape}", "no such tensor", "the model is incomplete")
         self.left.discard(name)
-        if info.type is not ggml_type:
-            remedy = f"convert the model again with this tensor as {ggml_type.name}"
-            raise self.error(name, f"type {ggml_type.name}", info.type.name, remedy)
+        if info.type not in types:
+            remedy = f"convert the model again with this tensor as {types[0].name}"
+            raise self.error(name, f"type {wanted}", info.type.name, remedy)
         if info.shape != shape:
             raise self.error(
                 name, f"shape {shape}", info.shape, "its keys and its tensors disagree: convert again"
@@ -156,7 +162,7 @@ class _Loader:
         return self.gguf.data(name)
 
     def norm(self, name: str, width: int) -> F32Array:
-        values = self.take(name, GGMLType.F32, (width,)).view("<f4")
+        values = self.take(name, (GGMLType.F32,), (width,)).view("<f4")
         finite = np.isfinite(values)
         if not finite.all():
             index = int(np.argmin(finite))
@@ -168,10 +174,18 @@ class _Loader:
 
     def f16(self, name: str) -> F16Array:
         shape = (self.config.vocab_size, self.config.dim)
-        return self.take(name, GGMLType.F16, shape).view("<f2").reshape(shape)
+        return self.take(name, (GGMLType.F16,), shape).view("<f2").reshape(shape)
 
     def ternary(self, name: str, rows: int, cols: int) -> I2SMatrix:
-        data = self.take(name, GGMLType.I2_S, (rows, cols))
+        data = self.take(name, (GGMLType.I2_S, *TQ_TYPES), (rows, cols))
+        ggml_type = self.gguf.tensors[name].type
+        if ggml_type in TQ_TYPES:
+            try:
+                packed, scale = repack(data, ggml_type)
+            except ModelError as error:
+                raise ModelError(f"{self.gguf.path}: tensor {name}: {error}; {_NOT_TERNARY}") from None
+            packed.flags.writeable = False
+            return I2SMatrix(packed, rows, cols, scale, name)
         n_bytes = rows * cols // 4
         scale = float(data[n_bytes : n_bytes + 4].view("<f4")[0])
         if not (np.isfinite(scale) and scale > 0):
@@ -206,6 +220,7 @@ class _Loader:
             path=self.gguf.path,
         )
         self.check_sub_norms(weights.layers)
+        self.check_one_quantiser(weights)
         self.check_nothing_left()
         return weights
 
@@ -219,6 +234,14 @@ class _Loader:
             missing = [name for name, there in present.items() if not there]
             expected = "both sub-norms in every layer, or none at all"
             raise self.error(missing[0], expected, f"{len(missing)} of {len(present)} missing")
+
+    def check_one_quantiser(self, weights: Weights) -> None:
+        """Reject a mixture of I2_S and block types: llama.cpp multiplies them with other activations."""
+        types = {matrix.name: self.gguf.tensors[matrix.name].type for matrix in weights.matrices()}
+        first = next(iter(types.values()))
+        for name, ggml_type in types.items():
+            if (ggml_type in TQ_TYPES) != (first in TQ_TYPES):
+                raise self.error(name, f"type {first.name}, as others have", ggml_type.name, _ONE_TYPE)
 
     def check_nothing_left(self) -> None:
         """Reject tensors that the engine would otherwise silently ignore (biases, ``rope_freqs``, experts)."""

@@ -24,7 +24,17 @@ import numpy.typing as npt
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.model.config import SpecConfig
-from crossval.passes import PassPlan, PassRecord, Runner, TapArray, pass_kind, short_list
+from crossval.passes import (
+    PassPlan,
+    PassRecord,
+    Runner,
+    TapArray,
+    cut_prompt,
+    longest_pass,
+    pass_kind,
+    prompt_passes,
+    short_list,
+)
 from crossval.terms import LOGITS
 
 MAX_BYTES = 320 << 20
@@ -46,19 +56,22 @@ class Feed:
     n_decode: int
     fixed: tuple[PassPlan, ...] | None
     """All passes that every recorded party holds alike; None when both engines are live."""
+    longest: int | None = None
+    """Tokens of the longest pass that the engines take; a longer prompt is cut. None: no limit."""
     done: list[PassPlan] = field(default_factory=list)
     ended: str | None = None
     """Why passes are missing at the end, None when none are."""
 
     @property
     def n_prompt_passes(self) -> int:
-        """Passes that feed the prompt: one, unless a trace was fed in pieces."""
-        covered = 0
-        for index, plan in enumerate(self.fixed or ()):
-            covered += len(plan.token_ids)
-            if covered >= len(self.prompt_ids):
-                return index + 1
-        return 1
+        """Passes that feed the prompt: one, unless it is longer than a pass or a trace was fed in pieces."""
+        if self.fixed is None:
+            return len(self._cut)
+        return prompt_passes(self.fixed, len(self.prompt_ids))
+
+    @property
+    def _cut(self) -> tuple[PassPlan, ...]:
+        return cut_prompt(self.prompt_ids, self.longest)
 
     @property
     def n_required(self) -> int:
@@ -72,7 +85,7 @@ class Feed:
             return self.fixed[: self.n_required]
         n_prompt = len(self.prompt_ids)
         decoded = (PassPlan(pass_kind(1, n_prompt + i), (0,), n_prompt + i) for i in range(self.n_decode))
-        return PassPlan("prefill", self.prompt_ids, 0), *decoded
+        return *self._cut, *decoded
 
     def next_plan(self, next_token: int | None) -> PassPlan | None:
         """Return the next pass, or None when done or ``ended``; ``next_token`` is the reference's choice."""
@@ -84,8 +97,8 @@ class Feed:
                 self.ended = f"only {len(self.fixed)} of {self.n_required} passes are recorded alike"
                 return None
             plan = self.fixed[index]
-        elif index == 0:
-            plan = PassPlan("prefill", self.prompt_ids, 0)
+        elif index < self.n_prompt_passes:
+            plan = self._cut[index]
         elif next_token is None:
             self.ended = "the reference's logits are not usable, so there is no next token"
             return None
@@ -123,7 +136,7 @@ def make_feed(
             "the two traces were not fed in the same pieces: their first passes hold "
             f"{len(plans[0][1][0].token_ids)} and {len(plans[1][1][0].token_ids)} tokens"
         )
-    feed = Feed(prompt, 0, fixed)
+    feed = Feed(prompt, 0, fixed, longest_pass(candidate, reference))
     if n_decode is None:
         held = default_n_decode if fixed is None else max(0, len(fixed) - feed.n_prompt_passes)
         n_decode = min(default_n_decode, held)

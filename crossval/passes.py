@@ -16,11 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.formats import Dtype
+from crossval.terms import Generation
 
 PassKind = Literal["prefill", "decode"]
-
-Generation = Literal["march", "main", "mainline"]
-"""Whose arithmetic: bitnet.cpp of March 2026, bitnet.cpp's main since July 2026, mainline llama.cpp."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,9 @@ class Numerics:
     ``flash_attention``: scores, softmax and weighted sum are one operation that rounds otherwise.
     ``attention_threads``: over how many threads flash attention splits the cells of a single token, which changes
     its bits.
+    ``quantizer_block``: activations are quantised in blocks of so many values, each with a step of its own, and
+    not by row (Q8_K, 256 values: what llama.cpp multiplies matrices of TQ1_0 and TQ2_0 with).
+    ``fused_sums``: there, the scaled sum of a block is added to the others in one rounding (gcc builds).
     """
 
     simd_width: int | None = None
@@ -84,10 +85,35 @@ class Numerics:
     binary16_sums: bool | None = None
     flash_attention: bool | None = None
     attention_threads: int | None = None
+    quantizer_block: int | None = None
+    fused_sums: bool | None = None
 
     def __post_init__(self) -> None:
         if self.generation is None and self.simd_width is not None:
             object.__setattr__(self, "generation", "march")
+        if self.generation == "march" and self.binary16_sums is False:
+            object.__setattr__(self, "binary16_sums", None)  # no build of that generation has such sums
+
+    @property
+    def inside_others(self) -> frozenset[str]:
+        """Taps that such an engine computes inside another operation, so that it may not have them as tensors."""
+        activation = {"ffn_act"} if self.generation in ("main", "mainline") else set()
+        return frozenset(activation | ({"kq", "kq_soft_max"} if self.flash_attention else set()))
+
+    def words(self) -> list[str]:
+        """Return what is stated, for people."""
+        stated = (
+            self.generation,
+            self.simd_width and f"{self.simd_width} lanes",
+            self.fused_quantizer and "fused quantiser",
+            self.quantizer_block and f"activations in blocks of {self.quantizer_block}",
+            self.fused_sums and "fused sums of blocks",
+            self.binary16_sums and "sums in binary16",
+            self.flash_attention and "flash attention",
+            self.compute_dtype and f"computes in {self.compute_dtype}",
+            self.kv_dtype and f"keys and values in {self.kv_dtype}",
+        )
+        return [text for text in stated if text]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values; what is not stated only for lanes and quantiser."""
@@ -109,7 +135,7 @@ class EngineIdentity:
     flags: str | None = None
     numerics: Numerics = field(default_factory=Numerics)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Threads, ubatch size, kernel name and the like; JSON scalars only."""
+    """Threads, kernel name and the like; JSON scalars only. ``n_ubatch``: the longest pass, where there is one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the identity as plain JSON values."""
@@ -166,6 +192,38 @@ class Runner(Protocol):
 def pass_kind(n_tokens: int, start: int) -> PassKind:
     """Return the kind of a pass: one token after others is a decode pass, everything else is prefill."""
     return "decode" if n_tokens == 1 and start > 0 else "prefill"
+
+
+def longest_pass(*runners: Runner) -> int | None:
+    """Return how many tokens all of these engines take in one pass, or None when none of them has a limit.
+
+    A trace has none: its passes are what they are.
+    """
+    stated = [runner.identity.settings.get("n_ubatch") for runner in runners if runner.status == "live"]
+    return min((limit for limit in stated if isinstance(limit, int)), default=None)
+
+
+def cut_prompt(token_ids: Sequence[int], longest: int | None) -> tuple[PassPlan, ...]:
+    """Return the passes of a prompt: whole, or cut after every ``longest`` tokens, as llama.cpp cuts it.
+
+    Where a prompt is cut decides its bits, so engines that are compared get the same pieces.
+    """
+    ids = tuple(map(int, token_ids))
+    step = len(ids) if longest is None else longest
+    starts = range(0, len(ids), max(1, step))
+    pieces = ((start, ids[start : start + step]) for start in starts)
+    return tuple(PassPlan(pass_kind(len(piece), start), piece, start) for start, piece in pieces)
+
+
+def prompt_passes(plans: Sequence[PassPlan], n_prompt: int) -> int:
+    """Return how many of these passes feed the prompt of ``n_prompt`` tokens: one at least; the rest decode."""
+    ends = (plan.start + len(plan.token_ids) for plan in plans)
+    return next((index for index, end in enumerate(ends, 1) if end >= n_prompt), 1)
+
+
+def n_after(plans: Sequence[PassPlan], n_prompt: int) -> int:
+    """Return how many of these passes come after the prompt: the tokens that were decoded."""
+    return max(0, len(plans) - prompt_passes(plans, n_prompt))
 
 
 def check_rows(name: str, rows: tuple[int, ...] | None, n_tokens: int) -> None:

@@ -9,6 +9,9 @@ Side = Literal["candidate", "reference"]
 """The engine under test, and what it is compared with."""
 SIDES: tuple[Side, ...] = ("candidate", "reference")
 
+Generation = Literal["march", "main", "mainline"]
+"""Whose arithmetic: bitnet.cpp of March 2026, bitnet.cpp's main since July 2026, mainline llama.cpp."""
+
 PassFail = Literal["pass", "fail", "incomplete"]
 """Verdict on engines that are checked independently, on a benchmark, and on the self-test."""
 

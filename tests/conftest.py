@@ -46,7 +46,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
     made: dict[SynthConfig, Path] = {}
 
     def make(**shape: object) -> Path:
-        config = SynthConfig(**{**TINY, **shape})  # type: ignore[arg-type]
+        config = SynthConfig(**{**TINY, **shape})  # type: ignore[arg-type]  # a wrong field fails here
         if config not in made:
             path = folder / f"model-{len(made)}.gguf"
             write_model(path, config)

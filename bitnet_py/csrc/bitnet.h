@@ -23,7 +23,7 @@ extern "C" {
 #define BN_API __attribute__((visibility("default")))
 #endif
 
-#define BN_ABI_VERSION 5
+#define BN_ABI_VERSION 6
 
 enum {
     BN_OK = 0,
@@ -95,7 +95,9 @@ enum {
 typedef struct {
     int32_t generation;      /* BN_MARCH, BN_MAIN */
     int32_t simd_width;      /* float32 lanes of the reference's reductions: 8 or 16 */
-    int32_t fused_quantizer; /* March. 1: x*s and rounding to integer share one rounding (gcc builds) */
+    int32_t fused_quantizer; /* March, or in blocks. 1: x*s and rounding to integer share one rounding */
+    int32_t block_quantizer; /* 1: activations in blocks of 256, each with its own step (llama.cpp's Q8_K) */
+    int32_t fused_sums;      /* in blocks. 1: a block's scaled sum is added in one rounding (gcc builds) */
     int32_t half_sums;       /* main, 16 lanes. 1: dots of binary16 accumulate in binary16 (AVX512-FP16 builds) */
     int32_t flash_attention; /* main. 1: scores, softmax and weighted sum are one operation */
     int32_t
@@ -242,6 +244,9 @@ BN_API int bn_kernel_gated(const char *kernel, int simd_width, int activation, c
                            int64_t n, float *act, float *prod);
 BN_API int bn_kernel_rescale(const char *kernel, int generation, const int32_t *acc, int64_t n, float sum,
                              float activation_scale, float weight_scale, float *out);
+/* Activations in blocks, see bn_arithmetic: out[c * n_rows + r] is row r times the quantised x[c * k ..]. */
+BN_API int bn_kernel_blocks(const char *kernel, int fused_quantizer, int fused_sums, const uint8_t *w, int64_t k,
+                            int n_rows, float weight_scale, const float *x, int n_cols, float *out);
 /* row[i] = e^(row[i] - top), *sum = their sum; n a multiple of simd_width. */
 BN_API int bn_kernel_exponentials(const char *kernel, int simd_width, float *row, int64_t n, float top,
                                   double *sum);

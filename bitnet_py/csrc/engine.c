@@ -37,11 +37,17 @@ static const char *model_problem(const bn_model *m) {
     return NULL;
 }
 
-/* The same of the arithmetic. */
+static int has_whole_blocks(const bn_model *m) {
+    return m->dim % BN_BLOCK == 0 && m->hidden_dim % BN_BLOCK == 0 && m->n_heads * m->head_dim % BN_BLOCK == 0;
+}
+
+/* NULL, or a description of what is wrong with an arithmetic. */
 static const char *arithmetic_problem(const bn_arithmetic *a) {
     if (a->generation < 0 || a->generation >= BN_GENERATIONS) return "unknown generation";
     if (a->simd_width != 8 && a->simd_width != 16) return "simd_width must be 8 or 16";
-    if (a->generation == BN_MAIN && a->fused_quantizer) return "the fused quantiser is March's";
+    if (a->generation == BN_MAIN && a->fused_quantizer && !a->block_quantizer)
+        return "the fused quantiser is March's, or works in blocks";
+    if (a->fused_sums && !a->block_quantizer) return "fused sums are those of blocks";
     if (a->generation != BN_MAIN && (a->half_sums || a->flash_attention || a->follow_reference))
         return "binary16 sums, flash attention and following the reference are main's";
     if (a->half_sums && a->simd_width != 16) return "binary16 sums come with 16 lanes";
@@ -70,6 +76,8 @@ int bn_engine_create(const bn_model *model, const bn_options *options, bn_engine
         return bn_fail(BN_ERR_ARGUMENT, "n_threads must be between 1 and 1024");
     if (options->bytes_per_thread < 1) return bn_fail(BN_ERR_ARGUMENT, "bytes_per_thread must be at least 1");
     problem = model_problem(model);
+    if (!problem && options->arithmetic.block_quantizer && !has_whole_blocks(model))
+        problem = "activations in blocks need rows of a multiple of 256";
     if (problem) return bn_fail(BN_ERR_ARGUMENT, problem);
     const bn_kernels *kernels = bn_select_kernels(options->kernel);
     if (!kernels) return BN_ERR_UNAVAILABLE;

@@ -29,6 +29,8 @@ typedef struct {
     int8_t *q8;         /* [n][max(dim, q_dim, hidden_dim)] quantised activations, row stride = the row's length */
     float *q8_scale;    /* [n]             127 / absmax */
     int32_t *q8_sum;    /* [n]             sum of the row of q8 */
+    float *steps;       /* [n][q8 / 256]   in blocks: what one unit of q8 stands for */
+    int32_t *groups;    /* [n][q8 / 32]    in blocks: sums of 32 */
     uint16_t *half;     /* [n][kv_dim]     V in binary16, before it is stored transposed */
 } bn_buffers;
 

@@ -43,6 +43,12 @@ static int is_zero(const float *x, int64_t n) {
 
 static void quantize_row(const bn_run *r, const float *x, int64_t n, int64_t row) {
     bn_engine *e = r->engine;
+    if (e->arithmetic.block_quantizer) {
+        e->kernels->quantize_blocks[e->arithmetic.fused_quantizer](x, n, e->buffers.q8 + row * n,
+                                                                   e->buffers.steps + row * (n / BN_BLOCK),
+                                                                   e->buffers.groups + row * (n / BN_GROUP));
+        return;
+    }
     float *scale = &e->buffers.q8_scale[row];
     e->kernels->quantize[e->quantizer](x, n, e->buffers.q8 + row * n, scale, &e->buffers.q8_sum[row]);
     /* main gives a row of zeros the scale 0, and its product becomes 0 * inf; with this one it is 0 */
@@ -77,6 +83,24 @@ static void norm_and_quantize(const bn_run *r, const float *x, const float *weig
     bn_count_once(r, BN_COUNT_QUANTIZE, 0);
 }
 
+/* The product of rows lo to hi with activations in blocks. */
+static void multiply_blocks(const bn_run *r, const bn_matrix *m, int64_t lo, int64_t hi, int64_t tile,
+                            int64_t n_tokens, float *y) {
+    const bn_engine *e = r->engine;
+    const bn_buffers *b = &e->buffers;
+    const int64_t tile_cols = e->kernels->tile_cols;
+    for (int64_t row = lo; row < hi; row += tile) {
+        const int n_rows = (int)(hi - row < tile ? hi - row : tile);
+        for (int64_t t = 0; t < n_tokens; t += tile_cols) {
+            const int n_cols = (int)(n_tokens - t < tile_cols ? n_tokens - t : tile_cols);
+            const bn_blocks x = {b->q8 + t * m->cols, b->steps + t * (m->cols / BN_BLOCK),
+                                 b->groups + t * (m->cols / BN_GROUP)};
+            e->kernels->blocks_dot[e->arithmetic.fused_sums](m->data + row * (m->cols / 4), m->cols, n_rows,
+                                                             m->scale, &x, n_cols, y + t * m->rows + row, m->rows);
+        }
+    }
+}
+
 /* y[t][row] = (D - sum) / s * scale with D = sum_i (w + 1) q8, rounded as the generation does. */
 static void bitlinear(const bn_run *r, const bn_matrix *m, int64_t n_tokens, float *y) {
     const bn_engine *e = r->engine;
@@ -90,6 +114,10 @@ static void bitlinear(const bn_run *r, const bn_matrix *m, int64_t n_tokens, flo
     tile = tile < unit ? unit : tile > BN_TILE_ROWS ? BN_TILE_ROWS : tile;
     int64_t lo, hi;
     bn_share(m->rows, unit, r->thread, r->n_threads, &lo, &hi);
+    if (e->arithmetic.block_quantizer) {
+        multiply_blocks(r, m, lo, hi, tile, n_tokens, y);
+        lo = hi;
+    }
     for (int64_t row = lo; row < hi; row += tile) {
         const int n_rows = (int)(hi - row < tile ? hi - row : tile);
         for (int64_t t = 0; t < n_tokens; t += tile_cols) {

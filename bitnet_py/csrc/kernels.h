@@ -18,6 +18,18 @@
 typedef void (*bn_i2s_dot_fn)(const uint8_t *w, int64_t k, int n_rows, const int8_t *x, int64_t ldx, int n_cols,
                               int32_t *acc);
 typedef void (*bn_quantize_fn)(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum);
+/* In blocks of BN_BLOCK values: steps[n / BN_BLOCK], and the sums of BN_GROUP consecutive integers. */
+enum { BN_BLOCK = 256, BN_GROUP = 32 };
+typedef void (*bn_quantize_blocks_fn)(const float *x, int64_t n, int8_t *q, float *steps, int32_t *groups);
+/* Rows of activations in blocks, k apart. */
+typedef struct {
+    const int8_t *q;
+    const float *steps;
+    const int32_t *groups;
+} bn_blocks;
+/* out[c * ldo + r] = row r times column c, k a multiple of BN_BLOCK. */
+typedef void (*bn_blocks_dot_fn)(const uint8_t *w, int64_t k, int n_rows, float scale, const bn_blocks *x,
+                                 int n_cols, float *out, int64_t ldo);
 /* out[c * ldo + r] = sum_i a[r * lda + i] * b[c * ldb + i], a in binary16. */
 typedef void (*bn_dots_fn)(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
                            int64_t n_cols, int64_t n, float *out, int64_t ldo);
@@ -52,6 +64,8 @@ typedef struct {
     int32_t tile_rows, tile_bytes, tile_cols;
     bn_i2s_dot_fn i2s_dot;
     bn_quantize_fn quantize[BN_QUANTIZERS];
+    bn_quantize_blocks_fn quantize_blocks[2]; /* 1: fused_quantizer */
+    bn_blocks_dot_fn blocks_dot[2];           /* 1: fused_sums */
     bn_dots_fn dots_f16[BN_DOTS]; /* bitnet.cpp ggml_vec_dot_f16: 4 accumulators of W lanes, or of 32 binary16 */
     bn_dots_fn dots_tiled[2];     /* bitnet.cpp llamafile sgemm: 1 accumulator of W lanes */
     bn_softmax_fn softmax[2];
@@ -72,7 +86,9 @@ typedef struct {
 } bn_kernels;
 
 extern const bn_kernels bn_kernels_scalar;
-/* A kernel of which no family has a faster version yet. */
+/* Kernels of which no family has a faster version yet. */
+void bn_scalar_quantize_blocks(const float *x, int64_t n, int8_t *q, float *steps, int32_t *groups);
+void bn_scalar_quantize_blocks_fused(const float *x, int64_t n, int8_t *q, float *steps, int32_t *groups);
 void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out);
 #if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)
 extern const bn_kernels bn_kernels_avx2;

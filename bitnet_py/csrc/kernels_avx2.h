@@ -62,6 +62,10 @@ static inline int32_t bn_sum_i32x8(__m256i v) {
 void bn_avx2_quantize_march(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum);
 void bn_avx2_quantize_march_fused(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum);
 void bn_avx2_quantize_main(const float *x, int64_t n, int8_t *q, float *scale, int32_t *sum);
+void bn_avx2_blocks_dot(const uint8_t *w, int64_t k, int n_rows, float scale, const bn_blocks *x, int n_cols,
+                        float *out, int64_t ldo);
+void bn_avx2_blocks_dot_fused(const uint8_t *w, int64_t k, int n_rows, float scale, const bn_blocks *x, int n_cols,
+                              float *out, int64_t ldo);
 void bn_avx2_dots_f16_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
                          int64_t n_cols, int64_t n, float *out, int64_t ldo);
 void bn_avx2_dots_f16_w16(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
@@ -96,6 +100,8 @@ void bn_avx2_from_f16(const uint16_t *x, int64_t n, float *out);
 /* What the wider families use unchanged. */
 #define BN_AVX2_KERNELS                                                                                           \
     .quantize = {bn_avx2_quantize_march, bn_avx2_quantize_march_fused, bn_avx2_quantize_main},                    \
+    .quantize_blocks = {bn_scalar_quantize_blocks, bn_scalar_quantize_blocks_fused},                              \
+    .blocks_dot = {bn_avx2_blocks_dot, bn_avx2_blocks_dot_fused},                                                 \
     .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16},                                                         \
     .exponentials = {bn_avx2_exponentials_w8, bn_avx2_exponentials_w16},                                          \
     .rope = {[BN_ROPE_HALVES] = bn_avx2_rope_halves, [BN_ROPE_ADJACENT] = bn_scalar_rope_adjacent},               \

@@ -77,11 +77,80 @@ static void quantize_main(const float *x, int64_t n, int8_t *q, float *scale, in
     *sum = total;
 }
 
+/* llama.cpp ggml-quants.c, quantize_row_q8_K_ref. */
+static inline void quantize_blocks(const float *x, int64_t n, int fused, int8_t *q, float *steps, int32_t *groups) {
+    for (int64_t block = 0; block < n / BN_BLOCK; block++, x += BN_BLOCK, q += BN_BLOCK) {
+        float top = 0, largest = 0;
+        for (int i = 0; i < BN_BLOCK; i++) {
+            const float magnitude = fabsf(x[i]);
+            if (magnitude > top) top = magnitude, largest = x[i];
+        }
+        const float factor = -127.0f / largest;
+        steps[block] = top > 0 ? 1.0f / factor : 0.0f;
+        for (int i = 0; i < BN_BLOCK; i++) {
+            const float t = fused ? fmaf(factor, x[i], 12582912.0f) : factor * x[i] + 12582912.0f;
+            const int32_t v = (int32_t)(bn_bits(t) & 0x007fffff) - 0x00400000;
+            q[i] = (int8_t)(!(top > 0) ? 0 : v > 127 ? 127 : v);
+        }
+        for (int g = 0; g < BN_BLOCK / BN_GROUP; g++) {
+            int32_t sum = 0;
+            for (int i = 0; i < BN_GROUP; i++) sum += q[g * BN_GROUP + i];
+            groups[block * (BN_BLOCK / BN_GROUP) + g] = sum;
+        }
+    }
+}
+
+void bn_scalar_quantize_blocks(const float *x, int64_t n, int8_t *q, float *steps, int32_t *groups) {
+    quantize_blocks(x, n, 0, q, steps, groups);
+}
+
+void bn_scalar_quantize_blocks_fused(const float *x, int64_t n, int8_t *q, float *steps, int32_t *groups) {
+    quantize_blocks(x, n, 1, q, steps, groups);
+}
+
 /* Halving tree: lane l with lane l + W/2, then W/4, ... 1. */
 static float sum_halving(float *lanes, int width) {
     for (int half = width / 2; half > 0; half /= 2)
         for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
     return lanes[0];
+}
+
+/* llama.cpp ggml-cpu/arch/x86/quants.c, ggml_vec_dot_tq2_0_q8_K (TQ1_0 is the same): in lane l the elements of
+ * which the number modulo 32 is 4 l to 4 l + 3 times code + 1, less the sum of the l-th group of 32. */
+static inline void blocks_dot(const uint8_t *w, int64_t k, int n_rows, float scale, const bn_blocks *x, int n_cols,
+                              int fused, float *out, int64_t ldo) {
+    enum { LANES = 8 };
+    for (int c = 0; c < n_cols; c++) {
+        for (int r = 0; r < n_rows; r++) {
+            float lanes[LANES] = {0};
+            for (int64_t block = 0; block < k / BN_BLOCK; block++) {
+                const int64_t at = c * (k / BN_BLOCK) + block;
+                const uint8_t *codes = w + (r * k + block * BN_BLOCK) / 4;
+                const int8_t *v = x->q + at * BN_BLOCK;
+                const float factor = x->steps[at] * scale;
+                int32_t sums[LANES] = {0};
+                for (int i = 0; i < BN_BLOCK; i++) {
+                    const int shift = 6 - 2 * (i % 128 / 32);
+                    sums[i % 32 / 4] += ((codes[i / 128 * 32 + i % 32] >> shift) & 3) * v[i];
+                }
+                for (int l = 0; l < LANES; l++) {
+                    const float sum = (float)(sums[l] - x->groups[at * LANES + l]);
+                    lanes[l] = fused ? fmaf(sum, factor, lanes[l]) : sum * factor + lanes[l];
+                }
+            }
+            out[c * ldo + r] = sum_halving(lanes, LANES);
+        }
+    }
+}
+
+static void blocks_dot_unfused(const uint8_t *w, int64_t k, int n_rows, float scale, const bn_blocks *x, int n_cols,
+                               float *out, int64_t ldo) {
+    blocks_dot(w, k, n_rows, scale, x, n_cols, 0, out, ldo);
+}
+
+static void blocks_dot_fused(const uint8_t *w, int64_t k, int n_rows, float scale, const bn_blocks *x, int n_cols,
+                             float *out, int64_t ldo) {
+    blocks_dot(w, k, n_rows, scale, x, n_cols, 1, out, ldo);
 }
 
 static float dot_f16(const uint16_t *a, const float *b, int64_t n, int width) {
@@ -332,6 +401,8 @@ const bn_kernels bn_kernels_scalar = {
     .tile_cols = 16,
     .i2s_dot = i2s_dot,
     .quantize = {quantize_unfused, quantize_fused, quantize_main},
+    .quantize_blocks = {bn_scalar_quantize_blocks, bn_scalar_quantize_blocks_fused},
+    .blocks_dot = {blocks_dot_unfused, blocks_dot_fused},
     .dots_f16 = {dots_f16_w8, dots_f16_w16, dots_half_sums},
     .dots_tiled = {dots_tiled_w8, dots_tiled_w16},
     .softmax = {softmax_w8, softmax_w16},

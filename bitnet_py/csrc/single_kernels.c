@@ -30,6 +30,28 @@ int bn_kernel_quantize(const char *kernel, int quantizer, const float *x, int64_
     return BN_OK;
 }
 
+int bn_kernel_blocks(const char *kernel, int fused_quantizer, int fused_sums, const uint8_t *w, int64_t k,
+                     int n_rows, float weight_scale, const float *x, int n_cols, float *out) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    if (!check(k > 0 && k % BN_BLOCK == 0 && n_rows >= 0 && n_cols >= 0, "k must be a positive multiple of 256"))
+        return BN_ERR_ARGUMENT;
+    const int64_t n = k * n_cols;
+    int8_t *q = malloc((size_t)n + 1);
+    float *steps = malloc(((size_t)n / BN_BLOCK + 1) * sizeof *steps);
+    int32_t *groups = malloc(((size_t)n / BN_GROUP + 1) * sizeof *groups);
+    const bn_blocks blocks = {q, steps, groups};
+    const int has_memory = q && steps && groups;
+    if (has_memory) {
+        kernels->quantize_blocks[!!fused_quantizer](x, n, q, steps, groups);
+        kernels->blocks_dot[!!fused_sums](w, k, n_rows, weight_scale, &blocks, n_cols, out, n_rows);
+    }
+    free(q);
+    free(steps);
+    free(groups);
+    return has_memory ? BN_OK : bn_fail(BN_ERR_MEMORY, "out of memory for quantised activations");
+}
+
 int bn_kernel_dots(const char *kernel, int simd_width, int shape, const uint16_t *a, int64_t lda, int64_t n_rows,
                    const float *b, int64_t ldb, int64_t n_cols, int64_t n, float *out, int64_t ldo) {
     const bn_kernels *kernels = bn_select_kernels(kernel);

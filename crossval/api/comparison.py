@@ -10,16 +10,21 @@ from crossval.api import views
 from crossval.api.request import Request, Say, silent
 from crossval.diagnose import findings, repro
 from crossval.diagnose.findings import Finding
+from crossval.engines.model_file import ModelFile
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.session import Prompt, Session, check_text
 from crossval.errors import BadInputError
 from crossval.examine.examination import examine
-from crossval.examine.layers_receipt import DIFF, LAYERS, Examined
-from crossval.passes import Runner
+from crossval.examine.layers_receipt import DIFF, LAYERS, DefaultRun, Examined, has_default_run
+from crossval.passes import Runner, n_after
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import build
 from crossval.terms import SIDES, Progress
 
+NO_DEFAULT_RUN = (
+    "captured without flash attention, which this engine has on by default; the default run was not "
+    "checked, because a trace cannot be run again"
+)
 Engines = tuple[Runner, Runner]
 """Candidate and reference, both entered."""
 
@@ -37,6 +42,7 @@ def compare_engines(
     floors: bool = False,
     causal: bool = False,
     repro_dir: str | Path | None = None,
+    follow_reference_graph: bool = False,
     progress: Progress = silent,
     say: Say = silent,
 ) -> Receipt:
@@ -45,6 +51,8 @@ def compare_engines(
     ``n_decode``: tokens decoded after the prompt; None: 4, or fewer where a trace holds fewer.
     ``full``: compare every operation of every layer. ``floors`` and ``causal``: measure both as
     well (docs/numerics.md). ``repro_dir``: write a reproducer of each finding there.
+    ``follow_reference_graph``: our engine computes what the other engine's generation does, even
+    where that is not the model.
 
     Raises:
         UsageError: ``floors`` with a reference or a prompt that cannot run in another way.
@@ -53,7 +61,7 @@ def compare_engines(
     """
     request = Request(
         LAYERS, model, candidate, reference, n_threads, template, n_decode, full, floors, causal, repro_dir,
-        progress, say,
+        progress, say, follow_reference_graph,
     )  # fmt: skip
     views.check_words(request)
     check_text(prompt)
@@ -143,15 +151,47 @@ def _examined(request: Request, session: Session, engines: Engines, prompt: Prom
         n_decode=request.n_decode,
         full=request.full,
         progress=request.progress,
+        follow_reference_graph=request.follow_reference_graph,
     )
-    n_decoded = sum(plan.kind == "decode" for plan in found.result.plan)
+    n_decoded = n_after(found.result.plan, len(prompt.token_ids))
     facts = request.facts(session, [prompt], full=request.full, n_decode=n_decoded)
     command = request.command(model, prompt.text, n_decoded)
     diagnosis = [findings.to_json(one, command) for one in found.findings]
     _write_reproducers(request, found.findings, engines)
     seen, notes = views.make(request, session, found.captures, prompt, found.result)
+    examined = Examined(found.result, found.audits_json(), diagnosis, seen)
+    del found  # its tensors
+    default_run = None
+    if request.kind is LAYERS and any(has_default_run(one.identity.numerics.to_json()) for one in engines):
+        if all(one.status == "live" for one in engines):
+            default_run = _default_run(request, model, prompt, n_decoded)
+        else:
+            notes.append(NO_DEFAULT_RUN)
     facts = replace(facts, notes=[*facts.notes, *notes])
-    return build(request.kind, Examined(found.result, found.audits_json(), diagnosis, seen), facts)
+    return build(request.kind, replace(examined, default_run=default_run), facts)
+
+
+def _default_run(request: Request, model: ModelFile, prompt: Prompt, n_decode: int) -> DefaultRun:
+    """Compare and audit both engines as people run them, with flash attention, over the same prompt.
+
+    Raises:
+        UnavailableError, EngineCrashError: from the engines.
+    """
+    with request.session(model, as_run=True) as session:
+        engines = session.open(prompt.text)
+        found = examine(
+            *engines,
+            prompt.token_ids,
+            model.path,
+            n_decode=n_decode,
+            full=request.full,
+            progress=request.progress,
+            follow_reference_graph=request.follow_reference_graph,
+        )
+        numerics = {side: engine.identity.numerics.to_json() for side, engine in zip(SIDES, engines, strict=True)}
+        command = request.command(model, prompt.text, n_decode)
+        diagnosis = [findings.to_json(one, command) for one in found.findings]
+        return DefaultRun(numerics, Examined(found.result, found.audits_json(), diagnosis))
 
 
 def _write_reproducers(request: Request, found: Sequence[Finding], engines: Engines) -> None:
@@ -193,4 +233,4 @@ def _shared_prompt(ours: Runner, theirs: Runner) -> Prompt:
 
 
 def _n_decode(runner: Runner) -> int:
-    return sum(plan.kind == "decode" for plan in runner.plan or ())
+    return n_after(runner.plan or (), len(_prompt_of(runner).token_ids))

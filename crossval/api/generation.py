@@ -19,7 +19,7 @@ from crossval.examine.greedy_receipt import GREEDY, GreedyExamined
 from crossval.examine.resume import Resume
 from crossval.files import read_limited
 from crossval.model.weights import SpecWeights
-from crossval.passes import Runner
+from crossval.passes import Runner, n_after
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import build
 from crossval.schema import parse_json
@@ -39,6 +39,7 @@ def greedy(
     n_steps: int = 32,
     journal: str | Path | None = None,
     audit: bool = True,
+    follow_reference_graph: bool = False,
     progress: Progress = silent,
     say: Say = silent,
 ) -> Receipt:
@@ -47,6 +48,8 @@ def greedy(
     ``journal``: a file to which every finished prompt is appended; prompts that it holds are not
     run again. ``audit``: recompute every operation of both engines in the first prompt's pass and
     one decoded token; without it, equal tokens leave the verdict ``incomplete``.
+    ``follow_reference_graph``: our engine computes what the other engine's generation does, even
+    where that is not the model.
 
     Raises:
         BadInputError, ModelError: an unusable prompt, model, trace or journal.
@@ -57,11 +60,14 @@ def greedy(
         raise BadInputError("no prompt; comparing nothing is not a comparison")
     for text in texts:
         check_text(text)
-    request = Request(GREEDY, model, candidate, reference, n_threads, template, progress=progress, say=say)
+    request = Request(
+        GREEDY, model, candidate, reference, n_threads, template, progress=progress, say=say,
+        follow_reference_graph=follow_reference_graph,
+    )  # fmt: skip
     checked = request.load_model()
     weights = SpecWeights(checked.path) if audit else None  # before the run: the model may have no specification
     with (
-        request.session(checked) as session,
+        request.session(checked, as_run=True) as session,
         Resume(None if journal is None else Path(journal), session, template, n_steps) as resume,
         request.unavailable(session, n_steps=n_steps),
         _told(request, resume, len(texts)),
@@ -69,13 +75,15 @@ def greedy(
         result, encoded, engines = _compare_all(request, session, resume, texts, n_steps)
         found = None
         if weights is not None:
+            if follow_reference_graph:
+                weights = weights.following(engines[1].identity.numerics.generation)
             found = audit_prompt(*engines, result.prompts[0], weights, progress=progress)
             result = _with_audit(result, found)
         facts = request.facts(session, encoded, n_steps=n_steps)
         facts = replace(facts, compute=resume.compute(facts.compute))
         if found is None:
             return build(GREEDY, GreedyExamined(result, {}), facts)
-        command = request.command(checked, texts[0], sum(one.kind == "decode" for one in found.passes))
+        command = request.command(checked, texts[0], n_after(found.passes, len(encoded[0].token_ids)))
         diagnosis = [findings.to_json(one, command) for one in found.findings]
         facts = replace(facts, notes=[*facts.notes, *found.notes])
         return build(GREEDY, GreedyExamined(result, found.audits, diagnosis), facts)

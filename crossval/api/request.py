@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,16 +13,20 @@ from typing import Any
 from bitnet_py.resources import default_model_path
 from bitnet_py.template import get_template
 from crossval.engines.model_file import ModelFile, check_model, missing_tokens
+from crossval.engines.registry import find_word
 from crossval.engines.session import Prompt, Session, check_text, encode
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner
 from crossval.receipts.kind import Kind, RunFacts, build_unavailable
-from crossval.receipts.party import Party
+from crossval.receipts.party import Party, same_engine
 from crossval.terms import SIDES, Progress, Side
 
 Say = Callable[[str], None]
 """Called with a line to show."""
 ENVIRONMENT = ("BITNET_KERNEL", "BITNET_LIBRARY", "BITNET_CPP_LIB")
+SAME_ENGINE_NOTE = (
+    "candidate and reference have {}: that they agree shows only that one engine gives the same twice"
+)
 MAX_PROMPT_NOTES = 5
 REPRO_DIR = "repro"
 """Directory to which the command in a diagnosis writes its reproducer."""
@@ -50,6 +54,7 @@ class Request:
     repro_dir: str | Path | None = None
     progress: Progress = silent
     say: Say = silent
+    follow_reference_graph: bool = False
 
     def load_model(self) -> ModelFile:
         """Check the model and the template's tokens.
@@ -67,9 +72,16 @@ class Request:
             raise BadInputError(f"{path.name} has no token {missing[0]!r}, which template {self.template} needs")
         return model
 
-    def session(self, model: ModelFile) -> Session:
-        """Return the session of both engines, none of them open yet."""
-        return Session(model, self.candidate, self.reference, self.n_threads)
+    def session(self, model: ModelFile, *, as_run: bool = False) -> Session:
+        """Return the session of both engines, none of them open yet; ``as_run``: see ``Session``."""
+        return Session(
+            model,
+            self.candidate,
+            self.reference,
+            self.n_threads,
+            follow_reference_graph=self.follow_reference_graph,
+            as_run=as_run,
+        )
 
     def render(self, text: str) -> str:
         """Return the prompt in its chat template, as it is tokenized."""
@@ -89,18 +101,31 @@ class Request:
         return candidate, reference, prompt
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """Return the receipt's ``settings``; engines given as directories are named without their path."""
-        words = {"candidate": _plain_word(self.candidate), "reference": _plain_word(self.reference)}
-        return {"n_threads": self.n_threads, **words, "floors": self.floors, "causal": self.causal, **more}
+        """Return the receipt's ``settings``; of a path in an engine's word only the last part is stated."""
+        return {
+            "n_threads": self.n_threads,
+            **{str(side): word for side, word in self.plain_words().items()},
+            "floors": self.floors,
+            "causal": self.causal,
+            "follow_reference_graph": self.follow_reference_graph,
+            **more,
+        }
+
+    def plain_words(self) -> dict[Side, str]:
+        """Return the words of both engines as receipts state them."""
+        given: dict[Side, str] = {"candidate": self.candidate, "reference": self.reference}
+        return {side: find_word(side, text).plain for side, text in given.items()}
 
     def command(self, model: ModelFile, text: str | None, n_decode: int) -> str:
         """Return the command line that writes the reproducer of this comparison's finding; files without paths."""
         given: list[str] = []
+        named = self.plain_words()
         if self.kind.name == "diff":
-            words = ["diff", _plain_word(self.candidate), _plain_word(self.reference)]
+            words = ["diff", named["candidate"], named["reference"]]
         else:
             words = ["layers", "--prompt", text or ""]
-            given += ["--candidate", _plain_word(self.candidate), "--reference", _plain_word(self.reference)]
+            given += ["--candidate", named["candidate"], "--reference", named["reference"]]
+            given += ["--follow-reference-graph"] if self.follow_reference_graph else []
             given += [] if self.template in (None, "raw") else ["--template", str(self.template)]
             given += [] if self.n_threads is None else ["--threads", str(self.n_threads)]
         given += ["--decode", str(n_decode), *(["--full"] if self.full else []), "--repro", REPRO_DIR]
@@ -110,7 +135,7 @@ class Request:
         self, session: Session, prompts: Sequence[Prompt], sides: tuple[Side, ...] = SIDES, **settings: Any
     ) -> RunFacts:
         """Return everything that the receipt states besides the results, after the run of ``sides``."""
-        parties = {"candidate": session.candidate, "reference": session.reference}
+        parties: dict[Side, Party] = {"candidate": session.candidate, "reference": session.reference}
         for side in set(SIDES) - set(sides):
             parties[side] = Party("unused", parties[side].identity)
         return RunFacts(
@@ -121,7 +146,7 @@ class Request:
             token_ids=prompts[0].token_ids if prompts else (),
             compute=session.compute(),
             settings=self.settings(**settings),
-            notes=[*session.model.notes, *_prompt_notes(prompts)],
+            notes=[*session.model.notes, *_engine_notes(parties), *_prompt_notes(prompts)],
             **parties,
         )
 
@@ -132,7 +157,8 @@ class Request:
             yield
         except UnavailableError as error:
             facts = self.facts(session, (), sides, **settings)
-            if "reference" in sides:
+            side = session.failed or ("reference" if "reference" in sides else "candidate")
+            if side == "reference":
                 missing = Party("unavailable", facts.reference.identity, note=str(error))
                 facts = replace(facts, reference=missing)
             else:
@@ -148,8 +174,13 @@ def _environment() -> list[str]:
     return [f"{name}={Path(value).name}" for name, value in held if value]
 
 
-def _plain_word(word: str) -> str:
-    return Path(word).name if Path(word).is_dir() else word
+def _engine_notes(parties: Mapping[Side, Party]) -> list[str]:
+    """Return a note where both parties are one engine."""
+    if not all(party.status in ("live", "recorded") for party in parties.values()):
+        return []
+    candidate, reference = parties["candidate"], parties["reference"]
+    why = same_engine(candidate.to_json(), reference.to_json())
+    return [] if why is None else [SAME_ENGINE_NOTE.format(why)]
 
 
 def _prompt_notes(prompts: Sequence[Prompt]) -> list[str]:

@@ -15,6 +15,7 @@ from crossval.engines import registry
 from crossval.engines.model_file import ModelFile
 from crossval.engines.record import record_trace, trace_model
 from crossval.engines.session import Prompt, Session, check_text, compute_of, encode
+from crossval.engines.words import EngineWord
 from crossval.errors import BadInputError, UsageError
 from crossval.examine.layers_receipt import LAYERS
 from crossval.model.taps import outline_taps
@@ -136,10 +137,10 @@ def metamorphic(
     """Check engines against themselves: the same work done in another way must give the same result.
 
     ``prompt``: what the checks start with; None: arbitrary tokens. ``lengths``: prompt lengths in
-    tokens. ``kernels``: kernel families of the candidate; None: all that this CPU runs.
+    tokens. ``kernels``: kernel families of ``bitnet_py``; None: all that this CPU runs.
 
     Raises:
-        UsageError: ``kernels`` without the candidate.
+        UsageError: ``kernels`` without ``bitnet_py``.
         BadInputError, ModelError: an unusable prompt or model, or lengths that its context does not
         hold.
         UnavailableError, EngineCrashError: from the engines; a recorded trace cannot be run in
@@ -148,10 +149,12 @@ def metamorphic(
     sides = ENGINES[engine]
     if prompt is not None:
         check_text(prompt)
-    if kernels and "candidate" not in sides:
-        raise UsageError("--kernels: only the candidate has kernel families")
+    asked: dict[Side, str] = {"candidate": candidate, "reference": reference}
+    with_kernels = [side for side in sides if registry.row_of(registry.find_word(side, asked[side])).has_kernels]
+    if kernels and not with_kernels:
+        raise UsageError("--kernels: only bitnet_py has kernel families")
     runnable = tuple(family.name for family in kernel_families() if family.available)
-    options = MetamorphicOptions(lengths, thread_counts, (kernels or runnable) if "candidate" in sides else ())
+    options = MetamorphicOptions(lengths, thread_counts, (kernels or runnable) if with_kernels else ())
     request = Request(METAMORPHIC, model, candidate, reference, n_threads, template, progress=progress)
     checked = request.load_model()
     longest = checked.config.context_length
@@ -168,7 +171,7 @@ def metamorphic(
                 tokens,
                 n_layers=checked.config.n_layers,
                 side=side,
-                options=options if side == "candidate" else replace(options, kernels=()),
+                options=options if side in with_kernels else replace(options, kernels=()),
                 progress=progress,
             )
             for side in sides
@@ -195,7 +198,7 @@ def _open_sides(session: Session, sides: tuple[Side, ...], recorded_cannot: str)
     Raises:
         UnavailableError: bitnet.cpp is not built, or an engine is a recorded trace.
     """
-    if "reference" in sides and session.words["reference"] == "bitnet.cpp":
+    if "reference" in sides and session.words["reference"] == EngineWord("bitnet.cpp", "bitnet.cpp"):
         registry.require_bitnet_cpp(f"cannot {recorded_cannot}", ", or use --engine candidate")
     runners = session.open_sides(sides)
     for side, runner in runners.items():

@@ -15,7 +15,7 @@ from crossval.causal import receipt as causal_receipt
 from crossval.causal.view import view_of_engines
 from crossval.compare.receipt import row_from_json, row_to_json
 from crossval.compare.rows import LayersResult
-from crossval.engines.registry import find_engine
+from crossval.engines.registry import find_word, row_of
 from crossval.engines.session import Prompt, Session
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError, UsageError
 from crossval.model.weights import SpecWeights
@@ -35,7 +35,7 @@ def check_words(request: Request) -> None:
     """
     if not request.floors:
         return
-    why = find_engine("reference", request.reference).one_way
+    why = row_of(find_word("reference", request.reference)).one_way
     if why is not None:
         raise UsageError(f"--floors needs a live engine as the reference: {why}")
 
@@ -91,7 +91,10 @@ def make(
             notes.append(f"no floors: {error}")
     if request.causal:
         try:
-            view = view_of_engines(*captures, SpecWeights(session.model.path), progress=request.progress)
+            weights = SpecWeights(session.model.path)
+            if request.follow_reference_graph:
+                weights = weights.following(captures[1].runner.identity.numerics.generation)
+            view = view_of_engines(*captures, weights, progress=request.progress)
             made["causal"] = causal_receipt.to_json(view)
         except BadInputError as error:
             notes.append(f"no causal view: {error}")

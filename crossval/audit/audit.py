@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from crossval import capture
-from crossval.audit import bounds
+from crossval.audit import bounds, zero_rows
 from crossval.audit import evaluate as ev
 from crossval.audit.assembly import Assembly, keep
 from crossval.audit.bounds import Arithmetic, Reading
@@ -74,6 +74,10 @@ class _Engine:
     def judge(self, output: Output) -> OpCheck:
         """Judge one recorded output, alone or as the end of a segment."""
         covered: Covered = frozenset()
+        if self.arithmetic.zero_rows_nan:
+            kept, n_aside = zero_rows.set_aside(output)
+            if n_aside:
+                return self._judge_rest(output, kept, n_aside)
         if all(isinstance(output.state.value(name), Value) for name in output.op.inputs):
             try:
                 inputs = output.inputs()
@@ -84,6 +88,17 @@ class _Engine:
         else:
             check, covered = self._judge_segment(output)
         self.note(output, check, covered)
+        return check
+
+    def _judge_rest(self, output: Output, kept: Output | None, n_aside: int) -> OpCheck:
+        """Judge the tokens of an output that are not set aside; it is wrong, or not judged as a whole."""
+        found = None if kept is None else self.judge(kept)
+        if found is not None and found.wrong:
+            return found
+        if found is not None:
+            self.checks.pop()
+        check = ev.unchecked(output, f"{n_aside} of {len(output.rows)} tokens: {zero_rows.WHY}")
+        self.note(output, check)
         return check
 
     def note(self, output: Output, check: OpCheck, computed: Covered = frozenset()) -> None:
@@ -128,7 +143,7 @@ class _Engine:
             found, covers = Assembly(self.states, self.weights, self.arithmetic, preferred).segment(output)
             covered = covers[output.op.output] - {output.place}
             if invalid is not None:
-                return invalid, covered
+                return replace(invalid, n_ops=1 + len(covered)), covered
             found.failed_trials = self.failed_trials
             outcome = found.settle()
             self.failed_trials = found.failed_trials
@@ -186,13 +201,12 @@ def audit(
     """
     for source in sources:
         _check_plans(source.plans)
-    n_heads = weights.config.n_heads
     numerics = [source.runner.identity.numerics for source in sources]
-    judged_by = [arithmetic_of(one, n_heads, None) for one in numerics]
+    judged_by = [arithmetic_of(one, None, weights.config) for one in numerics]
     results = _audit(sources, judged_by, weights, progress, distrusted, watch)
     for _ in range(2):  # at the format found; then, if that explains less, as merely recorded in it
         found = [one.precision for one in results]
-        meant = [arithmetic_of(one, n_heads, precision) for one, precision in zip(numerics, found, strict=True)]
+        meant = [arithmetic_of(*one, weights.config) for one in zip(numerics, found, strict=True)]
         again = [i for i in range(len(sources)) if meant[i] != judged_by[i]]
         if not again:
             break
@@ -263,6 +277,9 @@ def _audit_heads(engines: Sequence[_Engine], op: Op, weights: _LayerWeights) -> 
     waiting: list[tuple[_Engine, Output, list[tuple[Reading, FloatArray]]]] = []
     for engine in engines:
         for output in filter(None, (engine.output(op, state) for state in engine.states)):
+            if engine.arithmetic.zero_rows_nan and zero_rows.set_aside(output)[1]:
+                engine.judge(output)
+                continue
             try:
                 (x,) = output.inputs()
             except ValueError:

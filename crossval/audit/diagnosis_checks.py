@@ -38,8 +38,24 @@ def complaints(receipt: Receipt) -> Iterator[str]:
         if named and one["runner_up_ratio"] is not None and not one["runner_up_ratio"] > (ratio or 0.0):
             yield f"{where}: its runner-up fits as well"
         yield from (f"{where}: {what}" for what in _segment_ops(one, first))
+        yield from (f"{where}: {what}" for what in _further(one, receipt["audit"][one["party"]]))
         if named and one["family"] is None and len({c["family"] for c in one["candidates"]}) == 1:
             yield f"{where}: it names no family"
+
+
+def _further(one: Mapping[str, Any], audit: Mapping[str, Any]) -> Iterator[str]:
+    """Check that the other operation it names comes later and gave values that are not finite."""
+    other = one.get("further")
+    if other is None:
+        return
+    row = next((row for row in audit["rows"] if row["tap"] == other["tap"]), None)
+    if row is None or not row["n_invalid"] or other["name"] == UNDETERMINED:
+        yield f"{other['tap']} is named, too, which the audit does not show to be invalid"
+    elif (other["pass_index"], taps.execution_index(other["tap"])) <= (
+        one["pass_index"],
+        taps.execution_index(one["tap"]),
+    ):
+        yield f"{other['tap']} is named, too, which comes first"
 
 
 def _segment_ops(one: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[str]:

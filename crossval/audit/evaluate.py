@@ -35,7 +35,7 @@ def check(output: Output, inputs: Arrays, weights: WeightSource, arithmetic: Ari
     for reading in bounds.readings(op, arithmetic, output.state.n_tokens, output.array.shape[0]):
         arrays = [reading.apply(index, array) for index, array in enumerate(inputs)]
         expected = op.function(*arrays, *loaded)
-        allowed = bounds.bound(op, arrays, expected, loaded, arithmetic)
+        allowed = bounds.bound(op, arrays, expected, loaded, arithmetic.reading(reading))
         allowed = allowed + arithmetic.cached(op, expected, output.array)
         inside = precision.overflow_inside(op, arrays, output.array, arithmetic)
         found.append(_judge(output, expected, allowed, reading=reading.name or None, note=inside))
@@ -63,7 +63,7 @@ def check_head(
     if unusable is not None:
         why = precision.overflow(output.array, expected) if np.isfinite(x).all() else None
         return replace(unusable, note=why or unusable.note)
-    allowed = bounds.head_bound(x, norms, arithmetic, expected)
+    allowed = bounds.head_bound(x, norms, arithmetic.reading(reading), expected)
     return _judge(output, expected, allowed, reading=reading.name or None)
 
 
@@ -92,7 +92,7 @@ def _check_bitlinear(
         found = _judge(output, result.expected.reshape(recorded.shape), result.bound.reshape(recorded.shape))
         why = f"its input was recorded in {form.label} only, so its codes are not known"
         return found if found.wrong else unchecked(output, why)
-    result = integers.check(x, flat, weight, arithmetic)
+    result = bounds.check_bitlinear(x, flat, weight, arithmetic)
     expected = result.expected.reshape(recorded.shape)
     allowed = result.bound.reshape(recorded.shape) + arithmetic.cached(output.op, expected, recorded)
     note = f"{result.flips} int8 flips at rounding ties explain every integer" if result.flips else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,10 @@ import numpy.typing as npt
 from crossval.audit.bounds import Arithmetic
 from crossval.formats import BF16, F16, F32, FORMATS, Dtype, Format
 from crossval.model import taps
+from crossval.model.config import SpecConfig
 from crossval.model.kinds import Embedding, FloatArray, RmsNorm
 from crossval.model.op import Op
+from crossval.model.reference_graph import ZERO_ROWS
 from crossval.passes import Numerics, TapArray
 from crossval.receipts.party import compute_dtypes
 
@@ -34,6 +36,19 @@ MIN_VALUES = 256
 """Least evidence for a property of the engine: tensors, and values in them."""
 _PROBE = 64
 """Values looked at first: they are enough to recognise a tensor of binary32."""
+
+
+class Shape(Protocol):
+    """The part of a model's shape that its arithmetic depends on: ``SpecConfig``, ``TraceModel``."""
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one."""
+
 
 Scope = Literal["all", "some", "recorded"]
 
@@ -140,13 +155,20 @@ def differs(found: Precision) -> bool:
     return found.scope != "some" and not found.declared
 
 
-def arithmetic_of(numerics: Numerics, n_heads: int, found: Precision | None) -> Arithmetic:
+def arithmetic_of(numerics: Numerics, found: Precision | None, model: Shape) -> Arithmetic:
     """Return the arithmetic an engine is judged by: what it states, and what was found."""
+    follows = isinstance(model, SpecConfig) and model.follows is not None
+    stated = Arithmetic(
+        numerics,
+        model.n_heads,
+        head_dim=model.head_dim,
+        zero_rows_nan=follows and numerics.generation in ZERO_ROWS,
+    )
     if found is None or found.scope == "some":
-        return Arithmetic(numerics, n_heads)
+        return stated
     if found.scope == "recorded":
-        return Arithmetic(replace(numerics, compute_dtype=None), n_heads, FORMATS[found.dtype])
-    return Arithmetic(replace(numerics, compute_dtype=found.dtype), n_heads)
+        return replace(stated, numerics=replace(numerics, compute_dtype=None), recorded=FORMATS[found.dtype])
+    return replace(stated, numerics=replace(numerics, compute_dtype=found.dtype))
 
 
 def of_json(data: Mapping[str, Any] | None) -> Precision | None:

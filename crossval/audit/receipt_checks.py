@@ -99,7 +99,7 @@ def _world(receipt: Receipt, side: str) -> _World:
     model, plan = TraceModel.of_receipt(receipt), plan_from_json(receipt["results"]["passes"])
     numerics = Numerics(**receipt[side]["numerics"])
     found = precision.of_json(receipt["audit"][side].get("precision"))
-    return _World(model, plan, precision.arithmetic_of(numerics, model.n_heads, found), numerics)
+    return _World(model, plan, precision.arithmetic_of(numerics, found, model), numerics)
 
 
 def _audit(audit: Mapping[str, Any], world: _World) -> Iterator[str]:

@@ -23,7 +23,7 @@ from crossval.audit.bounds.approx import Approx, Flips, Ties, joined, round_to
 from crossval.audit.flips import most_trials, search
 from crossval.audit.state import Output, Part
 from crossval.model import taps
-from crossval.model.kinds import BitLinear, FloatArray, TernaryMatrix
+from crossval.model.kinds import Attend, BitLinear, FloatArray, Softmax, TernaryMatrix
 from crossval.model.op import Op, WeightSource
 from crossval.model.taps import state_source, token_axis
 from crossval.model.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, tap_class
@@ -99,7 +99,8 @@ class Segment:
                 result, near = bounds.propagate_bitlinear(op, arrays[0], have, weights[0], self.arithmetic, flips)
                 ties[op.inputs[0]] = near  # the same of every BitLinear that reads it
             else:
-                result = bounds.propagate(op, arrays, weights, self.arithmetic)
+                arithmetic = self.arithmetic.reading(readings.get(op.name))
+                result = bounds.propagate(op, arrays, weights, arithmetic)
             made[op.output] = Part(result, have)
         return made, ties
 
@@ -245,6 +246,9 @@ class Segment:
         """Yield the allowed readings of the segment's operations, all operations of a name being read alike."""
         n_tokens, n_rows = len(self.every_row), len(self.output.rows)
         allowed = {op.name: bounds.readings(op, self.arithmetic, n_tokens, n_rows) for op in self.ops}
+        if not self.arithmetic.known and any(isinstance(op.kind, Softmax) for op in self.ops):
+            for name in [op.name for op in self.ops if isinstance(op.kind, Attend)]:
+                allowed[name] += (bounds.FLASH,)
         allowed = {name: found for name, found in allowed.items() if any(any(r.rounded) for r in found)}
         ranked = [_first(self.preferred.get(name), found) for name, found in allowed.items()]
         for combination in itertools.product(*ranked):

@@ -145,12 +145,22 @@ def wrong_line(found: Mapping[str, Any]) -> str:
 def cause(found: Mapping[str, Any]) -> str:
     """Return a diagnosis in a line: the name, what it means, how well it fits and how well the next does."""
     if found["name"] == UNDETERMINED:
-        return f"{UNDETERMINED}: {found['explanation']}"
+        return f"{UNDETERMINED}: {found['explanation']}{_further(found)}"
     fit = f"fits to {found['ratio']:.2g}, the specification to {found['specification_ratio']:.2g}"
     if found["runner_up"] is not None:
         fit += f", next best ({found['runner_up']}) to {found['runner_up_ratio']:.2g}"
     family = "" if found["family"] is None else f" ({found['family']})"
-    return f"{found['name']}{family}: {found['explanation'].rstrip('.')}; {fit}"
+    return f"{found['name']}{family}: {found['explanation'].rstrip('.')}; {fit}{_further(found)}"
+
+
+def _further(found: Mapping[str, Any]) -> str:
+    """Return where values that are not finite enter, and why; empty: nowhere else, or it is not known."""
+    other = found.get("further")
+    if other is None:
+        return ""
+    name = taps.parse(other["tap"])
+    where = place({"layer": name.layer, "op": name.tap, **other})
+    return f". Also wrong: {where}: {other['name']}: {other['explanation']}"
 
 
 def segmented(receipt: Receipt) -> bool:

@@ -59,7 +59,8 @@ class BitnetPyProcess(EngineProcess):
     """``bitnet_py`` in its own process; gives logits only.
 
     ``kernel``: family to force; None: ``BITNET_KERNEL``, else the best. ``timeout_s`` limits each
-    request, the load included.
+    request, the load included. ``follow_reference_graph``: compute what the engine that states
+    ``numerics`` computes, even where that is not the model.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class BitnetPyProcess(EngineProcess):
         *,
         n_threads: int,
         numerics: Numerics,
+        follow_reference_graph: bool = False,
         kernel: str | None = None,
         n_ubatch: int = 512,
         timeout_s: float = 600.0,
@@ -77,6 +79,7 @@ class BitnetPyProcess(EngineProcess):
             "model": str(Path(model_path).resolve()),
             "n_threads": n_threads,
             "numerics": numerics.to_json(),
+            "follow_reference_graph": follow_reference_graph,
             "kernel": kernel,
             "n_ubatch": n_ubatch,
         }

@@ -1,14 +1,14 @@
 """What is measured: one table entry per measure, and the work that all of them share.
 
-A measure is a function per engine that does some work and returns its cost and its results. Every raw value is
+A measure is a function that lets an engine do some work and returns its cost and its results. Every raw value is
 better when smaller (seconds, bytes); ``figures`` derives figures and ratios from them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from bitnet_py.bench import peak_resident_bytes, random_ids
 from crossval.bench.engine import BitnetPyProcess, Engine
-from crossval.terms import Side
+from crossval.model.tolerance import PolicyName
+from crossval.passes import PassRecord
+from crossval.terms import LOGITS
 
-LOGITS = ("result_output",)
 N_FIRST = 16
 """Prompt tokens before the first logits of a fresh process."""
 N_PROCESSES = 3
@@ -28,7 +29,7 @@ N_PROCESSES = 3
 
 @dataclass(frozen=True)
 class Work:
-    """What both engines do; the token ids follow from seed and vocabulary."""
+    """What all engines do; the token ids follow from seed and vocabulary."""
 
     seed: int
     n_prompt: int
@@ -37,6 +38,7 @@ class Work:
     n_rounds: int
     """Measured rounds, after one warm-up round."""
     n_threads: int
+    """The most threads that an engine may have."""
     vocab_size: int
     n_first: int = N_FIRST
     n_processes: int = N_PROCESSES
@@ -57,7 +59,7 @@ class Work:
 
     @property
     def decode_ids(self) -> list[int]:
-        """The tokens that both engines are fed after the prompt, whatever they would have chosen."""
+        """The tokens that all engines are fed after the prompt, whatever they would have chosen."""
         return self._ids[self.n_prompt : self.n_prompt + self.n_decode]
 
     @property
@@ -78,11 +80,13 @@ class Running:
 class Sample:
     """One value of a measure: seconds or bytes (None: unknown), and the results, pass by pass.
 
-    ``outputs`` are arrays that must be bit-identical to the other engine's.
+    ``outputs`` are arrays to be compared with the other engine's.
     """
 
     raw: float | None
     outputs: tuple[npt.NDArray[Any], ...] = ()
+    reads: Mapping[str, int] = field(default_factory=dict)
+    """Operation -> bytes of weights read, by the engine's own counters."""
 
 
 Run = Callable[[Running, Work], Sample]
@@ -93,14 +97,14 @@ Scope = Literal["round", "process"]
 
 @dataclass(frozen=True)
 class Measure:
-    """One thing that is measured of both engines."""
+    """One thing that is measured of every engine."""
 
     name: str
     meaning: str
     unit: Unit
     """Unit of the figure; ``tok/s`` is computed from seconds."""
     scope: Scope
-    run: Mapping[Side, Run]
+    run: Run
     n_tokens: Callable[[Work], int]
     """Tokens per value."""
     n_passes: Callable[[Work], int]
@@ -109,48 +113,50 @@ class Measure:
     """Whether a minimum ratio can be required: ``--min-NAME-ratio``."""
     reads: bool = False
     """Whether the candidate's counters say which weights it read: single-token passes, bound by reading."""
+    logits: bool = True
+    """Whether the results are logits; else a choice among them, which only equal bits make equal."""
 
     def n_values(self, work: Work) -> int:
         """Return how many values of each engine are required."""
         return {"round": work.n_rounds, "process": work.n_processes}[self.scope]
 
-    def n_compared(self, work: Work) -> int:
-        """Return how many passes have to be compared, those of the warm-up included."""
+    def n_compared(self, work: Work, policy: PolicyName) -> int:
+        """Return how many passes have to be compared, those of the warm-up included.
+
+        A choice is compared only between engines that state the same arithmetic: with another, a near tie may
+        rightly be decided otherwise.
+        """
+        if not self.logits and policy != "same":
+            return 0
         return self.n_passes(work) * (self.n_values(work) + (self.scope == "round"))
-
-
-def _both(run: Run) -> Mapping[Side, Run]:
-    return {"candidate": run, "reference": run}
 
 
 def _prefill(running: Running, work: Work) -> Sample:
     running.engine.reset()
-    record = running.engine.eval(work.prompt_ids, LOGITS)
-    return Sample(record.elapsed_s, (record.taps[LOGITS[0]].array,))
+    record = running.engine.eval(work.prompt_ids, (LOGITS,))
+    return Sample(record.elapsed_s, (record.taps[LOGITS].array,))
 
 
 def _decode(running: Running, work: Work) -> Sample:
     records = running.engine.eval_each(work.decode_ids)
-    outputs = tuple(record.taps[LOGITS[0]].array for record in records)
-    times = [record.elapsed_s for record in records if record.elapsed_s is not None]
-    return Sample(sum(times) if len(times) == work.n_decode else None, outputs)
+    return Sample(_sum(records, work), tuple(record.taps[LOGITS].array for record in records))
 
 
-def _greedy_search(running: Running, work: Work) -> Sample:
-    """Our engine: the next token without all logits."""
-    assert isinstance(running.engine, BitnetPyProcess)
-    found = running.engine.best_each(work.decode_ids)
-    outputs = tuple(_choice(best.token_id, best.logit) for best in found)
-    return Sample(sum(best.elapsed_s for best in found), outputs)
-
-
-def _greedy_by_logits(running: Running, work: Work) -> Sample:
-    """The reference computes all logits, as it always does; choosing among them is not timed."""
+def _greedy(running: Running, work: Work) -> Sample:
+    """Our engine finds the next token without all logits. Others compute them all; choosing is not timed."""
+    if isinstance(running.engine, BitnetPyProcess):
+        found = running.engine.best_each(work.decode_ids)
+        chosen = tuple(_choice(best.token_id, best.logit) for best in found)
+        return Sample(sum(best.elapsed_s for best in found), chosen)
     records = running.engine.eval_each(work.decode_ids)
-    rows = [record.taps[LOGITS[0]].array[-1] for record in records]
+    rows = [record.taps[LOGITS].array[-1] for record in records]
+    return Sample(_sum(records, work), tuple(_choice(int(row.argmax()), row.max()) for row in rows))
+
+
+def _sum(records: Sequence[PassRecord], work: Work) -> float | None:
+    """Return the seconds of all decoded tokens, None unless each has its own."""
     times = [record.elapsed_s for record in records if record.elapsed_s is not None]
-    outputs = tuple(_choice(int(row.argmax()), row.max()) for row in rows)
-    return Sample(sum(times) if len(times) == work.n_decode else None, outputs)
+    return sum(times) if len(times) == work.n_decode else None
 
 
 def _choice(token_id: int, logit: float) -> npt.NDArray[Any]:
@@ -159,45 +165,43 @@ def _choice(token_id: int, logit: float) -> npt.NDArray[Any]:
 
 
 def _first_token(running: Running, work: Work) -> Sample:
-    record = running.engine.eval(work.first_ids, LOGITS)
-    return Sample(time.perf_counter() - running.started_s, (record.taps[LOGITS[0]].array,))
+    record = running.engine.eval(work.first_ids, (LOGITS,))
+    return Sample(time.perf_counter() - running.started_s, (record.taps[LOGITS].array,))
 
 
-def _memory_searching(running: Running, work: Work) -> Sample:
-    """Our engine as in ``bitnet run``: the first token from all logits, the others by its certified LM head."""
-    assert isinstance(running.engine, BitnetPyProcess)
-    running.engine.best_each(work.decode_ids)
-    return Sample(peak_resident_bytes(running.engine.pid))
-
-
-def _memory_by_logits(running: Running, work: Work) -> Sample:
-    running.engine.eval_each(work.decode_ids)
+def _memory(running: Running, work: Work) -> Sample:
+    """As in a program that generates text: the first token from all logits, the others as ``greedy`` does."""
+    _greedy(running, work)
     return Sample(peak_resident_bytes(running.engine.pid))
 
 
 MEASURES = (
     Measure(
-        "prefill", "prompt, one pass", "tok/s", "round", _both(_prefill),
+        "prefill", "prompt, one pass", "tok/s", "round", _prefill,
         n_tokens=lambda work: work.n_prompt, n_passes=lambda work: 1, bounded=True,
     ),
     Measure(
-        "decode", "one token per pass", "tok/s", "round", _both(_decode),
+        "decode", "one token per pass", "tok/s", "round", _decode,
         n_tokens=lambda work: work.n_decode, n_passes=lambda work: work.n_decode, bounded=True, reads=True,
     ),
     Measure(
-        "greedy", "the same, best token only", "tok/s", "round",
-        {"candidate": _greedy_search, "reference": _greedy_by_logits},
+        "greedy", "the same, best token only", "tok/s", "round", _greedy,
         n_tokens=lambda work: work.n_decode, n_passes=lambda work: work.n_decode, bounded=True, reads=True,
+        logits=False,
     ),
     Measure(
-        "first_token", "start of a process to logits", "s", "process", _both(_first_token),
+        "first_token", "start of a process to logits", "s", "process", _first_token,
         n_tokens=lambda work: work.n_first, n_passes=lambda work: 1,
     ),
     Measure(
-        "peak_memory", "resident while generating", "bytes", "process",
-        {"candidate": _memory_searching, "reference": _memory_by_logits},
+        "peak_memory", "resident while generating", "bytes", "process", _memory,
         n_tokens=lambda work: work.n_first + work.n_decode, n_passes=lambda work: 0,
     ),
 )  # fmt: skip
 """In the order of measuring: those of a round, or of a process, follow each other on one sequence."""
+ROUND = tuple(measure for measure in MEASURES if measure.scope == "round")
+PROCESS = tuple(measure for measure in MEASURES if measure.scope == "process")
+FIRST_TOKEN = PROCESS[0]
+TRIED = (*ROUND, FIRST_TOKEN)
+"""What an engine is tried on before its threads are chosen."""
 BOUNDED = tuple(measure.name for measure in MEASURES if measure.bounded)

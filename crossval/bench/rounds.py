@@ -1,164 +1,269 @@
-"""Run both engines alternately and take every measure.
+"""Find how each engine runs fastest, then run all engines in turn and take every measure.
 
-Machines are noisy: only measurements made side by side can be compared. Both engines run in every round, and which
-engine starts alternates.
+Machines are noisy: only measurements made side by side can be compared. All engines run in every round, each in
+the settings chosen for it, and the one that starts changes from round to round.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from bitnet_py.bench import BandwidthProbe, weight_reads
 from bitnet_py.model import KernelCount
-from crossval.bench.engine import BitnetPyProcess, Engine
-from crossval.bench.figures import BenchFindings, Taken
-from crossval.bench.measures import MEASURES, Measure, Running, Sample, Scope, Work
-from crossval.passes import EngineIdentity
+from crossval.bench.engine import BitnetPyProcess
+from crossval.bench.figures import BenchFindings, Pair
+from crossval.bench.measures import FIRST_TOKEN, MEASURES, PROCESS, ROUND, TRIED, Measure, Running, Sample, Work
+from crossval.bench.search import N_TRIALS, Search, Setting, Tried, settings_to_try
+from crossval.bench.stage import CannotPinError, Entrant, OpenEngine, Stage
+from crossval.bench.tally import Tally
+from crossval.bench.threads import can_place, usable_cores
+from crossval.compare.rows import choose_policy
+from crossval.passes import EngineIdentity, Numerics
 from crossval.terms import SIDES, Progress, Side
 
-REST_S = 0.3
-"""Between engines: OpenMP workers of bitnet.cpp keep spinning for about 0.2 s after a pass."""
+Samples = Mapping[str, Sample]
+"""By name of the measure."""
+_Item = TypeVar("_Item")
 
 
-class OpenEngine(Protocol):
-    """Starts an engine; the candidate rounds where the reference states that it rounds."""
+@dataclass(frozen=True)
+class Task:
+    """What to measure. ``n_threads``: of every engine; None: as many as make each fastest.
 
-    def __call__(self, side: Side, reference: EngineIdentity | None) -> AbstractContextManager[Engine]:
-        """Return the engine, not yet started; ``reference``: its identity, None while it is unknown."""
+    ``candidate_follows``, ``references_follow``: whether an engine computes as the one it is compared
+    with states that it does; one entry per reference. ``kernel``: the kernel family requested of
+    the candidate. ``min_ratios``: by name of the measure; None: any.
+    """
+
+    work: Work
+    n_layers: int
+    candidate_follows: bool = True
+    references_follow: tuple[bool, ...] = (False,)
+    n_threads: int | None = None
+    kernel: str | None = None
+    min_ratios: Mapping[str, float | None] | None = None
 
 
 @dataclass(frozen=True)
 class BenchRun:
-    """The findings, the engines measured, and the candidate's counters at the end."""
+    """The findings, the engines of each pair, and the candidate's counters at the end of the rounds."""
 
     findings: BenchFindings
-    identities: Mapping[Side, EngineIdentity]
+    identities: tuple[Mapping[Side, EngineIdentity], ...]
     counters: Sequence[KernelCount]
 
 
-class _Tally:
-    """Collects the values of one measure."""
+def run_bench(open_engine: OpenEngine, task: Task, progress: Progress) -> BenchRun:
+    """Measure all engines.
 
-    def __init__(self, measure: Measure) -> None:
-        self.measure = measure
-        self.raw: dict[Side, list[float]] = {side: [] for side in SIDES}
-        self.n_compared = self.n_equal = 0
-        self.reads: Counter[str] = Counter()
-
-    def add(self, samples: Mapping[Side, Sample], reads: Mapping[str, int], *, counted: bool) -> None:
-        """Add one value of each engine; results are also compared in the warm-up."""
-        same = [_same(*pair) for pair in zip(*(samples[side].outputs for side in SIDES), strict=False)]
-        self.n_compared += len(same)
-        self.n_equal += sum(same)
-        if not counted:
-            return
-        self.reads.update(reads)
-        for side, sample in samples.items():
-            if sample.raw is not None and sample.raw > 0:
-                self.raw[side].append(sample.raw)
-
-    def taken(self) -> Taken:
-        """Return everything collected."""
-        raw = {side: tuple(values) for side, values in self.raw.items()}
-        return Taken(raw, self.n_compared, self.n_equal, dict(self.reads))
-
-
-def _same(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
-    """Return whether two results are finite and bit-identical."""
-    return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes() and bool(np.isfinite(a).all())
-
-
-def run_bench(
-    open_engine: OpenEngine,
-    work: Work,
-    *,
-    kernel: str | None,
-    min_ratios: Mapping[str, float | None],
-    progress: Progress,
-) -> BenchRun:
-    """Measure both engines.
-
-    Args:
-        open_engine: starts an engine's process: one of each engine for the rounds, then the fresh ones.
-        work: tokens, rounds, threads.
-        kernel: the kernel family requested of the candidate.
-        min_ratios: by name of the measure; None: any.
-        progress: called with the current activity, the steps done, and their total.
+    ``open_engine`` starts an engine's process; ``progress`` is called with the current activity, the
+    steps done, and their total.
 
     Raises:
         BadInputError, UnavailableError, EngineCrashError: from the engines.
     """
-    tallies = {measure.name: _Tally(measure) for measure in MEASURES}
-    reads = BandwidthProbe(work.n_threads)
-    total, read_s = 1 + work.n_rounds + work.n_processes, []
-    with ExitStack() as stack:
-        running: dict[Side, Running] = {}
-        identities: dict[Side, EngineIdentity] = {}
-        for side in ("reference", "candidate"):
-            engine = stack.enter_context(open_engine(side, identities.get("reference")))
-            running[side], identities[side] = Running(engine, time.perf_counter()), engine.identity
+    work = task.work
+    total = N_TRIALS + 1 + work.n_rounds + work.n_processes
+    with Stage(open_engine, work) as stage:
+        progress("starting the engines", 0, total)
+        field = _Field(stage, task)
+        pairs = field.enter()
+        for index in range(N_TRIALS):
+            progress("finding threads", index, total)
+            field.try_all(index)
+        field.choose()
+        identities = tuple({side: field.identity(pair[side]) for side in SIDES} for pair in pairs)
+        policies = [choose_policy(one["candidate"], one["reference"]) for one in identities]
+        tallies = [{m.name: Tally(m, policy, task.n_layers) for m in MEASURES} for policy in policies]
+
+        def add(samples: Mapping[Entrant, Samples], measures: Sequence[Measure], *, counted: bool) -> None:
+            for pair, tally in zip(pairs, tallies, strict=True):
+                for measure in measures:
+                    found = {side: samples[pair[side]][measure.name] for side in SIDES}
+                    tally[measure.name].add(found, counted=counted)
+
+        probe, read_s = BandwidthProbe(work.n_threads), []
         for index in range(work.n_rounds + 1):
-            progress("rounds", index, total)
-            _round(running, _order(index), work, tallies, counted=index > 0)
+            progress("rounds", N_TRIALS + index, total)
+            add(field.round(index), ROUND, counted=index > 0)
             if index:
-                time.sleep(REST_S)
-                read_s.append(reads.seconds())
-        counters = _counters(running["candidate"])
-    for index in range(work.n_processes):
-        progress("fresh processes", 1 + work.n_rounds + index, total)
-        found_of: dict[Side, dict[str, Sample]] = {}
-        for side in _order(index):
-            time.sleep(REST_S)
-            started = time.perf_counter()
-            with open_engine(side, identities["reference"]) as engine:
-                fresh = Running(engine, started)
-                found_of[side] = {measure.name: measure.run[side](fresh, work) for measure in _of("process")}
-        for measure in _of("process"):
-            tallies[measure.name].add({side: found_of[side][measure.name] for side in SIDES}, {}, counted=True)
-    progress("done", total, total)
-    taken = {name: tally.taken() for name, tally in tallies.items()}
-    findings = BenchFindings(work, kernel, taken, reads.n_bytes, tuple(read_s), min_ratios)
+                stage.rest()
+                read_s.append(probe.seconds())
+        counters = field.counters()
+        stage.end_all()
+        for index in range(work.n_processes):
+            progress("fresh processes", N_TRIALS + 1 + work.n_rounds + index, total)
+            add(field.fresh(index), PROCESS, counted=True)
+        progress("done", total, total)
+        found = tuple(
+            Pair(
+                {name: one.taken() for name, one in tally.items()},
+                policy,
+                {side: field.search(pair[side]) for side in SIDES},
+            )
+            for pair, policy, tally in zip(pairs, policies, tallies, strict=True)
+        )
+    findings = BenchFindings(work, task.kernel, found, probe.n_bytes, tuple(read_s), dict(task.min_ratios or {}))
     return BenchRun(findings, identities, counters)
 
 
-def _of(scope: Scope) -> list[Measure]:
-    return [measure for measure in MEASURES if measure.scope == scope]
+class _Field:
+    """The engines of a benchmark, and the settings tried and chosen for each."""
+
+    def __init__(self, stage: Stage, task: Task) -> None:
+        self._stage, self._task = stage, task
+        self._raw: dict[tuple[Entrant, Setting], dict[str, list[float]]] = {}
+        self._not_pinned: dict[Entrant, str] = {}
+        self._identities: dict[Entrant, list[EngineIdentity]] = defaultdict(list)
+        self._chosen: dict[Entrant, dict[str, Setting]] = {}
+
+    def enter(self) -> list[dict[Side, Entrant]]:
+        """Start every engine in every setting; return who is compared with whom, one pair per reference.
+
+        An engine that follows another starts after it, once for each arithmetic that it follows.
+        """
+        leader = None if self._task.candidate_follows else self._start_all(Entrant("candidate", 0))
+        candidates: dict[Numerics | None, Entrant] = {}
+        pairs: list[dict[Side, Entrant]] = []
+        for index, follows in enumerate(self._task.references_follow):
+            led = self._numerics(leader) if leader is not None and follows else None
+            reference = self._start_all(Entrant("reference", index, led))
+            numerics = None if follows else self._numerics(reference)
+            candidate = leader or candidates.setdefault(numerics, Entrant("candidate", len(candidates), numerics))
+            pairs.append({"candidate": candidate, "reference": reference})
+        for candidate in candidates.values():
+            self._start_all(candidate)
+        return pairs
+
+    def _numerics(self, entrant: Entrant) -> Numerics:
+        return self._identities[entrant][0].numerics
+
+    def _start_all(self, entrant: Entrant) -> Entrant:
+        for setting in settings_to_try(usable_cores(), self._task.n_threads, can_place=can_place()):
+            running = self._stage.start(entrant, setting)
+            self._identities[entrant].append(running.engine.identity)
+            raw: dict[str, list[float]] = {measure.name: [] for measure in TRIED}
+            if setting.cores:
+                try:
+                    self._stage.pin(entrant, setting)
+                except CannotPinError as error:
+                    self._not_pinned[entrant] = str(error)
+                    self._stage.end(entrant, setting)
+                    continue
+            else:
+                _keep(raw[FIRST_TOKEN.name], FIRST_TOKEN.run(running, self._task.work))
+            self._raw[entrant, setting] = raw
+            self._sequence(entrant, setting, ROUND)
+        return entrant
+
+    def try_all(self, index: int) -> None:
+        """Take the measures of a round once in every setting, which starts another one each time."""
+        for entrant, setting in _turned(list(self._raw), index):
+            for name, sample in self._sequence(entrant, setting, ROUND).items():
+                _keep(self._raw[entrant, setting][name], sample)
+
+    def choose(self) -> None:
+        """Choose each engine's setting for each measure, and end the processes that no measure needs."""
+        for entrant in self._entrants():
+            search = self.search(entrant)
+            usable = [one.setting for one in search.tried if self._task.n_threads in (None, one.setting.n_threads)]
+            self._chosen[entrant] = {measure.name: search.chosen(measure.name) or usable[0] for measure in TRIED}
+        for entrant, setting in self._raw:
+            if setting not in self._needed(entrant):
+                self._stage.end(entrant, setting)
+
+    def search(self, entrant: Entrant) -> Search:
+        """Return what was tried."""
+        tried = tuple(
+            Tried(setting, {name: tuple(values) for name, values in raw.items()})
+            for (one, setting), raw in self._raw.items()
+            if one == entrant
+        )
+        idle = self._stage.idle.get(entrant, "unseen")
+        return Search(tried, self._task.n_threads, idle, self._not_pinned.get(entrant))
+
+    def identity(self, entrant: Entrant) -> EngineIdentity:
+        """Return the engine's identity; of the settings those that all its processes share."""
+        first, *others = self._identities[entrant]
+        shared = {
+            name: value
+            for name, value in first.settings.items()
+            if all(one.settings.get(name) == value for one in others)
+        }
+        return replace(first, settings=shared)
+
+    def round(self, index: int) -> dict[Entrant, Samples]:
+        """Take all measures of one engine after the other, each in its setting."""
+        found: dict[Entrant, Samples] = {}
+        for entrant in _turned(self._entrants(), index):
+            samples: dict[str, Sample] = {}
+            for setting, names in self._needed(entrant).items():
+                last = max(i for i, measure in enumerate(ROUND) if measure.name in names)
+                taken = self._sequence(entrant, setting, ROUND[: last + 1])
+                samples |= {name: taken[name] for name in names}
+            found[entrant] = samples
+        return found
+
+    def fresh(self, index: int) -> dict[Entrant, Samples]:
+        """Take the measures of a fresh process of one engine after the other."""
+        found: dict[Entrant, Samples] = {}
+        for entrant in _turned(self._entrants(), index):
+            setting = self._chosen[entrant][FIRST_TOKEN.name]
+            running = self._stage.start(entrant, setting)
+            found[entrant] = {measure.name: measure.run(running, self._task.work) for measure in PROCESS}
+            self._stage.end(entrant, setting)
+        return found
+
+    def counters(self) -> list[KernelCount]:
+        """Return what the candidate's processes counted, together."""
+        calls: Counter[str] = Counter()
+        n_bytes: Counter[str] = Counter()
+        last: dict[str, KernelCount] = {}
+        for entrant in self._entrants():
+            for setting in self._needed(entrant) if entrant.side == "candidate" else ():
+                for one in _counters(self._stage.turn(entrant, setting)):
+                    calls[one.name] += one.calls
+                    n_bytes[one.name] += one.bytes
+                    last[one.name] = one
+        return [replace(one, calls=calls[name], bytes=n_bytes[name]) for name, one in last.items()]
+
+    def _entrants(self) -> list[Entrant]:
+        return list(self._identities)
+
+    def _needed(self, entrant: Entrant) -> dict[Setting, list[str]]:
+        """Return setting -> names of the measures of a round that are taken in it."""
+        found: dict[Setting, list[str]] = defaultdict(list)
+        for measure in ROUND:
+            found[self._chosen[entrant][measure.name]].append(measure.name)
+        return found
+
+    def _sequence(self, entrant: Entrant, setting: Setting, measures: Sequence[Measure]) -> dict[str, Sample]:
+        """Take measures one after the other, on one sequence, in a process that has the machine for itself."""
+        running = self._stage.turn(entrant, setting)
+        return {measure.name: _sample(measure, running, self._task.work) for measure in measures}
 
 
-def _order(index: int) -> tuple[Side, ...]:
-    return SIDES if index % 2 else SIDES[::-1]
-
-
-def _round(
-    running: Mapping[Side, Running],
-    order: Sequence[Side],
-    work: Work,
-    tallies: Mapping[str, _Tally],
-    *,
-    counted: bool,
-) -> None:
-    """Take all measures of one engine, then of the other, and compare their results."""
-    samples: dict[str, dict[Side, Sample]] = {measure.name: {} for measure in _of("round")}
-    reads: dict[str, dict[str, int]] = {}
-    for side in order:
-        time.sleep(REST_S)
-        for measure in _of("round"):
-            before = _counters(running[side])
-            samples[measure.name][side] = measure.run[side](running[side], work)
-            if measure.reads and side == "candidate":
-                reads[measure.name] = weight_reads(before, _counters(running[side]))
-    for name, found in samples.items():
-        tallies[name].add(found, reads.get(name, {}), counted=counted)
+def _sample(measure: Measure, running: Running, work: Work) -> Sample:
+    """Take a measure, and what the engine read meanwhile if it counts that."""
+    before = _counters(running)
+    sample = measure.run(running, work)
+    return replace(sample, reads=weight_reads(before, _counters(running))) if measure.reads else sample
 
 
 def _counters(running: Running) -> list[KernelCount]:
     """Return the counters of an engine that has any: ours."""
     return running.engine.counters() if isinstance(running.engine, BitnetPyProcess) else []
+
+
+def _keep(values: list[float], sample: Sample) -> None:
+    if sample.raw is not None and sample.raw > 0:
+        values.append(sample.raw)
+
+
+def _turned(items: Sequence[_Item], index: int) -> list[_Item]:
+    """Return the items in order, beginning with another one for each index."""
+    first = index % len(items)
+    return [*items[first:], *items[:first]]

@@ -1,8 +1,7 @@
-"""Map nodes of bitnet.cpp's compute graph to taps, and copy them out.
+"""Map nodes of the library's compute graph to taps, and copy them out.
 
-``llama.cpp`` names its nodes in ``build_bitnet_158``, ``llm_build_ffn``, ``llm_build_kqv``
-(``src/llama.cpp``) as ``name-layer``. Some names occur twice (``Qcur`` before and after RoPE), so
-the operation decides as well.
+``llama.cpp`` names its nodes ``name-layer``. Some names occur twice (``Qcur`` before and after RoPE), so the
+operation decides as well; ``crossval.bitnet_cpp.table`` says which node holds which tap.
 """
 
 from __future__ import annotations
@@ -16,41 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.bitnet_cpp import abi
+from crossval.bitnet_cpp.abi import Library
+from crossval.bitnet_cpp.table import TYPE_F32, Nodes
 from crossval.model import taps
-
-_LINEAR = frozenset({"MUL_MAT", "ADD", "MUL"})
-"""A projection, possibly with an optional bias or scale applied."""
-
-NODES: dict[str, tuple[tuple[str, frozenset[str] | None], ...]] = {
-    "inp_embd": (("inp_embd", None),),
-    "attn_norm": (("attn_norm", None),),
-    "q": (("Qcur", _LINEAR),),
-    "k": (("Kcur", _LINEAR),),
-    "v": (("Vcur", _LINEAR),),
-    "q_rope": (("Qcur", frozenset({"ROPE"})),),
-    "k_rope": (("Kcur", frozenset({"ROPE"})),),
-    "kq": (("kq", frozenset({"MUL_MAT"})),),
-    "kq_soft_max": (("kq_soft_max_ext", frozenset({"SOFT_MAX"})),),
-    "kqv_out": (("kqv_out", None),),
-    "attn_sub_norm": (("attn_sub_norm", None),),
-    "attn_o_out": (("attn_o_out", None),),
-    "ffn_inp": (("ffn_inp", None),),
-    "ffn_norm": (("ffn_norm", None),),
-    "ffn_gate": (("ffn_gate", None), ("ffn_gate_b", None), ("ffn_gate_s", None)),
-    "ffn_up": (("ffn_up", None), ("ffn_up_b", None), ("ffn_up_s", None)),
-    "ffn_act": (("ffn_sqr(relu)", None), ("ffn_silu", None), ("ffn_gelu", None), ("ffn_relu", None)),
-    "ffn_out": (("ffn_out", None),),
-    "ffn_sub_norm": (("ffn_sub_norm", None),),
-    "ffn_down": (("ffn_down", None),),
-    "l_out": (("l_out", None),),
-    "result_norm": (("result_norm", None),),
-}
-"""Tap -> the nodes that may hold it, each with the operations that identify it (None: any).
-
-Where several nodes of one pass match, the last one computed is the tap: a projection with its bias,
-or the square after ReLU. ``ffn_silu`` is what a build with the wrong activation computes there.
-``result_output`` is not here: logits come from ``llama_get_logits_ith``, with capture and without.
-"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +41,8 @@ class CapturedTap:
 class Capture:
     """The state of one ``cb_eval`` callback: the taps wanted, those copied, and the error, if any."""
 
-    library: ctypes.CDLL
+    library: Library
+    nodes: Nodes
     wanted: dict[bytes, list[tuple[str, str, frozenset[str] | None]]] = field(default_factory=dict)
     shape: PassShape = PassShape(0, 0, 0)
     taken: dict[str, CapturedTap] = field(default_factory=dict)
@@ -82,7 +50,7 @@ class Capture:
 
     def arm(self, select: Collection[str], shape: PassShape) -> None:
         """Select what the next pass copies out."""
-        self.wanted = node_index(select)
+        self.wanted = node_index(self.nodes, select)
         self.shape = shape
         self.taken = {}
         self.error = None
@@ -101,7 +69,7 @@ class Capture:
         return abi.EVAL_CALLBACK(on_node)
 
     def _on_node(self, address: int, ask: bool) -> bool:
-        tensor = abi.Tensor.from_address(address)
+        tensor = self.library.tensor(address)
         candidates = self.wanted.get(tensor.name)
         if candidates is None:
             return False
@@ -114,31 +82,29 @@ class Capture:
         return False
 
 
-def node_index(select: Collection[str]) -> dict[bytes, list[tuple[str, str, frozenset[str] | None]]]:
-    """Return node name -> [(full tap name, tap, operations)] for the selected taps.
+def node_index(nodes: Nodes, select: Collection[str]) -> dict[bytes, list[tuple[str, str, frozenset[str] | None]]]:
+    """Return node name -> [(full tap name, tap, operations)] for the selected taps that have a node.
 
     Raises:
-        ValueError: a name is not in the vocabulary, or ``NODES`` has no node for it.
+        ValueError: a name is not in the vocabulary.
     """
     index: dict[bytes, list[tuple[str, str, frozenset[str] | None]]] = {}
     for full_name in select:
         parsed = taps.parse(full_name)
-        if parsed.tap not in NODES:
-            raise ValueError(f"{full_name}: no node of bitnet.cpp's graph is known to hold this tap")
-        for node, ops in NODES[parsed.tap]:
+        for node, ops in nodes.get(parsed.tap, ()):
             name = node if parsed.layer is None else f"{node}-{parsed.layer}"
             index.setdefault(name.encode(), []).append((full_name, parsed.tap, ops))
     return index
 
 
-def read_tensor(library: ctypes.CDLL, tensor: abi.Tensor) -> npt.NDArray[np.float32]:
+def read_tensor(library: Library, tensor: Any) -> npt.NDArray[np.float32]:
     """Copy a float32 tensor of any strides into a C-contiguous array, slowest dimension first.
 
     Raises:
         ValueError: it is not float32, or not in host memory.
     """
     name = tensor.name.decode("utf-8", "replace")
-    if tensor.type != abi.TYPE_F32:
+    if tensor.type != TYPE_F32:
         raise ValueError(f"node {name} has ggml type {tensor.type}, expected float32")
     if not tensor.data or (tensor.buffer and not library.ggml_backend_buffer_is_host(tensor.buffer)):
         raise ValueError(f"node {name} is not in host memory")

@@ -1,4 +1,4 @@
-"""bitnet.cpp inside the child process: the library, one model, its contexts, one pass at a time.
+"""bitnet.cpp or llama.cpp inside the child process: the library, one model, its contexts, one pass at a time.
 
 Two contexts share the model: a plain one without any callback, for passes of which only logits are
 wanted, and one with ``cb_eval`` for passes that are traced (llama.cpp takes the callback when a
@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.bitnet_cpp import abi, limits, probe
+from crossval.bitnet_cpp import abi, limits, probe, probe_blocks
+from crossval.bitnet_cpp.abi import Library
 from crossval.bitnet_cpp.capture import Capture, CapturedTap, PassShape
+from crossval.bitnet_cpp.table import Nodes
 from crossval.errors import BadInputError, UnavailableError
 
 _TOKENIZER_NONE = 0
@@ -52,12 +54,15 @@ class Engine:
     """One loaded library with at most one model."""
 
     stack_bytes: int
-    library: ctypes.CDLL | None = None
+    library: Library | None = None
     model: int | None = None
+    vocab: int | None = None
     n_past: int = 0
     n_ctx: int = 0
     n_ubatch: int = 0
     n_threads: int = 1
+    flash_attention: bool = False
+    nodes: Nodes = field(default_factory=dict)
     n_vocab: int = 0
     head_dim: int = 0
     plain: _Context | None = None
@@ -66,75 +71,91 @@ class Engine:
     _keep: list[Any] = field(default_factory=list)
 
     @property
-    def lib(self) -> ctypes.CDLL:
+    def lib(self) -> Library:
         """Return the library, which ``open`` must have loaded."""
         if self.library is None:
             raise RuntimeError("no library has been opened")
         return self.library
 
     def open(self, path: str) -> dict[str, Any]:
-        """Load the library, check its layout, probe how it rounds; return facts about it.
+        """Load the library, find its generation, probe how it rounds; return facts about it.
 
         Raises:
-            UnavailableError: it cannot be loaded or is not of the generation that ``abi`` mirrors.
+            UnavailableError: it cannot be loaded or is of no known generation.
         """
-        library = abi.load(path)
-        abi.verify(library)
-        library.llama_backend_init()
+        library = abi.open_library(path)
+        library.backend_init()
         self.library = library
+        table = library.table
         return {
+            "generation": table.generation,
+            "engine": table.engine,
+            "title": table.title,
+            "architectures": list(table.graphs),
             "files": mapped_libraries(),
-            "simd_width": probe.simd_width(library),
-            "fused_quantizer": probe.fused_quantizer(library),
-            "system_info": library.llama_print_system_info().decode("utf-8", "replace").strip(),
+            **probe.rounding(library),
+            "in_blocks": probe_blocks.rounding(library),
+            "system_info": library.system_info().decode("utf-8", "replace").strip(),
         }
 
-    def load(self, path: str, *, n_ctx: int | None, n_ubatch: int, n_threads: int) -> dict[str, Any]:
+    def load(
+        self, path: str, *, n_ctx: int | None, n_ubatch: int, n_threads: int, flash_attention: bool | None
+    ) -> dict[str, Any]:
         """Load a model and create the plain context; return its shape and the limits in force.
 
+        ``flash_attention`` None: on where the generation has it on by default.
+
         Raises:
-            RefusedError: bitnet.cpp could not load the model or make a context.
-            BadInputError: the context asked for is longer than the model's.
+            RefusedError: the library could not load the model or make a context.
+            BadInputError: the context asked for is longer than the model's, or its architecture is none
+                whose graph is known.
+            UnavailableError: what was asked for is not possible with this library.
         """
-        params = self.lib.llama_model_default_params()
+        lib, table = self.lib, self.lib.table
+        if flash_attention and table.flash_attention is None:
+            raise UnavailableError(f"flash attention of {table.title} is not supported here")
+        params = lib.default_model_params()
         params.n_gpu_layers = 0
-        self.model = self.lib.llama_load_model_from_file(path.encode(), params)
+        self.model = lib.load_model(path.encode(), params)
         if not self.model:
-            raise RefusedError(f"bitnet.cpp could not load {path}")
-        n_layers = self.lib.llama_n_layer(self.model)
-        n_ctx_train = self.lib.llama_n_ctx_train(self.model)
+            raise RefusedError(f"{table.engine} could not load {path}")
+        self.vocab = lib.vocab_of(self.model)
+        arch = self._meta("general.architecture") or ""
+        if arch not in table.graphs:
+            raise BadInputError(
+                f"{path}: architecture {arch!r}; of {table.title} the graphs of "
+                f"{' and '.join(table.graphs)} are known here"
+            )
+        n_layers, n_ctx_train = lib.n_layer(self.model), lib.n_ctx_train(self.model)
         if n_ctx is not None and n_ctx > n_ctx_train:
             raise BadInputError(f"n_ctx {n_ctx} is longer than the model's context of {n_ctx_train} tokens")
-        limit = limits.max_ubatch(self.stack_bytes, self._projection_rows(), n_threads)
-        if limit < 1:
-            raise UnavailableError(
-                f"a stack of {self.stack_bytes} bytes is too small for this model; "
-                "raise the hard limit (ulimit -Hs)"
-            )
-        self.n_threads = n_threads
-        self.n_ubatch = min(n_ubatch, limit)
+        if flash_attention is None:
+            flash_attention = table.flash_attention is not None
+        self.n_threads, self.flash_attention = n_threads, flash_attention
+        limit = self._ubatch_limit()
+        self.n_ubatch = n_ubatch if limit is None else min(n_ubatch, limit)
         self.n_ctx = min(DEFAULT_N_CTX, n_ctx_train) if n_ctx is None else n_ctx
-        self.n_vocab = self.lib.llama_n_vocab(self.model)
-        n_heads = self.lib.llama_n_head(self.model)
-        arch = self._meta("general.architecture") or ""
-        self.head_dim = int(
-            self._meta(f"{arch}.attention.key_length") or self.lib.llama_n_embd(self.model) // n_heads
-        )
+        self.n_vocab = lib.n_vocab(self.vocab)
+        n_heads = lib.n_head(self.model)
+        self.head_dim = int(self._meta(f"{arch}.attention.key_length") or lib.n_embd(self.model) // n_heads)
+        self.nodes = table.nodes(arch, flash_attention)
         self.plain = self._new_context(None)
         return {
             "arch": arch,
             "n_layers": n_layers,
             "vocab_size": self.n_vocab,
-            "dim": self.lib.llama_n_embd(self.model),
+            "dim": lib.n_embd(self.model),
             "n_heads": n_heads,
             "head_dim": self.head_dim,
             "n_ctx_train": n_ctx_train,
-            "n_ctx": self.lib.llama_n_ctx(self.plain.address),
-            "n_ubatch": self.lib.llama_n_ubatch(self.plain.address),
+            "n_ctx": lib.n_ctx(self.plain.address),
+            "n_ubatch": lib.n_ubatch(self.plain.address),
             "ubatch_limit": limit,
             "n_threads": n_threads,
-            "has_vocab": self.lib.llama_vocab_type(self.model) != _TOKENIZER_NONE,
-            "has_output_weight": bool(self.lib.llama_get_model_tensor(self.model, b"output.weight")),
+            "flash_attention": flash_attention if table.flash_attention is not None else None,
+            "has_vocab": lib.vocab_type(self.vocab) != _TOKENIZER_NONE,
+            "has_output_weight": bool(self._tensor("output.weight")),
+            "absent_taps": sorted(tap for tap, nodes in self.nodes.items() if not nodes),
         }
 
     def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]:
@@ -143,13 +164,13 @@ class Engine:
         Raises:
             BadInputError: the model has no vocabulary.
         """
-        if self.lib.llama_vocab_type(self.model) == _TOKENIZER_NONE:
-            raise BadInputError("the model has no vocabulary, so bitnet.cpp cannot tokenize")
+        if self.lib.vocab_type(self.vocab) == _TOKENIZER_NONE:
+            raise BadInputError("the model has no vocabulary, so it cannot be used to tokenize")
         data = text.encode()
         capacity = len(data) + 8
         for _ in range(2):
             buffer = (ctypes.c_int32 * capacity)()
-            count = self.lib.llama_tokenize(self.model, data, len(data), buffer, capacity, add_bos, parse_special)
+            count = self.lib.tokenize(self.vocab, data, len(data), buffer, capacity, add_bos, parse_special)
             if count >= 0:
                 return list(buffer[:count])
             capacity = -count
@@ -159,7 +180,7 @@ class Engine:
         """Empty the KV cache."""
         for context in (self.plain, self.tapped):
             if context is not None:
-                self.lib.llama_kv_cache_clear(context.address)
+                self.lib.empty_cache(context.address)
                 context.n_past = 0
         self.n_past = 0
 
@@ -177,16 +198,16 @@ class Engine:
             self.capture.arm(select, PassShape(n_tokens, n_kv, self.head_dim))
         batch = self._batch(token_ids)
         start = time.perf_counter()
-        status = self.lib.llama_decode(context.address, batch)
-        self.lib.llama_synchronize(context.address)
+        status = self.lib.decode(context.address, batch)
+        self.lib.synchronize(context.address)
         elapsed_s = time.perf_counter() - start
         if select and self.capture is not None and self.capture.error is not None:
             raise self.capture.error
         if status != 0:
             raise RefusedError(f"llama_decode returned {status} for {n_tokens} tokens at position {self.n_past}")
-        pointer = self.lib.llama_get_logits_ith(context.address, -1)
+        pointer = self.lib.logits(context.address, -1)
         if not pointer:
-            raise RefusedError("bitnet.cpp gave no logits")
+            raise RefusedError(f"{self.lib.table.engine} gave no logits")
         logits = np.ctypeslib.as_array(pointer, (self.n_vocab,)).copy().reshape(1, self.n_vocab)
         self.n_past = context.n_past = n_kv
         taken = self.capture.taken if select and self.capture is not None else {}
@@ -197,7 +218,7 @@ class Engine:
         if self.plain is None:
             raise RuntimeError("no model has been loaded")
         if tapped and self.tapped is None:
-            self.capture = Capture(self.lib)
+            self.capture = Capture(self.lib, self.nodes)
             callback = self.capture.callback()
             self._keep.append(callback)
             self.tapped = self._new_context(callback)
@@ -210,27 +231,29 @@ class Engine:
         return target
 
     def _copy_cache(self, source: _Context, target: _Context) -> None:
-        size = self.lib.llama_state_seq_get_size(source.address, 0)
+        size = self.lib.state_size(source.address, 0)
         buffer = ctypes.create_string_buffer(size)
-        written = self.lib.llama_state_seq_get_data(source.address, buffer, size, 0)
-        self.lib.llama_kv_cache_clear(target.address)
-        if not written or not self.lib.llama_state_seq_set_data(target.address, buffer, written, 0):
-            raise RefusedError("bitnet.cpp could not copy its KV cache between contexts")
+        written = self.lib.get_state(source.address, buffer, size, 0)
+        self.lib.empty_cache(target.address)
+        if not written or not self.lib.set_state(target.address, buffer, written, 0):
+            raise RefusedError(f"{self.lib.table.engine} could not copy its KV cache between contexts")
         target.n_past = self.n_past
 
     def _new_context(self, callback: Any | None) -> _Context:
-        params = self.lib.llama_context_default_params()
+        params = self.lib.default_context_params()
         params.n_ctx = self.n_ctx
         params.n_batch = params.n_ubatch = self.n_ubatch
         params.n_threads = params.n_threads_batch = self.n_threads
+        if self.lib.table.flash_attention is not None:
+            setattr(params, self.lib.table.flash_attention, int(self.flash_attention))
         if callback is not None:
             params.cb_eval = ctypes.cast(callback, ctypes.c_void_p)
-        address = self.lib.llama_new_context_with_model(self.model, params)
+        address = self.lib.new_context(self.model, params)
         if not address:
-            raise RefusedError(f"bitnet.cpp could not make a context of {self.n_ctx} tokens")
+            raise RefusedError(f"{self.lib.table.engine} could not make a context of {self.n_ctx} tokens")
         return _Context(address)
 
-    def _batch(self, token_ids: Sequence[int]) -> abi.Batch:
+    def _batch(self, token_ids: Sequence[int]) -> Any:
         """Build a batch of one sequence that asks for the logits of the last token."""
         n_tokens = len(token_ids)
         tokens = (ctypes.c_int32 * n_tokens)(*token_ids)
@@ -241,23 +264,38 @@ class Engine:
         sequences = (ctypes.POINTER(ctypes.c_int32) * n_tokens)(*[pointer] * n_tokens)
         outputs = (ctypes.c_int8 * n_tokens)()
         outputs[n_tokens - 1] = 1
-        batch = abi.Batch(n_tokens, tokens, None, positions, counts, sequences, outputs, 0, 0, 0)
+        batch: Any = self.lib.table.batch.struct(n_tokens, tokens, None, positions, counts, sequences, outputs)
         # ctypes structs do not keep what their pointers point to alive.
         batch.keep = (tokens, positions, counts, sequence, sequences, outputs)
         return batch
 
-    def _projection_rows(self) -> list[int]:
-        """Return the row counts of the I2_S matrices of layer 0 (all layers have the same)."""
-        rows = []
-        for weight in _I2S_WEIGHTS:
-            address = self.lib.llama_get_model_tensor(self.model, f"blk.0.{weight}.weight".encode())
-            if address:
-                rows.append(int(abi.Tensor.from_address(address).ne[1]))
-        return rows
+    def _ubatch_limit(self) -> int | None:
+        """Return the longest pass that the stack allows; None when nothing depends on the stack.
+
+        Raises:
+            UnavailableError: not even one token fits.
+        """
+        if not self.lib.table.products_on_stack:
+            return None
+        # All layers have the same shapes.
+        weights = (self._tensor(f"blk.0.{weight}.weight") for weight in _I2S_WEIGHTS)
+        rows = [int(weight.ne[1]) for weight in weights if weight is not None]
+        limit = limits.max_ubatch(self.stack_bytes, rows, self.n_threads)
+        if limit < 1:
+            raise UnavailableError(
+                f"a stack of {self.stack_bytes} bytes is too small for this model; "
+                "raise the hard limit (ulimit -Hs)"
+            )
+        return limit
+
+    def _tensor(self, name: str) -> Any | None:
+        """Return a tensor of the loaded model; None when there is none, or when this library cannot tell."""
+        address = self.lib.model_tensor(self.model, name.encode()) if self.lib.has("model_tensor") else None
+        return self.lib.tensor(address) if address else None
 
     def _meta(self, key: str) -> str | None:
         buffer = ctypes.create_string_buffer(256)
-        length = self.lib.llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
+        length = self.lib.metadata(self.model, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if length >= 0 else None
 
 

@@ -1,56 +1,29 @@
-"""Where bitnet.cpp's shared library is, and the manifest that says how it was built.
-
-The manifest is trusted only if the library's files have the digests it lists: identity comes from
-the files that a process actually loaded, never from a file next to them.
-"""
+"""Where a shared library is: the one configured, the ones built here, or the one that a path leads to."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import platform
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
-from crossval.errors import UnavailableError
+from crossval.bitnet_cpp import builder
+from crossval.bitnet_cpp import source as cpp_source
+from crossval.bitnet_cpp.builder import FoundLibrary, Options, built_library_path
+from crossval.bitnet_cpp.manifest import LIBRARY_NAME, read_manifest
+from crossval.bitnet_cpp.remedies import GENERATION_VARIABLE, HOW_TO_GET, LIBRARY_VARIABLE, STILL_WORKS
+from crossval.errors import BadInputError, UnavailableError
+from crossval.terms import Generation
 
-LIBRARY_VARIABLE = "BITNET_CPP_LIB"
-SOURCE_VARIABLE = "BITNET_CPP_DIR"
-LIBRARY_NAME = "libllama.so"
-MANIFEST_NAME = "bitnet_cpp_build.json"
-MANIFEST_VERSION = 1
+PREFERENCE: tuple[Generation, ...] = ("march", "main")
+"""Which of the libraries built here is used when none is asked for."""
 
-HOW_TO_GET = (
-    f"run `make fetch-cpp` (downloads and builds it), or set {SOURCE_VARIABLE}=<bitnet.cpp checkout> and run it "
-    f"(builds that, no network), or set {LIBRARY_VARIABLE}=<path of a ready libllama.so>"
-)
-STILL_WORKS = (
-    "what works without it: recorded goldens (--reference TRACE_DIR), the specification (--reference spec), "
-    "and the engine itself"
-)
+IN_BUILD_DIRECTORY = ("lib", "bin", "src", ".", "3rdparty/llama.cpp/src", "llama_cpp/lib")
+"""Where builds put their libraries: ours, CMake of either generation, an installed Python package."""
 
-
-@dataclass(frozen=True)
-class BuildManifest:
-    """How a library was built; ``libraries`` maps file name -> sha256, ``data`` is the whole file."""
-
-    source_commit: str | None
-    source_digest: str
-    compiler: str
-    flags: str
-    libraries: Mapping[str, str]
-    data: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class BuiltLibrary:
-    """A libllama on disk; ``origin`` states how it was found."""
-
-    path: Path
-    origin: str
-    manifest: BuildManifest | None
+_ELF_MACHINES = {3: "i386", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
+_ELF_SHARED = 3
 
 
 def repository_root() -> Path | None:
@@ -60,7 +33,7 @@ def repository_root() -> Path | None:
 
 
 def default_build_dir() -> Path:
-    """Return where bitnet.cpp is built: ``build/bitnet.cpp`` of the checkout, else the user's cache."""
+    """Return where libraries are built: ``build/bitnet.cpp`` of the checkout, else the user's cache."""
     root = repository_root()
     if root is not None:
         return root / "build" / "bitnet.cpp"
@@ -68,31 +41,52 @@ def default_build_dir() -> Path:
     return Path(cache) / "bitnet-parity" / "bitnet.cpp"
 
 
-def built_library_path(build_dir: Path) -> Path:
-    """Return the path at which a build places its libllama."""
-    return build_dir / "lib" / LIBRARY_NAME
+def build_dir_of(generation: Generation) -> Path:
+    """Return where ``make fetch-cpp`` builds a generation: the pinned one at the top, others beside it."""
+    return default_build_dir() if generation == PREFERENCE[0] else default_build_dir() / generation
 
 
-def find_library() -> BuiltLibrary | None:
-    """Return the library to use: ``BITNET_CPP_LIB`` first, then the built one; None when there is neither.
+def asked_generation() -> Generation | None:
+    """Return the generation that ``BITNET_CPP_GENERATION`` names.
+
+    Raises:
+        BadInputError: it names none.
+    """
+    name = os.environ.get(GENERATION_VARIABLE)
+    for generation in get_args(Generation):
+        if name == generation:
+            return generation  # type: ignore[no-any-return]  # typing does not know the arguments of a Literal
+    if name:
+        raise BadInputError(f"{GENERATION_VARIABLE}={name}: expected {' or '.join(get_args(Generation))}")
+    return None
+
+
+def find_library() -> FoundLibrary | None:
+    """Return the library to use, None when there is none.
+
+    ``BITNET_CPP_LIB`` first; then the one that ``make fetch-cpp`` built of the generation that
+    ``BITNET_CPP_GENERATION`` names, or of the first in ``PREFERENCE`` that is there.
 
     Raises:
         UnavailableError: ``BITNET_CPP_LIB`` names no file; falling back to another library would
         hide that.
+        BadInputError: ``BITNET_CPP_GENERATION`` names no generation.
     """
     configured = os.environ.get(LIBRARY_VARIABLE)
     if configured:
         path = Path(configured).expanduser()
         if not path.is_file():
-            raise UnavailableError(f"{LIBRARY_VARIABLE}={configured}: no such file; expected a libllama.so")
-        return BuiltLibrary(path.resolve(), LIBRARY_VARIABLE, read_manifest(path.resolve().parent))
-    path = built_library_path(default_build_dir())
-    if path.is_file():
-        return BuiltLibrary(path, "build", read_manifest(path.parent))
+            raise UnavailableError(f"{LIBRARY_VARIABLE}={configured}: no such file; expected a {LIBRARY_NAME}")
+        return FoundLibrary(path.resolve(), LIBRARY_VARIABLE, read_manifest(path.resolve().parent))
+    asked = asked_generation()
+    for generation in PREFERENCE if asked is None else (asked,):
+        path = built_library_path(build_dir_of(generation))
+        if path.is_file():
+            return FoundLibrary(path, "build", read_manifest(path.parent))
     return None
 
 
-def require_library() -> BuiltLibrary:
+def require_library() -> FoundLibrary:
     """Return ``find_library()``.
 
     Raises:
@@ -104,32 +98,68 @@ def require_library() -> BuiltLibrary:
     return library
 
 
-def read_manifest(directory: Path) -> BuildManifest | None:
-    """Return the manifest in a directory, or None when there is none of this version."""
+def resolve(path: str | None) -> FoundLibrary:
+    """Return the library that a path leads to; None: ``require_library()``.
+
+    A file is the library itself, in a build directory it is looked for, and a source checkout is
+    built, out of tree and once per state of its sources and options.
+
+    Raises:
+        BadInputError: there is nothing of the kind, or a file that cannot be a library here.
+        UnavailableError: the checkout cannot be built.
+    """
+    if path is None:
+        return require_library()
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return _in_directory(place.resolve())
+    if not place.exists():
+        raise BadInputError(
+            f"{path}: no such file or directory; expected a {LIBRARY_NAME}, a build directory or a source checkout"
+        )
+    check_shared_object(place)
+    return FoundLibrary(place.resolve(), "path", read_manifest(place.resolve().parent))
+
+
+def _in_directory(directory: Path) -> FoundLibrary:
+    if cpp_source.looks_like_checkout(directory):
+        source = cpp_source.describe(directory, "directory")
+        return replace(builder.build(source, Options(_cache_dir(source.digest))), origin="source")
+    for name in IN_BUILD_DIRECTORY:
+        # The plain name first: versioned ones are links' targets.
+        for path in sorted((directory / name).glob(f"{LIBRARY_NAME}*")):
+            check_shared_object(path)
+            return FoundLibrary(path, "path", read_manifest(path.parent))
+    raise BadInputError(
+        f"{directory} holds neither a {LIBRARY_NAME} (looked in {', '.join(IN_BUILD_DIRECTORY)}) nor a source "
+        "checkout of bitnet.cpp or llama.cpp"
+    )
+
+
+def _cache_dir(digest: str) -> Path:
+    return default_build_dir() / "sources" / digest[:16]
+
+
+def check_shared_object(path: Path) -> None:
+    """Check that a file is a shared library for this machine.
+
+    Raises:
+        BadInputError: it is not, or cannot be read.
+    """
     try:
-        data = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
-        if data["version"] != MANIFEST_VERSION:
-            return None
-        compiler, flags = data["compiler"]["version"], data["cmake"]["flags"]
-        libraries = {str(name): str(digest) for name, digest in data["libraries"].items()}
-        commit, digest = data["source"]["commit"], data["source"]["digest"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    if not all(isinstance(text, str) for text in (compiler, flags, digest)) or not isinstance(commit, str | None):
-        return None
-    return BuildManifest(commit, digest, compiler, flags, libraries, data)
-
-
-def manifest_for(files: Mapping[str, str]) -> BuildManifest | None:
-    """Return the manifest of the loaded files (path -> sha256), or None when no manifest matches them all."""
-    for path in files:
-        manifest = read_manifest(Path(path).parent)
-        if manifest is not None and {Path(p).name: digest for p, digest in files.items()} == manifest.libraries:
-            return manifest
-    return None
-
-
-def combined_digest(files: Mapping[str, str]) -> str:
-    """Return one sha256 for several files: over the lines ``name sha256`` sorted by name."""
-    lines = sorted(f"{Path(path).name} {digest}\n" for path, digest in files.items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+        with path.open("rb") as file:
+            header = file.read(20)
+    except OSError as error:
+        raise BadInputError(f"cannot read the library {path}: {error.strerror or error}") from error
+    if header[:4] != b"\x7fELF" or len(header) < 20:
+        raise BadInputError(
+            f"{path} is not a shared library: it starts with {header[:8]!r}, expected an ELF header"
+        )
+    if header[4] != 2:
+        raise BadInputError(f"{path} is a 32-bit library; this is a 64-bit program")
+    kind, machine = (int.from_bytes(header[at : at + 2], "little") for at in (16, 18))
+    name = _ELF_MACHINES.get(machine, f"ELF machine {machine}")
+    if name != platform.machine():
+        raise BadInputError(f"{path} is a library for {name}; this machine is {platform.machine()}")
+    if kind != _ELF_SHARED:
+        raise BadInputError(f"{path} is no shared library but another kind of ELF file (type {kind})")

@@ -1,51 +1,78 @@
-"""Probe how a loaded bitnet.cpp rounds (docs/numerics.md lists what depends on the build).
+"""Probe how a loaded library rounds (docs/numerics.md lists what depends on the build).
 
-Two things depend on compiler and instruction set: the number of lanes of float32 reductions (8 in
-AVX2 builds, 16 in AVX-512 builds), and whether the activation quantiser's product is rounded before
-it is rounded to an integer (clang) or not (gcc contracts both into one fused operation).
+Compiler and instruction set decide the number of lanes of float32 reductions (8 in AVX2 builds, 16 in AVX-512
+builds), whether sums of F16 products are binary16 themselves (builds for AVX512-FP16), and whether the activation
+quantiser's product is rounded before it is rounded to an integer (clang) or not (gcc contracts both into one fused
+operation). What matches nothing known is None.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from crossval.bitnet_cpp import abi
+from crossval.bitnet_cpp.abi import Library
+from crossval.bitnet_cpp.table import ANY, TYPE_F16, DotProduct
 
 _ROWS = 24
 _LENGTH = 256
 
 
-def simd_width(library: ctypes.CDLL) -> int | None:
-    """Return 16 or 8 when the library's F16 dot product sums in that many lanes, else None."""
-    try:
-        lookup = library.ggml_get_type_traits
-    except AttributeError:
-        return None
-    lookup.restype = POINTER(abi.TypeTraits)
-    lookup.argtypes = [ctypes.c_int]
-    traits = lookup(abi.TYPE_F16).contents
-    layout = (traits.type_name, traits.blck_size, traits.type_size, traits.vec_dot_type, traits.nrows)
-    if layout != (b"f16", 1, 2, abi.TYPE_F16, 1) or not traits.vec_dot:
-        return None
-    vec_dot = abi.VEC_DOT(traits.vec_dot)
+def rounding(library: Library) -> dict[str, Any]:
+    """Return what ``crossval.passes.Numerics`` says of a build, as far as it was found."""
+    lanes, binary16_sums = dot_product(library)
+    return {"simd_width": lanes, "binary16_sums": binary16_sums, "fused_quantizer": fused_quantizer(library)}
+
+
+def dot_product(library: Library) -> tuple[int | None, bool | None]:
+    """Return the lanes of float32 reductions, 16 or 8, and whether F16 products are summed in binary16."""
+    vec_dot = _vec_dot(library, library.table.dot)
+    if vec_dot is None:
+        return None, None
     x, y = dot_inputs()
     actual = np.zeros(len(x), np.float32)
     for i in range(len(x)):
         result = c_float()
         vec_dot(_LENGTH, ctypes.byref(result), 0, x[i].ctypes.data, 0, y[i].ctypes.data, 0, 1)
         actual[i] = result.value
+    if np.array_equal(actual, dot16_in_binary16(x, y)):
+        return 16, True
     for width in (16, 8):
         if np.array_equal(actual, dot16(x, y, width)):
-            return width
-    return None
+            return width, False
+    return None, None
+
+
+def _vec_dot(library: Library, dot: DotProduct | None) -> Callable[..., None] | None:
+    """Return the library's dot product of F16 vectors; None when it is not where the table says."""
+    if dot is None:
+        return None
+    names = (dot.lookup,) if dot.prepare is None else (dot.prepare, dot.lookup)
+    if not all(hasattr(library.shared_object, name) for name in names):
+        return None
+    if dot.prepare is not None:
+        prepare = getattr(library.shared_object, dot.prepare)
+        prepare.restype = None
+        prepare()
+    lookup = getattr(library.shared_object, dot.lookup)
+    lookup.restype = POINTER(dot.traits.struct)
+    lookup.argtypes = [ctypes.c_int]
+    pointer = lookup(TYPE_F16)
+    if not pointer:
+        return None
+    traits: Any = pointer.contents
+    fits = all(value is ANY or getattr(traits, name) == value for name, _, value in dot.traits.fields)
+    return abi.VEC_DOT(traits.vec_dot) if fits and traits.vec_dot else None
 
 
 def dot_inputs() -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    """Return two F16 arrays ``(rows, length)`` on which 8 and 16 lanes give different bits."""
+    """Return two F16 arrays ``(rows, length)`` on which the ways to sum give different bits."""
     rng = np.random.default_rng(20240607)
     x = (rng.standard_normal((_ROWS, _LENGTH)) * 2.0 ** rng.integers(-6, 7, (_ROWS, _LENGTH))).astype(np.float16)
     y = rng.standard_normal((_ROWS, _LENGTH)).astype(np.float16)
@@ -53,7 +80,7 @@ def dot_inputs() -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
 
 
 def dot16(x: npt.NDArray[np.float16], y: npt.NDArray[np.float16], width: int) -> npt.NDArray[np.float32]:
-    """Emulate ``ggml_vec_dot_f16`` (``ggml.c``) with ``width`` lanes on rows whose length is a multiple of 64.
+    """Emulate ``ggml_vec_dot_f16`` with ``width`` lanes on rows whose length is a multiple of 64.
 
     Four accumulators of ``width`` lanes take the products, one accumulator after the other, by
     fused multiply-add. Products of two F16 numbers are exact in binary32 at these magnitudes, so
@@ -69,47 +96,84 @@ def dot16(x: npt.NDArray[np.float16], y: npt.NDArray[np.float16], width: int) ->
         four = lanes[:, :4] + lanes[:, 4:]
         total: npt.NDArray[np.float32] = (four[:, 0] + four[:, 1]) + (four[:, 2] + four[:, 3])
         return total
+    return _halved(lanes)
+
+
+def dot16_in_binary16(x: npt.NDArray[np.float16], y: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    """Emulate it for AVX512-FP16, on rows whose length is a multiple of 128: accumulators of 32 binary16 numbers.
+
+    The sum of an exact product and a binary16 number is exact in binary64 at these magnitudes, so rounding it
+    once to binary16 is what the fused operation does.
+    """
+    products = x.astype(np.float64) * y.astype(np.float64)
+    steps = products.reshape(len(x), -1, 4, 32)
+    acc = np.zeros((len(x), 4, 32), np.float16)
+    for step in range(steps.shape[1]):
+        acc = (acc.astype(np.float64) + steps[:, step]).astype(np.float16)
+    return _halved((acc[:, 0] + acc[:, 2]) + (acc[:, 1] + acc[:, 3])).astype(np.float32)
+
+
+def _halved(lanes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Add the upper half of the last axis to the lower until one is left."""
     while lanes.shape[1] > 1:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
     return np.ascontiguousarray(lanes[:, 0])
 
 
-def fused_quantizer(library: ctypes.CDLL) -> bool | None:
-    """Return whether ``quantize_row_i8_s`` rounds product and integer in one step; None if it is missing."""
-    try:
-        quantize = library.quantize_row_i8_s
-    except AttributeError:
+def fused_quantizer(library: Library) -> bool | None:
+    """Return whether ``quantize_row_i8_s`` rounds product and integer in one step.
+
+    None: there is no such function, or it does neither this nor what the unchanged source of the generation does.
+    """
+    expected = library.table.quantizer
+    quantize = getattr(library.shared_object, "quantize_row_i8_s", None)
+    if expected is None or quantize is None:
         return None
     quantize.restype = None
     quantize.argtypes = [c_void_p, c_void_p, c_int64, POINTER(c_float), POINTER(c_int32)]
-    row, separate, fused = quantizer_row()
+    row, separate, fused = quantizer_row(expected.ties)
     result = np.zeros(len(row) + 64, np.int8)
     scale, total = c_float(), c_int32()
-    quantize(row.ctypes.data, result.ctypes.data, len(row), ctypes.byref(scale), ctypes.byref(total))
-    if scale.value != 127.0:
+
+    def quantized(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+        quantize(values.ctypes.data, result.ctypes.data, len(values), ctypes.byref(scale), ctypes.byref(total))
+        copy: npt.NDArray[np.int8] = result[: len(values)].copy()
+        return copy
+
+    actual = quantized(row)
+    if scale.value != 127.0 or total.value != int(actual.sum()):
         return None
-    actual = result[: len(row)]
+    if quantized(np.zeros_like(row)).any() or scale.value != np.float32(expected.scale_of_zeros):
+        return None
     if np.array_equal(actual, separate):
         return False
-    return True if np.array_equal(actual, fused) else None
+    # No compiler contracts the other way to round.
+    return True if expected.ties == "even" and np.array_equal(actual, fused) else None
 
 
-def quantizer_row() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int8]]:
+def quantizer_row(
+    ties: Literal["even", "away"],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int8]]:
     """Return a row with maximum 1 (so the scale is 127) and its int8 values rounded in two steps and in one.
 
-    Its elements are those float32 neighbours of ``(k + 1/2) / 127`` whose product with 127 is a tie
-    after rounding to binary32 but not before.
+    Its elements are float32 neighbours of ``(k + 1/2) / 127`` whose product with 127 is a tie after rounding to
+    binary32, most of them not before.
     """
     found = [np.float32(1.0)]
     for k in range(-126, 126):
         x = np.float32((k + 0.5) / 127.0)
         for candidate in (np.nextafter(x, np.float32(-2)), x, np.nextafter(x, np.float32(2))):
-            exact = np.float64(candidate) * 127.0
-            if np.rint(exact) != np.rint(np.float64(np.float32(exact))):
+            if np.float64(np.float32(np.float64(candidate) * 127.0)) == k + 0.5:
                 found.append(candidate)
     found += [np.float32(0.0)] * (-len(found) % 32)
     row = np.array(found, np.float32)
     exact_products = row.astype(np.float64) * 127.0
-    separate = np.rint(exact_products.astype(np.float32)).astype(np.int8)
-    return row, separate, np.rint(exact_products).astype(np.int8)
+    separate = round_ties(exact_products.astype(np.float32).astype(np.float64), ties)
+    return row, separate, round_ties(exact_products, ties)
+
+
+def round_ties(values: npt.NDArray[np.float64], ties: Literal["even", "away"]) -> npt.NDArray[np.int8]:
+    """Round to the nearest integer; ties to the even one, or away from zero."""
+    rounded: npt.NDArray[Any] = np.rint(values) if ties == "even" else np.trunc(values + np.copysign(0.5, values))
+    return rounded.astype(np.int8)

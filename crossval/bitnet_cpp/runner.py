@@ -1,4 +1,4 @@
-"""Real bitnet.cpp as a runner: its shared library in a child process, its graph's nodes as taps."""
+"""bitnet.cpp or llama.cpp as a runner: its shared library in a child process, its graph's nodes as taps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from bitnet_py.errors import BitnetError
+from bitnet_py.gguf import GGUFFile
+from bitnet_py.tq import TQ_BLOCK, TQ_TYPES
 from crossval.bitnet_cpp import library as cpp_library
+from crossval.bitnet_cpp.manifest import combined_digest, manifest_for
 from crossval.child.client import EngineProcess, array_of
 from crossval.child.command import child_command
 from crossval.child.process import ChildProcess
@@ -16,9 +20,6 @@ from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
 from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
 from crossval.terms import LOGITS
-
-SUPPORTED_ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
-"""What bitnet.cpp builds with ``build_bitnet_158``, whose node names the taps are mapped from."""
 
 CHILD = "crossval.bitnet_cpp.limits"
 """Sets the limits, then executes ``crossval.bitnet_cpp.serve``."""
@@ -29,7 +30,7 @@ _OPEN_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What bitnet.cpp reports about the model it loaded, and the limits in force."""
+    """What the library reports about the model it loaded, and the limits in force."""
 
     arch: str
     n_layers: int
@@ -42,17 +43,21 @@ class LoadedModel:
     n_ubatch: int
     has_vocab: bool
     has_output_weight: bool
+    absent_taps: list[str]
+    """Taps, without their layer, that the library does not compute as tensors of their own."""
 
 
 class BitnetCppRunner(EngineProcess):
-    """bitnet.cpp as a ``crossval.passes.Runner``.
+    """A library of the llama.cpp family as a ``crossval.passes.Runner``; its generation is found on entering.
 
     ``library``: path of a libllama; None: what ``cpp_library.find_library`` finds. ``n_ctx``:
     tokens the KV cache holds; None: 2048 or the model's context if shorter. ``n_ubatch``: longest
     pass; lowered further when the child's stack cannot hold bitnet.cpp's intermediate results
     (``crossval.bitnet_cpp.limits``), never raised. A pass is one call of the engine and is never
-    split here: a longer one is a ``BadInputError``. ``timeout_s`` limits each load and each pass.
-    After an ``EngineCrashError`` the runner is closed.
+    split here: a longer one is a ``BadInputError``. ``flash_attention``: off by default, because
+    scores and softmax are no tensors when it is on, although newer generations turn it on by
+    themselves; None: as the generation does. ``timeout_s`` limits each load and each pass. After an
+    ``EngineCrashError`` the runner is closed.
     """
 
     status: Literal["live", "recorded"] = "live"
@@ -66,6 +71,7 @@ class BitnetCppRunner(EngineProcess):
         n_threads: int = 2,
         n_ctx: int | None = None,
         n_ubatch: int = 512,
+        flash_attention: bool | None = False,
         timeout_s: float = 600.0,
     ) -> None:
         if n_threads < 1 or n_ubatch < 1 or (n_ctx is not None and n_ctx < 1):
@@ -74,6 +80,7 @@ class BitnetCppRunner(EngineProcess):
         self._model_path = Path(model_path)
         self._library = Path(library) if library is not None else None
         self._requested = {"n_ctx": n_ctx, "n_ubatch": n_ubatch, "n_threads": n_threads}
+        self._requested["flash_attention"] = flash_attention
         self._model: LoadedModel | None = None
         self._identity = EngineIdentity(name="bitnet.cpp")
 
@@ -98,12 +105,9 @@ class BitnetCppRunner(EngineProcess):
             model = {"model": str(self._model_path.resolve()), **self._requested}
             loaded = self.request("load", model, what=f"loading {self._model_path.name}").header
             self._model = LoadedModel(**{field.name: loaded[field.name] for field in fields(LoadedModel)})
-            if self._model.arch not in SUPPORTED_ARCHITECTURES:
-                raise BadInputError(
-                    f"{self._model_path}: architecture {self._model.arch!r}; this runner knows the graph of "
-                    + " and ".join(SUPPORTED_ARCHITECTURES)
-                )
-            self._identity = _identity(library, facts, loaded)
+            if _is_multiplied_in_blocks(self._model_path):
+                facts = {**facts, **facts["in_blocks"], "quantizer_block": TQ_BLOCK}
+            self._identity = _identity(facts, loaded)
         except BaseException:
             self.close()
             raise
@@ -195,7 +199,8 @@ def open_library(path: Path) -> dict[str, Any]:
 
 def _open(child: ChildProcess, library: Path) -> dict[str, Any]:
     if not library.is_file():
-        raise UnavailableError(f"{library}: no such bitnet.cpp library")
+        raise UnavailableError(f"{library}: no such library")
+    cpp_library.check_shared_object(library)
     what = f"the checks of the library {library}"
     try:
         return child.request(
@@ -215,29 +220,56 @@ def _check_gguf(path: Path) -> None:
         raise BadInputError(f"{path} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
 
 
-def _identity(library: Path, facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIdentity:
+def _is_multiplied_in_blocks(path: Path) -> bool:
+    """Return whether the type of a model's matrices makes the library quantise activations in blocks."""
+    try:
+        with GGUFFile.open(path) as gguf:
+            return any(info.type in TQ_TYPES for name, info in gguf.tensors.items() if name.startswith("blk."))
+    except BitnetError:  # the library has loaded it; who needs more of it will say what is wrong
+        return False
+
+
+def _identity(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIdentity:
     """Describe the build: digests of the files actually mapped, the rest from a manifest that lists them."""
     files: dict[str, str] = facts["files"]
-    manifest = cpp_library.manifest_for(files)
+    manifest = manifest_for(files)
     settings: dict[str, Any] = {
         "n_threads": loaded["n_threads"],
         "n_ctx": loaded["n_ctx"],
         "n_ubatch": loaded["n_ubatch"],
-        "ubatch_limit": loaded["ubatch_limit"],
         "system_info": facts["system_info"],
         **{f"sha256 {Path(path).name}": digest for path, digest in files.items()},
     }
+    if loaded["ubatch_limit"] is not None:
+        settings["ubatch_limit"] = loaded["ubatch_limit"]
     if loaded["has_output_weight"]:
         settings["output.weight"] = OUTPUT_WEIGHT_NOTE
+    if loaded["absent_taps"]:
+        settings["absent_taps"] = ", ".join(loaded["absent_taps"])
     return EngineIdentity(
-        name="bitnet.cpp",
+        name=facts["engine"],
         source_commit=manifest.source_commit if manifest else None,
         source_digest=manifest.source_digest if manifest else None,
-        library_digest=cpp_library.combined_digest(files),
+        library_digest=combined_digest(files),
         compiler=manifest.compiler if manifest else None,
         flags=manifest.flags if manifest else None,
-        numerics=Numerics(facts["simd_width"], facts["fused_quantizer"]),
+        numerics=_numerics(facts, loaded),
         settings=settings,
+    )
+
+
+def _numerics(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> Numerics:
+    """Return what was found of the rounding; the first generation has neither of the last two choices."""
+    flash = loaded["flash_attention"]
+    return Numerics(
+        facts["simd_width"],
+        facts["fused_quantizer"],
+        generation=facts["generation"],
+        binary16_sums=facts["binary16_sums"],
+        flash_attention=flash,
+        attention_threads=loaded["n_threads"] if flash else None,
+        quantizer_block=facts.get("quantizer_block"),
+        fused_sums=facts.get("fused_sums"),
     )
 
 

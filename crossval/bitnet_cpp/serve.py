@@ -41,7 +41,7 @@ def handle(engine: Engine, request: Frame) -> tuple[Any, dict[str, Any]]:
     if command == "open":
         return engine.open(header["library"]), {}
     if command == "load":
-        wanted = {key: header[key] for key in ("n_ctx", "n_ubatch", "n_threads")}
+        wanted = {key: header[key] for key in ("n_ctx", "n_ubatch", "n_threads", "flash_attention")}
         return engine.load(header["model"], **wanted), {}
     if command == "tokenize":
         ids = engine.tokenize(header["text"], add_bos=header["add_bos"], parse_special=header["parse_special"])

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossval.bitnet_cpp.library import STILL_WORKS
+from crossval.bitnet_cpp.remedies import STILL_WORKS
 from crossval.errors import UnavailableError
 
 COMPILERS = ("clang", *(f"clang-{version}" for version in range(22, 13, -1)), "gcc", "cc")

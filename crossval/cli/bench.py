@@ -9,7 +9,8 @@ import click
 from crossval import api
 from crossval.bench.measures import BOUNDED
 from crossval.cli.metamorphic import check_kernel
-from crossval.cli.options import MAX_THREADS, MODEL, count, receipt_command
+from crossval.cli.options import FOLLOW, MAX_THREADS, MODEL, count, receipt_command
+from crossval.engines.registry import live_words
 from crossval.receipts.file import Receipt
 
 MAX_SEED = 2**53 - 1
@@ -20,11 +21,12 @@ _RATIOS = [
         f"min_{name}_ratio",
         type=click.FloatRange(0, 1e6, min_open=True),
         metavar="R",
-        help=f"Minimum ratio of our speed to the reference's: {name.replace('_', ' ')}. Default: any.",
+        help=f"Minimum ratio of the candidate's {name} speed to every reference's. Default: any.",
     )
     for name in BOUNDED
 ]
 """``--min-NAME-ratio`` of every measure that can have a bound."""
+_LIVE = "|".join(word for word in live_words() if word != "spec")
 
 
 def _kernel(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -37,43 +39,57 @@ def _kernel(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     "bench",
     count("--prompt-tokens", "n_prompt", "Length of the prompt.", 128),
     count("--decode", "n_decode", "Tokens to decode after it.", 16),
-    count("--rounds", "n_rounds", "Measured rounds, after one warm-up round.", 5, high=1000),
+    count("--rounds", "n_rounds", "Measured rounds, after one warm-up round.", 9, high=1000),
     count(
         "--threads",
         "n_threads",
-        "Threads of each engine. Default: as many as there are cores to use.",
+        "Threads of each engine. Default: for each engine and measure as many as are fastest here.",
         high=MAX_THREADS,
     ),
     click.option(
         "--kernel",
         callback=_kernel,
         metavar="NAME",
-        help="Kernel family of our engine. Default: the best of this CPU.",
+        help="Kernel family of bitnet_py as the candidate. Default: the best of this CPU.",
     ),
     count("--seed", "seed", "Seed of the random token ids.", 0, low=0, high=MAX_SEED),
     click.option(
-        "--reference",
-        type=click.Choice(["auto", "bitnet.cpp"]),
-        default="auto",
+        "--candidate",
+        default="bitnet_py",
         show_default=True,
-        help="Live bitnet.cpp only: a recorded trace has no speed.",
+        metavar=_LIVE,
+        help="Engine under test: ours, or a build of bitnet.cpp or llama.cpp (PATH: a library, a build directory "
+        "or a source checkout).",
+    ),
+    click.option(
+        "--reference",
+        multiple=True,
+        default=["auto"],
+        show_default="auto",
+        metavar=f"auto|{_LIVE}",
+        help="What it is measured beside; may be repeated. auto: live bitnet.cpp. Only live engines: a recorded "
+        "trace has no speed.",
     ),
     *_RATIOS,
+    FOLLOW,
     MODEL,
 )
 def command(say: object, **options: Any) -> Receipt:
-    """Measure our engine and live bitnet.cpp side by side, and check that they agree.
+    """Measure engines side by side, each with the threads that suit it, and check that they agree.
 
     Measures prompt processing, decoding, the first token of a fresh process, memory, and the weight
-    bandwidth next to the read bandwidth of this machine. Both engines run in every round,
-    alternately, on the same tokens; read the ratios, because machines are noisy. Exit 0 when
-    everything was measured, all logits are bit-identical and every ratio is at least the minimum
-    required; otherwise 1; 3 without bitnet.cpp.
+    bandwidth next to the read bandwidth of this machine. First every engine is tried with several
+    numbers of threads, pinned and free. Then all engines run in every round, in turn, on the same
+    tokens; read the ratios, because machines are noisy. A measure with two speeds, or slower than a
+    single thread, is flagged and makes no ratio. Exit 0 when everything was measured, all logits
+    agree (bit-identical where the engines state the same arithmetic) and every ratio is at least
+    the minimum required; 1 when logits or a ratio do not; 3 when something could not be measured.
 
     \b
     Example:
       crossval bench
-      crossval bench --model model.gguf --threads 4 --min-decode-ratio 1 --receipt bench.json
+      crossval bench --reference bitnet.cpp --reference bitnet.cpp:../BitNet-main
+      crossval bench --candidate bitnet.cpp:../my-fork --min-decode-ratio 1 --receipt bench.json
     """
     ratios = {name: options.pop(f"min_{name}_ratio") for name in BOUNDED}
     return api.bench_engines(min_ratios=ratios, **options)

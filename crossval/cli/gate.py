@@ -46,6 +46,7 @@ FLAGS = (
     ("--require-bitwise", "Every row must be bit-identical."),
     ("--require-live", "The reference must have run live."),
     ("--allow-fallback", "Accept a slower kernel than the CPU offers."),
+    ("--allow-reference-graph", "Accept parity with a reference's graph that is not the model."),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from crossval import api
-from crossval.cli.options import ENGINES, count, file, receipt_command
+from crossval.cli.options import ENGINES, FOLLOW, count, file, receipt_command
 from crossval.errors import BadInputError
 from crossval.receipts.file import Receipt
 
@@ -39,6 +39,7 @@ MAX_RECEIPT_STEPS = 50_000
         help="Skip the audit of the arithmetic: saves one run of each engine (seconds to minutes with a large "
         "model), but where tokens agree the verdict stays incomplete (exit 3).",
     ),
+    FOLLOW,
     *ENGINES,
 )
 def command(prompt: str | None, prompts_path: Path | None, n_steps: int, **options: Any) -> Receipt:

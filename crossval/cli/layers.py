@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from crossval import api
-from crossval.cli.options import CAUSAL, DECODE, ENGINES, FLOORS, FULL, PROMPT, REPRO, receipt_command
+from crossval.cli.options import CAUSAL, DECODE, ENGINES, FLOORS, FOLLOW, FULL, PROMPT, REPRO, receipt_command
 from crossval.receipts.file import Receipt
 
 
-@receipt_command("layers", PROMPT, DECODE, FULL, FLOORS, CAUSAL, REPRO, *ENGINES)
+@receipt_command("layers", PROMPT, DECODE, FULL, FLOORS, CAUSAL, REPRO, FOLLOW, *ENGINES)
 def command(**options: Any) -> Receipt:
     """Find out which of two engines is wrong, and in which layer and operation.
 
@@ -21,6 +21,7 @@ def command(**options: Any) -> Receipt:
     \b
     Example:
       crossval layers --prompt "What is 2+2?" --receipt receipt.json
+      crossval layers --prompt "What is 2+2?" --candidate bitnet.cpp:../my-fork --reference bitnet.cpp
     """
     return api.compare_engines(**options)
 

@@ -79,7 +79,7 @@ def check_kernel(name: str) -> None:
         "--kernels",
         callback=_kernels,
         metavar="NAME,NAME,...",
-        help="Kernel families of the candidate. Default: all that this CPU runs.",
+        help="Kernel families of bitnet_py. Default: all that this CPU runs.",
     ),
     *ENGINES,
 )

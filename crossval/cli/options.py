@@ -11,7 +11,7 @@ import click
 
 from bitnet_py.template import TEMPLATES
 from crossval.cli import output
-from crossval.engines.registry import TRACE, words
+from crossval.engines.registry import words
 from crossval.errors import UnavailableError, UsageError
 from crossval.receipts.file import Receipt
 
@@ -42,15 +42,17 @@ CANDIDATE = click.option(
     "--candidate",
     default="bitnet_py",
     show_default=True,
-    metavar="|".join([*words("candidate"), TRACE.word]),
-    help="Engine under test: ours, the float64 specification, or a trace directory of any engine.",
+    metavar="|".join(words("candidate")),
+    help="Engine under test: ours, a build of bitnet.cpp or llama.cpp (PATH: a library, a build directory or a "
+    "source checkout), the float64 specification, or a trace directory of any engine.",
 )
 REFERENCE = click.option(
     "--reference",
     default="auto",
     show_default=True,
-    metavar="|".join([*words("reference"), TRACE.word]),
-    help="auto: live bitnet.cpp when it is built, else its recorded trace of this model and prompt.",
+    metavar="|".join(words("reference")),
+    help="auto: live bitnet.cpp when it is built, else its recorded trace of this model and prompt; the others as "
+    "for --candidate.",
 )
 THREADS = count("--threads", "n_threads", "Threads of each engine. Default: each engine's own.", high=MAX_THREADS)
 TEMPLATE = click.option(
@@ -88,6 +90,12 @@ CAUSAL = click.option(
     is_flag=True,
     help="Show which layer's error matters for the logits: the specification continues from both engines' "
     "states after each layer. The time grows with the square of the number of layers.",
+)
+FOLLOW = click.option(
+    "--follow-reference-graph",
+    is_flag=True,
+    help="Let bitnet_py compute what the other engine's generation computes even where that is not the model, so "
+    "that everything else can be compared to the bit.",
 )
 REPRO = file(
     "--repro",

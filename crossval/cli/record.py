@@ -20,8 +20,8 @@ from crossval.engines.registry import live_words
     file("--out", "out_dir", "New trace.", "DIR", required=True),
     click.option(
         "--engine",
-        type=click.Choice(live_words()),
         default="bitnet.cpp",
+        metavar="|".join(live_words()),
         show_default=True,
         help="Engine to record.",
     ),

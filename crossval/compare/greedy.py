@@ -222,7 +222,7 @@ def _alone(runner: Runner, run: _Run, known: list[int | None]) -> list[int | Non
         return known
     runner.reset()
     tokens: list[int | None] = []
-    feed = Feed(run.feed.prompt_ids, run.steps - 1, runner.plan)
+    feed = Feed(run.feed.prompt_ids, run.steps - 1, runner.plan, run.feed.longest)
     token: int | None = None
     while (plan := feed.next_plan(token)) is not None:
         run.progress("free-running", len(tokens), run.steps)

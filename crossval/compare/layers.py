@@ -28,8 +28,8 @@ from crossval.errors import BadInputError
 from crossval.formats import Dtype
 from crossval.model import taps
 from crossval.model.tolerance import PolicyName, describe, tolerance_for
-from crossval.passes import PassRecord
-from crossval.terms import SIDES, Progress
+from crossval.passes import PassRecord, Runner
+from crossval.terms import SIDES, Progress, Side
 
 DEFAULT_N_DECODE = 4
 UNSTEADY = "a second run gave other numbers: an engine is not deterministic, or capturing changes it"
@@ -46,8 +46,10 @@ class Comparison:
         *,
         n_decode: int | None = None,
         full: bool = False,
+        nan_aside: bool = False,
     ) -> None:
         """A recorded engine fixes the tokens. ``n_decode`` None means 4, or what the trace holds when it is less.
+        ``nan_aside``: as in ``compare_tap``.
 
         Raises:
             BadInputError: empty prompt, no layers, or a trace recorded with other tokens.
@@ -59,6 +61,7 @@ class Comparison:
         self._feed = make_feed(candidate.runner, reference.runner, prompt_ids, n_decode, DEFAULT_N_DECODE)
         self._n_layers = n_layers
         self._full = full
+        self._nan_aside = nan_aside
         self._outline = taps.outline_taps(n_layers)
         self._policy = self._choose_policy(())
         self._found: dict[Place, TapRow | Skip] = {}
@@ -107,24 +110,31 @@ class Comparison:
 
     def _compare(self, index: int, ours: PassRecord, theirs: PassRecord, names: Iterable[str]) -> None:
         for name in names:
-            lacking = self._lacking(name, ours, theirs)
+            lacking = [
+                (side, capture.runner)
+                for side, capture, record in zip(SIDES, self._captures, (ours, theirs), strict=True)
+                if name not in record.taps
+            ]
             if len(lacking) == 2 and taps.is_optional(name):
                 continue
             if lacking:
-                self._found[index, name] = Skip(index, name, "; ".join(lacking))
+                if not all(_computes_inside(runner, name) for _, runner in lacking):
+                    self._found[index, name] = Skip(index, name, "; ".join(_not_given(*one) for one in lacking))
                 continue
             tolerance = tolerance_for(name, self._n_layers, self._policy)
             self._found[index, name] = compare_tap(
-                name, index, ours.plan, ours.taps[name], theirs.taps[name], tolerance
+                name,
+                index,
+                ours.plan,
+                ours.taps[name],
+                theirs.taps[name],
+                tolerance,
+                nan_aside=self._nan_aside,
             )
 
-    def _lacking(self, name: str, *records: PassRecord) -> list[str]:
-        return [
-            f"the {side} ({capture.runner.identity.name}) did not "
-            f"{'record' if capture.runner.status == 'recorded' else 'give'} it"
-            for side, capture, record in zip(SIDES, self._captures, records, strict=True)
-            if name not in record.taps
-        ]
+    def _may_be_absent(self, name: str) -> bool:
+        """Return whether the model may lack a tap, or an engine compute it inside another operation."""
+        return taps.is_optional(name) or any(_computes_inside(one.runner, name) for one in self._captures)
 
     def _choose_operations(self) -> None:
         """Choose all, or those of the first layer that diverges and of the first whose bits differ."""
@@ -188,7 +198,7 @@ class Comparison:
                 skips[place] = one
         for index in range(len(self._feed.done)):
             for name in (*self._outline, *self._wanted.get(index, ())):
-                if (index, name) not in self._found and not taps.is_optional(name):
+                if (index, name) not in self._found and not self._may_be_absent(name):
                     skips[index, name] = Skip(index, name, "it was not compared")
         for index, name in set().union(*(capture.unsteady for capture in self._captures)) & set(rows):
             skips[index, name] = Skip(index, name, UNSTEADY)
@@ -244,3 +254,13 @@ def _why(
     else:
         text = "no operation of this layer exceeds its own bound: the difference builds up to here"
     return (index, output), text
+
+
+def _computes_inside(runner: Runner, name: str) -> bool:
+    """Return whether an engine states that it computes a tap inside another operation."""
+    return taps.parse(name).tap in runner.identity.numerics.inside_others
+
+
+def _not_given(side: Side, runner: Runner) -> str:
+    did = "record" if runner.status == "recorded" else "give"
+    return f"the {side} ({runner.identity.name}) did not {did} it"

@@ -21,7 +21,7 @@ from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.model.taps import token_axis
 from crossval.model.tolerance import Tolerance
-from crossval.passes import PassPlan, PassRecord, Runner, TapArray, check_rows
+from crossval.passes import PassPlan, PassRecord, Runner, TapArray, check_rows, cut_prompt, longest_pass
 
 OpenRunner = Callable[..., AbstractContextManager[Runner]]
 """Returns a runner that has not been entered, or a context that lends one; takes ``n_threads`` and ``kernel``
@@ -31,9 +31,9 @@ Chunks = tuple[tuple[int, ...], ...]
 """A sequence of token ids, cut into the passes it is fed in."""
 
 
-def one_pass(ids: Sequence[int]) -> Chunks:
-    """Feed all tokens in one pass."""
-    return (tuple(ids),)
+def at_once(runner: Runner, ids: Sequence[int]) -> Chunks:
+    """Feed the tokens as a prompt: in one pass, or in as few as the engine takes."""
+    return tuple(plan.token_ids for plan in cut_prompt(ids, longest_pass(runner)))
 
 
 def one_by_one(ids: Sequence[int]) -> Chunks:

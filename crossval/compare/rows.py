@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from crossval.compare.metrics import measure
 from crossval.formats import Dtype
@@ -316,9 +317,18 @@ def exact_match_rate(prompts: Sequence[GreedyPrompt]) -> float:
 
 
 def compare_tap(
-    name: str, pass_index: int, plan: PassPlan, candidate: TapArray, reference: TapArray, tolerance: Tolerance
+    name: str,
+    pass_index: int,
+    plan: PassPlan,
+    candidate: TapArray,
+    reference: TapArray,
+    tolerance: Tolerance,
+    *,
+    nan_aside: bool = False,
 ) -> TapRow | Skip:
     """Compare one tap of one pass over the tokens both engines give; ``Skip`` when they share none.
+
+    ``nan_aside``: tokens that hold NaN in the same places in both engines are left out.
 
     Attention scores (``kq``) are compared up to each token's own position: what the causal mask hides is never
     read, and engines need not compute it. ``kq_soft_max`` is compared whole (zero there).
@@ -345,6 +355,14 @@ def compare_tap(
     if c.shape != r.shape:
         note = f"shape mismatch: candidate {candidate.array.shape}, reference {reference.array.shape}"
         return invalid(note)
+    if nan_aside:
+        alike = _alike_nan(c, r, token_axis(name))
+        if alike.all():
+            return Skip(pass_index, name, "both engines hold NaN at the same places of every token")
+        if alike.any():
+            kept = [row for row, gone in zip(common, alike, strict=True) if not gone]
+            c, r = (taps.take_rows(name, array, common, kept) for array in (c, r))
+            common = kept
     positions = np.asarray(common) + plan.start
     visible = taps.visible(name, c.shape, positions)
     metrics = measure(c, r, token_axis=token_axis(name), visible=visible)
@@ -360,6 +378,13 @@ def compare_tap(
         **{metric: getattr(metrics, metric) for metric in _SHARED_METRICS},
     )
     return judged(row, tolerance)
+
+
+def _alike_nan(c: npt.NDArray[np.float32], r: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.bool_]:
+    """Return which tokens hold NaN in both arrays, at the same places."""
+    others = tuple(i for i in range(c.ndim) if i != axis)
+    ours, theirs = np.isnan(c), np.isnan(r)
+    return np.asarray(ours.any(axis=others) & (ours == theirs).all(axis=others))
 
 
 def _malformed(name: str, tap: TapArray, n_tokens: int) -> str | None:
@@ -382,7 +407,8 @@ def choose_policy(
     """Return ``same`` when both engines state the same rounding as bitnet.cpp's family, else ``independent``.
 
     An engine that computes in a 16-bit format, as it states or as its audit found (``computed``), is held to that
-    format's table, and so is the engine that it is compared with.
+    format's table, and so is the engine that it is compared with. ``blocks`` is for two of which one quantises
+    activations in blocks and the other does not.
     """
     ours, theirs = candidate.numerics, reference.numerics
     formats = {ours.compute_dtype, theirs.compute_dtype, *computed}
@@ -390,5 +416,7 @@ def choose_policy(
         return "bf16"
     if "f16" in formats:
         return "f16"
+    if ours.quantizer_block != theirs.quantizer_block:
+        return "blocks"
     known = ours.simd_width is not None and ours.fused_quantizer is not None
     return "same" if known and ours == theirs else "independent"

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from crossval.audit import extent, feeding
 from crossval.audit.bounds import Arithmetic
-from crossval.audit.checks import AuditResult, OpCheck
+from crossval.audit.checks import AuditResult, OpCheck, first_guilty
 from crossval.audit.precision import arithmetic_of
 from crossval.capture import Source
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis
@@ -47,6 +47,8 @@ class Finding:
     diagnosis: Diagnosis
     context: Context | None
     """The operation as the engine recorded it in the pass of ``check``; None when its inputs were not recorded."""
+    further: Finding | None = None
+    """The first operation that makes NaN or infinity of finite values, if it is another one with a known cause."""
 
     @property
     def in_segment(self) -> bool:
@@ -55,18 +57,27 @@ class Finding:
 
 
 def find(side: Side, source: Source, result: AuditResult, weights: SpecWeights) -> Finding | None:
-    """Diagnose the first wrong operation of an audit; None when nothing is wrong.
+    """Diagnose the first wrong operation of an audit, and where NaN enters after it; None when nothing is wrong.
 
     Needs the operation's layer in the passes up to the wrong ones: the engine runs again if it is not held.
 
     Raises:
         UnavailableError, EngineCrashError: from the runner.
     """
-    check = result.first_guilty
-    if check is None:
+    if result.first_guilty is None:
         return None
+    found = _of_check(side, source, result, result.first_guilty, weights)
+    spoilt = first_guilty(check for check in result.checks if check.n_nonfinite)
+    if spoilt is None or spoilt.n_ops > 1 or spoilt.place == result.first_guilty.place:
+        return found
+    further = _of_check(side, source, result, spoilt, weights)
+    return replace(found, further=further) if further.diagnosis.determined else found
+
+
+def _of_check(side: Side, source: Source, result: AuditResult, check: OpCheck, weights: SpecWeights) -> Finding:
+    """Diagnose one wrong operation."""
     runner = source.runner
-    arithmetic = arithmetic_of(runner.identity.numerics, weights.config.n_heads, result.precision)
+    arithmetic = arithmetic_of(runner.identity.numerics, result.precision, weights.config)
     why = _why_not(check)
     if why is not None:
         return Finding(side, check, arithmetic, _undetermined(why), None)
@@ -230,4 +241,16 @@ def to_json(finding: Finding, command: str) -> dict[str, Any]:
         ],
         "command": command,
         **({"segment_ops": list(found.segment_ops)} if finding.in_segment else {}),
+        **({} if finding.further is None else {"further": _further(finding.further)}),
+    }
+
+
+def _further(finding: Finding) -> dict[str, Any]:
+    check, found = finding.check, finding.diagnosis
+    return {
+        "tap": check.tap,
+        "pass_index": check.pass_index,
+        "pass_kind": check.pass_kind,
+        "name": found.name,
+        "explanation": found.explanation,
     }

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit import bounds
-from crossval.audit.bounds import Arithmetic, integers
+from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import OpCheck
 from crossval.diagnose import repro_script
 from crossval.diagnose.findings import Finding
@@ -197,7 +197,7 @@ def _plain(
 def _bitlinear(context: Context, x: Array, recorded: Array, arithmetic: Arithmetic) -> tuple[_Case, Array | None]:
     matrix = context.matrix
     flat = recorded.reshape(1, -1)
-    whole = integers.check(x.reshape(1, -1), flat, TernaryMatrix(matrix.signs, matrix.scale), arithmetic)
+    whole = bounds.check_bitlinear(x.reshape(1, -1), flat, TernaryMatrix(matrix.signs, matrix.scale), arithmetic)
     features = _farthest(flat, whole.expected, whole.bound)
     known = arithmetic.known
     constants = {

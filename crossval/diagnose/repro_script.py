@@ -219,8 +219,8 @@ return {x} @ given["table_rows"].astype(np.float64).T
 
 
 _LOW_BITLINEAR = """
-# BitLinear: what this engine's 16-bit format makes of the activations ("multiplied": int8 codes, or activations
-# brought back from them, in their units) times ternary weights; one scale each.
+# BitLinear: what this engine's format or quantiser makes of the activations ("multiplied": int8 codes, or
+# activations brought back from them, in their units) times ternary weights; one scale each.
 multiplied, signs = given["multiplied"], given["signs"].astype(np.float64)
 return multiplied @ signs.T / {scale!r} * {weight_scale!r}
 """

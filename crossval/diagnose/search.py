@@ -16,7 +16,7 @@ import numpy as np
 from crossval.audit.bounds import Arithmetic, readings
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis, combine, explanation_of, finite, joined, verdict
 from crossval.diagnose.variants import VARIANTS, Candidate, Context, candidates, fitted
-from crossval.diagnose.variants.context import Array, Quantizer
+from crossval.diagnose.variants.context import Array, Quantizer, quantizer_of
 from crossval.diagnose.variants.distance import LARGEST_FLOOR, floor, near_ties, per_token
 from crossval.diagnose.variants.partly import aparts, together
 from crossval.diagnose.variants.pattern import describe
@@ -266,7 +266,7 @@ def _readings(context: Context, arithmetic: Arithmetic) -> list[Context]:
     if context.is_linear:
         names: tuple[Quantizer, ...] = ("float32", "fused", "float64", "divide")
         if arithmetic.known:
-            names = ("fused",) if arithmetic.numerics.fused_quantizer else ("float32",)
+            names = (quantizer_of(arithmetic),)
         return [replace(context, quantizer=name) for name in names]
     found = readings(context.op, arithmetic, context.n_tokens, context.n_rows)
     return [replace(context, rounded=reading.rounded) for reading in found]

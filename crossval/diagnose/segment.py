@@ -26,7 +26,7 @@ from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis, Explanation, fi
 from crossval.diagnose.hypotheses import SAME, Hypothesis, hypotheses
 from crossval.diagnose.replay import Mode, Replay
 from crossval.diagnose.variants import Inapplicable
-from crossval.diagnose.variants.context import Quantizer
+from crossval.diagnose.variants.context import quantizer_of
 from crossval.diagnose.variants.distance import LINEAR_FLOOR, TABLE_FLOOR
 from crossval.diagnose.variants.weights import matrix_shape
 from crossval.model import taps
@@ -312,9 +312,8 @@ def _modes(segment: Sequence[Op], arithmetic: Arithmetic) -> tuple[list[Mode], M
         allowed = readings(op, arithmetic, 2, 2)
         if len(allowed) > 1 or any(allowed[0].rounded):
             choices.append([(op.name, number) for number in range(len(allowed))])
-    quantizer: Quantizer = "fused" if arithmetic.numerics.fused_quantizer else "float32"
     wide = [Mode(tuple(one)) for one in product(*choices)]
-    return wide, replace(wide[0], quantizer=quantizer, narrow=True)
+    return wide, replace(wide[0], quantizer=quantizer_of(arithmetic), narrow=True)
 
 
 def _probe(replay: Replay) -> tuple[int, ...]:

@@ -16,11 +16,14 @@ import bitnet_py
 from bitnet_py import _native
 from bitnet_py.errors import InputError
 from bitnet_py.model import KernelCount
+from bitnet_py.tq import TQ_BLOCK
 from crossval.errors import BadInputError, CrossvalError
 from crossval.model.taps import token_axis
 from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
-from crossval.terms import LOGITS
+from crossval.terms import LOGITS, Generation
 
+OF_MAIN = ("main", "mainline")
+"""Generations that the engine computes as bitnet.cpp's main."""
 DEFAULT_SIMD_WIDTH = 8
 """Reduction lanes when the reference does not state its own."""
 
@@ -28,15 +31,22 @@ DEFAULT_SIMD_WIDTH = 8
 def arithmetic_of(numerics: Numerics, *, follow_reference_graph: bool = False) -> bitnet_py.Arithmetic:
     """Return the engine's arithmetic that comes closest to what a reference states.
 
-    Mainline rounds as bitnet.cpp's main does, except in the product of ternary weights, which the engine does
-    not have. ``follow_reference_graph`` matters for main only.
+    Mainline rounds as bitnet.cpp's main does, but for sums in binary16. Activations in blocks belong to the type
+    of the matrices, not to a generation. ``follow_reference_graph`` matters for main only.
     """
+    blocks = numerics.quantizer_block is not None
+    ternary: dict[str, Any] = {
+        "block_quantizer": blocks,
+        "fused_sums": blocks and bool(numerics.fused_sums),
+        "fused_quantizer": bool(numerics.fused_quantizer) and (blocks or numerics.generation not in OF_MAIN),
+    }
     width = numerics.simd_width or DEFAULT_SIMD_WIDTH
-    if numerics.generation not in ("main", "mainline"):
-        return bitnet_py.Arithmetic(simd_width=width, fused_quantizer=bool(numerics.fused_quantizer))
+    if numerics.generation not in OF_MAIN:
+        return bitnet_py.Arithmetic(simd_width=width, **ternary)
     return bitnet_py.Arithmetic(
         generation="main",
         simd_width=width,
+        **ternary,
         half_sums=bool(numerics.binary16_sums),
         flash_attention=bool(numerics.flash_attention),
         attention_threads=numerics.attention_threads or 1,
@@ -44,17 +54,21 @@ def arithmetic_of(numerics: Numerics, *, follow_reference_graph: bool = False) -
     )
 
 
-def numerics_of(arithmetic: bitnet_py.Arithmetic) -> Numerics:
-    """Return what the engine states about an arithmetic."""
-    if arithmetic.generation == "march":
-        return Numerics(arithmetic.simd_width, arithmetic.fused_quantizer, generation="march")
+def numerics_of(arithmetic: bitnet_py.Arithmetic, asked: Numerics | None = None) -> Numerics:
+    """Return what the engine states about an arithmetic; ``asked`` decides between equal generations."""
+    generation: Generation = arithmetic.generation
+    if generation == "main" and asked is not None and asked.generation == "mainline":
+        generation = "mainline"
+    is_main = arithmetic.generation == "main"
     return Numerics(
         arithmetic.simd_width,
-        fused_quantizer=False,
-        generation="main",
-        binary16_sums=arithmetic.half_sums,
-        flash_attention=arithmetic.flash_attention,
+        arithmetic.fused_quantizer,
+        generation=generation,
+        binary16_sums=arithmetic.half_sums if is_main else None,
+        flash_attention=arithmetic.flash_attention if is_main else None,
         attention_threads=arithmetic.attention_threads if arithmetic.flash_attention else None,
+        quantizer_block=TQ_BLOCK if arithmetic.block_quantizer else None,
+        fused_sums=arithmetic.fused_sums if arithmetic.block_quantizer else None,
     )
 
 
@@ -78,6 +92,7 @@ class BitnetPyRunner:
         n_ubatch: int = 512,
     ) -> None:
         self.model_path = Path(model_path)
+        self._asked = numerics
         arithmetic = arithmetic_of(numerics or Numerics(), follow_reference_graph=follow_reference_graph)
         self._options: dict[str, Any] = {
             "n_threads": n_threads,
@@ -99,7 +114,7 @@ class BitnetPyRunner:
             name="bitnet_py",
             version=importlib.metadata.version("bitnet-parity"),
             library_digest=hashlib.sha256(library).hexdigest(),
-            numerics=numerics_of(arithmetic),
+            numerics=numerics_of(arithmetic, self._asked),
             settings={
                 "n_threads": self._model.n_threads,
                 "kernel": self._model.kernel_name,

@@ -14,9 +14,10 @@ from bitnet_py import _native, resources
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
 from crossval.bitnet_cpp import library as cpp_library
-from crossval.bitnet_cpp import runner as cpp_runner
 from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp import toolchain as cpp_toolchain
+from crossval.bitnet_cpp.remedies import HOW_TO_GET, SOURCE_VARIABLE
+from crossval.engines import available
 from crossval.engines.goldens import goldens_dir, list_goldens
 from crossval.errors import CrossvalError, UnavailableError
 from crossval.files import file_sha256
@@ -182,19 +183,19 @@ def check_git() -> list[PartCheck]:
 def check_submodule() -> list[PartCheck]:
     """Return the state of bitnet.cpp's source: the directory configured, or the submodule."""
     name = "bitnet.cpp source"
-    configured = os.environ.get(cpp_library.SOURCE_VARIABLE)
+    configured = os.environ.get(SOURCE_VARIABLE)
     root = cpp_library.repository_root()
     path = Path(configured) if configured else (root / cpp_source.SUBMODULE if root else None)
-    where = f"{cpp_library.SOURCE_VARIABLE}={configured}" if configured else str(path)
+    where = f"{SOURCE_VARIABLE}={configured}" if configured else str(path)
     if path is None:
-        return [PartCheck(name, False, "not a git checkout", cpp_library.HOW_TO_GET, required=False)]
+        return [PartCheck(name, False, "not a git checkout", HOW_TO_GET, required=False)]
     try:
         cpp_source.check_layout(path)
     except UnavailableError as error:
         # git makes an empty directory where a submodule would be.
         absent = not path.is_dir() or not any(path.iterdir())
         detail = f"the submodule {path} is not initialised" if absent and not configured else str(error)
-        return [PartCheck(name, False, detail, cpp_library.HOW_TO_GET, required=False)]
+        return [PartCheck(name, False, detail, HOW_TO_GET, required=False)]
     commit = cpp_source.git_commit(path)
     if not configured and commit not in (None, cpp_source.PINNED_COMMIT):
         detail = f"{where} is at {commit}, expected {cpp_source.PINNED_COMMIT}"
@@ -206,16 +207,19 @@ def check_bitnet_cpp() -> list[PartCheck]:
     """Return whether bitnet.cpp's library is there and, loaded in a child process, behaves as expected."""
     name = "bitnet.cpp library"
     try:
-        library = cpp_library.find_library()
-        if library is None:
-            return [PartCheck(name, False, "not built", cpp_library.HOW_TO_GET, required=False)]
-        facts = cpp_runner.open_library(library.path)
+        found = next(available.bitnet_cpp())
     except CrossvalError as error:
-        return [PartCheck(name, False, str(error), cpp_library.HOW_TO_GET, required=False)]
-    manifest = cpp_library.manifest_for(facts["files"])
-    built = f"built by {manifest.compiler}" if manifest else "no build manifest, so its origin is unknown"
-    width, fused = facts["simd_width"], facts["fused_quantizer"]
-    detail = f"{library.path} ({library.origin}; {built}; simd_width {width}, fused_quantizer {fused})"
+        return [PartCheck(name, False, str(error), HOW_TO_GET, required=False)]
+    numerics = found.numerics
+    if numerics is None:
+        detail = "not built" if found.where is None else str(found.why_not)
+        return [PartCheck(name, False, detail, HOW_TO_GET, required=False)]
+    built = f"built by {found.compiler}" if found.compiler else "no build manifest, so its origin is unknown"
+    width, fused = numerics.simd_width, numerics.fused_quantizer
+    detail = (
+        f"{found.where} ({found.detail}; {built}; generation {numerics.generation}, simd_width {width}, "
+        f"fused_quantizer {fused})"
+    )
     if width is None or fused is None:
         remedy = "its rounding matches no known build, so bits will differ; build the pinned source for x86-64"
         return [PartCheck(name, False, detail, remedy, required=False)]

@@ -1,7 +1,9 @@
 """Goldens: traces of real bitnet.cpp beside a model, so that parity can be checked without a C++ build.
 
-For the shipped model: two short prompts with every tap, eight more with every layer's output and
-the logits, 32 greedy steps each, in under 10 MB.
+For the shipped model, of March 2026's bitnet.cpp: two short prompts with every tap, eight more with
+every layer's output and the logits, 32 greedy steps each, in under 10 MB. Of main: the two prompts
+with every tap that exists there, without flash attention and with it, and two prompts more as
+people run them; 8 steps each, in under 5 MB. ``--reference auto`` uses March's only.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from crossval.engines.record import record_trace, trace_model
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.passes import Runner
+from crossval.terms import Generation
 from crossval.traces.read import TRACE_FILE, Trace, TraceInfo
 
 SUFFIX = ".goldens"
@@ -30,6 +33,10 @@ OUTLINE_PROMPTS = (
     "naïve café, Zürich, 東京, 🙂",
 )
 N_DECODE = 32
+N_DECODE_MAIN = 8
+OUTLINE_PROMPTS_MAIN = (OUTLINE_PROMPTS[1], OUTLINE_PROMPTS[7])
+AS_RUN = "flash-"
+"""Before the name of a golden that was recorded with flash attention."""
 N_DECODE_FULL = 1
 """Decode passes of the full prompts that get every tap too."""
 
@@ -47,19 +54,20 @@ class Golden:
     info: TraceInfo
 
 
-def goldens_dir(model_path: str | Path) -> Path:
-    """Return the directory of a model's goldens: ``model.gguf`` -> ``model.goldens/``."""
+def goldens_dir(model_path: str | Path, generation: Generation = "march") -> Path:
+    """Return where the goldens of ``model.gguf`` are: ``model.goldens/``, or ``model.goldens-main/``."""
     path = Path(model_path)
-    return path.with_name(path.name.removesuffix(".gguf") + SUFFIX)
+    suffix = SUFFIX if generation == "march" else f"{SUFFIX}-{generation}"
+    return path.with_name(path.name.removesuffix(".gguf") + suffix)
 
 
-def list_goldens(model_path: str | Path) -> list[Golden]:
+def list_goldens(model_path: str | Path, generation: Generation = "march") -> list[Golden]:
     """Return the finished traces beside a model, sorted by name.
 
     Raises:
         BadInputError: one of them is malformed.
     """
-    root = goldens_dir(model_path)
+    root = goldens_dir(model_path, generation)
     if not root.is_dir():
         return []
     try:
@@ -95,23 +103,28 @@ def _extent(golden: Golden) -> tuple[int, int]:
 
 
 def record_goldens(runner: Runner, model_path: Path, out: Path) -> Iterator[Path]:
-    """Record every golden of a model with an entered runner; yields each trace directory when it is written.
+    """Record every golden that an entered runner gives; yields each trace directory when it is written.
+
+    An engine that has flash attention by default is asked for twice: without it, and as people run it.
 
     Raises:
-        BadInputError, EngineCrashError: from the runner.
+        BadInputError, UnavailableError, EngineCrashError: from the runner.
     """
     model = trace_model(model_path)
     outline = taps.outline_taps(model.n_layers)
-    for prompt in (*FULL_PROMPTS, *OUTLINE_PROMPTS):
+    numerics = runner.identity.numerics
+    as_run, older = numerics.flash_attention is True, numerics.flash_attention is None
+    others = OUTLINE_PROMPTS if older else OUTLINE_PROMPTS_MAIN if as_run else ()
+    for prompt in (*FULL_PROMPTS, *others):
         full = prompt in FULL_PROMPTS
-        directory = out / slug(prompt)
+        directory = out / ((AS_RUN if as_run else "") + slug(prompt))
         record_trace(
             runner,
             model,
             directory,
             prompt_ids=runner.tokenize(prompt),
             prompt_text=prompt,
-            n_decode=N_DECODE,
+            n_decode=N_DECODE if older else N_DECODE_MAIN,
             select_prefill=None if full else outline,
             n_decode_full=N_DECODE_FULL if full else 0,
             overwrite=True,

@@ -12,7 +12,7 @@ from crossval.capture import Feed, greedy_token
 from crossval.errors import BadInputError, UnavailableError
 from crossval.files import file_sha256
 from crossval.model import taps
-from crossval.passes import Runner
+from crossval.passes import Runner, longest_pass
 from crossval.terms import LOGITS, Progress
 from crossval.traces.read import TraceInfo, TraceModel
 from crossval.traces.write import TraceWriter
@@ -63,7 +63,8 @@ def record_trace(
 
     ``select_prefill`` and ``select_decode`` default to every tap, and to the outline that every comparison needs
     (``taps.outline_taps``); the first ``n_decode_full`` decode passes get ``select_prefill``. The logits are
-    always recorded. Taps of sub-norms that the model lacks may be absent; any other selected tap must be given.
+    always recorded. Taps of sub-norms that the model lacks may be absent, and what the engine states to compute
+    inside another operation; any other selected tap must be given.
 
     Raises:
         BadInputError: empty prompt, unknown tap, unusable logits, or the directory cannot hold a trace.
@@ -76,7 +77,7 @@ def record_trace(
         raise BadInputError(f"the number of decoded tokens must not be negative, got {n_decode}")
     full = _selection(model, taps.all_taps(model.n_layers) if select_prefill is None else select_prefill)
     coarse = _selection(model, taps.outline_taps(model.n_layers) if select_decode is None else select_decode)
-    feed = Feed(tuple(map(int, prompt_ids)), n_decode, None)
+    feed = Feed(tuple(map(int, prompt_ids)), n_decode, None, longest_pass(runner))
     token: int | None = None
     runner.reset()
     with TraceWriter(out_dir, model, overwrite=overwrite) as writer:
@@ -84,7 +85,7 @@ def record_trace(
             index = len(feed.done) - 1
             if progress is not None:
                 progress("recording", index, feed.n_required)
-            select = full if index <= n_decode_full else coarse
+            select = full if index < feed.n_prompt_passes + n_decode_full else coarse
             record = runner.eval(plan.token_ids, select)
             _check_complete(runner, index, select, record.taps)
             writer.add_pass(record)
@@ -108,7 +109,12 @@ def _selection(model: TraceModel, names: Collection[str]) -> frozenset[str]:
 
 
 def _check_complete(runner: Runner, index: int, select: Collection[str], given: Collection[str]) -> None:
-    missing = [name for name in select if name not in given and not taps.is_optional(name)]
+    inside = runner.identity.numerics.inside_others
+    missing = [
+        name
+        for name in select
+        if name not in given and not taps.is_optional(name) and taps.parse(name).tap not in inside
+    ]
     if missing:
         raise UnavailableError(
             f"{runner.identity.name} did not give {len(missing)} of {len(select)} selected taps in pass {index}, "

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from crossval.bitnet_cpp import library
 from crossval.bitnet_cpp.runner import BitnetCppRunner
+from crossval.engines import llama_package
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.goldens import find_golden, goldens_dir, list_goldens
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.spec import SpecRunner
+from crossval.engines.words import TRACE, EngineWord, parse, shown
 from crossval.errors import BadInputError, UnavailableError
 from crossval.files import file_sha256
 from crossval.passes import Numerics, Runner
@@ -29,48 +32,84 @@ HOW_TO_BUILD = "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB)"
 class Asked:
     """What an engine is opened for; each engine uses the fields that apply to it.
 
-    ``prompt``: text or token ids. ``numerics``: how the reference states that it rounds.
+    ``prompt``: text or token ids. ``numerics``: how the other engine states that it rounds.
+    ``follow_reference_graph``: compute what the other engine's generation computes, even where that
+    is not the model. ``n_ubatch``: longest pass needed; ``n_ctx``: tokens the cache has to hold; None: the
+    engine's own. ``as_run``: flash attention as the engine's generation has it by default, not off.
     """
 
-    word: str
+    word: EngineWord
     model_path: Path
     prompt: str | Sequence[int] | None = None
     numerics: Numerics | None = None
+    follow_reference_graph: bool = False
     n_threads: int | None = None
     kernel: str | None = None
+    n_ubatch: int | None = None
+    n_ctx: int | None = None
+    as_run: bool = False
+
+    def options(self, *names: str) -> dict[str, Any]:
+        """Return those of the named options that were given."""
+        held = ((name, getattr(self, name)) for name in names)
+        return {name: value for name, value in held if value is not None}
 
 
 @dataclass(frozen=True)
 class Engine:
     """One engine: the word that selects it, its name in receipts, and how it is opened.
 
-    ``live``: set if the engine is chosen per prompt and may be a recorded one; the word of the engine
-    to use instead where any prompt must run. ``one_way``: why it cannot run in another way (in other
-    pieces, with other threads).
+    ``what``: it, in a few words. ``takes_path``: a path may say which build is meant. ``follows``: it
+    can compute as the other engine states that it does. ``has_kernels``: one of several kernel families can be
+    chosen. ``live``: set if the engine is chosen per
+    prompt and may be a recorded one; the word of the engine to use instead where any prompt must
+    run. ``one_way``: why it cannot run in another way (in other pieces, with other threads).
     """
 
     word: str
     name: str
-    sides: tuple[Side, ...]
+    what: str
     open: Callable[[Asked], Runner]
+    sides: tuple[Side, ...] = SIDES
+    takes_path: bool = False
+    follows: bool = False
+    has_kernels: bool = False
     live: str | None = None
     one_way: str | None = None
 
 
 def _bitnet_py(asked: Asked) -> Runner:
     return BitnetPyRunner(
-        asked.model_path, n_threads=asked.n_threads, numerics=asked.numerics, kernel=asked.kernel
+        asked.model_path,
+        n_threads=asked.n_threads,
+        numerics=asked.numerics,
+        follow_reference_graph=asked.follow_reference_graph,
+        kernel=asked.kernel,
+        **asked.options("n_ubatch"),
     )
 
 
 def _bitnet_cpp(asked: Asked) -> Runner:
-    if library.find_library() is None:
+    if asked.word.path is None and library.find_library() is None:
+        raise UnavailableError(f"bitnet.cpp is not built here; {HOW_TO_BUILD}, or name a build: bitnet.cpp:PATH")
+    return _library(asked, asked.word.path)
+
+
+def _llama_cpp(asked: Asked) -> Runner:
+    path = asked.word.path or llama_package.find_library()
+    if path is None:
         raise UnavailableError(
-            f"bitnet.cpp is not built here; {HOW_TO_BUILD}, or use --reference auto for its recorded activations"
+            f"no llama.cpp is installed here; {llama_package.HOW_TO_GET}, or name a build: llama.cpp:PATH"
         )
-    if asked.n_threads is None:
-        return BitnetCppRunner(asked.model_path)
-    return BitnetCppRunner(asked.model_path, n_threads=asked.n_threads)
+    return _library(asked, path)
+
+
+def _library(asked: Asked, path: str | Path | None) -> Runner:
+    found = None if path is None else library.resolve(str(path)).path
+    given = asked.options("n_threads", "n_ubatch", "n_ctx")
+    if asked.as_run:
+        given["flash_attention"] = None
+    return BitnetCppRunner(asked.model_path, library=found, **given)
 
 
 def _spec(asked: Asked) -> Runner:
@@ -80,7 +119,7 @@ def _spec(asked: Asked) -> Runner:
 def _auto(asked: Asked) -> Runner:
     """Return live bitnet.cpp when its library is there, else a golden of this model file and prompt."""
     if library.find_library() is not None:
-        return _bitnet_cpp(asked)
+        return _library(asked, None)
     path, prompt = asked.model_path, asked.prompt
     golden = None if prompt is None else find_golden(path, file_sha256(path), prompt)
     if golden is None:
@@ -89,7 +128,7 @@ def _auto(asked: Asked) -> Runner:
 
 
 def _trace(asked: Asked) -> Runner:
-    path, model_path = Path(asked.word), asked.model_path
+    path, model_path = Path(asked.word.path or ""), asked.model_path
     runner = RecordedRunner(path)
     found, recorded = file_sha256(model_path), runner.info.model
     if recorded.sha256 != found:
@@ -101,101 +140,93 @@ def _trace(asked: Asked) -> Runner:
 
 
 ENGINES = (
-    Engine("auto", "bitnet.cpp", ("reference",), _auto, live="bitnet.cpp"),
-    Engine("bitnet.cpp", "bitnet.cpp", ("reference",), _bitnet_cpp),
-    Engine("bitnet_py", "bitnet_py", ("candidate",), _bitnet_py),
-    Engine("spec", "specification", SIDES, _spec, one_way="the specification computes in one way only"),
+    Engine("auto", "bitnet.cpp", "bitnet.cpp, live or recorded", _auto, sides=("reference",), live="bitnet.cpp"),
+    Engine("bitnet_py", "bitnet_py", "this project's engine", _bitnet_py, follows=True, has_kernels=True),
+    Engine("bitnet.cpp", "bitnet.cpp", "real bitnet.cpp", _bitnet_cpp, takes_path=True),
+    Engine("llama.cpp", "llama.cpp", "mainline llama.cpp", _llama_cpp, takes_path=True),
+    Engine(
+        "spec",
+        "specification",
+        "the model's definition",
+        _spec,
+        one_way="the specification computes in one way only",
+    ),
 )
-TRACE = Engine("DIR", "trace", SIDES, _trace, one_way="a trace cannot be run again")
-"""A directory with a trace, which also acts as an engine; its word is its path."""
-_ROWS = {row.word: row for row in ENGINES}
+_TRACE = Engine(TRACE, "trace", "a recorded engine", _trace, one_way="a trace cannot be run again")
+"""A directory with a trace, which also acts as an engine."""
+_ROWS = {row.word: row for row in (*ENGINES, _TRACE)}
+_WITH_PATH = frozenset(row.word for row in ENGINES if row.takes_path)
 
 
-def find_engine(side: Side, word: str) -> Engine:
-    """Return the row of a word, or ``TRACE`` for a directory.
+def find_word(side: Side, text: str) -> EngineWord:
+    """Return the word that names an engine of a side.
 
     Raises:
-        BadInputError: it is neither; the message lists the words.
+        BadInputError: it is neither an engine nor a directory; the message lists the words.
     """
-    row = _ROWS.get(word)
-    if row is not None and side in row.sides:
-        return row
-    if not word or not Path(word).is_dir():
-        raise BadInputError(f"{side} {word!r} is neither {', '.join(words(side))} nor a directory with a trace")
-    return TRACE
+    return parse(text, [row.word for row in ENGINES if side in row.sides], _WITH_PATH, side)
+
+
+def row_of(word: EngineWord) -> Engine:
+    """Return the engine's row."""
+    return _ROWS[word.name]
 
 
 def words(side: Side) -> list[str]:
-    """Return the words accepted for a side, besides a trace directory."""
-    return [row.word for row in ENGINES if side in row.sides]
+    """Return what is accepted for a side, as it is listed."""
+    return [*(shown(row.word, _WITH_PATH) for row in ENGINES if side in row.sides), TRACE]
 
 
 def live_words() -> list[str]:
-    """Return the words of engines that run any prompt."""
-    return [row.word for row in ENGINES if row.live is None]
+    """Return what names an engine that runs any prompt, as it is listed."""
+    return [shown(row.word, _WITH_PATH) for row in ENGINES if row.live is None]
 
 
-def live_word(word: str) -> str:
+def live_word(text: str) -> str:
     """Return the word to use where the engine must run live."""
-    row = _ROWS.get(word)
-    return word if row is None else row.live or word
+    row = _ROWS.get(text)
+    return text if row is None else row.live or text
 
 
-def engine_name(word: str) -> str:
+def engine_name(word: EngineWord) -> str:
     """Return what receipts call an engine that has not been opened."""
-    return _ROWS[word].name if word in _ROWS else Path(word).name or word
+    return word.plain if word.name == TRACE else row_of(word).name
 
 
-def open_candidate(
-    word: str,
-    model_path: str | Path,
-    *,
-    numerics: Numerics | None = None,
-    n_threads: int | None = None,
-    kernel: str | None = None,
-) -> Runner:
-    """Return the engine under test: one of ``words("candidate")``, or a trace directory.
-
-    ``numerics``: what the entered reference states about its arithmetic
-    (``reference.identity.numerics``); our engine then rounds in the same places.
+def open_candidate(word: EngineWord, model_path: str | Path, **asked: Any) -> Runner:
+    """Return the engine under test; ``asked``: further fields of ``Asked``.
 
     Raises:
-        BadInputError: the word is none of these, or the trace is malformed or of another model.
+        UnavailableError: it is not here.
+        BadInputError: the trace is malformed or of another model.
     """
-    asked = Asked(word, Path(model_path), numerics=numerics, n_threads=n_threads, kernel=kernel)
-    return find_engine("candidate", word).open(asked)
+    return row_of(word).open(Asked(word, Path(model_path), **asked))
 
 
 def open_reference(
-    word: str,
-    model_path: str | Path,
-    prompt: str | Sequence[int] | None = None,
-    *,
-    n_threads: int | None = None,
+    word: EngineWord, model_path: str | Path, prompt: str | Sequence[int] | None = None, **asked: Any
 ) -> Runner:
-    """Return the reference: one of ``words("reference")``, or a trace directory.
+    """Return the reference; ``asked``: further fields of ``Asked``.
 
     ``auto`` is live bitnet.cpp when its library is there, else a golden of this model file and
     ``prompt`` (text or token ids).
 
     Raises:
-        UnavailableError: bitnet.cpp is not built, or ``auto`` finds neither it nor a golden.
-        BadInputError: the word is none of these, or the trace is malformed or of another model.
+        UnavailableError: it is not here, or ``auto`` finds neither live bitnet.cpp nor a golden.
+        BadInputError: the trace is malformed or of another model.
     """
-    asked = Asked(word, Path(model_path), prompt, n_threads=n_threads)
-    return find_engine("reference", word).open(asked)
+    return row_of(word).open(Asked(word, Path(model_path), prompt, **asked))
 
 
-def open_live(word: str, model_path: str | Path, *, n_threads: int | None = None) -> Runner:
+def open_live(text: str, model_path: str | Path, *, n_threads: int | None = None) -> Runner:
     """Return an engine that runs any prompt: one of ``live_words()``.
 
     Raises:
-        UnavailableError: bitnet.cpp is not built.
+        UnavailableError: it is not here.
         BadInputError: the word is none of these.
     """
-    if word not in live_words():
-        raise BadInputError(f"engine {word!r}: expected {', '.join(live_words())}")
-    return _ROWS[word].open(Asked(word, Path(model_path), n_threads=n_threads))
+    word = parse(text, [row.word for row in ENGINES if row.live is None], _WITH_PATH, "engine", traces=False)
+    return row_of(word).open(Asked(word, Path(model_path), n_threads=n_threads))
 
 
 def require_bitnet_cpp(recorded: str, otherwise: str = "") -> None:

@@ -12,13 +12,14 @@ from types import TracebackType
 from typing import Any
 
 from bitnet_py import _native
-from bitnet_py.model import KernelCount
+from bitnet_py.model import DEFAULT_UBATCH, KernelCount
 from crossval.engines.model_file import ModelFile
 from crossval.engines.recorded import RecordedRunner
-from crossval.engines.registry import engine_name, find_engine, open_candidate, open_reference
+from crossval.engines.registry import engine_name, find_word, open_candidate, open_reference, row_of
+from crossval.engines.words import TRACE, EngineWord
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import EngineIdentity, Runner
-from crossval.receipts.party import Compute, Party
+from crossval.receipts.party import PATH_OF_NAME, Compute, Party
 from crossval.terms import SIDES, Side
 from crossval.traces.read import TRACE_FILE
 
@@ -42,12 +43,35 @@ class Session:
     prompt (``auto``) and is a recorded one is opened again for each.
     """
 
-    def __init__(self, model: ModelFile, candidate: str, reference: str, n_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelFile,
+        candidate: str,
+        reference: str,
+        n_threads: int | None = None,
+        *,
+        follow_reference_graph: bool = False,
+        as_run: bool = False,
+    ) -> None:
+        """Raise ``BadInputError`` where a word names no engine.
+
+        ``as_run``: engines run as they do unless told otherwise, that is with flash attention where
+        that is on by default, which hides attention's scores and weights.
+        """
         self.model = model
-        self.words: dict[Side, str] = {"candidate": candidate, "reference": reference}
+        self.words: dict[Side, EngineWord] = {
+            "candidate": find_word("candidate", candidate),
+            "reference": find_word("reference", reference),
+        }
         self.n_threads = n_threads
+        self.follow_reference_graph = follow_reference_graph
+        self.as_run = as_run
+        self.failed: Side | None = None
+        """The engine that was not available."""
         self._stack = ExitStack()
         self._runners: dict[Side, Runner] = {}
+        self._given: dict[Side, dict[str, Any]] = {}
+        """What each engine was opened with."""
         self._traces: dict[Side, list[str]] = {side: [] for side in SIDES}
         """Digests of the traces that were opened."""
 
@@ -62,29 +86,31 @@ class Session:
     def open(self, text: str | None = None) -> tuple[Runner, Runner]:
         """Return candidate and reference, both entered, for a prompt.
 
-        The reference opens first: a live candidate rounds where the reference states that it
-        rounds.
+        The engine that states how it computes opens first; one that can follow then rounds, and cuts
+        its passes, as the other does.
 
         Raises:
             UnavailableError, BadInputError, EngineCrashError: from the runners.
             BadInputError: prompts of one comparison would be compared with different builds of the
             reference.
         """
-        reference = self._open_reference(text)
-        return self._open_candidate(reference), reference
+        opened = self.open_sides(SIDES, text)
+        return opened["candidate"], opened["reference"]
 
-    def open_sides(self, sides: Sequence[Side]) -> dict[Side, Runner]:
-        """Return the engines of these sides, entered; a lone candidate rounds by its default.
+    def open_sides(self, sides: Sequence[Side], text: str | None = None) -> dict[Side, Runner]:
+        """Return the engines of these sides, entered; a lone engine rounds by its default.
 
         Raises:
             UnavailableError, BadInputError, EngineCrashError: from the runners.
         """
-        if "reference" not in sides:
-            return {"candidate": self._open_candidate(None)}
-        if "candidate" not in sides:
-            return {"reference": self._open_reference(None)}
-        candidate, reference = self.open()
-        return {"candidate": candidate, "reference": reference}
+        for side in sorted(sides, key=self._rank):
+            self._open(side, text)
+        return {side: self._runners[side] for side in sides}
+
+    def _rank(self, side: Side) -> tuple[int, bool]:
+        """Return when an engine opens: traces, live engines, those that follow; the reference first."""
+        row = row_of(self.words[side])
+        return (0 if self.words[side].name == TRACE else 2 if row.follows else 1), side == "candidate"
 
     def reopen(self, side: Side, **options: Any) -> Runner:
         """Return another instance of an engine, not entered, with its ``n_threads`` or ``kernel`` overridden.
@@ -93,38 +119,48 @@ class Session:
             UnavailableError, BadInputError: it is not available.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        given = {"n_threads": self.n_threads, **given}
-        if side == "reference":
-            return open_reference(self.words[side], self.model.path, **given)
-        numerics = self._runners[side].identity.numerics
-        return open_candidate(self.words[side], self.model.path, numerics=numerics, **given)
+        return self._unopened(side, None, **{**self._given[side], **given})
 
-    def _open_reference(self, text: str | None) -> Runner:
-        word, before = self.words["reference"], self._runners.get("reference")
-        if before is not None and (before.status == "live" or find_engine("reference", word).live is None):
-            return before
-        runner = open_reference(word, self.model.path, text, n_threads=self.n_threads)
-        runner = self._stack.enter_context(runner)
+    def _open(self, side: Side, text: str | None) -> None:
+        word, before = self.words[side], self._runners.get(side)
+        if before is not None and (before.status == "live" or row_of(word).live is None):
+            return
+        self._given[side] = options = self._options(self._other(side))
+        try:
+            runner = self._stack.enter_context(self._unopened(side, text, **options))
+        except UnavailableError:
+            self.failed = side
+            raise
         if before is not None and before.identity != runner.identity:
             raise BadInputError(
-                "the recorded references of these prompts come from different builds of "
+                f"the recorded {side}s of these prompts come from different builds of "
                 f"{runner.identity.name}; compare them in separate commands"
             )
-        return self._keep("reference", runner)
-
-    def _open_candidate(self, reference: Runner | None) -> Runner:
-        if "candidate" in self._runners:
-            return self._runners["candidate"]
-        numerics = None if reference is None else reference.identity.numerics
-        word = self.words["candidate"]
-        runner = open_candidate(word, self.model.path, numerics=numerics, n_threads=self.n_threads)
-        return self._keep("candidate", self._stack.enter_context(runner))
-
-    def _keep(self, side: Side, runner: Runner) -> Runner:
         self._runners[side] = runner
         digest = trace_digest(runner)
         self._traces[side] += [] if digest is None else [digest]
-        return runner
+
+    def _other(self, side: Side) -> Runner | None:
+        return self._runners.get("reference" if side == "candidate" else "candidate")
+
+    def _options(self, stated: Runner | None) -> dict[str, Any]:
+        """Return what an engine is opened with, given the one whose arithmetic and passes it follows."""
+        if stated is None:
+            return {"n_threads": self.n_threads, "as_run": self.as_run}
+        longest = max((len(one.token_ids) for one in stated.plan or ()), default=0)
+        return {
+            "n_threads": self.n_threads,
+            "as_run": self.as_run,
+            "numerics": stated.identity.numerics,
+            "follow_reference_graph": self.follow_reference_graph,
+            "n_ubatch": longest if longest > DEFAULT_UBATCH else None,
+        }
+
+    def _unopened(self, side: Side, text: str | None, **options: Any) -> Runner:
+        word = self.words[side]
+        if side == "reference":
+            return open_reference(word, self.model.path, text, **options)
+        return open_candidate(word, self.model.path, **options)
 
     @property
     def candidate(self) -> Party:
@@ -156,10 +192,8 @@ def compute_of(runner: Runner | None) -> Compute:
         return Compute("none")
     if runner.status == "recorded":
         return Compute("recorded")
-    if runner.identity.name == "specification":
-        return Compute("specification")
     if not hasattr(runner, "counters"):
-        return Compute("none")
+        return Compute(PATH_OF_NAME.get(runner.identity.name, "none"))
     return Compute("real", is_fallback(runner.identity.settings.get("kernel")), kernel_counts(runner.counters()))
 
 

@@ -11,10 +11,12 @@ from rich.console import Console
 from crossval.audit import extent, precision, summary
 from crossval.audit.show import before, counts, misrecorded, segmented
 from crossval.console import show_line
+from crossval.examine import arithmetics
+from crossval.examine.graph import followed_graph
 from crossval.examine.verdict import ADVICE, Advice
 from crossval.receipts.file import Receipt
 from crossval.receipts.show import show_verdict, sides_and_counts
-from crossval.terms import SIDES
+from crossval.terms import SIDES, Side
 
 MAX_SKIPS_SHOWN = 5
 
@@ -29,6 +31,18 @@ def advice_of(receipt: Receipt) -> Advice:
     if receipt["verdict"] == "incomplete" and misrecorded(receipt):
         return _RECORD_ANEW
     advice, limits = _advice(receipt), []
+    graph = followed_graph(receipt)
+    if graph is not None:
+        advice = replace(advice, meaning=of_graph(advice.meaning))
+        limits.append(
+            f" That graph is not the model: it has {graph}. Whether either engine computes the model is not shown."
+        )
+    lanes = [side for side in SIDES if (receipt[side]["numerics"] or {}).get("binary16_sums")]
+    if lanes and receipt["verdict"] in ("parity", "divergence", *_CORRECT_SIDE):
+        limits.append(
+            f" The {' and the '.join(lanes)} adds products in binary16: of its logits, and of attention in passes "
+            "of one token, this shows only what such sums leave (docs/audit.md)."
+        )
     precise = precision.within(receipt)
     if precise:
         limits.append(f" This is seen at the precision of {precise} only.")
@@ -38,6 +52,17 @@ def advice_of(receipt: Receipt) -> Advice:
     return replace(advice, meaning=advice.meaning + "".join(limits))
 
 
+def of_graph(text: str) -> str:
+    """Return a sentence about the model's definition as one about the reference's graph."""
+    for said, instead in (
+        ("the specification", "the graph that the reference computes"),
+        ("the model's definition", "the graph that the reference computes"),
+        ("the model defines", "the graph defines that the reference computes"),
+    ):
+        text = text.replace(said, instead)
+    return text
+
+
 _CORRECT_SIDE = {"candidate_defect": "reference", "reference_defect": "candidate"}
 """Verdict -> the side that it states is correct."""
 
@@ -45,6 +70,17 @@ _CORRECT_SIDE = {"candidate_defect": "reference", "reference_defect": "candidate
 def _advice(receipt: Receipt) -> Advice:
     verdict, audits = receipt["verdict"], receipt["audit"] or {}
     advice = ADVICE[verdict]
+    different = arithmetics.stated(receipt)
+    if verdict == "divergence" and different is not None:
+        inside = "operation or segment" if segmented(receipt) else "operation"
+        return Advice(
+            f"The engines differ from each other by more than two arithmetics of one model were seen to, but "
+            f"every {inside} of each is within its bounds given its own inputs. They state different arithmetic "
+            f"({different}).",
+            "Compare each with an engine of its own arithmetic: bitnet_py takes over what the other states. "
+            "If bits are equal then, int8 activations amplify the different rounding; if not, look at the state: "
+            "tokens, positions, KV cache.",
+        )
     if verdict == "parity" and segmented(receipt):
         judged = [f"{side}: {counts(audits[side])} within their bounds" for side in SIDES]
         agree = "Both engines agree with each other, and with the specification as far as they were checked"
@@ -58,13 +94,24 @@ def _advice(receipt: Receipt) -> Advice:
     if verdict == "candidate_defect" and (audits.get("candidate") or {}).get("first_guilty"):
         first = audits["candidate"]["first_guilty"]
         what = "the operation named above" if first["n_ops"] == 1 else f"the error in {extent.where(first)},"
+        what = _named(receipt, "candidate") or what
         return replace(advice, next_step=f"Fix {what} in the candidate; {before(audits['candidate'])}.")
     if verdict == "reference_defect" and (audits.get("reference") or {}).get("first_guilty"):
         first = audits["reference"]["first_guilty"]
         if first["n_ops"] > 1:
             step = f"The error is in {extent.where(first)}: find it before you report it."
+            named = _named(receipt, "reference")
+            if named is not None:
+                step = f"Report {named} to the reference's authors."
             return replace(advice, next_step=f"Do not change the candidate. {step}")
     return advice
+
+
+def _named(receipt: Receipt, side: Side) -> str | None:
+    """Return the cause that was found inside a segment, and where; None: there is none, or it is no segment."""
+    found = next((one for one in receipt["diagnosis"] or () if one["party"] == side), None)
+    inside = (found or {}).get("segment_ops", [])
+    return f"{inside[0]} ({found['name']})" if found is not None and inside else None
 
 
 def show_conclusion(
@@ -82,6 +129,8 @@ def show_conclusion(
     verdict = receipt["verdict"]
     within = precision.within(receipt) if verdict == "parity" else None
     text = sides_and_counts(receipt) + ("" if within is None else f", within {within}")
+    if followed_graph(receipt) is not None:
+        text += ", held to the reference's graph, not to the model"
     show_verdict(out, verdict, text + counts)
     show_line(out, f"meaning    {advice.meaning}")
     show_line(out, f"next step  {advice.next_step}")
@@ -90,6 +139,12 @@ def show_conclusion(
         show_line(out, f"first divergence: {where(receipt, first)}")
     if inexact is not None and inexact != first:
         show_line(out, f"first inexact bits: {where(receipt, inexact)}")
+    different = arithmetics.stated(receipt)
+    if inexact is not None and different is not None:
+        show_line(out, f"arithmetic {different}")
+        why = arithmetics.at(receipt, inexact) if "tap" in inexact else None
+        if why is not None:
+            show_line(out, f"           bits need not be equal: {why}")
     skipped = receipt["coverage"]["skipped"]
     for one in skipped[:MAX_SKIPS_SHOWN]:
         show_line(out, f"not compared: {skip(one)}: {one['why']}")

@@ -48,20 +48,25 @@ def examine(
     progress: Progress | None = None,
     question_recording: bool = True,
     diagnosed: bool = True,
+    follow_reference_graph: bool = False,
 ) -> Examination:
     """Compare two entered runners tap by tap, audit both over the same passes, and diagnose what is wrong.
 
     ``question_recording``: find out whether a wrong tensor was only recorded wrongly
     (``crossval.audit.recording``). ``diagnosed``: look for the cause of a wrong operation; no verdict depends on
-    it, and it takes most of the time.
+    it, and it takes most of the time. ``follow_reference_graph``: both engines are held to what the reference's
+    generation computes, even where that is not the model (``crossval.model.reference_graph``).
 
     Raises:
         BadInputError: empty prompt, a trace recorded with other tokens, or a model the specification cannot run.
         UnavailableError, EngineCrashError: from a runner.
     """
     weights = SpecWeights(model_path)
+    if follow_reference_graph:
+        weights = weights.following(reference.identity.numerics.generation)
     ours, theirs = Capture(candidate, weights.config), Capture(reference, weights.config)
-    comparison = Comparison(ours, theirs, prompt_ids, n_decode=n_decode, full=full)
+    follows = weights.config.follows is not None
+    comparison = Comparison(ours, theirs, prompt_ids, n_decode=n_decode, full=full, nan_aside=follows)
     comparison.outline(progress)
     audits, findings = audit_both(
         ours,

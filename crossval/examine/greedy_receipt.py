@@ -15,7 +15,7 @@ from crossval.compare import receipt as compared
 from crossval.compare import rows as compare
 from crossval.compare.receipt import row_from_json, row_to_json
 from crossval.compare.rows import GreedyPrompt, GreedyResult, GreedyStep
-from crossval.examine import greedy_verdict
+from crossval.examine import graph, greedy_verdict
 from crossval.examine.layers_receipt import Diagnoses, within
 from crossval.examine.verdict import AGREEMENT, Audits, Verdict
 from crossval.model.tolerance import PolicyName
@@ -284,6 +284,7 @@ def demands(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
 
     A receipt from before greedy comparisons were audited shows bit-identical logits or nothing.
     """
+    yield from graph.demands(receipt, policy)
     held, exact = receipt["audit"], greedy_verdict.is_exact(receipt["parity"])
     if held is None:
         shown = "all logits are bit-equal" if exact else "the arithmetic was not checked"

@@ -24,6 +24,7 @@ from crossval.examine.layers_receipt import within
 from crossval.examine.verdict import ADVICE, Advice, Verdict
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
+from crossval.passes import n_after
 from crossval.receipts.file import Receipt
 from crossval.repeat.cells import STYLE, cell, number
 from crossval.terms import SIDES, Side
@@ -53,7 +54,7 @@ def show_greedy(out: Console, receipt: Receipt) -> None:
     if result.from_journal:
         show_line(out, f"from the journal: {result.from_journal} of {len(everything)} prompts")
     if result.audited:
-        n_decoded = sum(one.kind == "decode" for one in result.audited)
+        n_decoded = n_after(result.audited, len(receipt["prompt"]["token_ids"]))
         show_line(out, f"\nAudited: the first prompt's pass and {n_decoded} decoded token.")
         audit_show.show_audits(out, receipt)
     parity, counts = receipt["parity"], ""

@@ -16,20 +16,25 @@ from crossval.compare import receipt as compared
 from crossval.compare import rows as compare
 from crossval.compare.receipt import row_from_json, row_to_json
 from crossval.compare.rows import Coverage, LayersResult, Location, Skip, TapRow
-from crossval.examine.verdict import AGREEMENT, Audits, Verdict, arbitrate
+from crossval.examine import graph
+from crossval.examine.verdict import AGREEMENT, Audits, Verdict, arbitrate, weaker
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
-from crossval.passes import PassPlan
+from crossval.passes import Numerics, PassPlan, n_after
 from crossval.receipts.file import Receipt
-from crossval.receipts.kind import VIEWS, Amount, Checks, Kind, Summary
+from crossval.receipts.kind import VIEWS, Amount, Checks, Kind, Summary, summary_conflicts
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import plan_conflicts, plan_from_json, plan_to_json, vocabulary_conflicts
 from crossval.repeat import floors_receipt
-from crossval.terms import SIDES
+from crossval.terms import SIDES, Side
 from crossval.traces.read import TraceModel
 
 Diagnoses = Sequence[Mapping[str, Any]]
 """Of the first wrong operation of each engine that has one (``crossval.diagnose.findings``)."""
+
+
+DEFAULT_RUN = "default_run"
+"""Field of the receipt that holds the run with flash attention."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,25 @@ class Examined:
     diagnoses: Diagnoses = ()
     views: Mapping[str, Any] = field(default_factory=dict)
     """``floors`` and ``causal`` as a receipt holds them: what of it was asked for and made."""
+    default_run: DefaultRun | None = None
+
+
+@dataclass(frozen=True)
+class DefaultRun:
+    """The same tokens run with flash attention, as people run engines in which it is on by default.
+
+    It hides attention's scores and weights, so that tensors are captured without it first; what people
+    run is checked by the tensors that exist there.
+    """
+
+    numerics: Mapping[Side, Mapping[str, Any]]
+    """How both engines round in it."""
+    examined: Examined
+
+
+def has_default_run(numerics: Mapping[str, Any]) -> bool:
+    """Return whether an engine was captured without the flash attention that it has by default."""
+    return numerics.get("flash_attention") is False
 
 
 def to_json(found: Examined) -> dict[str, Any]:
@@ -58,7 +82,37 @@ def to_json(found: Examined) -> dict[str, Any]:
         "audit": {side: found.audits.get(side) for side in SIDES},
         "diagnosis": list(found.diagnoses),
         **found.views,
+        **({} if found.default_run is None else {DEFAULT_RUN: _default_run_to_json(found.default_run)}),
     }
+
+
+def _default_run_to_json(run: DefaultRun) -> dict[str, Any]:
+    """Return the run's numerics, its examination, and what follows from it but for the engines' names."""
+    written = to_json(run.examined)
+    summary = summarize(run.examined)
+    return {
+        "numerics": dict(run.numerics),
+        **written,
+        **summary.to_json(verdict(run.examined, summary), cpp_available=True),
+    }
+
+
+def default_run_alone(receipt: Receipt) -> Receipt:
+    """Return the receipt that the run with flash attention would have by itself."""
+    held = receipt[DEFAULT_RUN]
+    parties = {str(side): {**receipt[side], "numerics": held["numerics"][side]} for side in SIDES}
+    rest = {name: value for name, value in receipt.items() if name not in (DEFAULT_RUN, *VIEWS)}
+    fields = {name: value for name, value in held.items() if name != "numerics"}
+    return Receipt({**rest, **parties, **fields})
+
+
+def decisive(receipt: Receipt) -> Receipt:
+    """Return the receipt that the verdict rests on: this one, or that of its run with flash attention."""
+    if DEFAULT_RUN not in receipt:
+        return receipt
+    captured = replace(from_json(receipt), default_run=None)
+    by_capture = verdict(captured, summarize(captured))
+    return receipt if by_capture == receipt["verdict"] else default_run_alone(receipt)
 
 
 def from_json(receipt: Receipt) -> Examined:
@@ -75,7 +129,10 @@ def from_json(receipt: Receipt) -> Examined:
         notes=tuple(receipt["notes"]),
     )
     views = {name: receipt[name] for name in VIEWS if name in receipt}
-    return Examined(result, receipt["audit"] or {}, receipt["diagnosis"] or (), views)
+    default_run = None
+    if DEFAULT_RUN in receipt:
+        default_run = DefaultRun(receipt[DEFAULT_RUN]["numerics"], from_json(default_run_alone(receipt)))
+    return Examined(result, receipt["audit"] or {}, receipt["diagnosis"] or (), views, default_run)
 
 
 def summarize(found: Examined) -> Summary:
@@ -99,9 +156,16 @@ def _location_to_json(location: Location | None) -> dict[str, Any] | None:
 
 
 def verdict(found: Examined, summary: Summary) -> Verdict:
-    """Return the verdict, reached by arbitration from the comparison and both audits."""
+    """Return the verdict, reached by arbitration from the comparison and both audits.
+
+    What people run has to hold as well: the run with flash attention can only weaken agreement.
+    """
     audits = [audit_verdict(found.audits.get(side)) for side in SIDES]
-    return arbitrate(AGREEMENT[summary.status], *audits)
+    reached = arbitrate(AGREEMENT[summary.status], *audits)
+    if found.default_run is None:
+        return reached
+    run = found.default_run.examined
+    return weaker(reached, verdict(run, summarize(run)))
 
 
 # --- checks ---------------------------------------------------------------------------------------------------
@@ -125,11 +189,13 @@ def structure(receipt: Receipt) -> list[str]:
         complaints += _row_shape(receipt, result.plan, row)
     present = {(row.pass_index, row.tap) for row in result.rows}
     present |= {(skip.pass_index, skip.tap) for skip in result.coverage.skipped}
+    inside = frozenset().union(*(Numerics(**receipt[side]["numerics"]).inside_others for side in SIDES))
+    required = [tap for tap in _required(result, n_layers) if taps.parse(tap).tap not in inside]
     for index in range(len(result.plan)):
-        missing = [tap for tap in _required(result, n_layers) if (index, tap) not in present]
+        missing = [tap for tap in required if (index, tap) not in present]
         if missing:
             complaints.append(f"pass {index}: {missing[0]} was neither compared nor reported as skipped")
-    n_decode = sum(one.kind == "decode" for one in result.plan)
+    n_decode = n_after(result.plan, len(receipt["prompt"]["token_ids"]))
     if receipt["settings"]["n_decode"] != n_decode:
         complaints.append(f"settings.n_decode is {receipt['settings']['n_decode']}, the passes say {n_decode}")
     return complaints
@@ -178,7 +244,32 @@ assert tuple(_VIEW_CHECKS) == VIEWS
 def further_checks(receipt: Receipt) -> Checks:
     """Return the checks of the audits, and of each view that was asked for or is there."""
     asked = [name for name in VIEWS if name in receipt or receipt["settings"].get(name)]
-    return {"audits": audit_checks.complaints, **{name: _view_check(name) for name in asked}}
+    checks: dict[str, Callable[[Receipt], list[str]]] = {name: _view_check(name) for name in asked}
+    live = all(receipt[side]["status"] == "live" for side in SIDES)
+    if DEFAULT_RUN in receipt or (live and any(has_default_run(receipt[side]["numerics"]) for side in SIDES)):
+        checks["default run"] = _default_run_complaints
+    return {"audits": audit_checks.complaints, **checks}
+
+
+def _default_run_complaints(receipt: Receipt) -> list[str]:
+    """Check the run with flash attention as a receipt of its own, and that it is one where there must be one."""
+    if DEFAULT_RUN not in receipt:
+        return ["captured without flash attention, and not checked with it, as the engine runs by default"]
+    held = receipt[DEFAULT_RUN]
+    alone = default_run_alone(receipt)
+    found = []
+    for side in SIDES:
+        stated = receipt[side]["numerics"]
+        if has_default_run(stated) and held["numerics"][side].get("flash_attention") is not True:
+            found.append(f"the {side} ran without flash attention")
+    if [one["token_ids"] for one in held["results"]["passes"]][:1] != [
+        one["token_ids"] for one in receipt["results"]["passes"]
+    ][:1]:
+        found.append("it was fed another prompt")
+    found += summary_conflicts(LAYERS, alone)
+    for check in (*LAYERS.checks.values(), audit_checks.complaints):
+        found += check(alone)
+    return found
 
 
 def _view_check(name: str) -> Callable[[Receipt], list[str]]:
@@ -201,13 +292,20 @@ def amount(receipt: Receipt) -> Amount:
 
 def demands(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     """Check that every operation of both engines was judged and is within its bound."""
+    yield from graph.demands(receipt, policy)
     for side in SIDES:
         yield from audit_checks.demands(side, (receipt["audit"] or {}).get(side), policy)
+    if DEFAULT_RUN in receipt:
+        for one in demands(default_run_alone(receipt), policy):
+            yield replace(one, name=f"{one.name}, default run")
 
 
 def within(receipt: Receipt) -> float:
     """Return the distance below which the audits show nothing."""
-    return max(within_of((receipt["audit"] or {}).get(side)) for side in SIDES)
+    audits = [receipt["audit"] or {}]
+    if DEFAULT_RUN in receipt:
+        audits.append(receipt[DEFAULT_RUN]["audit"])
+    return max(within_of(audit.get(side)) for audit in audits for side in SIDES)
 
 
 LAYERS = Kind[Examined](

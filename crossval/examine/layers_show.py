@@ -28,19 +28,17 @@ MAX_PASS_COLUMNS = 6
 
 def show_layers(out: Console, receipt: Receipt) -> None:
     """Print the tables, the audits, the views, the verdict and the places where the engines first differ."""
-    result, floors = layers_receipt.from_json(receipt).result, table_of(receipt)
+    floors = table_of(receipt)
     which = "floor" if floors is None else "measured floor"
     legend = f"'=': all bits are equal, else the distance in ulp, or NMSE (relative error over its {which})"
-    show_line(out, f"\nTap by tap; {legend}.")
-    out.print(layers_table(result, floors))
-    for index, layer in _detailed(result):
-        rows = [row for row in result.rows if row.pass_index == index and taps.parse(row.tap).layer == layer]
-        if len(rows) > 1:
-            show_line(out, f"\nOperations of layer {layer} in pass {index} ({rows[0].pass_kind}).")
-            out.print(ops_table(rows, floors))
-    audit_show.show_audits(out, receipt)
+    _show_run(out, receipt, f"Tap by tap; {legend}.", floors)
     floors_show.show_floors(out, receipt)
     causal_show.show_causal(out, receipt)
+    if layers_receipt.DEFAULT_RUN in receipt:
+        _show_run(
+            out, layers_receipt.default_run_alone(receipt), "The default run: the same, with flash attention."
+        )
+    receipt = layers_receipt.decisive(receipt)
     rate = receipt["parity"]["exact_match_rate"]
     counts = ""
     if rate is not None:
@@ -48,6 +46,19 @@ def show_layers(out: Console, receipt: Receipt) -> None:
     show_conclusion(
         out, receipt, counts, advice_of(receipt), _where, lambda one: f"pass {one['pass_index']} {one['tap']}"
     )
+
+
+def _show_run(out: Console, receipt: Receipt, title: str, floors: FloorTable | None = None) -> None:
+    """Print the tables and the audits of one run."""
+    result = layers_receipt.from_json(receipt).result
+    show_line(out, f"\n{title}")
+    out.print(layers_table(result, floors))
+    for index, layer in _detailed(result):
+        rows = [row for row in result.rows if row.pass_index == index and taps.parse(row.tap).layer == layer]
+        if len(rows) > 1:
+            show_line(out, f"\nOperations of layer {layer} in pass {index} ({rows[0].pass_kind}).")
+            out.print(ops_table(rows, floors))
+    audit_show.show_audits(out, receipt)
 
 
 def _where(receipt: Receipt, place: Mapping[str, Any]) -> str:

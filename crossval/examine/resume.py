@@ -129,6 +129,7 @@ class Resume:
                 "n_steps": self._steps,
                 "template": self._template,
                 "n_threads": self._session.n_threads,
+                **({"follow_reference_graph": True} if self._session.follow_reference_graph else {}),
             },
             "candidate": {"status": candidate.status, **candidate.identity.to_json()},
             "reference": {"status": reference.status, **reference.identity.to_json()},

@@ -20,8 +20,12 @@ from crossval.audit.show import (
 )
 from crossval.causal import show as causal_show
 from crossval.console import show_line
-from crossval.examine.advice import advice_of
+from crossval.examine import arithmetics
+from crossval.examine.advice import advice_of, of_graph
+from crossval.examine.graph import followed_graph
+from crossval.examine.layers_receipt import decisive
 from crossval.receipts.file import Receipt
+from crossval.receipts.party import names_of
 from crossval.receipts.show import show_headline, show_notes
 from crossval.repeat import floors_show
 from crossval.terms import SIDES, Side
@@ -59,8 +63,9 @@ def show_triage(out: Console, receipt: Receipt) -> None:
 
 def explain(receipt: Receipt) -> Lines:
     """Yield the findings of a ``layers`` or ``diff`` receipt as labelled sentences."""
-    names: dict[Side, str] = {side: receipt[side]["name"] for side in SIDES}
-    recorded = misrecorded(receipt)
+    whole, receipt = receipt, decisive(receipt)
+    names = names_of(receipt)
+    recorded, graph = misrecorded(receipt), followed_graph(receipt)
     if receipt["verdict"] == "divergence" and segmented(receipt):
         text = "no operation or segment, as far as they were judged: {candidate} and {reference} differ"
         yield "wrong side", text.format(**names)
@@ -70,7 +75,12 @@ def explain(receipt: Receipt) -> Lines:
     elif receipt["verdict"] == "incomplete" and recorded:
         yield "wrong side", "the recording: nothing is proven against either engine"
     else:
-        yield "wrong side", _WRONG_SIDE[receipt["verdict"]].format(**names)
+        text = _WRONG_SIDE[receipt["verdict"]].format(**names)
+        yield "wrong side", text if graph is None else of_graph(text)
+    if whole is not receipt:
+        yield "seen in", "the default run only, with flash attention; what was captured without it passes"
+    if graph is not None:
+        yield "held to", f"the graph that the reference computes, not the model: it has {graph}"
     if receipt["reference"]["status"] == "unavailable":
         yield "what to do", receipt["reference"]["note"] or "get a reference"
         return
@@ -86,11 +96,17 @@ def explain(receipt: Receipt) -> Lines:
         found = (receipt["audit"][side] or {}).get("precision")
         if found is not None:
             yield "precision", f"{side} {names[side]}: {precision.sentence(found)}"
+    different, inexact = arithmetics.stated(receipt), receipt["first_inexact"]
+    if different is not None and inexact is not None:
+        yield "arithmetic", different
+        why = arithmetics.at(receipt, inexact)
+        if why is not None:
+            yield "", f"bits need not be equal: {why}"
     for found in receipt["diagnosis"]:
         yield "why", f"{found['party']}: {cause(found)}"
-    yield from floors_show.lines(receipt)
-    if "causal" in receipt:
-        yield from (("causal", text) for text in causal_show.conclusions(receipt))
+    yield from floors_show.lines(whole)
+    if "causal" in whole:
+        yield from (("causal", text) for text in causal_show.conclusions(whole))
     for number, step in enumerate(_steps(receipt, names), 1):
         yield "what to do" if number == 1 else "", f"{number}. {step}"
 
@@ -140,6 +156,9 @@ def _steps(receipt: Receipt, names: Mapping[Side, str]) -> Iterator[str]:
         yield from _reproduce(receipt)
     elif verdict == "agrees_within":
         yield "Record the quantised tensors of the layers named in the audit, then run this again."
+    elif verdict == "divergence" and arithmetics.stated(receipt) is not None:
+        yield advice_of(receipt).next_step
+        yield "crossval layers --full compares every operation of every layer directly."
     elif verdict == "divergence":
         inside = ", or inside a segment: record every tap" if segmented(receipt) else ""
         yield (

@@ -75,6 +75,12 @@ ADVICE: dict[Verdict, Advice] = {
 }
 
 
+def weaker(captured: Verdict, default_run: Verdict) -> Verdict:
+    """Return the verdict of two runs of the same engines: what the first found, or else what the second did."""
+    strength: dict[Verdict, int] = {"parity": 2, "agrees_within": 1}
+    return min(captured, default_run, key=lambda verdict: strength.get(verdict, 0))
+
+
 def arbitrate(agreement: Agreement, candidate: AuditVerdict, reference: AuditVerdict) -> Verdict:
     """Return the verdict of three parties.
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from crossval.model.kinds import RopePairing
+
+Activation = Literal["relu_squared", "silu"]
+"""Key of ``crossval.model.kinds.ACTIVATIONS``."""
+ACTIVATION_OF: Mapping[str, Activation] = {
+    "bitnet-b1.58": "relu_squared",
+    "bitnet-25": "relu_squared",
+    "bitnet": "silu",
+}
+"""``general.architecture`` of a model file -> what its name implies; no key of the file says it."""
 
 
 @dataclass(frozen=True)
@@ -30,5 +40,7 @@ class SpecConfig:
     """Whether the LM head uses ``token_embd.weight``; otherwise it uses ``output.weight``."""
     architecture: str = "bitnet-b1.58"
     """Key of ``crossval.model.graphs.GRAPHS``."""
-    activation: Literal["relu_squared", "silu"] = "relu_squared"
+    activation: Activation = "relu_squared"
     rope_pairing: RopePairing = "halves"
+    follows: str | None = None
+    """Whose graph this is, where it is not the model's (``crossval.model.reference_graph``)."""

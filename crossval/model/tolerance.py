@@ -26,6 +26,13 @@ over a whole tap beside the float64 specification, 350 runs of the tests' ``narr
 12 layers: 0.044 * sqrt(depth) in binary16 (``f16``), 0.089 * sqrt(depth) in bfloat16 (``bf16``). Keys and values
 in either format in an engine that otherwise computes in binary32 stay within the ``independent`` floor.
 
+Where one of the engines quantises activations in blocks of 256 values (llama.cpp's Q8_K) and the other by row, as
+the model is defined, no code is equal: both are off by up to half a step, of a block or of a row, independently.
+A step is ``max / 127`` and its error has the standard deviation ``step / sqrt(12)``: 0.7 % of the root mean square
+of 256 normal values, 0.8 % of that of some thousand, together 1.1 % of each BitLinear's input; a layer has five
+inputs of BitLinears. Largest relative L2 of any tap of llama.cpp beside the specification, in units of
+``sqrt(depth)`` and the class's factor, on models of 1, 3, 7 and 24 layers: 0.042 (``blocks``).
+
 This table is provisional by design: it says whether two engines agree end to end, not which is correct. The
 op-local audit, which recomputes each operation from the engine's own inputs and needs no allowance for
 accumulation, is a separate module and does not use it.
@@ -47,7 +54,7 @@ from crossval.formats import FORMATS
 from crossval.model import taps
 from crossval.model.kinds import Add, Embedding
 
-PolicyName = Literal["same", "independent", "f16", "bf16"]
+PolicyName = Literal["same", "independent", "blocks", "f16", "bf16"]
 Direction = Literal["min", "max", "max_abs_minus_one"]
 
 
@@ -73,7 +80,13 @@ DIRECTIONS: dict[str, Direction] = {
 }
 """How each metric is compared with its threshold; ``max_abs_minus_one`` means ``|value - 1| <= threshold``."""
 
-FLOOR_PER_SQRT_LAYER: dict[PolicyName, float] = {"same": 0.015, "independent": 0.03, "f16": 0.045, "bf16": 0.09}
+FLOOR_PER_SQRT_LAYER: dict[PolicyName, float] = {
+    "same": 0.015,
+    "independent": 0.03,
+    "blocks": 0.045,
+    "f16": 0.045,
+    "bf16": 0.09,
+}
 """Relative L2 error of the residual stream after one layer, from the table above."""
 
 SAFETY = 2.0
@@ -125,7 +138,7 @@ def tolerance_for(name: str, n_layers: int, policy: PolicyName) -> Tolerance:
 
 def exact_rel_l2(policy: PolicyName) -> float:
     """Return how far embeddings may be apart, relative L2: one rounding of values that were copied."""
-    return EXACT_REL_L2 if policy in ("same", "independent") else FORMATS[policy].unit_roundoff
+    return FORMATS[policy].unit_roundoff if policy in FORMATS else EXACT_REL_L2
 
 
 def _tolerance(floor: float, bound: float, norm_share: float) -> Tolerance:

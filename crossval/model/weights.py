@@ -1,14 +1,15 @@
 """Weights and hyper-parameters for the specification, read without the engine's code.
 
-The container is read by the ``gguf`` package, extended by the one tensor type it lacks, and decoded by formulas
-written from the format's definition. If the engine misreads a scale, a block or a header key, the specification
-does not repeat the error. Only the safety checks of the container and of the header's ranges (``GGUFFile``,
-``ModelConfig``) come from ``bitnet_py``: they run first, so that a hostile file is rejected before the ``gguf``
-package, which trusts lengths, reads it; none of their values is used.
+The container is read by the ``gguf`` package, extended by the one tensor type it lacks, I2_S, which is decoded by
+formulas written from the format's definition; the package decodes TQ1_0 and TQ2_0. If the engine misreads a scale,
+a block or a header key, the specification does not repeat the error. Only the safety checks of the container and
+of the header's ranges (``GGUFFile``, ``ModelConfig``) come from ``bitnet_py``: they run first, so that a hostile
+file is rejected before the ``gguf`` package, which trusts lengths, reads it; none of their values is used.
 """
 
 from __future__ import annotations
 
+import copy
 import mmap
 import os
 import struct
@@ -19,16 +20,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gguf import GGUFReader
-from gguf.constants import GGUFValueType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.gguf_reader import ReaderField
+from gguf.quants import dequantize
 
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
 from crossval.errors import BadInputError
-from crossval.model.config import SpecConfig
+from crossval.model.config import ACTIVATION_OF, SpecConfig
 from crossval.model.graphs import op_table
 from crossval.model.kinds import BitLinear, Embedding, RmsNorm, TernaryMatrix, Weight
+from crossval.model.reference_graph import followed
 
 I2_S = 36
 """ggml's number for the tensor type I2_S; the ``gguf`` package does not have it."""
@@ -36,6 +39,8 @@ I2_S_BLOCK_BYTES = 32
 """One block: 128 weights of one row."""
 I2_S_TAIL_BYTES = 32
 """After the last block: the float32 scale, then padding."""
+BLOCK_TYPES = (GGMLQuantizationType.TQ1_0, GGMLQuantizationType.TQ2_0)
+"""Ternary types whose blocks have scales of their own; the ``gguf`` package decodes them."""
 
 _DECODED_ROWS = 64
 """Rows decoded at a time, so that they stay in the cache."""
@@ -56,7 +61,13 @@ class _Reader(GGUFReader):  # type: ignore[misc]  # the package is untyped
         """Name to shape ``(rows, cols)`` and bytes."""
         super().__init__(path)
         self._types = {tensor.name: tensor.tensor_type.name for tensor in self.tensors}
-        self.plain = {tensor.name: np.asarray(tensor.data) for tensor in self.tensors}
+        self.blocks = {
+            tensor.name: (tensor.tensor_type, np.asarray(tensor.data))
+            for tensor in self.tensors
+            if tensor.tensor_type in BLOCK_TYPES
+        }
+        """Name to type and bytes ``(rows, bytes of a row)``."""
+        self.plain = {t.name: np.asarray(t.data) for t in self.tensors if t.name not in self.blocks}
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if GGUFValueType(raw_type) is not GGUFValueType.ARRAY:
@@ -88,6 +99,14 @@ class _Reader(GGUFReader):  # type: ignore[misc]  # the package is untyped
     def type_name(self, tensor: str) -> str:
         """Return ggml's name of a tensor's type."""
         return "I2_S" if tensor in self.i2_s else self._types[tensor]
+
+    def ternary_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return ``(rows, cols)`` of every ternary matrix."""
+        shapes = {name: shape for name, (shape, _) in self.i2_s.items()}
+        for name, (kind, data) in self.blocks.items():
+            elements, size_bytes = GGML_QUANT_SIZES[kind]
+            shapes[name] = (int(data.shape[0]), data.shape[1] // size_bytes * elements)
+        return shapes
 
     def scalar(self, key: str, default: Any = None) -> Any:
         """Return a number from the header (the first, where a key has one value per layer)."""
@@ -137,6 +156,35 @@ def decode_i2_s(
     return signs
 
 
+def decode_blocks(
+    data: npt.NDArray[np.uint8],
+    kind: GGMLQuantizationType,
+    shape: tuple[int, int],
+    out: npt.NDArray[np.float32] | None = None,
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Decode a tensor of one of ``BLOCK_TYPES`` to signs -1, 0, +1 and the one scale of all its blocks.
+
+    Raises:
+        ValueError: its values are not ternary with one scale, as BitNet's matrices are.
+    """
+    signs = np.empty(shape, np.float32) if out is None else out
+    for first in range(0, shape[0], _DECODED_ROWS):
+        signs[first : first + _DECODED_ROWS] = dequantize(data[first : first + _DECODED_ROWS], kind)
+    scale = float(np.abs(signs).max())
+    if scale == 0:
+        return signs, 1.0
+    if not np.isfinite(scale):
+        raise ValueError("expected finite scales, found NaN or infinity")
+    signs /= np.float32(scale)
+    for first in range(0, shape[0], _DECODED_ROWS):
+        some = np.abs(signs[first : first + _DECODED_ROWS])
+        if not ((some == 0) | (some == 1)).all():
+            raise ValueError(
+                "expected -1, 0 and +1 times one scale, found other values: blocks of different scales"
+            )
+    return signs, scale
+
+
 class SpecWeights:
     """The weights of one GGUF file by tensor name, decoded when asked for; satisfies ``WeightSource``.
 
@@ -157,7 +205,8 @@ class SpecWeights:
         except (ValueError, KeyError, IndexError, struct.error, OSError) as error:
             raise self._error("file", "GGUF as the gguf package reads it", error) from error
         self._decoded: dict[str, TernaryMatrix] = {}
-        decoded_bytes = sum(4 * rows * cols for (rows, cols), _ in self._reader.i2_s.values())
+        self._shapes = self._reader.ternary_shapes()
+        decoded_bytes = sum(4 * rows * cols for rows, cols in self._shapes.values())
         self._spare: dict[tuple[int, ...], list[npt.NDArray[np.float32]]] = {}
         self._lock = threading.Lock()
         self._keep = decoded_bytes <= DECODED_BUDGET_BYTES
@@ -171,7 +220,7 @@ class SpecWeights:
             KeyError: the model has no such tensor.
             BadInputError: its values are unusable (not finite, undefined code).
         """
-        if name in self._reader.i2_s:
+        if name in self._shapes:
             return self._ternary(name)
         array = self._reader.plain[name]
         if array.ndim > 1:
@@ -180,6 +229,15 @@ class SpecWeights:
         if not np.isfinite(vector).all():
             raise self._error(f"tensor {name}", "finite values", "NaN or infinity")
         return vector
+
+    def following(self, generation: str | None) -> SpecWeights:
+        """Return the same weights in the graph that a generation of bitnet.cpp computes of them."""
+        config = followed(self.config, generation)
+        if config == self.config:
+            return self
+        other = copy.copy(self)
+        other.config = config
+        return other
 
     def reuse(self, weights: Iterable[Weight]) -> None:
         """Decode the next matrices into the memory of these, which are no longer read: new memory costs more time.
@@ -197,16 +255,14 @@ class SpecWeights:
     def _ternary(self, name: str) -> TernaryMatrix:
         if name in self._decoded:
             return self._decoded[name]
-        (rows, cols), data = self._reader.i2_s[name]
-        n_packed = rows * cols // 4
+        shape = self._shapes[name]
         with self._lock:
-            spare = self._spare.get((rows, cols))
+            spare = self._spare.get(shape)
             out = spare.pop() if spare else None
         try:
-            signs = decode_i2_s(data[:n_packed], rows, cols, out)
+            signs, scale = self._decode(name, shape, out)
         except ValueError as error:
-            raise self._error(f"tensor {name}", "I2_S weights", error) from error
-        scale = float(data[n_packed : n_packed + 4].view("<f4")[0])
+            raise self._error(f"tensor {name}", f"{self._reader.type_name(name)} weights", error) from error
         if not (np.isfinite(scale) and scale > 0):
             raise self._error(f"tensor {name}, scale", "a finite number above 0", scale)
         matrix = TernaryMatrix(signs, scale)
@@ -214,10 +270,20 @@ class SpecWeights:
             self._decoded[name] = matrix
         return matrix
 
+    def _decode(
+        self, name: str, shape: tuple[int, int], out: npt.NDArray[np.float32] | None
+    ) -> tuple[npt.NDArray[np.float32], float]:
+        if name in self._reader.blocks:
+            kind, blocks = self._reader.blocks[name]
+            return decode_blocks(blocks, kind, shape, out)
+        data, n_packed = self._reader.i2_s[name][1], shape[0] * shape[1] // 4
+        scale = float(data[n_packed : n_packed + 4].view("<f4")[0])
+        return decode_i2_s(data[:n_packed], *shape, out), scale
+
     def _read_config(self) -> SpecConfig:
         reader = self._reader
         arch = reader.string("general.architecture")
-        names = {*reader.i2_s, *reader.plain}
+        names = {*self._shapes, *reader.plain}
         if "token_embd.weight" not in reader.plain:
             raise self._error("tensor token_embd.weight", "F16 or F32 values", "no such tensor")
         n_heads = reader.scalar(f"{arch}.attention.head_count")
@@ -238,20 +304,22 @@ class SpecWeights:
             ffn_sub_norm="blk.0.ffn_sub_norm.weight" in names,
             tied_head="output.weight" not in names,
             architecture=arch,
+            activation=ACTIVATION_OF[arch],
         )
 
     def _check_tensors(self) -> None:
         """Require exactly the tensors of the graph: an extra one would be silently ignored."""
         expected = _expected_shapes(self.config)
         ternary = {name for op in op_table(self.config) if isinstance(op.kind, BitLinear) for name in op.weights}
-        found: dict[str, tuple[int, ...]] = {name: shape for name, (shape, _) in self._reader.i2_s.items()}
+        found: dict[str, tuple[int, ...]] = dict(self._shapes)
         found.update({name: data.shape for name, data in self._reader.plain.items()})
         for name in sorted(expected.keys() | found.keys()):
             if name not in expected:
                 raise self._error(f"tensor {name}", "no such tensor (the graph has no use for it)", found[name])
             if name not in found:
                 raise self._error(f"tensor {name}", f"shape {expected[name]}", "no such tensor")
-            want, have = ("I2_S" if name in ternary else "F16 or F32"), self._reader.type_name(name)
+            want = "I2_S or TQ1_0 or TQ2_0" if name in ternary else "F16 or F32"
+            have = self._reader.type_name(name)
             if have not in want.split(" or "):
                 raise self._error(f"tensor {name}, type", want, have)
             if found[name] != expected[name]:

@@ -42,17 +42,27 @@ def _prompts(receipt: Receipt) -> Iterator[Mapping[str, Any]]:
         yield {"prompt_index": index, **{name: value for name, value in prompt.items() if name != "steps"}}
 
 
+def _benchmarked(receipt: Receipt) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
+    """Yield every measure beside every reference; which reference is stated where there are several."""
+    results = receipt["results"]
+    pairs = [results, *results.get("references", ())] if "measures" in results else []
+    for number, pair in enumerate(pairs, 1):
+        which = {"reference_number": number} if len(pairs) > 1 else {}
+        for measure, found in pair["measures"].items():
+            yield {**which, "measure": measure, "unit": found["unit"]}, found
+
+
 def _rounds(receipt: Receipt) -> Iterator[Mapping[str, Any]]:
-    for measure, found in receipt["results"].get("measures", {}).items():
+    for what, found in _benchmarked(receipt):
         for side in SIDES:
             for number, value in enumerate(found[side]["raw"]):
-                yield {"measure": measure, "unit": found["unit"], "side": side, "round": number, "value": value}
+                yield {**what, "side": side, "round": number, "value": value}
 
 
 def _measures(receipt: Receipt) -> Iterator[Mapping[str, Any]]:
-    for measure, found in receipt["results"].get("measures", {}).items():
+    for what, found in _benchmarked(receipt):
         figures: dict[str, Any] = {side: found[side]["figure"] for side in SIDES}
-        yield {"measure": measure, "unit": found["unit"], **figures, "ratio": found["ratio"]}
+        yield {**what, **figures, "ratio": found["ratio"]}
 
 
 def _audit(receipt: Receipt) -> Iterator[Mapping[str, Any]]:

@@ -11,7 +11,12 @@ from typing import Any
 
 from crossval.receipts.file import Receipt, digest
 from crossval.receipts.kind import Kind, recompute, summary_conflicts
-from crossval.receipts.party import REFERENCE_NAME, is_quantized
+from crossval.receipts.party import (
+    PATH_OF_NAME,
+    is_quantized,
+    names_of,
+    same_engine,
+)
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.terms import SEPARATE_OUTPUT_NOTE, SIDES
 
@@ -133,7 +138,7 @@ def _reference(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
         yield GateCheck("live reference", status == "live", f"reference is {status}")
     if status == "recorded" and not reference["trace_digest"]:
         yield GateCheck("recorded reference", False, "no trace_digest: the trace cannot be identified")
-    if name == REFERENCE_NAME:
+    if PATH_OF_NAME.get(name) == "library":
         known = bool(reference["library_digest"])
         yield GateCheck("reference build", known, reference["library_digest"] or "library_digest is not known")
 
@@ -144,13 +149,11 @@ def _distinct(receipt: Receipt) -> GateCheck:
     unused = [side for side in SIDES if receipt[side]["status"] == "unused"]
     if unused:
         return GateCheck("two parties", True, f"the {unused[0]} did not take part")
-    for field_name in ("name", "library_digest", "trace_digest"):
-        if ours[field_name] is not None and ours[field_name] == theirs[field_name]:
-            return GateCheck("two parties", False, f"candidate and reference have the same {field_name}")
-    return GateCheck("two parties", True, f"{ours['name']} against {theirs['name']}")
-
-
-_PATH_OF_NAME = {"bitnet_py": "real", "specification": "specification"}
+    why = same_engine(ours, theirs)
+    if why is not None:
+        return GateCheck("two parties", False, f"candidate and reference have {why}")
+    names = names_of(receipt)
+    return GateCheck("two parties", True, f"{names['candidate']} against {names['reference']}")
 
 
 def _expected_path(candidate: Mapping[str, Any]) -> str:
@@ -158,7 +161,7 @@ def _expected_path(candidate: Mapping[str, Any]) -> str:
         return "recorded"
     if candidate["status"] == "unused":
         return "none"
-    return _PATH_OF_NAME.get(candidate["name"], "none")
+    return PATH_OF_NAME.get(candidate["name"], "none")
 
 
 def _compute(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
@@ -173,6 +176,9 @@ def _compute(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
         ran = [k for k in kernels if is_quantized(k["name"]) and k["calls"] > 0 and k["bytes"] > 0]
         names = ", ".join(f"{k['name']} x{k['calls']}" for k in ran)
         yield GateCheck("compute path", bool(ran), f"real: {names}" if ran else "no quantised kernel ran")
+    elif path == "library":
+        digest = candidate["library_digest"]
+        yield GateCheck("compute path", bool(digest), f"library: {digest or 'library_digest is not known'}")
     else:
         yield GateCheck("compute path", path in policy.allow_compute_paths, f"{path}: the policy must allow it")
     if path != "real" and kernels:

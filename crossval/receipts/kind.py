@@ -20,6 +20,8 @@ from crossval.receipts.values import number
 
 SETTINGS = ("n_threads", "n_decode", "n_steps", "full", "reference", "candidate")
 VIEWS = ("floors", "causal")
+FLAGS = (*VIEWS, "follow_reference_graph")
+"""Settings that a receipt states where they were given."""
 """What `--floors` and `--causal` add: a setting and a field, both present or both absent."""
 
 Result = TypeVar("Result")
@@ -170,7 +172,7 @@ def _frame(kind: Kind[Any], facts: RunFacts) -> dict[str, Any]:
         "reference": facts.reference.to_json(),
         "settings": {
             **{name: facts.settings.get(name) for name in SETTINGS},
-            **{name: True for name in VIEWS if facts.settings.get(name)},
+            **{name: True for name in FLAGS if facts.settings.get(name)},
         },
         "audit": None,
         "diagnosis": None,

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from crossval.formats import Dtype
 from crossval.passes import EngineIdentity, Numerics
-from crossval.terms import SIDES
+from crossval.terms import SIDES, Side
 
 Status = Literal["live", "recorded", "unavailable", "unused"]
 """``unused``: `smoke` or `metamorphic` did not ask for this engine; `selftest` needs no reference."""
-ComputePath = Literal["real", "recorded", "specification", "none"]
+ComputePath = Literal["real", "library", "recorded", "specification", "none"]
 
 REFERENCE_NAME = "bitnet.cpp"
+PATH_OF_NAME: dict[str, ComputePath] = {
+    "bitnet_py": "real",
+    REFERENCE_NAME: "library",
+    "llama.cpp": "library",
+    "specification": "specification",
+}
+"""Name of a live engine -> what computes its numbers: ``real`` counts its kernels, a ``library`` does not."""
+SAME_IF_EQUAL = ("library_digest", "trace_digest")
+OTHER_IF_DIFFERENT = ("library_digest", "source_digest", "source_commit", "version")
+"""Fields by which two parties of one name are known to be one build, or two."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,34 @@ class Compute:
     def to_json(self) -> dict[str, Any]:
         """Return it as the receipt's ``compute``."""
         return {"path": self.path, "fallback": self.fallback, "kernels": [dict(k) for k in self.kernels]}
+
+
+def names_of(receipt: Mapping[str, Any]) -> dict[Side, str]:
+    """Return what to call the two engines of a receipt: their names, or how they differ where these are equal."""
+    names: dict[Side, str] = {side: receipt[side]["name"] for side in SIDES}
+    if len(set(names.values())) == len(names):
+        return names
+    asked = {side: receipt["settings"][side] for side in SIDES}
+    words = {side: names[side] if word in (None, "auto") else word for side, word in asked.items()}
+    if len(set(words.values())) == len(words):
+        return words
+    return {side: f"the {side}'s {names[side]}" for side in SIDES}
+
+
+def same_engine(candidate: Mapping[str, Any], reference: Mapping[str, Any]) -> str | None:
+    """Return why two parties of a receipt are not two engines (or two builds of one), or None when they are."""
+
+    def known(fields: Sequence[str]) -> list[str]:
+        return [one for one in fields if candidate[one] is not None and reference[one] is not None]
+
+    for one in known(SAME_IF_EQUAL):
+        if candidate[one] == reference[one]:
+            return f"the same {one}"
+    if candidate["name"] != reference["name"]:
+        return None
+    if any(candidate[one] != reference[one] for one in known(OTHER_IF_DIFFERENT)):
+        return None
+    return "the same name, and nothing that tells two builds apart"
 
 
 def is_quantized(kernel: str) -> bool:

@@ -28,6 +28,8 @@ class Policy:
     require_live: bool = False
     max_age_days: float | None = None
     allow_fallback: bool = False
+    allow_reference_graph: bool = False
+    """Accept engines held to the reference's graph where that is not the model (``layers``, ``greedy``)."""
     allow_dirty: bool = True
     allow_compute_paths: tuple[str, ...] = ()
     reference_names: tuple[str, ...] = (REFERENCE_NAME,)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from crossval.console import VERDICT_STYLE, clip, new_table, plain, show_line
 from crossval.receipts.file import Receipt
+from crossval.receipts.party import names_of
 from crossval.receipts.policy import GateCheck
 from crossval.terms import SIDES
 
@@ -18,9 +19,10 @@ def show_headline(out: Console, receipt: Receipt) -> None:
     """Print model, engines and prompt."""
     model = receipt["model"]
     show_line(out, f"model      {model['file_name']}  sha256 {model['sha256'][:12]}  {_shape(model['shape'])}")
+    names = names_of(receipt)
     for side in SIDES:
         if receipt[side]["status"] != "unused":
-            show_line(out, f"{side:10} {_engine(receipt[side])}")
+            show_line(out, f"{side:10} {_engine(receipt[side], names[side])}")
     prompt = receipt["prompt"]
     if prompt["text"] is not None and receipt["kind"] != "smoke":
         show_line(out, f"prompt     {clip(prompt['text'], 60)!r}  {len(prompt['token_ids'])} tokens")
@@ -33,16 +35,20 @@ def _shape(shape: Mapping[str, Any]) -> str:
     )
 
 
-def _engine(party: Mapping[str, Any]) -> str:
-    facts = [f"{party['name']}", party["status"]]
+def _engine(party: Mapping[str, Any], name: str) -> str:
+    facts = [name, party["status"]]
     if party["version"]:
         facts.append(f"version {party['version']}")
     if party["source_commit"]:
         facts.append(f"commit {party['source_commit'][:12]}")
+    if party["library_digest"] and name != party["name"]:
+        facts.append(f"library {party['library_digest'][:12]}")
     if party["compiler"]:
         facts.append(party["compiler"])
     if party["settings"].get("kernel"):
         facts.append(f"kernel {party['settings']['kernel']}")
+    if party["numerics"].get("generation") not in (None, "march"):
+        facts.append(f"generation {party['numerics']['generation']}")
     if party["numerics"]["simd_width"]:
         facts.append(f"{party['numerics']['simd_width']} lanes")
     return ", ".join(facts)
@@ -56,9 +62,9 @@ def show_verdict(out: Console, verdict: str, text: str) -> None:
 
 def sides_and_counts(receipt: Receipt) -> str:
     """Return which engines were compared, and how many of the required comparisons were made."""
-    ours, theirs, coverage = receipt["candidate"], receipt["reference"], receipt["coverage"]
+    names, coverage = names_of(receipt), receipt["coverage"]
     return (
-        f"{ours['name']} against {theirs['name']} ({theirs['status']}): "
+        f"{names['candidate']} against {names['reference']} ({receipt['reference']['status']}): "
         f"{coverage['compared']} of {coverage['required']} comparisons"
     )
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from crossval.capture import run
-from crossval.compare.rerun import Chunks, Names, OpenRunner, compare_runs, one_by_one, one_pass, require_live
+from crossval.compare.rerun import Chunks, Names, OpenRunner, at_once, compare_runs, one_by_one, require_live
 from crossval.compare.rows import Skip, TapRow, row_status
 from crossval.errors import BadInputError, CrossvalError
 from crossval.model import taps
@@ -110,7 +110,7 @@ def measure_floors(
         variants = {f"{n} threads": stack.enter_context(open_runner(n_threads=n)) for n in thread_counts}
         work = _Measuring(base, variants, n_layers)
         names = Names.of(base, n_layers, int(prompts[0][0]))
-        groups = list(names.groups(names.all, *(one_pass(ids) for ids in prompts)))
+        groups = list(names.groups(names.all, *(at_once(base, ids) for ids in prompts)))
         report = progress or (lambda *_: None)
         for n_done, group in enumerate(groups):
             report("measuring floors", n_done, len(groups))
@@ -139,16 +139,16 @@ class _Measuring:
     unmeasured: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def measure(self, ids: tuple[int, ...], n_decode: int, names: Sequence[str]) -> None:
-        at_once = run(self.base, one_pass(ids), names)
-        self._note(PREFILL_DECODE, run(self.base, one_by_one(ids), names), at_once, names)
+        whole = run(self.base, at_once(self.base, ids), names)
+        self._note(PREFILL_DECODE, run(self.base, one_by_one(ids), names), whole, names)
         if self.variants:
-            chunks = _prompt_then_decode(ids, n_decode)
+            chunks = self._prompt_then_decode(ids, n_decode)
             usual = run(self.base, chunks, names)
             for variation, runner in self.variants.items():
                 self._note(variation, run(runner, chunks, names), usual, names)
 
     def measure_capture(self, ids: tuple[int, ...], n_decode: int) -> None:
-        chunks = _prompt_then_decode(ids, n_decode)
+        chunks = self._prompt_then_decode(ids, n_decode)
         everything = [LOGITS, *taps.layer_taps(0), *taps.outline_taps(self.n_layers)]
         captured, plain = run(self.base, chunks, everything), run(self.base, chunks, [LOGITS])
         self._note(CAPTURE, captured, plain, [LOGITS])
@@ -172,6 +172,10 @@ class _Measuring:
             before = self.floors.get(key)
             self.floors[key] = found if before is None else _worse(before, found)
 
+    def _prompt_then_decode(self, ids: tuple[int, ...], n_decode: int) -> Chunks:
+        n_prompt = len(ids) - n_decode
+        return at_once(self.base, ids[:n_prompt]) + one_by_one(ids[n_prompt:])
+
     def sorted_floors(self) -> list[Floor]:
         return sorted(
             self.floors.values(), key=lambda f: (taps.execution_index(f.tap, self.n_layers), f.variation)
@@ -181,11 +185,6 @@ class _Measuring:
 def _model_lacks(name: str, records: Sequence[PassRecord]) -> bool:
     """Tell whether this is a tap of a tensor that the model does not have."""
     return taps.is_optional(name) and not any(name in record.taps for record in records)
-
-
-def _prompt_then_decode(ids: tuple[int, ...], n_decode: int) -> Chunks:
-    n_prompt = len(ids) - n_decode
-    return one_pass(ids[:n_prompt]) + one_by_one(ids[n_prompt:])
 
 
 def _as_floor(row: TapRow, variation: str) -> Floor:

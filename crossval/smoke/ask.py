@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from bitnet_py.tokenizer import Tokenizer
 from bitnet_py.vocabulary import TokenKind
 from crossval.capture import greedy_token
 from crossval.errors import BadInputError, UnavailableError
-from crossval.passes import Runner
+from crossval.passes import Runner, cut_prompt, longest_pass
 from crossval.smoke.answers import Answer, Finish
 from crossval.smoke.suite import SmokePrompt, Suite
 from crossval.terms import LOGITS, Progress, Side
@@ -106,8 +106,11 @@ def _answer(
     if len(prompt_ids) > room:
         raise BadInputError(f"the prompt has {len(prompt_ids)} tokens, the engine's context holds {room}")
     runner.reset()
+    *before, last = cut_prompt(prompt_ids, longest_pass(runner))
+    for piece in before:
+        runner.eval(piece.token_ids, ())
     tokens: list[int] = []
-    pending = prompt_ids
+    pending: Sequence[int] = last.token_ids
     finish: Finish | None = None
     while finish is None:
         token = greedy_token(runner.eval(pending, (LOGITS,)))

@@ -281,7 +281,7 @@ def _model(value: dict[str, Any]) -> TraceModel:
 
 def _engine(value: dict[str, Any]) -> EngineIdentity:
     # JSON may write an integer as 2.0.
-    numerics = {
+    numerics: dict[str, Any] = {
         name: int(one) if isinstance(one, float) else one for name, one in value.get("numerics", {}).items()
     }
     return EngineIdentity(

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Generator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
-from crossval.bitnet_cpp import build as build_cpp
+from crossval.bitnet_cpp import builder
 from crossval.bitnet_cpp import source as cpp_source
-from crossval.bitnet_cpp.library import (
-    HOW_TO_GET,
-    LIBRARY_VARIABLE,
-    SOURCE_VARIABLE,
-    default_build_dir,
-    find_library,
-)
+from crossval.bitnet_cpp.library import build_dir_of, built_library_path, find_library
+from crossval.bitnet_cpp.remedies import GENERATION_VARIABLE, HOW_TO_GET, LIBRARY_VARIABLE, SOURCE_VARIABLE
+from crossval.bitnet_cpp.runner import open_library
+from crossval.passes import Generation
+
+MAIN_LIBRARY_VARIABLE = "BITNET_CPP_MAIN_LIB"
+"""A library of bitnet.cpp's main, where ``BITNET_CPP_LIB`` is another: tests want both."""
 
 MISSING = f"real bitnet.cpp is missing: {HOW_TO_GET}"
+MISSING_MAIN = (
+    f"real bitnet.cpp main is missing: run `{GENERATION_VARIABLE}=main make fetch-cpp`, or set "
+    f"{MAIN_LIBRARY_VARIABLE}=<path of its libllama.so>"
+)
+MISSING_MARCH = f"{LIBRARY_VARIABLE} is no bitnet.cpp of March 2026, which this test needs"
 
 
 @pytest.fixture(scope="session")
@@ -31,13 +36,34 @@ def bitnet_cpp_library() -> Path:
     source = os.environ.get(SOURCE_VARIABLE)
     if not source:
         pytest.skip(MISSING)
-    build_dir = default_build_dir()
-    build_dir.parent.mkdir(parents=True, exist_ok=True)
-    # Several test workers, one build: the others wait and then find it up to date.
-    with (build_dir.parent / "bitnet.cpp.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        described = cpp_source.describe(Path(source).resolve(), "directory")
-        return build_cpp.build(described, build_cpp.Options(build_dir)).path
+    described = cpp_source.describe(Path(source).resolve(), "directory")
+    return builder.build(described, builder.Options(build_dir_of(described.generation))).path
+
+
+@lru_cache
+def generation_of(library: Path) -> Generation:
+    """Return the generation of a library, as the harness finds it."""
+    found: Generation = open_library(library)["generation"]
+    return found
+
+
+@pytest.fixture(scope="session")
+def march_library(bitnet_cpp_library: Path) -> Path:
+    """Path of a libllama of March 2026."""
+    if generation_of(bitnet_cpp_library) != "march":
+        pytest.skip(MISSING_MARCH)
+    return bitnet_cpp_library
+
+
+@pytest.fixture(scope="session")
+def main_library() -> Path:
+    """Path of a libllama of main since July 2026."""
+    names = (MAIN_LIBRARY_VARIABLE, LIBRARY_VARIABLE)
+    configured = (Path(os.environ[name]) for name in names if os.environ.get(name))
+    for path in (*configured, built_library_path(build_dir_of("main"))):
+        if path.is_file() and generation_of(path) == "main":
+            return path
+    pytest.skip(MISSING_MAIN)
 
 
 @pytest.fixture
@@ -54,8 +80,9 @@ def golden(shipped_model: Path) -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Give all skips without bitnet.cpp one location, so that the summary folds them into one line."""
+    """Give all skips without a library one location, so that the summary folds them into a line each."""
     report = yield
-    if report.skipped and isinstance(report.longrepr, tuple) and MISSING in report.longrepr[2]:
+    reasons = (MISSING, MISSING_MAIN, MISSING_MARCH)
+    if report.skipped and isinstance(report.longrepr, tuple) and any(r in report.longrepr[2] for r in reasons):
         report.longrepr = (__file__, 1, report.longrepr[2])
     return report

@@ -5,15 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import crossval
 from bitnet_py.resources import default_model_path
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.goldens import (
+    AS_RUN,
     FULL_PROMPTS,
     N_DECODE,
+    N_DECODE_MAIN,
     OUTLINE_PROMPTS,
+    OUTLINE_PROMPTS_MAIN,
     find_golden,
     goldens_dir,
     list_goldens,
+    slug,
 )
 from crossval.engines.recorded import RecordedRunner
 from crossval.files import file_sha256
@@ -57,32 +62,35 @@ def test_goldens_stay_under_ten_megabytes():
     ("prompt", "kernel"),
     [(p, k) for p in PROMPTS for k in FAMILIES if k == FAMILIES[0] or p in FULL_PROMPTS],
 )
-def test_engine_equals_bitnet_cpp_bit_for_bit(prompt, kernel):
+def test_engine_equals_bitnet_cpp_bit_for_bit(prompt: str, kernel: str) -> None:
     golden = golden_of(prompt)
-    n_layers = golden.info.model.n_layers
-    n_compared = 0
     with BitnetPyRunner(
-        default_model_path(),
-        n_threads=1,
-        kernel=kernel,
-        numerics=golden.identity.numerics,
+        default_model_path(), n_threads=1, kernel=kernel, numerics=golden.identity.numerics
     ) as engine:
-        assert engine.model.kernel_name == kernel
-        assert engine.tokenize(prompt) == list(golden.info.passes[0].plan.token_ids)
-        for index, plan in enumerate(golden.plan):
-            recorded = golden.trace.taps(index)
-            ours = engine.eval(plan.token_ids, list(recorded)).taps
-            for name, tap in recorded.items():
-                assert tap.array.shape == ours[name].array.shape, (index, name)
-                assert np.array_equal(tap.array.view(np.uint32), ours[name].array.view(np.uint32)), (index, name)
-                n_compared += tap.array.size
-            if index + 1 < len(golden.plan):
-                assert golden.plan[index + 1].token_ids == (int(ours["result_output"].array[-1].argmax()),)
-    assert len(golden.plan) == 1 + N_DECODE
-    assert all(set(golden.trace.taps(i)) >= set(taps.outline_taps(n_layers)) for i in range(len(golden.plan)))
+        assert_equal(engine, golden, kernel, N_DECODE)
     if prompt in FULL_PROMPTS:
-        assert set(golden.trace.taps(0)) == set(taps.all_taps(n_layers))
-    assert n_compared > (1 + N_DECODE) * golden.info.model.vocab_size
+        assert set(golden.trace.taps(0)) == set(taps.all_taps(golden.info.model.n_layers))
+
+
+def assert_equal(engine: BitnetPyRunner, golden: RecordedRunner, kernel: str, n_decode: int) -> None:
+    """Every recorded tensor of every pass has the same bits, and so the same tokens follow."""
+    prompt, n_compared = golden.info.prompt_text, 0
+    assert engine.model.kernel_name == kernel
+    assert prompt is not None
+    assert engine.tokenize(prompt) == list(golden.info.passes[0].plan.token_ids)
+    for index, plan in enumerate(golden.plan):
+        recorded = golden.trace.taps(index)
+        ours = engine.eval(plan.token_ids, list(recorded)).taps
+        for name, tap in recorded.items():
+            assert tap.array.shape == ours[name].array.shape, (index, name)
+            assert np.array_equal(tap.array.view(np.uint32), ours[name].array.view(np.uint32)), (index, name)
+            n_compared += tap.array.size
+        if index + 1 < len(golden.plan):
+            assert golden.plan[index + 1].token_ids == (int(ours["result_output"].array[-1].argmax()),)
+    n_layers = golden.info.model.n_layers
+    assert len(golden.plan) == 1 + n_decode
+    assert all(set(golden.trace.taps(i)) >= set(taps.outline_taps(n_layers)) for i in range(len(golden.plan)))
+    assert n_compared > (1 + n_decode) * golden.info.model.vocab_size
 
 
 def test_the_other_simd_width_is_seen_as_different():
@@ -98,3 +106,62 @@ def test_the_other_simd_width_is_seen_as_different():
             for name in ours
         }
     assert same == {"blk.0.attn_norm": True, "blk.0.kq": False}
+
+
+# --- bitnet.cpp's main ----------------------------------------------------------------------------------------
+
+MAIN = {golden.path.name: golden for golden in list_goldens(default_model_path(), "main")}
+
+
+def test_main_was_recorded_without_flash_attention_and_with_it():
+    wanted = {slug(prompt) for prompt in FULL_PROMPTS}
+    wanted |= {AS_RUN + slug(prompt) for prompt in (*FULL_PROMPTS, *OUTLINE_PROMPTS_MAIN)}
+    assert set(MAIN) == wanted
+    for name, golden in MAIN.items():
+        Trace.open(golden.path).verify()
+        engine = golden.info.engine
+        assert engine.source_digest
+        assert engine.library_digest
+        assert engine.compiler
+        assert (engine.numerics.generation, engine.numerics.flash_attention) == ("main", name.startswith(AS_RUN))
+    folder = goldens_dir(default_model_path(), "main")
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 5_000_000
+
+
+@pytest.mark.parametrize("kernel", FAMILIES)
+@pytest.mark.parametrize("name", MAIN)
+def test_engine_equals_main_bit_for_bit(name: str, kernel: str) -> None:
+    golden = RecordedRunner(MAIN[name].path)
+    numerics = golden.identity.numerics
+    with BitnetPyRunner(
+        default_model_path(), n_threads=1, kernel=kernel, numerics=numerics, follow_reference_graph=True
+    ) as engine:
+        assert_equal(engine, golden, kernel, N_DECODE_MAIN)
+    absent = {taps.parse(tap).tap for tap in taps.all_taps(golden.info.model.n_layers)}
+    absent -= {taps.parse(tap).tap for tap in golden.trace.taps(0)}
+    if golden.info.prompt_text in FULL_PROMPTS:
+        assert absent == numerics.inside_others
+
+
+@pytest.mark.parametrize("name", sorted(MAIN)[:2])
+def test_main_is_found_to_compute_another_activation(name: str) -> None:
+    receipt = crossval.compare_engines(
+        MAIN[name].info.prompt_text or "", reference=str(MAIN[name].path), n_decode=1
+    )
+    assert receipt["verdict"] == "reference_defect"
+    (found,) = receipt["diagnosis"]
+    assert (found["party"], found["layer"], found["tap"]) == ("reference", 0, "blk.0.ffn_out")
+    assert "SiLU instead of squared ReLU" in found["explanation"]
+
+
+@pytest.mark.parametrize("name", sorted(MAIN)[:2])
+def test_main_and_our_engine_agree_on_the_graph_that_main_computes(name: str) -> None:
+    receipt = crossval.compare_engines(
+        MAIN[name].info.prompt_text or "",
+        reference=str(MAIN[name].path),
+        n_decode=1,
+        follow_reference_graph=True,
+    )
+    assert receipt["verdict"] == "parity"
+    assert receipt["parity"]["exact_match_rate"] == 1.0
+    assert receipt["settings"]["follow_reference_graph"] is True

@@ -1,9 +1,11 @@
-"""The runner against real bitnet.cpp: every tap, no observer effect, limits, crashes that stay in the child."""
+"""The runner against real bitnet.cpp, both generations of it: every tap, no observer effect, limits, crashes that
+stay in the child."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossval.bitnet_cpp import library as cpp_library
 from crossval.bitnet_cpp import limits as cpp_limits
-from crossval.bitnet_cpp.runner import OUTPUT_WEIGHT_NOTE, BitnetCppRunner
+from crossval.bitnet_cpp import manifest as cpp_manifest
+from crossval.bitnet_cpp.runner import OUTPUT_WEIGHT_NOTE, BitnetCppRunner, open_library
 from crossval.child.command import child_command
 from crossval.child.process import ChildProcess
 from crossval.engines.record import trace_model
@@ -41,9 +43,23 @@ def odd_model(make_model) -> Path:
     return make_model(**ODD)
 
 
+@pytest.fixture(scope="module", params=["march", "main"])
+def library(request) -> Path:
+    """A libllama of each generation."""
+    path: Path = request.getfixturevalue(f"{request.param}_library")
+    return path
+
+
 @pytest.fixture(scope="module")
-def shared(odd_model, bitnet_cpp_library) -> Iterator[BitnetCppRunner]:
-    with BitnetCppRunner(odd_model, library=bitnet_cpp_library) as runner:
+def shared(odd_model, library) -> Iterator[BitnetCppRunner]:
+    with BitnetCppRunner(odd_model, library=library) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def flash(odd_model, main_library) -> Iterator[BitnetCppRunner]:
+    """Main as it runs by itself: with flash attention."""
+    with BitnetCppRunner(odd_model, library=main_library, flash_attention=True) as runner:
         yield runner
 
 
@@ -60,7 +76,9 @@ def test_every_tap_comes_with_its_shape_in_prefill_and_decode(runner, odd_model,
         record = runner.eval(ids(step, start), names)
         assert list(record.plan.positions) == list(range(start, start + step))
         assert record.plan.kind == ("decode" if start else "prefill")
-        assert set(record.taps) == set(names)
+        absent = runner.model.absent_taps
+        assert absent == (["ffn_act"] if runner.identity.numerics.generation == "main" else [])
+        assert set(record.taps) == {name for name in names if taps.parse(name).tap not in absent}
         for name, tap in record.taps.items():
             at_the_end = names.index(name) >= names.index("blk.2.ffn_inp")
             only_the_last_row = name == "result_output" or (at_the_end and step > 1)
@@ -106,9 +124,9 @@ def test_reset_starts_over(runner):
     np.testing.assert_array_equal(logits(runner, ids(5)), first)
 
 
-def test_decoding_in_one_request_gives_what_single_passes_give(five_layers, bitnet_cpp_library):
+def test_decoding_in_one_request_gives_what_single_passes_give(five_layers, library):
     prompt, following = list(range(40, 60)), [7, 8, 9]
-    with BitnetCppRunner(five_layers, library=bitnet_cpp_library, n_ctx=64) as runner:
+    with BitnetCppRunner(five_layers, library=library, n_ctx=64) as runner:
         assert runner.pid > 0
         runner.eval(prompt, LOGITS)
         single = [runner.eval([token], LOGITS) for token in following]
@@ -120,7 +138,7 @@ def test_decoding_in_one_request_gives_what_single_passes_give(five_layers, bitn
             assert one.taps["result_output"].array.tobytes() == other.taps["result_output"].array.tobytes()
             assert other.elapsed_s > 0
         with pytest.raises(BadInputError, match="do not fit"):
-            runner.eval_each([1] * 64)
+            runner.eval_each([1] * runner.model.n_ctx)
         with pytest.raises(BadInputError, match="outside the vocabulary"):
             runner.eval_each([1, 10**6])
         assert runner.eval([1], LOGITS).plan.start == 23  # nothing of these was run
@@ -153,26 +171,31 @@ def test_bad_input_is_refused_before_it_reaches_the_engine(runner, tokens, selec
     assert logits(runner, [1]).shape == (1, 300)
 
 
-def test_a_sequence_longer_than_the_context_is_refused(odd_model, bitnet_cpp_library):
-    with BitnetCppRunner(odd_model, library=bitnet_cpp_library, n_ctx=64) as runner:
-        runner.eval(ids(60), [])
-        with pytest.raises(BadInputError, match=r"60 \+ 5 tokens do not fit.*context of 64"):
+def test_a_sequence_longer_than_the_context_is_refused(odd_model, library):
+    with BitnetCppRunner(odd_model, library=library, n_ctx=64) as runner:
+        n_ctx = runner.model.n_ctx  # main rounds it up
+        assert n_ctx in (64, 256)
+        for chunk in [64] * (n_ctx // 64 - 1) + [60]:
+            runner.eval(ids(chunk), [])
+        with pytest.raises(BadInputError, match=rf"{n_ctx - 4} \+ 5 tokens do not fit.*context of {n_ctx}"):
             runner.eval(ids(5), [])
         runner.eval(ids(4), [])
     with (
         pytest.raises(BadInputError, match="longer than the model's context"),
-        BitnetCppRunner(odd_model, library=bitnet_cpp_library, n_ctx=1 << 20),
+        BitnetCppRunner(odd_model, library=library, n_ctx=1 << 20),
     ):
         pass
 
 
-def test_identity_names_the_files_really_loaded(runner, bitnet_cpp_library):
+def test_identity_names_the_files_really_loaded(runner, library):
     identity = runner.identity
-    digest = hashlib.sha256(bitnet_cpp_library.read_bytes()).hexdigest()
-    assert identity.settings["sha256 libllama.so"] == digest
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()
+    assert identity.settings[f"sha256 {library.resolve().name}"] == digest
+    assert identity.name == "bitnet.cpp"
     assert identity.numerics.simd_width in (8, 16)
+    assert identity.numerics.binary16_sums in (True, False)
     assert identity.numerics.fused_quantizer in (True, False)
-    manifest = cpp_library.read_manifest(bitnet_cpp_library.resolve().parent)
+    manifest = cpp_manifest.read_manifest(library.resolve().parent)
     if manifest is not None:
         assert identity.source_digest == manifest.source_digest
         assert identity.compiler == manifest.compiler
@@ -181,10 +204,82 @@ def test_identity_names_the_files_really_loaded(runner, bitnet_cpp_library):
     )
 
 
-def test_a_separate_head_that_bitnet_cpp_ignores_is_noted(runner, make_model, bitnet_cpp_library):
-    assert "output.weight" not in runner.identity.settings
-    with BitnetCppRunner(make_model(untied_head=True), library=bitnet_cpp_library) as untied:
+def test_a_separate_head_that_march_ignores_is_noted(odd_model, make_model, march_library):
+    with BitnetCppRunner(odd_model, library=march_library) as tied:
+        assert "output.weight" not in tied.identity.settings
+    with BitnetCppRunner(make_model(untied_head=True), library=march_library) as untied:
         assert untied.identity.settings["output.weight"] == OUTPUT_WEIGHT_NOTE
+
+
+# Generations
+
+
+def test_each_generation_states_whose_arithmetic_it_is(odd_model, march_library, main_library):
+    stated = {}
+    for path in (march_library, main_library):
+        with BitnetCppRunner(odd_model, library=path) as runner:
+            stated[runner.identity.numerics.generation] = runner.identity
+            assert runner.identity.numerics.fused_quantizer in (True, False)
+    assert stated["march"].numerics.flash_attention is None
+    assert stated["main"].numerics.flash_attention is False
+    assert stated["main"].numerics.fused_quantizer is False
+    assert stated["main"].settings["absent_taps"] == "ffn_act"
+    assert "ubatch_limit" in stated["march"].settings
+    assert "ubatch_limit" not in stated["main"].settings
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5, 70])
+def test_with_flash_attention_scores_are_no_tensors_and_capture_changes_nothing(flash, n_tokens):
+    """Three ways to compute: a single token, a few, and 64 or more."""
+    steps, names = (ids(n_tokens), [7], [8]), taps.all_taps(3)
+    flash.reset()
+    plain = [logits(flash, step) for step in steps]
+    flash.reset()
+    absent = {f"blk.{layer}.{tap}" for layer in range(3) for tap in ("kq", "kq_soft_max", "ffn_act")}
+    for step, expected in zip(steps, plain, strict=True):
+        record = flash.eval(step, names)
+        assert set(names) - set(record.taps) == absent
+        assert record.taps["blk.0.kqv_out"].array.shape == (len(step), 640)
+        np.testing.assert_array_equal(record.taps["result_output"].array, expected)
+
+
+def test_flash_attention_is_another_arithmetic_and_stated(shared, flash, main_library):
+    numerics = flash.identity.numerics
+    assert (numerics.generation, numerics.flash_attention, numerics.attention_threads) == ("main", True, 2)
+    with BitnetCppRunner(flash._model_path, library=main_library) as without:
+        assert without.identity.numerics.attention_threads is None
+        flash.reset()
+        assert not np.array_equal(logits(flash, ids(13)), logits(without, ids(13)))
+
+
+def test_flash_attention_of_march_is_refused(odd_model, march_library):
+    with (
+        pytest.raises(UnavailableError, match=r"flash attention of bitnet.* is not supported"),
+        BitnetCppRunner(odd_model, library=march_library, flash_attention=True),
+    ):
+        pass
+
+
+def test_a_copy_of_a_split_build_uses_the_libraries_beside_it(odd_model, main_library, tmp_path):
+    for path in main_library.resolve().parent.glob("lib*.so*"):
+        if not path.is_symlink():
+            # Under the names that it is linked against.
+            shutil.copy(path, tmp_path / re.sub(r"(\.so\.\d+)\..*", r"\1", path.name))
+    facts = open_library(tmp_path / "libllama.so.0")
+    assert {Path(path).parent for path in facts["files"]} == {tmp_path}
+    assert len(facts["files"]) == 4
+
+
+def test_what_main_cannot_load_is_said_by_main_itself(make_model, main_library):
+    for shape, complaint in (
+        ({"untied_head": True}, "wrong number of tensors"),
+        ({"arch": "bitnet-25"}, "unknown"),
+    ):
+        with (
+            pytest.raises(EngineCrashError, match=rf"(?s)could not load.*{complaint}"),
+            BitnetCppRunner(make_model(**shape), library=main_library),
+        ):
+            pass
 
 
 # Crashes
@@ -201,32 +296,32 @@ def with_norm_of_type(path: Path, target: Path, ggml_type: int) -> Path:
     return target
 
 
-def test_an_abort_is_reported_with_its_log_and_the_harness_lives_on(odd_model, tmp_path, bitnet_cpp_library):
+def test_an_abort_is_reported_with_its_log_and_the_harness_lives_on(odd_model, tmp_path, march_library):
     corrupt = with_norm_of_type(odd_model, tmp_path / "corrupt.gguf", 1)
-    with BitnetCppRunner(corrupt, library=bitnet_cpp_library) as runner:
+    with BitnetCppRunner(corrupt, library=march_library) as runner:
         with pytest.raises(
             EngineCrashError, match=r"(?s)SIGABRT \(signal 6\) during a pass of 3 tokens.*GGML_ASSERT"
         ):
             runner.eval([1, 2, 3], LOGITS)
         with pytest.raises(EngineCrashError, match=r"not running.*SIGABRT"):
             runner.eval([1], LOGITS)
-    with BitnetCppRunner(odd_model, library=bitnet_cpp_library) as runner:
+    with BitnetCppRunner(odd_model, library=march_library) as runner:
         assert logits(runner, [1, 2, 3]).shape == (1, 300)
 
 
-def test_a_truncated_model_is_refused_with_the_engines_own_words(odd_model, tmp_path, bitnet_cpp_library):
+def test_a_truncated_model_is_refused_with_the_engines_own_words(odd_model, tmp_path, library):
     short = tmp_path / "short.gguf"
     shutil.copy(odd_model, short)
     os.truncate(short, short.stat().st_size - 5000)
     with (
         pytest.raises(EngineCrashError, match=r"(?s)could not load.*not within the file bounds"),
-        BitnetCppRunner(short, library=bitnet_cpp_library),
+        BitnetCppRunner(short, library=library),
     ):
         pass
 
 
-def test_a_killed_engine_is_reported(odd_model, bitnet_cpp_library):
-    with BitnetCppRunner(odd_model, library=bitnet_cpp_library) as runner:
+def test_a_killed_engine_is_reported(odd_model, library):
+    with BitnetCppRunner(odd_model, library=library) as runner:
         runner.eval([1], [])
         assert runner._child is not None
         os.kill(runner._child.pid, signal.SIGKILL)
@@ -247,7 +342,7 @@ def start_with_small_stack(claimed_bytes: int | None = None) -> ChildProcess:
 
 def load(child: ChildProcess, library: Path, model: Path) -> dict[str, object]:
     child.request("open", {"library": str(library)}, what="opening", timeout_s=60)
-    params = {"model": str(model), "n_ctx": None, "n_ubatch": 512, "n_threads": 1}
+    params = {"model": str(model), "n_ctx": None, "n_ubatch": 512, "n_threads": 1, "flash_attention": False}
     return child.request("load", params, what="loading", timeout_s=60).header
 
 
@@ -256,28 +351,28 @@ def decode_512(child: ChildProcess) -> None:
     child.request("eval", {"select": []}, tokens, what="512 tokens", timeout_s=120)
 
 
-def test_a_long_batch_of_wide_rows_fits_our_stack(make_model, bitnet_cpp_library):
-    with BitnetCppRunner(make_model(**WIDE), library=bitnet_cpp_library, n_threads=1) as runner:
+def test_a_long_batch_of_wide_rows_fits_our_stack(make_model, march_library):
+    with BitnetCppRunner(make_model(**WIDE), library=march_library, n_threads=1) as runner:
         assert runner.model.n_ubatch == 512
         assert logits(runner, [1] * 512).shape == (1, 300)
 
 
-def test_the_same_batch_overflows_the_usual_stack(make_model, bitnet_cpp_library):
+def test_the_same_batch_overflows_the_usual_stack(make_model, march_library):
     """Why there are limits: a child that believes it has a large stack, but has 8 MiB."""
     with start_with_small_stack(cpp_limits.STACK_BYTES) as child:
-        assert load(child, bitnet_cpp_library, make_model(**WIDE))["n_ubatch"] == 512
+        assert load(child, march_library, make_model(**WIDE))["n_ubatch"] == 512
         with pytest.raises(EngineCrashError, match="SIGSEGV"):
             decode_512(child)
 
 
-def test_where_the_stack_cannot_grow_the_batch_is_limited_instead(make_model, bitnet_cpp_library):
+def test_where_the_stack_cannot_grow_the_batch_is_limited_instead(make_model, march_library):
     with start_with_small_stack() as child:
-        limit = load(child, bitnet_cpp_library, make_model(**WIDE))["n_ubatch"]
+        limit = load(child, march_library, make_model(**WIDE))["n_ubatch"]
     assert limit == cpp_limits.max_ubatch(8 << 20, [4608], 1) < 512
 
 
-def test_a_damaged_library_is_unavailable(odd_model, bitnet_cpp_library, tmp_path):
+def test_a_damaged_library_is_unavailable(odd_model, library, tmp_path):
     broken = tmp_path / "libllama.so"
-    broken.write_bytes(bitnet_cpp_library.read_bytes()[:4096])
+    broken.write_bytes(library.read_bytes()[:4096])
     with pytest.raises(UnavailableError, match="libllama"), BitnetCppRunner(odd_model, library=broken):
         pass

@@ -84,7 +84,7 @@ RECEIPTS = {
     ),
     "selftest": samples.selftest_receipt(),
     "metamorphic": samples.metamorphic_receipt(),
-    "bench": samples.bench_receipt(),
+    "bench": samples.bench_receipt(samples.bench_findings(pairs=(samples.bench_pair(), samples.bench_further()))),
 }
 
 UNPROVABLE = (
@@ -245,12 +245,32 @@ UNPROVABLE_IN_METAMORPHIC = (
 """Fields of a metamorphic receipt that can be changed beyond those of a comparison."""
 
 UNPROVABLE_IN_BENCH = (
-    # Equal bits say nothing about how both engines round. The ratios asked for are the command's own demand; the
-    # gate has another. Times and bytes are not here: a list of ratios per round follows from each of them.
-    "candidate.numerics.fused_quantizer",
-    "candidate.numerics.simd_width",
-    "reference.numerics.fused_quantizer",
-    "reference.numerics.simd_width",
+    # The ratios asked for are the command's own demand; the gate has another. Who the further references are,
+    # where threads ran and what idle ones did are facts about the world. Times and bytes are not here: a list of
+    # ratios per round, or a median, follows from each of them.
+    "results.references.*.reference.compiler",
+    "results.references.*.reference.flags",
+    "results.references.*.reference.library_digest",
+    "results.references.*.reference.name",
+    "results.references.*.reference.note",
+    "results.references.*.reference.settings",
+    "results.references.*.reference.source_commit",
+    "results.references.*.reference.source_digest",
+    "results.references.*.reference.trace_digest",
+    "results.references.*.reference.version",
+    "results.references.*.search.candidate.idle",
+    "results.references.*.search.candidate.not_pinned",
+    "results.references.*.search.candidate.tried.*.cores.*",
+    "results.references.*.search.reference.idle",
+    "results.references.*.search.reference.not_pinned",
+    "results.references.*.search.reference.tried.*.cores.*",
+    "results.references.*.word",
+    "results.search.candidate.idle",
+    "results.search.candidate.not_pinned",
+    "results.search.candidate.tried.*.cores.*",
+    "results.search.reference.idle",
+    "results.search.reference.not_pinned",
+    "results.search.reference.tried.*.cores.*",
     "thresholds.min_ratios.decode",
     "thresholds.min_ratios.greedy",
     "thresholds.min_ratios.prefill",
@@ -321,7 +341,18 @@ def _variations(value: Any) -> list[Any]:
     if isinstance(value, float):
         return [value + 0.001, value * 0.9 + 0.01, 0.0, None]
     if isinstance(value, str):
-        words = ["live", "recorded", "parity", "divergence", "equal", "within", "same", "independent"]
+        words = [
+            "live",
+            "recorded",
+            "sleeps",
+            "stopped",
+            "parity",
+            "divergence",
+            "equal",
+            "within",
+            "same",
+            "independent",
+        ]
         words = [*words, "prefill", "decode"] if value.isalpha() else ["2025-01-01T00:00:00Z"]
         words += ["blk.0.kqv_out", "blk.1.l_out", "result_norm"] if value in TAPS else []
         words += ["result_norm, token 2", "blk.1.l_out, token 1", "blk.0.q"] if ", token " in value else []

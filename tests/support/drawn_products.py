@@ -252,6 +252,35 @@ def draw_lost_columns(rng, given):
     return product(given, weights), f"inputs {a} to {b} (exclusive) count as zero"
 
 
+def draw_lost_products(rng, given):
+    """Products with the codes 0, 1, 2 left out, while the activation sum that is subtracted is whole."""
+    k = given.signs.shape[1]
+    a, b = sorted(int(v) for v in rng.choice(k + 1, 2, replace=False))
+    if b - a < 2 or b - a > k - 2:
+        return None
+    codes, scale = quantised(given.x)
+    kept = np.r_[:a, b:k]
+    sums = codes[:, kept] @ (given.signs[:, kept] + 1).T.astype(np.float64) - codes.sum(axis=1, keepdims=True)
+    return (
+        sums / scale * given.scale,
+        f"products of inputs {a} to {b} (exclusive) left out, not their activation sum",
+    )
+
+
+def draw_quarter(rng, given):
+    """One quarter of every block of 128 meets the inputs, or the weights, of another."""
+    k = given.signs.shape[1]
+    a, b = (int(v) for v in rng.choice(4, 2, replace=False))
+    source = np.array([j + 32 * (b - a) if j % 128 // 32 == a else j for j in range(k)])
+    codes, scale = quantised(given.x)
+    if rng.integers(2):
+        name = f"quarter {a} of each block with the weights of quarter {b}"
+        return product(given, given.signs[:, source]), (name, "quarters of blocks")
+    sums = codes[:, source] @ (given.signs + 1).T.astype(np.float64) - codes.sum(axis=1, keepdims=True)
+    name = f"quarter {a} of each block with the inputs of quarter {b}"
+    return sums / scale * given.scale, (name, "quarters of blocks")
+
+
 def draw_lost_rows(rng, given):
     n = given.signs.shape[0]
     a, b = sorted(int(v) for v in rng.choice(n + 1, 2, replace=False))

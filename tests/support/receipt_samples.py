@@ -13,9 +13,10 @@ from bitnet_py.bench import READ_BUFFER_BYTES, READ_PASSES
 from crossval import schema
 from crossval.audit import summary
 from crossval.audit.checks import AuditResult, OpCheck, Worst, decide, first_guilty
-from crossval.bench.figures import BenchFindings, Taken
-from crossval.bench.measures import MEASURES, Work
+from crossval.bench.figures import BenchFindings, Further, Pair, Taken
+from crossval.bench.measures import MEASURES, TRIED, Work
 from crossval.bench.receipt import BENCH, ternary_bytes
+from crossval.bench.search import Search, Setting, Tried
 from crossval.causal import receipt as causal_receipt
 from crossval.causal import view as causal
 from crossval.causal.view import CausalView, LayerEffect
@@ -80,6 +81,11 @@ GREEDY_PLAN = (PassPlan("prefill", (1, 17, 42), 0), PassPlan("decode", (50,), 3)
 """The audited passes of a greedy comparison: the first prompt, and the token both chose after it."""
 TRACE_MODEL = trace.TraceModel(sha256=MODEL["sha256"], **{k: SHAPE[k] for k in list(SHAPE)[:7]})
 _SEED = 20240
+
+
+def with_numerics(identity: EngineIdentity, numerics: Numerics) -> EngineIdentity:
+    """The same engine, stating another arithmetic."""
+    return dataclasses.replace(identity, numerics=numerics)
 
 
 def context(**changes: Any) -> RunFacts:
@@ -508,27 +514,58 @@ BENCH_RAW = {
 """Seconds or bytes of candidate and reference."""
 
 
-def bench_findings(
+BENCH_TRIED = {
+    Setting(1): {"prefill": 0.9, "decode": 0.3, "greedy": 0.2, "first_token": 0.35},
+    Setting(2): {"prefill": 0.95, "decode": 0.15, "greedy": 0.21, "first_token": 0.3},
+    Setting(2, (0, 1)): {"prefill": 0.5, "decode": 0.1, "greedy": 0.22},
+}
+"""Seconds that each setting takes the first time; later times are a little longer."""
+
+
+def bench_search(n_threads: int | None = None, factor: float = 1.0) -> Search:
+    """Prompts and decoding are fastest with two pinned threads, greedy decoding with one."""
+    tried = []
+    for setting, seconds in BENCH_TRIED.items():
+        raw: dict[str, tuple[float, ...]] = {measure.name: () for measure in TRIED}
+        for name, value in seconds.items():
+            n = 1 if name == "first_token" else 3
+            raw[name] = tuple(factor * value * (1 + 0.01 * i) for i in range(n))
+        tried.append(Tried(setting, raw))
+    return Search(tuple(tried), n_threads, "sleeps", None)
+
+
+def bench_pair(
     raw: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] | None = None,
     unequal: dict[str, int] | None = None,
+    work: Work = BENCH_WORK,
     **changes: Any,
-) -> BenchFindings:
-    """A benchmark of two engines; ``raw``: other measurements; ``unequal``: passes that differ, by measure."""
-    work = changes.get("work", BENCH_WORK)
+) -> Pair:
+    """Two engines; ``raw``: other measurements; ``unequal``: passes that differ, by measure."""
     taken = {}
     for measure in MEASURES:
         ours, theirs = {**BENCH_RAW, **(raw or {})}[measure.name]
-        n = measure.n_compared(work)
+        n = measure.n_compared(work, "same")
         n_tokens = work.n_decode * len(ours)
         reads = {"i2s_gemv_avx2": n_tokens * ternary_bytes(SHAPE), "head_f16_avx2": n_tokens * 2 * 300 * 128}
         equal = n - (unequal or {}).get(measure.name, 0)
         taken[measure.name] = Taken(
             {"candidate": ours, "reference": theirs}, n, equal, reads if measure.reads else {}
         )
+    searches = {"candidate": bench_search(), "reference": bench_search(factor=2.0)}
+    return Pair(**{"taken": taken, "policy": "same", "search": searches, **changes})
+
+
+def bench_findings(
+    raw: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] | None = None,
+    unequal: dict[str, int] | None = None,
+    **changes: Any,
+) -> BenchFindings:
+    """A benchmark of two engines (``bench_pair``)."""
+    work = changes.get("work", BENCH_WORK)
     base: dict[str, Any] = {
         "work": work,
         "kernel": None,
-        "taken": taken,
+        "pairs": (bench_pair(raw, unequal, work),),
         "read_bytes": READ_BUFFER_BYTES * READ_PASSES,
         "read_s": (0.01, 0.011, 0.009),
         "min_ratios": {"prefill": 1.2, "decode": None, "greedy": None},
@@ -536,19 +573,24 @@ def bench_findings(
     return BenchFindings(**{**base, **changes})
 
 
+def bench_further(**changes: Any) -> Pair:
+    """The candidate beside a second build of the reference."""
+    theirs = dataclasses.replace(THEIRS, library_digest="e" * 64)
+    return bench_pair(further=Further("bitnet.cpp:main", Party("live", theirs), OURS.numerics), **changes)
+
+
 def bench_receipt(findings: BenchFindings | None = None, **changes: Any) -> receipt.Receipt:
     """Our engine is faster, and both compute the same."""
     findings = findings or bench_findings()
     work = findings.work
-    settings: dict[str, Any] = {"n_threads": work.n_threads}
     kernels = ("i2s_gemv_avx2", "i2s_gemm_avx2", "head_f16_avx2", "attention_avx2")
     facts: dict[str, Any] = {
         "tokenizer": {**TOKENIZER, "engines_agree": None}, "text": None, "template": None,
         "token_ids": work.prompt_ids,
-        "candidate": Party("live", dataclasses.replace(OURS, settings={**settings, "kernel": "avx2"})),
-        "reference": Party("live", dataclasses.replace(THEIRS, settings=settings)),
+        "candidate": Party("live", dataclasses.replace(OURS, settings={"kernel": "avx2"})),
+        "reference": Party("live", dataclasses.replace(THEIRS, settings={})),
         "compute": Compute("real", False, tuple({"name": k, "calls": 99, "bytes": 10**8} for k in kernels)),
-        "settings": {"n_threads": work.n_threads, "n_decode": work.n_decode, "n_steps": None, "full": None},
+        "settings": {"n_threads": None, "n_decode": work.n_decode, "n_steps": None, "full": None},
     }  # fmt: skip
     return write(BENCH, findings, context(**{**facts, **changes}))
 

@@ -10,7 +10,8 @@ An engine that computes in a 16-bit format, because it states so or because ever
 rounded. Sums are not among these: every such engine carries them in binary32, and one that does not loses
 ``n u`` of a sum. What it recorded is what it had, so its inputs carry no error of their own.
 
-There is one rule for every kind of operation. BitLinear is judged in integers instead (``integers``).
+There is one rule for every kind of operation. BitLinear is judged in integers instead (``integers``), or,
+where activations are quantised in blocks, on the codes of its input (``blocks``).
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ import numpy as np
 from crossval.audit.bounds import attention, elementwise, tables
 from crossval.audit.bounds.approx import Approx
 from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, U16, Arithmetic, Array, Reading, U, read_as
-from crossval.audit.bounds.bitlinear import propagate_bitlinear
+from crossval.audit.bounds.attention import FLASH
+from crossval.audit.bounds.bitlinear import check_bitlinear, propagate_bitlinear
 from crossval.audit.bounds.rule import Rule, one_rounding
 from crossval.audit.bounds.tables import head_bound, row_norms
 from crossval.model.kinds import KINDS, BitLinear, FloatArray, Kind
 from crossval.model.op import Op
 
 __all__ = [
+    "FLASH",
     "SECOND_ORDER",
     "TINY",
     "U16",
@@ -38,6 +41,7 @@ __all__ = [
     "Reading",
     "U",
     "bound",
+    "check_bitlinear",
     "head_bound",
     "is_one_rounding",
     "one_rounding",

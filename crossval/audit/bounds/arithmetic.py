@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,11 @@ TINY = F32.tiny
 SECOND_ORDER = 1.02
 
 Array = npt.NDArray[Any]
+Sums = Literal["lanes", "binary16 lanes", "cells", "binary16 cells", "divided binary16 cells"]
+"""How a sum of products is carried (docs/audit.md): in several accumulators, binary32 or binary16. In flash
+attention key after key: in binary32; or in binary16, rescaled at every new maximum, by one thread or several."""
+TILED_TOKENS = 64
+"""Tokens of a pass from which on flash attention works in tiles, in binary32."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,31 @@ class Arithmetic:
     """A single head takes another code path in bitnet.cpp."""
     recorded: Format = F32
     """What was recorded is in this format although the engine computes with more digits."""
+    head_dim: int = 0
+    """Flash attention works in tiles only if its lanes divide it."""
+    sums: Sums = "lanes"
+    """Of the operation that is judged."""
+    zero_rows_nan: bool = False
+    """Whether NaN for an all-zero activation row, and what follows from it, is left unjudged."""
 
     @property
     def known(self) -> bool:
         """Whether the engine states that it rounds as bitnet.cpp's family does, which is in binary32."""
         stated = self.numerics.simd_width is not None and self.numerics.fused_quantizer is not None
         return stated and not self.low
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is known to be that of bitnet.cpp's main since July 2026, or mainline's: the same."""
+        return self.known and self.numerics.generation in ("main", "mainline")
+
+    def is_tiled(self, n_tokens: int) -> bool:
+        """Return whether flash attention works in tiles in a pass of so many tokens."""
+        return n_tokens >= TILED_TOKENS and self.head_dim % (self.numerics.simd_width or 1) == 0
+
+    def reading(self, reading: Reading | None) -> Arithmetic:
+        """Return the arithmetic of an operation that is read in this way."""
+        return self if reading is None or reading.sums == self.sums else replace(self, sums=reading.sums)
 
     @property
     def format(self) -> Format:
@@ -58,6 +82,8 @@ class Arithmetic:
     def sum_steps(self, n: int) -> float:
         """Return the roundings that one term of a sum of ``n`` may pass through."""
         width = self.numerics.simd_width
+        if self.sums == "cells":
+            return 2.0 * n  # each addition, and a rescaling before it
         # bitnet.cpp: one accumulator of W lanes and a tree at worst (llamafile sgemm); four in ggml_vec_dot_f16
         return n / width + np.log2(width) + 3 if width else float(n)
 
@@ -81,6 +107,7 @@ class Reading:
     name: str
     rounded: tuple[Dtype | None, ...]
     """For each array input: what to; None: it is read as it was recorded."""
+    sums: Sums = "lanes"
 
     def apply(self, index: int, array: Array) -> Array:
         """Return an input as the operation reads it, float64; integers as they are."""

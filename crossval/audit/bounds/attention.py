@@ -4,27 +4,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from crossval.audit.bounds import binary16
 from crossval.audit.bounds.approx import ONE_SIGN, Approx, random_sum
-from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, Arithmetic, Reading, U
+from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, Arithmetic, Reading, Sums, U
 from crossval.audit.bounds.rule import Approxes, Arrays, Rule, in_parts, of_factors, rounding
 from crossval.formats import Dtype, Format
 from crossval.model.kinds import Attend, AttentionScores, FloatArray, Kind, Softmax, visible_keys
+
+FLASH = Reading("v in F16, sums in F16 key by key", (None, "f16"), "binary16 cells")
+"""Flash attention of few tokens; of an engine of unknown arithmetic where scores and weights were not recorded."""
 
 # --- products with keys and values ----------------------------------------------------------------------------
 
 
 def _scores_readings(kind: Kind, n_inputs: int, a: Arithmetic, n_tokens: int, n_rows: int) -> tuple[Reading, ...]:
-    # bitnet.cpp: Q and K in binary16; a single head in a batch: K only
+    if a.is_main:
+        lanes: Sums = "binary16 lanes" if a.numerics.binary16_sums else "lanes"
+        if not a.numerics.flash_attention:
+            return (_main("q and k", n_tokens == 1, lanes),)
+        if a.is_tiled(n_tokens):
+            return (Reading("k in F16, in tiles", (None, "f16"), "cells"),)
+        return (_main("q and k", True, lanes),)
+    # bitnet.cpp of March 2026: Q and K in binary16; a single head in a batch: K only
     return _readings("k", "q and k", a, n_tokens == 1 or a.n_heads > 1, both_first=True)
 
 
 def _attend_readings(kind: Kind, n_inputs: int, a: Arithmetic, n_tokens: int, n_rows: int) -> tuple[Reading, ...]:
-    # bitnet.cpp: V in binary16, attention weights only in passes of one token
+    if a.is_main:
+        if not a.numerics.flash_attention:
+            lanes: Sums = "binary16 lanes" if a.numerics.binary16_sums else "lanes"
+            return (_main("weights and v", n_tokens == 1, lanes),)
+        if a.is_tiled(n_tokens):
+            return (Reading("v in F16, in tiles", (None, "f16"), "cells"),)
+        cells: Sums = "divided binary16 cells" if n_tokens == 1 else "binary16 cells"
+        return (replace(FLASH, sums=cells),)
+    # bitnet.cpp of March 2026: V in binary16, attention weights only in passes of one token
     return _readings("v", "weights and v", a, n_tokens == 1, both_first=False)
+
+
+def _main(pair: str, single: bool, lanes: Sums) -> Reading:
+    """Return the reading of main: both in binary16 in every pass; ``lanes``: of sums outside of batches."""
+    if single and lanes == "binary16 lanes":
+        return Reading(f"{pair} in F16, sums in F16", ("f16", "f16"), lanes)
+    return Reading(f"{pair} in F16", ("f16", "f16"))
 
 
 def _readings(cells: str, pair: str, a: Arithmetic, rounds_both: bool, *, both_first: bool) -> tuple[Reading, ...]:
@@ -48,7 +75,16 @@ def _readings(cells: str, pair: str, a: Arithmetic, rounds_both: bool, *, both_f
 def _sum(kind: Kind, inputs: Arrays, a: Arithmetic) -> FloatArray:
     """Return the roundings of a sum, times the sum of the terms' magnitudes."""
     first, second = inputs
-    return (a.sum_steps(first.shape[-1]) + a.carried) * U * kind.compute(np.abs(first), np.abs(second))
+    magnitude = kind.compute(np.abs(first), np.abs(second))
+    allowed: FloatArray = (a.sum_steps(first.shape[-1]) + a.carried) * U * magnitude
+    if a.sums == "binary16 lanes":
+        allowed = allowed + binary16.worst(_blocks(kind, first.shape[-1]), magnitude)
+    return allowed
+
+
+def _blocks(kind: Kind, n: int) -> int:
+    """Return the blocks of sums in binary16 lanes: of cells as many as hold weights, for they are padded."""
+    return math.ceil(n / binary16.BLOCK) if isinstance(kind, Attend) else n // binary16.BLOCK
 
 
 def _product(kind: Kind, inputs: Arrays, expected: FloatArray, a: Arithmetic) -> FloatArray:
@@ -69,6 +105,9 @@ def _carry_scores(kind: AttentionScores, inputs: Approxes, weights: Sequence[Any
 
 def _carry_attend(kind: Attend, inputs: Approxes, weights: Sequence[Any], a: Arithmetic) -> Approx:
     p, v = inputs
+    if a.sums in ("binary16 cells", "divided binary16 cells"):
+        middle, error = binary16.by_cells(p, v, a)
+        return Approx(middle, error, np.zeros_like(middle), np.zeros(middle.shape[:1]))
     value, noise = _carried(kind, p, v, a)
     # what the values of a token share does not cancel against other tokens'
     jump = _carried_jump(kind, p, v, v.jump**2 + v.common**2)
@@ -80,7 +119,10 @@ def _carried(kind: Kind, x: Approx, y: Approx, a: Arithmetic) -> tuple[FloatArra
     dot: Callable[..., FloatArray] = kind.compute
     value = dot(x.value, y.value)
     carried = dot(x.value**2 + x.noise**2, y.noise**2) + dot(x.noise**2, y.value**2)
-    own = random_sum(x.value.shape[-1], np.sqrt(dot(x.value**2, y.value**2)), value, a)
+    length = np.sqrt(dot(x.value**2, y.value**2))
+    own = random_sum(x.value.shape[-1], length, value, a)
+    if a.sums == "binary16 lanes":
+        own = own + binary16.likely(_blocks(kind, x.value.shape[-1]), length + np.abs(value))
     return value, np.sqrt(carried + own * own) + TINY
 
 

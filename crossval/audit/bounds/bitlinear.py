@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
-from crossval.audit.bounds import integers
+from crossval.audit.bounds import blocks, integers
 from crossval.audit.bounds.approx import Approx, Flips, Ties, random_sum
 from crossval.audit.bounds.arithmetic import TINY, Arithmetic, U
 from crossval.model.kinds import BitLinear, TernaryMatrix, accumulate
 from crossval.model.op import Op
+
+
+def check_bitlinear(
+    x: npt.NDArray[np.float32], recorded: npt.NDArray[np.float32], weight: TernaryMatrix, arithmetic: Arithmetic
+) -> integers.BitLinearCheck:
+    """Compare a recorded output ``(n_tokens, rows)`` with the one of its recorded input ``(n_tokens, cols)``."""
+    if not blocks.is_blocked(arithmetic, x.shape[1]):
+        return integers.check(x, recorded, weight, arithmetic)
+    quantized = blocks.quantize(x, arithmetic)
+    expected, allowed = blocks.multiply(quantized, weight)
+    return integers.BitLinearCheck(expected, allowed, 0, quantized.values, np.ones((len(x), 1)))
 
 
 def propagate_bitlinear(
@@ -23,6 +36,8 @@ def propagate_bitlinear(
     tap = op.inputs[0]
     n_rows = x.value.shape[0]
     flat = x.value.reshape(n_rows, -1)
+    if blocks.is_blocked(arithmetic, flat.shape[1]):
+        return _in_blocks(op, x, rows, weight, arithmetic, flips)
     codes, scale, scaled = integers.quantize(flat, arithmetic)
     codes = codes.astype(np.float64)
     magnitude, error = np.abs(flat), x.error.reshape(n_rows, -1)
@@ -56,3 +71,37 @@ def propagate_bitlinear(
     if op.kind.n_heads is not None:
         value, allowed = (array.reshape(n_rows, op.kind.n_heads, -1) for array in (value, allowed))
     return Approx(value, allowed, np.zeros_like(value), x.shared + of_scale[:, 0]), ties
+
+
+def _in_blocks(
+    op: Op, x: Approx, rows: Sequence[int], weight: TernaryMatrix, arithmetic: Arithmetic, flips: Flips
+) -> tuple[Approx, Ties]:
+    """Compute the same where activations are quantised in blocks, whose steps have errors of their own."""
+    n_rows, flat = x.value.shape[0], x.value.reshape(x.value.shape[0], -1)
+    found = blocks.quantize(flat.astype(np.float32), arithmetic)
+    magnitude = np.abs(flat).reshape(found.codes.shape)
+    error = (x.error + x.common).reshape(found.codes.shape) + U * magnitude  # of the rounding to binary32 above
+    absmax = np.maximum(magnitude.max(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+    reach = np.max(magnitude + error, axis=-1, keepdims=True)
+    of_step = np.max(np.where(magnitude + error >= absmax, error, 0.0), axis=-1, keepdims=True)
+    of_step = np.maximum(of_step, reach - absmax) / absmax + 2 * U
+    window = np.abs(found.scaled) * (4 * U + of_step) + error * (blocks.LEVELS / absmax)
+    distance = np.abs(found.scaled - np.floor(found.scaled) - 0.5)
+    window, distance = window.reshape(n_rows, -1), distance.reshape(n_rows, -1)
+    at, features = np.nonzero(distance <= window)
+    ties = Ties(np.asarray(rows, np.intp)[at], features, distance[at, features] / window[at, features])
+    codes, scaled = found.codes.reshape(n_rows, -1).copy(), found.scaled.reshape(n_rows, -1)
+    for (flipped, row), wanted in flips.items():
+        if flipped == op.inputs[0] and row in rows:
+            i, js = rows.index(row), list(wanted)
+            codes[i, js] += np.where(codes[i, js] > scaled[i, js], -1.0, 1.0)
+    found = replace(found, codes=codes.reshape(found.codes.shape))
+    value, allowed = blocks.multiply(found, weight)
+    # a step that is off moves all codes of its block together, each block by itself
+    by_block = (found.codes * found.steps * of_step)[..., None, :] * np.eye(found.codes.shape[1])[:, :, None]
+    moved = by_block.reshape(-1, flat.shape[1]) @ weight.signs.T.astype(np.float64) * weight.scale
+    jump = np.abs(moved.reshape(n_rows, -1, weight.signs.shape[0])).sum(axis=1)
+    assert isinstance(op.kind, BitLinear)
+    if op.kind.n_heads is not None:
+        value, allowed, jump = (array.reshape(n_rows, op.kind.n_heads, -1) for array in (value, allowed, jump))
+    return Approx(value, allowed, jump, np.zeros_like(x.shared)), ties

@@ -66,6 +66,8 @@ def check(
     flips = 0
     for token in np.flatnonzero((off != 0).any(axis=-1)):
         moved = _explain(off[token], codes[token], scaled[token], weight)
+        if not moved and not arithmetic.known:
+            moved = _explain_halves_away(off[token], codes[token], scaled[token], weight)
         if moved:
             sums[token] += off[token]
             flips += moved
@@ -83,9 +85,12 @@ def quantize(
     """Return codes, scale per token (last axis 1) and the scaled values before rounding.
 
     Known families: bitnet.cpp ``quantize_row_i8_s``, the scale rounded to binary32 and the product too, unless
-    compiled into one fused step.
+    compiled into one fused step. Main since July 2026 has no least magnitude (an all-zero row has scale 0, here 1)
+    and rounds halves away from zero.
     """
     wide = x.astype(np.float64)
+    if arithmetic.is_main:
+        return _quantize_main(wide)
     if not arithmetic.known:
         codes, scale = quantize_activations(wide)
         return codes, scale, wide * scale
@@ -96,6 +101,19 @@ def quantize(
         product = product.astype(np.float32).astype(np.float64)
     with np.errstate(invalid="ignore"):
         return np.clip(np.rint(product), -128, 127).astype(np.int8), scale, product
+
+
+def _quantize_main(x: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray, FloatArray]:
+    absmax = np.abs(x).max(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        scale = np.where(absmax == 0, 1.0, to_f32(127.0 / absmax))
+        product = to_f32(x * scale)
+        return np.clip(half_away(product), -128, 127).astype(np.int8), scale, product
+
+
+def half_away(x: FloatArray) -> FloatArray:
+    """Round to the nearest integer, halves away from zero."""
+    return np.trunc(x + np.copysign(0.5, x))
 
 
 def _explain(off: FloatArray, codes: npt.NDArray[np.int8], scaled: FloatArray, weight: TernaryMatrix) -> int:
@@ -112,6 +130,22 @@ def _explain(off: FloatArray, codes: npt.NDArray[np.int8], scaled: FloatArray, w
     if ((moved == 0) | (moved == 1)).all() and np.array_equal(columns @ moved, off):
         return int(moved.sum())
     return 0
+
+
+def _explain_halves_away(
+    off: FloatArray, codes: npt.NDArray[np.int8], scaled: FloatArray, weight: TernaryMatrix
+) -> int:
+    """Return the same for an engine that rounds every half away from zero, however many there are."""
+    away = np.clip(half_away(scaled), -128, 127)
+    moved = away - codes
+    at = np.flatnonzero(moved)
+    if not at.size or not np.isfinite(off).all():
+        return 0
+    left = off - weight.signs[:, at].astype(np.float64) @ moved[at]
+    if not left.any():
+        return int(at.size)
+    more = _explain(left, away.astype(np.int8), scaled, weight)
+    return int(at.size) + more if more else 0
 
 
 # --- 16-bit formats -------------------------------------------------------------------------------------------
@@ -173,7 +207,7 @@ def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
         )
         for dequantised, (scale, scaled, exact), away in product((None, form), ways, (False, True)):
             even = np.clip(np.rint(scaled), -128, 127)
-            codes = np.clip(np.trunc(scaled + np.copysign(0.5, scaled)), -128, 127) if away else even
+            codes = np.clip(half_away(scaled), -128, 127) if away else even
             if not away or not np.array_equal(codes, even, equal_nan=True):
                 yield _Recipe(codes, scale, scaled, dequantised, exact)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from crossval.audit.bounds import binary16
 from crossval.audit.bounds.approx import Approx, exact, random_sum
 from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, Arithmetic, Array, Reading, U
 from crossval.audit.bounds.rule import Approxes, Arrays, Rule, in_parts
@@ -29,8 +30,11 @@ def _carry_embedding(kind: Embedding, inputs: Approxes, weights: Sequence[Any], 
 
 
 def _head_readings(kind: Head, n_inputs: int, a: Arithmetic, n_tokens: int, n_rows: int) -> tuple[Reading, ...]:
-    # bitnet.cpp rounds the input to binary16 only when it multiplies one row (docs/numerics.md)
     narrow, plain = Reading("input in F16", ("f16",)), Reading("no F16", (None,))
+    if a.is_main:
+        lanes = Reading("input in F16, sums in F16", ("f16",), "binary16 lanes")
+        return (lanes if a.numerics.binary16_sums and n_rows == 1 else narrow,)
+    # bitnet.cpp of March 2026 rounds the input only when it multiplies one row (docs/numerics.md)
     if a.known:
         return (narrow if n_rows == 1 else plain,)
     return (plain,) if a.low else (narrow, plain)
@@ -46,6 +50,8 @@ def _carry_head(kind: Head, inputs: Approxes, weights: Sequence[Any], a: Arithme
     squares = _times_squares(np.concatenate([x.value**2, x.noise**2 + x.jump**2]), table)
     length, carried = np.sqrt(squares[: len(value)]), squares[len(value) :]
     own = random_sum(x.value.shape[-1], length, value, a)
+    if a.sums == "binary16 lanes":
+        own = own + binary16.likely(x.value.shape[-1] // binary16.BLOCK, length + np.abs(value))
     return Approx(value, np.sqrt(carried + own * own) + TINY, np.zeros_like(value), x.shared)
 
 
@@ -57,11 +63,15 @@ def head_bound(
     Cauchy-Schwarz: ``sum |x_i w_i| <= |x| |w|``, one number per row of the vocabulary. An engine that computes in
     a 16-bit format has its table in that format, too, and rounds ``expected`` to it.
     """
-    allowed: FloatArray = np.linalg.norm(x, axis=-1)[:, None] * norms
+    largest: FloatArray = np.linalg.norm(x, axis=-1)[:, None] * norms
     table = arithmetic.format.unit_roundoff if arithmetic.low else 0.0
     if arithmetic.recorded is not F32:
         table = arithmetic.recorded.unit_roundoff  # of the input
-    allowed = allowed * ((arithmetic.sum_steps(x.shape[-1]) * U + table) * SECOND_ORDER) + TINY
+    allowed: FloatArray = largest * ((arithmetic.sum_steps(x.shape[-1]) * U + table) * SECOND_ORDER) + TINY
+    # with a table whose rows are no multiple of 4 main multiplies every input alone
+    alone = arithmetic.is_main and norms.size % 4 and arithmetic.numerics.binary16_sums
+    if arithmetic.sums == "binary16 lanes" or alone:
+        allowed = allowed + binary16.worst(x.shape[-1] // binary16.BLOCK, largest)
     return allowed if expected is None else allowed + arithmetic.stored(expected)
 
 

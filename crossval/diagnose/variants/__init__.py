@@ -21,6 +21,7 @@ from crossval.diagnose.variants import (
     head,
     inputs,
     kernels,
+    narrow_sums,
     norms,
     other_taps,
     precision,
@@ -50,6 +51,7 @@ VARIANTS: tuple[Variant, ...] = (
     *embedding.MISSING,
     *cache.VARIANTS,
     *precision.VARIANTS,
+    *narrow_sums.VARIANTS,
     *residual.VARIANTS,
     *kernels.VARIANTS,
 )

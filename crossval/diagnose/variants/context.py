@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
+from bitnet_py.tq import TQ_BLOCK
+from crossval.audit.bounds import Arithmetic, blocks
 from crossval.audit.recorded_op import Array, Inapplicable, RecordedOp
 from crossval.model.kinds import BitLinear, Head, IntArray, TernaryMatrix, widen
+from crossval.passes import Numerics
 
 __all__ = ["Array", "Context", "Inapplicable", "Quantizer", "head", "linear", "of_records"]
 
-Quantizer = Literal["float64", "float32", "fused", "divide"]
-"""How an engine gets from a float activation to its code (see ``scaled``)."""
+Quantizer = Literal["float64", "float32", "fused", "divide", "main", "blocks", "fused blocks"]
+"""How an engine gets from a float activation to its code (see ``scaled``); where blocks have steps of their own,
+what is multiplied with the weights stands for codes (``quantize``)."""
+BLOCK_QUANTIZERS: Mapping[Quantizer, Arithmetic] = {
+    "blocks": Arithmetic(Numerics(fused_quantizer=False, quantizer_block=TQ_BLOCK), n_heads=0),
+    "fused blocks": Arithmetic(Numerics(fused_quantizer=True, quantizer_block=TQ_BLOCK), n_heads=0),
+}
 RowsOf = Callable[[TernaryMatrix, IntArray], Array]
 """Returns some rows of a matrix as an engine sees them: ``(features, cols)``."""
 Product = Callable[[Array, Array], Array]
@@ -23,6 +31,15 @@ Product = Callable[[Array, Array], Array]
 
 CHUNK_FEATURES = 512
 """Output features of a matrix multiplied at a time; bounds memory."""
+
+
+def quantizer_of(arithmetic: Arithmetic) -> Quantizer:
+    """Return how an engine of binary32 gets from an activation to its code, as far as it states it."""
+    if arithmetic.numerics.quantizer_block is not None:
+        return "fused blocks" if arithmetic.numerics.fused_quantizer else "blocks"
+    if arithmetic.is_main:
+        return "main"
+    return "fused" if arithmetic.numerics.fused_quantizer else "float32"
 
 
 @dataclass
@@ -184,8 +201,23 @@ def peak(x: Array) -> Array:
 
 
 def input_scale(context: Context, x: Array, *, largest: Array | None = None, levels: float = 127.0) -> Array:
-    """Return what activations are multiplied by: ``levels / max(largest, 1e-5)``, rounded as the engine does."""
-    largest = np.maximum(peak(x) if largest is None else largest, 1e-5)
+    """Return what activations are multiplied by: ``levels / max(largest, 1e-5)``, rounded as the engine does.
+
+    ``main`` has no least magnitude; the scale of an all-zero row is then 1. In blocks, ``quantize`` gives values
+    and no codes, of which the scale is 1.
+
+    Raises:
+        Inapplicable: in blocks there is no other.
+    """
+    if context.quantizer in BLOCK_QUANTIZERS:
+        if largest is not None or levels != blocks.LEVELS:
+            raise Inapplicable
+        return np.ones((*x.shape[:-1], 1))
+    largest = peak(x) if largest is None else largest
+    if context.quantizer == "main":
+        with np.errstate(divide="ignore"):
+            return np.where(largest == 0, 1.0, _f32(levels / largest))
+    largest = np.maximum(largest, 1e-5)
     if context.quantizer == "divide":
         return 1.0 / _f32(largest / levels)
     scale = levels / largest
@@ -195,10 +227,10 @@ def input_scale(context: Context, x: Array, *, largest: Array | None = None, lev
 def scaled(context: Context, x: Array, scale: Array | float) -> Array:
     """Return ``x * scale`` before it is rounded to integers.
 
-    ``float32``: the product is rounded to binary32 first; ``fused``: it is not (one FMA with the rounding);
-    ``divide``: ``x`` divided by the binary32 step size; ``float64``: no binary32 anywhere.
+    ``float32``, ``main``: the product is rounded to binary32 first; ``fused``: it is not (one FMA with the
+    rounding); ``divide``: ``x`` divided by the binary32 step size; ``float64``: no binary32 anywhere.
     """
-    if context.quantizer == "float32":
+    if context.quantizer in ("float32", "main"):
         return _f32(x * scale)
     return _f32(x / (1.0 / np.asarray(scale))) if context.quantizer == "divide" else x * scale
 
@@ -208,13 +240,31 @@ def quantize(
     x: Array,
     scale: Array | float,
     *,
-    rounding: Callable[[Array], Array] = np.rint,
+    rounding: Callable[[Array], Array] | None = None,
     low: float = -128.0,
     high: float = 127.0,
 ) -> Array:
-    """Return integer codes as float32 (exact)."""
+    """Return integer codes as float32 (exact); ``rounding``: another one than the engine's to nearest.
+
+    In blocks: what is multiplied with the weights, in float64.
+
+    Raises:
+        Inapplicable: in blocks there is no other scale or rounding.
+    """
+    if context.quantizer in BLOCK_QUANTIZERS:
+        is_own = rounding is None and (low, high) == (-128.0, 127.0) and np.all(np.asarray(scale) == 1.0)
+        if not is_own or x.shape[-1] % TQ_BLOCK:
+            raise Inapplicable
+        return blocks.quantize(x, BLOCK_QUANTIZERS[context.quantizer]).values.reshape(x.shape)
+    rounding = rounding or (half_away if context.quantizer == "main" else np.rint)
     with np.errstate(invalid="ignore", over="ignore"):
         return np.clip(rounding(scaled(context, x, scale)), low, high).astype(np.float32)
+
+
+def half_away(x: Array) -> Array:
+    """Round halves away from zero, as C's ``round`` does."""
+    whole = np.trunc(x)
+    return whole + np.where(np.abs(x - whole) >= 0.5, np.sign(x), 0.0)
 
 
 def own_rows(matrix: TernaryMatrix, features: IntArray) -> Array:

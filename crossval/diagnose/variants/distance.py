@@ -53,6 +53,8 @@ def _squares(rows: FloatArray) -> FloatArray:
 def floor(context: Context, output: Array, family: int, arithmetic: Arithmetic) -> FloatArray:
     """Return for each token how far the engine's arithmetic may be from a formula in float64, relative L2."""
     op, n_rows = context.op, context.n_rows
+    read = bounds.readings(op, arithmetic, context.n_tokens, n_rows)
+    arithmetic = arithmetic.reading(next((one for one in read if one.rounded == context.rounded), None))
     if arithmetic.low:
         return np.full(n_rows, LOW_STEPS * arithmetic.format.unit_roundoff)
     if context.is_linear:

@@ -16,6 +16,8 @@ from crossval.model.kinds import squared_relu
 ACT = on("ffn_act")
 OUT = on("ffn_out")
 Function = Callable[[Array], Array]
+OWN = {"relu_squared": "squared ReLU", "silu": "SiLU"}
+"""``SpecConfig.activation`` in words."""
 LEAST_POINTS = 8
 """Minimum number of values to check a function on, besides those it was fitted to."""
 
@@ -48,6 +50,7 @@ def relu(x: Array) -> Array:
 
 
 FUNCTIONS: dict[str, Function] = {
+    "squared ReLU": squared_relu,
     "SiLU": silu,
     "GELU": gelu,
     "GELU (tanh)": gelu_tanh,
@@ -72,19 +75,28 @@ def _gate(context: Context) -> Array:
     return context.tap(context.name("ffn_gate"))
 
 
-def _of_input(function: Function) -> Callable[[Context], Array]:
-    return lambda c: function(c.inputs[0])
-
-
 def _of_gate(function: Function) -> Callable[[Context], Array]:
     return lambda c: function(_gate(c)) * c.inputs[1]
+
+
+def _activation(name: str, function: Function) -> Variant:
+    """Return a function in the place of the model's own."""
+
+    def own(context: Context) -> tuple[str, ...]:
+        words = OWN[context.config.activation]
+        return () if words == name else (words,)
+
+    return activation(
+        name, f"{name} instead of {{}}", lambda c, _: function(c.inputs[0]), own,
+        shown_sentence=f"{name} instead of the model's activation",
+    )  # fmt: skip
 
 
 activation = partial(Variant, family=6, ops=ACT)
 gated = partial(Variant, family=6, ops=OUT)
 # fmt: off
 VARIANTS = (
-    *(activation(name, f"{name} instead of squared ReLU", _of_input(f)) for name, f in FUNCTIONS.items()),
+    *(_activation(name, f) for name, f in FUNCTIONS.items()),
     activation("activation on up", "squared ReLU of ffn_up instead of ffn_gate (gate and up swapped)",
         lambda c: squared_relu(_up(c))),
     activation("SiLU on up", "SiLU of ffn_up instead of squared ReLU of ffn_gate", lambda c: silu(_up(c))),

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from crossval.diagnose.variants import layouts
-from crossval.diagnose.variants.context import Array, Context, Inapplicable, RowsOf, input_scale, linear
+from crossval.diagnose.variants.context import Array, Context, Inapplicable, RowsOf, input_scale, linear, product
 from crossval.diagnose.variants.estimate import CLOSE, Fit, distance, fitted, probe, recorded_sums, settled
 from crossval.diagnose.variants.layouts import packed
 from crossval.diagnose.variants.places import described
@@ -172,6 +172,77 @@ def _solve(terms: Array, wanted: Array) -> Array:
         raise Inapplicable from None
 
 
+# --- products left out, or with other inputs --------------------------------------------------------------
+#
+# Kernels multiply with the codes 0, 1, 2 and subtract the sum of all activations: the products may go wrong while
+# that sum is right.
+
+
+def _codes_lost(context: Context) -> Iterator[Fit]:
+    """Find a range of inputs whose products are left out, but not their share of the activation sum."""
+    seen = _probe(context, lambda c: max(N_SUMS // c.n_rows, 8))
+    flags = _stretch(seen.codes, seen.rows + 1, seen.wanted + seen.codes.sum(axis=-1, keepdims=True))
+    if flags is not None and flags.any() and not flags.all():
+        words = described(flags, "input")
+        yield _reading(
+            partial(_as_minus_one, flags),
+            f"products of {words} left out, not their activation sum",
+            f"the products of {words} with the codes 0, 1, 2 are left out, the activation sum that is subtracted "
+            "has them: their weights count as -1",
+        )
+
+
+def _as_minus_one(flags: Array, matrix: TernaryMatrix, features: IntArray) -> Array:
+    return np.where(flags, np.float32(-1), matrix.signs[features])
+
+
+def _strides(context: Context) -> Iterator[Fit]:
+    """Find a quarter of every block of 128 that meets the inputs, or the weights, of another quarter."""
+    seen = _probe(context)
+    left = seen.wanted - seen.codes @ seen.rows.T
+    limit = CLOSE * float(np.linalg.norm(seen.wanted))
+    x, w = (one.reshape(len(one), -1, 4, BLOCK) for one in (seen.codes, seen.rows))
+    for a in range(4):
+        for b in range(4):
+            moved = np.einsum("tnk,fnk->tf", x[:, :, b] - x[:, :, a], w[:, :, a] + 1, optimize=True)
+            if a != b and np.linalg.norm(moved - left) < limit:
+                yield Fit(
+                    f"quarter {a} of each block with the inputs of quarter {b}",
+                    partial(_of_other_inputs, a, b),
+                    f"of each block of 128, weights {_quarter(a)} are multiplied with inputs {_quarter(b)}; the "
+                    "activation sum that is subtracted is right",
+                )
+            moved = np.einsum("tnk,fnk->tf", x[:, :, a], w[:, :, b] - w[:, :, a], optimize=True)
+            if a != b and np.linalg.norm(moved - left) < limit:
+                yield _reading(
+                    partial(_of_other_weights, a, b),
+                    f"quarter {a} of each block with the weights of quarter {b}",
+                    f"of each block of 128, inputs {_quarter(a)} are multiplied with weights {_quarter(b)}",
+                )
+
+
+def _quarter(index: int) -> str:
+    return f"{index * BLOCK} to {(index + 1) * BLOCK} (exclusive)"
+
+
+def _in_quarters(values: Array, a: int, b: int) -> Array:
+    """Return values ``(rows, cols)`` with quarter ``a`` of each block of 128 replaced by quarter ``b``."""
+    blocks = values.reshape(len(values), -1, 4, BLOCK).copy()
+    blocks[:, :, a] = blocks[:, :, b]
+    return blocks.reshape(values.shape)
+
+
+def _of_other_inputs(a: int, b: int, context: Context) -> Array:
+    def dot(codes: Array, rows: Array) -> Array:
+        return product(_in_quarters(codes, a, b), rows + 1) - codes.sum(axis=-1, keepdims=True)
+
+    return linear(context, dot=dot)
+
+
+def _of_other_weights(a: int, b: int, matrix: TernaryMatrix, features: IntArray) -> Array:
+    return _in_quarters(matrix.signs[features], a, b)
+
+
 # --- weights of another place ---------------------------------------------------------------------------------
 
 
@@ -314,6 +385,12 @@ FITTED = (
         shown="weights shifted by *n* within each row or the tensor; block *a* multiplied with the weights of *b*",
         shown_sentence="weights are read from another place, by any distance; "
         "one block of inputs is multiplied by another's"),
+    fitted("{}", "{0.sentence}", _codes_lost, family=15, ops=BITLINEARS,
+        shown="products of inputs *a* to *b* left out, not their activation sum",
+        shown_sentence="products with the codes 0, 1, 2 are left out, the whole activation sum is subtracted"),
+    fitted("{}", "{0.sentence}", _strides, group="quarters of blocks", family=3, ops=BITLINEARS,
+        shown="quarter *a* of each block with the inputs of quarter *b*, or with its weights",
+        shown_sentence="a quarter of each block of 128 is multiplied with the inputs, or the weights, of another"),
     fitted("{}", "{0.sentence}", _bytes_used, family=2, ops=BITLINEARS, shown="packed bytes used as weights",
         shown_sentence="each row's packed bytes are weights of the first quarter of the inputs, plus an offset"),
 )

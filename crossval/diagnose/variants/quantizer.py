@@ -15,6 +15,7 @@ from crossval.diagnose.variants.context import (
     Array,
     Context,
     Inapplicable,
+    half_away,
     input_scale,
     linear,
     peak,
@@ -39,19 +40,13 @@ UNLIMITED = (-np.inf, np.inf)
 # --- levels, rounding and limits ------------------------------------------------------------------------------
 
 
-def half_away(x: Array) -> Array:
-    """Round halves away from zero, as C's ``round`` does."""
-    whole = np.trunc(x)
-    return whole + np.where(np.abs(x - whole) >= 0.5, np.sign(x), 0.0)
-
-
 def away(x: Array) -> Array:
     """Round away from zero."""
     return np.copysign(np.ceil(np.abs(x)), x)
 
 
-ROUNDINGS: dict[str, tuple[str, Callable[[Array], Array]]] = {
-    "": ("rounded to nearest", np.rint),
+ROUNDINGS: dict[str, tuple[str, Callable[[Array], Array] | None]] = {
+    "": ("rounded to nearest", None),
     "round half up": ("rounded to nearest, ties up", lambda p: np.floor(p + 0.5)),
     "round half away from zero": ("rounded to nearest, ties away from zero", half_away),
     "truncation": ("truncated towards zero", np.trunc),
@@ -138,6 +133,22 @@ def _float_row_sums(context: Context) -> Array:
     return context.expected + off * context.matrix.scale
 
 
+def _zero_rows(context: Context) -> Array:
+    zero = ~context.inputs[0].any(axis=-1)
+    if not zero.any():
+        raise Inapplicable
+    out = context.expected.copy()
+    out[zero] = np.nan
+    return out
+
+
+def _halves_to_even(context: Context) -> Array:
+    if context.quantizer != "main":
+        raise Inapplicable
+    scale = input_scale(context, context.inputs[0])
+    return linear(context, scale=scale, codes=quantize(context, context.inputs[0], scale, rounding=np.rint))
+
+
 ROWS = ("first", "previous", "next", "last")
 OTHER_ROW = "input scale of another row"
 BACK = "sums rescaled by another row's input scale"
@@ -171,6 +182,8 @@ VARIANTS = (
         lambda c: (128.0, 7.0, 8.0, 63.0, 64.0, 126.0, 255.0), group="wrong number of levels"),
     _rounded("round half up", "ties are rounded up instead of to even"),
     _rounded("round half away from zero", "ties are rounded away from zero instead of to even"),
+    quantizer("round half to even", "ties are rounded to even; the stated arithmetic rounds them away from zero",
+        _halves_to_even),
     _rounded("truncation", "scaled activations are truncated towards zero instead of rounded"),
     _rounded("rounded down", "scaled activations are rounded down (floor) instead of to nearest"),
     _rounded("rounded up", "scaled activations are rounded up (ceil) instead of to nearest"),
@@ -189,6 +202,10 @@ VARIANTS = (
     quantizer("activation sum in floating point",
         "the sum that makes up for codes 0, 1, 2 is that of the float activations instead of their int8 codes",
         _float_row_sums),
+    quantizer("all-zero activation row",
+        "an all-zero activation row has no largest magnitude: its scale is 127/0 (or 0 instead), and bringing its "
+        "sums, all 0, back to size is 0 times infinity, NaN instead of 0",
+        _zero_rows),
 )
 # fmt: on
 
@@ -227,7 +244,7 @@ def _any_levels(context: Context) -> Iterator[Fit]:
     for name, (_, rounding) in ROUNDINGS.items():
         for first in range(0, LEVELS.size, CHUNK):
             levels = LEVELS[first : first + CHUNK]
-            plain = rounding(at.x * (levels / at.largest)[:, None])
+            plain = (rounding or np.rint)(at.x * (levels / at.largest)[:, None])
             for limits in (INT8, UNLIMITED):
                 if limits is UNLIMITED and levels[-1] <= INT8[1]:
                     continue

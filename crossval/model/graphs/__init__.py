@@ -15,6 +15,7 @@ from crossval.model.op import Op
 GRAPHS: dict[str, Callable[[SpecConfig], tuple[Op, ...]]] = {
     "bitnet-b1.58": bitnet.operations,
     "bitnet-25": bitnet.operations,
+    "bitnet": bitnet.operations,
 }
 """``general.architecture`` of a model file -> function that lists its operations."""
 

@@ -1,6 +1,9 @@
-"""BitNet b1.58 (2B-4T): BitLinear projections, sub-norms before the output projections, squared ReLU.
+"""BitNet b1.58: BitLinear projections, sub-norms before the output projections, a gated feed-forward block.
 
-Sources: arXiv 2504.12285; tap names follow the graph callbacks of bitnet.cpp (``llm_build_bitnet_158``).
+The gate is squared ReLU in 2B-4T and SiLU in the models of architecture ``bitnet``; all else is the same.
+
+Sources: arXiv 2504.12285 and 2402.17764; tap names follow the graph callbacks of bitnet.cpp
+(``llm_build_bitnet_158``).
 """
 
 from __future__ import annotations

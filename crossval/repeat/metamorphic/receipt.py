@@ -146,7 +146,7 @@ def _required(receipt: Receipt, side: Side, options: MetamorphicOptions) -> list
     numerics = receipt[side]["numerics"]
     stated = numerics["simd_width"] is not None and numerics["fused_quantizer"] is not None
     single_head = receipt["model"]["shape"]["n_heads"] == 1
-    kernels = options.kernels if side == "candidate" else ()
+    kernels = options.kernels if "kernels" in relations_of(receipt[side]["name"]) else ()
     only = MetamorphicOptions(options.lengths, options.thread_counts, kernels, options.n_decode)
     return list(required(only, stated=stated, single_head=single_head))
 

@@ -35,9 +35,9 @@ from itertools import accumulate
 import numpy as np
 
 from bitnet_py.errors import BitnetError
-from crossval.compare.rerun import Chunks, Names, OpenRunner, one_pass, require_live
+from crossval.compare.rerun import Chunks, Names, OpenRunner, at_once, require_live
 from crossval.errors import BadInputError, UnavailableError
-from crossval.passes import Runner
+from crossval.passes import Runner, longest_pass
 from crossval.repeat.metamorphic.cases import MetamorphicOptions, PlannedCheck, Relation, Sizes, required
 from crossval.repeat.metamorphic.notebook import MetamorphicResult, Notebook
 from crossval.repeat.metamorphic.runs import Recorded
@@ -80,6 +80,7 @@ def run_metamorphic(
         )
     with open_runner() as runner:
         require_live(runner)
+        _check_lengths(options, longest_pass(runner))
         numerics, names = runner.identity.numerics, Names.of(runner, n_layers, int(ids[0]))
         stated = numerics.simd_width is not None and numerics.fused_quantizer is not None
         cases = list(required(options, stated=stated, single_head=names.n_heads == 1))
@@ -92,6 +93,14 @@ def run_metamorphic(
         report("checking the engine against itself", len(cases), len(cases))
         engine = runner.identity.name
     return MetamorphicResult(side, engine, tuple(book.checks), len(cases))
+
+
+def _check_lengths(options: MetamorphicOptions, longest: int | None) -> None:
+    needed = max(*options.lengths, options.n_prefix)
+    if longest is not None and needed > longest:
+        raise BadInputError(
+            f"these lengths need passes of {needed} tokens, the engine takes {longest}: give shorter lengths"
+        )
 
 
 @dataclass
@@ -112,7 +121,7 @@ class _Work:
             self.book.compare(case, *self._two_feeds(case))
         elif case.relation == "reset":
             usual = self._chunks(case.one)
-            befores = (usual, one_pass(self.ids[::-1]))
+            befores = (usual, at_once(self.runner, self.ids[::-1]))
             same, other = (self._record(self.runner, usual, before) for before in befores)
             self.book.compare(case, other, same)
         elif case.relation == "capture":

@@ -9,13 +9,14 @@ from typing import Literal
 from crossval.errors import UnavailableError
 from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord
 from tests.support.numpy_bitnet.engine import Engine, Mistake
+from tests.support.numpy_bitnet.main import Build, MainEngine
 from tests.support.numpy_bitnet.model import Model
 from tests.support.numpy_bitnet.recorded import one_pass
 from tests.support.numpy_bitnet.styles import PLAIN, Style
 
 
 class NumpyBitnetRunner:
-    """Gives the taps that ``keeps`` lets through, and no others."""
+    """Gives the taps that ``keeps`` lets through, and no others; ``build``: it computes as bitnet.cpp's main."""
 
     status: Literal["live"] = "live"
     plan: tuple[PassPlan, ...] | None = None
@@ -28,9 +29,15 @@ class NumpyBitnetRunner:
         *,
         keeps: Callable[[str], bool] = lambda name: True,
         numerics: Numerics | None = None,
+        build: Build | None = None,
     ) -> None:
-        self.identity = EngineIdentity("numpy", numerics=numerics or Numerics())
-        self._new = lambda: Engine(model, style, mistakes)
+        stated = numerics or (Numerics() if build is None else build.numerics)
+        self.identity = EngineIdentity("numpy", numerics=stated)
+        self._new: Callable[[], Engine] = (
+            (lambda: Engine(model, style, mistakes))
+            if build is None
+            else (lambda: MainEngine(model, style, mistakes, build=build))
+        )
         self._keeps = keeps
         self.reset()
 

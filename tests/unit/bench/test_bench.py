@@ -18,7 +18,8 @@ from bitnet_py.model import KernelCount
 from crossval.bench import figures
 from crossval.bench.engine import BitnetPyProcess
 from crossval.bench.measures import MEASURES, Sample
-from crossval.bench.rounds import _Tally
+from crossval.bench.search import Setting
+from crossval.bench.tally import Tally
 from crossval.child.client import decode_records
 from crossval.child.protocol import Frame
 from crossval.engines.bitnet_py import BitnetPyRunner
@@ -85,25 +86,31 @@ def test_the_cache_is_no_weight():
 class TestFigures:
     def test_speeds_ratios_and_medians(self):
         findings = samples.bench_findings()
-        taken = findings.taken["prefill"]
-        assert figures.figures(PREFILL, findings.work, taken.raw["candidate"]) == [10.0, 12.5, 5 / 0.45]
-        assert figures.ratios(taken) == [2.0, 0.6 / 0.4, 0.9 / 0.45]
-        assert figures.figures(MEMORY, findings.work, findings.taken["peak_memory"].raw["candidate"]) == [50e6] * 3
-        assert figures.ratios(findings.taken["peak_memory"]) == [1.2] * 3
+        (pair,) = findings.pairs
+        raw = pair.taken["prefill"].raw
+        assert figures.figures(PREFILL, findings.work, raw["candidate"]) == [10.0, 12.5, 5 / 0.45]
+        assert figures.ratios(PREFILL, pair) == [2.0, 0.6 / 0.4, 0.9 / 0.45]
+        memory = pair.taken["peak_memory"].raw["candidate"]
+        assert figures.figures(MEMORY, findings.work, memory) == [50e6] * 3
+        assert figures.ratios(MEMORY, pair) == [1.2] * 3
 
     def test_what_was_read(self):
         findings = samples.bench_findings()
-        taken = findings.taken["decode"]
+        taken = findings.pairs[0].taken["decode"]
         per_token = samples.ternary_bytes(samples.SHAPE) + 2 * 300 * 128
         assert figures.bytes_per_token(DECODE, findings.work, taken) == per_token
         assert figures.read_rates(DECODE, findings.work, taken)[0] == per_token * 2 / 0.1
-        assert figures.bytes_per_token(PREFILL, findings.work, findings.taken["prefill"]) is None
-        assert figures.read_rates(PREFILL, findings.work, findings.taken["prefill"]) == []
+        assert figures.bytes_per_token(PREFILL, findings.work, findings.pairs[0].taken["prefill"]) is None
+        assert figures.read_rates(PREFILL, findings.work, findings.pairs[0].taken["prefill"]) == []
 
     def test_passes_of_the_warm_up_are_compared(self):
         work = samples.BENCH_WORK
         assert [measure.n_values(work) for measure in MEASURES] == [3, 3, 3, 3, 3]
-        assert [measure.n_compared(work) for measure in MEASURES] == [4, 8, 8, 3, 0]
+        assert [measure.n_compared(work, "same") for measure in MEASURES] == [4, 8, 8, 3, 0]
+
+    def test_a_choice_is_compared_only_between_equal_arithmetics(self):
+        work = samples.BENCH_WORK
+        assert [measure.n_compared(work, "independent") for measure in MEASURES] == [4, 8, 0, 3, 0]
 
     @pytest.mark.parametrize(
         ("changes", "verdict"),
@@ -119,6 +126,15 @@ class TestFigures:
             ({"read_s": ()}, "incomplete"),
             # what differs is worse than what is missing; a ratio of what is missing says nothing
             ({"raw": {"peak_memory": ((), ())}, "unequal": {"prefill": 4}}, "fail"),
+            # a measure that makes no ratio is a result, and no answer to a demand
+            ({"raw": {"decode": ((0.1,) * 3, (2.0,) * 3)}}, "pass"),
+            (
+                {
+                    "raw": {"decode": ((0.1,) * 3, (2.0,) * 3)},
+                    "min_ratios": {"prefill": None, "decode": 1.0, "greedy": None},
+                },
+                "incomplete",
+            ),
             (
                 {"raw": {"peak_memory": ((), ())}, "min_ratios": {"prefill": 9.0, "decode": None, "greedy": None}},
                 "incomplete",
@@ -130,19 +146,77 @@ class TestFigures:
 
     def test_nothing_compared_is_incomplete(self):
         findings = samples.bench_findings()
-        taken = {name: dataclasses.replace(t, n_compared=0, n_equal=0) for name, t in findings.taken.items()}
-        assert figures.decide(dataclasses.replace(findings, taken=taken)) == "incomplete"
+        (pair,) = findings.pairs
+        taken = {name: dataclasses.replace(t, n_compared=0, n_equal=0) for name, t in pair.taken.items()}
+        nothing = dataclasses.replace(findings, pairs=(dataclasses.replace(pair, taken=taken),))
+        assert figures.decide(nothing) == "incomplete"
 
     def test_what_was_missed_is_named(self):
         findings = samples.bench_findings(min_ratios={"prefill": 2.5, "decode": 1.0, "greedy": None})
         assert figures.missed(findings) == ["prefill: ratio 2.000, 2.5 required"]
+        assert figures.unshown(findings) == []
+
+    def test_every_reference_counts(self):
+        slow = samples.bench_further(raw={"prefill": ((0.5,) * 3, (0.7,) * 3)})
+        findings = samples.bench_findings(
+            pairs=(samples.bench_pair(), slow), min_ratios={"prefill": 1.5, "decode": None, "greedy": None}
+        )
+        assert figures.decide(findings) == "fail"
+        assert figures.missed(findings) == ["prefill beside reference 2: ratio 1.400, 1.5 required"]
+        unequal = samples.bench_findings(
+            pairs=(samples.bench_pair(), samples.bench_further(unequal={"decode": 1}))
+        )
+        assert figures.decide(unequal) == "fail"
+
+    def test_logits_within_bounds_agree(self):
+        pair = samples.bench_pair(unequal={"decode": 3})
+        taken = {**pair.taken, "decode": dataclasses.replace(pair.taken["decode"], n_within=3)}
+        findings = samples.bench_findings(pairs=(dataclasses.replace(pair, taken=taken),))
+        assert figures.decide(findings) == "pass"
+
+
+class TestFlags:
+    """In the samples prompts and decoding run with two threads, greedy decoding with one."""
+
+    def flags(self, measure, *, side="reference", **raw):
+        return figures.flags(measure, samples.bench_pair(raw=raw), side)
+
+    def test_steady_values_have_none(self):
+        pair = samples.bench_pair()
+        assert [figures.flags(m, pair, side) for m in MEASURES for side in ("candidate", "reference")] == [[]] * 10
+
+    def test_two_speeds(self):
+        stacked = (0.2, 2.0, 0.21, 2.1, 0.2)
+        assert self.flags(DECODE, decode=((0.1,) * 5, stacked)) == ["two_speeds", "below_one_thread"]
+        assert self.flags(GREEDY, greedy=((0.1,) * 5, stacked)) == ["two_speeds"]
+        assert self.flags(DECODE, side="candidate", decode=((0.1,) * 5, stacked)) == []
+        pair = samples.bench_pair(raw={"decode": ((0.1,) * 5, stacked)})
+        assert figures.ratios(DECODE, pair) == []
+        assert figures.median_ratio(DECODE, pair) is None
+
+    def test_slower_than_a_single_thread(self):
+        alone = samples.bench_search(factor=2.0).one_thread("decode")
+        assert max(alone) == 0.3 * 2 * 1.02
+        assert self.flags(DECODE, decode=((0.1,) * 3, (0.5, 0.61, 0.55))) == []
+        assert self.flags(DECODE, decode=((0.1,) * 3, (0.5, 0.62, 0.55))) == ["below_one_thread"]
+        # greedy decoding ran with one thread: other threads cannot be to blame
+        assert samples.bench_search().chosen("greedy") == Setting(1)
+        assert self.flags(GREEDY, greedy=((0.1,) * 3, (9.0, 9.1, 9.2))) == []
+
+    def test_what_is_taken_once_per_process_has_none(self):
+        assert self.flags(FIRST, first_token=((0.1,) * 5, (0.2, 2.0, 0.21, 2.1, 0.2))) == []
+
+    def test_older_receipts_have_none(self):
+        pair = samples.bench_pair(raw={"decode": ((0.1,) * 5, (0.2, 2.0, 0.21, 2.1, 0.2))}, search=None)
+        assert figures.flags(DECODE, pair, "reference") == []
+        assert len(figures.ratios(DECODE, pair)) == 5
 
 
 class TestTally:
-    def add(self, ours, theirs, counted=True):
-        tally = _Tally(DECODE)
-        readings = {"candidate": Sample(1.0, ours), "reference": Sample(2.0, theirs)}
-        tally.add(readings, {"i2s_gemv_avx2": 5}, counted=counted)
+    def add(self, ours, theirs, counted=True, measure=DECODE, policy="same"):
+        tally = Tally(measure, policy, n_layers=4)
+        ours = Sample(1.0, ours, {"i2s_gemv_avx2": 5})
+        tally.add({"candidate": ours, "reference": Sample(2.0, theirs)}, counted=counted)
         return tally.taken()
 
     def test_equal_bits_only(self):
@@ -167,9 +241,22 @@ class TestTally:
 
     @pytest.mark.parametrize("raw", [None, 0.0])
     def test_what_took_nothing_was_not_measured(self, raw):
-        tally = _Tally(DECODE)
-        tally.add({"candidate": Sample(raw), "reference": Sample(2.0)}, {}, counted=True)
+        tally = Tally(DECODE, "same", n_layers=4)
+        tally.add({"candidate": Sample(raw), "reference": Sample(2.0)}, counted=True)
         assert tally.taken().raw == {"candidate": (), "reference": (2.0,)}
+
+    def test_engines_that_round_differently_agree_within_bounds(self):
+        logits = np.random.default_rng(0).normal(size=(1, 500)).astype(np.float32)
+        near, far = logits * np.float32(1.001), logits[:, ::-1].copy()
+        both = (logits, near, far, np.full_like(logits, np.nan))
+        taken = self.add((logits,) * 4, both, policy="independent")
+        assert (taken.n_compared, taken.n_equal, taken.n_within) == (4, 1, 1)
+        assert self.add((logits,) * 4, both).n_within == 0
+
+    def test_their_choices_are_not_compared(self):
+        chosen = np.array([3.0, 0.5])
+        assert self.add((chosen,), (chosen,), measure=GREEDY, policy="independent").n_compared == 0
+        assert self.add((chosen,), (chosen,), measure=GREEDY).n_equal == 1
 
     def test_the_warm_up_is_compared_and_not_counted(self):
         logits = np.zeros((1, 4), np.float32)
@@ -201,6 +288,20 @@ class TestProcess:
                 assert engine.counters() == own.counters()
             assert engine.pid != os.getpid()
             assert peak_resident_bytes(engine.pid) > 1 << 20
+
+    def test_the_reference_s_graph_is_followed_where_asked(self, path):
+        main = Numerics(8, False, generation="main")
+        logits = []
+        for follow in (False, True):
+            with BitnetPyProcess(path, n_threads=1, numerics=main, follow_reference_graph=follow) as engine:
+                found = engine.eval([3, 5, 7], ("result_output",)).taps["result_output"].array
+            with BitnetPyRunner(path, n_threads=1, numerics=main, follow_reference_graph=follow) as own:
+                assert (
+                    own.eval([3, 5, 7], ("result_output",)).taps["result_output"].array.tobytes()
+                    == found.tobytes()
+                )
+            logits.append(found.tobytes())
+        assert logits[0] != logits[1]
 
     def test_bad_tokens_are_bad_input(self, path):
         with BitnetPyProcess(path, n_threads=1, numerics=Numerics()) as engine:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,20 +28,25 @@ from tests.support import receipt_samples as samples
 from tests.support.strangers import error_line
 from tests.support.strangers import run as crossval
 
-ARGUMENTS = ("--prompt-tokens", "9", "--decode", "2", "--rounds", "2", "--threads", "2")
+ARGUMENTS = ("--prompt-tokens", "9", "--decode", "2", "--rounds", "2", "--threads", "1")
 
 
 class Stranger(BitnetPyProcess):
-    """Our engine in its own process under another identity; ``wrong_from``: decoded token that is off by a bit."""
+    """Our engine in its own process as a build of bitnet.cpp; ``wrong_from``: decoded token off by a bit."""
 
     wrong_from: int | None = None
+    numerics = Numerics(8, False)
 
-    def __init__(self, path: Path, *, n_threads: int, n_ctx: int, n_ubatch: int) -> None:
-        super().__init__(path, n_threads=n_threads, numerics=Numerics(8, False), n_ubatch=n_ubatch)
+    def __init__(
+        self, path: Path, *, library: Path | None, n_threads: int, n_ctx: int, n_ubatch: int, flash_attention: None
+    ) -> None:
+        super().__init__(path, n_threads=n_threads, numerics=self.numerics, n_ubatch=n_ubatch)
+        self.library = str(library)
 
     @property
     def identity(self) -> EngineIdentity:
-        return dataclasses.replace(super().identity, name="bitnet.cpp", library_digest="f" * 64)
+        digest = hashlib.sha256(self.library.encode()).hexdigest()
+        return dataclasses.replace(super().identity, name="bitnet.cpp", library_digest=digest)
 
     def eval_each(self, token_ids: Any) -> list[PassRecord]:
         records = super().eval_each(token_ids)
@@ -51,10 +58,10 @@ class Stranger(BitnetPyProcess):
 
 @pytest.fixture
 def stranger(monkeypatch: pytest.MonkeyPatch) -> type[Stranger]:
-    """An available reference, and no pauses between engines."""
+    """An available reference."""
     monkeypatch.setattr("crossval.bitnet_cpp.library.find_library", lambda: object())
-    monkeypatch.setattr("crossval.bench.rounds.REST_S", 0.0)
-    monkeypatch.setattr("crossval.api.benchmark.BitnetCppRunner", Stranger)
+    monkeypatch.setattr("crossval.bitnet_cpp.library.resolve", lambda path: SimpleNamespace(path=Path(path)))
+    monkeypatch.setattr("crossval.engines.registry.BitnetCppRunner", Stranger)
     monkeypatch.setattr(Stranger, "wrong_from", None)
     return Stranger
 
@@ -95,6 +102,61 @@ def test_a_right_engine_passes(stranger: type[Stranger], model_path: Path, tmp_p
     assert "| prefill 9 | tok/s |" in table.stdout
 
 
+def test_two_builds_beside_ours(stranger: type[Stranger], model_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    references = ("--reference", "bitnet.cpp", "--reference", f"bitnet.cpp:{tmp_path}/main.so")
+    result = bench(model_path, *references, "--threads", "2", "--receipt", out)
+    assert result.exit_code in (0, 3), result.output  # 3: this machine is too busy for a ratio
+    assert "36 of 36 passes compared, all logits bit-identical" in result.stdout
+    assert "beside bitnet.cpp:main.so" in result.stdout
+    assert "bitnet.cpp:main.so: 2 threads" in result.stdout
+    made = receipt.read(out)
+    assert made["settings"]["reference"] == "bitnet.cpp"
+    (other,) = made["results"]["references"]
+    assert other["word"] == "bitnet.cpp:main.so"
+    assert other["reference"]["library_digest"] != made["reference"]["library_digest"]
+    # both references state the same arithmetic: one candidate beside both
+    assert other["search"]["candidate"] == made["results"]["search"]["candidate"]
+    assert {one["n_threads"] for one in other["search"]["reference"]["tried"]} == {1, 2}
+    assert set(failures(made)) <= {"verdict"}
+    table = CliRunner().invoke(bench_table.main, [str(out)])
+    assert table.stdout.count("bitnet_py beside bitnet.cpp:main.so") == 5
+
+
+def test_two_builds_beside_each_other(stranger: type[Stranger], model_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    candidate = f"bitnet.cpp:{tmp_path}/fork.so"
+    result = bench(model_path, "--candidate", candidate, "--reference", "bitnet.cpp", "--receipt", out)
+    assert result.exit_code == 0, result.output
+    made = receipt.read(out)
+    assert made["settings"]["candidate"] == "bitnet.cpp:fork.so"
+    assert made["compute"]["path"] == "library"
+    assert made["results"]["measures"]["decode"]["reads"] is not None  # the double counts what it reads
+    assert failures(made) == ["kernels"]  # and no library does
+
+
+def test_engines_of_different_arithmetic_agree_within_bounds(
+    stranger: type[Stranger], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wide(stranger):  # type: ignore[misc, valid-type]
+        numerics = Numerics(16, False)
+
+    def either(path: Path, *, library: Path | None, **options: Any) -> Stranger:
+        return (stranger if library is None else Wide)(path, library=library, **options)
+
+    monkeypatch.setattr("crossval.engines.registry.BitnetCppRunner", either)
+    out = tmp_path / "r.json"
+    result = bench(model_path, "--candidate", f"bitnet.cpp:{tmp_path}/wide.so", "--receipt", out)
+    assert result.exit_code == 0, result.output
+    assert "within the bounds of engines that state different arithmetic" in result.stdout
+    made = receipt.read(out)
+    measures = made["results"]["measures"]
+    assert measures["greedy"]["passes"] == {"compared": 0, "equal": 0, "within": 0}
+    passes = measures["decode"]["passes"]
+    assert passes["compared"] == passes["equal"] + passes["within"] == 6
+    assert passes["within"] > 0
+
+
 def test_the_kernel_that_was_asked_for_ran(stranger: type[Stranger], model_path: Path) -> None:
     result = bench(model_path, "--kernel", "scalar", "--json")
     assert result.exit_code == 0, result.output
@@ -116,6 +178,7 @@ def test_another_result_is_no_benchmark(
     result = bench(model_path, "--receipt", out)
     assert result.exit_code == 1, result.output
     assert "FAIL  18 of 18 passes compared, 15 with equal logits" in result.stdout
+    assert "3 of 18 passes do not agree" in result.stdout
     made = receipt.read(out)
     assert made["results"]["measures"]["decode"]["passes"] == {"compared": 6, "equal": 3}
     assert failures(made) == ["verdict"]
@@ -179,7 +242,9 @@ def test_a_library_that_cannot_be_loaded(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--reference", "spec"), ("--kernel", "nope"), ("--rounds", "0"), ("--decode", "0"), ("--threads", "0"),
+        ("--reference", "spec"), ("--candidate", "spec"), ("--reference", "bitnet.cpp", "--reference", "spec"),
+        ("--candidate", "bitnet.cpp", "--kernel", "scalar"), ("--reference", "bitnet.cpp") * 9,
+        ("--kernel", "nope"), ("--rounds", "0"), ("--decode", "0"), ("--threads", "0"),
         ("--min-prefill-ratio", "0"), ("--min-decode-ratio", "x"), ("--seed", "-1"), ("more",),
     ],
 )  # fmt: skip
@@ -212,6 +277,7 @@ def change(*path: Any, value: Any) -> Callable[[Receipt], None]:
 
 
 MEASURES = ("results", "measures")
+TRIED = ("results", "search", "candidate", "tried")
 
 
 @pytest.mark.parametrize(
@@ -236,14 +302,26 @@ MEASURES = ("results", "measures")
         (change(*MEASURES, "decode", "reads", "weights", 0, "name", value="i2s_gemv_scalar"), "reads"),
         (change("model", "shape", "hidden_dim", value=512), "reads"),
         (change("results", "work", "seed", value=8), "workload"),
-        (change("results", "work", "n_threads", value=4), "workload"),
+        (change("results", "work", "n_threads", value=4), "placement"),
         (change("results", "work", "n_processes", value=1), "workload"),
         (change("results", "work", "kernel", value="scalar"), "workload"),
         (change("results", "work", "n_rounds", value=4), "measurements"),
         (change("results", "machine", "read_bytes", value=1 << 28), "workload"),
         (change("prompt", "token_ids", value=[1, 2, 3, 4, 5]), "workload"),
-        (change("candidate", "settings", value={"n_threads": 1, "kernel": "avx2"}), "workload"),
-        (change("reference", "settings", value={"n_threads": 1}), "workload"),
+        (change("candidate", "settings", value={"n_threads": 1, "kernel": "avx2"}), "placement"),
+        (change("reference", "settings", value={"n_threads": 1}), "placement"),
+        (change("settings", "n_threads", value=4), "placement"),
+        (change("settings", "n_threads", value=1), "summary"),  # the samples chose two
+        (change(*TRIED, 1, "n_threads", value=3), "placement"),
+        (change(*TRIED, 2, "cores", value=[0]), "placement"),
+        (change(*TRIED, 2, "cores", value=[1, 1]), "placement"),
+        (change(*TRIED, 1, "cores", value=[0, 1]), "placement"),
+        (change(*TRIED, 2, "measures", "decode", "raw", value=[]), "placement"),
+        (change(*TRIED, 2, "measures", "decode", "raw", 0, value=7.0), "summary"),
+        (change(*TRIED, 2, "measures", "decode", "figure", "max", value=1.0), "summary"),
+        (change("results", "search", "candidate", "chosen", "decode", value=0), "summary"),
+        (change(*MEASURES, "decode", "candidate", "flags", value=["two_speeds"]), "summary"),
+        (change(*MEASURES, "decode", "passes", "within", value=1), "measurements"),
         (change("reference", "status", value="recorded"), "workload"),
         (change("settings", "n_decode", value=3), "workload"),
         (change("tokenizer", "vocab_size", value=299), "workload"),
@@ -271,6 +349,56 @@ def test_a_policy_file_may_demand_them(tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
     path.write_text(json.dumps({"schema_version": 1, "min_prefill_ratio": 1.5, "min_decode_ratio": 1.2}))
     assert read_policy(path).min_ratios == {"prefill": 1.5, "decode": 1.2}
+
+
+def test_a_forged_second_reference_is_refused() -> None:
+    findings = samples.bench_findings(pairs=(samples.bench_pair(), samples.bench_further()))
+    made = samples.bench_receipt(findings)
+    assert failures(made) == []
+    place = ("results", "references", 0)
+    edits = {
+        change(*place, "reference", "status", value="recorded"): "workload",
+        change(*place, "reference", "library_digest", value="1" * 64): "workload",  # the candidate's
+        change(*place, "measures", "decode", "ratio", "median", value=9.0): "summary",
+        change(*place, "measures", "decode", "passes", "equal", value=7): "verdict",
+        change(*place, "measures", "decode", "reads", value=None): "reads",
+        change(*place, "search", "reference", "chosen", "greedy", value=2): "summary",
+    }
+    for edit, check in edits.items():
+        changed = copy.deepcopy(made)
+        edit(changed)
+        assert check in failures(changed)
+    slow = samples.bench_further(raw={"decode": ((0.2,) * 3, (0.1,) * 3)})
+    made = samples.bench_receipt(samples.bench_findings(pairs=(samples.bench_pair(), slow)))
+    assert failures(made, Policy(min_decode_ratio=1.0)) == ["decode ratio"]
+
+
+def test_what_makes_no_ratio_is_shown_and_satisfies_no_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    work = dataclasses.replace(samples.BENCH_WORK, n_rounds=5)
+    raw = {name: tuple(side[:1] * 5 for side in samples.BENCH_RAW[name]) for name in ("prefill", "greedy")}
+    raw["decode"] = ((0.1,) * 5, (0.2, 2.0, 0.21, 2.1, 0.2))
+    made = samples.bench_receipt(samples.bench_findings(raw=raw, work=work, read_s=(0.01,) * 5))
+    assert failures(made) == []
+    assert failures(made, Policy(min_decode_ratio=0.1)) == ["decode ratio"]
+    show_receipt(console(), made)
+    shown = capsys.readouterr().out
+    assert (
+        "decode: bitnet.cpp has two speeds, 9.5 to 10.0 tok/s in 3 rounds and 1.0 to 1.0 tok/s in 2 rounds"
+        in shown
+    )
+    assert "decode: bitnet.cpp may be slower than its single thread, 3.3 to 3.3 tok/s before the rounds" in shown
+    assert "bitnet_py: 2 threads pinned to 0, 1 for prefill and decode, 1 thread for greedy" in shown
+
+
+def test_receipts_of_earlier_versions_are_read() -> None:
+    findings = samples.bench_findings(pairs=(samples.bench_pair(search=None),))
+    settings = {"n_threads": 2, "n_decode": 2, "n_steps": None, "full": None}
+    made = samples.bench_receipt(findings, settings=settings)
+    assert failures(made) == ["placement"]  # there every engine stated its threads
+    for side in ("candidate", "reference"):
+        made[side]["settings"]["n_threads"] = 2
+    assert failures(made) == []
+    assert "search" not in made["results"]
 
 
 def test_a_receipt_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crossval.bitnet_cpp.library import LIBRARY_VARIABLE, SOURCE_VARIABLE
+from crossval.bitnet_cpp.remedies import GENERATION_VARIABLE, LIBRARY_VARIABLE, SOURCE_VARIABLE
 from tests.support.bitnet_cpp_tree import write_tree
 
 
@@ -17,5 +17,5 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
-    monkeypatch.delenv(SOURCE_VARIABLE, raising=False)
+    for variable in (LIBRARY_VARIABLE, SOURCE_VARIABLE, GENERATION_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)

@@ -1,15 +1,13 @@
-"""A library that does not match what ``abi`` mirrors is detected by its behaviour, before it can do harm.
+"""The generation of a library is found, and one that fits no table is detected before it can do harm.
 
-Stand-ins are compiled from C: one behaves like bitnet.cpp's generation as far as the checks look, the others
-differ from it in one thing each.
+Stand-ins are compiled from C: one per generation behaves like it as far as the checks look, the others differ from
+it in one thing each.
 """
 
 from __future__ import annotations
 
 import ctypes
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,9 +15,11 @@ import pytest
 from crossval.bitnet_cpp import abi as llama_abi
 from crossval.bitnet_cpp.runner import open_library
 from crossval.errors import UnavailableError
+from crossval.model.config import SpecConfig
+from crossval.model.graphs import GRAPHS
+from tests.support.c_compiler import compile_library, needs_compiler
 
-COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang") or shutil.which("clang-19")
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="a C compiler is missing, so no stand-in can be built")
+pytestmark = needs_compiler
 
 SOURCE = r"""
 #include <stdbool.h>
@@ -29,6 +29,40 @@ SOURCE = r"""
 #include <string.h>
 #include <stdio.h>
 
+#ifdef MAINLINE
+#define MAIN
+#endif
+#ifdef MAIN
+struct model_params {
+    void * devices, * overrides;
+#ifdef MAINLINE
+    int32_t n_gpu_layers, split_mode, load_mode, lazy_mode, main_gpu;
+    void * pointers[4];
+    bool vocab_only, check_tensors, extra, no_host, no_alloc, load_mtp;
+#else
+    int32_t n_gpu_layers, split_mode, main_gpu;
+    void * pointers[4];
+    bool vocab_only, use_mmap, direct, use_mlock, check_tensors, extra, no_host, no_alloc;
+#endif
+};
+struct context_params {
+    uint32_t n_ctx, n_batch, n_ubatch, n_seq_max, n_rs_seq, n_outputs_max;
+#ifdef MAINLINE
+    uint32_t n_outputs_max_per_seq;
+#endif
+    int32_t n_threads, n_threads_batch, kind, rope, pooling, attention, flash;
+    float freq_base, freq_scale, ext, attn, fast, slow;
+    uint32_t orig_ctx;
+    float defrag;
+    void * callback, * user_data;
+    int32_t type_k, type_v;
+    void * abort, * abort_data;
+    bool embeddings, offload_kqv, no_perf, op_offload, swa_full, unified;
+    void * samplers;
+    size_t n_samplers;
+    void * other;
+};
+#else
 struct model_params {
     int32_t n_gpu_layers, split_mode, main_gpu;
     void * pointers[5];
@@ -45,23 +79,41 @@ struct context_params {
     bool logits_all, embeddings, offload_kqv, flash_attn, no_perf;
     void * abort, * abort_data;
 };
+#endif
 struct tensor {
-    int32_t type, backend;
+    int32_t type;
+#ifndef MAIN
+    int32_t backend;
+#endif
     void * buffer;
     int64_t ne[4];
     size_t nb[4];
     int32_t op, op_params[16], flags;
-    struct tensor * grad, * src[10], * view_src;
+#ifndef MAIN
+    struct tensor * grad;
+#endif
+    struct tensor * src[10], * view_src;
     size_t view_offs;
     void * data;
     char name[64];
     void * extra;
+#ifdef MAIN
+    char padding[8];
+#endif
 };
 
 struct model_params llama_model_default_params(void) {
     struct model_params p;
     memset(&p, 0, sizeof p);
-    p.split_mode = 1; p.use_mmap = true;
+    p.split_mode = 1;
+#ifdef MAINLINE
+    p.load_mode = -1; p.lazy_mode = 1;
+#else
+    p.use_mmap = true;
+#endif
+#ifdef MAIN
+    p.n_gpu_layers = -1; p.extra = true;
+#endif
     return p;
 }
 struct context_params llama_context_default_params(void) {
@@ -71,6 +123,12 @@ struct context_params llama_context_default_params(void) {
     p.rope = p.pooling = p.attention = -1;
     p.ext = -1; p.attn = 1; p.fast = 32; p.slow = 1; p.defrag = -1; p.type_k = p.type_v = 1;
     p.offload_kqv = p.no_perf = true;
+#ifdef MAIN
+#ifdef MAINLINE
+    p.n_outputs_max_per_seq = 1;
+#endif
+    p.flash = -1; p.attn = p.fast = p.slow = -1; p.op_offload = p.swa_full = true;
+#endif
     return p;
 }
 struct init { size_t size; void * buffer; bool no_alloc; };
@@ -121,18 +179,24 @@ void * ggml_get_data(struct tensor * t) { return t->data; }
 size_t ggml_nbytes(struct tensor * t) { return t->nb[3] * t->ne[3]; }
 int64_t ggml_nelements(struct tensor * t) { return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
 const char * ggml_op_name(int32_t op) { return op == 8 ? "SQR" : "NONE"; }
-const char * ggml_type_name(int32_t type) { return type == 36 ? "i2_s" : "other"; }
+#ifdef MAINLINE
+const char * ggml_type_name(int32_t type) {
+    return type == 34 ? "tq1_0" : type == 35 ? "tq2_0" : type == 42 ? "q2_0" : "other";
+}
+#else
+const char * ggml_type_name(int32_t type) { return type == 36 ? "i2_s" : type == 42 ? "tl2" : "other"; }
+#endif
 size_t ggml_tensor_overhead(void) { return sizeof(struct tensor) + 32; }
 const char * llama_print_system_info(void) { return "stand-in"; }
 """
 
 CHANGES = {
     "a field more in the context": (
-        "void * abort, * abort_data;",
-        "void * abort, * abort_data, * more;",
-        "writes 128",
+        "void * abort, * abort_data;\n",
+        "void * abort, * abort_data, * more;\n",
+        "llama_context_default_params writes {0}",
     ),
-    "a field less in the model": ("void * pointers[5];", "void * pointers[4];", "writes 56"),
+    "a field less in the model": ("* pointers[", "* pointers[-1 + ", "llama_model_default_params writes {1}"),
     "fields exchanged": (
         "float freq_base, freq_scale, ext, attn,",
         "float freq_base, attn, ext, freq_scale,",
@@ -149,55 +213,111 @@ CHANGES = {
     "another operation numbering": ("op == 8", "op == 9", "tensor op is"),
     "a crash": ("{ (void) p; used = 0; return pool; }", "{ (void) p; abort(); }", "SIGABRT"),
 }
+SIZES = {"march": (128, 56), "main": (168, 64)}
+"""Bytes of the changed structs of the context and the model."""
+TABLES = {table.generation: table for table in llama_abi.TABLES}
+BOTH = pytest.mark.parametrize("generation", SIZES)
+EVERY = pytest.mark.parametrize("generation", TABLES)
 
 
-def compile_library(folder: Path, source: str) -> Path:
-    """Compile the stand-in, with an empty function for everything else the mirror uses."""
-    rest = [name for name in llama_abi.FUNCTIONS if not re.search(rf"\b{name}\(", source)]
-    text = source + "\n".join(f"void * {name}(void) {{ return 0; }}" for name in rest)
-    code, library = folder / "standin.c", folder / "libllama.so"
-    code.write_text(text)
-    done = subprocess.run(
-        [str(COMPILER), "-shared", "-fPIC", "-O1", "-o", str(library), str(code)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return library
+def stand_in(folder: Path, source: str, generation: str, without: str = "") -> Path:
+    """Compile the stand-in, with an empty function for everything else that its generation exports."""
+    names = [function.name for function in TABLES[generation].functions.values() if function.name != without]
+    rest = [name for name in names if not re.search(rf"\b{name}\(", source)]
+    code = source + "\n".join(f"void * {name}(void) {{ return 0; }}" for name in rest)
+    return compile_library(folder / "libllama.so", code, f"-D{generation.upper()}")
 
 
-def test_the_stand_in_as_it_is_passes(tmp_path):
-    library = compile_library(tmp_path, SOURCE)
+@EVERY
+def test_the_generation_of_the_stand_in_is_found(tmp_path, generation):
+    library = stand_in(tmp_path, SOURCE, generation)
     facts = open_library(library)
+    assert facts["generation"] == generation
     assert list(facts["files"]) == [str(library)]
     assert facts["system_info"] == "stand-in"
-    assert (facts["simd_width"], facts["fused_quantizer"]) == (None, None)
+    assert (facts["simd_width"], facts["binary16_sums"], facts["fused_quantizer"]) == (None, None, None)
 
 
+@BOTH
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_library_that_differs_in_one_thing_is_unavailable(tmp_path, change):
+def test_a_library_that_differs_in_one_thing_is_unavailable(tmp_path, change, generation):
     old, new, complaint = CHANGES[change]
     assert old in SOURCE
-    library = compile_library(tmp_path, SOURCE.replace(old, new))
-    with pytest.raises(UnavailableError, match=re.escape(complaint)):
+    library = stand_in(tmp_path, SOURCE.replace(old, new), generation)
+    with pytest.raises(UnavailableError, match=re.escape(complaint.format(*SIZES[generation]))) as caught:
+        open_library(library)
+    if change != "a crash":
+        assert TABLES[generation].title in str(caught.value)
+
+
+@BOTH
+def test_the_structs_of_another_generation_behind_the_same_functions_are_detected(tmp_path, generation):
+    """Both have a tensor of 336 bytes; defaults are looked at first, so give the other generation's."""
+    other = {"march": "MAIN", "main": "MARCH"}[generation]
+    library = stand_in(tmp_path, f"#undef {generation.upper()}\n#define {other}\n{SOURCE}", generation)
+    with pytest.raises(UnavailableError, match="its data are others than those of"):
         open_library(library)
 
 
-def test_a_missing_function_is_named(tmp_path):
-    library = compile_library(tmp_path, SOURCE.replace("ggml_tensor_overhead", "renamed"))
-    # The empty functions fill every gap, so take one out of the finished text.
-    text = (tmp_path / "standin.c").read_text().replace("void * llama_kv_cache_clear(void)", "void * gone(void)")
-    (tmp_path / "standin.c").write_text(text)
-    subprocess.run(
-        [str(COMPILER), "-shared", "-fPIC", "-o", str(library), str(tmp_path / "standin.c")], check=True
-    )
-    with pytest.raises(UnavailableError, match="it lacks llama_kv_cache_clear"):
+@EVERY
+def test_a_missing_function_is_named_for_the_nearest_generation(tmp_path, generation):
+    name = TABLES[generation].functions["clear_memory"].name
+    library = stand_in(tmp_path, SOURCE, generation, without=name)
+    complaint = rf"no known generation: (.*; )?for {re.escape(TABLES[generation].title)} it lacks {name}; for "
+    with pytest.raises(UnavailableError, match=complaint):
+        open_library(library)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("uint32_t n_outputs_max_per_seq;", "", "n_outputs_max_per_seq is 4, expected 1"),
+        ("load_mode, lazy_mode, main_gpu;", "lazy_mode, load_mode, main_gpu;", "load_mode is 1, expected -1"),
+        ('type == 35 ? "tq2_0"', 'type == 37 ? "tq2_0"', "ggml type 35 is b'other', expected b'tq2_0'"),
+    ],
+)
+def test_another_version_of_mainline_is_refused_with_what_differs(tmp_path, old, new, complaint):
+    assert old in SOURCE
+    source = SOURCE.replace(old, new)
+    source = source if new else source.replace("    p.n_outputs_max_per_seq = 1;\n", "")
+    library = stand_in(tmp_path, source, "mainline")
+    with pytest.raises(UnavailableError, match=re.escape(complaint)) as caught:
+        open_library(library)
+    assert TABLES["mainline"].title in str(caught.value)
+
+
+def test_a_library_without_llama_is_no_libllama(tmp_path):
+    library = compile_library(tmp_path / "libother.so", "int ggml_something(void) { return 1; }\n")
+    with pytest.raises(UnavailableError, match="not a libllama: it exports none"):
         open_library(library)
 
 
 def test_the_mirrored_structs_have_the_sizes_of_the_headers():
-    sizes = {struct.__name__: ctypes.sizeof(struct) for struct in (
-        llama_abi.ModelParams, llama_abi.ContextParams, llama_abi.Batch, llama_abi.Tensor,
-    )}  # fmt: skip
-    assert sizes == {"ModelParams": 64, "ContextParams": 120, "Batch": 72, "Tensor": 336}
+    sizes = {
+        generation: [
+            ctypes.sizeof(layout.struct)
+            for layout in (table.model_params, table.context_params, table.batch, table.tensor)
+        ]
+        for generation, table in TABLES.items()
+    }
+    assert sizes == {"march": [64, 120, 72, 336], "main": [72, 160, 56, 336], "mainline": [80, 160, 56, 336]}
+
+
+def test_roles_that_only_some_generations_have_are_listed():
+    roles = [set(table.functions) for table in TABLES.values()]
+    assert set.union(*roles) - set.intersection(*roles) == set(llama_abi.OPTIONAL_ROLES)
+
+
+def test_every_graph_says_where_each_tap_is_or_that_it_is_nowhere():
+    absent = {}
+    for table in TABLES.values():
+        for arch in table.graphs:
+            config = SpecConfig(1, 1, 1, 2, 2, 2, 1, 1, rope_base=1.0, rms_eps=1.0, architecture=arch)
+            expected = {op.name for op in GRAPHS[arch](config)} - {"result_output"}
+            for flash in (False, True):
+                nodes = table.nodes(arch, flash)
+                assert set(nodes) == expected
+                absent[table.generation, arch, flash] = {tap for tap, where in nodes.items() if not where}
+    assert absent["march", "bitnet-b1.58", False] == set()
+    assert absent["main", "bitnet-b1.58", False] == {"ffn_act"}
+    assert absent["main", "bitnet-b1.58", True] == {"ffn_act", "kq", "kq_soft_max"}

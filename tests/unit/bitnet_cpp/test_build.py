@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from crossval.bitnet_cpp import build as build_cpp
+from crossval.bitnet_cpp import builder
 from crossval.bitnet_cpp import library as cpp_library
+from crossval.bitnet_cpp import manifest as cpp_manifest
 from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp import toolchain as cpp_toolchain
-from crossval.bitnet_cpp.build import Options
-from crossval.bitnet_cpp.library import SOURCE_VARIABLE
+from crossval.bitnet_cpp.builder import Options
+from crossval.bitnet_cpp.remedies import GENERATION_VARIABLE, LIBRARY_VARIABLE, SOURCE_VARIABLE
 from crossval.errors import UnavailableError
+from tests.support.bitnet_cpp_tree import MAIN, write_tree
 
 
 def listing(root: Path) -> dict[str, bytes]:
@@ -34,7 +39,7 @@ def needs_compiler() -> None:
 def test_a_checkout_is_built_out_of_tree_once_and_described(source, tmp_path, capsys):
     before = listing(source)
     options = Options(tmp_path / "build", cmake_args=("-DGGML_TEST_OPTIONS=-DX=1",))
-    library = build_cpp.build(cpp_source.describe(source, "directory"), options)
+    library = builder.build(cpp_source.describe(source, "directory"), options)
     assert library.path == tmp_path / "build/lib/libllama.so"
     assert listing(source) == before
 
@@ -51,29 +56,83 @@ def test_a_checkout_is_built_out_of_tree_once_and_described(source, tmp_path, ca
     assert "isa=native" in manifest.flags
     assert manifest.data["host"]["cpu_model"]
     files = {str(library.path.parent / name): digest for name, digest in manifest.libraries.items()}
-    assert cpp_library.manifest_for(files) == manifest
+    assert cpp_manifest.manifest_for(files) == manifest
 
     capsys.readouterr()
-    again = build_cpp.build(cpp_source.describe(source, "directory"), options)
+    again = builder.build(cpp_source.describe(source, "directory"), options)
     assert again == library
     assert "already built" in capsys.readouterr().err
 
     # A failed build is reported with the end of its log and leaves the last good library alone.
     (source / "3rdparty/llama.cpp/src/llama.cpp").write_text("this is no C++\n")
     with pytest.raises(UnavailableError, match=r"(?s)compiling.*failed.*what works without it.*no C\+\+"):
-        build_cpp.build(cpp_source.describe(source, "directory"), options)
+        builder.build(cpp_source.describe(source, "directory"), options)
     assert library.path.is_file()
     assert (
-        build_cpp.up_to_date(cpp_source.describe(source, "directory"), cpp_toolchain.find_toolchain(), options)
+        builder.up_to_date(cpp_source.describe(source, "directory"), cpp_toolchain.find_toolchain(), options)
         is None
     )
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_of_main_only_the_libraries_are_built_wherever_it_puts_them(tmp_path):
+    source = write_tree(tmp_path / "checkout", files=MAIN)
+    before = listing(source)
+    options = Options(tmp_path / "build")
+    found = builder.build(cpp_source.describe(source, "directory"), options)
+    assert listing(source) == before
+    assert found.path == tmp_path / "build/lib/libllama.so"
+    assert found.manifest is not None
+    assert set(found.manifest.libraries) == {
+        "libggml-base.so.0.1.2", "libggml-cpu.so.0.1.2", "libggml.so.0.1.2", "libllama.so.0.0.1",
+    }  # fmt: skip
+    assert found.manifest.data["source"]["generation"] == "main"
+    files = {str(found.path.parent / name): digest for name, digest in found.manifest.libraries.items()}
+    assert cpp_manifest.manifest_for(files) == found.manifest
+    assert builder.build(cpp_source.describe(source, "directory"), options) == found
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_several_processes_build_one_directory_once(tmp_path):
+    source = write_tree(tmp_path / "checkout", files=MAIN)
+    code = (
+        "import sys; from pathlib import Path; from crossval.bitnet_cpp import builder, source\n"
+        "described = source.describe(Path(sys.argv[1]), 'directory')\n"
+        "print(builder.build(described, builder.Options(Path(sys.argv[2]))).path)\n"
+    )
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "build")]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    done = [process.communicate(timeout=300) for process in running]
+    assert [out.strip() for out, _ in done] == [str(tmp_path / "build/lib/libllama.so")] * 3, done
+    assert sum("already built" in err for _, err in done) == 2
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_generations_are_built_side_by_side_and_a_wrong_one_is_refused(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+    monkeypatch.setattr(cpp_library, "default_build_dir", lambda: tmp_path / "build")
+    monkeypatch.setattr(build_cpp, "default_build_dir", lambda: tmp_path / "build")
+    main = write_tree(tmp_path / "main", files=MAIN)
+    for checkout in (main, source):
+        monkeypatch.setenv(SOURCE_VARIABLE, str(checkout))
+        assert build_cpp.main(["--cmake-arg=-DGGML_TEST_OPTIONS=-DX=1"]) == 3  # built, but no libllama
+    assert {path.relative_to(tmp_path) for path in tmp_path.glob("build/**/libllama.so")} == {
+        Path("build/lib/libllama.so"),
+        Path("build/main/lib/libllama.so"),
+    }
+    capsys.readouterr()
+    monkeypatch.setenv(GENERATION_VARIABLE, "main")
+    assert build_cpp.main([]) == 4
+    assert "is a checkout of the generation march, not main" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("needs_compiler")
 def test_main_explains_a_library_that_is_none_with_exit_code_3(source, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(SOURCE_VARIABLE, str(source))
     assert build_cpp.main(["--build-dir", str(tmp_path / "build")]) == 3
-    assert "it lacks llama_backend_init" in capsys.readouterr().err
+    assert "is not a libllama" in capsys.readouterr().err
 
 
 def test_a_rebuild_is_due_when_anything_that_matters_changed(source, tmp_path):
@@ -91,27 +150,27 @@ def test_a_rebuild_is_due_when_anything_that_matters_changed(source, tmp_path):
         "options": {"isa": "native", "cflags": "", "cmake_args": []},
         "libraries": {"libllama.so": hashlib.sha256(b"library").hexdigest()},
     }
-    (lib / cpp_library.MANIFEST_NAME).write_text(json.dumps(manifest))
-    assert build_cpp.up_to_date(described, tools, options) is not None
-    assert build_cpp.up_to_date(replace(described, digest="other"), tools, options) is None
-    assert build_cpp.up_to_date(replace(described, commit="a" * 40), tools, options) is None
-    assert build_cpp.up_to_date(described, replace(tools, version="cc 2"), options) is None
-    assert build_cpp.up_to_date(described, tools, replace(options, isa="avx2")) is None
-    assert build_cpp.up_to_date(described, tools, replace(options, cflags="-O1")) is None
-    assert build_cpp.up_to_date(described, tools, replace(options, force=True)) is None
+    (lib / cpp_manifest.MANIFEST_NAME).write_text(json.dumps(manifest))
+    assert builder.up_to_date(described, tools, options) is not None
+    assert builder.up_to_date(replace(described, digest="other"), tools, options) is None
+    assert builder.up_to_date(replace(described, commit="a" * 40), tools, options) is None
+    assert builder.up_to_date(described, replace(tools, version="cc 2"), options) is None
+    assert builder.up_to_date(described, tools, replace(options, isa="avx2")) is None
+    assert builder.up_to_date(described, tools, replace(options, cflags="-O1")) is None
+    assert builder.up_to_date(described, tools, replace(options, force=True)) is None
     (lib / "libllama.so").write_bytes(b"changed")
-    assert build_cpp.up_to_date(described, tools, options) is None
+    assert builder.up_to_date(described, tools, options) is None
 
 
 def test_tl_kernels_without_their_header_are_refused_before_building(source, tmp_path):
     options = Options(tmp_path / "build", cmake_args=("-DBITNET_X86_TL2=ON",))
     with pytest.raises(UnavailableError, match=r"lacks include/bitnet-lut-kernels\.h"):
-        build_cpp._prepare(options.build_dir, cpp_source.describe(source, "directory"), options)
+        builder._prepare(options.build_dir, cpp_source.describe(source, "directory"), options)
 
 
 def test_isa_options_decide_about_native_and_avx512():
     tools = cpp_toolchain.Toolchain("cc", "c++", "", "cmake", "", "Ninja")
     options = Options(Path("b"), isa="avx2", cflags="-mno-fma", cmake_args=("-DGGML_OPENMP=OFF",))
-    command = build_cpp._configure_command(tools, Path("s"), Path("b"), options)
+    command = builder._configure_command(tools, Path("s"), Path("b"), options)
     assert {"-DGGML_NATIVE=OFF", "-DGGML_AVX512=OFF", "-DGGML_AVX2=ON", "-DCMAKE_C_FLAGS=-mno-fma"} <= set(command)
     assert command[-1] == "-DGGML_OPENMP=OFF"

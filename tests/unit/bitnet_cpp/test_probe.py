@@ -3,53 +3,105 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
+from fractions import Fraction
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from crossval.bitnet_cpp import abi as llama_abi
+from crossval.bitnet_cpp import main, march
 from crossval.bitnet_cpp import probe as cpp_probe
+from crossval.bitnet_cpp.table import ANY, Table
 
 
-def library_with_dot(width: int | None, **traits: object) -> SimpleNamespace:
-    """Return a fake library whose F16 dot product reduces in ``width`` lanes (None: in one long sum)."""
+def library_with_dot(way: int | str | None, table: Table = march.TABLE, **traits: object) -> SimpleNamespace:
+    """Return a fake library whose F16 dot product reduces in 8 or 16 lanes, in binary16, or in one long sum."""
 
     def vec_dot(n: int, result, _bs: int, x: int, _bx: int, y: int, _by: int, _nrc: int) -> None:
         rows = [
             np.ctypeslib.as_array((ctypes.c_uint16 * n).from_address(p)).view(np.float16)[None] for p in (x, y)
         ]
-        if width is None:
+        if way is None:
             result[0] = float(np.sum(rows[0].astype(np.float64) * rows[1].astype(np.float64)))
+        elif way == "binary16":
+            result[0] = float(cpp_probe.dot16_in_binary16(rows[0], rows[1])[0])
         else:
-            result[0] = float(cpp_probe.dot16(rows[0], rows[1], width)[0])
+            result[0] = float(cpp_probe.dot16(rows[0], rows[1], way)[0])
 
     function = llama_abi.VEC_DOT(vec_dot)
-    known = {"type_name": b"f16", "blck_size": 1, "type_size": 2, "vec_dot_type": 1, "nrows": 1, **traits}
-    struct = llama_abi.TypeTraits(vec_dot=ctypes.cast(function, ctypes.c_void_p), **known)
+    assert table.dot is not None
+    known = {name: value for name, _, value in table.dot.traits.fields if value is not ANY} | traits
+    struct = table.dot.traits.struct(vec_dot=ctypes.cast(function, ctypes.c_void_p), **known)
+    prepared = []
 
     def lookup(_type: int):
-        return ctypes.pointer(struct)
+        return ctypes.pointer(struct) if prepared or table.dot.prepare is None else None
 
-    return SimpleNamespace(ggml_get_type_traits=lookup, keep=function)
+    symbols = {table.dot.lookup: lookup}
+    if table.dot.prepare is not None:
+
+        def prepare() -> None:
+            prepared.append(True)
+
+        symbols[table.dot.prepare] = prepare
+    return SimpleNamespace(table=table, shared_object=SimpleNamespace(**symbols), keep=function)
 
 
-@pytest.mark.parametrize("width", [8, 16, None])
-def test_the_reduction_shape_is_found(width):
-    assert cpp_probe.simd_width(library_with_dot(width)) == width
+BOTH = pytest.mark.parametrize("table", [march.TABLE, main.TABLE])
 
 
-def test_a_library_without_the_symbol_or_with_other_traits_is_of_no_known_width():
-    assert cpp_probe.simd_width(SimpleNamespace()) is None
-    assert cpp_probe.simd_width(library_with_dot(8, type_name=b"q4_0")) is None
+@BOTH
+@pytest.mark.parametrize(
+    ("way", "found"), [(8, (8, False)), (16, (16, False)), ("binary16", (16, True)), (None, (None, None))]
+)
+def test_the_reduction_shape_is_found(way, found, table):
+    assert cpp_probe.dot_product(library_with_dot(way, table)) == found
+
+
+@BOTH
+def test_a_library_without_the_symbol_or_with_other_traits_is_of_no_known_width(table):
+    without = SimpleNamespace(table=table, shared_object=SimpleNamespace())
+    assert cpp_probe.dot_product(without) == (None, None)
+    assert cpp_probe.dot_product(library_with_dot(8, table, vec_dot_type=0)) == (None, None)
+    assert cpp_probe.dot_product(SimpleNamespace(table=replace(table, dot=None))) == (None, None)
 
 
 def test_the_probe_has_power():
     x, y = cpp_probe.dot_inputs()
-    assert np.count_nonzero(cpp_probe.dot16(x, y, 8) != cpp_probe.dot16(x, y, 16)) > len(x) // 3
-    row, separate, fused = cpp_probe.quantizer_row()
+    ways = [cpp_probe.dot16(x, y, 8), cpp_probe.dot16(x, y, 16), cpp_probe.dot16_in_binary16(x, y)]
+    for one, other in combinations(ways, 2):
+        assert np.count_nonzero(one != other) > len(x) // 3
+    row, separate, fused = cpp_probe.quantizer_row("even")
+    _, away, _ = cpp_probe.quantizer_row("away")
     assert row.max() == 1.0
-    assert np.count_nonzero(separate != fused) > 50
+    for one, other in combinations((separate, fused, away), 2):
+        assert np.count_nonzero(one != other) > 50
+
+
+def test_binary16_sums_round_after_every_product():
+    """Against exact rational arithmetic, rounded once per step."""
+    x, y = (array[:1] for array in cpp_probe.dot_inputs())
+    lanes = np.zeros((4, 32), np.float16)
+    for step in range(0, x.shape[1], 128):
+        for a in range(4):
+            for i in range(32):
+                at = step + 32 * a + i
+                exact = Fraction(float(x[0, at])) * Fraction(float(y[0, at])) + Fraction(float(lanes[a, i]))
+                lanes[a, i] = nearest_binary16(exact)
+    sums = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+    while len(sums) > 1:
+        sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
+    assert cpp_probe.dot16_in_binary16(x, y)[0] == np.float32(sums[0])
+
+
+def nearest_binary16(exact: Fraction) -> np.float16:
+    """Return the binary16 number nearest to a rational number that is no tie."""
+    first = np.float16(float(exact))
+    candidates = [np.nextafter(first, np.float16(-np.inf)), first, np.nextafter(first, np.float16(np.inf))]
+    return min(candidates, key=lambda value: abs(Fraction(float(value)) - exact))
 
 
 def test_the_emulated_dot_product_is_one():
@@ -60,21 +112,38 @@ def test_the_emulated_dot_product_is_one():
         assert np.max(np.abs(cpp_probe.dot16(x, y, width) - exact) / scale) < 1e-6
 
 
-def library_with_quantizer(round_product: bool, scale: float = 127.0) -> SimpleNamespace:
+def library_with_quantizer(
+    table: Table,
+    round_product: bool = True,
+    ties: str | None = None,
+    scale: float = 127.0,
+    zeros: float | None = None,
+) -> SimpleNamespace:
+    assert table.quantizer is not None
+    of_zeros = table.quantizer.scale_of_zeros if zeros is None else zeros
+
     def quantize(source: int, target: int, n: int, scale_out, total_out) -> None:
         row = np.ctypeslib.as_array((ctypes.c_float * n).from_address(source)).astype(np.float64)
         product = row * 127.0
         if round_product:
             product = product.astype(np.float32).astype(np.float64)
         result = np.ctypeslib.as_array((ctypes.c_int8 * n).from_address(target))
-        result[:] = np.rint(product).astype(np.int8)
-        scale_out._obj.value, total_out._obj.value = scale, int(result.sum())
+        result[:] = cpp_probe.round_ties(product, ties or table.quantizer.ties)
+        scale_out._obj.value, total_out._obj.value = scale if row.any() else of_zeros, int(result.sum())
 
-    return SimpleNamespace(quantize_row_i8_s=quantize)
+    return SimpleNamespace(table=table, shared_object=SimpleNamespace(quantize_row_i8_s=quantize))
 
 
-def test_the_quantizers_rounding_is_found():
-    assert cpp_probe.fused_quantizer(library_with_quantizer(round_product=True)) is False
-    assert cpp_probe.fused_quantizer(library_with_quantizer(round_product=False)) is True
-    assert cpp_probe.fused_quantizer(library_with_quantizer(round_product=True, scale=1 / 127)) is None
-    assert cpp_probe.fused_quantizer(SimpleNamespace()) is None
+@BOTH
+def test_the_quantizers_rounding_is_found(table):
+    assert cpp_probe.fused_quantizer(library_with_quantizer(table)) is False
+    fused = cpp_probe.fused_quantizer(library_with_quantizer(table, round_product=False))
+    assert fused is (True if table is march.TABLE else None)
+
+
+@BOTH
+def test_a_quantizer_that_is_not_the_generations_own_is_unknown(table):
+    other = {"even": "away", "away": "even"}[table.quantizer.ties]
+    for changed in ({"ties": other}, {"scale": 1 / 127}, {"zeros": 1.0}):
+        assert cpp_probe.fused_quantizer(library_with_quantizer(table, **changed)) is None
+    assert cpp_probe.fused_quantizer(SimpleNamespace(table=table, shared_object=SimpleNamespace())) is None

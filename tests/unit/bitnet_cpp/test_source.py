@@ -10,7 +10,7 @@ import pytest
 
 from crossval.bitnet_cpp import source as cpp_source
 from crossval.errors import UnavailableError
-from tests.support.bitnet_cpp_tree import FILES, write_tree
+from tests.support.bitnet_cpp_tree import FILES, MAIN, write_tree
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -32,10 +32,46 @@ def test_a_checkout_that_compiles_as_it_is_is_used_as_it_is(source, tmp_path):
     (source / cpp_source.LUT_HEADER).write_text("")
     mad = source / cpp_source.MAD_SOURCE
     mad.write_text(mad.read_text().replace("int8_t * y_col", "const int8_t * y_col"))
-    assert cpp_source.buildable_tree(source, tmp_path / "shadow") == (source, ())
+    described = cpp_source.describe(source, "directory")
+    assert cpp_source.buildable_tree(described, tmp_path / "shadow") == (source, ())
 
 
-@pytest.mark.parametrize("missing", ["CMakeLists.txt", "3rdparty/llama.cpp/src/llama.cpp"])
+def test_main_needs_no_adaptation(tmp_path):
+    source = write_tree(tmp_path / "main", files=MAIN)
+    described = cpp_source.describe(source, "directory")
+    assert not (source / cpp_source.LUT_HEADER).exists()
+    assert cpp_source.buildable_tree(described, tmp_path / "shadow") == (source, ())
+
+
+def change(source: Path, name: str, old: str, new: str) -> None:
+    path = source / cpp_source.NESTED_SUBMODULE / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_the_generation_follows_from_what_the_headers_declare(source, tmp_path):
+    assert cpp_source.generation_of(source) == "march"
+    main = write_tree(tmp_path / "main", files=MAIN)
+    assert cpp_source.generation_of(main) == "main"
+    change(main, "ggml/include/ggml.h", "GGML_TYPE_I2_S", "GGML_TYPE_OTHER")
+    assert cpp_source.generation_of(main) == "mainline"
+    change(source, "include/llama.h", "llama_kv_cache_clear", "llama_kv_self_clear")
+    with pytest.raises(UnavailableError, match=r"no known generation.*llama_kv_cache_clear, llama_memory_clear"):
+        cpp_source.describe(source, "directory")
+
+
+def test_a_checkout_of_llama_cpp_alone_is_one_too(tmp_path):
+    source = write_tree(tmp_path, f"{cpp_source.NESTED_SUBMODULE}/", MAIN)
+    digest = cpp_source.describe(source, "directory").digest
+    (source / "ggml/part.c").write_text("int part(void) { return 4; }\n")
+    assert cpp_source.describe(source, "directory").digest != digest
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["CMakeLists.txt", *(f"3rdparty/llama.cpp/{name}" for name in ("src/llama.cpp", "include/llama.h"))],
+)
 def test_an_incomplete_checkout_is_named(source, missing):
     (source / missing).unlink()
     with pytest.raises(UnavailableError, match=f"not a complete checkout.*lacks {missing}"):
@@ -123,12 +159,29 @@ def test_the_submodule_is_put_back_to_the_pinned_commit(project, upstream, tmp_p
 
 
 def test_without_a_checkout_the_pinned_commit_is_fetched_once(upstream, tmp_path, monkeypatch):
-    monkeypatch.setattr(cpp_source, "PINNED_COMMIT", git(upstream, "rev-parse", "HEAD"))
+    monkeypatch.setitem(cpp_source.PINNED, "march", git(upstream, "rev-parse", "HEAD"))
     fetched = cpp_source.fetch(None, tmp_path / "cache")
     assert fetched == tmp_path / "cache"
     assert (fetched / cpp_source.NESTED_SUBMODULE / "src/llama.cpp").is_file()
     shutil.rmtree(upstream)
     assert cpp_source.fetch(None, tmp_path / "cache") == fetched
+
+
+def test_a_short_commit_is_found_in_the_history(project, upstream, tmp_path, monkeypatch):
+    monkeypatch.setitem(cpp_source.PINNED, "main", git(upstream, "rev-parse", "--short=7", "HEAD"))
+    pinned = git(upstream, "rev-parse", "HEAD")
+    (upstream / "new.txt").write_text("later\n")
+    commit(upstream)
+    fetched = cpp_source.fetch(project, tmp_path / "cache", "main")
+    assert fetched == tmp_path / "cache"
+    assert cpp_source.git_commit(fetched) == pinned
+    shutil.rmtree(upstream)
+    assert cpp_source.fetch(project, tmp_path / "cache", "main") == fetched
+
+
+def test_what_has_no_pinned_commit_is_not_downloaded(tmp_path):
+    with pytest.raises(UnavailableError, match="no pinned commit of the generation mainline"):
+        cpp_source.fetch(None, tmp_path / "cache", "mainline")
 
 
 def test_no_network_is_explained_with_what_git_said(project, upstream, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from crossval.bitnet_cpp import build as build_cpp
 from crossval.bitnet_cpp import toolchain as cpp_toolchain
-from crossval.bitnet_cpp.library import SOURCE_VARIABLE
+from crossval.bitnet_cpp.remedies import SOURCE_VARIABLE
 from crossval.errors import UnavailableError
 from tests.support.bitnet_cpp_tree import write_tree
 

@@ -21,7 +21,7 @@ def read(tmp_path: Path, container: Container) -> ModelConfig:
         return ModelConfig.from_gguf(gguf)
 
 
-@pytest.mark.parametrize("arch", ["bitnet-b1.58", "bitnet-25"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_reads_the_shape_and_the_defaults(tmp_path: Path, arch: str) -> None:
     assert read(tmp_path, model_container(arch=arch)) == ModelConfig(
         arch=arch,
@@ -60,7 +60,8 @@ def test_head_sizes_the_engine_cannot_run(tmp_path: Path, head_dim: int, expecte
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_what_an_architecture_implies(tmp_path: Path, arch: str) -> None:
     architecture = read(tmp_path, model_container(arch=arch)).architecture
-    assert (architecture.activation, architecture.rope_pairing) == ("relu_squared", "halves")
+    activation = "silu" if arch == "bitnet" else "relu_squared"
+    assert (architecture.activation, architecture.rope_pairing) == (activation, "halves")
 
 
 def test_kv_heads_default_to_heads(tmp_path: Path) -> None:
@@ -175,10 +176,10 @@ def test_vocabulary_size_needs_a_key_or_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "found"), [(STRING, "llama", "'llama'"), (STRING, "bitnet", "'bitnet'"), (U32, 3, "'3'")]
+    ("kind", "value", "found"), [(STRING, "llama", "'llama'"), (STRING, "bitnet2", "'bitnet2'"), (U32, 3, "'3'")]
 )
 def test_other_architectures(tmp_path: Path, kind: int, value: object, found: str) -> None:
-    with pytest.raises(ModelError, match=rf"expected bitnet-b1.58 or bitnet-25, found {found}"):
+    with pytest.raises(ModelError, match=rf"expected bitnet-b1.58 or bitnet-25 or bitnet, found {found}"):
         read(tmp_path, model_container().with_key("general.architecture", kind, value))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from bitnet_py.config import ARCHITECTURES
 from bitnet_py.errors import ModelError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.quants import unpack_i2_s
@@ -51,7 +52,7 @@ BYTES_OF_STREAM = [93, 241, 205, 205, 156, 209, 181, 16, 158, 196, 149]
 NUMBERS_OF_STREAM = [892, 444, 145, 410]
 
 
-@pytest.mark.parametrize("arch", ["bitnet-b1.58", "bitnet-25"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_shape_and_settings_reach_the_file(make_model: MakeModel, arch: str) -> None:
     shape = {"n_layers": 3, "dim": 256, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 384, "vocab_size": 310}
     path = make_model(**shape, arch=arch, context_length=77, rope_base=10000.0, rms_eps=1e-6)
@@ -179,7 +180,10 @@ def test_trained_vocabulary_compresses_its_own_text() -> None:
         ({"n_kv_heads": 3}, "n_heads to be a multiple of 3"),
         ({"vocab_size": 266}, "vocab_size from 267"),
         ({"vocab_size": 1 << 30}, "vocab_size from 267"),
-        ({"arch": "llama"}, "arch bitnet-b1.58 or bitnet-25"),
+        ({"projections": "tq2_0"}, "dim to be a multiple of 256, found 128"),
+        ({"projections": "tq1_0", "dim": 256, "hidden_dim": 384}, "hidden_dim to be a multiple of 256, found 384"),
+        ({"projections": "q8_0"}, "projections i2_s or tq1_0 or tq2_0, found 'q8_0'"),
+        ({"arch": "llama"}, "arch bitnet-b1.58 or bitnet-25 or bitnet"),
         ({"rms_eps": 0.0}, "rms_eps above 0"),
         ({"rope_base": float("nan")}, "rope_base above 0"),
     ],

@@ -53,6 +53,38 @@ def test_views_are_typed_and_read_only(load: Load) -> None:
     weights.check_finite()
 
 
+@pytest.mark.parametrize("projections", ["tq1_0", "tq2_0"])
+def test_matrices_in_blocks_of_256_are_packed_anew(make_model: Callable[..., Path], projections: str) -> None:
+    shape = {"dim": 256, "hidden_dim": 512, "arch": "bitnet"}
+    with (
+        GGUFFile.open(make_model(**shape)) as plain,
+        GGUFFile.open(make_model(**shape, projections=projections)) as blocks,
+    ):
+        for expected, found in zip(Weights.load(plain).matrices(), Weights.load(blocks).matrices(), strict=True):
+            np.testing.assert_array_equal(found.data, expected.data)
+            assert (found.rows, found.cols) == (expected.rows, expected.cols)
+            assert found.scale == float(np.float16(expected.scale))
+            assert not found.data.flags.writeable
+
+
+def test_one_type_for_all_matrices(load: Load) -> None:
+    container = model_container()
+    tensor = container.tensor("blk.0.ffn_down.weight")
+    tensor.type, tensor.data = 35, 128 * (bytes(64) + struct.pack("<e", 0.5))
+    with pytest.raises(ModelError, match=r"ffn_down.weight: expected type I2_S, as others have, found TQ2_0"):
+        load(container)
+
+
+def test_blocks_that_are_no_ternary_matrix_give_one_line(load: Load) -> None:
+    container = model_container()
+    tensor = container.tensor("blk.0.ffn_down.weight")
+    blocks = [bytes(64) + struct.pack("<e", scale) for scale in (0.5, 0.5, 0.25)]
+    tensor.type, tensor.data = 35, b"".join(blocks) + 125 * blocks[0]
+    with pytest.raises(ModelError, match=r"m.*gguf: tensor blk.0.ffn_down.weight: blocks of different") as error:
+        load(container)
+    assert "\n" not in str(error.value)
+
+
 def test_every_matrix_is_the_one_of_its_name(load: Load) -> None:
     container = model_container()
     for number, name in enumerate(MATRICES):

@@ -8,22 +8,31 @@ import numpy as np
 import pytest
 
 from bitnet_py.quants import pack_codes
-from crossval.diagnose.variants import EVERY_OP, FAMILIES, VARIANTS, Context, Inapplicable, candidates, of_records
+from crossval.diagnose.variants import (
+    EVERY_OP,
+    FAMILIES,
+    VARIANTS,
+    Context,
+    Inapplicable,
+    candidates,
+    narrow_sums,
+    of_records,
+)
 from crossval.diagnose.variants.__main__ import variants_markdown
-from crossval.diagnose.variants.context import linear
+from crossval.diagnose.variants.context import half_away, linear
 from crossval.diagnose.variants.ffn import gelu, gelu_tanh, silu
 from crossval.diagnose.variants.layouts import SHIFTS, packed, sequential, strided
 from crossval.diagnose.variants.precision import f16_read_as_bf16, to_q8_0, truncate_bf16
-from crossval.diagnose.variants.quantizer import half_away
 from crossval.diagnose.variants.rope import rotate
 from crossval.engines.spec import SpecRunner
 from crossval.errors import BadInputError
-from crossval.formats import to_bf16
+from crossval.formats import to_bf16, to_f16
 from crossval.model.config import SpecConfig
 from crossval.model.graphs import op_table
 from crossval.model.kinds import TernaryMatrix
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord, TapArray
+from tests.support.numpy_bitnet.main import Build, MainEngine
 
 PASSES = ((5, 90, 17, 299, 4, 63, 120), (8,), (33, 201, 0, 7, 250, 33))
 VISIBLE = sorted(set(FAMILIES) - {14})
@@ -151,6 +160,9 @@ class TestTable:
         assert dead == {
             "round half up",
             "round half away from zero",
+            "round half to even",
+            "all-zero activation row",
+            "squared ReLU",
             "16-bit lanes wrap",
             "16-bit lanes saturate",
             "16-bit sum wraps",
@@ -255,6 +267,23 @@ class TestWeightLayout:
 
 
 class TestQuantizer:
+    def test_an_all_zero_row_becomes_nan_and_no_other(self):
+        x = np.zeros((3, 128))
+        x[1, 0] = 3.0
+        signs = np.ones((4, 128))
+        wrong = output(linear_context(x, signs), "all-zero activation row")
+        assert np.isnan(wrong).all(axis=-1).tolist() == [True, False, True]
+        np.testing.assert_allclose(wrong[1], 0.75, rtol=1e-6)
+        assert outputs(linear_context(x[1:2], signs), "all-zero activation row") == []
+
+    def test_halves_go_to_even_only_against_an_arithmetic_that_rounds_them_away(self):
+        x = np.array([[127.0, 0.5, 1.5, -2.5] + [0.0] * 124])
+        context = linear_context(x, np.ones((4, 128)), scale=1.0)
+        assert outputs(context, "round half to even") == []
+        stated = replace(context, quantizer="main")
+        assert stated.expected[0, 0] == 127 + 1 + 2 - 3
+        assert output(stated, "round half to even")[0, 0] == 127 + 0 + 2 - 2
+
     def test_rounding_at_ties(self):
         """A row whose largest value is 127 is scaled by 1, so halves are ties."""
         x = np.array([[127.0, 0.5, 1.5, -0.5, -1.5, 2.5] + [0.0] * 122])
@@ -382,3 +411,19 @@ class TestFormulas:
         context = Context(op, weights.config, weights, plan, (0,), (x,), np.zeros((1, 300), np.float32))
         wrong = output(context, "head of token_embd.weight")
         np.testing.assert_allclose(wrong, x @ weights["token_embd.weight"].astype(np.float64).T, rtol=1e-9)
+
+
+class TestSumsInBinary16:
+    @pytest.mark.parametrize("n", [128, 300, 512])
+    def test_they_are_those_of_an_engine_that_adds_so(self, n):
+        engine = object.__new__(MainEngine)
+        engine.build = Build(16, binary16=True)
+        rng = np.random.default_rng(n)
+        x, y = (to_f16(rng.normal(size=(50, n))) for _ in range(2))
+        found = narrow_sums.in_lanes(x, y)
+        np.testing.assert_array_equal(found.astype(np.float32), engine.single(x, y))
+        assert not np.allclose(found, np.sum(x * y, axis=-1), rtol=1e-4, atol=1e-4)
+
+    def test_batches_are_not_added_so(self, context_of):
+        assert outputs(context_of("blk.0.kqv_out", 0), "sums in binary16") == []
+        assert len(outputs(context_of("result_output", 0), "sums in binary16")) == 1

@@ -12,16 +12,18 @@ from bitnet_py.errors import ModelError, NativeError
 from crossval.bitnet_cpp import library as cpp_library
 from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp import toolchain as cpp_toolchain
+from crossval.bitnet_cpp.remedies import LIBRARY_VARIABLE, SOURCE_VARIABLE
 from crossval.engines import doctor
 from crossval.engines.doctor import PartCheck
 from crossval.errors import UnavailableError
+from tests.support.bitnet_cpp_tree import write_tree
 
 
 @pytest.fixture(autouse=True)
 def no_bitnet_cpp(tmp_path, monkeypatch):
     """No library, no source: each test adds what it needs."""
-    monkeypatch.delenv(cpp_library.LIBRARY_VARIABLE, raising=False)
-    monkeypatch.delenv(cpp_library.SOURCE_VARIABLE, raising=False)
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+    monkeypatch.delenv(SOURCE_VARIABLE, raising=False)
     monkeypatch.setattr(cpp_library, "default_build_dir", lambda: tmp_path / "build")
     monkeypatch.setattr(cpp_library, "repository_root", lambda: tmp_path)
 
@@ -109,18 +111,15 @@ def test_the_states_of_the_source_are_told_apart(tmp_path, monkeypatch):
     submodule.mkdir(parents=True)
     assert "is not initialised" in only(doctor.check_submodule()).detail
     (submodule / "CMakeLists.txt").touch()
-    assert "lacks src/ggml-bitnet-mad.cpp" in only(doctor.check_submodule()).detail
+    assert "lacks 3rdparty/llama.cpp/src/llama.cpp" in only(doctor.check_submodule()).detail
 
-    configured = tmp_path / "checkout"
-    for name in ("CMakeLists.txt", "src/ggml-bitnet-mad.cpp", "3rdparty/llama.cpp/src/llama.cpp"):
-        (configured / name).parent.mkdir(parents=True, exist_ok=True)
-        (configured / name).touch()
-    monkeypatch.setenv(cpp_library.SOURCE_VARIABLE, str(configured))
+    configured = write_tree(tmp_path / "checkout")
+    monkeypatch.setenv(SOURCE_VARIABLE, str(configured))
     check = only(doctor.check_submodule())
     assert check.ok
     assert "BITNET_CPP_DIR" in check.detail
     monkeypatch.setattr(cpp_library, "repository_root", lambda: None)
-    monkeypatch.delenv(cpp_library.SOURCE_VARIABLE)
+    monkeypatch.delenv(SOURCE_VARIABLE)
     assert "not a git checkout" in only(doctor.check_submodule()).detail
 
 
@@ -138,12 +137,18 @@ def test_the_states_of_the_library_are_told_apart(tmp_path, monkeypatch):
     assert "make fetch-cpp" in check.remedy
 
     library = tmp_path / "libllama.so"
-    monkeypatch.setenv(cpp_library.LIBRARY_VARIABLE, str(library))
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
     assert "no such file" in only(doctor.check_bitnet_cpp()).detail
     library.write_text("not a library")
-    assert "cannot load" in only(doctor.check_bitnet_cpp()).detail
+    assert "is not a shared library" in only(doctor.check_bitnet_cpp()).detail
 
-    facts = {"files": {str(library): "1"}, "simd_width": 8, "fused_quantizer": False}
+    facts = {
+        "files": {str(library): "1"},
+        "generation": "march",
+        "simd_width": 8,
+        "fused_quantizer": False,
+        "binary16_sums": False,
+    }
     monkeypatch.setattr("crossval.bitnet_cpp.runner.open_library", lambda _: facts)
     check = only(doctor.check_bitnet_cpp())
     assert (check.ok, check.reference) == (True, True)

@@ -4,13 +4,21 @@ import struct
 
 import numpy as np
 import pytest
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitnet_py.convert import convert
+from bitnet_py.ggml_types import GGMLType
+from bitnet_py.gguf import GGUFFile
+from bitnet_py.quants import unpack_i2_s
+from bitnet_py.weights import Weights
 from crossval.errors import BadInputError
 from crossval.model import weights as spec_weights
-from crossval.model.kinds import TernaryMatrix
-from crossval.model.weights import SpareWeights, SpecWeights, decode_i2_s
+from crossval.model.graphs import op_table
+from crossval.model.kinds import Silu, SquaredRelu, TernaryMatrix
+from crossval.model.weights import SpareWeights, SpecWeights, decode_blocks, decode_i2_s
 from tests.support.tiny_gguf import (
     ARCH,
     ARRAY,
@@ -24,6 +32,8 @@ from tests.support.tiny_gguf import (
     tiny_model,
     write_gguf,
 )
+
+SHAPE = {"dim": 256, "hidden_dim": 512, "arch": "bitnet"}
 
 
 @pytest.fixture
@@ -116,7 +126,53 @@ class TestTensors:
         assert weights.config.n_layers == 1
 
 
+class TestBlockTypes:
+    """TQ1_0 and TQ2_0, decoded by the gguf package, against I2_S of the same weights."""
+
+    @pytest.mark.parametrize("projections", ["tq1_0", "tq2_0"])
+    def test_same_weights_as_in_i2_s(self, tmp_path, make_model, projections):
+        model = make_model(**SHAPE, projections=projections)
+        convert(model, tmp_path / "i2_s.gguf", GGMLType.I2_S)
+        found, expected = SpecWeights(model), SpecWeights(tmp_path / "i2_s.gguf")
+        assert found.config == expected.config
+        for name in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight", "blk.1.ffn_up.weight"):
+            np.testing.assert_array_equal(found[name].signs, expected[name].signs)
+            assert found[name].signs.dtype == np.float32
+            assert found[name].scale == expected[name].scale
+
+    def test_the_engine_reads_the_same(self, make_model):
+        model = make_model(**SHAPE, projections="tq1_0")
+        with GGUFFile.open(model) as gguf:
+            spec = SpecWeights(model)
+            for matrix in Weights.load(gguf).matrices():
+                signs = unpack_i2_s(matrix.data, matrix.rows, matrix.cols)
+                np.testing.assert_array_equal(spec[matrix.name].signs, signs)
+                assert spec[matrix.name].scale == matrix.scale
+
+    @pytest.mark.parametrize("kind", [GGMLQuantizationType.TQ1_0, GGMLQuantizationType.TQ2_0])
+    @pytest.mark.parametrize(
+        ("row", "scale", "message"), [(1, 0.25, "blocks of different scales"), (69, np.nan, "finite scales")]
+    )
+    def test_what_is_not_one_ternary_matrix_is_refused(self, kind, row, scale, message):
+        blocks = quantize(np.ones((70, 512), np.float32) * np.float32(0.5), kind)
+        assert decode_blocks(blocks, kind, (70, 512))[1] == 0.5
+        blocks[row, -2:] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
+        with pytest.raises(ValueError, match=message):
+            decode_blocks(blocks, kind, (70, 512))
+
+    def test_zeros(self):
+        kind = GGMLQuantizationType.TQ2_0
+        signs, scale = decode_blocks(quantize(np.zeros((1, 256), np.float32), kind), kind, (1, 256))
+        assert scale == 1.0
+        assert not signs.any()
+
+
 class TestConfig:
+    @pytest.mark.parametrize("arch", ["bitnet", "bitnet-b1.58", "bitnet-25"])
+    def test_the_architecture_implies_the_activation(self, make_model, arch):
+        kinds = {op.name: op.kind for op in op_table(SpecWeights(make_model(arch=arch)).config)}
+        assert kinds["ffn_act"] == (Silu() if arch == "bitnet" else SquaredRelu())
+
     def test_every_value_comes_from_the_header(self, model):
         config = SpecWeights(model[0]).config
         assert (config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim) == (2, 2, 1, 64)
@@ -173,7 +229,7 @@ class TestRefusals:
             (
                 "blk.0.attn_q.weight",
                 (F32, (128, 128), bytes(65536)),
-                "attn_q.weight, type: expected I2_S, found F32",
+                "attn_q.weight, type: expected I2_S or TQ1_0 or TQ2_0, found F32",
             ),
             ("output_norm.weight", (30, (128,), bytes(256)), "output_norm.weight, type: .*found BF16"),
             ("output_norm.weight", (F32, (64,), bytes(256)), r"output_norm.weight, shape: expected \(128,\)"),

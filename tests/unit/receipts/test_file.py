@@ -325,16 +325,18 @@ def test_every_object_of_the_schema_is_closed(name: str) -> None:
                 "/$defs/engine_audit": ["misrecorded", "precision"],
                 "/$defs/audit_row": ["n_segments", "within", "n_within"],
                 "/$defs/guilty_op": ["segment", "within", "n_within"],
-                "/$defs/diagnosis": ["segment", "segment_ops"],
+                "/$defs/diagnosis": ["further", "segment", "segment_ops"],
                 "/$defs/tap_location": ["after"],
-                "/$defs/engine/properties/numerics": [
+                "/$defs/numerics": [
                     "attention_threads",
                     "binary16_sums",
                     "compute_dtype",
                     "flash_attention",
+                    "fused_sums",
                     "generation",
                     "kv_dtype",
+                    "quantizer_block",
                 ],
-                "": ["floors", "causal"],
+                "": ["floors", "causal", "default_run"],
             }.get(path, [])
             assert sorted([*part["required"], *optional]) == sorted(part["properties"]), path

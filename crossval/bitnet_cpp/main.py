@@ -1,0 +1,160 @@
+"""bitnet.cpp's main since July 2026, in four libraries.
+
+Sources: its llama.cpp's ``include/llama.h``, ``ggml/include/ggml.h``, ``ggml/include/ggml-cpu.h``.
+"""
+
+from __future__ import annotations
+
+from ctypes import c_bool, c_char, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+
+from crossval.bitnet_cpp.table import (
+    ANY,
+    BATCH_FIELDS,
+    BITNET_NODES,
+    NAME_FIELD,
+    TYPE_F16,
+    DotProduct,
+    Function,
+    Layout,
+    Nodes,
+    Quantizer,
+    Table,
+    common_functions,
+    layout,
+)
+
+MODEL_PARAMS = Layout(
+    "llama_model_params",
+    (
+        ("devices", c_void_p, None),
+        ("tensor_buft_overrides", c_void_p, None),
+        ("n_gpu_layers", c_int32, -1),
+        ("split_mode", c_int32, 1),
+        ("main_gpu", c_int32, 0),
+        ("tensor_split", c_void_p, None),
+        ("progress_callback", c_void_p, None),
+        ("progress_callback_user_data", c_void_p, None),
+        ("kv_overrides", c_void_p, None),
+        ("vocab_only", c_bool, False),
+        ("use_mmap", c_bool, True),
+        ("use_direct_io", c_bool, False),
+        ("use_mlock", c_bool, False),
+        ("check_tensors", c_bool, False),
+        ("use_extra_bufts", c_bool, True),
+        ("no_host", c_bool, False),
+        ("no_alloc", c_bool, False),
+    ),
+)
+CONTEXT_PARAMS = Layout(
+    "llama_context_params",
+    (
+        ("n_ctx", c_uint32, 512),
+        ("n_batch", c_uint32, 2048),
+        ("n_ubatch", c_uint32, 512),
+        ("n_seq_max", c_uint32, 1),
+        ("n_rs_seq", c_uint32, 0),
+        ("n_outputs_max", c_uint32, 0),
+        ("n_threads", c_int32, 4),
+        ("n_threads_batch", c_int32, 4),
+        ("ctx_type", c_int32, 0),
+        ("rope_scaling_type", c_int32, -1),
+        ("pooling_type", c_int32, -1),
+        ("attention_type", c_int32, -1),
+        ("flash_attn_type", c_int32, -1),
+        ("rope_freq_base", c_float, 0.0),
+        ("rope_freq_scale", c_float, 0.0),
+        ("yarn_ext_factor", c_float, -1.0),
+        ("yarn_attn_factor", c_float, -1.0),
+        ("yarn_beta_fast", c_float, -1.0),
+        ("yarn_beta_slow", c_float, -1.0),
+        ("yarn_orig_ctx", c_uint32, 0),
+        ("defrag_thold", c_float, -1.0),
+        ("cb_eval", c_void_p, None),
+        ("cb_eval_user_data", c_void_p, None),
+        ("type_k", c_int32, TYPE_F16),
+        ("type_v", c_int32, TYPE_F16),
+        ("abort_callback", c_void_p, None),
+        ("abort_callback_data", c_void_p, None),
+        ("embeddings", c_bool, False),
+        ("offload_kqv", c_bool, True),
+        ("no_perf", c_bool, True),
+        ("op_offload", c_bool, True),
+        ("swa_full", c_bool, True),
+        ("kv_unified", c_bool, False),
+        ("samplers", c_void_p, None),
+        ("n_samplers", c_size_t, 0),
+        ("ctx_other", c_void_p, None),
+    ),
+)
+BATCH = layout("llama_batch", *BATCH_FIELDS)
+TENSOR = layout(
+    "ggml_tensor",
+    ("type", c_int32),
+    ("buffer", c_void_p),
+    ("ne", c_int64 * 4),
+    ("nb", c_size_t * 4),
+    ("op", c_int32),
+    ("op_params", c_int32 * 16),
+    ("flags", c_int32),
+    ("src", c_void_p * 10),
+    ("view_src", c_void_p),
+    ("view_offs", c_size_t),
+    ("data", c_void_p),
+    NAME_FIELD,
+    ("extra", c_void_p),
+    ("padding", c_char * 8),
+)
+TYPE_TRAITS = Layout(
+    "ggml_type_traits_cpu",
+    (
+        ("from_float", c_void_p, ANY),
+        ("vec_dot", c_void_p, ANY),
+        ("vec_dot_type", c_int32, TYPE_F16),
+        ("nrows", c_int64, 1),
+    ),
+)
+
+
+def functions(model_params: Layout, context_params: Layout) -> dict[str, Function]:
+    """Return the functions by role, as mainline has them, too, with parameters of its own."""
+    return common_functions(model_params, context_params, BATCH) | {
+        "load_model": Function("llama_model_load_from_file", c_void_p, (c_char_p, model_params.struct)),
+        "new_context": Function("llama_init_from_model", c_void_p, (c_void_p, context_params.struct)),
+        "vocab": Function("llama_model_get_vocab", c_void_p, (c_void_p,)),
+        "n_vocab": Function("llama_vocab_n_tokens", c_int32, (c_void_p,)),
+        "n_ctx_train": Function("llama_model_n_ctx_train", c_int32, (c_void_p,)),
+        "n_embd": Function("llama_model_n_embd", c_int32, (c_void_p,)),
+        "n_layer": Function("llama_model_n_layer", c_int32, (c_void_p,)),
+        "n_head": Function("llama_model_n_head", c_int32, (c_void_p,)),
+        "memory": Function("llama_get_memory", c_void_p, (c_void_p,)),
+        "clear_memory": Function("llama_memory_clear", None, (c_void_p, c_bool), constants=(True,)),
+    }
+
+
+BITNET: Nodes = {
+    **BITNET_NODES,
+    "inp_embd": (("embd", frozenset({"GET_ROWS"})),),
+    "kq_soft_max": (("kq_soft_max", frozenset({"SOFT_MAX"})),),
+    "attn_o_out": (("attn_out", None),),
+    "ffn_act": (),
+    "ffn_out": (("ffn_sub_out", None),),
+}
+"""``src/models/bitnet.cpp`` and ``src/llama-graph.cpp``. SiLU and product are one operation, and with flash
+attention so are scores, softmax and weighted sum."""
+
+TABLE = Table(
+    generation="main",
+    engine="bitnet.cpp",
+    title="bitnet.cpp main since July 2026",
+    functions=functions(MODEL_PARAMS, CONTEXT_PARAMS),
+    model_params=MODEL_PARAMS,
+    context_params=CONTEXT_PARAMS,
+    batch=BATCH,
+    tensor=TENSOR,
+    types={36: b"i2_s", 42: b"tl2"},
+    graphs={"bitnet-b1.58": BITNET, "bitnet": BITNET},
+    flash_attention="flash_attn_type",
+    gone_with_flash_attention=frozenset({"kq", "kq_soft_max"}),
+    dot=DotProduct("ggml_get_type_traits_cpu", TYPE_TRAITS, prepare="ggml_cpu_init"),
+    quantizer=Quantizer(ties="away", scale_of_zeros=0.0),
+)
