@@ -44,6 +44,38 @@ def test_other_shapes(make_model, shape, bitnet_cpp_library, kernel):
     assert_equal_bits(make_model(**shape), bitnet_cpp_library, kernel, (1, 2, 33), 2)
 
 
+OF_MAIN = {
+    **{name: shape for name, shape in SHAPES.items() if "arch" not in shape},
+    "head_dim 10, vocabulary of 778": {
+        "n_layers": 2, "dim": 640, "n_heads": 64, "n_kv_heads": 16, "hidden_dim": 640, "vocab_size": 778,
+    },
+    "head_dim 256": {"n_layers": 2, "dim": 1024, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 2816},
+}  # fmt: skip
+flash_or_not = pytest.mark.parametrize("flash_attention", [False, True], ids=["", "flash"])
+
+
+@flash_or_not
+class TestMain:
+    @each_family
+    def test_shipped_model(self, shipped_model, main_library, kernel, flash_attention):
+        lengths = (1, 2, 5, 13, 45, 64, 100)
+        score = compare(shipped_model, main_library, kernel, lengths, 2, flash_attention=flash_attention)
+        assert not score.different, score
+
+    @pytest.mark.parametrize("shape", OF_MAIN.values(), ids=OF_MAIN)
+    def test_shapes(self, make_model, shape, main_library, flash_attention):
+        lengths = (1, 2, 5, 13, 66)
+        score = compare(make_model(**shape), main_library, None, lengths, 2, flash_attention=flash_attention)
+        assert not score.different, score
+
+    @pytest.mark.parametrize("n_threads", [1, 3])
+    def test_many_cells_with_other_threads(self, make_model, main_library, n_threads, flash_attention):
+        score = compare(
+            make_model(), main_library, None, (255, 300), 3, flash_attention=flash_attention, n_threads=n_threads
+        )
+        assert not score.different, score
+
+
 def test_2b_4t_shape(tmp_path, bitnet_cpp_library):
     """1.2 GB and minutes: only on request."""
     if os.environ.get("BITNET_TEST_2B") != "1":
