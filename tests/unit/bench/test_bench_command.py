@@ -243,12 +243,12 @@ def test_a_candidate_that_is_not_here(
     out = tmp_path / "r.json"
     result = bench(model_path, "--candidate", "llama.cpp", "--receipt", out)
     assert result.exit_code == 3
-    assert "llama-cpp-python" in error_line(result)
+    assert "no llama.cpp is installed here" in error_line(result)
     made = receipt.read(out)
     assert {side: made[side]["status"] for side in ("candidate", "reference")} == {
         "candidate": "unavailable", "reference": "unavailable",
     }  # fmt: skip
-    assert "llama-cpp-python" in made["candidate"]["note"]
+    assert "no llama.cpp is installed here" in made["candidate"]["note"]
     assert made["reference"]["note"] == "not opened"
 
 
