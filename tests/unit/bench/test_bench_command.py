@@ -227,16 +227,29 @@ def test_without_bitnet_cpp(model_path: Path, tmp_path: Path, word: str) -> None
     assert "reference" in failures(made)
 
 
-def test_a_library_that_cannot_be_loaded(
-    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken, out = tmp_path / "libllama.so", tmp_path / "r.json"
+def test_a_file_that_is_no_library(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "libllama.so"
     broken.write_text("no library")
     monkeypatch.setenv("BITNET_CPP_LIB", str(broken))
-    result = bench(model_path, "--receipt", out)
-    assert result.exit_code == 3, result.output
-    assert "cannot load the bitnet.cpp library" in error_line(result)
-    assert receipt.read(out)["reference"]["status"] == "unavailable"
+    result = bench(model_path)
+    assert result.exit_code == 4, result.output
+    assert "is not a shared library" in error_line(result)
+
+
+def test_a_candidate_that_is_not_here(
+    stranger: type[Stranger], model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossval.engines.llama_package.find_library", lambda: None)
+    out = tmp_path / "r.json"
+    result = bench(model_path, "--candidate", "llama.cpp", "--receipt", out)
+    assert result.exit_code == 3
+    assert "no llama.cpp is installed here" in error_line(result)
+    made = receipt.read(out)
+    assert {side: made[side]["status"] for side in ("candidate", "reference")} == {
+        "candidate": "unavailable", "reference": "unavailable",
+    }  # fmt: skip
+    assert "no llama.cpp is installed here" in made["candidate"]["note"]
+    assert made["reference"]["note"] == "not opened"
 
 
 @pytest.mark.parametrize(
