@@ -19,6 +19,7 @@ from crossval.examine.layers_receipt import DIFF, LAYERS, DefaultRun, Examined, 
 from crossval.passes import Runner, n_after
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import build
+from crossval.receipts.party import REFERENCE_NAME
 from crossval.terms import SIDES, Progress
 
 NO_DEFAULT_RUN = (
@@ -191,7 +192,8 @@ def _default_run(request: Request, model: ModelFile, prompt: Prompt, n_decode: i
         numerics = {side: engine.identity.numerics.to_json() for side, engine in zip(SIDES, engines, strict=True)}
         command = request.command(model, prompt.text, n_decode)
         diagnosis = [findings.to_json(one, command) for one in found.findings]
-        return DefaultRun(numerics, Examined(found.result, found.audits_json(), diagnosis))
+        is_bitnet_cpp = engines[-1].identity.name == REFERENCE_NAME
+        return DefaultRun(numerics, Examined(found.result, found.audits_json(), diagnosis), is_bitnet_cpp)
 
 
 def _write_reproducers(request: Request, found: Sequence[Finding], engines: Engines) -> None:

@@ -23,6 +23,7 @@ from crossval.model.taps import OPTIONAL_TAPS
 from crossval.passes import Numerics, PassPlan, n_after
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import VIEWS, Amount, Checks, Kind, Summary, summary_conflicts
+from crossval.receipts.party import Party
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import plan_conflicts, plan_from_json, plan_to_json, vocabulary_conflicts
 from crossval.repeat import floors_receipt
@@ -60,6 +61,8 @@ class DefaultRun:
     numerics: Mapping[Side, Mapping[str, Any]]
     """How both engines round in it."""
     examined: Examined
+    cpp_available: bool
+    """Whether the reference is bitnet.cpp."""
 
 
 def has_default_run(numerics: Mapping[str, Any]) -> bool:
@@ -93,7 +96,7 @@ def _default_run_to_json(run: DefaultRun) -> dict[str, Any]:
     return {
         "numerics": dict(run.numerics),
         **written,
-        **summary.to_json(verdict(run.examined, summary), cpp_available=True),
+        **summary.to_json(verdict(run.examined, summary), cpp_available=run.cpp_available),
     }
 
 
@@ -131,7 +134,11 @@ def from_json(receipt: Receipt) -> Examined:
     views = {name: receipt[name] for name in VIEWS if name in receipt}
     default_run = None
     if DEFAULT_RUN in receipt:
-        default_run = DefaultRun(receipt[DEFAULT_RUN]["numerics"], from_json(default_run_alone(receipt)))
+        default_run = DefaultRun(
+            receipt[DEFAULT_RUN]["numerics"],
+            from_json(default_run_alone(receipt)),
+            Party.from_json(receipt["reference"]).is_bitnet_cpp,
+        )
     return Examined(result, receipt["audit"] or {}, receipt["diagnosis"] or (), views, default_run)
 
 

@@ -34,7 +34,7 @@ def receipt_of(run: Examined | None, **changes: Any) -> Receipt:
         side: Party("live", dataclasses.replace(one, numerics=OFF))
         for side, one in (("candidate", OURS), ("reference", THEIRS))
     }
-    default_run = None if run is None else DefaultRun(dict.fromkeys(parties, ON.to_json()), run)
+    default_run = None if run is None else DefaultRun(dict.fromkeys(parties, ON.to_json()), run, True)
     found = Examined(layers_result(), audits(), default_run=default_run)
     return kind.build(LAYERS, found, context(**{**parties, **changes}))
 
@@ -103,7 +103,7 @@ def test_floors_stay_with_the_captured_run():
     result = layers_result()
     found = Examined(
         result, audits(), views={"floors": floors_of_result(result)},
-        default_run=DefaultRun({"candidate": ON.to_json(), "reference": ON.to_json()}, run_of()),
+        default_run=DefaultRun({"candidate": ON.to_json(), "reference": ON.to_json()}, run_of(), True),
     )  # fmt: skip
     facts = context()
     facts = dataclasses.replace(facts, settings={**facts.settings, "floors": True})
