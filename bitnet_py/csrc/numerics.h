@@ -88,7 +88,7 @@ static inline float bn_exp2_int(int n) { return bn_float((uint32_t)(n + 127) << 
 /* AVX-512 variant: j * 2^n with one rounding. Splitting n keeps the first factor exact. */
 static inline float bn_exp_w16(float x) {
     const bn_exp_reduced r = bn_exp_reduce(x);
-    if (isnan(x)) return x;
+    if (isnan(x)) return NAN; /* the same bits in every kernel family */
     if (!(fabsf(r.n) <= 192)) return r.n <= 0 ? 0.0f : INFINITY;
     const float j = fmaf(r.h, r.u, fmaf(0x1.ffffecp-1f, r.b, 1.0f));
     const int n = (int)r.n, n1 = n / 2, n2 = n - n1;
@@ -98,7 +98,7 @@ static inline float bn_exp_w16(float x) {
 /* AVX2 variant. */
 static inline float bn_exp_w8(float x) {
     const bn_exp_reduced r = bn_exp_reduce(x);
-    if (isnan(x)) return x;
+    if (isnan(x)) return NAN; /* the same bits in every kernel family */
     if (!(fabsf(r.n) <= 192)) return r.n <= 0 ? 0.0f : INFINITY;
     const float j = fmaf(r.h, r.u, 0x1.ffffecp-1f * r.b);
     const int n = (int)r.n;

@@ -81,7 +81,7 @@ def unstated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the reference `live` be bitnet.cpp running now."""
+    """Let the reference `bitnet.cpp` be one that runs now."""
     monkeypatch.setattr(
         "crossval.engines.session.open_reference", lambda word, model, *_, **__: Stranger(model, n_threads=1)
     )
@@ -124,7 +124,7 @@ def test_a_recorded_candidate_beside_a_live_reference_and_the_gate(world, tmp_pa
     model, out = world.model(CASES[name][2]), tmp_path / "r.json"
     with mistaken(world, name):
         mine = record(Mine, model, tmp_path / "mine")
-    code, text, made = greedy(model, "live", out, "--candidate", mine)
+    code, text, made = greedy(model, "bitnet.cpp", out, "--candidate", mine)
     assert code == 1
     assert SAME in text
     assert_found(made, name)
@@ -135,7 +135,7 @@ def test_a_recorded_candidate_beside_a_live_reference_and_the_gate(world, tmp_pa
     assert "1 of the tokens, 1 required" in judged.stdout
     # The same engine without the mistake, on the same terms.
     good = record(Mine, model, tmp_path / "good")
-    assert greedy(model, "live", out, "--candidate", good)[0] == 0
+    assert greedy(model, "bitnet.cpp", out, "--candidate", good)[0] == 0
     demands = ("--require-live", "--min-exact-match", "1", "--min-logit-match", "1", "--require-bitwise")
     assert run("gate", out, *demands, "--allow-compute", "recorded").exit_code == 0
 

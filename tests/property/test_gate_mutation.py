@@ -102,6 +102,9 @@ UNPROVABLE = (
     "host.os",
     "host.libc",
     "host.python",
+    # Without it, an engine that states its lanes computes as March 2026's: the same statement.
+    "candidate.numerics.generation",
+    "reference.numerics.generation",
     "model.sha256",
     "model.file_name",
     "model.size_bytes",
