@@ -27,7 +27,7 @@ NOT_RUN = {
     r"[\w-]*(?:model|m|big)\.gguf|2b-4t": "a model of the reader's",
     r"my-[\w-]+|bitnet-cpp-trace": "a trace of the reader's",
     r"prompts\.txt|mine\.jsonl|greedy\.json": "the reader's file",
-    r"bitnet\.cpp|bitnet_cpp\.build|llama\.cpp|--engine both|crossval (?:bench|record)": "live bitnet.cpp or llama.cpp",
+    r"bitnet\.cpp|bitnet_cpp\.build|llama\.cpp|--engine both|crossval (?:bench|record)": "a live engine",
     r"train\.|\[|\bbench\b": "a usage line, or training and measuring, which take long",
     r"selftest|smoke|doctor": "has tests of its own, or an exit code that depends on the machine",
 }
