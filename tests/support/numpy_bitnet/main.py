@@ -53,7 +53,7 @@ def fma(a: Array, b: Array, c: Array, to: type = f32) -> Array:
     split = total - product
     lost = (product - (total - split)) + (term - split)
     odd = np.where(np.isfinite(lost) & (lost != 0) & (total.view(np.int64) & 1 == 0), np.sign(lost), 0)
-    exact: Array = np.where(odd == 0, total, np.nextafter(total, odd * np.inf)).astype(to)
+    exact: Array = np.where(odd == 0, total, np.nextafter(total, np.where(odd < 0, -np.inf, np.inf))).astype(to)
     return exact
 
 
