@@ -78,7 +78,8 @@ static void quantize_main(const float *x, int64_t n, int8_t *q, float *scale, in
 }
 
 /* llama.cpp ggml-quants.c, quantize_row_q8_K_ref. */
-static inline void quantize_blocks(const float *x, int64_t n, int fused, int8_t *q, float *steps, int32_t *groups) {
+static inline void quantize_blocks(const float *x, int64_t n, int fused, int8_t *q, float *steps,
+                                   int32_t *groups) {
     for (int64_t block = 0; block < n / BN_BLOCK; block++, x += BN_BLOCK, q += BN_BLOCK) {
         float top = 0, largest = 0;
         for (int i = 0; i < BN_BLOCK; i++) {
@@ -143,8 +144,8 @@ static inline void blocks_dot(const uint8_t *w, int64_t k, int n_rows, float sca
     }
 }
 
-static void blocks_dot_unfused(const uint8_t *w, int64_t k, int n_rows, float scale, const bn_blocks *x, int n_cols,
-                               float *out, int64_t ldo) {
+static void blocks_dot_unfused(const uint8_t *w, int64_t k, int n_rows, float scale, const bn_blocks *x,
+                               int n_cols, float *out, int64_t ldo) {
     blocks_dot(w, k, n_rows, scale, x, n_cols, 0, out, ldo);
 }
 
