@@ -323,6 +323,8 @@ def test_every_object_of_the_schema_is_closed(name: str) -> None:
                 "/$defs/metamorphic_results/properties/summary": ["candidate", "reference"],
                 "/$defs/metamorphic_criterion": ["taps"],
                 "/$defs/bench_values": ["flags"],
+                "/$defs/bench_results": ["references", "search"],
+                "/$defs/bench_measure/properties/passes": ["within"],
                 "/$defs/engine_audit": ["misrecorded", "precision"],
                 "/$defs/audit_row": ["n_segments", "within", "n_within"],
                 "/$defs/guilty_op": ["segment", "within", "n_within"],
