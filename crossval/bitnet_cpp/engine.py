@@ -155,7 +155,6 @@ class Engine:
             "flash_attention": flash_attention if table.flash_attention is not None else None,
             "has_vocab": lib.vocab_type(self.vocab) != _TOKENIZER_NONE,
             "has_output_weight": bool(self._tensor("output.weight")),
-            "absent_taps": sorted(tap for tap, nodes in self.nodes.items() if not nodes),
         }
 
     def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]:

@@ -127,9 +127,10 @@ def _in_directory(directory: Path) -> FoundLibrary:
         return replace(builder.build(source, Options(_cache_dir(source.digest))), origin="source")
     for name in IN_BUILD_DIRECTORY:
         # The plain name first: versioned ones are links' targets.
-        for path in sorted((directory / name).glob(f"{LIBRARY_NAME}*")):
-            check_shared_object(path)
-            return FoundLibrary(path, "path", read_manifest(path.parent))
+        found = sorted((directory / name).glob(f"{LIBRARY_NAME}*"))
+        if found:
+            check_shared_object(found[0])
+            return FoundLibrary(found[0], "path", read_manifest(found[0].parent))
     raise BadInputError(
         f"{directory} holds neither a {LIBRARY_NAME} (looked in {', '.join(IN_BUILD_DIRECTORY)}) nor a source "
         "checkout of bitnet.cpp or llama.cpp"

@@ -43,8 +43,6 @@ class LoadedModel:
     n_ubatch: int
     has_vocab: bool
     has_output_weight: bool
-    absent_taps: list[str]
-    """Taps, without their layer, that the library does not compute as tensors of their own."""
 
 
 class BitnetCppRunner(EngineProcess):
@@ -244,8 +242,6 @@ def _identity(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIden
         settings["ubatch_limit"] = loaded["ubatch_limit"]
     if loaded["has_output_weight"]:
         settings["output.weight"] = OUTPUT_WEIGHT_NOTE
-    if loaded["absent_taps"]:
-        settings["absent_taps"] = ", ".join(loaded["absent_taps"])
     return EngineIdentity(
         name=facts["engine"],
         source_commit=manifest.source_commit if manifest else None,

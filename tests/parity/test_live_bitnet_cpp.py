@@ -76,8 +76,7 @@ def test_every_tap_comes_with_its_shape_in_prefill_and_decode(runner, odd_model,
         record = runner.eval(ids(step, start), names)
         assert list(record.plan.positions) == list(range(start, start + step))
         assert record.plan.kind == ("decode" if start else "prefill")
-        absent = runner.model.absent_taps
-        assert absent == (["ffn_act"] if runner.identity.numerics.generation == "main" else [])
+        absent = runner.identity.numerics.inside_others
         assert set(record.taps) == {name for name in names if taps.parse(name).tap not in absent}
         for name, tap in record.taps.items():
             at_the_end = names.index(name) >= names.index("blk.2.ffn_inp")
@@ -223,7 +222,6 @@ def test_each_generation_states_whose_arithmetic_it_is(odd_model, march_library,
     assert stated["march"].numerics.flash_attention is None
     assert stated["main"].numerics.flash_attention is False
     assert stated["main"].numerics.fused_quantizer is False
-    assert stated["main"].settings["absent_taps"] == "ffn_act"
     assert "ubatch_limit" in stated["march"].settings
     assert "ubatch_limit" not in stated["main"].settings
 

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossval.bitnet_cpp import main, march
+from crossval.bitnet_cpp.abi import TABLES
 from crossval.bitnet_cpp.capture import Capture, PassShape, node_index, read_tensor, tap_array
 from crossval.bitnet_cpp.table import TYPE_F16, TYPE_F32, Table
+from crossval.passes import Numerics
 
 OPS = {1: b"MUL_MAT", 2: b"ROPE", 3: b"SQR", 4: b"ADD", 5: b"RESHAPE", 6: b"GLU", 7: b"GET_ROWS"}
 
@@ -52,6 +54,17 @@ def test_the_index_holds_exactly_what_is_selected():
 def test_taps_that_a_graph_does_not_have_are_waited_for_nowhere():
     known = main.TABLE.nodes("bitnet-b1.58", True)
     assert node_index(known, ["blk.0.ffn_act", "blk.0.kq", "blk.0.kq_soft_max"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("table", "flash_attention"),
+    [(table, on) for table in TABLES for on in (False, *([True] if table.flash_attention else []))],
+    ids=lambda one: getattr(one, "generation", None),
+)
+def test_numerics_state_what_the_table_has_no_tensor_for(table, flash_attention):
+    stated = Numerics(8, False, generation=table.generation, flash_attention=flash_attention).inside_others
+    for arch in table.graphs:
+        assert {tap for tap, nodes in table.nodes(arch, flash_attention).items() if not nodes} == stated, arch
 
 
 @given(
