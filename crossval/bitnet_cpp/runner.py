@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from bitnet_py import overrides
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.tq import TQ_BLOCK, TQ_TYPES
@@ -15,7 +16,7 @@ from crossval.bitnet_cpp.manifest import combined_digest, manifest_for
 from crossval.child.client import EngineProcess, array_of
 from crossval.child.command import child_command
 from crossval.child.process import ChildProcess
-from crossval.child.protocol import Frame
+from crossval.child.protocol import Frame, joined
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
 from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
@@ -99,8 +100,9 @@ class BitnetCppRunner(EngineProcess):
         library = self._library or cpp_library.require_library().path
         child = self.start()
         try:
-            facts = _open(child, library)
-            model = {"model": str(self._model_path.resolve()), **self._requested}
+            facts = open_in(child, library)
+            replaced = overrides_of(self._model_path)
+            model = {"model": str(self._model_path.resolve()), "overrides": replaced, **self._requested}
             loaded = self.request("load", model, what=f"loading {self._model_path.name}").header
             self._model = LoadedModel(**{field.name: loaded[field.name] for field in fields(LoadedModel)})
             if _is_multiplied_in_blocks(self._model_path):
@@ -114,11 +116,12 @@ class BitnetCppRunner(EngineProcess):
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of ``llama_tokenize``; BOS only if the model's own settings add one."""
         try:
-            text.encode()
+            data = text.encode()
         except UnicodeEncodeError as error:
             raise BadInputError(f"the text is not valid Unicode: {error.reason} at {error.start}") from error
-        params = {"text": text, "add_bos": add_bos, "parse_special": parse_special}
-        answer = self.request("tokenize", params, what=f"tokenizing {len(text)} characters")
+        params = {"add_bos": add_bos, "parse_special": parse_special}
+        what = f"tokenizing {len(text)} characters"
+        answer = self.request("tokenize", params, arrays=joined([data]), what=what)
         ids: list[int] = array_of(answer, "token_ids", "int32").tolist()
         return ids
 
@@ -192,10 +195,15 @@ def open_library(path: Path) -> dict[str, Any]:
         UnavailableError: it cannot be loaded, or is not of bitnet.cpp's llama.cpp generation.
     """
     with start_child() as child:
-        return _open(child, path)
+        return open_in(child, path)
 
 
-def _open(child: ChildProcess, library: Path) -> dict[str, Any]:
+def open_in(child: ChildProcess, library: Path) -> dict[str, Any]:
+    """Load a library in a process that was started for it, and return what ``Engine.open`` found.
+
+    Raises:
+        UnavailableError: it cannot be loaded, or is of no known generation.
+    """
     if not library.is_file():
         raise UnavailableError(f"{library}: no such library")
     cpp_library.check_shared_object(library)
@@ -216,6 +224,21 @@ def _check_gguf(path: Path) -> None:
         raise BadInputError(f"cannot read the model {path}: {error.strerror or error}") from error
     if magic != b"GGUF":
         raise BadInputError(f"{path} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
+
+
+def overrides_of(path: Path) -> dict[str, Any]:
+    """Return the metadata values that ``--override`` replaces, with the types they have in the file.
+
+    Raises:
+        BadInputError: one of them does not fit the file.
+    """
+    if not overrides.notes():
+        return {}
+    try:
+        with GGUFFile.open(path) as gguf:
+            return overrides.typed(gguf.metadata)
+    except BitnetError as error:
+        raise BadInputError(str(error)) from error
 
 
 def _is_multiplied_in_blocks(path: Path) -> bool:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitnet_py import overrides
 from bitnet_py.config import ModelConfig
 from bitnet_py.gguf import GGUFFile
+from bitnet_py.vocabulary import missing_pre
 from bitnet_py.weights import Weights
 from crossval.files import file_sha256
 from crossval.terms import SEPARATE_OUTPUT_NOTE
@@ -32,6 +34,8 @@ class ModelFile:
     facts: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """Those of the notes that a person should see even where no receipt is shown."""
 
     @property
     def sha256(self) -> str:
@@ -52,6 +56,7 @@ def check_model(path: str | Path) -> ModelFile:
         weights.check_finite()
         separate_output = weights.output is not None
         tokenizer = _tokenizer_facts(gguf.metadata, config.vocab_size)
+        warnings = tuple(missing_pre(gguf.metadata))
         del weights
     facts = {
         "sha256": file_sha256(file),
@@ -62,11 +67,11 @@ def check_model(path: str | Path) -> ModelFile:
         "separate_output": separate_output,
         "shape": {name: getattr(config, name) for name in _SHAPE},
     }
-    notes = [SEPARATE_OUTPUT_NOTE] if separate_output else []
+    notes = [*overrides.notes(), *warnings, *([SEPARATE_OUTPUT_NOTE] if separate_output else [])]
     kv_rows = config.n_kv_heads * config.head_dim
     if kv_rows % ROW_GROUP:  # all other row counts are column counts elsewhere, so multiples of 128
         notes.append(ROWS_NOTE.format(rows=kv_rows))
-    return ModelFile(file, config, facts, tokenizer, tuple(notes))
+    return ModelFile(file, config, facts, tokenizer, tuple(notes), warnings)
 
 
 _SHAPE = (
