@@ -1,4 +1,4 @@
-"""A small SentencePiece vocabulary, trained on the sentences of ``synth_vocab``; deterministic on every platform."""
+"""A small SentencePiece vocabulary, trained on ``synth_vocab``'s sentences; the same on every platform."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class SentencePieceVocab:
 def build_sentencepiece(
     vocab_size: int, seed: int, extra: Sequence[tuple[str, TokenKind, float]] = ()
 ) -> SentencePieceVocab:
-    """Return a vocabulary of exactly ``vocab_size`` tokens: special ones, 256 bytes, pieces, characters, ``extra``.
+    """Return a vocabulary of ``vocab_size`` tokens: special ones, 256 bytes, pieces, characters, ``extra``.
 
-    As in Llama 2's, the score of a piece is minus its rank, and characters have the lowest. ``extra``: further tokens
-    (text, kind, score).
+    As in Llama 2's, the score of a piece is minus its rank, and characters have the lowest.
+    ``extra``: further tokens (text, kind, score).
 
     Raises:
         ModelError: ``vocab_size`` is too small, or larger than the sentences have pieces.

@@ -99,7 +99,7 @@ class TestSpacePrefix:
 
 
 class TestSpecialTokens:
-    ROWS = [*LETTERS, ("<c>", 0.0, TokenKind.CONTROL), ("<u>", 0.0, TokenKind.USER_DEFINED)]
+    ROWS = (*LETTERS, ("<c>", 0.0, TokenKind.CONTROL), ("<u>", 0.0, TokenKind.USER_DEFINED))
 
     def test_only_user_defined_tokens_are_recognised_in_plain_text(self):
         rows = [*self.ROWS, ("<", -100.0), (">", -100.0), ("u", -100.0)]
