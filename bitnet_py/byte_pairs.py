@@ -52,17 +52,27 @@ class ByteLevelBPE:
         try:
             data = text.encode()
         except UnicodeEncodeError:
-            return self._encode_bytes(text.encode("utf-8", "surrogateescape"))
+            return self._encode_points(self._code_points(text))
         self._check_bytes(data)
         ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _encode_bytes(self, data: bytes) -> list[int]:
-        points = _code_points(data, replace=self._generation == "main")
+    def readable(self, text: str) -> bytes:
+        """Return the bytes that are encoded for ``text``: its own, where they are UTF-8. Raises ``InputError``."""
+        try:
+            return text.encode()
+        except UnicodeEncodeError:
+            points = self._code_points(text)
+        return b"".join(map(_bytes_of, points))
+
+    def _code_points(self, text: str) -> list[int]:
+        return _code_points(text.encode("utf-8", "surrogateescape"), replace=self._generation == "main")
+
+    def _encode_points(self, points: list[int]) -> list[int]:
         shown = "".join(_STAND_IN if 0xD800 <= point < 0xE000 else chr(point) for point in points)
         ids: list[int] = []
         for _, (begin, end) in self._splits.pre_tokenize_str(shown):
-            word = b"".join(chr(point).encode("utf-8", "surrogatepass") for point in points[begin:end])
+            word = b"".join(map(_bytes_of, points[begin:end]))
             self._check_bytes(word)
             ids += [token.id for token in self._bpe.model.tokenize("".join(map(_ALPHABET.__getitem__, word)))]
         return ids
@@ -71,6 +81,10 @@ class ByteLevelBPE:
         if self._missing_bytes and not self._missing_bytes.isdisjoint(data):
             byte = min(self._missing_bytes.intersection(data))
             raise TokenizerError(f"no token of the vocabulary can express byte 0x{byte:02X} of the text")
+
+
+def _bytes_of(point: int) -> bytes:
+    return chr(point).encode("utf-8", "surrogatepass")
 
 
 def _code_points(data: bytes, *, replace: bool) -> list[int]:

@@ -15,7 +15,6 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_py import overrides
 from bitnet_py.arithmetic import GENERATIONS, Generation
 from bitnet_py.bench import BenchReport, bench
 from bitnet_py.config import ARCHITECTURES
@@ -25,6 +24,7 @@ from bitnet_py.generate import Token, generate
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.inspection import describe, print_description
 from bitnet_py.model import Model
+from bitnet_py.override_option import override_option
 from bitnet_py.projections import PROJECTIONS
 from bitnet_py.resources import default_model_path
 from bitnet_py.sampler import MAX_SEED, GreedySampler, RandomSampler
@@ -100,7 +100,7 @@ def model_option(function: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @model_option
-@overrides.option
+@override_option
 @click.option("--prompt", required=True, help="Text to continue.")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Stop after this many."
@@ -198,7 +198,7 @@ def run(
 
 @main.command("bench")
 @model_option
-@overrides.option
+@override_option
 @click.option(
     "--prompt-tokens", "n_prompt", type=click.IntRange(1), default=128, show_default=True, help="Prompt length."
 )
@@ -236,7 +236,7 @@ def bench_command(
 
 @main.command()
 @model_option
-@overrides.option
+@override_option
 @click.option("--verify", is_flag=True, help="Also scan every weight and build the tokenizer.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
@@ -304,7 +304,7 @@ def convert_command(
 
 @main.command()
 @model_option
-@overrides.option
+@override_option
 @click.option(
     "--generation",
     type=click.Choice(GENERATIONS),

@@ -6,12 +6,10 @@ and a live reference is given the same values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
-
-import click
 
 from bitnet_py.errors import ModelError, clip
 
@@ -53,28 +51,6 @@ def applied(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
 def notes() -> list[str]:
     """Return a line for each value in force."""
     return [f"{key} is {text!r} by --override, whatever the file says" for key, text in _in_force.items()]
-
-
-def option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--override`` to a command; it is in force until the command ends."""
-
-    def enter(ctx: click.Context, _param: click.Parameter, given: Sequence[str]) -> None:
-        values = {}
-        for text in given:
-            key, equals, value = text.partition("=")
-            if not equals or not key.strip():
-                raise click.BadParameter(f"{text!r}: expected KEY=VALUE, such as tokenizer.ggml.pre=llama-bpe")
-            values[key.strip()] = value
-        ctx.with_resource(overriding(values))
-
-    return click.option(
-        "--override",
-        multiple=True,
-        metavar="KEY=VALUE",
-        expose_value=False,
-        callback=enter,
-        help="Use this value for a metadata key instead of the file's, in every engine. May be repeated.",
-    )(function)
 
 
 def _typed(key: str, text: str, stated: Any) -> Value:

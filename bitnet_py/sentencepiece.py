@@ -50,6 +50,10 @@ class SentencePiece:
             ids += self._cached(word) if len(word) <= _LONGEST_CACHED else self._join(word)
         return ids
 
+    def readable(self, text: str) -> bytes:
+        """Return the bytes that the pieces of ``text`` have: its own, but a space for every ``▁``."""
+        return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
+
     def _join(self, word: str) -> Sequence[int]:
         return self._join_symbols(list(word))
 

@@ -87,22 +87,30 @@ class Tokenizer:
         vocabulary can express.
         """
         vocabulary = self.vocabulary
-        text = _readable(text)
-        after_special = True
         ids: list[int] = []
         if add_bos and vocabulary.add_bos and vocabulary.bos_id is not None:
             ids.append(vocabulary.bos_id)
-        for piece in self._split_special(text, parse_special):
-            if isinstance(piece, int):
-                ids.append(piece)
-                after_special = True
-            else:
-                prefix = " " if vocabulary.add_space_prefix and after_special else ""
-                ids += self._plain.encode(prefix + piece)
-                after_special = False
+        for piece in self._pieces_of(text, parse_special):
+            ids += [piece] if isinstance(piece, int) else self._plain.encode(piece)
         if add_bos and vocabulary.add_eos and vocabulary.eos_id is not None:
             ids.append(vocabulary.eos_id)
         return ids
+
+    def decodable(self, text: str | bytes, *, add_bos: bool = True, parse_special: bool = True) -> bytes:
+        """Return what the pieces of ``encode``'s ids are when joined, special tokens as their text.
+
+        Not always the text: SentencePiece puts spaces before it and knows no ``▁``, and bytes that
+        are not UTF-8 may be replaced. Raises as ``encode``.
+        """
+        vocabulary = self.vocabulary
+        parts = []
+        for role, is_added in ((vocabulary.bos_id, vocabulary.add_bos), (vocabulary.eos_id, vocabulary.add_eos)):
+            parts.append(vocabulary.tokens[role].encode() if add_bos and is_added and role is not None else b"")
+        middle = [
+            vocabulary.tokens[piece].encode() if isinstance(piece, int) else self._plain.readable(piece)
+            for piece in self._pieces_of(text, parse_special)
+        ]
+        return parts[0] + b"".join(middle) + parts[1]
 
     def token_bytes(self, token_id: int, *, skip_special: bool = True) -> bytes:
         """Return the bytes of one token, as ``llama_token_to_piece`` does; may be part of a UTF-8 sequence.
@@ -137,6 +145,15 @@ class Tokenizer:
     def decode_stream(self, *, skip_special: bool = True) -> DecodeStream:
         """Return a decoder for tokens that arrive one at a time."""
         return DecodeStream(self, skip_special=skip_special)
+
+    def _pieces_of(self, text: str | bytes, parse_special: bool) -> list[str | int]:
+        """Return special tokens and the texts between them, with the spaces that the vocabulary puts before."""
+        pieces = self._split_special(_readable(text), parse_special)
+        if self.vocabulary.add_space_prefix:
+            for n, piece in enumerate(pieces):
+                if isinstance(piece, str) and (n == 0 or isinstance(pieces[n - 1], int)):
+                    pieces[n] = " " + piece
+        return pieces
 
     def _split_special(self, text: str, parse_special: bool) -> list[str | int]:
         pieces: list[str | int] = [text] if text else []

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
+import signal
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -215,6 +217,27 @@ class Engine:
                 return list(buffer[:count])
             capacity = -count
         raise RefusedError(f"llama_tokenize asked for {capacity} tokens and then for more")
+
+    def tokenize_guarded(self, data: bytes, **options: bool) -> list[int] | str:
+        """As ``tokenize``, in a copy of this process; how that ended (``SIGABRT``) when the text ends it."""
+        reading, writing = os.pipe()
+        copy = os.fork()
+        if copy == 0:
+            status = 1
+            try:
+                ids = self.tokenize(data, **options)
+                with os.fdopen(writing, "wb") as pipe:
+                    pipe.write(np.array(ids, np.int32).tobytes())
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            written = pipe.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+        if status < 0:
+            return signal.Signals(-status).name
+        return f"exit status {status}" if status else np.frombuffer(written, np.int32).tolist()
 
     def reset(self) -> None:
         """Empty the KV cache."""

@@ -251,20 +251,19 @@ def _is_multiplied_in_blocks(path: Path) -> bool:
 
 
 def _identity(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIdentity:
-    """Describe the build: digests of the files actually mapped, the rest from a manifest that lists them."""
-    files: dict[str, str] = facts["files"]
-    manifest = manifest_for(files)
-    settings: dict[str, Any] = {
-        "n_threads": loaded["n_threads"],
-        "n_ctx": loaded["n_ctx"],
-        "n_ubatch": loaded["n_ubatch"],
-        "system_info": facts["system_info"],
-        **{f"sha256 {Path(path).name}": digest for path, digest in files.items()},
-    }
+    settings: dict[str, Any] = {name: loaded[name] for name in ("n_threads", "n_ctx", "n_ubatch")}
     if loaded["ubatch_limit"] is not None:
         settings["ubatch_limit"] = loaded["ubatch_limit"]
     if loaded["has_output_weight"]:
         settings["output.weight"] = OUTPUT_WEIGHT_NOTE
+    return identity_of(facts, _numerics(facts, loaded), settings)
+
+
+def identity_of(facts: Mapping[str, Any], numerics: Numerics, settings: Mapping[str, Any]) -> EngineIdentity:
+    """Describe a build: digests of the files actually mapped, the rest from a manifest that lists them."""
+    files: dict[str, str] = facts["files"]
+    manifest = manifest_for(files)
+    mapped = {f"sha256 {Path(path).name}": digest for path, digest in files.items()}
     return EngineIdentity(
         name=facts["engine"],
         source_commit=manifest.source_commit if manifest else None,
@@ -272,8 +271,8 @@ def _identity(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIden
         library_digest=combined_digest(files),
         compiler=manifest.compiler if manifest else None,
         flags=manifest.flags if manifest else None,
-        numerics=_numerics(facts, loaded),
-        settings=settings,
+        numerics=numerics,
+        settings={**settings, "system_info": facts["system_info"], **mapped},
     )
 
 

@@ -49,9 +49,13 @@ def handle(engine: Engine, request: Frame) -> tuple[Any, dict[str, Any]]:
         # Any bytes: they need not be UTF-8.
         texts = split(request.arrays["text"], request.arrays["n_bytes"])
         options = {name: header[name] for name in ("add_bos", "parse_special")}
-        found = [engine.tokenize(text, **options) for text in texts]
-        ids = np.array([token for one in found for token in one], np.int32)
-        return {}, {"token_ids": ids, "n_ids": np.array([len(one) for one in found], np.int32)}
+        tokenize = engine.tokenize_guarded if header.get("guarded") else engine.tokenize
+        found = [tokenize(text, **options) for text in texts]
+        ended = {index: one for index, one in enumerate(found) if isinstance(one, str)}
+        lists = [[] if isinstance(one, str) else one for one in found]
+        ids = np.array([token for one in lists for token in one], np.int32)
+        counts = np.array([len(one) for one in lists], np.int32)
+        return {"ended": ended}, {"token_ids": ids, "n_ids": counts}
     if command == "pieces":
         return {}, joined(engine.pieces(special=header["special"]))
     if command == "reset":

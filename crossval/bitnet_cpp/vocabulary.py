@@ -1,8 +1,8 @@
 """The tokenizer of a library of the llama.cpp family: a model file's vocabulary alone, without its weights.
 
 Some texts end the library's process (bytes that are not UTF-8, long runs that overflow the stack of a regular
-expression). Texts go to it in batches; where a batch fails, its process is started again and the texts are given
-one at a time, so that each has either ids or the reason why there are none.
+expression). Texts go to it in batches; where a batch ends it, it is started again and a copy of the process takes
+each text of that batch, so that each has either ids or the reason why there are none.
 """
 
 from __future__ import annotations
@@ -79,36 +79,28 @@ class LiveVocabulary(EngineProcess):
         """
         found: list[list[int] | Refused] = []
         for batch in _batches(texts):
+            params = {"add_bos": add_bos, "parse_special": parse_special}
             try:
-                found += self._tokenize(batch, add_bos, parse_special)
+                found += self._tokenize(batch, params)
             except EngineCrashError:
-                for text in batch:
-                    found.append(self._tokenize_alone(text, add_bos, parse_special))
+                self.__enter__()
+                found += self._tokenize(batch, {**params, "guarded": True})
         return found
 
-    def _tokenize_alone(self, text: bytes, add_bos: bool, parse_special: bool) -> list[int] | Refused:
-        if self._child is None:
-            self.__enter__()
-        try:
-            return self._tokenize([text], add_bos, parse_special)[0]
-        except EngineCrashError as error:
-            return Refused(str(error).partition(";")[0])
-
-    def _tokenize(self, texts: Sequence[bytes], add_bos: bool, parse_special: bool) -> list[list[int]]:
-        params = {"add_bos": add_bos, "parse_special": parse_special}
-        if self._child is None:
-            self.__enter__()
+    def _tokenize(self, texts: Sequence[bytes], params: dict[str, bool]) -> list[list[int] | Refused]:
         answer = self.request("tokenize", params, arrays=joined(texts), what=f"tokenizing {len(texts)} texts")
         ids, counts = array_of(answer, "token_ids", "int32"), array_of(answer, "n_ids", "int32")
         if counts.size != len(texts) or (counts < 0).any() or int(counts.sum()) != ids.size:
             raise EngineCrashError("the engine's process returned a wrong number of token ids")
         parts: list[npt.NDArray[Any]] = np.split(ids, np.cumsum(counts)[:-1])
-        return [part.tolist() for part in parts]
+        ended = answer.header.get("ended", {})
+        return [
+            Refused(f"its process ends: {ended[str(i)]}") if str(i) in ended else part.tolist()
+            for i, part in enumerate(parts)
+        ]
 
     def pieces(self, *, special: bool = True) -> list[bytes]:
         """Return the bytes of every token; ``special``: control tokens as their text, not nothing."""
-        if self._child is None:
-            self.__enter__()
         answer = self.request("pieces", {"special": special}, what="reading the pieces of the vocabulary")
         try:
             found = split(array_of(answer, "text", "uint8"), array_of(answer, "n_bytes", "int32"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bitnet_py import overrides
+from bitnet_py.override_option import override_option
 from bitnet_py.template import TEMPLATES
 from crossval.cli import output
 from crossval.engines.registry import words
@@ -43,7 +43,7 @@ def together(*options: Option) -> Option:
 PROMPT = click.option("--prompt", required=True, metavar="TEXT", help="Text both engines read.")
 MODEL = together(
     file("--model", "model", "GGUF model both engines run. Default: the model that ships with crossval.", "PATH"),
-    overrides.option,
+    override_option,
 )
 CANDIDATE = click.option(
     "--candidate",

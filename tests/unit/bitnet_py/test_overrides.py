@@ -5,6 +5,7 @@ from click.testing import CliRunner
 from bitnet_py import overrides
 from bitnet_py.errors import ModelError
 from bitnet_py.gguf import GGUFFile
+from bitnet_py.override_option import override_option
 from bitnet_py.tokenizer import Tokenizer
 
 FILE = {"text": "a", "flag": True, "count": 7, "ratio": 0.5, "list": [1]}
@@ -16,8 +17,13 @@ def test_a_value_has_the_type_that_the_file_has_or_that_it_looks_like():
         found = overrides.applied(FILE)
         assert len(overrides.notes()) == len(given)
     assert {key: found[key] for key in given} == {
-        "text": "12", "flag": False, "count": 8, "ratio": 3.0,
-        "new": "llama-bpe", "on": True, "n": 4,
+        "text": "12",
+        "flag": False,
+        "count": 8,
+        "ratio": 3.0,
+        "new": "llama-bpe",
+        "on": True,
+        "n": 4,
     }
     assert found["list"] == [1]
     assert type(found["ratio"]) is float
@@ -43,7 +49,7 @@ def test_values_are_in_force_until_the_command_ends(make_model):
     model = make_model(pre="none")
 
     @click.command()
-    @overrides.option
+    @override_option
     def command():
         with GGUFFile.open(model) as gguf:
             click.echo(Tokenizer.from_gguf(gguf).pre)
