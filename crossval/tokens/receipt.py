@@ -14,6 +14,7 @@ from crossval.terms import SIDES, PassFail, Side
 from crossval.tokens import corpus
 from crossval.tokens.compare import MODES, Difference, Row, Seen, TokensResult, thresholds
 from crossval.tokens.corpus import OWN
+from crossval.tokens.party import NAMES
 
 SHIPPED = "shipped"
 _MOST_TEXTS = 10_000
@@ -128,6 +129,10 @@ def structure(receipt: Receipt) -> list[str]:
     """Check the corpus, and that every category of it has a row in each mode with all its texts."""
     result = from_json(receipt)
     complaints = vocabulary_conflicts(receipt)
+    for side in SIDES:
+        name, status = receipt[side]["name"], receipt[side]["status"]
+        if name not in NAMES or status != "live":
+            complaints.append(f"the {side} is {status} {name}; compared are live {', '.join(NAMES)}")
     stated = receipt["tokenizer"]["engines_agree"]
     if stated is not agree(result):
         complaints.append(f"tokenizer.engines_agree is {stated}, the rows say {agree(result)}")
