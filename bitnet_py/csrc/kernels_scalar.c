@@ -283,7 +283,7 @@ static void rope_halves(const float *x, const float *cos, const float *sin, int 
     for (int i = 0; i < half; i++) rotate(x[i], x[i + half], cos[i], sin[i], &out[i], &out[i + half]);
 }
 
-/* The same rounding as for halves. Not compared with bitnet.cpp: not claimed to be bit-identical. */
+/* The same rounding as for halves: the same expressions, contracted alike. */
 void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out) {
     for (int i = 0; i < half; i++) rotate(x[2 * i], x[2 * i + 1], cos[i], sin[i], &out[2 * i], &out[2 * i + 1]);
 }

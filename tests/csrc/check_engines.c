@@ -35,7 +35,7 @@ static int64_t capacity_of(const variant *v, int64_t n) {
 }
 
 static bn_matrix random_matrix(int64_t rows, int64_t cols) {
-    return (bn_matrix){random_codes(rows * cols / 4), rows, cols, 0.05f};
+    return (bn_matrix){random_codes(rows * cols / 4), rows, cols, 0.05f, 1.0f, NULL};
 }
 
 static bn_model random_model(const shape *s) {
@@ -70,6 +70,7 @@ static bn_model random_model(const shape *s) {
         .rope_pairing = s->rope_pairing,
         .rms_eps = 1e-5f,
         .rope_base = 10000.0f,
+        .rope_scale = 1.0f,
         .token_embd = embeddings,
         .output = s->separate_head ? random_halves(s->vocab_size * dim) : embeddings,
         .output_norm = random_floats(dim, 1.0f, 0.5f),
@@ -269,7 +270,7 @@ static bn_matrix repeat_heads(const bn_matrix *m, int head_dim, int group) {
     uint8_t *data = room(group * m->rows * m->cols / 4, 1, 5);
     for (int64_t h = 0; h < n_heads * group; h++)
         memcpy(data + h * of_head, m->data + h / group * of_head, (size_t)of_head);
-    return (bn_matrix){data, group * m->rows, m->cols, m->scale};
+    return (bn_matrix){data, group * m->rows, m->cols, m->scale, m->factor, m->bias};
 }
 
 /* Heads that share keys and values against the same heads with copies of their own. */
