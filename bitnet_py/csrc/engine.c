@@ -106,7 +106,7 @@ int bn_engine_create(const bn_model *model, const bn_options *options, bn_engine
         bn_engine_free(e);
         return bn_fail(BN_ERR_THREAD, "could not start the worker threads");
     }
-    bn_counters_init(&e->counters, kernels, model->rope_pairing);
+    bn_counters_init(&e->counters, kernels);
     *out = e;
     return BN_OK;
 }
