@@ -70,9 +70,7 @@ def test_march_does_not_load_scales_of_llama(make_model: MakeModel, march_librar
 def test_falcon3_1b_shape(tmp_path: Path, march_library: Path, main_library: Path) -> None:
     """1.4 GB and minutes: only on request."""
     if os.environ.get("BITNET_TEST_2B") != "1":
-        pytest.skip(
-            "the Falcon3-1B shape takes 1.4 GB of disk and minutes: set BITNET_TEST_2B=1 to test it"
-        )
+        pytest.skip("the Falcon3-1B shape takes 1.4 GB of disk and minutes: set BITNET_TEST_2B=1 to test it")
     model = tmp_path / "falcon3-1b.gguf"
     write_model(model, PRESETS["falcon3-1b"])
     for library, more in ((march_library, {}), (main_library, {}), (main_library, {"flash_attention": True})):
