@@ -13,10 +13,10 @@ from bitnet_py.config import ModelConfig
 from bitnet_py.errors import ModelError, clip, model_error
 from bitnet_py.gguf import GGMLType, GGUFFile
 from bitnet_py.quants import find_invalid_code
+from bitnet_py.tables import TABLE_TYPES, Table, find_unusable, view
 from bitnet_py.tq import TQ_TYPES, repack
 
 F32Array = npt.NDArray[np.float32]
-F16Array = npt.NDArray[np.float16]
 
 _CHUNK_BYTES = 16 << 20
 _NOT_TERNARY = "no BitNet matrix, or a damaged file: convert or download it again"
@@ -73,17 +73,19 @@ class Weights:
     """All tensors of a model, read-only views into the mapped file; matrices of TQ1_0 and TQ2_0 are copies."""
 
     config: ModelConfig
-    token_embd: F16Array
-    """``(vocab_size, dim)``."""
-    output: F16Array | None
-    """``(vocab_size, dim)`` if the file has a separate LM head, None if the head is
-    ``token_embd``."""
+    token_embd: Table
+    """``(vocab_size, dim)``, as stored (``tables``)."""
+    output: Table | None
+    """The same of a separate LM head, None if the head is ``token_embd``."""
     output_norm: F32Array
     layers: tuple[LayerWeights, ...]
     path: Path
+    token_embd_type: GGMLType = GGMLType.F16
+    head_type: GGMLType = GGMLType.F16
+    """Of ``head``."""
 
     @property
-    def head(self) -> F16Array:
+    def head(self) -> Table:
         """Return the matrix of the LM head: ``output``, or ``token_embd`` when tied."""
         return self.token_embd if self.output is None else self.output
 
@@ -103,16 +105,16 @@ class Weights:
             yield from (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
 
     def check_finite(self) -> None:
-        """Scan the whole file in chunks: no NaN or infinity in F16 tensors, no code 3 in ternary matrices.
+        """Scan the whole file in chunks: no NaN or infinity in embedding and head, no code 3 in ternary matrices.
 
         Norms and scales were already checked by ``load``.
 
         Raises:
             ModelError: names the tensor and the first bad element.
         """
-        for name, matrix in (("token_embd.weight", self.token_embd), ("output.weight", self.output)):
-            if matrix is not None:
-                self._check_f16(name, matrix)
+        self._check_table("token_embd.weight", self.token_embd, self.token_embd_type)
+        if self.output is not None:
+            self._check_table("output.weight", self.output, self.head_type)
         for ternary in self.matrices():
             for start in range(0, ternary.data.size, _CHUNK_BYTES):
                 bad = find_invalid_code(ternary.data[start : start + _CHUNK_BYTES])
@@ -121,19 +123,14 @@ class Weights:
                     what = f"tensor {ternary.name}, byte {byte} (row {byte * 4 // ternary.cols})"
                     raise model_error(self.path, what, expected="codes 0, 1, 2", found="code 3", remedy=_DAMAGED)
 
-    def _check_f16(self, name: str, matrix: F16Array) -> None:
-        rows = max(1, _CHUNK_BYTES // (2 * matrix.shape[1]))
-        for start in range(0, matrix.shape[0], rows):
-            # Exponent bits all set: infinity or NaN. On integers it is several times faster than
-            # np.isfinite.
-            bad = (matrix[start : start + rows].view(np.uint16) & 0x7C00) == 0x7C00
-            if bad.any():
-                row, col = np.unravel_index(int(np.argmax(bad)), bad.shape)
-                index = (start + int(row), int(col))
-                raise model_error(
-                    self.path, f"tensor {name}, element {index}", expected="a finite value",
-                    found=matrix[index], remedy=_DAMAGED,
-                )  # fmt: skip
+    def _check_table(self, name: str, table: Table, kind: GGMLType) -> None:
+        step = max(1, _CHUNK_BYTES // (table.nbytes // len(table)))
+        for start in range(0, len(table), step):
+            bad = find_unusable(table[start : start + step], kind)
+            if bad is not None:
+                row, col, value = bad
+                what = f"tensor {name}, element {(start + row, col)}"
+                raise model_error(self.path, what, expected="a finite value", found=value, remedy=_DAMAGED)
 
 
 class _Loader:
@@ -172,9 +169,10 @@ class _Loader:
     def optional_norm(self, name: str, width: int) -> F32Array | None:
         return self.norm(name, width) if name in self.gguf.tensors else None
 
-    def f16(self, name: str) -> F16Array:
+    def table(self, name: str) -> Table:
         shape = (self.config.vocab_size, self.config.dim)
-        return self.take(name, (GGMLType.F16,), shape).view("<f2").reshape(shape)
+        data = self.take(name, TABLE_TYPES, shape)
+        return view(data, self.gguf.tensors[name].type, shape[0])
 
     def ternary(self, name: str, rows: int, cols: int) -> I2SMatrix:
         data = self.take(name, (GGMLType.I2_S, *TQ_TYPES), (rows, cols))
@@ -211,13 +209,16 @@ class _Loader:
         )
 
     def load(self) -> Weights:
+        head = "output.weight" if "output.weight" in self.gguf.tensors else "token_embd.weight"
         weights = Weights(
             config=self.config,
-            token_embd=self.f16("token_embd.weight"),
-            output=self.f16("output.weight") if "output.weight" in self.gguf.tensors else None,
+            token_embd=self.table("token_embd.weight"),
+            output=None if head == "token_embd.weight" else self.table(head),
             output_norm=self.norm("output_norm.weight", self.config.dim),
             layers=tuple(self.layer(i) for i in range(self.config.n_layers)),
             path=self.gguf.path,
+            token_embd_type=self.gguf.tensors["token_embd.weight"].type,
+            head_type=self.gguf.tensors[head].type,
         )
         self.check_sub_norms(weights.layers)
         self.check_one_quantiser(weights)

@@ -1,7 +1,7 @@
 """Weights and hyper-parameters for the specification, read without the engine's code.
 
 The container is read by the ``gguf`` package, extended by the one tensor type it lacks, I2_S, which is decoded by
-formulas written from the format's definition; the package decodes TQ1_0 and TQ2_0. If the engine misreads a scale,
+formulas written from the format's definition; the package decodes all others. If the engine misreads a scale,
 a block or a header key, the specification does not repeat the error. Only the safety checks of the container and
 of the header's ranges (``GGUFFile``, ``ModelConfig``) come from ``bitnet_py``: they run first, so that a hostile
 file is rejected before the ``gguf`` package, which trusts lengths, reads it; none of their values is used.
@@ -32,6 +32,7 @@ from crossval.model.config import ACTIVATION_OF, SpecConfig
 from crossval.model.graphs import op_table
 from crossval.model.kinds import BitLinear, Embedding, RmsNorm, TernaryMatrix, Weight
 from crossval.model.reference_graph import followed
+from crossval.model.tables import TABLE_TYPES, TABLES, DecodedTable, decode
 
 I2_S = 36
 """ggml's number for the tensor type I2_S; the ``gguf`` package does not have it."""
@@ -41,6 +42,9 @@ I2_S_TAIL_BYTES = 32
 """After the last block: the float32 scale, then padding."""
 BLOCK_TYPES = (GGMLQuantizationType.TQ1_0, GGMLQuantizationType.TQ2_0)
 """Ternary types whose blocks have scales of their own; the ``gguf`` package decodes them."""
+
+PLAIN_TYPES = ("F16", "F32")
+"""Types of which the values are read where they lie."""
 
 _DECODED_ROWS = 64
 """Rows decoded at a time, so that they stay in the cache."""
@@ -64,10 +68,17 @@ class _Reader(GGUFReader):  # type: ignore[misc]  # the package is untyped
         self.blocks = {
             tensor.name: (tensor.tensor_type, np.asarray(tensor.data))
             for tensor in self.tensors
-            if tensor.tensor_type in BLOCK_TYPES
+            if tensor.tensor_type in BLOCK_TYPES and tensor.name not in TABLES
         }
         """Name to type and bytes ``(rows, bytes of a row)``."""
-        self.plain = {t.name: np.asarray(t.data) for t in self.tensors if t.name not in self.blocks}
+        self.tables = {
+            t.name: (t.tensor_type, np.asarray(t.data))
+            for t in self.tensors
+            if t.name in TABLES and t.tensor_type.name in TABLE_TYPES and t.tensor_type.name not in PLAIN_TYPES
+        }
+        """The same of embedding and LM head, where they have to be decoded."""
+        coded = {*self.blocks, *self.tables}
+        self.plain = {t.name: np.asarray(t.data) for t in self.tensors if t.name not in coded}
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if GGUFValueType(raw_type) is not GGUFValueType.ARRAY:
@@ -104,6 +115,14 @@ class _Reader(GGUFReader):  # type: ignore[misc]  # the package is untyped
         """Return ``(rows, cols)`` of every ternary matrix."""
         shapes = {name: shape for name, (shape, _) in self.i2_s.items()}
         for name, (kind, data) in self.blocks.items():
+            elements, size_bytes = GGML_QUANT_SIZES[kind]
+            shapes[name] = (int(data.shape[0]), data.shape[1] // size_bytes * elements)
+        return shapes
+
+    def table_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return ``(rows, cols)`` of the tables that have to be decoded."""
+        shapes = {}
+        for name, (kind, data) in self.tables.items():
             elements, size_bytes = GGML_QUANT_SIZES[kind]
             shapes[name] = (int(data.shape[0]), data.shape[1] // size_bytes * elements)
         return shapes
@@ -188,8 +207,8 @@ def decode_blocks(
 class SpecWeights:
     """The weights of one GGUF file by tensor name, decoded when asked for; satisfies ``WeightSource``.
 
-    Norms are float64 vectors, the embedding and head tables are views into the mapped file, ternary matrices are
-    decoded one at a time.
+    Norms are float64 vectors; the embedding and head tables are views into the mapped file where their type allows
+    it (``crossval.model.tables``); ternary matrices are decoded one at a time.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -205,6 +224,7 @@ class SpecWeights:
         except (ValueError, KeyError, IndexError, struct.error, OSError) as error:
             raise self._error("file", "GGUF as the gguf package reads it", error) from error
         self._decoded: dict[str, TernaryMatrix] = {}
+        self._tables: dict[str, DecodedTable] = {}
         self._shapes = self._reader.ternary_shapes()
         decoded_bytes = sum(4 * rows * cols for rows, cols in self._shapes.values())
         self._spare: dict[tuple[int, ...], list[npt.NDArray[np.float32]]] = {}
@@ -222,6 +242,8 @@ class SpecWeights:
         """
         if name in self._shapes:
             return self._ternary(name)
+        if name in self._reader.tables:
+            return self._table(name)
         array = self._reader.plain[name]
         if array.ndim > 1:
             return array
@@ -251,6 +273,16 @@ class SpecWeights:
         with self._lock:
             self._spare = {shape: found[:MOST_SPARE] for shape, found in spare.items()}
         self._reader.data._mmap.madvise(mmap.MADV_DONTNEED)
+
+    def _table(self, name: str) -> DecodedTable:
+        with self._lock:
+            if name not in self._tables:
+                kind, data = self._reader.tables[name]
+                try:
+                    self._tables[name] = decode(data, kind)
+                except ValueError as error:
+                    raise self._error(f"tensor {name}", f"{kind.name} weights", error) from error
+            return self._tables[name]
 
     def _ternary(self, name: str) -> TernaryMatrix:
         if name in self._decoded:
@@ -283,9 +315,13 @@ class SpecWeights:
     def _read_config(self) -> SpecConfig:
         reader = self._reader
         arch = reader.string("general.architecture")
-        names = {*self._shapes, *reader.plain}
-        if "token_embd.weight" not in reader.plain:
-            raise self._error("tensor token_embd.weight", "F16 or F32 values", "no such tensor")
+        names = {*self._shapes, *reader.plain, *reader.tables}
+        tables = reader.table_shapes() | {
+            name: reader.plain[name].shape for name in TABLES if name in reader.plain
+        }
+        if "token_embd.weight" not in tables:
+            raise self._error("tensor token_embd.weight", f"{' or '.join(TABLE_TYPES)} values", "no such tensor")
+        head = "output.weight" if "output.weight" in names else "token_embd.weight"
         n_heads = reader.scalar(f"{arch}.attention.head_count")
         dim = reader.scalar(f"{arch}.embedding_length")
         return SpecConfig(
@@ -295,14 +331,15 @@ class SpecWeights:
             head_dim=reader.scalar(f"{arch}.attention.key_length", dim // n_heads),
             dim=dim,
             hidden_dim=reader.scalar(f"{arch}.feed_forward_length"),
-            vocab_size=int(reader.plain["token_embd.weight"].shape[0]),
+            vocab_size=int(tables["token_embd.weight"][0]),
             context_length=reader.scalar(f"{arch}.context_length"),
             # llama.cpp's default where the key is absent; both keys are float32 by definition of the format.
             rope_base=float(np.float32(reader.scalar(f"{arch}.rope.freq_base", 10000.0))),
             rms_eps=float(np.float32(reader.scalar(f"{arch}.attention.layer_norm_rms_epsilon"))),
             attn_sub_norm="blk.0.attn_sub_norm.weight" in names,
             ffn_sub_norm="blk.0.ffn_sub_norm.weight" in names,
-            tied_head="output.weight" not in names,
+            tied_head=head == "token_embd.weight",
+            head_type=reader.type_name(head),
             architecture=arch,
             activation=ACTIVATION_OF[arch],
         )
@@ -313,12 +350,14 @@ class SpecWeights:
         ternary = {name for op in op_table(self.config) if isinstance(op.kind, BitLinear) for name in op.weights}
         found: dict[str, tuple[int, ...]] = dict(self._shapes)
         found.update({name: data.shape for name, data in self._reader.plain.items()})
+        found.update(self._reader.table_shapes())
         for name in sorted(expected.keys() | found.keys()):
             if name not in expected:
                 raise self._error(f"tensor {name}", "no such tensor (the graph has no use for it)", found[name])
             if name not in found:
                 raise self._error(f"tensor {name}", f"shape {expected[name]}", "no such tensor")
-            want = "I2_S or TQ1_0 or TQ2_0" if name in ternary else "F16 or F32"
+            tables = " or ".join(TABLE_TYPES)
+            want = "I2_S or TQ1_0 or TQ2_0" if name in ternary else tables if name in TABLES else "F16 or F32"
             have = self._reader.type_name(name)
             if have not in want.split(" or "):
                 raise self._error(f"tensor {name}, type", want, have)

@@ -70,8 +70,8 @@ static bn_model random_model(const shape *s) {
         .rope_pairing = s->rope_pairing,
         .rms_eps = 1e-5f,
         .rope_base = 10000.0f,
-        .token_embd = embeddings,
-        .output = s->separate_head ? random_halves(s->vocab_size * dim) : embeddings,
+        .token_embd = {embeddings, BN_TABLE_F16},
+        .output = {s->separate_head ? random_halves(s->vocab_size * dim) : embeddings, BN_TABLE_F16},
         .output_norm = random_floats(dim, 1.0f, 0.5f),
         .layers = layers,
     };
