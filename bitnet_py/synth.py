@@ -34,6 +34,8 @@ _PROJECTION_RMS = {"attn_q": 1.3, "attn_k": 1.3, "attn_v": 1.0, "ffn_gate": 1.0,
 _CODES = np.repeat(np.array([0, 1, 2], np.uint8), [77, 102, 77])
 """Code of each byte value: 30 % -1, 40 % 0, 30 % +1."""
 _NONZERO = 154 / 256
+NORMS = {"f32": GGMLType.F32, "f16": GGMLType.F16}
+"""Name on the command line -> type of the weights of norms."""
 _RANDOM_BLOCKS = {GGMLType.Q6_K: (208, 18.5 * 73.9), GGMLType.Q3_K: (108, 2.35 * 18.5)}
 """Byte of the float16 in a block, and RMS of code times scale where all other bits are random."""
 
@@ -54,12 +56,14 @@ class SynthConfig:
     seed: int = 0
     arch: str = "bitnet-b1.58"
     projections: str = "i2_s"
-    """Type of the ternary matrices: ``i2_s``, which bitnet.cpp reads, or ``tq1_0`` or ``tq2_0``, which llama.cpp
-    does (as ``--arch bitnet``)."""
+    """Type of the ternary matrices: ``i2_s``, which bitnet.cpp reads, ``tq1_0`` or ``tq2_0``, which llama.cpp
+    does (as ``--arch bitnet``), or ``f16`` or ``f32``, which converters write on the way."""
     embedding: str = "f16"
     """Type of the embedding, which is also the LM head unless there is another."""
     head: str | None = None
     """Type of a separate LM head; None: the embedding's."""
+    norms: str = "f32"
+    """Type of the weights of norms, ``f32`` or ``f16``."""
     pre: str = "llama-bpe"
     """Value of ``tokenizer.ggml.pre``; ``none`` omits the key, as the official 2B-4T file does."""
     untied_head: bool = False
@@ -95,6 +99,8 @@ class SynthConfig:
                 raise ModelError(
                     f"synthetic model: expected dim to be a multiple of {elements} for {kind}, found {self.dim}"
                 )
+        if self.norms not in NORMS:
+            raise ModelError(f"synthetic model: expected norms {' or '.join(NORMS)}, found {self.norms!r}")
         block = block_of(self.projection_type)
         for name, value, divisor in (
             ("dim", self.dim, block),
@@ -149,7 +155,7 @@ def _plan(config: SynthConfig) -> Iterator[_Plan]:
         if config.sub_norms:
             norms += [("attn_sub_norm", q_dim), ("ffn_sub_norm", hidden_dim)]
         for name, width in norms:
-            yield _Plan(f"blk.{layer}.{name}.weight", GGMLType.F32, (width,))
+            yield _Plan(f"blk.{layer}.{name}.weight", NORMS[config.norms], (width,))
         for name, rows, cols in (
             ("attn_q", q_dim, dim),
             ("attn_k", kv_dim, dim),
@@ -161,7 +167,7 @@ def _plan(config: SynthConfig) -> Iterator[_Plan]:
         ):
             rms = _PROJECTION_RMS.get(name, branch_rms)
             yield _Plan(f"blk.{layer}.{name}.weight", config.projection_type, (rows, cols), rms)
-    yield _Plan("output_norm.weight", GGMLType.F32, (dim,))
+    yield _Plan("output_norm.weight", NORMS[config.norms], (dim,))
     if config.untied_head or config.head is not None:
         yield _Plan(
             "output.weight", TABLES[config.head or config.embedding], (config.vocab_size, dim), embedding_rms
@@ -182,11 +188,11 @@ def _f16_matrix(plan: _Plan, stream: Stream) -> npt.NDArray[np.float16]:
     return out
 
 
-def _norm(plan: _Plan, stream: Stream) -> npt.NDArray[np.float32]:
+def _norm(plan: _Plan, stream: Stream) -> npt.NDArray[np.floating[Any]]:
     """Return weights spread evenly over 0.5 .. 1.5, all exact in float32."""
     fraction: npt.NDArray[np.float32] = stream.uint16(plan.shape[0]).astype(np.float32) / np.float32(65536)
     fraction += np.float32(0.5)
-    return fraction
+    return fraction if plan.type is GGMLType.F32 else fraction.astype(np.float16)
 
 
 def _ternary(plan: _Plan, stream: Stream) -> npt.NDArray[np.uint8]:
@@ -228,7 +234,7 @@ def _tensor(plan: _Plan, seed: int) -> npt.NDArray[Any]:
     stream = Stream(seed, plan.name)
     if plan.name in ("token_embd.weight", "output.weight"):
         return _table(plan, stream)
-    return _ternary(plan, stream) if plan.type in PROJECTIONS.values() else _norm(plan, stream)
+    return _ternary(plan, stream) if len(plan.shape) == 2 else _norm(plan, stream)
 
 
 def _write_metadata(writer: Any, config: SynthConfig) -> None:
@@ -324,6 +330,7 @@ _OPTIONS = {
     "projections": "--projections",
     "embedding": "--embedding",
     "head": "--head",
+    "norms": "--norms",
     "pre": "--pre",
 }
 
@@ -335,6 +342,7 @@ _DERIVED = {"head_dim": "dim / heads", "head": "the embedding's"}
 def _shape_options(command: Any) -> Any:
     """Add one option per field of ``SynthConfig`` that takes a value."""
     choices = {"arch": ARCHITECTURES, "projections": PROJECTIONS, "embedding": TABLES, "head": TABLES}
+    choices["norms"] = NORMS
     kinds = {"str | None": str, "int": int, "int | None": int, "float": float, "str": str}
     for field in reversed([field for field in fields(SynthConfig) if field.name in _OPTIONS]):
         option = click.option(

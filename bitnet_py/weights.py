@@ -12,14 +12,16 @@ import numpy.typing as npt
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import ModelError, clip, model_error
 from bitnet_py.gguf import GGMLType, GGUFFile
+from bitnet_py.projections import PROJECTIONS, repack
 from bitnet_py.quants import find_invalid_code
 from bitnet_py.tables import TABLE_TYPES, Table, find_unusable, view
-from bitnet_py.tq import TQ_TYPES, repack
+from bitnet_py.tq import TQ_TYPES
 
 F32Array = npt.NDArray[np.float32]
 
 _CHUNK_BYTES = 16 << 20
 _NOT_TERNARY = "no BitNet matrix, or a damaged file: convert or download it again"
+_ORDINARY = "no 1.58-bit model, or one that was quantised again: give its I2_S file"
 _ONE_TYPE = "convert the model again with one type for all matrices"
 _DAMAGED = "the file is damaged or was badly converted: convert or download it again"
 
@@ -28,7 +30,7 @@ _DAMAGED = "the file is damaged or was badly converted: convert or download it a
 class I2SMatrix:
     """A ternary matrix ``(rows, cols)``: codes uint8 ``(rows * cols // 4,)`` as in ``quants``, one scale.
 
-    A view into the mapped file; of another type (``tq``) it is a copy, packed anew.
+    A view into the mapped file; of another type (``projections``) it is a copy, packed anew.
     """
 
     data: npt.NDArray[np.uint8]
@@ -70,7 +72,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """All tensors of a model, read-only views into the mapped file; matrices of TQ1_0 and TQ2_0 are copies."""
+    """All tensors of a model, read-only views into the mapped file; matrices of a type but I2_S are copies."""
 
     config: ModelConfig
     token_embd: Table
@@ -91,7 +93,7 @@ class Weights:
 
     @classmethod
     def load(cls, gguf: GGUFFile) -> Weights:
-        """Look up, check and map every tensor; fast, because only norms and scales are read (``tq``: everything).
+        """Look up, check and map every tensor; fast: only norms and scales are read (types but I2_S: everything).
 
         Raises:
             ModelError: a tensor is missing, unknown to this engine, of another type or shape, or a
@@ -144,14 +146,16 @@ class _Loader:
     def error(self, name: str, expected: object, found: object, remedy: str = _DAMAGED) -> ModelError:
         return model_error(self.gguf.path, f"tensor {name}", expected=expected, found=found, remedy=remedy)
 
-    def take(self, name: str, types: tuple[GGMLType, ...], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    def take(
+        self, name: str, types: tuple[GGMLType, ...], shape: tuple[int, ...], remedy: str | None = None
+    ) -> npt.NDArray[np.uint8]:
         info, wanted = self.gguf.tensors.get(name), " or ".join(ggml_type.name for ggml_type in types)
         if info is None:
             raise self.error(name, f"{wanted} {shape}", "no such tensor", "the model is incomplete")
         self.left.discard(name)
         if info.type not in types:
-            remedy = f"convert the model again with this tensor as {types[0].name}"
-            raise self.error(name, f"type {wanted}", info.type.name, remedy)
+            as_type = f"convert the model again with this tensor as {types[0].name}"
+            raise self.error(name, f"type {wanted}", info.type.name, remedy or as_type)
         if info.shape != shape:
             raise self.error(
                 name, f"shape {shape}", info.shape, "its keys and its tensors disagree: convert again"
@@ -159,7 +163,10 @@ class _Loader:
         return self.gguf.data(name)
 
     def norm(self, name: str, width: int) -> F32Array:
-        values = self.take(name, (GGMLType.F32,), (width,)).view("<f4")
+        data = self.take(name, (GGMLType.F32, GGMLType.F16), (width,))
+        is_half = self.gguf.tensors[name].type is GGMLType.F16
+        values = data.view("<f2").astype(np.float32) if is_half else data.view("<f4")
+        values.flags.writeable = False
         finite = np.isfinite(values)
         if not finite.all():
             index = int(np.argmin(finite))
@@ -175,11 +182,11 @@ class _Loader:
         return view(data, self.gguf.tensors[name].type, shape[0])
 
     def ternary(self, name: str, rows: int, cols: int) -> I2SMatrix:
-        data = self.take(name, (GGMLType.I2_S, *TQ_TYPES), (rows, cols))
+        data = self.take(name, tuple(PROJECTIONS.values()), (rows, cols), _ORDINARY)
         ggml_type = self.gguf.tensors[name].type
-        if ggml_type in TQ_TYPES:
+        if ggml_type is not GGMLType.I2_S:
             try:
-                packed, scale = repack(data, ggml_type)
+                packed, scale = repack(data, ggml_type, cols)
             except ModelError as error:
                 raise ModelError(f"{self.gguf.path}: tensor {name}: {error}; {_NOT_TERNARY}") from None
             packed.flags.writeable = False

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gguf import GGUFReader
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 from gguf.gguf_reader import ReaderField
-from gguf.quants import dequantize
 
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import BitnetError
@@ -33,21 +32,10 @@ from crossval.model.graphs import op_table
 from crossval.model.kinds import BitLinear, Embedding, RmsNorm, TernaryMatrix, Weight
 from crossval.model.reference_graph import followed
 from crossval.model.tables import TABLE_TYPES, TABLES, DecodedTable, decode
-
-I2_S = 36
-"""ggml's number for the tensor type I2_S; the ``gguf`` package does not have it."""
-I2_S_BLOCK_BYTES = 32
-"""One block: 128 weights of one row."""
-I2_S_TAIL_BYTES = 32
-"""After the last block: the float32 scale, then padding."""
-BLOCK_TYPES = (GGMLQuantizationType.TQ1_0, GGMLQuantizationType.TQ2_0)
-"""Ternary types whose blocks have scales of their own; the ``gguf`` package decodes them."""
+from crossval.model.ternary import BLOCK_TYPES, I2_S, I2_S_TAIL_BYTES, decode_blocks, decode_floats, decode_i2_s
 
 PLAIN_TYPES = ("F16", "F32")
 """Types of which the values are read where they lie."""
-
-_DECODED_ROWS = 64
-"""Rows decoded at a time, so that they stay in the cache."""
 MOST_SPARE = 2
 """Matrices of one shape whose memory is reused: a layer has no more of one shape."""
 DECODED_BUDGET_BYTES = 256 << 20
@@ -77,7 +65,13 @@ class _Reader(GGUFReader):  # type: ignore[misc]  # the package is untyped
             if t.name in TABLES and t.tensor_type.name in TABLE_TYPES and t.tensor_type.name not in PLAIN_TYPES
         }
         """The same of embedding and LM head, where they have to be decoded."""
-        coded = {*self.blocks, *self.tables}
+        self.floats = {
+            t.name: np.asarray(t.data)
+            for t in self.tensors
+            if t.name not in TABLES and t.tensor_type.name in PLAIN_TYPES and len(t.shape) > 1
+        }
+        """Name to values of matrices that are stored in floating point."""
+        coded = {*self.blocks, *self.tables, *self.floats}
         self.plain = {t.name: np.asarray(t.data) for t in self.tensors if t.name not in coded}
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
@@ -114,6 +108,7 @@ class _Reader(GGUFReader):  # type: ignore[misc]  # the package is untyped
     def ternary_shapes(self) -> dict[str, tuple[int, int]]:
         """Return ``(rows, cols)`` of every ternary matrix."""
         shapes = {name: shape for name, (shape, _) in self.i2_s.items()}
+        shapes |= {name: values.shape for name, values in self.floats.items()}
         for name, (kind, data) in self.blocks.items():
             elements, size_bytes = GGML_QUANT_SIZES[kind]
             shapes[name] = (int(data.shape[0]), data.shape[1] // size_bytes * elements)
@@ -143,65 +138,6 @@ def _skip_strings(data: memoryview, offset: int, count: int) -> int:
     for _ in range(count):
         offset += 8 + struct.unpack_from("<Q", data, offset)[0]
     return offset
-
-
-def decode_i2_s(
-    packed: npt.NDArray[np.uint8], rows: int, cols: int, out: npt.NDArray[np.float32] | None = None
-) -> npt.NDArray[np.float32]:
-    """Decode I2_S codes to signs -1, 0, +1: float32 ``(rows, cols)``, into ``out`` if there is one.
-
-    A row is ``cols / 128`` blocks of 32 bytes. Byte ``p`` of a block holds four codes, 0, 1 or 2, each the weight
-    plus one (worked example: byte 0b10_01_00_01 at p = 5 makes elements 5, 37, 69, 101 of its block +1 0 -1 0)::
-
-        bits of byte p    7 6    5 4    3 2    1 0
-        element of block  p      32+p   64+p   96+p
-
-    Source: bitnet.cpp ``ggml-bitnet-mad.cpp``, ``quantize_i2_s`` (x86 layout; what the 2B-4T release holds).
-
-    Raises:
-        ValueError: ``cols`` is not a multiple of 128, or the undefined code 3 occurs.
-    """
-    if cols % (4 * I2_S_BLOCK_BYTES):
-        raise ValueError(f"expected rows of a multiple of 128 weights, found {cols}")
-    blocks = packed.reshape(rows, -1, I2_S_BLOCK_BYTES)
-    signs = np.empty((rows, cols), np.float32) if out is None else out
-    quarters = signs.reshape(rows, -1, 4, I2_S_BLOCK_BYTES)
-    for first in range(0, rows, _DECODED_ROWS):
-        some = slice(first, first + _DECODED_ROWS)
-        if np.any(blocks[some] & (blocks[some] >> 1) & 0b01010101):
-            raise ValueError("expected the codes 0, 1 and 2, found 3")
-        for quarter, shift in enumerate((6, 4, 2, 0)):
-            np.subtract((blocks[some] >> shift) & 3, np.float32(1), out=quarters[some, :, quarter])
-    return signs
-
-
-def decode_blocks(
-    data: npt.NDArray[np.uint8],
-    kind: GGMLQuantizationType,
-    shape: tuple[int, int],
-    out: npt.NDArray[np.float32] | None = None,
-) -> tuple[npt.NDArray[np.float32], float]:
-    """Decode a tensor of one of ``BLOCK_TYPES`` to signs -1, 0, +1 and the one scale of all its blocks.
-
-    Raises:
-        ValueError: its values are not ternary with one scale, as BitNet's matrices are.
-    """
-    signs = np.empty(shape, np.float32) if out is None else out
-    for first in range(0, shape[0], _DECODED_ROWS):
-        signs[first : first + _DECODED_ROWS] = dequantize(data[first : first + _DECODED_ROWS], kind)
-    scale = float(np.abs(signs).max())
-    if scale == 0:
-        return signs, 1.0
-    if not np.isfinite(scale):
-        raise ValueError("expected finite scales, found NaN or infinity")
-    signs /= np.float32(scale)
-    for first in range(0, shape[0], _DECODED_ROWS):
-        some = np.abs(signs[first : first + _DECODED_ROWS])
-        if not ((some == 0) | (some == 1)).all():
-            raise ValueError(
-                "expected -1, 0 and +1 times one scale, found other values: blocks of different scales"
-            )
-    return signs, scale
 
 
 class SpecWeights:
@@ -305,6 +241,8 @@ class SpecWeights:
     def _decode(
         self, name: str, shape: tuple[int, int], out: npt.NDArray[np.float32] | None
     ) -> tuple[npt.NDArray[np.float32], float]:
+        if name in self._reader.floats:
+            return decode_floats(self._reader.floats[name], out)
         if name in self._reader.blocks:
             kind, blocks = self._reader.blocks[name]
             return decode_blocks(blocks, kind, shape, out)
@@ -357,7 +295,13 @@ class SpecWeights:
             if name not in found:
                 raise self._error(f"tensor {name}", f"shape {expected[name]}", "no such tensor")
             tables = " or ".join(TABLE_TYPES)
-            want = "I2_S or TQ1_0 or TQ2_0" if name in ternary else tables if name in TABLES else "F16 or F32"
+            want = (
+                "I2_S or TQ1_0 or TQ2_0 or F16 or F32"
+                if name in ternary
+                else tables
+                if name in TABLES
+                else "F16 or F32"
+            )
             have = self._reader.type_name(name)
             if have not in want.split(" or "):
                 raise self._error(f"tensor {name}, type", want, have)

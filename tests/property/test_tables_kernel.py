@@ -31,7 +31,7 @@ def inputs(n_cols: int, n: int, seed: int = 1) -> np.ndarray:
 @each_family
 @pytest.mark.parametrize("kind", MULTIPLIED, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("main", [False, True], ids=["march", "main"])
-@pytest.mark.parametrize("width, pairs", [(8, False), (16, False), (16, True)])
+@pytest.mark.parametrize(("width", "pairs"), [(8, False), (16, False), (16, True)])
 def test_equal_bits(kernel, kind, main, width, pairs):
     rows, x = emulated.random_rows(kind, 9, 768), inputs(3, 768)
     arithmetic = Arithmetic("main" if main else "march", width, bfloat_pairs=pairs)

@@ -1,7 +1,7 @@
-"""Rows of tables of every type, and their products as bitnet.cpp computes them: NumPy alone, from the formats' text.
+"""Rows of tables of every type, and their products as bitnet.cpp computes them, in NumPy alone.
 
-Shares no code with the engine or the harness. Values of Q6_K and Q3_K are written here from random codes, of the other
-types by the ``gguf`` package.
+Shares no code with the engine or the harness. Values of Q6_K and Q3_K are written here from random codes, of the
+other types by the ``gguf`` package.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def pack_q3_k(
     return np.concatenate([hmask, qs, first, last, d[:, None].view(np.uint8)], axis=1)
 
 
-# --- products -----------------------------------------------------------------------------------------------------
+# --- products ------------------------------------------------------------------------------------------------
 
 
 def multiply(
@@ -173,7 +173,7 @@ def _blocks(rows: npt.NDArray[np.uint8], kind: GGMLType, x: F32, *, main: bool) 
 
 
 def decode(rows: npt.NDArray[np.uint8], kind: GGMLType) -> tuple[F32, npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return step ``(rows, blocks)``, integer scales and codes ``(rows, blocks, values)``, by the package's values."""
+    """Return step ``(rows, blocks)``, integer scales and codes ``(rows, blocks, values)``, by its values."""
     exact = gguf.dequantize(rows, gguf.GGMLQuantizationType(int(kind))).astype(np.float64)
     values = 32 if kind in (GGMLType.Q8_0, GGMLType.Q4_0, GGMLType.Q5_0) else 256
     exact = exact.reshape(len(rows), -1, values)
