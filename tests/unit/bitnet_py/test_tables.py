@@ -107,7 +107,7 @@ def test_values_that_are_not_finite_are_found(make_model, tmp_path, name):
     with GGUFFile.open(source) as file:
         offset = file.tensors["token_embd.weight"].offset
         row_bytes = file.tensors["token_embd.weight"].size_bytes // 300
-    at = offset + row * row_bytes + (D_AT[name] if name in D_AT else 0)
+    at = offset + row * row_bytes + D_AT.get(name, 0)
     nan = {GGMLType.F32: struct.pack("<f", np.nan), GGMLType.BF16: b"\xc0\x7f"}.get(
         kind, struct.pack("<e", np.inf)
     )
@@ -184,5 +184,5 @@ def test_an_ordinary_quantised_model_is_refused_by_type(make_model, tmp_path):
     at = data.index(name) + len(name) + 4 + 2 * 8
     path = tmp_path / "q4_k.gguf"
     path.write_bytes(data[:at] + struct.pack("<I", GGMLType.Q4_K) + data[at + 4 :])
-    with pytest.raises(ModelError, match="expected type I2_S or TQ1_0 .*, found Q4_K; no 1.58-bit model"):
+    with pytest.raises(ModelError, match=r"expected type I2_S or TQ1_0 .*, found Q4_K; no 1\.58-bit model"):
         load(path)
