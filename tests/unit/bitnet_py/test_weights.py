@@ -245,7 +245,9 @@ class TestLlama:
 
     @pytest.fixture
     def llama(self) -> Container:
-        return model_container(arch="llama").without(*(f"blk.0.{name}_sub_norm.weight" for name in ("attn", "ffn")))
+        return model_container(arch="llama").without(
+            *(f"blk.0.{name}_sub_norm.weight" for name in ("attn", "ffn"))
+        )
 
     @staticmethod
     def add(container: Container, name: str, *values: float, kind: int = 0) -> Container:
@@ -301,5 +303,7 @@ class TestLlama:
         both = llama.with_key("llama.block_count", 4, 2)
         both.tensors.extend(second)
         self.add(both, "blk.1.attn_output.bias", *[0.5] * 128)
-        with pytest.raises(ModelError, match=r"blk.0.attn_output.bias: expected a bias in every layer, or in none"):
+        with pytest.raises(
+            ModelError, match=r"blk.0.attn_output.bias: expected a bias in every layer, or in none"
+        ):
             load(both)
