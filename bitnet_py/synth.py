@@ -21,11 +21,12 @@ import numpy.typing as npt
 
 from bitnet_py.config import ARCHITECTURES
 from bitnet_py.errors import BitnetError, ModelError
-from bitnet_py.ggml_types import FILE_TYPES, GGMLType, tensor_size_bytes
+from bitnet_py.ggml_types import BLOCK_LAYOUT, FILE_TYPES, GGMLType, tensor_size_bytes
 from bitnet_py.projections import PROJECTIONS, block_of, ternary_tensor
 from bitnet_py.quants import pack_codes
 from bitnet_py.synth_random import Stream
 from bitnet_py.synth_vocab import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE, build_vocab
+from bitnet_py.tables import TABLES
 
 _RESIDUAL_RMS = 2.0
 _LOGIT_STD = 3.0
@@ -33,6 +34,12 @@ _PROJECTION_RMS = {"attn_q": 1.3, "attn_k": 1.3, "attn_v": 1.0, "ffn_gate": 1.0,
 _CODES = np.repeat(np.array([0, 1, 2], np.uint8), [77, 102, 77])
 """Code of each byte value: 30 % -1, 40 % 0, 30 % +1."""
 _NONZERO = 154 / 256
+_BIAS_RMS = 0.3
+"""Of a bias, over that of the products it is added to."""
+NORMS = {"f32": GGMLType.F32, "f16": GGMLType.F16}
+"""Name on the command line -> type of the weights of norms."""
+_RANDOM_BLOCKS = {GGMLType.Q6_K: (208, 18.5 * 73.9), GGMLType.Q3_K: (108, 2.35 * 18.5)}
+"""Byte of the float16 in a block, and RMS of code times scale where all other bits are random."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +58,30 @@ class SynthConfig:
     seed: int = 0
     arch: str = "bitnet-b1.58"
     projections: str = "i2_s"
-    """Type of the ternary matrices: ``i2_s``, which bitnet.cpp reads, or ``tq1_0`` or ``tq2_0``, which llama.cpp
-    does (as ``--arch bitnet``)."""
+    """Type of the ternary matrices: ``i2_s``, which bitnet.cpp reads, ``tq1_0`` or ``tq2_0``, which llama.cpp
+    does (as ``--arch bitnet``), or ``f16`` or ``f32``, which converters write on the way."""
+    embedding: str = "f16"
+    """Type of the embedding, which is also the LM head unless there is another."""
+    head: str | None = None
+    """Type of a separate LM head; None: the embedding's."""
+    norms: str = "f32"
+    """Type of the weights of norms, ``f32`` or ``f16``."""
     pre: str = "llama-bpe"
     """Value of ``tokenizer.ggml.pre``; ``none`` omits the key, as the official 2B-4T file does."""
     untied_head: bool = False
-    """Write a separate ``output.weight``, which bitnet.cpp loads and ignores."""
+    """Write a separate ``output.weight``; bitnet.cpp uses it in ``llama`` only, others load and ignore it."""
     sub_norms: bool = True
-    """False omits ``attn_sub_norm`` and ``ffn_sub_norm``; bitnet.cpp rejects such a file."""
+    """False omits ``attn_sub_norm`` and ``ffn_sub_norm``; bitnet.cpp rejects such a file. ``llama`` has none."""
     head_dim: int | None = None
-    """Width of one head; None: ``dim / n_heads``, the only one that bitnet.cpp loads."""
+    """Width of one head; None: ``dim / n_heads``, the only one that bitnet.cpp loads but for ``llama``."""
+    biases: bool = False
+    """Write biases of Q, K, V and the attention output."""
+    rope_freqs: bool = False
+    """Write ``rope_freqs.weight``, divisors of the angles of RoPE."""
+    scales: bool = False
+    """Write a ``.scale`` for every matrix."""
+    rope_scaling: float = 1.0
+    """Factor of linear RoPE scaling; 1 omits the keys."""
 
     @property
     def projection_type(self) -> GGMLType:
@@ -80,6 +101,16 @@ class SynthConfig:
         if self.projections not in PROJECTIONS:
             names = " or ".join(PROJECTIONS)
             raise ModelError(f"synthetic model: expected projections {names}, found {self.projections!r}")
+        for kind in (self.embedding, *([] if self.head is None else [self.head])):
+            if kind not in TABLES:
+                raise ModelError(f"synthetic model: expected embedding {' or '.join(TABLES)}, found {kind!r}")
+            elements = BLOCK_LAYOUT[TABLES[kind]][0]
+            if self.dim % elements:
+                raise ModelError(
+                    f"synthetic model: expected dim to be a multiple of {elements} for {kind}, found {self.dim}"
+                )
+        if self.norms not in NORMS:
+            raise ModelError(f"synthetic model: expected norms {' or '.join(NORMS)}, found {self.norms!r}")
         block = block_of(self.projection_type)
         for name, value, divisor in (
             ("dim", self.dim, block),
@@ -96,11 +127,16 @@ class SynthConfig:
             raise ModelError(f"synthetic model: expected vocab_size from {limits}, found {self.vocab_size}")
         if self.arch not in ARCHITECTURES:
             raise ModelError(f"synthetic model: expected arch {' or '.join(ARCHITECTURES)}, found {self.arch!r}")
-        for name in ("rope_base", "rms_eps"):
+        known = ARCHITECTURES[self.arch]
+        for name, has in (("biases", known.biases), ("rope_freqs", known.rope_factors), ("scales", known.scales)):
+            if getattr(self, name) and not has:
+                raise ModelError(f"synthetic model: expected no {name} in {self.arch}, found some")
+        for name in ("rope_base", "rms_eps", "rope_scaling"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ModelError(f"synthetic model: expected {name} above 0, found {getattr(self, name)}")
 
 
+# fmt: off
 PRESETS = {
     "tiny": SynthConfig(),
     "small": SynthConfig(n_layers=5, dim=384, n_heads=6, n_kv_heads=2, hidden_dim=1024, vocab_size=1024),
@@ -108,7 +144,12 @@ PRESETS = {
     "2b-4t": SynthConfig(
         n_layers=30, dim=2560, n_heads=20, n_kv_heads=5, hidden_dim=6912, vocab_size=128256, context_length=4096
     ),
+    "falcon3-1b": SynthConfig(
+        n_layers=18, dim=2048, n_heads=8, n_kv_heads=4, hidden_dim=8192, vocab_size=131072, context_length=8192,
+        rope_base=1000042.0, rms_eps=1e-6, arch="llama", head_dim=256, untied_head=True,
+    ),
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -119,7 +160,7 @@ class _Plan:
     type: GGMLType
     shape: tuple[int, ...]
     rms: float = 1.0
-    """RMS of the outputs for a unit-RMS input (ternary matrices), or of the values (F16)."""
+    """RMS of the outputs for a unit-RMS input (ternary matrices), or of the values (tables)."""
 
 
 def _plan(config: SynthConfig) -> Iterator[_Plan]:
@@ -128,13 +169,13 @@ def _plan(config: SynthConfig) -> Iterator[_Plan]:
     q_dim, kv_dim = config.n_heads * config.head_size, config.n_kv_heads * config.head_size
     embedding_rms = _LOGIT_STD / math.sqrt(dim)
     branch_rms = _RESIDUAL_RMS / math.sqrt(2 * config.n_layers)
-    yield _Plan("token_embd.weight", GGMLType.F16, (config.vocab_size, dim), embedding_rms)
+    yield _Plan("token_embd.weight", TABLES[config.embedding], (config.vocab_size, dim), embedding_rms)
     for layer in range(config.n_layers):
         norms: list[tuple[str, int]] = [("attn_norm", dim), ("ffn_norm", dim)]
-        if config.sub_norms:
+        if config.sub_norms and ARCHITECTURES[config.arch].sub_norms:
             norms += [("attn_sub_norm", q_dim), ("ffn_sub_norm", hidden_dim)]
         for name, width in norms:
-            yield _Plan(f"blk.{layer}.{name}.weight", GGMLType.F32, (width,))
+            yield _Plan(f"blk.{layer}.{name}.weight", NORMS[config.norms], (width,))
         for name, rows, cols in (
             ("attn_q", q_dim, dim),
             ("attn_k", kv_dim, dim),
@@ -146,9 +187,17 @@ def _plan(config: SynthConfig) -> Iterator[_Plan]:
         ):
             rms = _PROJECTION_RMS.get(name, branch_rms)
             yield _Plan(f"blk.{layer}.{name}.weight", config.projection_type, (rows, cols), rms)
-    yield _Plan("output_norm.weight", GGMLType.F32, (dim,))
-    if config.untied_head:
-        yield _Plan("output.weight", GGMLType.F16, (config.vocab_size, dim), embedding_rms)
+            if config.scales:
+                yield _Plan(f"blk.{layer}.{name}.scale", GGMLType.F32, (1,))
+            if config.biases and name.startswith("attn_"):
+                yield _Plan(f"blk.{layer}.{name}.bias", GGMLType.F32, (rows,), _BIAS_RMS * rms)
+    if config.rope_freqs:
+        yield _Plan("rope_freqs.weight", GGMLType.F32, (config.head_size // 2,))
+    yield _Plan("output_norm.weight", NORMS[config.norms], (dim,))
+    if config.untied_head or config.head is not None:
+        yield _Plan(
+            "output.weight", TABLES[config.head or config.embedding], (config.vocab_size, dim), embedding_rms
+        )
 
 
 def _f16_matrix(plan: _Plan, stream: Stream) -> npt.NDArray[np.float16]:
@@ -165,11 +214,25 @@ def _f16_matrix(plan: _Plan, stream: Stream) -> npt.NDArray[np.float16]:
     return out
 
 
-def _norm(plan: _Plan, stream: Stream) -> npt.NDArray[np.float32]:
+def _norm(plan: _Plan, stream: Stream) -> npt.NDArray[np.floating[Any]]:
     """Return weights spread evenly over 0.5 .. 1.5, all exact in float32."""
     fraction: npt.NDArray[np.float32] = stream.uint16(plan.shape[0]).astype(np.float32) / np.float32(65536)
     fraction += np.float32(0.5)
-    return fraction
+    return fraction if plan.type is GGMLType.F32 else fraction.astype(np.float16)
+
+
+def _bias(plan: _Plan, stream: Stream) -> npt.NDArray[np.float32]:
+    """Return values spread evenly around 0."""
+    values: npt.NDArray[np.float32] = stream.uint16(plan.shape[0]).astype(np.float32) - np.float32(32767.5)
+    values *= np.float32(plan.rms * math.sqrt(12) / 65536)
+    return values
+
+
+def _rope_factors(plan: _Plan, stream: Stream) -> npt.NDArray[np.float32]:
+    """Return divisors from 1 to 8, rising with the pair, as those of Llama 3.1 do."""
+    rise = np.sort(stream.uint16(plan.shape[0])).astype(np.float32) / np.float32(65536)
+    factors: npt.NDArray[np.float32] = np.float32(1) + np.float32(7) * rise
+    return factors
 
 
 def _ternary(plan: _Plan, stream: Stream) -> npt.NDArray[np.uint8]:
@@ -181,11 +244,41 @@ def _ternary(plan: _Plan, stream: Stream) -> npt.NDArray[np.uint8]:
     return ternary_tensor(pack_codes(codes), scale, plan.type)
 
 
+def _table(plan: _Plan, stream: Stream) -> npt.NDArray[Any]:
+    """Return the rows of an embedding or a head: the values of ``_f16_matrix``, rounded to another type.
+
+    Types that the ``gguf`` package cannot write get random codes and scales instead, of the same typical size.
+    """
+    if plan.type in _RANDOM_BLOCKS:
+        return _random_blocks(plan, stream)
+    values = _f16_matrix(plan, stream)
+    if plan.type is GGMLType.F16:
+        return values
+    kind = gguf.GGMLQuantizationType(int(plan.type))
+    step = max(1, (1 << 22) // values.shape[1])
+    parts = [gguf.quantize(values[i : i + step].astype(np.float32), kind) for i in range(0, len(values), step)]
+    return np.concatenate(parts)
+
+
+def _random_blocks(plan: _Plan, stream: Stream) -> npt.NDArray[np.uint8]:
+    rows, cols = plan.shape
+    elements, size_bytes = BLOCK_LAYOUT[plan.type]
+    n_blocks, (at, spread) = cols // elements, _RANDOM_BLOCKS[plan.type]
+    out = stream.bytes(rows * n_blocks * size_bytes).reshape(rows, n_blocks, size_bytes)
+    jitter = 0.8 + 0.4 * stream.uint16(rows * n_blocks).astype(np.float32).reshape(rows, n_blocks, 1) / 65536
+    out[..., at : at + 2] = (jitter * np.float32(plan.rms / spread)).astype("<f2").view(np.uint8)
+    return out.reshape(rows, -1)
+
+
 def _tensor(plan: _Plan, seed: int) -> npt.NDArray[Any]:
     stream = Stream(seed, plan.name)
-    if plan.type in PROJECTIONS.values():
-        return _ternary(plan, stream)
-    return _f16_matrix(plan, stream) if plan.type is GGMLType.F16 else _norm(plan, stream)
+    if plan.name in ("token_embd.weight", "output.weight"):
+        return _table(plan, stream)
+    if plan.name.endswith(".bias"):
+        return _bias(plan, stream)
+    if plan.name == "rope_freqs.weight":
+        return _rope_factors(plan, stream)
+    return _ternary(plan, stream) if len(plan.shape) == 2 else _norm(plan, stream)
 
 
 def _write_metadata(writer: Any, config: SynthConfig) -> None:
@@ -209,6 +302,9 @@ def _write_metadata(writer: Any, config: SynthConfig) -> None:
         writer.add_uint32(f"{arch}.attention.value_length", config.head_dim)
     writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", config.rms_eps)
     writer.add_float32(f"{arch}.rope.freq_base", config.rope_base)
+    if config.rope_scaling != 1:
+        writer.add_string(f"{arch}.rope.scaling.type", "linear")
+        writer.add_float32(f"{arch}.rope.scaling.factor", config.rope_scaling)
     vocab = build_vocab(config.vocab_size, config.seed)
     writer.add_string("tokenizer.ggml.model", "gpt2")
     if config.pre != "none":
@@ -279,20 +375,31 @@ _OPTIONS = {
     "seed": "--seed",
     "arch": "--arch",
     "projections": "--projections",
+    "embedding": "--embedding",
+    "head": "--head",
+    "norms": "--norms",
     "pre": "--pre",
+    "rope_scaling": "--rope-scaling",
 }
+
+
+_DERIVED = {"head_dim": "dim / heads", "head": "the embedding's"}
+"""What a field is without a value."""
 
 
 def _shape_options(command: Any) -> Any:
     """Add one option per field of ``SynthConfig`` that takes a value."""
-    choices = {"arch": ARCHITECTURES, "projections": PROJECTIONS}
-    kinds = {"int": int, "int | None": int, "float": float, "str": str}
+    choices = {"arch": ARCHITECTURES, "projections": PROJECTIONS, "embedding": TABLES, "head": TABLES}
+    choices["norms"] = NORMS
+    kinds = {"str | None": str, "int": int, "int | None": int, "float": float, "str": str}
     for field in reversed([field for field in fields(SynthConfig) if field.name in _OPTIONS]):
+        also = ["--architecture"] if field.name == "arch" else []
         option = click.option(
             _OPTIONS[field.name],
+            *also,
             field.name,
             type=click.Choice(list(choices[field.name])) if field.name in choices else kinds[str(field.type)],
-            help=f"Default {'dim / heads' if field.default is None else field.default} without a preset.",
+            help=f"Default {_DERIVED.get(field.name, field.default)} without a preset.",
         )
         command = option(command)
     return command
@@ -304,14 +411,17 @@ def _shape_options(command: Any) -> Any:
 @_shape_options
 @click.option("--untied-head", is_flag=True, help="Write a separate output.weight.")
 @click.option("--no-sub-norms", is_flag=True, help="Omit the sub-norms (bitnet.cpp rejects such files).")
-def main(out: Path, preset: str, untied_head: bool, no_sub_norms: bool, **shape: Any) -> None:
+@click.option("--biases", is_flag=True, help="Write biases of Q, K, V and the attention output (llama).")
+@click.option("--rope-freqs", is_flag=True, help="Write rope_freqs.weight, divisors of RoPE's angles (llama).")
+@click.option("--scales", is_flag=True, help="Write a .scale for every matrix (bitnet, llama).")
+def main(out: Path, preset: str, no_sub_norms: bool, **given: Any) -> None:
     """Write a synthetic BitNet model to OUT.
 
     Example: python -m bitnet_py.synth tiny.gguf --layers 4 --dim 256 --heads 4 --kv-heads 2
     --hidden 768
     """
-    config = replace(PRESETS[preset], **{name: value for name, value in shape.items() if value is not None})
-    config = replace(config, untied_head=untied_head, sub_norms=not no_sub_norms)
+    changed = {name: value for name, value in given.items() if value is not None and value is not False}
+    config = replace(PRESETS[preset], **changed, sub_norms=not no_sub_norms)
     try:
         write_model(out, config)
     except BitnetError as error:

@@ -15,7 +15,7 @@ from bitnet_py.gguf import GGUFFile
 from bitnet_py.vocabulary import missing_pre
 from bitnet_py.weights import Weights
 from crossval.files import file_sha256
-from crossval.terms import SEPARATE_OUTPUT_NOTE, UNREAD
+from crossval.terms import OUTPUT_IGNORED, SEPARATE_OUTPUT_NOTE, UNREAD
 
 ROW_GROUP = 4
 """Rows of a ternary matrix that bitnet.cpp multiplies together; it writes all 4 results of the last group."""
@@ -69,7 +69,8 @@ def check_model(path: str | Path) -> ModelFile:
         "separate_output": separate_output,
         "shape": {name: getattr(config, name) for name in _SHAPE},
     }
-    notes = [*overrides.notes(), *warnings, *([SEPARATE_OUTPUT_NOTE] if separate_output else [])]
+    ignored = separate_output and config.arch in OUTPUT_IGNORED
+    notes = [*overrides.notes(), *warnings, *([SEPARATE_OUTPUT_NOTE] if ignored else [])]
     kv_rows = config.n_kv_heads * config.head_dim
     if kv_rows % ROW_GROUP:  # all other row counts are column counts elsewhere, so multiples of 128
         notes.append(ROWS_NOTE.format(rows=kv_rows))
