@@ -159,7 +159,7 @@ class TestRun:
             "--max-tokens 0",
             "--max-tokens x",
             "--threads 0",
-            "--template chatml",
+            "--template vicuna",
             "--greedy --seed 1",
             "--temperature 0",
             "--temperature nan",
