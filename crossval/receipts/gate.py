@@ -87,13 +87,14 @@ def _age(receipt: Receipt, policy: Policy, now: datetime.datetime) -> GateCheck:
 def _policy_checks(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     yield _verdict(kind, receipt, policy)
     amount = kind.amount(receipt)
-    enough = amount.n_compared > 0 and amount.n_tokens >= policy.min_tokens
+    n_tokens = amount.n_tokens if kind.runs_engines else Policy.min_tokens
+    enough = amount.n_compared > 0 and n_tokens >= policy.min_tokens
     yield GateCheck("compared", enough, f"{amount.words} ({policy.min_tokens} required)")
     yield from kind.demands(receipt, policy)
     yield from _ratios(kind, receipt, policy)
     yield from _reference(receipt, policy)
     yield _distinct(receipt)
-    yield from _compute(receipt, policy)
+    yield from _compute(kind, receipt, policy)
     yield from _model(receipt, policy)
     yield from _rates(kind, receipt, policy)
     yield from kind.exactness(receipt, policy)
@@ -164,7 +165,7 @@ def _expected_path(candidate: Mapping[str, Any]) -> str:
     return PATH_OF_NAME.get(candidate["name"], "none")
 
 
-def _compute(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
+def _compute(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     compute, candidate = receipt["compute"], receipt["candidate"]
     path, kernels = compute["path"], compute["kernels"]
     expected = _expected_path(candidate)
@@ -179,7 +180,7 @@ def _compute(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     elif path == "library":
         digest = candidate["library_digest"]
         yield GateCheck("compute path", bool(digest), f"library: {digest or 'library_digest is not known'}")
-    else:
+    elif kind.runs_engines:
         yield GateCheck("compute path", path in policy.allow_compute_paths, f"{path}: the policy must allow it")
     if path != "real" and kernels:
         yield GateCheck("kernels", False, f"counters of a library, but the compute path is {path}")

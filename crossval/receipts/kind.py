@@ -120,6 +120,8 @@ class Kind(Generic[Result]):
     """Whether tokenizers that disagree are a divergence; not where each engine reads the text itself."""
     further_checks: Callable[[Receipt], Checks] = lambda receipt: {}
     """Checks of what a receipt holds beyond rows and summary."""
+    runs_engines: bool = True
+    """Whether an engine takes part; otherwise files alone are compared."""
     one_sided: bool = False
     """Whether the engines are checked independently even where both take part."""
 

@@ -31,6 +31,7 @@ from crossval.receipts import file as receipt
 from crossval.receipts import gate
 from crossval.receipts.party import Party
 from tests.support import receipt_samples as samples
+from tests.support.weights_samples import weights_receipt
 
 COARSE = [*taps.outline_taps(2)[1:]]
 FINE = sorted([*taps.outline_taps(2), *taps.layer_taps(0)[:9]], key=taps.execution_index)
@@ -85,6 +86,7 @@ RECEIPTS = {
     "selftest": samples.selftest_receipt(),
     "metamorphic": samples.metamorphic_receipt(),
     "bench": samples.bench_receipt(samples.bench_findings(pairs=(samples.bench_pair(), samples.bench_further()))),
+    "weights": weights_receipt(),
 }
 
 UNPROVABLE = (
@@ -293,12 +295,30 @@ UNPROVABLE_APART = (
 )
 """Fields of a greedy receipt of engines that round differently that can be changed beyond those."""
 
+UNPROVABLE_IN_WEIGHTS = (
+    # Which files the checkpoint had, what tensors and keys are called, what a float tensor's values are like.
+    "results.checkpoint",
+    "results.checkpoint.*",
+    "results.checkpoint.*.name",
+    "results.checkpoint.*.sha256",
+    "results.keys.*.key",
+    "results.rows.*.expected.source",
+    "results.rows.*.facts.stored_bytes",
+    "results.rows.*.facts.values.max",
+    "results.rows.*.facts.values.min",
+    "results.rows.*.facts.values.n_negative",
+    "results.rows.*.facts.values.rms",
+    "results.rows.*.name",
+)
+"""Fields of a weights receipt that can be changed beyond those of a comparison."""
+
 BY_KIND = {
     "greedy apart": UNPROVABLE_APART,
     "smoke": UNPROVABLE_IN_SMOKE,
     "selftest": UNPROVABLE_IN_SELFTEST,
     "metamorphic": UNPROVABLE_IN_METAMORPHIC,
     "bench": UNPROVABLE_IN_BENCH,
+    "weights": UNPROVABLE_IN_WEIGHTS,
 }
 TAPS = frozenset(taps.all_taps(2))
 SHOWN_ROWS = {"smoke": (0, 4, 6, 7), "selftest": (0, 9, -1), "metamorphic": (0, 1, 2, 3, -1)}
