@@ -69,14 +69,16 @@ def column_shares(packed: npt.NDArray[np.uint8], rows: int, cols: int) -> dict[s
     return shares
 
 
-def correlation(shares: npt.NDArray[np.float64], norm: npt.NDArray[np.float32]) -> float:
-    """Return z: the rank correlation of both within blocks, in standard deviations; 0 where one is constant."""
-    first, second = _ranks(shares), _ranks(norm)
-    size = math.sqrt(float(first @ first) * float(second @ second))
-    if size == 0:
-        return 0.0
-    n_free = shares.size - shares.size // I2_S_BLOCK
-    return float(first @ second) / size * math.sqrt(n_free)
+def correlations(shares: Mapping[str, npt.NDArray[np.float64]], norm: npt.NDArray[np.float32]) -> dict[str, float]:
+    """Return z by layout: rank correlation with a norm within blocks, in standard deviations; 0 of constants."""
+    second = _ranks(norm)
+    n_free = norm.size - norm.size // I2_S_BLOCK
+    found = {}
+    for name, counts in shares.items():
+        first = _ranks(counts)
+        size = math.sqrt(float(first @ first) * float(second @ second))
+        found[name] = float(first @ second) / size * math.sqrt(n_free) if size else 0.0
+    return found
 
 
 def means(matrices: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from bitnet_py.config import I2_S_BLOCK
 from bitnet_py.errors import ModelError
 from bitnet_py.ggml_types import I2_S_TAIL_BYTES
 from bitnet_py.gguf import GGMLType, GGUFFile, TensorInfo
-from bitnet_py.layout_evidence import NORM_OF, column_shares, correlation
+from bitnet_py.layout_evidence import NORM_OF, column_shares, correlations
 from bitnet_py.tq import TQ_TYPES, repack
 
 FLOATS = {GGMLType.F32: "<f4", GGMLType.F16: "<f2"}
@@ -111,7 +111,7 @@ def _evidence(facts: TensorFacts, gguf: GGUFFile, packed: npt.NDArray[np.uint8])
     weights = gguf.data(norm.name).view(FLOATS[norm.type]).astype(np.float32)
     if not np.isfinite(weights).all():
         return None
-    return {name: correlation(of, weights) for name, of in column_shares(packed, *facts.shape).items()}
+    return correlations(column_shares(packed, *facts.shape), weights)
 
 
 def value_facts(values: npt.NDArray[np.floating]) -> ValueFacts:

@@ -19,6 +19,7 @@ from bitnet_py.errors import ModelError, clip
 from bitnet_py.layouts import unpack_checkpoint
 
 MIN_ABSMEAN = np.float32(1e-5)
+_CHUNK = 1 << 20
 Convention = Literal["divides", "multiplies"]
 
 
@@ -65,14 +66,16 @@ def absmean(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], float]:
     Raises:
         ModelError: a weight is NaN or infinite.
     """
-    total = sum(float(np.sum(np.abs(rows), dtype=np.float64)) for rows in values)
+    step = max(1, _CHUNK // max(1, values.shape[1]))
+    chunks = [slice(first, first + step) for first in range(0, values.shape[0], step)]
+    total = sum(float(np.sum(np.abs(values[some]), dtype=np.float64)) for some in chunks)
     if not np.isfinite(total):
         raise ModelError("expected finite weights, found NaN or infinity")
     mean = np.float32(total / values.size)
     inverse = np.float32(1) / max(mean, MIN_ABSMEAN)
     codes = np.empty(values.shape, np.uint8)
-    for row, out in zip(values, codes, strict=True):
-        out[:] = np.clip(np.rint(row.astype(np.float32) * inverse), -1, 1) + np.float32(1)
+    for some in chunks:
+        codes[some] = np.clip(np.rint(values[some].astype(np.float32) * inverse), -1, 1) + np.float32(1)
     scale = np.float32(1) / inverse
     return codes, float(np.float16(scale)) if values.dtype == np.float16 else float(scale)
 

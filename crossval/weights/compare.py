@@ -70,13 +70,19 @@ class _Comparison:
         if source.role == "matrix":
             ternary = self.model.ternary(source)
             self.targets.add(source.target, ternary.codes)
-            expected = replace(expected, scale=ternary.scale)
+            expected = replace(expected, scale=ternary.scale, largest=self.largest(source, ternary))
             row = TensorRow(source.target, facts, expected)
             return row if facts is None else self.matrix(row, source, ternary)
         row = TensorRow(source.target, facts, expected)
         if facts is None:
             return row
         return self.norm(row) if source.role == "norm" else self.table(row, source)
+
+    def largest(self, source: Source, ternary: Ternary) -> float | None:
+        """Return the largest absolute weight of a matrix of float weights."""
+        if ternary.dtype == "uint8":
+            return None
+        return float(np.abs(self.model.checkpoint.tensor(source.name)).max())
 
     def matrix(self, row: TensorRow, source: Source, ternary: Ternary) -> TensorRow:
         assert row.facts is not None
@@ -225,6 +231,7 @@ def _other_quantisers(
     for how, kind in (("absmean in bfloat16", BF16), ("absmean in float16", F16)):
         rounded = np.float32(kind.round(np.array([1 / np.float64(inverse)]))[0])
         yield how, (np.clip(np.rint(values / rounded), -1, 1) + 1).astype(np.uint8)
+    yield "signs", (np.where(np.abs(values) < np.float32(1e-6), 0, np.sign(values)) + 1).astype(np.uint8)
     yield "truncated", (np.clip(np.trunc(values * inverse), -1, 1) + 1).astype(np.uint8)
 
 

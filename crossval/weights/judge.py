@@ -158,7 +158,9 @@ def _of_scale(row: TensorRow, expected: Mapping[str, float]) -> Iterator[Finding
     ):
         return
     holder = compared.matches[0].tensor if len(compared.matches) == 1 else row.name
-    scale = Scale(facts.scale, expected[holder], compared.n_values, row.expected.dtype, facts.type)
+    scale = Scale(
+        facts.scale, expected[holder], compared.n_values, row.expected.dtype, facts.type, row.expected.largest
+    )
     others = {name: value for name, value in expected.items() if name != holder}
     causes = scales.explain(scale, others)
     if causes is None:

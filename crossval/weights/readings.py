@@ -37,6 +37,7 @@ ORDERS: Mapping[str, str] = {
 THRESHOLDS: Mapping[str, str] = {
     "absmean in bfloat16": "quantised with the absmean rounded to bfloat16",
     "absmean in float16": "quantised with the absmean rounded to float16",
+    "signs": "only the signs of the float weights, as llama-quantize makes of weights that are not ternary yet",
     "truncated": "quantised by truncation instead of rounding",
 }
 VALUES: Mapping[str, str] = {

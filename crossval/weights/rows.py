@@ -24,6 +24,8 @@ class Expected:
     """Of its values in the checkpoint; ``uint8``: packed."""
     scale: float | None = None
     """Matrices: the float32 multiplier of the codes."""
+    largest: float | None = None
+    """Matrices of float weights: the largest absolute weight."""
 
 
 @dataclass(frozen=True, order=True)

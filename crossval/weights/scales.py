@@ -35,6 +35,8 @@ class Scale:
     """Of the weights in the checkpoint; ``uint8``: packed, with a scale of its own."""
     type: str
     """Of the tensor in the file."""
+    largest: float | None = None
+    """Float weights: the largest absolute one."""
 
     @property
     def tolerance(self) -> float:
@@ -87,6 +89,7 @@ _ROUNDED = ("rounded to bfloat16", "rounded to float16")
 _CAUSES: Mapping[str, Callable[[Scale], bool]] = {
     "one": lambda scale: scale.value == 1.0,
     "inverted": _inverted,
+    "largest weight": lambda scale: scale.largest is not None and scale.value == float(np.float32(scale.largest)),
     "squared": lambda scale: _close(scale.value, scale.expected**2, 2 * scale.tolerance),
     "negative": lambda scale: _close(-scale.value, scale.expected, scale.tolerance),
     _ROUNDED[0]: lambda scale: _rounds_to(scale.value, scale.expected, scale.tolerance, "bfloat16"),

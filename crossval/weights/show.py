@@ -88,9 +88,10 @@ def _findings_table(findings: Sequence[Mapping[str, Any]]) -> Table:
     for one in findings:
         groups[one["level"], one["aspect"], one["cause"]].append(one)
     for (level, aspect, cause), group in groups.items():
-        lines = [f"{one['subject']}: {one['sentence']}" for one in group[:MAX_SUBJECTS]]
-        if len(group) > MAX_SUBJECTS:
-            lines.append(f"and {len(group) - MAX_SUBJECTS} more")
+        most = len(group) if aspect == "key" else MAX_SUBJECTS
+        lines = [f"{one['subject']}: {one['sentence']}" for one in group[:most]]
+        if len(group) > most:
+            lines.append(f"and {len(group) - most} more")
         table.add_row(aspect if level == "wrong" else f"{aspect} (note)", clip(cause, 40), clip_lines(lines))
     return table
 

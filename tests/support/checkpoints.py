@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,20 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+class Numbers:
+    """Random numbers that are the same in every NumPy version and on every platform."""
+
+    def __init__(self, seed: int) -> None:
+        self.state = np.random.RandomState(seed)
+
+    def uniform(self, low: float, high: float, shape: tuple[int, ...] | int | None = None) -> Any:
+        return low + (high - low) * self.state.random_sample(shape)
+
+    def bell(self, width: float, shape: tuple[int, ...]) -> np.ndarray:
+        """Sums of four uniform numbers: about normal, with this standard deviation."""
+        return (self.state.random_sample((4, *shape)).sum(0) - 2) * (width * 3**0.5)
+
+
 @dataclass
 class Small:
     """A checkpoint: change ``config`` or ``tensors`` (name -> dtype, array) before ``write``."""
@@ -67,7 +80,7 @@ class Small:
 
     def __post_init__(self) -> None:
         name, activation, attn_sub, ffn_sub = FAMILIES[self.family]
-        rng = np.random.default_rng(self.seed)
+        rng = Numbers(self.seed)
         self.config = {
             "architectures": [name],
             "hidden_act": activation,
@@ -87,7 +100,7 @@ class Small:
             self.config["quantization_config"] = quantization
         head_dim = self.dim // self.n_heads
         kv_dim = self.n_kv_heads * head_dim
-        self._add("model.embed_tokens.weight", rng.normal(0, 0.5, (self.vocab, self.dim)))
+        self._add("model.embed_tokens.weight", rng.bell(0.5, (self.vocab, self.dim)))
         for index in range(self.n_layers):
             layer = f"model.layers.{index}."
             for norm, width in (
@@ -110,19 +123,19 @@ class Small:
                 self._matrix(f"{layer}{matrix}.weight", rng, rows, cols)
         self._add("model.norm.weight", rng.uniform(0.5, 1.5, self.dim))
         if not self.tied:
-            self._add("lm_head.weight", rng.normal(0, 0.5, (self.vocab, self.dim)))
+            self._add("lm_head.weight", rng.bell(0.5, (self.vocab, self.dim)))
 
     def _add(self, name: str, values: np.ndarray) -> None:
         narrow = {"BF16": to_bfloat16, "F16": np.float16, "F32": np.float32}[self.dtype]
         self.tensors[name] = self.dtype, np.asarray(narrow(values.astype(np.float32)))
 
-    def _matrix(self, name: str, rng: np.random.Generator, rows: int, cols: int) -> None:
+    def _matrix(self, name: str, rng: Numbers, rows: int, cols: int) -> None:
         width = 0.02 * rng.uniform(0.6, 1.6)
         if self.packed is None:
             # Columns differ in size, as trained ones do.
-            self._add(name, rng.normal(0, width, (rows, cols)) * rng.uniform(0.5, 1.5, cols))
+            self._add(name, rng.bell(width, (rows, cols)) * rng.uniform(0.5, 1.5, cols))
             return
-        codes = rng.choice(np.array([0, 1, 2], np.uint8), (rows, cols), p=[0.3, 0.4, 0.3])
+        codes = np.searchsorted([0.3, 0.7], rng.uniform(0, 1, (rows, cols))).astype(np.uint8)
         packed = np.zeros((rows // 4, cols), np.uint8)
         for quarter in range(4):
             packed |= codes[quarter * (rows // 4) : (quarter + 1) * (rows // 4)] << (2 * quarter)
@@ -197,6 +210,3 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(data))
     config = {"eos_token": vocab.tokens[vocab.eos_id], "bos_token": bos, "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-
-
-Change = Callable[[Small], None]

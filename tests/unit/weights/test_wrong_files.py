@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitnet_py.config import ARCHITECTURES
 from bitnet_py.quantize import quantize
 from crossval import api
 from crossval.receipts.file import Receipt
@@ -291,6 +292,38 @@ def test_other_quantisers(
     assert found_in(file.save(), folder) == {(Q0, "codes", cause)}
 
 
+def test_float_masters_given_to_llama_quantize(edited: Edited) -> None:
+    folder, file = edited("float32")
+    values = HEALTHY["float32"].values("model.layers.0.self_attn.q_proj.weight")
+    file.put_codes(Q0, np.where(np.abs(values) < 1e-6, 1, np.sign(values) + 1).astype(np.uint8))
+    file.scale(Q0)[:] = np.abs(values).max()
+    assert found_in(file.save(), folder) == {(Q0, "codes", "signs"), (Q0, "scale", "largest weight")}
+
+
+def test_a_code_at_a_rounding_tie_may_be_either(tmp_path: Path) -> None:
+    small = Small(dtype="F32", n_layers=1, dim=128, hidden=128)
+    name = "model.layers.0.mlp.up_proj.weight"
+    values = small.values(name)
+    values[5, 7] = 0
+    values[5, 7] = (
+        np.abs(values).sum(dtype=np.float64) / (values.size - 0.5) / 2
+    )  # half of the absmean with itself
+    folder = small.write(tmp_path)
+    quantize(folder, folder / "m.gguf")
+    file = EditedGGUF(folder / "m.gguf")
+    codes = file.codes(UP0)
+    assert codes[5, 7] in (1, 2)
+    codes[5, 7] = 3 - codes[5, 7]
+    file.put_codes(UP0, codes)
+    assert found_in(file.save(), folder) == set()
+    receipt = api.check_weights(file.path, against=folder)
+    (row,) = [one for one in receipt["results"]["rows"] if one["name"] == UP0]
+    assert (row["compared"]["n_different"], row["compared"]["n_at_ties"]) == (1, 1)
+    codes[6, 7] = (codes[6, 7] + 1) % 3
+    file.put_codes(UP0, codes)
+    assert found_in(file.save(), folder) == {(UP0, "codes", UNDETERMINED)}
+
+
 def changed(folder: Path, tmp_path: Path, small: Small) -> set[tuple[str, str, str]]:
     """Compare the file of a changed checkpoint with the checkpoint in ``folder``."""
     other = small.write(tmp_path / "other")
@@ -358,6 +391,29 @@ def repacked(shipped: Path, target: Path, layout: str) -> Receipt:
     for name in file.matrices():
         file.put_codes(name, file.codes(name), layout)
     return api.check_weights(file.save())
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if "llama" not in ARCHITECTURES:
+        pytest.skip("the engine does not run architecture llama")
+    folder = Small("llama", seed=6, tied=False, n_layers=1).write(tmp_path_factory.mktemp("llama"))
+    quantize(folder, folder / "m.gguf")
+    return folder
+
+
+@pytest.mark.parametrize(("cause", "again"), [("rows not permuted", -1), ("rows permuted twice", 1), (None, 0)])
+def test_rows_of_q_and_k_where_the_architecture_rotates_neighbours(
+    llama: Path, tmp_path: Path, cause: str | None, again: int
+) -> None:
+    file = EditedGGUF(Path(shutil.copy(llama / "m.gguf", tmp_path / "m.gguf")))
+    names = ("blk.0.attn_q.weight", "blk.0.attn_k.weight")
+    for name, heads in zip(names, (2, 1), strict=True):
+        rows = np.arange(heads * 128)
+        once = rows.reshape(heads, 2, 64).swapaxes(1, 2).reshape(-1)  # new row -> old row
+        order = {1: once, -1: np.argsort(once), 0: rows}[again]
+        file.put_codes(name, file.codes(name)[order])
+    assert found_in(file.save(), llama) == (set() if cause is None else each(names, "codes", cause))
 
 
 SHIPPED = Path(__file__).resolve().parents[3] / "models" / "bitnet-qa.gguf"
