@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from bitnet_py.errors import NativeError
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 ACTIVATIONS = ("relu_squared", "silu")
 """In the order of the enum in csrc/bitnet.h."""
 ROPE_PAIRINGS = ("halves", "adjacent")
@@ -44,9 +44,14 @@ developers)."""
 
 
 class Matrix(Structure):
-    """``bn_matrix``: an I2_S matrix."""
+    """``bn_matrix``: an I2_S matrix, and what follows the product with it."""
 
-    _fields_ = [("data", c_void_p), ("rows", c_int64), ("cols", c_int64), ("scale", c_float)]
+    _fields_ = [
+        ("data", c_void_p),
+        *((name, c_int64) for name in ("rows", "cols")),
+        *((name, c_float) for name in ("scale", "factor")),
+        ("bias", c_void_p),
+    ]
 
 
 class Layer(Structure):
@@ -66,6 +71,8 @@ class ModelStruct(Structure):
         *((name, c_int32) for name in ("dim", "hidden_dim", "vocab_size", "activation", "rope_pairing")),
         ("rms_eps", c_float),
         ("rope_base", c_float),
+        ("rope_scale", c_float),
+        ("rope_factors", c_void_p),
         ("token_embd", c_void_p),
         ("output", c_void_p),
         ("output_norm", c_void_p),

@@ -21,6 +21,8 @@ LOGITS = "result_output"
 Progress = Callable[[str, int, int], None]
 """Called with (current activity, steps done, total steps)."""
 
+OUTPUT_IGNORED = frozenset({"bitnet", "bitnet-25", "bitnet-b1.58"})
+"""Architectures of which bitnet.cpp ignores ``output.weight``."""
 SEPARATE_OUTPUT_NOTE = (
     "this model has its own output.weight, which bitnet.cpp ignores: it multiplies the final norm with "
     "token_embd.weight, so logits of an engine that uses output.weight differ from the reference's by that alone"

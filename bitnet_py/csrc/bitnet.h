@@ -23,7 +23,7 @@ extern "C" {
 #define BN_API __attribute__((visibility("default")))
 #endif
 
-#define BN_ABI_VERSION 6
+#define BN_ABI_VERSION 7
 
 enum {
     BN_OK = 0,
@@ -33,12 +33,15 @@ enum {
     BN_ERR_THREAD = 4,      /* a worker thread could not be started */
 };
 
-/* Ternary matrix in bitnet.cpp's I2_S layout (see bitnet_py/quants.py for the byte diagram). */
+/* Ternary matrix in bitnet.cpp's I2_S layout (see bitnet_py/quants.py for the byte diagram), and
+ * what follows the product with it: y = W x * factor + bias. */
 typedef struct {
     const uint8_t *data; /* [rows][cols / 4] */
     int64_t rows;
-    int64_t cols; /* multiple of 128 */
-    float scale;  /* one per tensor */
+    int64_t cols;      /* multiple of 128 */
+    float scale;       /* one per tensor */
+    float factor;      /* another one, applied to the rounded product (a ".scale" tensor); 1: none */
+    const float *bias; /* [rows], or NULL: none */
 } bn_matrix;
 
 typedef struct {
@@ -55,17 +58,14 @@ typedef struct {
     bn_matrix down;             /* [dim][hidden_dim] */
 } bn_layer;
 
-/* What the feed-forward block applies to the gate. Only BN_RELU_SQUARED has been shown to be
- * bit-identical to bitnet.cpp.
- */
+/* What the feed-forward block applies to the gate. */
 enum {
     BN_RELU_SQUARED, /* max(x, 0)^2 */
     BN_SILU,         /* x / (1 + e^-x) */
     BN_ACTIVATIONS
 };
 
-/* Which elements of a head RoPE rotates together. Only BN_ROPE_HALVES has been shown to be
- * bit-identical to bitnet.cpp. */
+/* Which elements of a head RoPE rotates together. */
 enum {
     BN_ROPE_HALVES,   /* i and i + head_dim / 2 ("NeoX") */
     BN_ROPE_ADJACENT, /* 2i and 2i + 1 */
@@ -78,6 +78,8 @@ typedef struct {
     int32_t rope_pairing; /* BN_ROPE_HALVES, BN_ROPE_ADJACENT */
     float rms_eps;
     float rope_base;
+    float rope_scale;           /* times every angle: 1 / the factor of linear RoPE scaling; 1: none */
+    const float *rope_factors;  /* [head_dim / 2] divisors of the angles, or NULL: none */
     const uint16_t *token_embd; /* [vocab_size][dim] binary16 */
     const uint16_t *output;     /* [vocab_size][dim] binary16: the LM head; same pointer as token_embd when tied */
     const float *output_norm;   /* [dim] */

@@ -12,11 +12,9 @@ static const struct {
     [BN_COUNT_RMS_NORM] = {"rms_norm", 0, 1},    [BN_COUNT_ROPE] = {"rope", 0, 0},
 };
 
-void bn_counters_init(bn_counters *counters, const bn_kernels *kernels, int32_t rope_pairing) {
-    const int rope_is_scalar = kernels->rope[rope_pairing] == bn_kernels_scalar.rope[rope_pairing];
+void bn_counters_init(bn_counters *counters, const bn_kernels *kernels) {
     for (int i = 0; i < BN_COUNTERS; i++) {
-        const int is_scalar = i == BN_COUNT_RMS_NORM || (i == BN_COUNT_ROPE && rope_is_scalar);
-        const char *family = is_scalar ? bn_kernels_scalar.name : kernels->name;
+        const char *family = i == BN_COUNT_RMS_NORM ? bn_kernels_scalar.name : kernels->name;
         snprintf(counters->names[i], sizeof counters->names[i], "%s_%s", OPERATIONS[i].operation, family);
         counters->of[i] = (bn_counter){.name = counters->names[i],
                                        .operation = OPERATIONS[i].operation,

@@ -22,8 +22,8 @@ typedef struct {
     char names[BN_COUNTERS][32]; /* what of[i].name points to */
 } bn_counters;
 
-/* All zero; the names follow from the kernels and from the way the model pairs elements in RoPE. */
-void bn_counters_init(bn_counters *counters, const bn_kernels *kernels, int32_t rope_pairing);
+/* All zero; the names follow from the kernels. */
+void bn_counters_init(bn_counters *counters, const bn_kernels *kernels);
 
 static inline void bn_count(bn_counters *counters, int which, uint64_t bytes) {
     counters->of[which].calls++;

@@ -89,7 +89,6 @@ extern const bn_kernels bn_kernels_scalar;
 /* Kernels of which no family has a faster version yet. */
 void bn_scalar_quantize_blocks(const float *x, int64_t n, int8_t *q, float *steps, int32_t *groups);
 void bn_scalar_quantize_blocks_fused(const float *x, int64_t n, int8_t *q, float *steps, int32_t *groups);
-void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out);
 #if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)
 extern const bn_kernels bn_kernels_avx2;
 extern const bn_kernels bn_kernels_avx512vnni;

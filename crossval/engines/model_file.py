@@ -13,7 +13,7 @@ from bitnet_py.config import ModelConfig
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.weights import Weights
 from crossval.files import file_sha256
-from crossval.terms import SEPARATE_OUTPUT_NOTE
+from crossval.terms import OUTPUT_IGNORED, SEPARATE_OUTPUT_NOTE
 
 ROW_GROUP = 4
 """Rows of a ternary matrix that bitnet.cpp multiplies together; it writes all 4 results of the last group."""
@@ -69,7 +69,7 @@ def describe(gguf: GGUFFile) -> ModelFile:
         "separate_output": separate_output,
         "shape": {name: getattr(config, name) for name in _SHAPE},
     }
-    notes = [SEPARATE_OUTPUT_NOTE] if separate_output else []
+    notes = [SEPARATE_OUTPUT_NOTE] if separate_output and config.arch in OUTPUT_IGNORED else []
     kv_rows = config.n_kv_heads * config.head_dim
     if kv_rows % ROW_GROUP:  # all other row counts are column counts elsewhere, so multiples of 128
         notes.append(ROWS_NOTE.format(rows=kv_rows))

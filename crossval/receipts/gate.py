@@ -18,7 +18,7 @@ from crossval.receipts.party import (
     same_engine,
 )
 from crossval.receipts.policy import GateCheck, Policy
-from crossval.terms import SEPARATE_OUTPUT_NOTE, SIDES
+from crossval.terms import OUTPUT_IGNORED, SEPARATE_OUTPUT_NOTE, SIDES
 
 CLOCK_SKEW = datetime.timedelta(minutes=5)
 _MAX_COMPLAINTS = 5
@@ -195,8 +195,9 @@ def _model(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     model = receipt["model"]
     if policy.model_sha256 is not None:
         yield GateCheck("model", model["sha256"] in policy.model_sha256, model["sha256"])
-    if model["separate_output"] != (SEPARATE_OUTPUT_NOTE in receipt["notes"]):
-        state = "has its own output.weight" if model["separate_output"] else "ties its head to the embedding"
+    ignored = model["separate_output"] and model["architecture"] in OUTPUT_IGNORED
+    if ignored != (SEPARATE_OUTPUT_NOTE in receipt["notes"]):
+        state = "has an output.weight that bitnet.cpp ignores" if ignored else "has none that bitnet.cpp ignores"
         yield GateCheck("notes", False, f"the model {state}, the notes say otherwise")
     if not policy.allow_dirty:
         dirty = receipt["tool"]["dirty"]

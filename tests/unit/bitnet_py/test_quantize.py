@@ -180,7 +180,9 @@ UNUSABLE: dict[str, tuple[Callable[[Small], object], dict[str, object], str]] = 
     "code 3": (put(Q, "U8", np.full((64, 256), 255, "u1")), {"packed": "bitlinear"}, "found 3"),
     "zero scale": (put(f"{Q}_scale", "F32", np.zeros(1, "<f4")), {"packed": "bitlinear"}, "weight_scale"),
     "unknown class": (
-        lambda s: s.config.update(quantization_config={"linear_class": "x"}), {"packed": "bitlinear"}, "linear_class"
+        lambda s: s.config.update(quantization_config={"linear_class": "x"}),
+        {"packed": "bitlinear"},
+        "linear_class",
     ),
     "NaN": (spoil(Q, np.nan), {}, "q_proj.*NaN"),
     "norm": (spoil("model.norm.weight", np.inf), {}, "model.norm.*infinity"),
