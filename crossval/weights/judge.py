@@ -51,8 +51,8 @@ def verdict(result: WeightsResult) -> PassFail:
     """Return ``pass`` when everything was compared with a checkpoint and nothing is wrong."""
     if any(one.level == "wrong" for one in findings(result)):
         return "fail"
-    counted = coverage(result)
-    complete = result.has_checkpoint and counted[0] == counted[1] > 0 and not result.not_compared
+    required, compared = coverage(result)
+    complete = required == compared > 0 and not result.not_compared
     return "pass" if complete else "incomplete"
 
 

@@ -249,7 +249,7 @@ def test_bfloat16_and_rows_are_read_as_written(tmp_path: Path) -> None:
     bits = np.arange(0, 65536, 7, dtype=np.uint16)[:9000].reshape(90, 100)
     (tmp_path / "config.json").write_text("{}")
     single = np.arange(6, dtype=np.float32).reshape(3, 2)
-    write_safetensors(tmp_path / "a.safetensors", {"x": ("BF16", bits), "y": ("F32", single)})
+    write_safetensors(tmp_path / "a.safetensors", {"y": ("F32", single), "x": ("BF16", bits)})
     with Checkpoint.open(tmp_path / "a.safetensors") as checkpoint:
         assert np.array_equal(checkpoint.tensor("x").view("<u4"), from_bfloat16(bits).view("<u4"))
         assert np.array_equal(checkpoint.rows("x", slice(3, 5)).view("<u4"), from_bfloat16(bits[3:5]).view("<u4"))

@@ -14,10 +14,13 @@ from click.testing import CliRunner
 
 from bitnet_py import cli as bitnet_cli
 from bitnet_py.layout_evidence import established, means
+from bitnet_py.layouts import LAYOUTS
 from bitnet_py.quantize import quantize
+from bitnet_py.quants import pack_codes
 from crossval.cli import cli
 from crossval.receipts import file as receipt
 from crossval.weights.judge import UNDETERMINED, findings, verdict
+from crossval.weights.readings import Stored, Targets, find_matches
 from crossval.weights.rows import KeyRow, Match
 from crossval.weights.scales import Scale, explain, summation_error
 from tests.support.checkpoints import Small
@@ -226,3 +229,17 @@ def test_what_is_false_in_a_receipt_fails(
     failed = [one["name"] for one in checks if not one["passed"]]
     assert gated.exit_code == 1
     assert check in failed
+
+
+def test_being_another_matrix_is_a_deviation_like_any_other() -> None:
+    """One reading gives the matrix itself, the same number of deviations and another name are one more."""
+    codes = np.random.default_rng(0).integers(0, 3, (128, 128)).astype(np.uint8)
+    stored = Stored("a", codes.shape, codes.shape, pack_codes(codes), codes, None, False)
+    targets = Targets()
+    targets.add("a", 2 - codes)
+    targets.add("b", LAYOUTS["sequential"].unpack(pack_codes(codes), 128, 128))
+    assert find_matches(stored, targets) == (Match("a", ("signs flipped",)),)
+    targets.add("c", codes)
+    assert find_matches(stored, targets) == (Match("a", ("signs flipped",)), Match("c", ()))
+    only_b = Targets({"b": targets.known["b"]})
+    assert find_matches(stored, only_b) == (Match("b", ("sequential",)),)

@@ -365,6 +365,19 @@ def test_a_header_that_is_not_the_configuration(
     assert changed(made["bfloat16"][0], tmp_path, small) == {(key, "key", cause)}
 
 
+@pytest.mark.parametrize(("base", "right"), [(10000.0, True), (500000.0, False)])
+def test_a_key_that_is_missing_counts_as_its_default(tmp_path: Path, base: float, right: bool) -> None:
+    small = Small(n_layers=1, dim=128, hidden=128)
+    small.config["rope_theta"] = base
+    folder = small.write(tmp_path)
+    quantize(folder, folder / "m.gguf")
+    whole = (folder / "m.gguf").read_bytes()
+    assert whole.count(b"rope.freq_base") == 1
+    (folder / "m.gguf").write_bytes(whole.replace(b"rope.freq_base", b"rope.freq_bxse"))
+    expected = set() if right else {("bitnet-b1.58.rope.freq_base", "key", "differs")}
+    assert found_in(folder / "m.gguf", folder) == expected
+
+
 def test_missing_and_other_tokenizer_keys(edited: Edited) -> None:
     folder, file = edited()
     whole = file.bytes.tobytes()
