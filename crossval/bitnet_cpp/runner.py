@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bitnet_py.errors import BitnetError
+from bitnet_py.ggml_types import GGMLType
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.tq import TQ_BLOCK, TQ_TYPES
 from crossval.bitnet_cpp import library as cpp_library
@@ -103,8 +104,11 @@ class BitnetCppRunner(EngineProcess):
             model = {"model": str(self._model_path.resolve()), **self._requested}
             loaded = self.request("load", model, what=f"loading {self._model_path.name}").header
             self._model = LoadedModel(**{field.name: loaded[field.name] for field in fields(LoadedModel)})
-            if _is_multiplied_in_blocks(self._model_path):
+            types = _types(self._model_path)
+            if any(kind in TQ_TYPES for name, kind in types.items() if name.startswith("blk.")):
                 facts = {**facts, **facts["in_blocks"], "quantizer_block": TQ_BLOCK}
+            if GGMLType.BF16 not in (types.get("token_embd.weight"), types.get("output.weight")):
+                facts = {**facts, "bfloat_pairs": None}
             self._identity = _identity(facts, loaded)
         except BaseException:
             self.close()
@@ -218,13 +222,13 @@ def _check_gguf(path: Path) -> None:
         raise BadInputError(f"{path} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
 
 
-def _is_multiplied_in_blocks(path: Path) -> bool:
-    """Return whether the type of a model's matrices makes the library quantise activations in blocks."""
+def _types(path: Path) -> dict[str, GGMLType]:
+    """Return the type of every tensor: some decide how the library rounds what they are multiplied with."""
     try:
         with GGUFFile.open(path) as gguf:
-            return any(info.type in TQ_TYPES for name, info in gguf.tensors.items() if name.startswith("blk."))
+            return {name: info.type for name, info in gguf.tensors.items()}
     except BitnetError:  # the library has loaded it; who needs more of it will say what is wrong
-        return False
+        return {}
 
 
 def _identity(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIdentity:
@@ -266,6 +270,7 @@ def _numerics(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> Numerics:
         attention_threads=loaded["n_threads"] if flash else None,
         quantizer_block=facts.get("quantizer_block"),
         fused_sums=facts.get("fused_sums"),
+        bfloat_pairs=facts["bfloat_pairs"],
     )
 
 

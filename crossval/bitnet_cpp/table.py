@@ -29,6 +29,7 @@ from crossval.terms import Generation
 
 TYPE_F32 = 0
 TYPE_F16 = 1
+TYPE_BF16 = 30
 
 ANY = object()
 """Placeholder for a value that is not checked, because it depends on the build."""
