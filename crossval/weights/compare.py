@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,9 @@ from bitnet_py.checkpoint_model import CheckpointModel, Source, permute
 from bitnet_py.errors import ModelError
 from bitnet_py.gguf import GGMLType, GGUFFile, TensorInfo
 from bitnet_py.layouts import I2_S
-from bitnet_py.tensor_facts import FLOATS, TensorFacts, packed_codes, tensor_facts
+from bitnet_py.tensor_facts import FLOATS, TensorFacts, float_values, packed_codes, tensor_facts
 from bitnet_py.ternarise import Ternary, absmean
-from crossval.formats import BF16, F16
+from crossval.formats import BF16, F16, F32
 from crossval.terms import Progress
 from crossval.weights.readings import Stored, Targets, find_matches
 from crossval.weights.rows import Compared, Expected, Match, TensorRow
@@ -128,8 +129,8 @@ class _Comparison:
             return replace(row, skipped=f"values of type {info.type.name} are not compared")
         if info.shape != right.shape:
             return replace(row, compared=Compared(right.size, right.size, 0))
-        values = self.gguf.data(row.name).view(FLOATS[info.type]).astype(np.float32)
-        held = right.astype(FLOATS[info.type]).astype(np.float32)
+        values = float_values(self.gguf, info, slice(None)).astype(np.float32)
+        held = _as_held(right, info.type)
         n_different = int(np.count_nonzero(values.view(np.uint32) != held.view(np.uint32)))
         if not n_different:
             return replace(row, compared=Compared(right.size, 0, 0))
@@ -161,19 +162,19 @@ class _Comparison:
         self, info: TensorInfo, source: Source, candidates: dict[Match, str]
     ) -> tuple[int, list[Match]]:
         """Return how many values differ, and which candidates give every value, over chunks of rows."""
-        stored = self.gguf.data(info.name).view(FLOATS[info.type]).reshape(info.shape)
         checkpoint, left, n_different = self.model.checkpoint, list(candidates), 0
         rounds = {"in bfloat16": BF16, "in float16": F16}
         for first in range(0, info.shape[0], _ROWS):
             some = slice(first, min(first + _ROWS, info.shape[0]))
             with np.errstate(over="ignore"):
+                stored = float_values(self.gguf, info, some).astype(np.float32)
                 right = checkpoint.rows(source.name, some).astype(np.float32)
-                n_different += int(np.count_nonzero(stored[some] != right.astype(FLOATS[info.type])))
+                n_different += int(np.count_nonzero(stored != _as_held(right, info.type)))
                 for match in list(left):
                     name = candidates[match]
                     values = right if name == source.name else checkpoint.rows(name, some).astype(np.float32)
                     narrow = rounds[match.how[0]].round(values) if match.how else values
-                    if not np.array_equal(stored[some], narrow.astype(FLOATS[info.type])):
+                    if not np.array_equal(stored, _as_held(narrow, info.type)):
                         left.remove(match)
         return n_different, left
 
@@ -222,6 +223,12 @@ def stored_codes(gguf: GGUFFile, info: TensorInfo) -> npt.NDArray[np.uint8]:
     """
     rows, cols = info.shape
     return I2_S.unpack(packed_codes(gguf, info)[0], rows, cols)
+
+
+def _as_held(values: npt.NDArray[Any], ggml_type: GGMLType) -> npt.NDArray[np.float32]:
+    """Return values as a tensor of a type of single numbers holds them, widened to float32 again."""
+    rounded = {GGMLType.F16: F16, GGMLType.BF16: BF16}.get(ggml_type, F32).round(values)
+    return rounded.astype(np.float32)
 
 
 def _other_quantisers(

@@ -9,7 +9,8 @@ from typing import Any
 
 from bitnet_py import layout_evidence
 from bitnet_py.ggml_types import BLOCK_LAYOUT, GGMLType, tensor_size_bytes
-from bitnet_py.tensor_facts import TensorFacts, ValueFacts
+from bitnet_py.projections import PROJECTIONS
+from bitnet_py.tensor_facts import FLOATS, TensorFacts, ValueFacts
 from crossval.passes import EngineIdentity
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
@@ -42,7 +43,7 @@ NOBODY = {
     "candidate": Party("unused", EngineIdentity("bitnet_py")).to_json(),
     "reference": Party("unused", EngineIdentity(REFERENCE_NAME)).to_json(),
 }
-TERNARY = ("I2_S", "TQ1_0", "TQ2_0")
+TERNARY = tuple(kind.name for kind in PROJECTIONS.values())
 
 
 def to_json(result: WeightsResult) -> dict[str, Any]:
@@ -235,8 +236,8 @@ def _impossible(facts: TensorFacts) -> Iterator[str]:
     if facts.histogram is None and (facts.scale is not None or facts.layout_z is not None or facts.type == "I2_S"):
         yield "codes without a histogram, or a scale without codes"
     values = facts.values
-    if (values is not None) != (facts.type in ("F32", "F16")):
-        yield "values are stated of F32 and F16 tensors only"
+    if (values is not None) != (facts.type in [kind.name for kind in FLOATS]):
+        yield "values are stated of tensors of single numbers only"
     if values is not None:
         if values.n_invalid + values.n_negative > n_values:
             yield "more values are counted than there are"

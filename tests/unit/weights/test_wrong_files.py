@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from bitnet_py.config import ARCHITECTURES
+from bitnet_py.convert import convert
+from bitnet_py.projections import PROJECTIONS
 from bitnet_py.quantize import quantize
 from crossval import api
 from crossval.receipts.file import Receipt
@@ -447,3 +449,20 @@ def test_random_weights_show_no_layout(made: dict[str, tuple[Path, Path]]) -> No
         receipt = api.check_weights(file)
         assert receipt["results"]["layout"]["established"] is None
         assert (receipt.verdict, receipt["results"]["findings"]) == ("incomplete", [])
+
+
+@pytest.mark.parametrize("projections", ["tq1_0", "tq2_0", "f16", "f32"])
+def test_matrices_in_other_types(made: dict[str, tuple[Path, Path]], tmp_path: Path, projections: str) -> None:
+    small = Small(dtype="F32", n_layers=1, dim=256, hidden=256)
+    folder = small.write(tmp_path)
+    quantize(folder, folder / "m.gguf")
+    convert(folder / "m.gguf", tmp_path / "other.gguf", PROJECTIONS[projections])
+    assert found_in(tmp_path / "other.gguf", folder) == set()
+    file = EditedGGUF(folder / "m.gguf")
+    file.put_codes(UP0, 2 - file.codes(UP0))
+    file.scale(Q0)[:] = 1 / file.scale(Q0)
+    convert(file.save(), tmp_path / "other.gguf", PROJECTIONS[projections])
+    assert found_in(tmp_path / "other.gguf", folder) == {
+        (UP0, "codes", "signs flipped"),
+        (Q0, "scale", "inverted"),
+    }
