@@ -16,7 +16,7 @@ from bitnet_py.quantize import quantize
 def command(checkpoint: Path, out: Path) -> None:
     """Write a Hugging Face checkpoint as a GGUF file with I2_S matrices.
 
-    CHECKPOINT is a folder with safetensors, config.json and tokenizer.json: BitNet 2B-4T (bf16
+    CHECKPOINT is a folder with safetensors, config.json and its tokenizer: BitNet 2B-4T (bf16
     masters or packed weights), 1bitLLM models, and ternary models of the Llama architecture. Float
     weights are quantised to absmean codes; packed ones keep codes and scale. `crossval weights OUT
     --against CHECKPOINT` checks the result.
@@ -36,4 +36,4 @@ def command(checkpoint: Path, out: Path) -> None:
         click.echo(err=True)
     counts = ", ".join(f"{count} {kind}" for kind, count in written.n_tensors.items())
     head = "tied head" if written.tied else "separate head"
-    click.echo(f"{out}: {written.arch}, {counts}, {head}, pre-tokenizer {written.pre}", err=True)
+    click.echo(f"{out}: {written.arch}, {counts}, {head}, tokenizer {written.pre}", err=True)

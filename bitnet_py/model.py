@@ -188,7 +188,7 @@ class Model:
         Raises ``TokenizerError`` when it is unusable, ``ModelError`` for a token that is not UTF-8.
         """
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer.from_gguf(self._gguf)
+            self._tokenizer = Tokenizer.from_gguf(self._gguf, self.arithmetic.generation)
         return self._tokenizer
 
     @property

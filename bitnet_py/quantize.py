@@ -38,6 +38,7 @@ class Quantized:
     """Kind of tensor -> how many."""
     tied: bool
     pre: str
+    """Pre-tokenizer, or ``SentencePiece``."""
 
 
 def quantize(
@@ -76,7 +77,7 @@ def quantize(
         finally:
             partial.unlink(missing_ok=True)
         counts = Counter(_WORDS[one.role] for one in model.sources)
-        return Quantized(model.header.arch, dict(counts), model.tied, tokenizer.pre)
+        return Quantized(model.header.arch, dict(counts), model.tied, tokenizer.pre or "SentencePiece")
 
 
 def _write(
@@ -129,11 +130,15 @@ def _write_header(writer: Any, model: CheckpointModel) -> None:
 
 
 def _write_tokenizer(writer: Any, tokenizer: TokenizerKeys) -> None:
-    writer.add_string("tokenizer.ggml.model", "gpt2")
-    writer.add_string("tokenizer.ggml.pre", tokenizer.pre)
+    writer.add_string("tokenizer.ggml.model", tokenizer.model)
+    writer.add_string("tokenizer.ggml.pre", tokenizer.pre or "default")
     writer.add_array("tokenizer.ggml.tokens", list(tokenizer.tokens))
     writer.add_array("tokenizer.ggml.token_type", list(tokenizer.kinds))
-    writer.add_array("tokenizer.ggml.merges", list(tokenizer.merges))
+    if tokenizer.model == "llama":
+        writer.add_array("tokenizer.ggml.scores", list(tokenizer.scores))
+        writer.add_bool("tokenizer.ggml.add_space_prefix", tokenizer.add_space_prefix)
+    else:
+        writer.add_array("tokenizer.ggml.merges", list(tokenizer.merges))
     for name, token_id in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id)):
         if token_id is not None:
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token_id)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitnet_py.errors import TokenizerError
-from bitnet_py.vocabulary import TokenKind
+from bitnet_py.special_tokens import TokenKind
 
 MAX_BYTES = 64 << 20
 _KINDS = {1: TokenKind.NORMAL, 2: TokenKind.UNKNOWN, 3: TokenKind.CONTROL, 4: TokenKind.USER_DEFINED}

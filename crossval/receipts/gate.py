@@ -13,6 +13,7 @@ from crossval.receipts.file import Receipt, digest
 from crossval.receipts.kind import Kind, recompute, summary_conflicts
 from crossval.receipts.party import (
     PATH_OF_NAME,
+    Compute,
     is_quantized,
     names_of,
     same_engine,
@@ -94,7 +95,10 @@ def _policy_checks(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterato
     yield from _ratios(kind, receipt, policy)
     yield from _reference(receipt, policy)
     yield _distinct(receipt)
-    yield from _compute(kind, receipt, policy)
+    if kind.computes:
+        yield from _compute(receipt, policy)
+    elif receipt["compute"] != Compute("none").to_json():
+        yield GateCheck("compute path", False, f"a {kind.name} receipt computes nothing, this one names a path")
     yield from _model(receipt, policy)
     yield from _rates(kind, receipt, policy)
     yield from kind.exactness(receipt, policy)
@@ -165,7 +169,7 @@ def _expected_path(candidate: Mapping[str, Any]) -> str:
     return PATH_OF_NAME.get(candidate["name"], "none")
 
 
-def _compute(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
+def _compute(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     compute, candidate = receipt["compute"], receipt["candidate"]
     path, kernels = compute["path"], compute["kernels"]
     expected = _expected_path(candidate)
@@ -180,7 +184,7 @@ def _compute(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[Gate
     elif path == "library":
         digest = candidate["library_digest"]
         yield GateCheck("compute path", bool(digest), f"library: {digest or 'library_digest is not known'}")
-    elif kind.runs_engines:
+    else:
         yield GateCheck("compute path", path in policy.allow_compute_paths, f"{path}: the policy must allow it")
     if path != "real" and kernels:
         yield GateCheck("kernels", False, f"counters of a library, but the compute path is {path}")

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bitnet_py.checkpoint_config import Header
 from bitnet_py.checkpoint_tokenizer import TokenizerKeys, is_padding, read_chat_template, read_tokenizer
 from bitnet_py.config import ARCHITECTURES
@@ -19,6 +21,8 @@ from crossval.weights.rows import KeyRow
 
 DEFAULTS: Mapping[str, float] = {"rope.freq_base": 10000.0, "rope.scaling.factor": 1.0}
 """What llama.cpp takes for a key that is missing (``llm_load_hparams``)."""
+SPM_IDS: Mapping[str, int] = {"bos": 1, "eos": 2}
+"""What it takes for the ids of a SentencePiece tokenizer."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -90,24 +94,29 @@ def _architecture(arch: str, header: Header) -> KeyRow:
 
 
 def _tokenizer_rows(metadata: Mapping[str, Any], right: TokenizerKeys) -> Iterator[KeyRow]:
-    pre = metadata.get("tokenizer.ggml.pre")
-    row = KeyRow("tokenizer.ggml.pre", right.pre, pre if isinstance(pre, str) else None)
-    if not pre:
-        row = replace(row, detail="the key is missing: text is split in the default way")
-    yield row
+    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    yield KeyRow("tokenizer.ggml.model", right.model, kind if isinstance(kind, str) else None)
     n_real = next((i for i, token in enumerate(right.tokens) if is_padding(token)), len(right.tokens))
-    yield _list_row(
-        "tokenizer.ggml.tokens", right.tokens[:n_real], _strings(metadata, "tokenizer.ggml.tokens")[:n_real]
-    )
-    yield _list_row("tokenizer.ggml.merges", right.merges, _strings(metadata, "tokenizer.ggml.merges"))
+    tokens = _strings(metadata, "tokenizer.ggml.tokens")
+    yield _list_row("tokenizer.ggml.tokens", right.tokens[:n_real], tokens[:n_real])
+    if right.model == "gpt2":
+        row = KeyRow("tokenizer.ggml.pre", right.pre, pre if isinstance(pre, str) else None)
+        yield row if pre else replace(row, detail="the key is missing: text is split in the default way")
+        yield _list_row("tokenizer.ggml.merges", right.merges, _strings(metadata, "tokenizer.ggml.merges"))
+    else:
+        scores = [str(np.float32(score)) for score in metadata.get("tokenizer.ggml.scores", ())]
+        exact = [str(np.float32(score)) for score in right.scores]
+        yield _list_row("tokenizer.ggml.scores", exact[:n_real], scores[:n_real])
+        prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+        yield KeyRow("tokenizer.ggml.add_space_prefix", right.add_space_prefix, prefix is True)
     for name, token_id in (("bos", right.bos_id), ("eos", right.eos_id)):
         if token_id is not None:
             key = f"tokenizer.ggml.{name}_token_id"
-            yield KeyRow(key, token_id, _number(metadata.get(key)))
+            yield KeyRow(key, token_id, _number(metadata.get(key, SPM_IDS[name] if kind == "llama" else None)))
     for name, adds in (("bos", right.add_bos), ("eos", right.add_eos)):
         key = f"tokenizer.ggml.add_{name}_token"
         given = metadata.get(key)
-        default = name == "bos" and pre in ("llama-bpe", "llama3", "llama-v3")
+        default = name == "bos" and (kind == "llama" or pre in ("llama-bpe", "llama3", "llama-v3"))
         yield KeyRow(key, adds, given if isinstance(given, bool) else default)
 
 

@@ -268,6 +268,7 @@ WEIGHTS = Kind[WeightsResult](
     notes=notes,
     same_tokens=False,
     runs_engines=False,
+    computes=False,
     checks={"thresholds": thresholds, "structure": structure, "tensors": tensors},
     amount=amount,
 )

@@ -85,6 +85,7 @@ RECEIPTS = {
     ),
     "selftest": samples.selftest_receipt(),
     "metamorphic": samples.metamorphic_receipt(),
+    "tokens": samples.tokens_receipt(),
     "bench": samples.bench_receipt(samples.bench_findings(pairs=(samples.bench_pair(), samples.bench_further()))),
     "weights": weights_receipt(),
 }
@@ -282,6 +283,20 @@ UNPROVABLE_IN_BENCH = (
 )
 """Fields of a benchmark's receipt that can be changed beyond those of a comparison."""
 
+UNPROVABLE_IN_TOKENS = (
+    # Nothing is computed. The lines of a file are not in the receipt, and times follow from nothing.
+    "candidate.numerics.fused_quantizer",
+    "candidate.numerics.simd_width",
+    "reference.numerics.fused_quantizer",
+    "reference.numerics.simd_width",
+    "model.shape.n_layers",
+    "results.corpus.digest",
+    "results.corpus.name",
+    "results.elapsed_s.candidate",
+    "results.elapsed_s.reference",
+)
+"""Fields of a tokens receipt that can be changed beyond those of a comparison."""
+
 UNPROVABLE_APART = (
     # The engines round differently already; another difference is as good. What differs within bounds is measured.
     "candidate.numerics.simd_width",
@@ -318,6 +333,7 @@ BY_KIND = {
     "selftest": UNPROVABLE_IN_SELFTEST,
     "metamorphic": UNPROVABLE_IN_METAMORPHIC,
     "bench": UNPROVABLE_IN_BENCH,
+    "tokens": UNPROVABLE_IN_TOKENS,
     "weights": UNPROVABLE_IN_WEIGHTS,
 }
 TAPS = frozenset(taps.all_taps(2))

@@ -212,8 +212,8 @@ def test_an_unusable_checkpoint_is_one_clear_line_and_no_file(tmp_path: Path, na
         (lambda f: (f / "config.json").unlink(), "config.json.*no such file"),
         (lambda f: (f / "config.json").write_text("[1]"), "a JSON object"),
         (lambda f: (f / "config.json").write_text("{"), "JSON"),
-        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json, found none"),
-        (lambda f: (f / "tokenizer.json").rename(f / "tokenizer.model"), "only tokenizer.model"),
+        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.model, found none"),
+        (lambda f: (f / "tokenizer.json").rename(f / "tokenizer.model"), "not a SentencePiece model"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "safetensors"),
         (
             lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]),
