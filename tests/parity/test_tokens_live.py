@@ -20,12 +20,14 @@ from crossval.tokens.corpus import Corpus, shipped
 from crossval.tokens.party import LiveTokenizer, OurTokenizer
 from tests.support import vocabularies
 
-THIN = Corpus("thin", shipped().texts[::20])
+THIN = Corpus("thin", shipped().texts[::40])
 """The goldens have all texts; here it is seen that they still are what the library gives."""
+OF_MAIN = ("llama-bpe", "falcon3", "falcon_e", "no roles", "sentencepiece", "gemma-like")
+"""Kinds on which main may differ; it splits text for the others as March does."""
+RUNS = [("march", kind) for kind in vocabularies.KINDS] + [("main", kind) for kind in OF_MAIN]
 
 
-@pytest.mark.parametrize("kind", vocabularies.KINDS)
-@pytest.mark.parametrize("generation", ["march", "main"])
+@pytest.mark.parametrize(("generation", "kind"), RUNS)
 def test_ids_and_pieces(generation: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     library = request.getfixturevalue(f"{generation}_library")
     path = vocabularies.write(tmp_path / "vocabulary.gguf", kind)
@@ -38,13 +40,16 @@ def test_ids_and_pieces(generation: str, kind: str, request: pytest.FixtureReque
         result = compare({"candidate": OurTokenizer.of(tokenizer), "reference": live}, tokenizer, THIN, silent)
     assert all(row.ok for row in result.rows), result.first_difference
     assert result.n_pieces_equal == result.n_pieces == tokenizer.vocab_size
-    assert sum(row.n_equal for row in result.rows) > 200
+    assert sum(row.n_equal for row in result.rows) > 100
 
 
-def test_the_command_over_the_whole_corpus(march_library: Path, tmp_path: Path) -> None:
+def test_the_command_and_its_receipt(march_library: Path, tmp_path: Path) -> None:
     path = vocabularies.write(tmp_path / "vocabulary.gguf", "no pre")
+    corpus = tmp_path / "lines.txt"
+    corpus.write_bytes(b"\n".join(text.data for text in THIN.texts))
     receipt = tmp_path / "tokens.json"
     words = ["tokens", "--model", str(path), "--reference", f"bitnet.cpp:{march_library}"]
+    words += ["--corpus", str(corpus)]
     result = CliRunner().invoke(
         cli, [*words, "--override", "tokenizer.ggml.pre=llama-bpe", "--receipt", str(receipt)]
     )
@@ -52,7 +57,7 @@ def test_the_command_over_the_whole_corpus(march_library: Path, tmp_path: Path) 
     made = json.loads(receipt.read_text())
     assert made["tokenizer"]["pre"] == "llama-bpe"
     assert made["notes"] == ["tokenizer.ggml.pre is 'llama-bpe' by --override, whatever the file says"]
-    assert made["results"]["total"]["n_equal"] > 4000
+    assert made["results"]["total"]["n_equal"] > 100
     assert CliRunner().invoke(cli, ["gate", str(receipt)]).exit_code == 0
 
 

@@ -139,16 +139,22 @@ def _half_rotated(context: Context) -> Array:
     if part % 2:
         raise Inapplicable
     x = context.inputs[0]
-    return np.concatenate([_rope(context, x[..., :part]), x[..., part:]], axis=-1)
+    return np.concatenate([rotated_heads(context, x[..., :part]), x[..., part:]], axis=-1)
 
 
-def _rope(context: Context, x: Array, pairing: RopePairing | None = None) -> Array:
-    """Rotate heads of any size correctly; divisors of angles fit the model's own size only."""
+def rotated_heads(
+    context: Context, x: Array, positions: Array | None = None, pairing: RopePairing | None = None
+) -> Array:
+    """Rotate heads of any size as the model does; divisors of angles fit the model's own size only.
+
+    ``positions``: other ones than those of the operation's tokens.
+    """
     kind, factors = _kind(context), _factors(context)
     if factors is not None and x.shape[-1] != context.config.head_dim:
         raise Inapplicable
     pairing = pairing or kind.pairing
-    return rope(x, context.positions, factors, base=kind.base, pairing=pairing, scale=kind.scale)
+    positions = context.positions if positions is None else positions
+    return rope(x, positions, factors, base=kind.base, pairing=pairing, scale=kind.scale)
 
 
 def _all_heads(context: Context) -> Iterator[int]:
@@ -161,14 +167,14 @@ def _all_heads(context: Context) -> Iterator[int]:
 def _rotated_as(context: Context, head_dim: int) -> Array:
     """Divide the tensor into heads of another size; as one head, frequencies run over all of them."""
     x = context.inputs[0]
-    return _rope(context, x.reshape(x.shape[0], -1, head_dim)).reshape(x.shape)
+    return rotated_heads(context, x.reshape(x.shape[0], -1, head_dim)).reshape(x.shape)
 
 
 def _projected(context: Context) -> Array:
     """The op's own output, rotated (of a projection, which records the tensor before it)."""
     n_heads = context.config.n_heads if context.op.name == "q" else context.config.n_kv_heads
     y = linear(context.sampled(None)).reshape(context.n_rows, n_heads, -1)
-    return context.flat(_rope(context, y))
+    return context.flat(rotated_heads(context, y))
 
 
 rotation = partial(Variant, family=8, ops=ROPE)
@@ -455,7 +461,7 @@ def _mirrored(context: Context) -> Array:
     x = context.inputs[0]
     half = x.shape[-1] // 2
     folded = np.concatenate([x[..., :half], x[..., half:][..., ::-1]], axis=-1)
-    turned = _rope(context, folded, "halves")
+    turned = rotated_heads(context, folded, pairing="halves")
     return np.concatenate([turned[..., :half], turned[..., half:][..., ::-1]], axis=-1)
 
 
