@@ -208,6 +208,8 @@ def _conflicts(row: TensorRow, known: set[str]) -> Iterator[str]:
         yield "more values differ than there are"
     if (expected.scale is not None) != (expected.role == "matrix"):
         yield "only matrices have a scale"
+    if (expected.largest is not None) != (expected.role == "matrix" and expected.dtype != "uint8"):
+        yield "only matrices of float weights have a largest weight"
     if compared.matches and compared.n_different == compared.n_at_ties:
         yield "readings explain a difference that there is not"
     for match in compared.matches:

@@ -32,7 +32,7 @@ ROWS = (
     TensorRow(
         "blk.0.attn_q.weight",
         TensorFacts("blk.0.attn_q.weight", "I2_S", (128, 128), 4128, 4128, (5000, 6384, 5000, 0), 0.25, None, Z),
-        Expected("model.layers.0.self_attn.q_proj.weight", "matrix", (128, 128), "bfloat16", 0.25),
+        Expected("model.layers.0.self_attn.q_proj.weight", "matrix", (128, 128), "bfloat16", 0.25, 1.0),
         Compared(16384, 2, 2),
     ),
 )
