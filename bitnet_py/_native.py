@@ -44,9 +44,14 @@ developers)."""
 
 
 class Matrix(Structure):
-    """``bn_matrix``: an I2_S matrix."""
+    """``bn_matrix``: an I2_S matrix, and what follows the product with it."""
 
-    _fields_ = [("data", c_void_p), ("rows", c_int64), ("cols", c_int64), ("scale", c_float)]
+    _fields_ = [
+        ("data", c_void_p),
+        *((name, c_int64) for name in ("rows", "cols")),
+        *((name, c_float) for name in ("scale", "factor")),
+        ("bias", c_void_p),
+    ]
 
 
 class Layer(Structure):
@@ -72,6 +77,8 @@ class ModelStruct(Structure):
         *((name, c_int32) for name in ("dim", "hidden_dim", "vocab_size", "activation", "rope_pairing")),
         ("rms_eps", c_float),
         ("rope_base", c_float),
+        ("rope_scale", c_float),
+        ("rope_factors", c_void_p),
         ("token_embd", TableStruct),
         ("output", TableStruct),
         ("output_norm", c_void_p),

@@ -12,7 +12,14 @@ from bitnet_py.weights import I2SMatrix, LayerWeights, Weights
 
 
 def _matrix(matrix: I2SMatrix) -> _native.Matrix:
-    return _native.Matrix(_native.address(matrix.data), matrix.rows, matrix.cols, matrix.scale)
+    return _native.Matrix(
+        _native.address(matrix.data),
+        matrix.rows,
+        matrix.cols,
+        matrix.scale,
+        matrix.factor,
+        _native.address(matrix.bias),
+    )
 
 
 def _layer(weights: LayerWeights) -> _native.Layer:
@@ -43,6 +50,8 @@ def model_struct(weights: Weights) -> _native.ModelStruct:
         rope_pairing=_native.ROPE_PAIRINGS.index(config.architecture.rope_pairing),
         rms_eps=config.rms_eps,
         rope_base=config.rope_base,
+        rope_scale=config.rope_scale,
+        rope_factors=_native.address(weights.rope_factors),
         token_embd=_table(weights.token_embd, weights.token_embd_type),
         output=_table(weights.head, weights.head_type),
         output_norm=_native.address(weights.output_norm),

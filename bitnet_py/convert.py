@@ -65,7 +65,14 @@ def convert(
         weights.check_finite()
         matrices = {matrix.name: matrix for matrix in weights.matrices()}
         old, new = weights.config.arch, arch or weights.config.arch
-        activations = [ARCHITECTURES[name].activation for name in (old, new)]
+        before, after = ARCHITECTURES[old], ARCHITECTURES[new]
+        same_graph = (before.rope_pairing, before.sub_norms) == (after.rope_pairing, after.sub_norms)
+        if not same_graph or (not after.scales and any(matrix.factor != 1 for matrix in matrices.values())):
+            raise ModelError(
+                f"{gguf.path}: the graph of architecture {new} cannot compute this model of {old}; "
+                "name an architecture that has the same operations"
+            )
+        activations = [before.activation, after.activation]
         if activations[0] != activations[1] and not other_activation:
             raise ModelError(
                 f"{gguf.path}: architecture {old} means {activations[0]}, {new} means {activations[1]}: that "

@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_py import overrides
 from bitnet_py.errors import DAMAGED, ModelError, clip, model_error
 from bitnet_py.ggml_types import BLOCK_LAYOUT, LOOKUP_TYPES, OTHER_TYPES, GGMLType, tensor_size_bytes
 from bitnet_py.string_array import MAX_STRING_BYTES, StringArray, find_strings, walk_strings
@@ -116,11 +117,13 @@ class GGUFFile:
 
         Raises:
             ModelError: missing, unreadable or malformed file; the message names the file and the
-                place.
+                place. Or a value of ``--override`` does not fit it.
         """
         mapping, resolved = _map(path)
         try:
-            return _Parser(resolved, mapping).parse()
+            gguf = _Parser(resolved, mapping).parse()
+            gguf.metadata = overrides.applied(gguf.metadata)
+            return gguf
         except BaseException:
             _release(mapping)
             raise

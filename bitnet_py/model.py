@@ -149,8 +149,7 @@ class Model:
         """Open a GGUF file and prepare the engine.
 
         Args:
-            path: a GGUF file of architecture ``bitnet-b1.58`` or ``bitnet-25`` with I2_S
-                projections.
+            path: a GGUF file of one of ``config.ARCHITECTURES`` with ternary projections.
             n_threads: worker threads; default: the cores this process may use. Never changes
                 results.
             kernel: kernel family to force (default: ``BITNET_KERNEL``, else the best). Never
@@ -189,7 +188,7 @@ class Model:
         Raises ``TokenizerError`` when it is unusable, ``ModelError`` for a token that is not UTF-8.
         """
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer.from_gguf(self._gguf)
+            self._tokenizer = Tokenizer.from_gguf(self._gguf, self.arithmetic.generation)
         return self._tokenizer
 
     @property

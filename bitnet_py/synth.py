@@ -34,6 +34,8 @@ _PROJECTION_RMS = {"attn_q": 1.3, "attn_k": 1.3, "attn_v": 1.0, "ffn_gate": 1.0,
 _CODES = np.repeat(np.array([0, 1, 2], np.uint8), [77, 102, 77])
 """Code of each byte value: 30 % -1, 40 % 0, 30 % +1."""
 _NONZERO = 154 / 256
+_BIAS_RMS = 0.3
+"""Of a bias, over that of the products it is added to."""
 NORMS = {"f32": GGMLType.F32, "f16": GGMLType.F16}
 """Name on the command line -> type of the weights of norms."""
 _RANDOM_BLOCKS = {GGMLType.Q6_K: (208, 18.5 * 73.9), GGMLType.Q3_K: (108, 2.35 * 18.5)}
@@ -67,11 +69,19 @@ class SynthConfig:
     pre: str = "llama-bpe"
     """Value of ``tokenizer.ggml.pre``; ``none`` omits the key, as the official 2B-4T file does."""
     untied_head: bool = False
-    """Write a separate ``output.weight``, which bitnet.cpp loads and ignores."""
+    """Write a separate ``output.weight``; bitnet.cpp uses it in ``llama`` only, others load and ignore it."""
     sub_norms: bool = True
-    """False omits ``attn_sub_norm`` and ``ffn_sub_norm``; bitnet.cpp rejects such a file."""
+    """False omits ``attn_sub_norm`` and ``ffn_sub_norm``; bitnet.cpp rejects such a file. ``llama`` has none."""
     head_dim: int | None = None
-    """Width of one head; None: ``dim / n_heads``, the only one that bitnet.cpp loads."""
+    """Width of one head; None: ``dim / n_heads``, the only one that bitnet.cpp loads but for ``llama``."""
+    biases: bool = False
+    """Write biases of Q, K, V and the attention output."""
+    rope_freqs: bool = False
+    """Write ``rope_freqs.weight``, divisors of the angles of RoPE."""
+    scales: bool = False
+    """Write a ``.scale`` for every matrix."""
+    rope_scaling: float = 1.0
+    """Factor of linear RoPE scaling; 1 omits the keys."""
 
     @property
     def projection_type(self) -> GGMLType:
@@ -117,11 +127,16 @@ class SynthConfig:
             raise ModelError(f"synthetic model: expected vocab_size from {limits}, found {self.vocab_size}")
         if self.arch not in ARCHITECTURES:
             raise ModelError(f"synthetic model: expected arch {' or '.join(ARCHITECTURES)}, found {self.arch!r}")
-        for name in ("rope_base", "rms_eps"):
+        known = ARCHITECTURES[self.arch]
+        for name, has in (("biases", known.biases), ("rope_freqs", known.rope_factors), ("scales", known.scales)):
+            if getattr(self, name) and not has:
+                raise ModelError(f"synthetic model: expected no {name} in {self.arch}, found some")
+        for name in ("rope_base", "rms_eps", "rope_scaling"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ModelError(f"synthetic model: expected {name} above 0, found {getattr(self, name)}")
 
 
+# fmt: off
 PRESETS = {
     "tiny": SynthConfig(),
     "small": SynthConfig(n_layers=5, dim=384, n_heads=6, n_kv_heads=2, hidden_dim=1024, vocab_size=1024),
@@ -129,7 +144,12 @@ PRESETS = {
     "2b-4t": SynthConfig(
         n_layers=30, dim=2560, n_heads=20, n_kv_heads=5, hidden_dim=6912, vocab_size=128256, context_length=4096
     ),
+    "falcon3-1b": SynthConfig(
+        n_layers=18, dim=2048, n_heads=8, n_kv_heads=4, hidden_dim=8192, vocab_size=131072, context_length=8192,
+        rope_base=1000042.0, rms_eps=1e-6, arch="llama", head_dim=256, untied_head=True,
+    ),
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -152,7 +172,7 @@ def _plan(config: SynthConfig) -> Iterator[_Plan]:
     yield _Plan("token_embd.weight", TABLES[config.embedding], (config.vocab_size, dim), embedding_rms)
     for layer in range(config.n_layers):
         norms: list[tuple[str, int]] = [("attn_norm", dim), ("ffn_norm", dim)]
-        if config.sub_norms:
+        if config.sub_norms and ARCHITECTURES[config.arch].sub_norms:
             norms += [("attn_sub_norm", q_dim), ("ffn_sub_norm", hidden_dim)]
         for name, width in norms:
             yield _Plan(f"blk.{layer}.{name}.weight", NORMS[config.norms], (width,))
@@ -167,6 +187,12 @@ def _plan(config: SynthConfig) -> Iterator[_Plan]:
         ):
             rms = _PROJECTION_RMS.get(name, branch_rms)
             yield _Plan(f"blk.{layer}.{name}.weight", config.projection_type, (rows, cols), rms)
+            if config.scales:
+                yield _Plan(f"blk.{layer}.{name}.scale", GGMLType.F32, (1,))
+            if config.biases and name.startswith("attn_"):
+                yield _Plan(f"blk.{layer}.{name}.bias", GGMLType.F32, (rows,), _BIAS_RMS * rms)
+    if config.rope_freqs:
+        yield _Plan("rope_freqs.weight", GGMLType.F32, (config.head_size // 2,))
     yield _Plan("output_norm.weight", NORMS[config.norms], (dim,))
     if config.untied_head or config.head is not None:
         yield _Plan(
@@ -193,6 +219,20 @@ def _norm(plan: _Plan, stream: Stream) -> npt.NDArray[np.floating[Any]]:
     fraction: npt.NDArray[np.float32] = stream.uint16(plan.shape[0]).astype(np.float32) / np.float32(65536)
     fraction += np.float32(0.5)
     return fraction if plan.type is GGMLType.F32 else fraction.astype(np.float16)
+
+
+def _bias(plan: _Plan, stream: Stream) -> npt.NDArray[np.float32]:
+    """Return values spread evenly around 0."""
+    values: npt.NDArray[np.float32] = stream.uint16(plan.shape[0]).astype(np.float32) - np.float32(32767.5)
+    values *= np.float32(plan.rms * math.sqrt(12) / 65536)
+    return values
+
+
+def _rope_factors(plan: _Plan, stream: Stream) -> npt.NDArray[np.float32]:
+    """Return divisors from 1 to 8, rising with the pair, as those of Llama 3.1 do."""
+    rise = np.sort(stream.uint16(plan.shape[0])).astype(np.float32) / np.float32(65536)
+    factors: npt.NDArray[np.float32] = np.float32(1) + np.float32(7) * rise
+    return factors
 
 
 def _ternary(plan: _Plan, stream: Stream) -> npt.NDArray[np.uint8]:
@@ -234,6 +274,10 @@ def _tensor(plan: _Plan, seed: int) -> npt.NDArray[Any]:
     stream = Stream(seed, plan.name)
     if plan.name in ("token_embd.weight", "output.weight"):
         return _table(plan, stream)
+    if plan.name.endswith(".bias"):
+        return _bias(plan, stream)
+    if plan.name == "rope_freqs.weight":
+        return _rope_factors(plan, stream)
     return _ternary(plan, stream) if len(plan.shape) == 2 else _norm(plan, stream)
 
 
@@ -258,6 +302,9 @@ def _write_metadata(writer: Any, config: SynthConfig) -> None:
         writer.add_uint32(f"{arch}.attention.value_length", config.head_dim)
     writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", config.rms_eps)
     writer.add_float32(f"{arch}.rope.freq_base", config.rope_base)
+    if config.rope_scaling != 1:
+        writer.add_string(f"{arch}.rope.scaling.type", "linear")
+        writer.add_float32(f"{arch}.rope.scaling.factor", config.rope_scaling)
     vocab = build_vocab(config.vocab_size, config.seed)
     writer.add_string("tokenizer.ggml.model", "gpt2")
     if config.pre != "none":
@@ -332,6 +379,7 @@ _OPTIONS = {
     "head": "--head",
     "norms": "--norms",
     "pre": "--pre",
+    "rope_scaling": "--rope-scaling",
 }
 
 
@@ -345,8 +393,10 @@ def _shape_options(command: Any) -> Any:
     choices["norms"] = NORMS
     kinds = {"str | None": str, "int": int, "int | None": int, "float": float, "str": str}
     for field in reversed([field for field in fields(SynthConfig) if field.name in _OPTIONS]):
+        also = ["--architecture"] if field.name == "arch" else []
         option = click.option(
             _OPTIONS[field.name],
+            *also,
             field.name,
             type=click.Choice(list(choices[field.name])) if field.name in choices else kinds[str(field.type)],
             help=f"Default {_DERIVED.get(field.name, field.default)} without a preset.",
@@ -361,14 +411,17 @@ def _shape_options(command: Any) -> Any:
 @_shape_options
 @click.option("--untied-head", is_flag=True, help="Write a separate output.weight.")
 @click.option("--no-sub-norms", is_flag=True, help="Omit the sub-norms (bitnet.cpp rejects such files).")
-def main(out: Path, preset: str, untied_head: bool, no_sub_norms: bool, **shape: Any) -> None:
+@click.option("--biases", is_flag=True, help="Write biases of Q, K, V and the attention output (llama).")
+@click.option("--rope-freqs", is_flag=True, help="Write rope_freqs.weight, divisors of RoPE's angles (llama).")
+@click.option("--scales", is_flag=True, help="Write a .scale for every matrix (bitnet, llama).")
+def main(out: Path, preset: str, no_sub_norms: bool, **given: Any) -> None:
     """Write a synthetic BitNet model to OUT.
 
     Example: python -m bitnet_py.synth tiny.gguf --layers 4 --dim 256 --heads 4 --kv-heads 2
     --hidden 768
     """
-    config = replace(PRESETS[preset], **{name: value for name, value in shape.items() if value is not None})
-    config = replace(config, untied_head=untied_head, sub_norms=not no_sub_norms)
+    changed = {name: value for name, value in given.items() if value is not None and value is not False}
+    config = replace(PRESETS[preset], **changed, sub_norms=not no_sub_norms)
     try:
         write_model(out, config)
     except BitnetError as error:

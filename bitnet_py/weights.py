@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,10 @@ from bitnet_py.tables import TABLE_TYPES, Table, find_unusable, view
 from bitnet_py.tq import TQ_TYPES
 
 F32Array = npt.NDArray[np.float32]
+
+PLAIN = (GGMLType.F32,)
+NORM_TYPES = (GGMLType.F32, GGMLType.F16)
+"""Types of the weights of norms; F16 is widened."""
 
 _CHUNK_BYTES = 16 << 20
 _NOT_TERNARY = "no BitNet matrix, or a damaged file: convert or download it again"
@@ -40,6 +44,10 @@ class I2SMatrix:
     """A float32 value, finite and above 0."""
     name: str = ""
     """Name of the tensor, for error messages."""
+    factor: float = 1.0
+    """Applied to the product after its own rounding: the tensor ``.scale``, a float32 value above 0."""
+    bias: F32Array | None = None
+    """``(rows,)``, added after that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +93,8 @@ class Weights:
     token_embd_type: GGMLType = GGMLType.F16
     head_type: GGMLType = GGMLType.F16
     """Of ``head``."""
+    rope_factors: F32Array | None = None
+    """``(head_dim / 2,)``: divisors of the angles of RoPE, the tensor ``rope_freqs.weight``."""
 
     @property
     def head(self) -> Table:
@@ -162,8 +172,8 @@ class _Loader:
             )
         return self.gguf.data(name)
 
-    def norm(self, name: str, width: int) -> F32Array:
-        data = self.take(name, (GGMLType.F32, GGMLType.F16), (width,))
+    def vector(self, name: str, width: int, types: tuple[GGMLType, ...] = PLAIN) -> F32Array:
+        data = self.take(name, types, (width,))
         is_half = self.gguf.tensors[name].type is GGMLType.F16
         values = data.view("<f2").astype(np.float32) if is_half else data.view("<f4")
         values.flags.writeable = False
@@ -173,8 +183,21 @@ class _Loader:
             raise self.error(f"{name}, element {index}", "a finite value", values[index])
         return values
 
-    def optional_norm(self, name: str, width: int) -> F32Array | None:
-        return self.norm(name, width) if name in self.gguf.tensors else None
+    def norm(self, name: str, width: int) -> F32Array:
+        return self.vector(name, width, NORM_TYPES)
+
+    def optional(
+        self, name: str, width: int, types: tuple[GGMLType, ...] = PLAIN, *, known: bool = True
+    ) -> F32Array | None:
+        """Return a vector that the model may lack; one that its architecture does not know is left."""
+        return self.vector(name, width, types) if known and name in self.gguf.tensors else None
+
+    def positive(self, name: str, width: int, *, known: bool) -> F32Array | None:
+        values = self.optional(name, width, known=known)
+        if values is not None and not (values > 0).all():
+            index = int(np.argmin(values > 0))
+            raise self.error(f"{name}, element {index}", "a value above 0", values[index])
+        return values
 
     def table(self, name: str) -> Table:
         shape = (self.config.vocab_size, self.config.dim)
@@ -197,22 +220,30 @@ class _Loader:
             raise self.error(f"{name}, scale", "a finite value above 0", scale)
         return I2SMatrix(data[:n_bytes], rows, cols, scale, name)
 
+    def projection(self, name: str, rows: int, cols: int, *, biased: bool = False) -> I2SMatrix:
+        """Return a matrix with what follows its product, as far as the architecture has it."""
+        known = self.config.architecture
+        factor = self.positive(f"{name}.scale", 1, known=known.scales)
+        bias = self.optional(f"{name}.bias", rows, known=known.biases and biased)
+        matrix = self.ternary(f"{name}.weight", rows, cols)
+        return replace(matrix, factor=1.0 if factor is None else float(factor[0]), bias=bias)
+
     def layer(self, index: int) -> LayerWeights:
         config = self.config
         dim, q_dim, kv_dim, hidden_dim = config.dim, config.q_dim, config.kv_dim, config.hidden_dim
-        blk = f"blk.{index}."
+        blk, sub_norms = f"blk.{index}.", config.architecture.sub_norms
         return LayerWeights(
             attn_norm=self.norm(blk + "attn_norm.weight", dim),
-            q=self.ternary(blk + "attn_q.weight", q_dim, dim),
-            k=self.ternary(blk + "attn_k.weight", kv_dim, dim),
-            v=self.ternary(blk + "attn_v.weight", kv_dim, dim),
-            o=self.ternary(blk + "attn_output.weight", dim, q_dim),
-            attn_sub_norm=self.optional_norm(blk + "attn_sub_norm.weight", q_dim),
+            q=self.projection(blk + "attn_q", q_dim, dim, biased=True),
+            k=self.projection(blk + "attn_k", kv_dim, dim, biased=True),
+            v=self.projection(blk + "attn_v", kv_dim, dim, biased=True),
+            o=self.projection(blk + "attn_output", dim, q_dim, biased=True),
+            attn_sub_norm=self.optional(blk + "attn_sub_norm.weight", q_dim, NORM_TYPES, known=sub_norms),
             ffn_norm=self.norm(blk + "ffn_norm.weight", dim),
-            gate=self.ternary(blk + "ffn_gate.weight", hidden_dim, dim),
-            up=self.ternary(blk + "ffn_up.weight", hidden_dim, dim),
-            down=self.ternary(blk + "ffn_down.weight", dim, hidden_dim),
-            ffn_sub_norm=self.optional_norm(blk + "ffn_sub_norm.weight", hidden_dim),
+            gate=self.projection(blk + "ffn_gate", hidden_dim, dim),
+            up=self.projection(blk + "ffn_up", hidden_dim, dim),
+            down=self.projection(blk + "ffn_down", dim, hidden_dim),
+            ffn_sub_norm=self.optional(blk + "ffn_sub_norm.weight", hidden_dim, NORM_TYPES, known=sub_norms),
         )
 
     def load(self) -> Weights:
@@ -226,8 +257,12 @@ class _Loader:
             path=self.gguf.path,
             token_embd_type=self.gguf.tensors["token_embd.weight"].type,
             head_type=self.gguf.tensors[head].type,
+            rope_factors=self.positive(
+                "rope_freqs.weight", self.config.head_dim // 2, known=self.config.architecture.rope_factors
+            ),
         )
         self.check_sub_norms(weights.layers)
+        self.check_biases(weights.layers)
         self.check_one_quantiser(weights)
         self.check_nothing_left()
         return weights
@@ -243,6 +278,13 @@ class _Loader:
             expected = "both sub-norms in every layer, or none at all"
             raise self.error(missing[0], expected, f"{len(missing)} of {len(present)} missing")
 
+    def check_biases(self, layers: tuple[LayerWeights, ...]) -> None:
+        for kind in ("q", "k", "v", "o"):
+            without = [layer for layer in layers if getattr(layer, kind).bias is None]
+            if 0 < len(without) < len(layers):
+                name = getattr(without[0], kind).name.replace(".weight", ".bias")
+                raise self.error(name, "a bias in every layer, or in none", f"{len(without)} without")
+
     def check_one_quantiser(self, weights: Weights) -> None:
         """Reject a mixture of I2_S and block types: llama.cpp multiplies them with other activations."""
         types = {matrix.name: self.gguf.tensors[matrix.name].type for matrix in weights.matrices()}
@@ -252,7 +294,7 @@ class _Loader:
                 raise self.error(name, f"type {first.name}, as others have", ggml_type.name, _ONE_TYPE)
 
     def check_nothing_left(self) -> None:
-        """Reject tensors that the engine would otherwise silently ignore (biases, ``rope_freqs``, experts)."""
+        """Reject tensors that the engine would otherwise silently ignore (biases of the FFN, experts)."""
         if self.left:
             name = min(self.left)
             more = f" and {len(self.left) - 1} more" if len(self.left) > 1 else ""

@@ -33,12 +33,15 @@ enum {
     BN_ERR_THREAD = 4,      /* a worker thread could not be started */
 };
 
-/* Ternary matrix in bitnet.cpp's I2_S layout (see bitnet_py/quants.py for the byte diagram). */
+/* Ternary matrix in bitnet.cpp's I2_S layout (see bitnet_py/quants.py for the byte diagram), and
+ * what follows the product with it: y = W x * factor + bias. */
 typedef struct {
     const uint8_t *data; /* [rows][cols / 4] */
     int64_t rows;
-    int64_t cols; /* multiple of 128 */
-    float scale;  /* one per tensor */
+    int64_t cols;      /* multiple of 128 */
+    float scale;       /* one per tensor */
+    float factor;      /* another one, applied to the rounded product (a ".scale" tensor); 1: none */
+    const float *bias; /* [rows], or NULL: none */
 } bn_matrix;
 
 typedef struct {
@@ -55,17 +58,14 @@ typedef struct {
     bn_matrix down;             /* [dim][hidden_dim] */
 } bn_layer;
 
-/* What the feed-forward block applies to the gate. Only BN_RELU_SQUARED has been shown to be
- * bit-identical to bitnet.cpp.
- */
+/* What the feed-forward block applies to the gate. */
 enum {
     BN_RELU_SQUARED, /* max(x, 0)^2 */
     BN_SILU,         /* x / (1 + e^-x) */
     BN_ACTIVATIONS
 };
 
-/* Which elements of a head RoPE rotates together. Only BN_ROPE_HALVES has been shown to be
- * bit-identical to bitnet.cpp. */
+/* Which elements of a head RoPE rotates together. */
 enum {
     BN_ROPE_HALVES,   /* i and i + head_dim / 2 ("NeoX") */
     BN_ROPE_ADJACENT, /* 2i and 2i + 1 */
@@ -98,6 +98,8 @@ typedef struct {
     int32_t rope_pairing; /* BN_ROPE_HALVES, BN_ROPE_ADJACENT */
     float rms_eps;
     float rope_base;
+    float rope_scale;          /* times every angle: 1 / the factor of linear RoPE scaling; 1: none */
+    const float *rope_factors; /* [head_dim / 2] divisors of the angles, or NULL: none */
     bn_table token_embd;
     bn_table output;          /* the LM head; token_embd again when tied */
     const float *output_norm; /* [dim] */

@@ -17,11 +17,9 @@ static const struct {
     [BN_COUNT_ROPE] = {"rope", 0, 0},
 };
 
-void bn_counters_init(bn_counters *counters, const bn_kernels *kernels, int32_t rope_pairing, int32_t head_type) {
-    const int rope_is_scalar = kernels->rope[rope_pairing] == bn_kernels_scalar.rope[rope_pairing];
+void bn_counters_init(bn_counters *counters, const bn_kernels *kernels, int32_t head_type) {
     for (int i = 0; i < BN_COUNTERS; i++) {
-        const int is_scalar = i == BN_COUNT_RMS_NORM || (i == BN_COUNT_ROPE && rope_is_scalar);
-        const char *family = is_scalar ? bn_kernels_scalar.name : kernels->name;
+        const char *family = i == BN_COUNT_RMS_NORM ? bn_kernels_scalar.name : kernels->name;
         const char *operation =
             i == BN_COUNT_HEAD ? bn_table_formats[head_type].operation : OPERATIONS[i].operation;
         snprintf(counters->names[i], sizeof counters->names[i], "%s_%s", operation, family);

@@ -22,9 +22,8 @@ typedef struct {
     char names[BN_COUNTERS][32]; /* what of[i].name points to */
 } bn_counters;
 
-/* All zero; the names follow from the kernels, from the way the model pairs elements in RoPE and from the type of
- * the LM head. */
-void bn_counters_init(bn_counters *counters, const bn_kernels *kernels, int32_t rope_pairing, int32_t head_type);
+/* All zero; the names follow from the kernels and from the type of the LM head. */
+void bn_counters_init(bn_counters *counters, const bn_kernels *kernels, int32_t head_type);
 
 static inline void bn_count(bn_counters *counters, int which, uint64_t bytes) {
     counters->of[which].calls++;

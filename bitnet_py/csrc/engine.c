@@ -13,7 +13,7 @@
 int bn_abi_version(void) { return BN_ABI_VERSION; }
 
 static int matrix_ok(const bn_matrix *m, int64_t rows, int64_t cols) {
-    return m->data && m->rows == rows && m->cols == cols && cols % 128 == 0;
+    return m->data && m->rows == rows && m->cols == cols && cols % 128 == 0 && m->factor > 0;
 }
 
 static int table_ok(const bn_table *table, int64_t dim) {
@@ -29,6 +29,7 @@ static const char *model_problem(const bn_model *m) {
         return "head_dim must be even and n_heads a multiple of n_kv_heads";
     if (m->activation < 0 || m->activation >= BN_ACTIVATIONS) return "unknown activation";
     if (m->rope_pairing < 0 || m->rope_pairing >= BN_ROPE_PAIRINGS) return "unknown RoPE pairing";
+    if (!(m->rope_scale > 0)) return "rope_scale must be above 0";
     if (!m->token_embd.rows || !m->output.rows || !m->output_norm || !m->layers)
         return "a tensor of the model is missing";
     const int64_t dim = m->dim, q_dim = (int64_t)m->n_heads * m->head_dim;
@@ -115,7 +116,7 @@ int bn_engine_create(const bn_model *model, const bn_options *options, bn_engine
         bn_engine_free(e);
         return bn_fail(BN_ERR_THREAD, "could not start the worker threads");
     }
-    bn_counters_init(&e->counters, kernels, model->rope_pairing, model->output.type);
+    bn_counters_init(&e->counters, kernels, model->output.type);
     *out = e;
     return BN_OK;
 }

@@ -164,7 +164,6 @@ BN_DECLARE_TABLE_DOTS(bn_scalar_tq2_0_fused);
         [BN_DOTS_TQ2_0] = family##_tq2_0, [BN_DOTS_TQ2_0_FUSED] = family##_tq2_0_fused},                          \
     .quantize_q8_0 = bn_scalar_quantize_q8_0
 /* clang-format on */
-void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out);
 #if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)
 extern const bn_kernels bn_kernels_avx2;
 extern const bn_kernels bn_kernels_avx512vnni;

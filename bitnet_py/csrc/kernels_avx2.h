@@ -101,6 +101,7 @@ void bn_avx2_softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float 
 double bn_avx2_exponentials_w8(float *row, int64_t n, float top);
 double bn_avx2_exponentials_w16(float *row, int64_t n, float top);
 void bn_avx2_rope_halves(const float *x, const float *cos, const float *sin, int half, float *out);
+void bn_avx2_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out);
 void bn_avx2_gated_relu_squared(const float *gate, const float *up, int64_t n, float *act, float *prod);
 void bn_avx2_gated_silu_w8(const float *gate, const float *up, int64_t n, float *act, float *prod);
 void bn_avx2_gated_silu_w16(const float *gate, const float *up, int64_t n, float *act, float *prod);
@@ -124,7 +125,7 @@ void bn_avx2_from_f16(const uint16_t *x, int64_t n, float *out);
     .blocks_dot = {bn_avx2_blocks_dot, bn_avx2_blocks_dot_fused}, BN_TABLE_KERNELS(bn_avx2),                      \
     .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16},                                                         \
     .exponentials = {bn_avx2_exponentials_w8, bn_avx2_exponentials_w16},                                          \
-    .rope = {[BN_ROPE_HALVES] = bn_avx2_rope_halves, [BN_ROPE_ADJACENT] = bn_scalar_rope_adjacent},               \
+    .rope = {[BN_ROPE_HALVES] = bn_avx2_rope_halves, [BN_ROPE_ADJACENT] = bn_avx2_rope_adjacent},                 \
     .gated = {[BN_RELU_SQUARED] = {bn_avx2_gated_relu_squared, bn_avx2_gated_relu_squared},                       \
               [BN_SILU] = {bn_avx2_gated_silu_w8, bn_avx2_gated_silu_w16}},                                       \
     .rescale = {bn_avx2_rescale_march, bn_avx2_rescale_main},                                                     \

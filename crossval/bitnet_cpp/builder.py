@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -225,7 +226,10 @@ def _run(command: Sequence[str], log: Path, what: str) -> None:
     with log.open("ab") as output:
         output.write(f"$ {shlex.join(command)}\n".encode())
         output.flush()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        # In a process group of its own, so that the compilers end with the program that started them.
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         try:
             while True:
                 try:
@@ -234,7 +238,7 @@ def _run(command: Sequence[str], log: Path, what: str) -> None:
                 except subprocess.TimeoutExpired:
                     say(f"{what}: {time.monotonic() - started:.0f} s, {_last_line(log)}")
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
     if code != 0:

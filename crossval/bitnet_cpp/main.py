@@ -11,6 +11,7 @@ from crossval.bitnet_cpp.table import (
     ANY,
     BATCH_FIELDS,
     BITNET_NODES,
+    LINEAR,
     NAME_FIELD,
     TYPE_F16,
     DotProduct,
@@ -141,6 +142,12 @@ BITNET: Nodes = {
 }
 """``src/models/bitnet.cpp`` and ``src/llama-graph.cpp``. SiLU and product are one operation, and with flash
 attention so are scores, softmax and weighted sum."""
+LLAMA: Nodes = {
+    **{tap: nodes for tap, nodes in BITNET.items() if tap not in ("attn_sub_norm", "ffn_sub_norm")},
+    "ffn_out": (("ffn_swiglu", None),),
+    "ffn_down": (("ffn_out", LINEAR),),
+}
+"""``src/models/llama.cpp``: ``kqv_out`` is still the merged heads, ``ffn_out`` the down projection."""
 
 TABLE = Table(
     generation="main",
@@ -152,7 +159,7 @@ TABLE = Table(
     batch=BATCH,
     tensor=TENSOR,
     types={36: b"i2_s", 42: b"tl2"},
-    graphs={"bitnet-b1.58": BITNET, "bitnet": BITNET},
+    graphs={"bitnet-b1.58": BITNET, "bitnet": BITNET, "llama": LLAMA},
     flash_attention="flash_attn_type",
     gone_with_flash_attention=frozenset({"kq", "kq_soft_max"}),
     dot=DotProduct("ggml_get_type_traits_cpu", TYPE_TRAITS, prepare="ggml_cpu_init"),

@@ -27,13 +27,15 @@ from bitnet_py.config import ModelConfig
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
 from crossval.errors import BadInputError
-from crossval.model.config import ACTIVATION_OF, SpecConfig
+from crossval.model.config import IMPLIED, MAY_HAVE, SpecConfig
 from crossval.model.graphs import op_table
-from crossval.model.kinds import BitLinear, Embedding, RmsNorm, TernaryMatrix, Weight
+from crossval.model.kinds import BitLinear, Embedding, RmsNorm, Rope, TernaryMatrix, Weight
 from crossval.model.reference_graph import followed
 from crossval.model.tables import TABLE_TYPES, TABLES, DecodedTable, decode
 from crossval.model.ternary import BLOCK_TYPES, I2_S, I2_S_TAIL_BYTES, decode_blocks, decode_floats, decode_i2_s
 
+BIASED = ("attn_q", "attn_k", "attn_v", "attn_output")
+"""Matrices that may have a bias."""
 PLAIN_TYPES = ("F16", "F32")
 """Types of which the values are read where they lie."""
 MOST_SPARE = 2
@@ -231,9 +233,12 @@ class SpecWeights:
             signs, scale = self._decode(name, shape, out)
         except ValueError as error:
             raise self._error(f"tensor {name}", f"{self._reader.type_name(name)} weights", error) from error
-        if not (np.isfinite(scale) and scale > 0):
-            raise self._error(f"tensor {name}, scale", "a finite number above 0", scale)
-        matrix = TernaryMatrix(signs, scale)
+        values = self._reader.plain.get(_factor_of(name))
+        factor = 1.0 if values is None else float(values[0])
+        if not (np.isfinite(scale * factor) and scale > 0 and factor > 0):
+            found = scale if values is None else f"{scale} times {factor}"
+            raise self._error(f"tensor {name}, scale", "a finite number above 0", found)
+        matrix = TernaryMatrix(signs, scale * factor, factor)
         if self._keep:
             self._decoded[name] = matrix
         return matrix
@@ -260,6 +265,7 @@ class SpecWeights:
         if "token_embd.weight" not in tables:
             raise self._error("tensor token_embd.weight", f"{' or '.join(TABLE_TYPES)} values", "no such tensor")
         head = "output.weight" if "output.weight" in names else "token_embd.weight"
+        may_have = MAY_HAVE.get(arch, frozenset())
         n_heads = reader.scalar(f"{arch}.attention.head_count")
         dim = reader.scalar(f"{arch}.embedding_length")
         return SpecConfig(
@@ -274,18 +280,31 @@ class SpecWeights:
             # llama.cpp's default where the key is absent; both keys are float32 by definition of the format.
             rope_base=float(np.float32(reader.scalar(f"{arch}.rope.freq_base", 10000.0))),
             rms_eps=float(np.float32(reader.scalar(f"{arch}.attention.layer_norm_rms_epsilon"))),
+            rope_scale=self._rope_scale(arch),
+            rope_factors="rope_freqs" in may_have and "rope_freqs.weight" in names,
+            biases=frozenset(name for name in BIASED if "bias" in may_have and f"blk.0.{name}.bias" in names),
             attn_sub_norm="blk.0.attn_sub_norm.weight" in names,
             ffn_sub_norm="blk.0.ffn_sub_norm.weight" in names,
             tied_head=head == "token_embd.weight",
             head_type=reader.type_name(head),
             architecture=arch,
-            activation=ACTIVATION_OF[arch],
+            **IMPLIED[arch],
         )
+
+    def _rope_scale(self, arch: str) -> float:
+        """Return 1 / the factor of linear RoPE scaling, a float32 in the file; 1 where none is set."""
+        reader = self._reader
+        if f"{arch}.rope.scaling.type" in reader.fields and reader.string(f"{arch}.rope.scaling.type") == "none":
+            return 1.0
+        old = reader.scalar(f"{arch}.rope.scale_linear", 0.0)
+        return 1.0 / float(np.float32(reader.scalar(f"{arch}.rope.scaling.factor", old) or 1.0))
 
     def _check_tensors(self) -> None:
         """Require exactly the tensors of the graph: an extra one would be silently ignored."""
         expected = _expected_shapes(self.config)
-        ternary = {name for op in op_table(self.config) if isinstance(op.kind, BitLinear) for name in op.weights}
+        if "scale" in MAY_HAVE.get(self.config.architecture, ()):
+            expected.update({name: (1,) for name in map(_factor_of, self._shapes) if name in self._reader.plain})
+        ternary = {op.weights[0] for op in op_table(self.config) if isinstance(op.kind, BitLinear)}
         found: dict[str, tuple[int, ...]] = dict(self._shapes)
         found.update({name: data.shape for name, data in self._reader.plain.items()})
         found.update(self._reader.table_shapes())
@@ -339,16 +358,23 @@ def _check_container(path: str) -> None:
         raise BadInputError(str(error)) from error
 
 
+def _factor_of(matrix: str) -> str:
+    """Return the tensor that holds another factor of a matrix."""
+    return matrix.removesuffix(".weight") + ".scale"
+
+
 def _expected_shapes(config: SpecConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight of the graph: matrices and tables ``(rows, cols)``, norms ``(n,)``."""
+    """Return the shape of every weight of the graph: matrices and tables ``(rows, cols)``, vectors ``(n,)``."""
     ops = op_table(config)
     width = {"token_ids": config.vocab_size, **{op.output: op.n_features(config) for op in ops}}
     shapes: dict[str, tuple[int, ...]] = {}
     for op in ops:
         n_in, n_out = width[op.inputs[0]], width[op.output]
         for name in op.weights:
-            if isinstance(op.kind, RmsNorm):
+            if isinstance(op.kind, RmsNorm) or name.endswith(".bias"):
                 shapes[name] = (n_out,)
+            elif isinstance(op.kind, Rope):
+                shapes[name] = (config.head_dim // 2,)
             else:
                 shapes[name] = (n_in, n_out) if isinstance(op.kind, Embedding) else (n_out, n_in)
     return shapes

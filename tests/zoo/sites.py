@@ -41,6 +41,8 @@ SITES = {
     ),
     "row_scale": Site("expression", "b->q8_scale[t + c]"),
     "rescale": Site("statement", "rescale(acc + c * n_rows, n_rows, sum, s, m->scale, out);"),
+    "factor": Site("statement", "y[i] *= m->factor;"),
+    "bias": Site("statement", "y[i] += m->bias[row + i];"),
     "bitlinear_done": Site("before", "    bn_count_once(r, n_tokens == 1 ? BN_COUNT_I2S_GEMV"),
     "q_matrix": Site("expression", "&w->q"),
     "k_matrix": Site("expression", "&w->k"),

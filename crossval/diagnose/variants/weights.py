@@ -112,6 +112,36 @@ def matrix_shape(config: SpecConfig, tensor: str) -> tuple[int, int]:
     }[tensor]
 
 
+def _with_factor(context: Context, power: int) -> Array:
+    matrix = context.matrix
+    if matrix.factor == 1:
+        raise Inapplicable
+    return linear(context, weight_scale=matrix.scale * matrix.factor ** (power - 1))
+
+
+def _own_bias(context: Context) -> Array:
+    if context.bias is None:
+        raise Inapplicable
+    return context.bias
+
+
+def _with_bias(context: Context, times: float) -> Array:
+    return linear(context) + (times - 1.0) * _own_bias(context)
+
+
+def _other_biases(context: Context) -> Iterator[str]:
+    """Yield the biases of the same width: of this layer, and of the next ones."""
+    _own_bias(context)
+    for name in _same_shape(_neighbours(context), context):
+        if name.split(".")[2] in context.config.biases:
+            yield name.replace(".weight", ".bias")
+
+
+def _other_bias(context: Context, name: str) -> Array:
+    other = context.array(name)
+    return linear(context) - _own_bias(context) + (other if context.features is None else other[context.features])
+
+
 def _same_shape(names: Iterator[str], context: Context) -> list[str]:
     shape = matrix_shape(context.config, context.op.weights[0].split(".")[2])
     return [name for name in names if matrix_shape(context.config, name.split(".")[2]) == shape]
@@ -127,6 +157,20 @@ def _head_permutation(context: Context) -> Array:
     n_heads = context.config.n_heads if context.op.name == "q" else context.config.n_kv_heads
     rows = np.arange(n_heads * context.config.head_dim)
     return rows.reshape(n_heads, 2, context.config.head_dim // 2).swapaxes(1, 2).reshape(-1)
+
+
+def _for_adjacent_pairs(context: Context) -> Array:
+    """Return the order of converters in a model that rotates halves."""
+    if context.config.rope_pairing == "adjacent":
+        raise Inapplicable
+    return _head_permutation(context)
+
+
+def _for_halves(context: Context) -> Array:
+    """Return the order before conversion in a model that rotates adjacent pairs."""
+    if context.config.rope_pairing == "halves":
+        raise Inapplicable
+    return np.argsort(_head_permutation(context))
 
 
 def _reordered(order: Callable[[Context], Array]) -> Callable[[Context], Array]:
@@ -179,18 +223,23 @@ VARIANTS = (
     _table("0, -1, +1", 0, -1, 1, 0),
     _table("-1.5, -0.5, +0.5", -1.5, -0.5, 0.5, 1.5),
     scale("weight scale ignored", "the tensor's scale is not applied (1.0 in its place)",
-        lambda c: linear(c, weight_scale=1.0)),
+        lambda c: linear(c, weight_scale=c.matrix.factor)),
     scale("weight scale applied twice", "the tensor's scale is applied twice",
-        lambda c: linear(c, weight_scale=c.matrix.scale**2)),
+        lambda c: linear(c, weight_scale=c.matrix.scale**2 / c.matrix.factor)),
     scale("weight scale inverted", "the result is divided by the tensor's scale instead of multiplied",
-        lambda c: linear(c, weight_scale=1.0 / c.matrix.scale)),
+        lambda c: linear(c, weight_scale=c.matrix.factor**2 / c.matrix.scale)),
     scale("weight scale 0.5", "a hard-coded weight scale of 0.5 instead of the tensor's own",
-        lambda c: linear(c, weight_scale=0.5)),
+        lambda c: linear(c, weight_scale=0.5 * c.matrix.factor)),
     Variant("weight scale rounded to F16", "the tensor's scale is rounded to binary16",
         lambda c: linear(c, weight_scale=float(np.float16(c.matrix.scale))), family=12, ops=BITLINEARS),
     scale("scale of {}", "the weight scale is that of {} instead of the tensor's own",
-        lambda c, name: linear(c, weight_scale=c.scale_of(name)), _neighbours,
+        lambda c, name: linear(c, weight_scale=c.scale_of(name) * c.matrix.factor), _neighbours,
         group="weight scale of another tensor"),
+    scale(".scale skipped", "the factor in the tensor .scale is not applied", lambda c: _with_factor(c, 0)),
+    scale(".scale applied twice", "the factor in the tensor .scale is applied twice",
+        lambda c: _with_factor(c, 2)),
+    scale(".scale inverted", "the product is divided by the tensor .scale instead of multiplied",
+        lambda c: _with_factor(c, -1)),
     matrix("weights of {}", "multiplied with {} instead of its own tensor",
         lambda c, name: linear(c, matrix=c.other(name)),
         lambda c: _same_shape(_neighbours(c), c), group="weights of another tensor"),
@@ -207,10 +256,20 @@ VARIANTS = (
         lambda c: linear(c, rows_of=lambda matrix, features: matrix.signs[features, ::-1])),
     Variant("rows permuted for interleaved RoPE",
         "the rows of every head are in the order of llama-style converters (for interleaved rotation)",
-        _reordered(_head_permutation), family=10, ops=on("q", "k")),
+        _reordered(_for_adjacent_pairs), family=10, ops=on("q", "k")),
+    Variant("rows not permuted for interleaved RoPE",
+        "the rows of every head are in the order of Hugging Face (for rotation in halves)",
+        _reordered(_for_halves), family=10, ops=on("q", "k")),
     Variant("heads split as (head_dim, heads)",
         "the features are split into heads as (head_dim, heads) instead of (heads, head_dim)",
         _reordered(_interleaved_heads), family=10, ops=on("q", "k", "v")),
+    matrix("bias skipped", "the bias is not added", lambda c: _with_bias(c, 0.0)),
+    matrix("bias added twice", "the bias is added twice", lambda c: _with_bias(c, 2.0)),
+    matrix("bias subtracted", "the bias is subtracted", lambda c: _with_bias(c, -1.0)),
+    matrix("bias times the weight scale", "the bias is added before the sums are multiplied by the weights' scale",
+        lambda c: _with_bias(c, c.matrix.scale / c.matrix.factor)),
+    matrix("bias {}", "{} is added instead of its own bias", lambda c, name: _other_bias(c, name),
+        _other_biases, group="bias of another tensor"),
     Variant("norm before it skipped", "multiplies the tensor before the norm, not the normed one",
         _input_before_norm, family=7, ops=BITLINEARS),
 )
@@ -330,7 +389,7 @@ def _blind(layout: Layout, table: Table, mode: _Mode) -> Fit | None:
 def _read(layout: Layout, table: Table, mode: _Mode, factor: float, context: Context) -> Array:
     codes, scale = mode.codes(context)
     rows_of = read_through(layout.codes_of, (*table, 0.0))
-    return factor * linear(context, codes=codes, scale=scale, rows_of=rows_of)
+    return linear(context, codes=codes, scale=scale, rows_of=rows_of, weight_scale=factor * context.matrix.scale)
 
 
 def table_words(table: Table) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +108,35 @@ def test_several_processes_build_one_directory_once(tmp_path):
     done = [process.communicate(timeout=300) for process in running]
     assert [out.strip() for out, _ in done] == [str(tmp_path / "build/lib/libllama.so")] * 3, done
     assert sum("already built" in err for _, err in done) == 2
+
+
+def test_an_interrupted_build_leaves_no_compiler_running(tmp_path, monkeypatch):
+    """The compilers are children of the program that is run, and end with it."""
+    pid_file, child_running = tmp_path / "pid", ["sh", "-c", f"sleep 300 & echo $! > {tmp_path}/pid; wait"]
+    real_wait = subprocess.Popen.wait
+
+    def interrupted(process, timeout=None):
+        if timeout is None:
+            return real_wait(process)
+        while not (pid_file.is_file() and pid_file.read_text().endswith("\n")):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        builder._run(child_running, tmp_path / "log", "compiling")
+    compiler, deadline = int(pid_file.read_text()), time.monotonic() + 10
+    while _is_running(compiler):
+        assert time.monotonic() < deadline, "the compiler is still running"
+        time.sleep(0.01)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.usefixtures("needs_compiler")

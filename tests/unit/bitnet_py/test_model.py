@@ -273,7 +273,7 @@ class TestAnotherArchitecture:
             assert same_bits(logits_of(path, logits="all", **options), expected)
 
     def test_the_counter_of_rope_names_the_family_that_ran(self, model):
-        assert {c.family for c in model.counters() if c.operation == "rope"} == {"scalar"}
+        assert {c.family for c in model.counters() if c.operation == "rope"} == {model.kernel_name}
 
 
 def bitlinear(x, matrix):

@@ -255,8 +255,8 @@ class TestRefusals:
             (f"{ARCH}.attention.head_count", (UINT32, 0)),
             (f"{ARCH}.attention.head_count", (STRING, "two")),
             (f"{ARCH}.attention.layer_norm_rms_epsilon", (FLOAT32, float("nan"))),
-            (f"{ARCH}.rope.scaling.factor", (FLOAT32, 2.0)),
-            ("general.architecture", (STRING, "llama")),
+            (f"{ARCH}.rope.scaling.type", (STRING, "yarn")),
+            ("general.architecture", (STRING, "mamba")),
         ],
     )
     def test_header(self, tmp_path, key, value):

@@ -146,7 +146,8 @@ FAULTS = (
                 edits={"damage": "const int64_t d = r->engine->model.head_dim; float turned[1024];"
                        " for (int64_t i = 0; i < rows * n; i += d) {"
                        " const float position = (float)(r->pass->start + i / n);"
-                       " zoo_rope(y + i, d / 2, position, r->engine->model.rope_base, 0, turned);"
+                       " zoo_rope(y + i, d / 2, position, r->engine->model.rope_base,"
+                       " r->engine->model.rope_pairing, turned);"
                        " memcpy(y + i, turned, (size_t)d * sizeof *y); }"}),
     # any tensor
     *_damage("rows-swapped", 15, "the rows of two tokens change places",
