@@ -63,6 +63,12 @@ class Layer(Structure):
     ]
 
 
+class TableStruct(Structure):
+    """``bn_table``: the embedding or the LM head."""
+
+    _fields_ = [("rows", c_void_p), ("type", c_int32)]
+
+
 class ModelStruct(Structure):
     """``bn_model``: shape and tensors of a model."""
 
@@ -73,8 +79,8 @@ class ModelStruct(Structure):
         ("rope_base", c_float),
         ("rope_scale", c_float),
         ("rope_factors", c_void_p),
-        ("token_embd", c_void_p),
-        ("output", c_void_p),
+        ("token_embd", TableStruct),
+        ("output", TableStruct),
         ("output_norm", c_void_p),
         ("layers", POINTER(Layer)),
     ]
@@ -85,7 +91,8 @@ class ArithmeticStruct(Structure):
 
     _fields_ = [
         *((name, c_int32) for name in ("generation", "simd_width", "fused_quantizer", "block_quantizer")),
-        *((name, c_int32) for name in ("fused_sums", "half_sums", "flash_attention", "attention_threads")),
+        *((name, c_int32) for name in ("fused_sums", "bfloat_pairs", "half_sums", "flash_attention")),
+        ("attention_threads", c_int32),
         ("follow_reference", c_int32),
     ]
 
@@ -180,6 +187,10 @@ _STATUS_FUNCTIONS: dict[str, list[Any]] = {
     "bn_kernel_blocks": [
         c_char_p, c_int, c_int, c_void_p, c_int64, c_int, c_float, c_void_p, c_int, c_void_p,
     ],
+    "bn_kernel_table": [
+        c_char_p, c_int, POINTER(ArithmeticStruct), c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p,
+    ],
+    "bn_table_values": [c_int, c_void_p, c_int64, c_void_p],
     "bn_kernel_gated": [c_char_p, c_int, c_int, c_void_p, c_void_p, c_int64, c_void_p, c_void_p],
     "bn_kernel_rescale": [c_char_p, c_int, c_void_p, c_int64, c_float, c_float, c_float, c_void_p],
     "bn_kernel_screen_row": [

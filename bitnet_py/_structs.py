@@ -6,6 +6,8 @@ from dataclasses import asdict
 
 from bitnet_py import _native
 from bitnet_py.arithmetic import GENERATIONS, Arithmetic
+from bitnet_py.ggml_types import GGMLType
+from bitnet_py.tables import TABLE_TYPES, Table
 from bitnet_py.weights import I2SMatrix, LayerWeights, Weights
 
 
@@ -29,6 +31,10 @@ def _layer(weights: LayerWeights) -> _native.Layer:
     return layer
 
 
+def _table(rows: Table, kind: GGMLType) -> _native.TableStruct:
+    return _native.TableStruct(_native.address(rows), TABLE_TYPES.index(kind))
+
+
 def model_struct(weights: Weights) -> _native.ModelStruct:
     """Return the C struct of a model, which points into the arrays of ``weights``: these must outlive it."""
     config = weights.config
@@ -46,8 +52,8 @@ def model_struct(weights: Weights) -> _native.ModelStruct:
         rope_base=config.rope_base,
         rope_scale=config.rope_scale,
         rope_factors=_native.address(weights.rope_factors),
-        token_embd=_native.address(weights.token_embd),
-        output=_native.address(weights.head),
+        token_embd=_table(weights.token_embd, weights.token_embd_type),
+        output=_table(weights.head, weights.head_type),
         output_norm=_native.address(weights.output_norm),
         layers=(_native.Layer * config.n_layers)(*map(_layer, weights.layers)),
     )

@@ -15,6 +15,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_py.arithmetic import GENERATIONS, Generation
 from bitnet_py.bench import BenchReport, bench
 from bitnet_py.config import ARCHITECTURES
 from bitnet_py.convert import convert
@@ -23,12 +24,13 @@ from bitnet_py.generate import Token, generate
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.inspection import describe, print_description
 from bitnet_py.model import Model
+from bitnet_py.override_option import override_option
 from bitnet_py.projections import PROJECTIONS
 from bitnet_py.resources import default_model_path
 from bitnet_py.sampler import MAX_SEED, GreedySampler, RandomSampler
+from bitnet_py.special_tokens import TokenKind
 from bitnet_py.template import TEMPLATES, Template, get_template
 from bitnet_py.tokenizer import Tokenizer
-from bitnet_py.vocabulary import TokenKind
 from bitnet_py.weights import Weights
 
 EXIT_BAD_INPUT = 4
@@ -98,6 +100,7 @@ def model_option(function: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @model_option
+@override_option
 @click.option("--prompt", required=True, help="Text to continue.")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Stop after this many."
@@ -153,6 +156,7 @@ def run(
         raise click.UsageError(str(error)) from error
     chosen = get_template(template)
     with Model.from_gguf(model_path, n_threads=n_threads, kernel=kernel) as model:
+        _warn(model.tokenizer)
         prompt_ids = _prompt_ids(model.tokenizer, chosen, prompt)
         stop_ids = model.tokenizer.eos_ids
         tokens, text = [], []
@@ -194,6 +198,7 @@ def run(
 
 @main.command("bench")
 @model_option
+@override_option
 @click.option(
     "--prompt-tokens", "n_prompt", type=click.IntRange(1), default=128, show_default=True, help="Prompt length."
 )
@@ -231,6 +236,7 @@ def bench_command(
 
 @main.command()
 @model_option
+@override_option
 @click.option("--verify", is_flag=True, help="Also scan every weight and build the tokenizer.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
@@ -248,7 +254,7 @@ def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
         if verify and problem is None:
             try:
                 Weights.load(gguf).check_finite()
-                Tokenizer.from_gguf(gguf)
+                _warn(Tokenizer.from_gguf(gguf))
                 description["verified"] = True
             except BitnetError as error:
                 description["verified"], problem = False, error
@@ -298,11 +304,21 @@ def convert_command(
 
 @main.command()
 @model_option
+@override_option
+@click.option(
+    "--generation",
+    type=click.Choice(GENERATIONS),
+    default=GENERATIONS[0],
+    show_default=True,
+    help="Whose rules: bitnet.cpp of March 2026, or its main since July 2026.",
+)
 @click.option("--no-bos", is_flag=True, help="Do not add BOS and EOS, even if the model asks for them.")
 @click.option("--no-special", is_flag=True, help="Treat special tokens in TEXT as plain text.")
 @click.option("--ids", "ids_only", is_flag=True, help="Print the ids alone, on one line.")
 @click.argument("text")
-def tokenize(model_path: Path, no_bos: bool, no_special: bool, ids_only: bool, text: str) -> None:
+def tokenize(
+    model_path: Path, generation: Generation, no_bos: bool, no_special: bool, ids_only: bool, text: str
+) -> None:
     """Show the tokens of TEXT, one per line: id and text, or bytes if a token is only part of a character.
 
     \b
@@ -311,7 +327,8 @@ def tokenize(model_path: Path, no_bos: bool, no_special: bool, ids_only: bool, t
       bitnet tokenize --model m.gguf --ids "<|begin_of_text|>Hello"
     """
     with GGUFFile.open(model_path) as gguf:
-        tokenizer = Tokenizer.from_gguf(gguf)
+        tokenizer = Tokenizer.from_gguf(gguf, generation)
+    _warn(tokenizer)
     ids = tokenizer.encode(text, add_bos=not no_bos, parse_special=not no_special)
     if ids_only:
         click.echo(" ".join(map(str, ids)))
@@ -335,6 +352,11 @@ def _show_bytes(data: bytes) -> str:
         return json.dumps(data.decode(), ensure_ascii=False)
     except UnicodeDecodeError:
         return f"bytes {data.hex(' ').upper()}"
+
+
+def _warn(tokenizer: Tokenizer) -> None:
+    for warning in tokenizer.vocabulary.warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def _prompt_ids(tokenizer: Tokenizer, template: Template, prompt: str) -> list[int]:

@@ -18,6 +18,7 @@ from bitnet_py.arithmetic import MARCH, Arithmetic
 from bitnet_py.cache import KVCache
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import InputError
+from bitnet_py.ggml_types import GGMLType
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.logits import check_logits, largest
 from bitnet_py.screen import HEAD_ROWS_AT_ONCE, MAX_DIM, MAX_TOP, Screen
@@ -114,9 +115,10 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._engine: c_void_p | None = None
         fits = self.weights.head.nbytes >= screen_from_bytes and self.config.dim <= MAX_DIM
+        fits = fits and self.weights.head_type is GGMLType.F16
         self.searches_head = fits and not arithmetic.half_sums
-        """Whether ``largest`` uses the compact copy of the LM head. Its bounds do not hold for sums in
-        binary16."""
+        """Whether ``largest`` uses the compact copy of the LM head. Its bounds hold for a head of F16 and
+        sums in binary32."""
         self._screen: Screen | None = None
         self._n_passes = 0
         self._is_first_search = True
@@ -186,7 +188,7 @@ class Model:
         Raises ``TokenizerError`` when it is unusable, ``ModelError`` for a token that is not UTF-8.
         """
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer.from_gguf(self._gguf)
+            self._tokenizer = Tokenizer.from_gguf(self._gguf, self.arithmetic.generation)
         return self._tokenizer
 
     @property

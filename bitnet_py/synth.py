@@ -21,11 +21,12 @@ import numpy.typing as npt
 
 from bitnet_py.config import ARCHITECTURES
 from bitnet_py.errors import BitnetError, ModelError
-from bitnet_py.ggml_types import FILE_TYPES, GGMLType, tensor_size_bytes
+from bitnet_py.ggml_types import BLOCK_LAYOUT, FILE_TYPES, GGMLType, tensor_size_bytes
 from bitnet_py.projections import PROJECTIONS, block_of, ternary_tensor
 from bitnet_py.quants import pack_codes
 from bitnet_py.synth_random import Stream
 from bitnet_py.synth_vocab import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE, build_vocab
+from bitnet_py.tables import TABLES
 
 _RESIDUAL_RMS = 2.0
 _LOGIT_STD = 3.0
@@ -35,6 +36,10 @@ _CODES = np.repeat(np.array([0, 1, 2], np.uint8), [77, 102, 77])
 _NONZERO = 154 / 256
 _BIAS_RMS = 0.3
 """Of a bias, over that of the products it is added to."""
+NORMS = {"f32": GGMLType.F32, "f16": GGMLType.F16}
+"""Name on the command line -> type of the weights of norms."""
+_RANDOM_BLOCKS = {GGMLType.Q6_K: (208, 18.5 * 73.9), GGMLType.Q3_K: (108, 2.35 * 18.5)}
+"""Byte of the float16 in a block, and RMS of code times scale where all other bits are random."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,14 @@ class SynthConfig:
     seed: int = 0
     arch: str = "bitnet-b1.58"
     projections: str = "i2_s"
-    """Type of the ternary matrices: ``i2_s``, which bitnet.cpp reads, or ``tq1_0`` or ``tq2_0``, which llama.cpp
-    does (as ``--arch bitnet``)."""
+    """Type of the ternary matrices: ``i2_s``, which bitnet.cpp reads, ``tq1_0`` or ``tq2_0``, which llama.cpp
+    does (as ``--arch bitnet``), or ``f16`` or ``f32``, which converters write on the way."""
+    embedding: str = "f16"
+    """Type of the embedding, which is also the LM head unless there is another."""
+    head: str | None = None
+    """Type of a separate LM head; None: the embedding's."""
+    norms: str = "f32"
+    """Type of the weights of norms, ``f32`` or ``f16``."""
     pre: str = "llama-bpe"
     """Value of ``tokenizer.ggml.pre``; ``none`` omits the key, as the official 2B-4T file does."""
     untied_head: bool = False
@@ -90,6 +101,16 @@ class SynthConfig:
         if self.projections not in PROJECTIONS:
             names = " or ".join(PROJECTIONS)
             raise ModelError(f"synthetic model: expected projections {names}, found {self.projections!r}")
+        for kind in (self.embedding, *([] if self.head is None else [self.head])):
+            if kind not in TABLES:
+                raise ModelError(f"synthetic model: expected embedding {' or '.join(TABLES)}, found {kind!r}")
+            elements = BLOCK_LAYOUT[TABLES[kind]][0]
+            if self.dim % elements:
+                raise ModelError(
+                    f"synthetic model: expected dim to be a multiple of {elements} for {kind}, found {self.dim}"
+                )
+        if self.norms not in NORMS:
+            raise ModelError(f"synthetic model: expected norms {' or '.join(NORMS)}, found {self.norms!r}")
         block = block_of(self.projection_type)
         for name, value, divisor in (
             ("dim", self.dim, block),
@@ -139,7 +160,7 @@ class _Plan:
     type: GGMLType
     shape: tuple[int, ...]
     rms: float = 1.0
-    """RMS of the outputs for a unit-RMS input (ternary matrices), or of the values (F16)."""
+    """RMS of the outputs for a unit-RMS input (ternary matrices), or of the values (tables)."""
 
 
 def _plan(config: SynthConfig) -> Iterator[_Plan]:
@@ -148,13 +169,13 @@ def _plan(config: SynthConfig) -> Iterator[_Plan]:
     q_dim, kv_dim = config.n_heads * config.head_size, config.n_kv_heads * config.head_size
     embedding_rms = _LOGIT_STD / math.sqrt(dim)
     branch_rms = _RESIDUAL_RMS / math.sqrt(2 * config.n_layers)
-    yield _Plan("token_embd.weight", GGMLType.F16, (config.vocab_size, dim), embedding_rms)
+    yield _Plan("token_embd.weight", TABLES[config.embedding], (config.vocab_size, dim), embedding_rms)
     for layer in range(config.n_layers):
         norms: list[tuple[str, int]] = [("attn_norm", dim), ("ffn_norm", dim)]
         if config.sub_norms and ARCHITECTURES[config.arch].sub_norms:
             norms += [("attn_sub_norm", q_dim), ("ffn_sub_norm", hidden_dim)]
         for name, width in norms:
-            yield _Plan(f"blk.{layer}.{name}.weight", GGMLType.F32, (width,))
+            yield _Plan(f"blk.{layer}.{name}.weight", NORMS[config.norms], (width,))
         for name, rows, cols in (
             ("attn_q", q_dim, dim),
             ("attn_k", kv_dim, dim),
@@ -172,9 +193,11 @@ def _plan(config: SynthConfig) -> Iterator[_Plan]:
                 yield _Plan(f"blk.{layer}.{name}.bias", GGMLType.F32, (rows,), _BIAS_RMS * rms)
     if config.rope_freqs:
         yield _Plan("rope_freqs.weight", GGMLType.F32, (config.head_size // 2,))
-    yield _Plan("output_norm.weight", GGMLType.F32, (dim,))
-    if config.untied_head:
-        yield _Plan("output.weight", GGMLType.F16, (config.vocab_size, dim), embedding_rms)
+    yield _Plan("output_norm.weight", NORMS[config.norms], (dim,))
+    if config.untied_head or config.head is not None:
+        yield _Plan(
+            "output.weight", TABLES[config.head or config.embedding], (config.vocab_size, dim), embedding_rms
+        )
 
 
 def _f16_matrix(plan: _Plan, stream: Stream) -> npt.NDArray[np.float16]:
@@ -191,11 +214,11 @@ def _f16_matrix(plan: _Plan, stream: Stream) -> npt.NDArray[np.float16]:
     return out
 
 
-def _norm(plan: _Plan, stream: Stream) -> npt.NDArray[np.float32]:
+def _norm(plan: _Plan, stream: Stream) -> npt.NDArray[np.floating[Any]]:
     """Return weights spread evenly over 0.5 .. 1.5, all exact in float32."""
     fraction: npt.NDArray[np.float32] = stream.uint16(plan.shape[0]).astype(np.float32) / np.float32(65536)
     fraction += np.float32(0.5)
-    return fraction
+    return fraction if plan.type is GGMLType.F32 else fraction.astype(np.float16)
 
 
 def _bias(plan: _Plan, stream: Stream) -> npt.NDArray[np.float32]:
@@ -221,15 +244,41 @@ def _ternary(plan: _Plan, stream: Stream) -> npt.NDArray[np.uint8]:
     return ternary_tensor(pack_codes(codes), scale, plan.type)
 
 
+def _table(plan: _Plan, stream: Stream) -> npt.NDArray[Any]:
+    """Return the rows of an embedding or a head: the values of ``_f16_matrix``, rounded to another type.
+
+    Types that the ``gguf`` package cannot write get random codes and scales instead, of the same typical size.
+    """
+    if plan.type in _RANDOM_BLOCKS:
+        return _random_blocks(plan, stream)
+    values = _f16_matrix(plan, stream)
+    if plan.type is GGMLType.F16:
+        return values
+    kind = gguf.GGMLQuantizationType(int(plan.type))
+    step = max(1, (1 << 22) // values.shape[1])
+    parts = [gguf.quantize(values[i : i + step].astype(np.float32), kind) for i in range(0, len(values), step)]
+    return np.concatenate(parts)
+
+
+def _random_blocks(plan: _Plan, stream: Stream) -> npt.NDArray[np.uint8]:
+    rows, cols = plan.shape
+    elements, size_bytes = BLOCK_LAYOUT[plan.type]
+    n_blocks, (at, spread) = cols // elements, _RANDOM_BLOCKS[plan.type]
+    out = stream.bytes(rows * n_blocks * size_bytes).reshape(rows, n_blocks, size_bytes)
+    jitter = 0.8 + 0.4 * stream.uint16(rows * n_blocks).astype(np.float32).reshape(rows, n_blocks, 1) / 65536
+    out[..., at : at + 2] = (jitter * np.float32(plan.rms / spread)).astype("<f2").view(np.uint8)
+    return out.reshape(rows, -1)
+
+
 def _tensor(plan: _Plan, seed: int) -> npt.NDArray[Any]:
     stream = Stream(seed, plan.name)
-    if plan.type in PROJECTIONS.values():
-        return _ternary(plan, stream)
+    if plan.name in ("token_embd.weight", "output.weight"):
+        return _table(plan, stream)
     if plan.name.endswith(".bias"):
         return _bias(plan, stream)
     if plan.name == "rope_freqs.weight":
         return _rope_factors(plan, stream)
-    return _f16_matrix(plan, stream) if plan.type is GGMLType.F16 else _norm(plan, stream)
+    return _ternary(plan, stream) if len(plan.shape) == 2 else _norm(plan, stream)
 
 
 def _write_metadata(writer: Any, config: SynthConfig) -> None:
@@ -326,15 +375,23 @@ _OPTIONS = {
     "seed": "--seed",
     "arch": "--arch",
     "projections": "--projections",
+    "embedding": "--embedding",
+    "head": "--head",
+    "norms": "--norms",
     "pre": "--pre",
     "rope_scaling": "--rope-scaling",
 }
 
 
+_DERIVED = {"head_dim": "dim / heads", "head": "the embedding's"}
+"""What a field is without a value."""
+
+
 def _shape_options(command: Any) -> Any:
     """Add one option per field of ``SynthConfig`` that takes a value."""
-    choices = {"arch": ARCHITECTURES, "projections": PROJECTIONS}
-    kinds = {"int": int, "int | None": int, "float": float, "str": str}
+    choices = {"arch": ARCHITECTURES, "projections": PROJECTIONS, "embedding": TABLES, "head": TABLES}
+    choices["norms"] = NORMS
+    kinds = {"str | None": str, "int": int, "int | None": int, "float": float, "str": str}
     for field in reversed([field for field in fields(SynthConfig) if field.name in _OPTIONS]):
         also = ["--architecture"] if field.name == "arch" else []
         option = click.option(
@@ -342,7 +399,7 @@ def _shape_options(command: Any) -> Any:
             *also,
             field.name,
             type=click.Choice(list(choices[field.name])) if field.name in choices else kinds[str(field.type)],
-            help=f"Default {'dim / heads' if field.default is None else field.default} without a preset.",
+            help=f"Default {_DERIVED.get(field.name, field.default)} without a preset.",
         )
         command = option(command)
     return command

@@ -30,6 +30,8 @@ from crossval.selftest.receipt import SELFTEST
 from crossval.selftest.show import show_selftest
 from crossval.smoke.receipt import SMOKE
 from crossval.smoke.show import show_smoke
+from crossval.tokens.receipt import TOKENS
+from crossval.tokens.show import show_tokens
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ KINDS: dict[str, Entry] = {
         Entry(SELFTEST, show_selftest),
         Entry(METAMORPHIC, show_metamorphic),
         Entry(BENCH, show_bench),
+        Entry(TOKENS, show_tokens),
     )
 }
 """Keyed by the receipt's ``kind``."""

@@ -12,6 +12,9 @@ SIDES: tuple[Side, ...] = ("candidate", "reference")
 Generation = Literal["march", "main", "mainline"]
 """Whose arithmetic: bitnet.cpp of March 2026, bitnet.cpp's main since July 2026, mainline llama.cpp."""
 
+UNREAD = "not read"
+"""Quantisation of a model file whose weights were not read."""
+
 PassFail = Literal["pass", "fail", "incomplete"]
 """Verdict on engines that are checked independently, on a benchmark, and on the self-test."""
 

@@ -72,18 +72,38 @@ enum {
     BN_ROPE_PAIRINGS
 };
 
+/* The types of ggml that the embedding and the LM head may have (csrc/tables.c). */
+enum {
+    BN_TABLE_F16,
+    BN_TABLE_F32,
+    BN_TABLE_BF16,
+    BN_TABLE_Q8_0,
+    BN_TABLE_Q6_K,
+    BN_TABLE_Q4_0,
+    BN_TABLE_Q5_0,
+    BN_TABLE_Q3_K,
+    BN_TABLE_TQ1_0,
+    BN_TABLE_TQ2_0,
+    BN_TABLE_TYPES
+};
+
+typedef struct {
+    const void *rows; /* [vocab_size][dim] in the file's layout */
+    int32_t type;     /* BN_TABLE_* */
+} bn_table;
+
 typedef struct {
     int32_t n_layers, n_heads, n_kv_heads, head_dim, dim, hidden_dim, vocab_size;
     int32_t activation;   /* BN_RELU_SQUARED, BN_SILU */
     int32_t rope_pairing; /* BN_ROPE_HALVES, BN_ROPE_ADJACENT */
     float rms_eps;
     float rope_base;
-    float rope_scale;           /* times every angle: 1 / the factor of linear RoPE scaling; 1: none */
-    const float *rope_factors;  /* [head_dim / 2] divisors of the angles, or NULL: none */
-    const uint16_t *token_embd; /* [vocab_size][dim] binary16 */
-    const uint16_t *output;     /* [vocab_size][dim] binary16: the LM head; same pointer as token_embd when tied */
-    const float *output_norm;   /* [dim] */
-    const bn_layer *layers;     /* [n_layers]; copied by bn_engine_create, the tensors are not */
+    float rope_scale;          /* times every angle: 1 / the factor of linear RoPE scaling; 1: none */
+    const float *rope_factors; /* [head_dim / 2] divisors of the angles, or NULL: none */
+    bn_table token_embd;
+    bn_table output;          /* the LM head; token_embd again when tied */
+    const float *output_norm; /* [dim] */
+    const bn_layer *layers;   /* [n_layers]; copied by bn_engine_create, the tensors are not */
 } bn_model;
 
 /* Whose arithmetic: docs/numerics.md. */
@@ -100,6 +120,7 @@ typedef struct {
     int32_t fused_quantizer; /* March, or in blocks. 1: x*s and rounding to integer share one rounding */
     int32_t block_quantizer; /* 1: activations in blocks of 256, each with its own step (llama.cpp's Q8_K) */
     int32_t fused_sums;      /* in blocks. 1: a block's scaled sum is added in one rounding (gcc builds) */
+    int32_t bfloat_pairs;    /* 16 lanes. 1: dots of bfloat16 as AVX512-BF16 computes them */
     int32_t half_sums;       /* main, 16 lanes. 1: dots of binary16 accumulate in binary16 (AVX512-FP16 builds) */
     int32_t flash_attention; /* main. 1: scores, softmax and weighted sum are one operation */
     int32_t
@@ -249,6 +270,13 @@ BN_API int bn_kernel_rescale(const char *kernel, int generation, const int32_t *
 /* Activations in blocks, see bn_arithmetic: out[c * n_rows + r] is row r times the quantised x[c * k ..]. */
 BN_API int bn_kernel_blocks(const char *kernel, int fused_quantizer, int fused_sums, const uint8_t *w, int64_t k,
                             int n_rows, float weight_scale, const float *x, int n_cols, float *out);
+/* out[c * n_rows + r] = row r of a table, of any type but F16, times x[c * n ..], which is rounded as the type
+ * demands, in the order of a build for one row of x, or (is_tiled) for several. */
+BN_API int bn_kernel_table(const char *kernel, int type, const bn_arithmetic *arithmetic, int is_tiled,
+                           const uint8_t *rows, int64_t n_rows, int64_t n, const float *x, int64_t n_cols,
+                           float *out);
+/* The n values of a row of a table in binary32. */
+BN_API int bn_table_values(int type, const uint8_t *row, int64_t n, float *out);
 /* row[i] = e^(row[i] - top), *sum = their sum; n a multiple of simd_width. */
 BN_API int bn_kernel_exponentials(const char *kernel, int simd_width, float *row, int64_t n, float top,
                                   double *sum);

@@ -37,7 +37,7 @@ static size_t lay_out(bn_engine *e, char *base, int32_t n_tokens, int64_t n_cell
     b->q8 = take(&a, n * longest, 1);
     b->q8_scale = take(&a, n, sizeof(float));
     b->q8_sum = take(&a, n, sizeof(int32_t));
-    b->steps = take(&a, n * longest / BN_BLOCK, sizeof(float));
+    b->steps = take(&a, n * longest / BN_GROUP, sizeof(float));
     b->groups = take(&a, n * longest / BN_GROUP, sizeof(int32_t));
     b->half = take(&a, n * kv, sizeof(uint16_t));
     const size_t cells = (size_t)n_cells, head_dim = (size_t)e->model.head_dim;

@@ -9,6 +9,7 @@
 #include "attention.h"
 #include "head.h"
 #include "pass.h"
+#include "tables.h"
 
 #include <math.h>
 
@@ -60,8 +61,9 @@ static void quantize_row(const bn_run *r, const float *x, int64_t n, int64_t row
 static void embed(const bn_run *r) {
     const bn_engine *e = r->engine;
     const int64_t dim = e->model.dim;
+    const bn_table *table = &e->model.token_embd;
     for (int64_t t = r->thread; t < r->pass->n_tokens; t += r->n_threads)
-        e->kernels->from_f16(e->model.token_embd + r->pass->tokens[t] * dim, dim, e->buffers.x + t * dim);
+        bn_table_widen(table->type, bn_table_row(table, r->pass->tokens[t], dim), dim, e->buffers.x + t * dim);
 }
 
 /* Norms the rows of this thread: t = thread, thread + n_threads, ... */
@@ -254,8 +256,9 @@ static void forward(void *argument, int thread, int n_threads) {
 
 /* For little work, waking another thread costs more than it saves. */
 static int threads_for(const bn_engine *e, const bn_pass *pass) {
-    const int64_t work = e->ternary_bytes * pass->n_tokens +
-                         (int64_t)pass->n_outputs * e->model.vocab_size * e->model.dim * (int64_t)sizeof(uint16_t);
+    const int64_t work =
+        e->ternary_bytes * pass->n_tokens +
+        (int64_t)pass->n_outputs * e->model.vocab_size * bn_table_row_bytes(e->model.output.type, e->model.dim);
     const int64_t wanted = work / e->bytes_per_thread, most = bn_pool_size(e->pool);
     return (int)(wanted < 1 ? 1 : wanted > most ? most : wanted);
 }

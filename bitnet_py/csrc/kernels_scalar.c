@@ -406,6 +406,7 @@ const bn_kernels bn_kernels_scalar = {
     .blocks_dot = {blocks_dot_unfused, blocks_dot_fused},
     .dots_f16 = {dots_f16_w8, dots_f16_w16, dots_half_sums},
     .dots_tiled = {dots_tiled_w8, dots_tiled_w16},
+    BN_TABLE_KERNELS(bn_scalar),
     .softmax = {softmax_w8, softmax_w16},
     .exponentials = {exponentials_w8, exponentials_w16},
     .rope = {[BN_ROPE_HALVES] = rope_halves, [BN_ROPE_ADJACENT] = rope_adjacent},

@@ -11,6 +11,7 @@ from crossval.api.benchmark import bench_engines
 from crossval.api.comparison import audit_trace, compare_engines, compare_traces
 from crossval.api.generation import greedy, read_prompts
 from crossval.api.single import metamorphic, record, self_test, smoke_test
+from crossval.api.tokens import tokens
 
 __all__ = [
     "audit_trace",
@@ -23,4 +24,5 @@ __all__ = [
     "record",
     "self_test",
     "smoke_test",
+    "tokens",
 ]

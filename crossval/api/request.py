@@ -67,6 +67,8 @@ class Request:
         self.progress("checking the model", 0, 1)
         model = check_model(path)
         self.progress("checking the model", 1, 1)
+        for warning in model.warnings:
+            self.say(f"warning: {warning}")
         missing = missing_tokens(path, get_template(self.template or "raw").special_tokens)
         if missing:
             raise BadInputError(f"{path.name} has no token {missing[0]!r}, which template {self.template} needs")

@@ -224,14 +224,14 @@ def to_json(result: AuditResult) -> dict[str, Any]:
 
 def row_to_json(row: AuditRow) -> dict[str, Any]:
     """Return a row as JSON; its status is recomputed."""
-    data = {**asdict(row), "worst": _worst_to_json(row.worst), "status": status_of(row)}
+    data = {**vars(row), "worst": _worst_to_json(row.worst), "status": status_of(row)}
     if row.n_segments is None:
         del data["n_segments"]
     return data
 
 
 def _worst_to_json(worst: WorstElement | None) -> dict[str, Any] | None:
-    return None if worst is None else {**asdict(worst), "index": list(worst.index)}
+    return None if worst is None else {**vars(worst), "index": list(worst.index)}
 
 
 def row_from_json(data: Mapping[str, Any]) -> AuditRow:

@@ -147,7 +147,7 @@ def _reads(taken: Taken, measure: Measure, findings: BenchFindings) -> dict[str,
 
 def _spread(values: list[float]) -> dict[str, float] | None:
     found = spread(values)
-    return None if found is None else asdict(found)
+    return None if found is None else {**vars(found)}
 
 
 def summarize(findings: BenchFindings) -> Summary:

@@ -29,6 +29,7 @@ from crossval.terms import Generation
 
 TYPE_F32 = 0
 TYPE_F16 = 1
+TYPE_BF16 = 30
 
 ANY = object()
 """Placeholder for a value that is not checked, because it depends on the build."""
@@ -165,6 +166,15 @@ BATCH_FIELDS: tuple[tuple[str, Any], ...] = (
 
 NAME_FIELD = ("name", c_char * 64)
 
+OVERRIDE = layout(
+    "llama_model_kv_override",
+    ("tag", c_int32),
+    ("key", c_char * 128),
+    ("padding", c_char * 4),
+    ("value", c_char * 128),
+)
+"""A value for a metadata key instead of the file's; ``value`` is a union of int64, double, bool and text."""
+
 INIT_PARAMS = layout("ggml_init_params", ("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool))
 
 
@@ -184,6 +194,9 @@ def common_functions(model_params: Layout, context_params: Layout, batch: Layout
         "vocab_type": Function("llama_vocab_type", c_int32, (pointer,)),
         "tokenize": Function(
             "llama_tokenize", c_int32, (pointer, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool)
+        ),
+        "token_to_piece": Function(
+            "llama_token_to_piece", c_int32, (pointer, c_int32, c_char_p, c_int32, c_int32, c_bool)
         ),
         "system_info": Function("llama_print_system_info", c_char_p),
         "state_size": Function("llama_state_seq_get_size", c_size_t, (pointer, c_int32)),

@@ -144,7 +144,7 @@ def _cut(context: Context, arithmetic: Arithmetic, row: int) -> tuple[_Case, Arr
     if context.is_linear:
         return _bitlinear(context, taken[0], recorded, arithmetic)
     if isinstance(context.op.kind, Embedding):
-        table = np.asarray(context.vector)[int(taken[0][0])][None]
+        table = np.asanyarray(context.vector)[int(taken[0][0])][None]
         expected = table.astype(np.float64)
         return _Case({"table_row": table}, recorded, expected, np.zeros_like(expected), {}), None
     allowed = bounds.readings(context.op, arithmetic, context.n_tokens, context.n_rows)
@@ -217,10 +217,10 @@ def _bitlinear(context: Context, x: Array, recorded: Array, arithmetic: Arithmet
 def _head(
     context: Context, x: Array, recorded: Array, arithmetic: Arithmetic, reading: bounds.Reading
 ) -> tuple[_Case, Array | None]:
-    table = np.asarray(context.vector)
+    table = np.asanyarray(context.vector)
     wide = reading.apply(0, x)
     expected = context.op.function(wide, table)
-    allowed = bounds.head_bound(wide, bounds.row_norms(table), arithmetic, expected)
+    allowed = bounds.head_bound(wide, bounds.row_norms(table, arithmetic.head_table), arithmetic, expected)
     features = _farthest(recorded, expected, allowed)
     inputs = {"x": x, "table_rows": table[features]}
     constants = {"x_in": reading.rounded[0]}

@@ -45,6 +45,8 @@ class SpecConfig:
     """Whether the gated activation is normed before the down projection."""
     tied_head: bool = True
     """Whether the LM head uses ``token_embd.weight``; otherwise it uses ``output.weight``."""
+    head_type: str = "F16"
+    """ggml's name of the type of that table, by which engines round what they multiply with it."""
     architecture: str = "bitnet-b1.58"
     """Key of ``crossval.model.graphs.GRAPHS``."""
     activation: Activation = "relu_squared"

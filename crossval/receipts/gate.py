@@ -13,6 +13,7 @@ from crossval.receipts.file import Receipt, digest
 from crossval.receipts.kind import Kind, recompute, summary_conflicts
 from crossval.receipts.party import (
     PATH_OF_NAME,
+    Compute,
     is_quantized,
     names_of,
     same_engine,
@@ -93,7 +94,10 @@ def _policy_checks(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterato
     yield from _ratios(kind, receipt, policy)
     yield from _reference(receipt, policy)
     yield _distinct(receipt)
-    yield from _compute(receipt, policy)
+    if kind.computes:
+        yield from _compute(receipt, policy)
+    elif receipt["compute"] != Compute("none").to_json():
+        yield GateCheck("compute path", False, f"a {kind.name} receipt computes nothing, this one names a path")
     yield from _model(receipt, policy)
     yield from _rates(kind, receipt, policy)
     yield from kind.exactness(receipt, policy)

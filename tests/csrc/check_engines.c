@@ -74,8 +74,8 @@ static bn_model random_model(const shape *s) {
         .rope_base = 10000.0f,
         .rope_scale = s->extras ? 0.5f : 1.0f,
         .rope_factors = s->extras ? random_floats(s->head_dim / 2, 2.0f, 1.0f) : NULL,
-        .token_embd = embeddings,
-        .output = s->separate_head ? random_halves(s->vocab_size * dim) : embeddings,
+        .token_embd = {embeddings, BN_TABLE_F16},
+        .output = {s->separate_head ? random_halves(s->vocab_size * dim) : embeddings, BN_TABLE_F16},
         .output_norm = random_floats(dim, 1.0f, 0.5f),
         .layers = layers,
     };

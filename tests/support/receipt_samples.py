@@ -43,6 +43,8 @@ from crossval.smoke.answers import Answer, MinCorrect, SmokeResult
 from crossval.smoke.receipt import SMOKE
 from crossval.smoke.suite import SmokePrompt, digest_of
 from crossval.terms import SIDES, Side
+from crossval.tokens import compare as tokens
+from crossval.tokens.receipt import TOKENS
 from crossval.traces import read as trace
 
 SHAPE: dict[str, Any] = {
@@ -456,6 +458,27 @@ def one_sided(side: Side) -> receipt.Receipt:
         changes["compute"] = Compute("none")
     agree = {**TOKENIZER, "engines_agree": None}
     return smoke_receipt(result=smoke_result(sides=(side,)), tokenizer=agree, **changes)
+
+
+def tokens_receipt() -> receipt.Receipt:
+    """Two tokenizers that read all lines of a file alike, but one that both refuse."""
+    side = dict.fromkeys(SIDES, 0)
+    rows = tuple(
+        tokens.Row(
+            mode=mode, category=category, n_texts=3, n_equal=3 - n_refused, n_different=0, n_refused=n_refused,
+            n_refused_by=side, n_tokens=20, digests=dict.fromkeys(SIDES, sha * 64), n_lost=side,
+        )
+        for mode in tokens.MODES
+        for category, n_refused, sha in (("a", 0, "a"), ("b", 1, "b"))
+    )  # fmt: skip
+    result = tokens.TokensResult(
+        "lines.txt", "5" * 64, 6, rows, SHAPE["vocab_size"], SHAPE["vocab_size"], None, dict.fromkeys(SIDES, 0.25)
+    )
+    facts = context(
+        text=None, template=None, token_ids=(), compute=Compute("none"),
+        settings=dict.fromkeys(("n_threads", "n_decode", "n_steps", "full")),
+    )  # fmt: skip
+    return write(TOKENS, result, facts)
 
 
 def selftest_receipt() -> receipt.Receipt:

@@ -12,11 +12,11 @@ from ctypes import byref, c_float, c_int32
 
 import numpy as np
 import pytest
-from bench.conftest import Rates
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bitnet_py import _kernels, _native
 from bitnet_py.arithmetic import GENERATIONS
+from tools.bench.conftest import Rates
 
 FAMILIES = [f.name for f in _native.kernel_families() if f.available]
 MATRICES = [(2560, 2560), (6912, 2560), (2560, 6912)]

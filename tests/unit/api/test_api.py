@@ -88,7 +88,7 @@ def test_every_command_has_its_function_with_the_same_options() -> None:
         if name in ("gate", "doctor", "engines"):
             continue
         known = set(inspect.signature(getattr(api, functions.get(name, name))).parameters)
-        given = {str(param.name) for param in command.params} - {"receipt_path", "as_json"}
+        given = {str(param.name) for param in command.params if param.expose_value} - {"receipt_path", "as_json"}
         renamed = {"prompts_path", "prompt", "trace_a", "trace_b"} | {
             one for one in given if one.endswith("_ratio")
         }

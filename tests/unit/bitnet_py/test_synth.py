@@ -182,7 +182,7 @@ def test_trained_vocabulary_compresses_its_own_text() -> None:
         ({"vocab_size": 1 << 30}, "vocab_size from 267"),
         ({"projections": "tq2_0"}, "dim to be a multiple of 256, found 128"),
         ({"projections": "tq1_0", "dim": 256, "hidden_dim": 384}, "hidden_dim to be a multiple of 256, found 384"),
-        ({"projections": "q8_0"}, "projections i2_s or tq1_0 or tq2_0, found 'q8_0'"),
+        ({"projections": "q8_0"}, "projections i2_s or tq1_0 or tq2_0 or f16 or f32, found 'q8_0'"),
         ({"arch": "mamba"}, "arch bitnet-b1.58 or bitnet-25 or bitnet or llama"),
         ({"biases": True}, "no biases in bitnet-b1.58"),
         ({"arch": "bitnet", "rope_freqs": True}, "no rope_freqs in bitnet"),
