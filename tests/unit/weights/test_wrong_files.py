@@ -257,6 +257,18 @@ def test_transposed(edited: Edited) -> None:
     assert found_in(file.save(), folder) == each((Q0, UP0), "codes", "transposed")
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_stated_shape_with_rows_and_columns_exchanged(edited: Edited, moved: bool) -> None:
+    folder, file = edited()
+    if moved:
+        rows, cols = file.infos[UP0].shape
+        file.put_codes(UP0, np.ascontiguousarray(file.codes(UP0).T).reshape(rows, cols))
+    start = bytes(file.bytes).index(UP0.encode()) + len(UP0) + 4
+    dims = file.bytes[start : start + 16].view("<u8")
+    dims[:] = dims[::-1].copy()
+    assert found_in(file.save(), folder) == {(UP0, "shape", "transposed" if moved else "shape exchanged")}
+
+
 def test_rows_permuted_where_the_architecture_rotates_halves(edited: Edited) -> None:
     folder, file = edited()
     rows = file.codes(Q0)
