@@ -18,6 +18,7 @@ import numpy.typing as npt
 from bitnet_py import cli_quantize
 from bitnet_py.arithmetic import GENERATIONS, Generation
 from bitnet_py.bench import BenchReport, bench
+from bitnet_py.chat_template import FileTemplate
 from bitnet_py.config import ARCHITECTURES
 from bitnet_py.convert import convert
 from bitnet_py.errors import BitnetError, InputError
@@ -30,7 +31,8 @@ from bitnet_py.projections import PROJECTIONS
 from bitnet_py.resources import default_model_path
 from bitnet_py.sampler import MAX_SEED, GreedySampler, RandomSampler
 from bitnet_py.special_tokens import TokenKind
-from bitnet_py.template import TEMPLATES, Template, get_template
+from bitnet_py.template import NAMES as TEMPLATE_NAMES
+from bitnet_py.template import Template, get_template
 from bitnet_py.tokenizer import Tokenizer
 from bitnet_py.weights import Weights
 
@@ -107,7 +109,11 @@ def model_option(function: Callable[..., None]) -> Callable[..., None]:
     "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Stop after this many."
 )
 @click.option(
-    "--template", type=click.Choice(list(TEMPLATES)), default="raw", show_default=True, help="Chat template."
+    "--template",
+    type=click.Choice(TEMPLATE_NAMES),
+    default="raw",
+    show_default=True,
+    help="Chat template; auto: the file's.",
 )
 @click.option("--greedy", is_flag=True, help="Always take the most likely token.")
 @click.option("--temperature", type=float, help="Below 1 sharpens, above 1 flattens.  [default: 0.8]")
@@ -155,9 +161,9 @@ def run(
         sampler = GreedySampler() if greedy else RandomSampler(**given)  # type: ignore[arg-type]  # click has checked each value
     except InputError as error:
         raise click.UsageError(str(error)) from error
-    chosen = get_template(template)
     with Model.from_gguf(model_path, n_threads=n_threads, kernel=kernel) as model:
         _warn(model.tokenizer)
+        chosen = get_template(template, model.metadata)
         prompt_ids = _prompt_ids(model.tokenizer, chosen, prompt)
         stop_ids = model.tokenizer.eos_ids
         tokens, text = [], []
@@ -367,7 +373,7 @@ def _warn(tokenizer: Tokenizer) -> None:
         click.echo(f"warning: {warning}", err=True)
 
 
-def _prompt_ids(tokenizer: Tokenizer, template: Template, prompt: str) -> list[int]:
+def _prompt_ids(tokenizer: Tokenizer, template: Template | FileTemplate, prompt: str) -> list[int]:
     if not (prompt.strip() if template.strip else prompt):
         raise InputError("the prompt is empty; give --prompt some text")
     vocabulary = tokenizer.vocabulary

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ctypes import byref, c_int, c_void_p, pointer
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -190,6 +190,11 @@ class Model:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.from_gguf(self._gguf, self.arithmetic.generation)
         return self._tokenizer
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The metadata of the model file."""
+        return self._gguf.metadata
 
     @property
     def kernel_name(self) -> str:

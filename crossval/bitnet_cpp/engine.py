@@ -24,7 +24,7 @@ import numpy.typing as npt
 from crossval.bitnet_cpp import abi, limits, probe, probe_blocks
 from crossval.bitnet_cpp.abi import Library
 from crossval.bitnet_cpp.capture import Capture, CapturedTap, PassShape
-from crossval.bitnet_cpp.table import Nodes
+from crossval.bitnet_cpp.table import MESSAGE, Nodes
 from crossval.errors import BadInputError, UnavailableError
 
 _TOKENIZER_NONE = 0
@@ -238,6 +238,22 @@ class Engine:
         if status < 0:
             return signal.Signals(-status).name
         return f"exit status {status}" if status else np.frombuffer(written, np.int32).tolist()
+
+    def apply_template(self, template: str, messages: Sequence[Mapping[str, str]]) -> str | None:
+        """Return ``llama_chat_apply_template``, the assistant's turn begun; None for an unknown template."""
+        parts = [(message["role"].encode(), message["content"].encode()) for message in messages]
+        listed: Any = (MESSAGE.struct * len(parts))()
+        for entry, (role, content) in zip(listed, parts, strict=True):
+            entry.role, entry.content = role, content
+        size = 2 * sum(len(role) + len(content) for role, content in parts) + 1024
+        model = [self.model] if self.lib.table.template_takes_model else []
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(size)
+            found = self.lib.apply_template(*model, template.encode(), listed, len(parts), True, buffer, size)
+            if found <= size:
+                return None if found < 0 else buffer.raw[:found].decode()
+            size = found
+        raise RefusedError(f"llama_chat_apply_template asked for {size} bytes and then for more")
 
     def reset(self) -> None:
         """Empty the KV cache."""

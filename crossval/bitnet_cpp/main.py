@@ -13,6 +13,7 @@ from crossval.bitnet_cpp.table import (
     BITNET_NODES,
     LINEAR,
     NAME_FIELD,
+    TEMPLATE_ARGUMENTS,
     TYPE_F16,
     DotProduct,
     Function,
@@ -119,6 +120,7 @@ TYPE_TRAITS = Layout(
 def functions(model_params: Layout, context_params: Layout) -> dict[str, Function]:
     """Return the functions by role, as mainline has them, too, with parameters of its own."""
     return common_functions(model_params, context_params, BATCH) | {
+        "apply_template": Function("llama_chat_apply_template", c_int32, TEMPLATE_ARGUMENTS),
         "load_model": Function("llama_model_load_from_file", c_void_p, (c_char_p, model_params.struct)),
         "new_context": Function("llama_init_from_model", c_void_p, (c_void_p, context_params.struct)),
         "vocab": Function("llama_model_get_vocab", c_void_p, (c_void_p,)),

@@ -13,6 +13,7 @@ from crossval.bitnet_cpp.table import (
     BITNET_NODES,
     LINEAR,
     NAME_FIELD,
+    TEMPLATE_ARGUMENTS,
     TYPE_F16,
     DotProduct,
     Function,
@@ -116,6 +117,7 @@ TYPE_TRAITS = Layout(
     ),
 )
 FUNCTIONS = common_functions(MODEL_PARAMS, CONTEXT_PARAMS, BATCH) | {
+    "apply_template": Function("llama_chat_apply_template", c_int32, (c_void_p, *TEMPLATE_ARGUMENTS)),
     "load_model": Function("llama_load_model_from_file", c_void_p, (c_char_p, MODEL_PARAMS.struct)),
     "new_context": Function("llama_new_context_with_model", c_void_p, (c_void_p, CONTEXT_PARAMS.struct)),
     "n_vocab": Function("llama_n_vocab", c_int32, (c_void_p,)),
@@ -159,6 +161,7 @@ TABLE = Table(
     tensor=TENSOR,
     types={36: b"i2_s"},
     graphs={"bitnet-b1.58": BITNET, "bitnet-25": BITNET, "bitnet": BITNET_SILU, "llama": LLAMA},
+    template_takes_model=True,
     products_on_stack=True,
     dot=DotProduct("ggml_get_type_traits", TYPE_TRAITS),
     quantizer=Quantizer(ties="even", scale_of_zeros=127.0 / 1e-5),

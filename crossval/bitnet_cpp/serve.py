@@ -56,6 +56,8 @@ def handle(engine: Engine, request: Frame) -> tuple[Any, dict[str, Any]]:
         ids = np.array([token for one in lists for token in one], np.int32)
         counts = np.array([len(one) for one in lists], np.int32)
         return {"ended": ended}, {"token_ids": ids, "n_ids": counts}
+    if command == "apply_template":
+        return {"text": engine.apply_template(header["template"], header["messages"])}, {}
     if command == "pieces":
         return {}, joined(engine.pieces(special=header["special"]))
     if command == "reset":

@@ -116,6 +116,8 @@ class Table:
     """Field of the context parameters that turns flash attention on (1) and off (0); None: it stays off."""
     gone_with_flash_attention: frozenset[str] = field(default_factory=frozenset)
     """Taps that do not exist when flash attention is on."""
+    template_takes_model: bool = False
+    """Whether the function that applies a chat template takes the model first."""
     products_on_stack: bool = False
     """Whether results of an I2_S product are kept on the stack of the thread (``crossval.bitnet_cpp.limits``)."""
     dot: DotProduct | None = None
@@ -174,6 +176,10 @@ OVERRIDE = layout(
     ("value", c_char * 128),
 )
 """A value for a metadata key instead of the file's; ``value`` is a union of int64, double, bool and text."""
+
+MESSAGE = layout("llama_chat_message", ("role", c_char_p), ("content", c_char_p))
+TEMPLATE_ARGUMENTS: tuple[Any, ...] = (c_char_p, POINTER(MESSAGE.struct), c_size_t, c_bool, c_char_p, c_int32)
+"""Template, messages, how many, whether the assistant's turn is begun, buffer, its size."""
 
 INIT_PARAMS = layout("ggml_init_params", ("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool))
 

@@ -7,7 +7,7 @@ each text of that batch, so that each has either ids or the reason why there are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +98,13 @@ class LiveVocabulary(EngineProcess):
             Refused(f"its process ends: {ended[str(i)]}") if str(i) in ended else part.tolist()
             for i, part in enumerate(parts)
         ]
+
+    def apply_template(self, template: str, messages: Sequence[Mapping[str, str]]) -> str | None:
+        """Return a conversation in a chat template, the assistant's turn begun; None: it is not known."""
+        params = {"template": template, "messages": [dict(message) for message in messages]}
+        answer = self.request("apply_template", params, what="applying a chat template").header
+        text: str | None = answer["text"]
+        return text
 
     def pieces(self, *, special: bool = True) -> list[bytes]:
         """Return the bytes of every token; ``special``: control tokens as their text, not nothing."""

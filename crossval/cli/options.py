@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from bitnet_py.override_option import override_option
-from bitnet_py.template import TEMPLATES
+from bitnet_py.template import NAMES
 from crossval.cli import output
 from crossval.engines.registry import words
 from crossval.errors import UnavailableError, UsageError
@@ -64,10 +64,10 @@ REFERENCE = click.option(
 THREADS = count("--threads", "n_threads", "Threads of each engine. Default: each engine's own.", high=MAX_THREADS)
 TEMPLATE = click.option(
     "--template",
-    type=click.Choice(sorted(TEMPLATES)),
+    type=click.Choice(sorted(NAMES)),
     default="raw",
     show_default=True,
-    help="Chat template to apply to the prompt.",
+    help="Chat template to apply to the prompt; auto: the model file's own.",
 )
 ENGINES = (MODEL, REFERENCE, CANDIDATE, THREADS, TEMPLATE)
 """Options of every command that runs or replays a candidate and a reference."""

@@ -124,11 +124,9 @@ class Tiktoken:
             if kind in (*hidden, TokenKind.USER_DEFINED)
         }
         alphabet = byte_alphabet()
-        text_of = ("".join(map(alphabet.__getitem__, token)) for token in known)
-        if any(
-            vocabulary.tokens[rank : rank + 1] != (text,)
-            for text, rank in zip(text_of, known.values(), strict=True)
-        ):
+        ranked = {rank: "".join(map(alphabet.__getitem__, token)) for token, rank in known.items()}
+        plain = {i: text for i, text in enumerate(vocabulary.tokens) if text not in special}
+        if ranked != plain:
             raise BadInputError(f"{ranks.name} holds other tokens than the model file")
         self._shown = {text for text, i in special.items() if vocabulary.kinds[i] == TokenKind.USER_DEFINED}
         self._encoding: Any = tiktoken.Encoding(

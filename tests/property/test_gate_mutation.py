@@ -509,12 +509,14 @@ def escaped(names: Iterable[str]) -> set[str]:
     return found
 
 
+@pytest.mark.long
 def test_an_edit_with_a_new_digest_is_caught_by_the_other_fields_unless_listed() -> None:
     found = escaped(set(RECEIPTS) - set(BY_KIND))
     assert found - set(UNPROVABLE) == set(), "escapes the gate and is not listed"
     assert set(UNPROVABLE) - found == set(), "listed, but the gate catches every edit of it"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", BY_KIND)
 def test_so_it_is_in_other_kinds(kind: str) -> None:
     beyond = escaped([kind]) - set(UNPROVABLE)

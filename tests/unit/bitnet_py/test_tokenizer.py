@@ -229,6 +229,36 @@ class TestDecode:
         assert tokenizer.decode([index[ALPHABET[byte]] for byte in "€".encode()[:2]]) == "\ufffd"
 
 
+class TestBytesThatAreNotUtf8:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def both():
+        metadata = SimpleNamespace(metadata=small_metadata("gpt-2"))
+        return {generation: Tokenizer.from_gguf(metadata, generation) for generation in ("march", "main")}
+
+    def test_march_ends_the_program_and_main_replaces_each_byte(self, both):
+        with pytest.raises(InputError, match=r"byte 1 of the text, 0xE4, is not UTF-8: bitnet.cpp of March 2026"):
+            both["march"].encode(b"a\xe4b")
+        assert both["main"].encode(b"a\xe4b") == both["main"].encode("a\ufffdb")
+        assert both["main"].encode(b"\xff\x80") == both["main"].encode("\ufffd\ufffd")
+        assert both["main"].encode(b"\xf0\x9f\x98") == both["main"].encode("\ufffd" * 3)
+
+    @pytest.mark.parametrize("generation", ["march", "main"])
+    def test_overlong_forms_and_surrogates_pass(self, both, generation):
+        tokenizer = both[generation]
+        assert tokenizer.encode(b"\xc1\xa1b") == tokenizer.encode("ab")  # U+0061 in two bytes
+        data = b"a\xed\xa0\x80b"
+        assert tokenizer.decode_bytes(tokenizer.encode(data)) == tokenizer.decodable(data) == data
+
+    @pytest.mark.parametrize("generation", ["march", "main"])
+    def test_numbers_beyond_unicode_end_the_program(self, both, generation):
+        with pytest.raises(InputError, match=r"byte 2 of the text begins U\+110000, beyond Unicode"):
+            both[generation].encode(b"ab\xf4\x90\x80\x80")
+
+    def test_bytes_that_are_utf8_are_text(self, both):
+        assert both["march"].encode("é中😀".encode()) == both["march"].encode("é中😀")
+
+
 class TestBadInput:
     def test_lone_surrogate(self, small):
         with pytest.raises(InputError, match=r"not valid Unicode: .* at character 1"):
