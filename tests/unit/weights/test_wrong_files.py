@@ -483,13 +483,15 @@ def test_matrices_in_other_types(made: dict[str, tuple[Path, Path]], tmp_path: P
 
 
 def test_an_embedding_in_bfloat16_or_in_a_type_that_is_not_compared(edited: Edited) -> None:
-    folder, file = edited()
+    folder, file = edited("float32")
     table = "token_embd.weight"
     start = bytes(file.bytes).index(table.encode()) + len(table) + 4 + 16  # name | u32 dimensions | two u64 | type
     kind = file.bytes[start : start + 4].view("<u4")
     assert kind[0] == 1
     kind[0] = 30  # BF16, of the same size
-    file.data(table).view("<u2")[:] = HEALTHY["bfloat16"].tensors["model.embed_tokens.weight"][1].reshape(-1)
+    file.data(table).view("<u2")[:] = to_bfloat16(HEALTHY["float32"].values("model.embed_tokens.weight")).reshape(
+        -1
+    )
     assert found_in(file.save(), folder) == set()
     file.data(table).view("<u2")[77] ^= 1
     assert found_in(file.save(), folder) == {(table, "values", UNDETERMINED)}
