@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,12 @@ BY_GENERATION = {table.generation: table for table in TABLES}
 OFF, ON = 0, 1
 
 
+def constant(value: int) -> Callable[..., int]:
+    return lambda *_: value
+
+
 class StandIn(Library):
-    """A library of a generation whose functions answer for a small model; ``contexts``: parameters of those made."""
+    """A library whose functions answer for a small model; ``contexts``: the parameters of those it made."""
 
     def __init__(self, generation: str) -> None:
         self.table = BY_GENERATION[generation]
@@ -50,7 +55,7 @@ class StandIn(Library):
         }
         numbers = {"n_ctx_train": 4096, "n_embd": 128, "n_vocab": 300, "n_ctx": 2048, "n_ubatch": 512}
         self._functions = {
-            role: answers.get(role, lambda *_, value=numbers.get(role, 2): value) for role in self.table.functions
+            role: answers.get(role) or constant(numbers.get(role, 2)) for role in self.table.functions
         }
 
     def _flash(self) -> list[str]:
@@ -76,7 +81,7 @@ def test_flash_attention_is_never_left_to_the_library(generation, asked, set_to)
 def test_the_first_generation_has_no_flash_attention_to_ask_for():
     for asked in (False, None):
         assert loaded("march", asked)[1]["flash_attention"] is None
-    with pytest.raises(UnavailableError, match="flash attention of bitnet.cpp .* is not supported here"):
+    with pytest.raises(UnavailableError, match=r"flash attention of bitnet\.cpp .* is not supported here"):
         loaded("march", True)
 
 
