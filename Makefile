@@ -25,7 +25,7 @@ demo: $(INSTALLED)  ## Compare our engine with bitnet.cpp on the shipped model, 
 	$(BIN)/crossval gate $(DEMO_RECEIPT)
 
 test: $(INSTALLED)  ## Run all tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(INSTALLED)  ## Check style of Python and C
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The ``bitnet`` command: run, bench, inspect, tokenize. Exit codes: 0 ok, 2 usage, 4 bad input, 130 Ctrl-C."""
+"""The ``bitnet`` command and its subcommands. Exit codes: 0 ok, 2 usage, 4 bad input, 130 Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_py import cli_quantize
 from bitnet_py.arithmetic import GENERATIONS, Generation
 from bitnet_py.bench import BenchReport, bench
 from bitnet_py.chat_template import FileTemplate
@@ -23,7 +24,7 @@ from bitnet_py.convert import convert
 from bitnet_py.errors import BitnetError, InputError
 from bitnet_py.generate import Token, generate
 from bitnet_py.gguf import GGUFFile
-from bitnet_py.inspection import describe, print_description
+from bitnet_py.inspection import describe, describe_deep, print_description
 from bitnet_py.model import Model
 from bitnet_py.override_option import override_option
 from bitnet_py.projections import PROJECTIONS
@@ -244,8 +245,9 @@ def bench_command(
 @model_option
 @override_option
 @click.option("--verify", is_flag=True, help="Also scan every weight and build the tokenizer.")
+@click.option("--deep", is_flag=True, help="Also read every value: codes, scales, norms, layout of the codes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
+def inspect(model_path: Path, verify: bool, deep: bool, as_json: bool) -> None:
     """Show a model file: configuration, metadata, tensors.
 
     Long arrays (the vocabulary) are shown by their length and first entries. A file that this
@@ -254,6 +256,7 @@ def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
     \b
     Example:
       bitnet inspect --model m.gguf --verify
+      bitnet inspect --model m.gguf --deep
     """
     with GGUFFile.open(model_path) as gguf:
         description, problem = describe(gguf)
@@ -264,6 +267,8 @@ def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
                 description["verified"] = True
             except BitnetError as error:
                 description["verified"], problem = False, error
+        if deep:
+            description["deep"] = describe_deep(gguf)
         if as_json:
             click.echo(json.dumps(description, allow_nan=False))
         else:
@@ -341,6 +346,9 @@ def tokenize(
         return
     for token_id in ids:
         click.echo(f"{token_id:>7}  {_show_bytes(tokenizer.token_bytes(token_id, skip_special=False))}")
+
+
+main.add_command(cli_quantize.command)
 
 
 def _flush() -> None:

@@ -32,6 +32,8 @@ from crossval.smoke.receipt import SMOKE
 from crossval.smoke.show import show_smoke
 from crossval.tokens.receipt import TOKENS
 from crossval.tokens.show import show_tokens
+from crossval.weights.receipt import WEIGHTS
+from crossval.weights.show import show_weights
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ KINDS: dict[str, Entry] = {
         Entry(METAMORPHIC, show_metamorphic),
         Entry(BENCH, show_bench),
         Entry(TOKENS, show_tokens),
+        Entry(WEIGHTS, show_weights),
     )
 }
 """Keyed by the receipt's ``kind``."""

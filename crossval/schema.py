@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
+from jsonschema.exceptions import ValidationError, best_match
+from jsonschema.validators import extend
 
 from crossval.errors import BadInputError
 
@@ -81,6 +83,16 @@ def validate_trace(value: Any, where: str) -> None:
     _validate(value, "trace.v1", where)
 
 
+def _items(check: Any, asked: Any, value: Any, around: Any) -> Iterable[ValidationError]:
+    """Check the items of a list, unless it has more than allowed: ``maxItems`` refuses it, at once."""
+    if isinstance(value, list) and len(value) > around.get("maxItems", len(value)):
+        return ()
+    return Draft202012Validator.VALIDATORS["items"](check, asked, value, around) or ()
+
+
+_Validator: type[Draft202012Validator] = extend(Draft202012Validator, {"items": _items})  # type: ignore[no-untyped-call]
+
+
 def _validate(value: Any, schema_name: str, where: str) -> None:
     _check(value, validator(schema_name), f"{schema_name}.schema.json", where)
 
@@ -105,7 +117,7 @@ def validator(name: str) -> Draft202012Validator:
     except (OSError, ValueError) as error:
         raise BadInputError(f"the installation is broken: cannot read {path}: {one_line(error)}") from error
     Draft202012Validator.check_schema(schema)
-    return Draft202012Validator(_inlined(schema, schema.get("$defs", {}), ()))
+    return _Validator(_inlined(schema, schema.get("$defs", {}), ()))
 
 
 @functools.cache
@@ -113,9 +125,7 @@ def _part_validator(definition: str) -> Draft202012Validator:
     schema = validator("receipt.v1").schema
     assert isinstance(schema, dict)  # JSON Schema would allow true and false, too
     definitions = schema["$defs"]
-    return Draft202012Validator(
-        {**_inlined({"$ref": f"#/$defs/{definition}"}, definitions, ()), "$defs": definitions}
-    )
+    return _Validator({**_inlined({"$ref": f"#/$defs/{definition}"}, definitions, ()), "$defs": definitions})
 
 
 def _inlined(schema: Any, definitions: dict[str, Any], inside: tuple[str, ...]) -> Any:

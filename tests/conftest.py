@@ -3,23 +3,58 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 # Test workers share the cores: BLAS threads on top of them wait for each other. Set before NumPy is loaded.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Tests start Python hundreds of times: modules are compiled once, even where nothing may be written beside them.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parents[1] / "build" / "pycache")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from bitnet_py.model import Model
 from bitnet_py.resources import default_model_path
 from bitnet_py.synth import PRESETS, SynthConfig, write_model
+from crossval.bitnet_cpp.remedies import (
+    BUILD_DIR_VARIABLE,
+    GENERATION_VARIABLE,
+    LIBRARY_VARIABLE,
+    SOURCE_VARIABLE,
+)
 from crossval.diagnose import segment as segment_diagnosis
 
 MakeModel = Callable[..., Path]
 
 TINY = {"n_layers": 2, "dim": 128, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 256, "vocab_size": 300}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long tests first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.fixture(scope="session")
+def nothing_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of a folder in which no bitnet.cpp was built."""
+    return tmp_path_factory.mktemp("nothing-built")
+
+
+@pytest.fixture(autouse=True)
+def no_live_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, nothing_built: Path) -> None:
+    """Hide a live bitnet.cpp, built or configured, from tests without the marker ``live`` and their children."""
+    if request.node.get_closest_marker("live") is not None:
+        return
+    for variable in (LIBRARY_VARIABLE, SOURCE_VARIABLE, GENERATION_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(BUILD_DIR_VARIABLE, str(nothing_built))
 
 
 @pytest.fixture(scope="session")

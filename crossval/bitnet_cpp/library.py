@@ -12,7 +12,13 @@ from crossval.bitnet_cpp import builder
 from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp.builder import FoundLibrary, Options, built_library_path
 from crossval.bitnet_cpp.manifest import LIBRARY_NAME, read_manifest
-from crossval.bitnet_cpp.remedies import GENERATION_VARIABLE, HOW_TO_GET, LIBRARY_VARIABLE, STILL_WORKS
+from crossval.bitnet_cpp.remedies import (
+    BUILD_DIR_VARIABLE,
+    GENERATION_VARIABLE,
+    HOW_TO_GET,
+    LIBRARY_VARIABLE,
+    STILL_WORKS,
+)
 from crossval.errors import BadInputError, UnavailableError
 from crossval.terms import Generation
 
@@ -33,7 +39,10 @@ def repository_root() -> Path | None:
 
 
 def default_build_dir() -> Path:
-    """Return where libraries are built: ``build/bitnet.cpp`` of the checkout, else the user's cache."""
+    """Return where libraries are built: ``BITNET_CPP_BUILD_DIR``, or in the checkout, or in the user's cache."""
+    configured = os.environ.get(BUILD_DIR_VARIABLE)
+    if configured:
+        return Path(configured).expanduser().resolve()
     root = repository_root()
     if root is not None:
         return root / "build" / "bitnet.cpp"

@@ -5,6 +5,7 @@ from __future__ import annotations
 LIBRARY_VARIABLE = "BITNET_CPP_LIB"
 SOURCE_VARIABLE = "BITNET_CPP_DIR"
 GENERATION_VARIABLE = "BITNET_CPP_GENERATION"
+BUILD_DIR_VARIABLE = "BITNET_CPP_BUILD_DIR"
 
 HOW_TO_GET = (
     f"run `make fetch-cpp` (downloads and builds it), or set {SOURCE_VARIABLE}=<bitnet.cpp checkout> and run it "

@@ -13,6 +13,7 @@ from crossval.cli import (
     selftest,
     smoke,
     tokens,
+    weights,
 )
 from crossval.cli.app import cli
 
@@ -20,7 +21,21 @@ main = cli
 """Entry point of the console script."""
 
 cli.add_command(layers.triage)
-for _module in (layers, greedy, smoke, diff, record, gate, metamorphic, bench, selftest, tokens, doctor, engines):
+for _module in (
+    layers,
+    greedy,
+    smoke,
+    diff,
+    record,
+    gate,
+    metamorphic,
+    bench,
+    selftest,
+    tokens,
+    weights,
+    doctor,
+    engines,
+):
     cli.add_command(_module.command)
 
 __all__ = ["cli", "main"]

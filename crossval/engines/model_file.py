@@ -51,15 +51,22 @@ def check_model(path: str | Path) -> ModelFile:
     Raises:
         ModelError: missing, malformed, unsupported, NaN and infinities among its weights, or tokens not UTF-8.
     """
-    file = Path(path)
-    with GGUFFile.open(file) as gguf:
-        config = ModelConfig.from_gguf(gguf)
+    with GGUFFile.open(path) as gguf:
         weights = Weights.load(gguf)
         weights.check_finite()
-        separate_output = weights.output is not None
-        tokenizer = _tokenizer_facts(gguf.metadata, config.vocab_size)
-        warnings = tuple(missing_pre(gguf.metadata))
         del weights
+        return describe(gguf)
+
+
+def describe(gguf: GGUFFile) -> ModelFile:
+    """Return what a receipt says about a file, whose weights are not looked at.
+
+    Raises:
+        ModelError: an unsupported configuration, or tokens that are not UTF-8.
+    """
+    config, file = ModelConfig.from_gguf(gguf), gguf.path
+    warnings = tuple(missing_pre(gguf.metadata))
+    separate_output = "output.weight" in gguf.tensors
     facts = {
         "sha256": file_sha256(file),
         "file_name": file.name,
@@ -74,6 +81,7 @@ def check_model(path: str | Path) -> ModelFile:
     kv_rows = config.n_kv_heads * config.head_dim
     if kv_rows % ROW_GROUP:  # all other row counts are column counts elsewhere, so multiples of 128
         notes.append(ROWS_NOTE.format(rows=kv_rows))
+    tokenizer = _tokenizer_facts(gguf.metadata, config.vocab_size)
     return ModelFile(file, config, facts, tokenizer, tuple(notes), warnings)
 
 

@@ -88,7 +88,8 @@ def _age(receipt: Receipt, policy: Policy, now: datetime.datetime) -> GateCheck:
 def _policy_checks(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     yield _verdict(kind, receipt, policy)
     amount = kind.amount(receipt)
-    enough = amount.n_compared > 0 and amount.n_tokens >= policy.min_tokens
+    n_tokens = amount.n_tokens if kind.runs_engines else Policy.min_tokens
+    enough = amount.n_compared > 0 and n_tokens >= policy.min_tokens
     yield GateCheck("compared", enough, f"{amount.words} ({policy.min_tokens} required)")
     yield from kind.demands(receipt, policy)
     yield from _ratios(kind, receipt, policy)

@@ -21,6 +21,7 @@ def check(live: bool) -> None:
     assert {situation.kernel for situation in situations} == set(FAMILIES)
 
 
+@pytest.mark.long
 def test_no_false_alarm_against_the_engine_in_another_configuration():
     check(live=False)
 
@@ -30,6 +31,7 @@ def test_no_false_alarm_against_bitnet_cpp(bitnet_cpp_library):
     check(live=True)
 
 
+@pytest.mark.long
 def test_no_false_alarm_on_what_people_record(tmp_path):
     few, cheap = 6, RECORDINGS[:4]
     short = [n for n in range(200, 300) if healthy_recordings.Situation.draw(n).n_tokens <= 17][:few]

@@ -26,7 +26,7 @@ SHAPES = {
     },
     "tied head, biases, frequency factors": {**GQA, "biases": True, "rope_freqs": True},
     "wide heads, linear scaling": {**GQA, "head_dim": 96, "hidden_dim": 640, "rope_scaling": 4.0},
-    "bitnet with scales": {**GQA, "arch": "bitnet", "scales": True},
+    "bitnet with scales": {**GQA, "arch": "bitnet", "scales": True, "dim": 384, "n_kv_heads": 4},
 }  # fmt: skip
 OF_MAIN = {**SHAPES, "llama with scales": {**GQA, "scales": True, "biases": True}}
 LENGTHS = (1, 5, 66)

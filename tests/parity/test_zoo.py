@@ -92,6 +92,7 @@ def without(results: list[Outcome], good: Callable[[Outcome], bool]) -> list[str
     return [f"{outcome.case.id}: {outcome}" for outcome in results if not good(outcome)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", sorted(FAMILY_NUMBERS, key=N_CASES.__getitem__, reverse=True))
 def test_family_is_found_on_the_right_side_in_the_right_op(world, family):
     results = list(outcomes(world, {family}, lambda case: case.id in NAMED))

@@ -10,6 +10,7 @@ import pytest
 from tests.support.checked_library import CHECKS, MissingTool, require_tools, run
 
 
+@pytest.mark.long
 def test_c_library_passes_the_sanitizers(tmp_path):
     check = CHECKS["sanitize"]
     try:

@@ -24,6 +24,7 @@ def emulating_library(tmp_path_factory):
     return folder / LIBRARY
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["avx512vnni", "amx"])
 def test_emulated_kernels_equal_scalar_and_the_goldens(emulating_library, family):
     if AVAILABLE.get(family):

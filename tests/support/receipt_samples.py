@@ -36,7 +36,7 @@ from crossval.repeat.floors_receipt import VARIATIONS
 from crossval.repeat.metamorphic.cases import MetamorphicOptions, required
 from crossval.repeat.metamorphic.notebook import MetamorphicCheck, MetamorphicResult, check_status
 from crossval.repeat.metamorphic.receipt import METAMORPHIC, MetamorphicFindings
-from crossval.repeat.metamorphic.scope import n_values
+from crossval.repeat.metamorphic.scope import Form, n_values
 from crossval.selftest import catalogue
 from crossval.selftest.receipt import SELFTEST, Found, Row, SelftestResult
 from crossval.smoke.answers import Answer, MinCorrect, SmokeResult
@@ -508,8 +508,8 @@ def metamorphic_receipt() -> receipt.Receipt:
     for side in SIDES:
         own = options if side == "candidate" else dataclasses.replace(options, kernels=())
         checks = []
-        for one in required(own, stated=True, single_head=False):
-            compared = n_values(one, TRACE_MODEL, "last layer", sub_norms=True)
+        for one in required(own, stated=True, scores_vary=False):
+            compared = n_values(one, TRACE_MODEL, "last layer", Form(), sub_norms=True, scope="all")
             where = "blk.0.kqv_out, token 2" if one.part == "attention" else "blk.1.l_out, token 2"
             exact = {"n_compared": compared, "n_different": 0, "worst": 0.0}
             loose = {"n_compared": compared, "n_different": compared // 2, "worst": 0.25, "where": where}

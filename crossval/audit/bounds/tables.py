@@ -10,7 +10,7 @@ import numpy as np
 from crossval.audit.bounds import binary16
 from crossval.audit.bounds.approx import Approx, exact, random_sum
 from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, Arithmetic, Array, Reading, U
-from crossval.audit.bounds.quantised import Quantiser
+from crossval.audit.bounds.quantised import BLOCK_OF, Quantiser
 from crossval.audit.bounds.rule import Approxes, Arrays, Rule, in_parts
 from crossval.formats import F32, Format
 from crossval.model.kinds import HEAD_CHUNK_ROWS, Embedding, FloatArray, Head, Kind
@@ -98,8 +98,8 @@ def head_bound(
     if arithmetic.recorded is not F32:
         table = arithmetic.recorded.unit_roundoff  # of the input
     if arithmetic.head_table in QUANTISED:
-        table += 3 * U  # decoded values of the table, products of two steps, sums of integers when widened
-    allowed: FloatArray = largest * ((arithmetic.sum_steps(x.shape[-1]) * U + table) * SECOND_ORDER) + TINY
+        table += 4 * U  # decoded values, product of two steps, integer sum in binary32, its product with the steps
+    allowed: FloatArray = largest * ((_steps(x.shape[-1], arithmetic) * U + table) * SECOND_ORDER) + TINY
     if arithmetic.head_table == "BF16":
         allowed = allowed + x.shape[-1] * 2.0**-126  # AVX512-BF16 takes what is subnormal for zero
     # with a table whose rows are no multiple of 4 main multiplies every input alone
@@ -108,6 +108,13 @@ def head_bound(
     if arithmetic.sums == "binary16 lanes" or alone:
         allowed = allowed + binary16.worst(x.shape[-1] // binary16.BLOCK, largest)
     return allowed if expected is None else allowed + arithmetic.stored(expected)
+
+
+def _steps(n: int, a: Arithmetic) -> float:
+    """Return the roundings a term of a logit may pass through: the integer sum of a block is one."""
+    if not a.known or a.head_table not in QUANTISED:
+        return a.sum_steps(n)
+    return n / BLOCK_OF[QUANTISED[a.head_table]] + 3  # then eight lanes
 
 
 def row_norms(table: Array, kind: str = "F16") -> FloatArray:

@@ -80,7 +80,7 @@ def _table(name: str, *table: float) -> Variant:
 # --- scale ----------------------------------------------------------------------------------------------------
 
 
-def _neighbours(context: Context) -> Iterator[str]:
+def neighbours(context: Context) -> Iterator[str]:
     """Yield the tensors that may be used by mistake: of this layer, the next ones, the first and the last."""
     own = context.op.weights[0]
     layer, tensor = context.layer, own.split(".")[2]
@@ -93,7 +93,7 @@ def _neighbours(context: Context) -> Iterator[str]:
 def _far(context: Context) -> Iterator[str]:
     """Yield the same tensor of every layer that is not among the neighbours."""
     own = context.op.weights[0]
-    seen = {own, *_neighbours(context)}
+    seen = {own, *neighbours(context)}
     names = (f"blk.{j}.{own.split('.')[2]}.weight" for j in range(context.config.n_layers))
     return (name for name in names if name not in seen)
 
@@ -112,37 +112,8 @@ def matrix_shape(config: SpecConfig, tensor: str) -> tuple[int, int]:
     }[tensor]
 
 
-def _with_factor(context: Context, power: int) -> Array:
-    matrix = context.matrix
-    if matrix.factor == 1:
-        raise Inapplicable
-    return linear(context, weight_scale=matrix.scale * matrix.factor ** (power - 1))
-
-
-def _own_bias(context: Context) -> Array:
-    if context.bias is None:
-        raise Inapplicable
-    return context.bias
-
-
-def _with_bias(context: Context, times: float) -> Array:
-    return linear(context) + (times - 1.0) * _own_bias(context)
-
-
-def _other_biases(context: Context) -> Iterator[str]:
-    """Yield the biases of the same width: of this layer, and of the next ones."""
-    _own_bias(context)
-    for name in _same_shape(_neighbours(context), context):
-        if name.split(".")[2] in context.config.biases:
-            yield name.replace(".weight", ".bias")
-
-
-def _other_bias(context: Context, name: str) -> Array:
-    other = context.array(name)
-    return linear(context) - _own_bias(context) + (other if context.features is None else other[context.features])
-
-
-def _same_shape(names: Iterator[str], context: Context) -> list[str]:
+def same_shape(names: Iterator[str], context: Context) -> list[str]:
+    """Return the tensors that have as many rows and columns as the operation's own."""
     shape = matrix_shape(context.config, context.op.weights[0].split(".")[2])
     return [name for name in names if matrix_shape(context.config, name.split(".")[2]) == shape]
 
@@ -233,23 +204,18 @@ VARIANTS = (
     Variant("weight scale rounded to F16", "the tensor's scale is rounded to binary16",
         lambda c: linear(c, weight_scale=float(np.float16(c.matrix.scale))), family=12, ops=BITLINEARS),
     scale("scale of {}", "the weight scale is that of {} instead of the tensor's own",
-        lambda c, name: linear(c, weight_scale=c.scale_of(name) * c.matrix.factor), _neighbours,
+        lambda c, name: linear(c, weight_scale=c.scale_of(name) * c.matrix.factor), neighbours,
         group="weight scale of another tensor"),
-    scale(".scale skipped", "the factor in the tensor .scale is not applied", lambda c: _with_factor(c, 0)),
-    scale(".scale applied twice", "the factor in the tensor .scale is applied twice",
-        lambda c: _with_factor(c, 2)),
-    scale(".scale inverted", "the product is divided by the tensor .scale instead of multiplied",
-        lambda c: _with_factor(c, -1)),
     matrix("weights of {}", "multiplied with {} instead of its own tensor",
         lambda c, name: linear(c, matrix=c.other(name)),
-        lambda c: _same_shape(_neighbours(c), c), group="weights of another tensor"),
+        lambda c: same_shape(neighbours(c), c), group="weights of another tensor"),
     matrix("weights of {}", "multiplied with {} instead of its own tensor",
         lambda c, name: linear(c, matrix=c.other(name)), _far,
         group="weights of another tensor", deferred=True),
     matrix("weights of {} with its own scale",
         "multiplied with the ternary weights of {} but with its own tensor's scale",
         lambda c, name: linear(c, matrix=c.other(name), weight_scale=c.matrix.scale),
-        lambda c: _same_shape(_neighbours(c), c), group="weights of another tensor with its own scale"),
+        lambda c: same_shape(neighbours(c), c), group="weights of another tensor with its own scale"),
     matrix("weights transposed", "the matrix is read as (inputs, outputs): x·W instead of W·x",
         lambda c: linear(c, rows_of=_transposed)),
     matrix("inputs in reverse order", "the rows of the matrix are read back to front",
@@ -263,13 +229,6 @@ VARIANTS = (
     Variant("heads split as (head_dim, heads)",
         "the features are split into heads as (head_dim, heads) instead of (heads, head_dim)",
         _reordered(_interleaved_heads), family=10, ops=on("q", "k", "v")),
-    matrix("bias skipped", "the bias is not added", lambda c: _with_bias(c, 0.0)),
-    matrix("bias added twice", "the bias is added twice", lambda c: _with_bias(c, 2.0)),
-    matrix("bias subtracted", "the bias is subtracted", lambda c: _with_bias(c, -1.0)),
-    matrix("bias times the weight scale", "the bias is added before the sums are multiplied by the weights' scale",
-        lambda c: _with_bias(c, c.matrix.scale / c.matrix.factor)),
-    matrix("bias {}", "{} is added instead of its own bias", lambda c, name: _other_bias(c, name),
-        _other_biases, group="bias of another tensor"),
     Variant("norm before it skipped", "multiplies the tensor before the norm, not the normed one",
         _input_before_norm, family=7, ops=BITLINEARS),
 )

@@ -83,7 +83,12 @@ def test_a_prompt_is_checked_before_anything_runs(prompt: str) -> None:
 
 def test_every_command_has_its_function_with_the_same_options() -> None:
     functions = {"layers": "compare_engines", "triage": "compare_engines", "diff": "compare_traces"}
-    functions |= {"smoke": "smoke_test", "selftest": "self_test", "bench": "bench_engines"}
+    functions |= {
+        "smoke": "smoke_test",
+        "selftest": "self_test",
+        "bench": "bench_engines",
+        "weights": "check_weights",
+    }
     for name, command in cli.commands.items():
         if name in ("gate", "doctor", "engines"):
             continue

@@ -9,7 +9,7 @@ import pytest
 
 from crossval.bitnet_cpp import library as cpp_library
 from crossval.bitnet_cpp import toolchain as cpp_toolchain
-from crossval.bitnet_cpp.remedies import GENERATION_VARIABLE, LIBRARY_VARIABLE
+from crossval.bitnet_cpp.remedies import BUILD_DIR_VARIABLE, GENERATION_VARIABLE, LIBRARY_VARIABLE
 from crossval.bitnet_cpp.runner import open_library
 from crossval.errors import BadInputError, CrossvalError, UnavailableError
 from tests.support.bitnet_cpp_tree import MAIN, write_tree
@@ -45,6 +45,18 @@ def test_no_library_says_how_to_get_one_and_what_still_works(tmp_path, monkeypat
         UnavailableError, match=r"make fetch-cpp.*BITNET_CPP_DIR.*BITNET_CPP_LIB.*--reference spec"
     ):
         cpp_library.require_library()
+
+
+def test_another_folder_may_hold_the_builds(tmp_path, monkeypatch):
+    library = tmp_path / "main/lib/libllama.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    assert cpp_library.find_library() is None
+    monkeypatch.setenv(BUILD_DIR_VARIABLE, str(tmp_path))
+    found = cpp_library.find_library()
+    assert found is not None
+    assert found.path == library
+    assert cpp_library.build_dir_of("march") == tmp_path
 
 
 def test_of_several_built_libraries_the_first_generation_is_used_or_the_one_asked_for(tmp_path, monkeypatch):
