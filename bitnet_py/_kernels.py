@@ -9,8 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_py._native import ACTIVATIONS, ROPE_PAIRINGS, ScreenStruct, TopStruct, address, call
-from bitnet_py.arithmetic import GENERATIONS, Generation
+from bitnet_py._structs import arithmetic_struct
+from bitnet_py.arithmetic import GENERATIONS, MARCH, Arithmetic, Generation
 from bitnet_py.config import Activation, RopePairing
+from bitnet_py.ggml_types import GGMLType
+from bitnet_py.tables import TABLE_TYPES
 
 Quantizer = Literal["march", "march_fused", "main"]
 QUANTIZERS: tuple[Quantizer, ...] = ("march", "march_fused", "main")
@@ -89,6 +92,30 @@ def blocks(
     call(
         "bn_kernel_blocks", _name(kernel), fused_quantizer, fused_sums, address(packed), x.shape[1],
         packed.shape[0], weight_scale, address(x), x.shape[0], address(out),
+    )  # fmt: skip
+    return out
+
+
+def table(
+    rows: npt.NDArray[np.uint8],
+    kind: GGMLType,
+    x: npt.NDArray[np.float32],
+    *,
+    arithmetic: Arithmetic = MARCH,
+    is_tiled: bool = False,
+    packed: bool = False,
+    kernel: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """Multiply rows of a table of any type but F16, bytes ``(rows, row_bytes)``, with float32 ``(n_cols, n)``.
+
+    In the order of a build for one column, or (``is_tiled``) for several; ``packed``: of Q4_0 in main, for
+    architectures whose graph has a head of its own.
+    Returns float32 ``(n_cols, rows)``.
+    """
+    out = np.empty((x.shape[0], rows.shape[0]), np.float32)
+    call(
+        "bn_kernel_table", _name(kernel), TABLE_TYPES.index(kind), byref(arithmetic_struct(arithmetic)), is_tiled,
+        packed, address(rows), rows.shape[0], x.shape[1], address(x), x.shape[0], address(out),
     )  # fmt: skip
     return out
 

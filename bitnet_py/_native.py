@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from bitnet_py.errors import NativeError
 
-ABI_VERSION = 6
+ABI_VERSION = 8
 ACTIVATIONS = ("relu_squared", "silu")
 """In the order of the enum in csrc/bitnet.h."""
 ROPE_PAIRINGS = ("halves", "adjacent")
@@ -44,9 +44,14 @@ developers)."""
 
 
 class Matrix(Structure):
-    """``bn_matrix``: an I2_S matrix."""
+    """``bn_matrix``: an I2_S matrix, and what follows the product with it."""
 
-    _fields_ = [("data", c_void_p), ("rows", c_int64), ("cols", c_int64), ("scale", c_float)]
+    _fields_ = [
+        ("data", c_void_p),
+        *((name, c_int64) for name in ("rows", "cols")),
+        *((name, c_float) for name in ("scale", "factor")),
+        ("bias", c_void_p),
+    ]
 
 
 class Layer(Structure):
@@ -58,6 +63,12 @@ class Layer(Structure):
     ]
 
 
+class TableStruct(Structure):
+    """``bn_table``: the embedding or the LM head."""
+
+    _fields_ = [("rows", c_void_p), ("type", c_int32)]
+
+
 class ModelStruct(Structure):
     """``bn_model``: shape and tensors of a model."""
 
@@ -66,8 +77,11 @@ class ModelStruct(Structure):
         *((name, c_int32) for name in ("dim", "hidden_dim", "vocab_size", "activation", "rope_pairing")),
         ("rms_eps", c_float),
         ("rope_base", c_float),
-        ("token_embd", c_void_p),
-        ("output", c_void_p),
+        ("rope_scale", c_float),
+        ("rope_factors", c_void_p),
+        ("token_embd", TableStruct),
+        ("output", TableStruct),
+        ("own_head", c_int32),
         ("output_norm", c_void_p),
         ("layers", POINTER(Layer)),
     ]
@@ -78,7 +92,8 @@ class ArithmeticStruct(Structure):
 
     _fields_ = [
         *((name, c_int32) for name in ("generation", "simd_width", "fused_quantizer", "block_quantizer")),
-        *((name, c_int32) for name in ("fused_sums", "half_sums", "flash_attention", "attention_threads")),
+        *((name, c_int32) for name in ("fused_sums", "bfloat_pairs", "half_sums", "flash_attention")),
+        ("attention_threads", c_int32),
         ("follow_reference", c_int32),
     ]
 
@@ -173,6 +188,11 @@ _STATUS_FUNCTIONS: dict[str, list[Any]] = {
     "bn_kernel_blocks": [
         c_char_p, c_int, c_int, c_void_p, c_int64, c_int, c_float, c_void_p, c_int, c_void_p,
     ],
+    "bn_kernel_table": [
+        c_char_p, c_int, POINTER(ArithmeticStruct), c_int, c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64,
+        c_void_p,
+    ],
+    "bn_table_values": [c_int, c_void_p, c_int64, c_void_p],
     "bn_kernel_gated": [c_char_p, c_int, c_int, c_void_p, c_void_p, c_int64, c_void_p, c_void_p],
     "bn_kernel_rescale": [c_char_p, c_int, c_void_p, c_int64, c_float, c_float, c_float, c_void_p],
     "bn_kernel_screen_row": [

@@ -6,11 +6,20 @@ from dataclasses import asdict
 
 from bitnet_py import _native
 from bitnet_py.arithmetic import GENERATIONS, Arithmetic
+from bitnet_py.ggml_types import GGMLType
+from bitnet_py.tables import TABLE_TYPES, Table
 from bitnet_py.weights import I2SMatrix, LayerWeights, Weights
 
 
 def _matrix(matrix: I2SMatrix) -> _native.Matrix:
-    return _native.Matrix(_native.address(matrix.data), matrix.rows, matrix.cols, matrix.scale)
+    return _native.Matrix(
+        _native.address(matrix.data),
+        matrix.rows,
+        matrix.cols,
+        matrix.scale,
+        matrix.factor,
+        _native.address(matrix.bias),
+    )
 
 
 def _layer(weights: LayerWeights) -> _native.Layer:
@@ -20,6 +29,10 @@ def _layer(weights: LayerWeights) -> _native.Layer:
     for name in ("q", "k", "v", "o", "gate", "up", "down"):
         setattr(layer, name, _matrix(getattr(weights, name)))
     return layer
+
+
+def _table(rows: Table, kind: GGMLType) -> _native.TableStruct:
+    return _native.TableStruct(_native.address(rows), TABLE_TYPES.index(kind))
 
 
 def model_struct(weights: Weights) -> _native.ModelStruct:
@@ -37,8 +50,11 @@ def model_struct(weights: Weights) -> _native.ModelStruct:
         rope_pairing=_native.ROPE_PAIRINGS.index(config.architecture.rope_pairing),
         rms_eps=config.rms_eps,
         rope_base=config.rope_base,
-        token_embd=_native.address(weights.token_embd),
-        output=_native.address(weights.head),
+        rope_scale=config.rope_scale,
+        rope_factors=_native.address(weights.rope_factors),
+        token_embd=_table(weights.token_embd, weights.token_embd_type),
+        output=_table(weights.head, weights.head_type),
+        own_head=config.architecture.own_head,
         output_norm=_native.address(weights.output_norm),
         layers=(_native.Layer * config.n_layers)(*map(_layer, weights.layers)),
     )

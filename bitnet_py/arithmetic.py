@@ -31,6 +31,8 @@ class Arithmetic:
     multiply them as an AVX2 build; the model's definition, and I2_S, have one step for a row."""
     fused_sums: bool = False
     """In blocks only: add a block's scaled sum in one rounding, as a gcc build does."""
+    bfloat_pairs: bool = False
+    """16 lanes only: multiply an LM head of BF16 as a build for AVX512-BF16 does."""
     half_sums: bool = False
     """Main only: dot products accumulate in binary16, as in a build for AVX512-FP16 (16 lanes)."""
     flash_attention: bool = False
@@ -57,6 +59,8 @@ class Arithmetic:
         given = [name for name in of_main if getattr(self, name)]
         if given and self.generation != "main":
             raise InputError(f"{' and '.join(given)} belong to generation main, not {self.generation}")
+        if self.bfloat_pairs and self.simd_width != 16:
+            raise InputError("bfloat_pairs belong to simd_width 16")
         if self.half_sums and self.simd_width != 16:
             raise InputError("half_sums belong to simd_width 16")
 

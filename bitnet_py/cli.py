@@ -1,4 +1,4 @@
-"""The ``bitnet`` command: run, bench, inspect, tokenize. Exit codes: 0 ok, 2 usage, 4 bad input, 130 Ctrl-C."""
+"""The ``bitnet`` command and its subcommands. Exit codes: 0 ok, 2 usage, 4 bad input, 130 Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_py import cli_quantize
+from bitnet_py.arithmetic import GENERATIONS, Generation
 from bitnet_py.bench import BenchReport, bench
+from bitnet_py.chat_template import FileTemplate
 from bitnet_py.config import ARCHITECTURES
 from bitnet_py.convert import convert
 from bitnet_py.errors import BitnetError, InputError
 from bitnet_py.generate import Token, generate
 from bitnet_py.gguf import GGUFFile
-from bitnet_py.inspection import describe, print_description
+from bitnet_py.inspection import describe, describe_deep, print_description
 from bitnet_py.model import Model
+from bitnet_py.override_option import override_option
 from bitnet_py.projections import PROJECTIONS
 from bitnet_py.resources import default_model_path
 from bitnet_py.sampler import MAX_SEED, GreedySampler, RandomSampler
-from bitnet_py.template import TEMPLATES, Template, get_template
+from bitnet_py.special_tokens import TokenKind
+from bitnet_py.template import NAMES as TEMPLATE_NAMES
+from bitnet_py.template import Template, get_template
 from bitnet_py.tokenizer import Tokenizer
-from bitnet_py.vocabulary import TokenKind
 from bitnet_py.weights import Weights
 
 EXIT_BAD_INPUT = 4
@@ -98,12 +103,17 @@ def model_option(function: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @model_option
+@override_option
 @click.option("--prompt", required=True, help="Text to continue.")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Stop after this many."
 )
 @click.option(
-    "--template", type=click.Choice(list(TEMPLATES)), default="raw", show_default=True, help="Chat template."
+    "--template",
+    type=click.Choice(TEMPLATE_NAMES),
+    default="raw",
+    show_default=True,
+    help="Chat template; auto: the file's.",
 )
 @click.option("--greedy", is_flag=True, help="Always take the most likely token.")
 @click.option("--temperature", type=float, help="Below 1 sharpens, above 1 flattens.  [default: 0.8]")
@@ -151,8 +161,9 @@ def run(
         sampler = GreedySampler() if greedy else RandomSampler(**given)  # type: ignore[arg-type]  # click has checked each value
     except InputError as error:
         raise click.UsageError(str(error)) from error
-    chosen = get_template(template)
     with Model.from_gguf(model_path, n_threads=n_threads, kernel=kernel) as model:
+        _warn(model.tokenizer)
+        chosen = get_template(template, model.metadata)
         prompt_ids = _prompt_ids(model.tokenizer, chosen, prompt)
         stop_ids = model.tokenizer.eos_ids
         tokens, text = [], []
@@ -194,6 +205,7 @@ def run(
 
 @main.command("bench")
 @model_option
+@override_option
 @click.option(
     "--prompt-tokens", "n_prompt", type=click.IntRange(1), default=128, show_default=True, help="Prompt length."
 )
@@ -231,9 +243,11 @@ def bench_command(
 
 @main.command()
 @model_option
+@override_option
 @click.option("--verify", is_flag=True, help="Also scan every weight and build the tokenizer.")
+@click.option("--deep", is_flag=True, help="Also read every value: codes, scales, norms, layout of the codes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
+def inspect(model_path: Path, verify: bool, deep: bool, as_json: bool) -> None:
     """Show a model file: configuration, metadata, tensors.
 
     Long arrays (the vocabulary) are shown by their length and first entries. A file that this
@@ -242,16 +256,19 @@ def inspect(model_path: Path, verify: bool, as_json: bool) -> None:
     \b
     Example:
       bitnet inspect --model m.gguf --verify
+      bitnet inspect --model m.gguf --deep
     """
     with GGUFFile.open(model_path) as gguf:
         description, problem = describe(gguf)
         if verify and problem is None:
             try:
                 Weights.load(gguf).check_finite()
-                Tokenizer.from_gguf(gguf)
+                _warn(Tokenizer.from_gguf(gguf))
                 description["verified"] = True
             except BitnetError as error:
                 description["verified"], problem = False, error
+        if deep:
+            description["deep"] = describe_deep(gguf)
         if as_json:
             click.echo(json.dumps(description, allow_nan=False))
         else:
@@ -298,11 +315,21 @@ def convert_command(
 
 @main.command()
 @model_option
+@override_option
+@click.option(
+    "--generation",
+    type=click.Choice(GENERATIONS),
+    default=GENERATIONS[0],
+    show_default=True,
+    help="Whose rules: bitnet.cpp of March 2026, or its main since July 2026.",
+)
 @click.option("--no-bos", is_flag=True, help="Do not add BOS and EOS, even if the model asks for them.")
 @click.option("--no-special", is_flag=True, help="Treat special tokens in TEXT as plain text.")
 @click.option("--ids", "ids_only", is_flag=True, help="Print the ids alone, on one line.")
 @click.argument("text")
-def tokenize(model_path: Path, no_bos: bool, no_special: bool, ids_only: bool, text: str) -> None:
+def tokenize(
+    model_path: Path, generation: Generation, no_bos: bool, no_special: bool, ids_only: bool, text: str
+) -> None:
     """Show the tokens of TEXT, one per line: id and text, or bytes if a token is only part of a character.
 
     \b
@@ -311,13 +338,17 @@ def tokenize(model_path: Path, no_bos: bool, no_special: bool, ids_only: bool, t
       bitnet tokenize --model m.gguf --ids "<|begin_of_text|>Hello"
     """
     with GGUFFile.open(model_path) as gguf:
-        tokenizer = Tokenizer.from_gguf(gguf)
+        tokenizer = Tokenizer.from_gguf(gguf, generation)
+    _warn(tokenizer)
     ids = tokenizer.encode(text, add_bos=not no_bos, parse_special=not no_special)
     if ids_only:
         click.echo(" ".join(map(str, ids)))
         return
     for token_id in ids:
         click.echo(f"{token_id:>7}  {_show_bytes(tokenizer.token_bytes(token_id, skip_special=False))}")
+
+
+main.add_command(cli_quantize.command)
 
 
 def _flush() -> None:
@@ -337,7 +368,12 @@ def _show_bytes(data: bytes) -> str:
         return f"bytes {data.hex(' ').upper()}"
 
 
-def _prompt_ids(tokenizer: Tokenizer, template: Template, prompt: str) -> list[int]:
+def _warn(tokenizer: Tokenizer) -> None:
+    for warning in tokenizer.vocabulary.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _prompt_ids(tokenizer: Tokenizer, template: Template | FileTemplate, prompt: str) -> list[int]:
     if not (prompt.strip() if template.strip else prompt):
         raise InputError("the prompt is empty; give --prompt some text")
     vocabulary = tokenizer.vocabulary

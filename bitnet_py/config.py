@@ -26,16 +26,30 @@ class Architecture:
 
     activation: Activation
     rope_pairing: RopePairing
+    sub_norms: bool = True
+    """Whether attention and feed-forward block norm what their last matrix multiplies."""
+    scales: bool = False
+    """Whether a matrix may have a factor of its own, ``.scale``."""
+    biases: bool = False
+    """Whether the matrices of attention may have biases."""
+    rope_factors: bool = False
+    """Whether RoPE may have ``rope_freqs``, a divisor of each pair's angle."""
+    own_head: bool = False
+    """Whether bitnet.cpp multiplies with an LM head of its own, a copy of the embedding if there is no other."""
 
 
 ARCHITECTURES = {
     "bitnet-b1.58": Architecture("relu_squared", "halves"),
     "bitnet-25": Architecture("relu_squared", "halves"),
-    "bitnet": Architecture("silu", "halves"),
+    "bitnet": Architecture("silu", "halves", scales=True),
+    "llama": Architecture(
+        "silu", "adjacent", sub_norms=False, scales=True, biases=True, rope_factors=True, own_head=True
+    ),
 }
 """Value of ``general.architecture`` -> what it implies. Others are rejected. Source: bitnet.cpp
-llama.cpp, ``build_bitnet_158``, ``build_bitnet`` and ``llama_rope_type``; mainline llama.cpp has
-``bitnet`` alone, and the same in it."""
+llama.cpp, ``build_bitnet_158``, ``build_bitnet``, ``build_llama`` and ``llama_rope_type``; in its main
+``src/models/llama.cpp``, which alone applies ``.scale`` to ``llama``; mainline llama.cpp has ``bitnet``
+and ``llama``, and the same in them."""
 I2_S_BLOCK = 128
 """Weights in one I2_S block: the row length of every matrix has to be a multiple of it."""
 
@@ -50,6 +64,7 @@ _LIMITS = {
     "context_length": 1 << 24,
     "vocab_size": 1 << 22,
 }
+_NO_BLOCKS = "rows that are no whole blocks cannot be I2_S, in bitnet.cpp neither: give another model"
 _CONVERT = "this engine cannot run the model: convert it again from its original weights"
 
 
@@ -70,6 +85,8 @@ class ModelConfig:
     """Value of a float32."""
     rms_eps: float
     """Value of a float32."""
+    rope_scale: float = 1.0
+    """Times every angle of RoPE: 1 / the factor of linear scaling. Value of a float32."""
 
     @property
     def architecture(self) -> Architecture:
@@ -111,7 +128,7 @@ class _Reader:
                 "general.architecture",
                 " or ".join(ARCHITECTURES),
                 "no such key" if arch is None else clip(str(arch)),
-                "give a BitNet b1.58 model",
+                "give a BitNet model of one of these",
             )
         self.arch: str = arch
 
@@ -196,7 +213,10 @@ class _Reader:
             ("feed_forward_length", hidden_dim),
         ):
             if width % I2_S_BLOCK:
-                raise self.error(f"{self.arch}.{key}", f"a multiple of {I2_S_BLOCK} (I2_S blocks)", width)
+                left = f"{width} ({width} % {I2_S_BLOCK} = {width % I2_S_BLOCK})"
+                raise self.error(
+                    f"{self.arch}.{key}", f"a multiple of {I2_S_BLOCK} (I2_S blocks)", left, _NO_BLOCKS
+                )
         self.require("rope.dimension_count", (head_dim,), f"{head_dim}, the head size")
         self.refuse_unsupported()
         return ModelConfig(
@@ -211,14 +231,25 @@ class _Reader:
             context_length=self.integer("context_length"),
             rope_base=self.number("rope.freq_base", 10000.0),
             rms_eps=self.number("attention.layer_norm_rms_epsilon"),
+            rope_scale=self.rope_scale(),
         )
+
+    def rope_scale(self) -> float:
+        """Return what linear scaling multiplies every angle by; 0 as a factor is llama.cpp's "not set"."""
+        key = "rope.scaling.factor" if self.raw("rope.scaling.factor") is not None else "rope.scale_linear"
+        value = self.raw(key)
+        if type(value) in (int, float) and value == 0:
+            return 1.0
+        factor = self.number(key, 1.0)
+        if not 1e-30 <= factor <= 1e30:
+            raise self.error(f"{self.arch}.{key}", "a factor from 1e-30 to 1e30", factor)
+        return 1.0 if self.raw("rope.scaling.type") == "none" else float(np.float32(1.0) / np.float32(factor))
 
     def refuse_unsupported(self) -> None:
         """Reject features that change the result and that the engine does not support."""
-        # "linear" is llama.cpp's default and, with factor 1 (or 0, its "not set"), means no
-        # scaling.
-        self.require("rope.scaling.type", ("none", "linear"), "none (RoPE scaling is not supported)")
-        for key in ("rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"):
-            self.require(key, (1.0, 0.0) if key != "rope.scaling.attn_factor" else (1.0,))
+        self.require(
+            "rope.scaling.type", ("none", "linear"), "none or linear (no other RoPE scaling is supported)"
+        )
+        self.require("rope.scaling.attn_factor", (1.0,))
         for key in ("expert_count", "expert_used_count"):
             self.require(key, (0,), "0 (mixtures of experts are not supported)")

@@ -1,8 +1,8 @@
 """Write a model with its ternary matrices in another type, or under another architecture's name.
 
 Everything else is copied byte for byte. I2_S is what bitnet.cpp reads; mainline llama.cpp reads TQ1_0 and TQ2_0,
-and only models of architecture ``bitnet``. Codes never change. A scale is a float32 in I2_S and a float16 in the
-others, so converting from I2_S rounds it, once per matrix.
+and only models of architecture ``bitnet``. Codes never change. A scale is a float32 in I2_S and F32 and a float16
+in the others, so converting from the first rounds it, once per matrix.
 """
 
 from __future__ import annotations
@@ -65,7 +65,14 @@ def convert(
         weights.check_finite()
         matrices = {matrix.name: matrix for matrix in weights.matrices()}
         old, new = weights.config.arch, arch or weights.config.arch
-        activations = [ARCHITECTURES[name].activation for name in (old, new)]
+        before, after = ARCHITECTURES[old], ARCHITECTURES[new]
+        same_graph = (before.rope_pairing, before.sub_norms) == (after.rope_pairing, after.sub_norms)
+        if not same_graph or (not after.scales and any(matrix.factor != 1 for matrix in matrices.values())):
+            raise ModelError(
+                f"{gguf.path}: the graph of architecture {new} cannot compute this model of {old}; "
+                "name an architecture that has the same operations"
+            )
+        activations = [before.activation, after.activation]
         if activations[0] != activations[1] and not other_activation:
             raise ModelError(
                 f"{gguf.path}: architecture {old} means {activations[0]}, {new} means {activations[1]}: that "
@@ -129,9 +136,10 @@ def _placed(info: TensorInfo, ggml_type: GGMLType) -> TensorInfo:
 
 
 def _scale_error(data: npt.NDArray[np.uint8], scale: float, ggml_type: GGMLType) -> float:
-    if ggml_type is GGMLType.I2_S:
+    if ggml_type in (GGMLType.I2_S, GGMLType.F32):
         return 0.0
-    return abs(float(data[-2:].view("<f2")[0]) / scale - 1.0)
+    rounded = np.abs(data.view("<f2")).max() if ggml_type is GGMLType.F16 else data[-2:].view("<f2")[0]
+    return abs(float(rounded) / scale - 1.0) if rounded else 0.0
 
 
 def _keys(gguf: GGUFFile, ggml_type: GGMLType, old: str, new: str) -> Iterator[bytes]:

@@ -37,8 +37,33 @@ class GGMLType(IntEnum):
     TQ1_0 = 34
     TQ2_0 = 35
     I2_S = 36
-    TL1 = 38
-    TL2 = 39
+
+
+LOOKUP_TYPES: Mapping[int, str] = MappingProxyType(
+    {
+        38: "TL1",
+        39: "TL2 of bitnet.cpp of March 2026, or MXFP4",
+        42: "TL2 of bitnet.cpp's main",
+    }
+)
+"""Numbers of the types made for lookup kernels, in both generations: the layout depends on the build that reads
+it, and the file does not tell which that is."""
+OTHER_TYPES: Mapping[int, str] = MappingProxyType(
+    {
+        16: "IQ2_XXS",
+        17: "IQ2_XS",
+        18: "IQ3_XXS",
+        19: "IQ1_S",
+        20: "IQ4_NL",
+        21: "IQ3_S",
+        22: "IQ2_S",
+        23: "IQ4_XS",
+        29: "IQ1_M",
+        40: "NVFP4",
+        41: "Q1_0",
+    }
+)
+"""Numbers of types that are not read here, for messages."""
 
 
 BLOCK_LAYOUT: Mapping[GGMLType, tuple[int, int]] = MappingProxyType(
@@ -68,10 +93,12 @@ BLOCK_LAYOUT: Mapping[GGMLType, tuple[int, int]] = MappingProxyType(
         GGMLType.I2_S: (4, 1),
     }
 )
-"""Elements and bytes of one block; I2_S adds ``I2_S_TAIL_BYTES`` per tensor, TL1 and TL2 have no fixed layout."""
+"""Elements and bytes of one block; I2_S adds ``I2_S_TAIL_BYTES`` per tensor."""
 
 
-FILE_TYPES: Mapping[GGMLType, int] = MappingProxyType({GGMLType.TQ1_0: 36, GGMLType.TQ2_0: 37, GGMLType.I2_S: 40})
+FILE_TYPES: Mapping[GGMLType, int] = MappingProxyType(
+    {GGMLType.F32: 0, GGMLType.F16: 1, GGMLType.TQ1_0: 36, GGMLType.TQ2_0: 37, GGMLType.I2_S: 40}
+)
 """Type of the matrices -> ``general.file_type`` (llama.h, enum llama_ftype); informative only."""
 
 

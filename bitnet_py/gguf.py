@@ -30,8 +30,9 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_py import overrides
 from bitnet_py.errors import DAMAGED, ModelError, clip, model_error
-from bitnet_py.ggml_types import BLOCK_LAYOUT, GGMLType, tensor_size_bytes
+from bitnet_py.ggml_types import BLOCK_LAYOUT, LOOKUP_TYPES, OTHER_TYPES, GGMLType, tensor_size_bytes
 from bitnet_py.string_array import MAX_STRING_BYTES, StringArray, find_strings, walk_strings
 
 __all__ = ["GGMLType", "GGUFFile", "TensorInfo"]
@@ -43,6 +44,10 @@ _MAX_DIMS = 4
 _MIN_KV_BYTES = 8 + 4 + 1
 _MIN_TENSOR_INFO_BYTES = 8 + 4 + 4 + 8
 _TRUNCATED = "the file is truncated or damaged: copy or download it again"
+_LOOKUP = (
+    "TL1 and TL2 are laid out for the kernels of one build: take the model's I2_S file, or convert its checkpoint "
+    "with bitnet.cpp's setup_env.py -q i2_s"
+)
 
 
 _SCALARS: Mapping[int, tuple[str, str]] = MappingProxyType(
@@ -112,11 +117,13 @@ class GGUFFile:
 
         Raises:
             ModelError: missing, unreadable or malformed file; the message names the file and the
-                place.
+                place. Or a value of ``--override`` does not fit it.
         """
         mapping, resolved = _map(path)
         try:
-            return _Parser(resolved, mapping).parse()
+            gguf = _Parser(resolved, mapping).parse()
+            gguf.metadata = overrides.applied(gguf.metadata)
+            return gguf
         except BaseException:
             _release(mapping)
             raise
@@ -328,6 +335,8 @@ class _Parser:
             found: object = version
             if version and version & 0xFFFF == 0:
                 found = f"{version:#010x}, a big-endian file"
+                remedy = "convert it to little-endian (gguf-convert-endian of the gguf package), or take that file"
+                self.fail("version", "2 or 3, little-endian", found, remedy)
             self.fail("version", "2 or 3, little-endian", found, "convert the model again with a current tool")
         n_tensors = self.scalar("<Q", "number of tensors")
         n_kv = self.scalar("<Q", "number of keys")
@@ -361,14 +370,13 @@ class _Parser:
     ) -> TensorInfo:
         """Return the checked entry of one tensor: known type, whole blocks, aligned, inside the file."""
         what = f"tensor {clip(name)}"
+        if kind in LOOKUP_TYPES:
+            self.fail(f"{what}, type", "I2_S", f"{LOOKUP_TYPES[kind]} ({kind})", _LOOKUP)
         if kind not in GGMLType.__members__.values():
-            self.fail(
-                f"{what}, type", "a known tensor type", kind, "convert the model to I2_S, F16 and F32 tensors"
-            )
+            found = f"{OTHER_TYPES[kind]} ({kind})" if kind in OTHER_TYPES else kind
+            remedy = "convert the model to I2_S with a table of F16, F32 or another supported type"
+            self.fail(f"{what}, type", "a type that is read here", found, remedy)
         ggml_type = GGMLType(kind)
-        if ggml_type not in BLOCK_LAYOUT:
-            found = f"{ggml_type.name} ({kind})"
-            self.fail(f"{what}, type", "a type with a fixed layout", found, "convert the model to I2_S instead")
         size_bytes = tensor_size_bytes(shape, ggml_type)
         if size_bytes is None:
             elements = BLOCK_LAYOUT[ggml_type][0]

@@ -13,7 +13,9 @@ import numpy as np
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
+from bitnet_py.layout_evidence import MIN_MEAN, established, means
 from bitnet_py.string_array import StringArray
+from bitnet_py.tensor_facts import tensor_facts
 
 MAX_ITEMS = 16
 """Longer arrays are shown by their length and first entries."""
@@ -47,6 +49,22 @@ def describe(gguf: GGUFFile) -> tuple[dict[str, Any], BitnetError | None]:
     }, problem
 
 
+def describe_deep(gguf: GGUFFile) -> dict[str, Any]:
+    """Return what every tensor holds, as plain JSON values, and which layout of the codes the file shows.
+
+    ``layout`` is None where the file does not establish one (``layout_evidence``); ``layout_means``
+    holds the statistic of each.
+    """
+    facts = list(tensor_facts(gguf))
+    scores = [one.layout_z for one in facts if one.layout_z is not None]
+    tensors = []
+    for one in facts:
+        data = asdict(one)
+        del data["layout_z"]
+        tensors.append({name: value for name, value in data.items() if value is not None})
+    return {"tensors": tensors, "layout": established(scores), "layout_means": means(scores)}
+
+
 def print_description(description: dict[str, Any]) -> None:
     """Print what ``describe`` returned as tables; text from the file is escaped, to be safe on a terminal."""
     size_mb = description["size_bytes"] / 1e6
@@ -65,8 +83,40 @@ def print_description(description: dict[str, Any]) -> None:
             shape = " x ".join(map(str, tensor["shape"]))
             name, size = f"{_escape(tensor['name']):<{width}}", f"{tensor['size_bytes']:>13,} B"
             click.echo(f"  {name}  {tensor['type']:<5}  {shape:>16}  {size}")
+    if "deep" in description:
+        _print_deep(description["deep"])
     if description.get("verified"):
         click.echo("\nverified: every weight is usable, the tokenizer builds")
+
+
+def _print_deep(deep: dict[str, Any]) -> None:
+    """Print codes, scales and values of every tensor, and the layout."""
+    click.echo("\nvalues")
+    width = max((len(_escape(one["name"])) for one in deep["tensors"]), default=0)
+    for one in deep["tensors"]:
+        gap = one["stored_bytes"] - one["declared_bytes"]
+        parts = [f"{gap} bytes more than declared"] if gap else []
+        if "histogram" in one:
+            total = sum(one["histogram"])
+            shares = ", ".join(
+                f"{code}: {count / total:.2%}" for code, count in enumerate(one["histogram"]) if count
+            )
+            scale = f"{one['scale']:.9g}" if "scale" in one else "not finite"
+            parts.insert(0, f"codes {shares}; scale {scale}")
+        if "values" in one:
+            parts.insert(0, _values(one["values"]))
+        click.echo(f"  {_escape(one['name']):<{width}}  {'; '.join(parts)}")
+    scores = ", ".join(f"{name} {mean:.3g}" for name, mean in deep["layout_means"].items())
+    found = deep["layout"] or "undetermined"
+    click.echo(f"\nlayout of the codes: {found} by the file alone ({scores or 'no norms'}; {MIN_MEAN:g} needed)")
+
+
+def _values(values: dict[str, Any]) -> str:
+    invalid = f"{values['n_invalid']} not finite" if values["n_invalid"] else ""
+    if values["min"] is None:
+        return invalid
+    shown = f"{values['min']:.4g} to {values['max']:.4g}, RMS {values['rms']:.4g}"
+    return f"{shown}, {invalid}" if invalid else shown
 
 
 def _plain(value: Any) -> Any:

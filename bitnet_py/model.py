@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ctypes import byref, c_int, c_void_p, pointer
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from bitnet_py.arithmetic import MARCH, Arithmetic
 from bitnet_py.cache import KVCache
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import InputError
+from bitnet_py.ggml_types import GGMLType
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.logits import check_logits, largest
 from bitnet_py.screen import HEAD_ROWS_AT_ONCE, MAX_DIM, MAX_TOP, Screen
@@ -114,9 +115,10 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._engine: c_void_p | None = None
         fits = self.weights.head.nbytes >= screen_from_bytes and self.config.dim <= MAX_DIM
+        fits = fits and self.weights.head_type is GGMLType.F16
         self.searches_head = fits and not arithmetic.half_sums
-        """Whether ``largest`` uses the compact copy of the LM head. Its bounds do not hold for sums in
-        binary16."""
+        """Whether ``largest`` uses the compact copy of the LM head. Its bounds hold for a head of F16 and
+        sums in binary32."""
         self._screen: Screen | None = None
         self._n_passes = 0
         self._is_first_search = True
@@ -147,8 +149,7 @@ class Model:
         """Open a GGUF file and prepare the engine.
 
         Args:
-            path: a GGUF file of architecture ``bitnet-b1.58`` or ``bitnet-25`` with I2_S
-                projections.
+            path: a GGUF file of one of ``config.ARCHITECTURES`` with ternary projections.
             n_threads: worker threads; default: the cores this process may use. Never changes
                 results.
             kernel: kernel family to force (default: ``BITNET_KERNEL``, else the best). Never
@@ -187,8 +188,13 @@ class Model:
         Raises ``TokenizerError`` when it is unusable, ``ModelError`` for a token that is not UTF-8.
         """
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer.from_gguf(self._gguf)
+            self._tokenizer = Tokenizer.from_gguf(self._gguf, self.arithmetic.generation)
         return self._tokenizer
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The metadata of the model file."""
+        return self._gguf.metadata
 
     @property
     def kernel_name(self) -> str:

@@ -26,6 +26,7 @@ from bitnet_py.errors import ModelError
 from bitnet_py.ggml_types import I2_S_TAIL_BYTES
 
 _GROUP = I2_S_BLOCK // 4
+_CHUNK_WEIGHTS = 1 << 22
 _SHIFTS = np.array([6, 4, 2, 0], np.uint8)
 
 
@@ -81,6 +82,32 @@ def find_invalid_code(data: npt.NDArray[np.uint8]) -> int | None:
     """Return the index of the first byte that holds code 3, or None."""
     bad = data & (data >> 1) & 0x55
     return int(np.argmax(bad != 0)) if bad.any() else None
+
+
+def pack_values(values: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.uint8], float]:
+    """Pack a matrix ``(rows, cols)`` of one value, its negative and zeros; return its codes and that value.
+
+    Raises:
+        ModelError: cols not a multiple of 128, or other values.
+    """
+    rows, cols = values.shape
+    if cols % I2_S_BLOCK:
+        raise ModelError(f"expected rows of a multiple of {I2_S_BLOCK} weights, found {cols}")
+    packed = np.empty((rows, cols // 4), np.uint8)
+    step = max(1, _CHUNK_WEIGHTS // cols)
+    scale = max(float(np.abs(values[first : first + step]).max()) for first in range(0, rows, step))
+    if not np.isfinite(scale):
+        raise ModelError("expected finite weights, found others")
+    for first in range(0, rows, step):
+        some = values[first : first + step]
+        codes = np.sign(some).astype(np.int8) + np.int8(1)
+        other = (some != 0) & (np.abs(some) != scale)
+        if other.any():
+            row, col = (int(i) for i in np.unravel_index(int(np.argmax(other)), other.shape))
+            at, found = (first + row, col), some[row, col]
+            raise ModelError(f"element {at}: expected 0 or {scale:.9g} of either sign, found {found:.9g}")
+        packed[first : first + step] = pack_codes(codes.astype(np.uint8)).reshape(len(some), -1)
+    return packed.reshape(-1), scale or 1.0
 
 
 def i2_s_tensor(packed: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from bitnet_py.errors import ModelError
+from bitnet_py.special_tokens import TokenKind
 from bitnet_py.synth_random import Stream
-from bitnet_py.vocabulary import TokenKind, byte_alphabet
+from bitnet_py.vocabulary import byte_alphabet
 
 BOS, EOS, EOT = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 _FIRST_SPECIALS = (
@@ -106,7 +107,7 @@ def sentences(seed: int, count: int) -> Iterator[str]:
         yield text[0].upper() + text[1:] if stream.below(4) else text
 
 
-def _train(words: Counter[tuple[str, ...]], limit: int) -> list[tuple[str, str]]:
+def train_merges(words: Counter[tuple[str, ...]], limit: int) -> list[tuple[str, str]]:
     """Return up to ``limit`` BPE merges, most frequent pair first, ties by spelling; stop at pairs seen once."""
     pieces = [list(word) for word in words]
     weights = list(words.values())
@@ -190,7 +191,7 @@ def build_vocab(vocab_size: int, seed: int) -> Vocab:
     for sentence in sentences(seed, 3000):
         for piece in _PRETOKEN.findall(sentence):
             words[tuple(alphabet[byte] for byte in piece.encode())] += 1
-    merges = _train(words, n_merges)
+    merges = train_merges(words, n_merges)
     merges = _extend(merges, n_merges)
     if len(merges) < n_merges:
         raise ModelError(f"vocabulary: expected {n_merges} merges, only {len(merges)} could be made")

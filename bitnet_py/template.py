@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from bitnet_py.chat_template import AUTO, FileTemplate
 from bitnet_py.errors import InputError
 
 
@@ -37,12 +40,35 @@ TEMPLATES = {
             strip=True,
             special_tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         ),
+        Template(
+            "chatml",
+            "<|im_start|>user\n",
+            "<|im_end|>\n<|im_start|>assistant\n",
+            special_tokens=("<|im_start|>", "<|im_end|>"),
+        ),
+        # chat_template in tokenizer_config.json of Gemma
+        Template(
+            "gemma",
+            "<start_of_turn>user\n",
+            "<end_of_turn>\n<start_of_turn>model\n",
+            strip=True,
+            special_tokens=("<start_of_turn>", "<end_of_turn>"),
+        ),
     )
 }
 
 
-def get_template(name: str) -> Template:
-    """Return the template called ``name``. Raises ``InputError`` for an unknown one."""
+NAMES = (AUTO, *TEMPLATES)
+"""Values of ``--template``."""
+
+
+def get_template(name: str, metadata: Mapping[str, Any] | None = None) -> Template | FileTemplate:
+    """Return the template called ``name``; ``auto`` is the one in a model file's metadata.
+
+    Raises ``InputError`` for an unknown one, and where the file has none.
+    """
+    if name == AUTO:
+        return FileTemplate.from_metadata(metadata or {})
     if name not in TEMPLATES:
-        raise InputError(f"unknown template {name!r}; expected one of {', '.join(TEMPLATES)}")
+        raise InputError(f"unknown template {name!r}; expected one of {', '.join(NAMES)}")
     return TEMPLATES[name]

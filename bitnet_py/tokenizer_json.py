@@ -12,7 +12,8 @@ from typing import Any
 
 from bitnet_py.errors import TokenizerError
 from bitnet_py.pretokenizer import PreType, get_pre_type
-from bitnet_py.vocabulary import TokenKind, Vocabulary
+from bitnet_py.special_tokens import TokenKind
+from bitnet_py.vocabulary import Vocabulary
 
 _LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -64,7 +65,7 @@ def _vocabulary(data: dict[str, Any]) -> Vocabulary:
         kinds=kinds,
         merges=[_merge(item) for item in model["merges"]],
         pre_type=_pre_type(data.get("pre_tokenizer")),
-        ids={"tokenizer.ggml.bos_token_id": first, "tokenizer.ggml.eos_token_id": eos_id},
+        ids={"bos": first, "eos": eos_id},
         add_bos=first is not None,
         add_eos=last is not None,
         ignore_merges=bool(model.get("ignore_merges")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,20 @@ import numpy.typing as npt
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import ModelError, clip, model_error
 from bitnet_py.gguf import GGMLType, GGUFFile
+from bitnet_py.projections import PROJECTIONS, repack
 from bitnet_py.quants import find_invalid_code
-from bitnet_py.tq import TQ_TYPES, repack
+from bitnet_py.tables import TABLE_TYPES, Table, find_unusable, view
+from bitnet_py.tq import TQ_TYPES
 
 F32Array = npt.NDArray[np.float32]
-F16Array = npt.NDArray[np.float16]
+
+PLAIN = (GGMLType.F32,)
+NORM_TYPES = (GGMLType.F32, GGMLType.F16)
+"""Types of the weights of norms; F16 is widened."""
 
 _CHUNK_BYTES = 16 << 20
 _NOT_TERNARY = "no BitNet matrix, or a damaged file: convert or download it again"
+_ORDINARY = "no 1.58-bit model, or one that was quantised again: give its I2_S file"
 _ONE_TYPE = "convert the model again with one type for all matrices"
 _DAMAGED = "the file is damaged or was badly converted: convert or download it again"
 
@@ -28,7 +34,7 @@ _DAMAGED = "the file is damaged or was badly converted: convert or download it a
 class I2SMatrix:
     """A ternary matrix ``(rows, cols)``: codes uint8 ``(rows * cols // 4,)`` as in ``quants``, one scale.
 
-    A view into the mapped file; of another type (``tq``) it is a copy, packed anew.
+    A view into the mapped file; of another type (``projections``) it is a copy, packed anew.
     """
 
     data: npt.NDArray[np.uint8]
@@ -38,6 +44,10 @@ class I2SMatrix:
     """A float32 value, finite and above 0."""
     name: str = ""
     """Name of the tensor, for error messages."""
+    factor: float = 1.0
+    """Applied to the product after its own rounding: the tensor ``.scale``, a float32 value above 0."""
+    bias: F32Array | None = None
+    """``(rows,)``, added after that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,26 +80,30 @@ class LayerWeights:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """All tensors of a model, read-only views into the mapped file; matrices of TQ1_0 and TQ2_0 are copies."""
+    """All tensors of a model, read-only views into the mapped file; matrices of a type but I2_S are copies."""
 
     config: ModelConfig
-    token_embd: F16Array
-    """``(vocab_size, dim)``."""
-    output: F16Array | None
-    """``(vocab_size, dim)`` if the file has a separate LM head, None if the head is
-    ``token_embd``."""
+    token_embd: Table
+    """``(vocab_size, dim)``, as stored (``tables``)."""
+    output: Table | None
+    """The same of a separate LM head, None if the head is ``token_embd``."""
     output_norm: F32Array
     layers: tuple[LayerWeights, ...]
     path: Path
+    token_embd_type: GGMLType = GGMLType.F16
+    head_type: GGMLType = GGMLType.F16
+    """Of ``head``."""
+    rope_factors: F32Array | None = None
+    """``(head_dim / 2,)``: divisors of the angles of RoPE, the tensor ``rope_freqs.weight``."""
 
     @property
-    def head(self) -> F16Array:
+    def head(self) -> Table:
         """Return the matrix of the LM head: ``output``, or ``token_embd`` when tied."""
         return self.token_embd if self.output is None else self.output
 
     @classmethod
     def load(cls, gguf: GGUFFile) -> Weights:
-        """Look up, check and map every tensor; fast, because only norms and scales are read (``tq``: everything).
+        """Look up, check and map every tensor; fast: only norms and scales are read (types but I2_S: everything).
 
         Raises:
             ModelError: a tensor is missing, unknown to this engine, of another type or shape, or a
@@ -103,16 +117,16 @@ class Weights:
             yield from (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
 
     def check_finite(self) -> None:
-        """Scan the whole file in chunks: no NaN or infinity in F16 tensors, no code 3 in ternary matrices.
+        """Scan the whole file in chunks: no NaN or infinity in embedding and head, no code 3 in ternary matrices.
 
         Norms and scales were already checked by ``load``.
 
         Raises:
             ModelError: names the tensor and the first bad element.
         """
-        for name, matrix in (("token_embd.weight", self.token_embd), ("output.weight", self.output)):
-            if matrix is not None:
-                self._check_f16(name, matrix)
+        self._check_table("token_embd.weight", self.token_embd, self.token_embd_type)
+        if self.output is not None:
+            self._check_table("output.weight", self.output, self.head_type)
         for ternary in self.matrices():
             for start in range(0, ternary.data.size, _CHUNK_BYTES):
                 bad = find_invalid_code(ternary.data[start : start + _CHUNK_BYTES])
@@ -121,19 +135,14 @@ class Weights:
                     what = f"tensor {ternary.name}, byte {byte} (row {byte * 4 // ternary.cols})"
                     raise model_error(self.path, what, expected="codes 0, 1, 2", found="code 3", remedy=_DAMAGED)
 
-    def _check_f16(self, name: str, matrix: F16Array) -> None:
-        rows = max(1, _CHUNK_BYTES // (2 * matrix.shape[1]))
-        for start in range(0, matrix.shape[0], rows):
-            # Exponent bits all set: infinity or NaN. On integers it is several times faster than
-            # np.isfinite.
-            bad = (matrix[start : start + rows].view(np.uint16) & 0x7C00) == 0x7C00
-            if bad.any():
-                row, col = np.unravel_index(int(np.argmax(bad)), bad.shape)
-                index = (start + int(row), int(col))
-                raise model_error(
-                    self.path, f"tensor {name}, element {index}", expected="a finite value",
-                    found=matrix[index], remedy=_DAMAGED,
-                )  # fmt: skip
+    def _check_table(self, name: str, table: Table, kind: GGMLType) -> None:
+        step = max(1, _CHUNK_BYTES // (table.nbytes // len(table)))
+        for start in range(0, len(table), step):
+            bad = find_unusable(table[start : start + step], kind)
+            if bad is not None:
+                row, col, value = bad
+                what = f"tensor {name}, element {(start + row, col)}"
+                raise model_error(self.path, what, expected="a finite value", found=value, remedy=_DAMAGED)
 
 
 class _Loader:
@@ -147,41 +156,60 @@ class _Loader:
     def error(self, name: str, expected: object, found: object, remedy: str = _DAMAGED) -> ModelError:
         return model_error(self.gguf.path, f"tensor {name}", expected=expected, found=found, remedy=remedy)
 
-    def take(self, name: str, types: tuple[GGMLType, ...], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    def take(
+        self, name: str, types: tuple[GGMLType, ...], shape: tuple[int, ...], remedy: str | None = None
+    ) -> npt.NDArray[np.uint8]:
         info, wanted = self.gguf.tensors.get(name), " or ".join(ggml_type.name for ggml_type in types)
         if info is None:
             raise self.error(name, f"{wanted} {shape}", "no such tensor", "the model is incomplete")
         self.left.discard(name)
         if info.type not in types:
-            remedy = f"convert the model again with this tensor as {types[0].name}"
-            raise self.error(name, f"type {wanted}", info.type.name, remedy)
+            as_type = f"convert the model again with this tensor as {types[0].name}"
+            raise self.error(name, f"type {wanted}", info.type.name, remedy or as_type)
         if info.shape != shape:
             raise self.error(
                 name, f"shape {shape}", info.shape, "its keys and its tensors disagree: convert again"
             )
         return self.gguf.data(name)
 
-    def norm(self, name: str, width: int) -> F32Array:
-        values = self.take(name, (GGMLType.F32,), (width,)).view("<f4")
+    def vector(self, name: str, width: int, types: tuple[GGMLType, ...] = PLAIN) -> F32Array:
+        data = self.take(name, types, (width,))
+        is_half = self.gguf.tensors[name].type is GGMLType.F16
+        values = data.view("<f2").astype(np.float32) if is_half else data.view("<f4")
+        values.flags.writeable = False
         finite = np.isfinite(values)
         if not finite.all():
             index = int(np.argmin(finite))
             raise self.error(f"{name}, element {index}", "a finite value", values[index])
         return values
 
-    def optional_norm(self, name: str, width: int) -> F32Array | None:
-        return self.norm(name, width) if name in self.gguf.tensors else None
+    def norm(self, name: str, width: int) -> F32Array:
+        return self.vector(name, width, NORM_TYPES)
 
-    def f16(self, name: str) -> F16Array:
+    def optional(
+        self, name: str, width: int, types: tuple[GGMLType, ...] = PLAIN, *, known: bool = True
+    ) -> F32Array | None:
+        """Return a vector that the model may lack; one that its architecture does not know is left."""
+        return self.vector(name, width, types) if known and name in self.gguf.tensors else None
+
+    def positive(self, name: str, width: int, *, known: bool) -> F32Array | None:
+        values = self.optional(name, width, known=known)
+        if values is not None and not (values > 0).all():
+            index = int(np.argmin(values > 0))
+            raise self.error(f"{name}, element {index}", "a value above 0", values[index])
+        return values
+
+    def table(self, name: str) -> Table:
         shape = (self.config.vocab_size, self.config.dim)
-        return self.take(name, (GGMLType.F16,), shape).view("<f2").reshape(shape)
+        data = self.take(name, TABLE_TYPES, shape)
+        return view(data, self.gguf.tensors[name].type, shape[0])
 
     def ternary(self, name: str, rows: int, cols: int) -> I2SMatrix:
-        data = self.take(name, (GGMLType.I2_S, *TQ_TYPES), (rows, cols))
+        data = self.take(name, tuple(PROJECTIONS.values()), (rows, cols), _ORDINARY)
         ggml_type = self.gguf.tensors[name].type
-        if ggml_type in TQ_TYPES:
+        if ggml_type is not GGMLType.I2_S:
             try:
-                packed, scale = repack(data, ggml_type)
+                packed, scale = repack(data, ggml_type, cols)
             except ModelError as error:
                 raise ModelError(f"{self.gguf.path}: tensor {name}: {error}; {_NOT_TERNARY}") from None
             packed.flags.writeable = False
@@ -192,34 +220,49 @@ class _Loader:
             raise self.error(f"{name}, scale", "a finite value above 0", scale)
         return I2SMatrix(data[:n_bytes], rows, cols, scale, name)
 
+    def projection(self, name: str, rows: int, cols: int, *, biased: bool = False) -> I2SMatrix:
+        """Return a matrix with what follows its product, as far as the architecture has it."""
+        known = self.config.architecture
+        factor = self.positive(f"{name}.scale", 1, known=known.scales)
+        bias = self.optional(f"{name}.bias", rows, known=known.biases and biased)
+        matrix = self.ternary(f"{name}.weight", rows, cols)
+        return replace(matrix, factor=1.0 if factor is None else float(factor[0]), bias=bias)
+
     def layer(self, index: int) -> LayerWeights:
         config = self.config
         dim, q_dim, kv_dim, hidden_dim = config.dim, config.q_dim, config.kv_dim, config.hidden_dim
-        blk = f"blk.{index}."
+        blk, sub_norms = f"blk.{index}.", config.architecture.sub_norms
         return LayerWeights(
             attn_norm=self.norm(blk + "attn_norm.weight", dim),
-            q=self.ternary(blk + "attn_q.weight", q_dim, dim),
-            k=self.ternary(blk + "attn_k.weight", kv_dim, dim),
-            v=self.ternary(blk + "attn_v.weight", kv_dim, dim),
-            o=self.ternary(blk + "attn_output.weight", dim, q_dim),
-            attn_sub_norm=self.optional_norm(blk + "attn_sub_norm.weight", q_dim),
+            q=self.projection(blk + "attn_q", q_dim, dim, biased=True),
+            k=self.projection(blk + "attn_k", kv_dim, dim, biased=True),
+            v=self.projection(blk + "attn_v", kv_dim, dim, biased=True),
+            o=self.projection(blk + "attn_output", dim, q_dim, biased=True),
+            attn_sub_norm=self.optional(blk + "attn_sub_norm.weight", q_dim, NORM_TYPES, known=sub_norms),
             ffn_norm=self.norm(blk + "ffn_norm.weight", dim),
-            gate=self.ternary(blk + "ffn_gate.weight", hidden_dim, dim),
-            up=self.ternary(blk + "ffn_up.weight", hidden_dim, dim),
-            down=self.ternary(blk + "ffn_down.weight", dim, hidden_dim),
-            ffn_sub_norm=self.optional_norm(blk + "ffn_sub_norm.weight", hidden_dim),
+            gate=self.projection(blk + "ffn_gate", hidden_dim, dim),
+            up=self.projection(blk + "ffn_up", hidden_dim, dim),
+            down=self.projection(blk + "ffn_down", dim, hidden_dim),
+            ffn_sub_norm=self.optional(blk + "ffn_sub_norm.weight", hidden_dim, NORM_TYPES, known=sub_norms),
         )
 
     def load(self) -> Weights:
+        head = "output.weight" if "output.weight" in self.gguf.tensors else "token_embd.weight"
         weights = Weights(
             config=self.config,
-            token_embd=self.f16("token_embd.weight"),
-            output=self.f16("output.weight") if "output.weight" in self.gguf.tensors else None,
+            token_embd=self.table("token_embd.weight"),
+            output=None if head == "token_embd.weight" else self.table(head),
             output_norm=self.norm("output_norm.weight", self.config.dim),
             layers=tuple(self.layer(i) for i in range(self.config.n_layers)),
             path=self.gguf.path,
+            token_embd_type=self.gguf.tensors["token_embd.weight"].type,
+            head_type=self.gguf.tensors[head].type,
+            rope_factors=self.positive(
+                "rope_freqs.weight", self.config.head_dim // 2, known=self.config.architecture.rope_factors
+            ),
         )
         self.check_sub_norms(weights.layers)
+        self.check_biases(weights.layers)
         self.check_one_quantiser(weights)
         self.check_nothing_left()
         return weights
@@ -235,6 +278,13 @@ class _Loader:
             expected = "both sub-norms in every layer, or none at all"
             raise self.error(missing[0], expected, f"{len(missing)} of {len(present)} missing")
 
+    def check_biases(self, layers: tuple[LayerWeights, ...]) -> None:
+        for kind in ("q", "k", "v", "o"):
+            without = [layer for layer in layers if getattr(layer, kind).bias is None]
+            if 0 < len(without) < len(layers):
+                name = getattr(without[0], kind).name.replace(".weight", ".bias")
+                raise self.error(name, "a bias in every layer, or in none", f"{len(without)} without")
+
     def check_one_quantiser(self, weights: Weights) -> None:
         """Reject a mixture of I2_S and block types: llama.cpp multiplies them with other activations."""
         types = {matrix.name: self.gguf.tensors[matrix.name].type for matrix in weights.matrices()}
@@ -244,7 +294,7 @@ class _Loader:
                 raise self.error(name, f"type {first.name}, as others have", ggml_type.name, _ONE_TYPE)
 
     def check_nothing_left(self) -> None:
-        """Reject tensors that the engine would otherwise silently ignore (biases, ``rope_freqs``, experts)."""
+        """Reject tensors that the engine would otherwise silently ignore (biases of the FFN, experts)."""
         if self.left:
             name = min(self.left)
             more = f" and {len(self.left) - 1} more" if len(self.left) > 1 else ""

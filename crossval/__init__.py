@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from crossval.api import (
         audit_trace,
         bench_engines,
+        check_weights,
         compare_engines,
         compare_traces,
         greedy,
@@ -34,6 +35,7 @@ __all__ = [
     "Receipt",
     "audit_trace",
     "bench_engines",
+    "check_weights",
     "compare_engines",
     "compare_traces",
     "greedy",

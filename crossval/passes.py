@@ -75,6 +75,7 @@ class Numerics:
     ``quantizer_block``: activations are quantised in blocks of so many values, each with a step of its own, and
     not by row (Q8_K, 256 values: what llama.cpp multiplies matrices of TQ1_0 and TQ2_0 with).
     ``fused_sums``: there, the scaled sum of a block is added to the others in one rounding (gcc builds).
+    ``bfloat_pairs``: products with an LM head of BF16 are added in pairs (builds for AVX512-BF16).
     """
 
     simd_width: int | None = None
@@ -87,6 +88,7 @@ class Numerics:
     attention_threads: int | None = None
     quantizer_block: int | None = None
     fused_sums: bool | None = None
+    bfloat_pairs: bool | None = None
 
     def __post_init__(self) -> None:
         if self.generation is None and self.simd_width is not None:
@@ -109,6 +111,7 @@ class Numerics:
             self.quantizer_block and f"activations in blocks of {self.quantizer_block}",
             self.fused_sums and "fused sums of blocks",
             self.binary16_sums and "sums in binary16",
+            self.bfloat_pairs and "bfloat16 in pairs",
             self.flash_attention and "flash attention",
             self.compute_dtype and f"computes in {self.compute_dtype}",
             self.kv_dtype and f"keys and values in {self.kv_dtype}",

@@ -30,6 +30,10 @@ from crossval.selftest.receipt import SELFTEST
 from crossval.selftest.show import show_selftest
 from crossval.smoke.receipt import SMOKE
 from crossval.smoke.show import show_smoke
+from crossval.tokens.receipt import TOKENS
+from crossval.tokens.show import show_tokens
+from crossval.weights.receipt import WEIGHTS
+from crossval.weights.show import show_weights
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ KINDS: dict[str, Entry] = {
         Entry(SELFTEST, show_selftest),
         Entry(METAMORPHIC, show_metamorphic),
         Entry(BENCH, show_bench),
+        Entry(TOKENS, show_tokens),
+        Entry(WEIGHTS, show_weights),
     )
 }
 """Keyed by the receipt's ``kind``."""

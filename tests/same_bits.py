@@ -25,6 +25,8 @@ from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.compare.metrics import ulp_distance
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.model import taps
+from crossval.model.graphs import op_table
+from crossval.model.weights import SpecWeights
 from tests.healthy import write_models
 from tests.support.families import FAMILIES
 
@@ -90,7 +92,7 @@ def compare(
             BitnetPyRunner(model, n_threads=2, kernel=kernel, numerics=numerics, follow_reference_graph=True)
         )
         config = engine.model.config
-        names = taps.all_taps(config.n_layers)
+        names = [op.output for op in op_table(SpecWeights(model).config)]
         scores = ("kq", "kq_soft_max") if flash_attention else ()
         fused = ("ffn_act",) if numerics.generation == "main" else ()
         of_engine = {name for name in names if taps.parse(name).tap not in scores}

@@ -20,9 +20,11 @@ void bn_store_kv(const bn_run *r, int32_t layer) {
     }
 }
 
-static int has_nan(const float *x, int64_t n) {
+/* Whether the softmax of a row is NaN throughout: of a NaN, which a mask of -inf leaves one, and of an
+ * infinite score, whether it is masked (inf - inf) or the largest (the difference to itself). */
+static int is_spoilt(const float *scores, int64_t n) {
     for (int64_t i = 0; i < n; i++)
-        if (isnan(x[i])) return 1;
+        if (!(scores[i] < INFINITY)) return 1;
     return 0;
 }
 
@@ -64,7 +66,7 @@ static void attend(const bn_run *r, int32_t layer, int64_t head, int64_t n_toget
         float *scores = own->scores + h * n_kv;
         const int64_t tap_row = ((head + h) * p->n_tokens + t) * n_used;
         if (kq_tap) memcpy(kq_tap + tap_row, scores, (size_t)n_used * sizeof(float));
-        if (follows && has_nan(scores, n_used)) { /* masking adds -inf, and a NaN stays */
+        if (follows && is_spoilt(scores, n_used)) {
             for (int64_t j = 0; j < n_kv; j++) scores[j] = NAN;
         } else {
             e->kernels->softmax[e->width_index](scores, n_visible, n_kv, scale);

@@ -23,7 +23,7 @@ extern "C" {
 #define BN_API __attribute__((visibility("default")))
 #endif
 
-#define BN_ABI_VERSION 6
+#define BN_ABI_VERSION 8
 
 enum {
     BN_OK = 0,
@@ -33,12 +33,15 @@ enum {
     BN_ERR_THREAD = 4,      /* a worker thread could not be started */
 };
 
-/* Ternary matrix in bitnet.cpp's I2_S layout (see bitnet_py/quants.py for the byte diagram). */
+/* Ternary matrix in bitnet.cpp's I2_S layout (see bitnet_py/quants.py for the byte diagram), and
+ * what follows the product with it: y = W x * factor + bias. */
 typedef struct {
     const uint8_t *data; /* [rows][cols / 4] */
     int64_t rows;
-    int64_t cols; /* multiple of 128 */
-    float scale;  /* one per tensor */
+    int64_t cols;      /* multiple of 128 */
+    float scale;       /* one per tensor */
+    float factor;      /* another one, applied to the rounded product (a ".scale" tensor); 1: none */
+    const float *bias; /* [rows], or NULL: none */
 } bn_matrix;
 
 typedef struct {
@@ -55,22 +58,39 @@ typedef struct {
     bn_matrix down;             /* [dim][hidden_dim] */
 } bn_layer;
 
-/* What the feed-forward block applies to the gate. Only BN_RELU_SQUARED has been shown to be
- * bit-identical to bitnet.cpp.
- */
+/* What the feed-forward block applies to the gate. */
 enum {
     BN_RELU_SQUARED, /* max(x, 0)^2 */
     BN_SILU,         /* x / (1 + e^-x) */
     BN_ACTIVATIONS
 };
 
-/* Which elements of a head RoPE rotates together. Only BN_ROPE_HALVES has been shown to be
- * bit-identical to bitnet.cpp. */
+/* Which elements of a head RoPE rotates together. */
 enum {
     BN_ROPE_HALVES,   /* i and i + head_dim / 2 ("NeoX") */
     BN_ROPE_ADJACENT, /* 2i and 2i + 1 */
     BN_ROPE_PAIRINGS
 };
+
+/* The types of ggml that the embedding and the LM head may have (csrc/tables.c). */
+enum {
+    BN_TABLE_F16,
+    BN_TABLE_F32,
+    BN_TABLE_BF16,
+    BN_TABLE_Q8_0,
+    BN_TABLE_Q6_K,
+    BN_TABLE_Q4_0,
+    BN_TABLE_Q5_0,
+    BN_TABLE_Q3_K,
+    BN_TABLE_TQ1_0,
+    BN_TABLE_TQ2_0,
+    BN_TABLE_TYPES
+};
+
+typedef struct {
+    const void *rows; /* [vocab_size][dim] in the file's layout */
+    int32_t type;     /* BN_TABLE_* */
+} bn_table;
 
 typedef struct {
     int32_t n_layers, n_heads, n_kv_heads, head_dim, dim, hidden_dim, vocab_size;
@@ -78,10 +98,14 @@ typedef struct {
     int32_t rope_pairing; /* BN_ROPE_HALVES, BN_ROPE_ADJACENT */
     float rms_eps;
     float rope_base;
-    const uint16_t *token_embd; /* [vocab_size][dim] binary16 */
-    const uint16_t *output;     /* [vocab_size][dim] binary16: the LM head; same pointer as token_embd when tied */
-    const float *output_norm;   /* [dim] */
-    const bn_layer *layers;     /* [n_layers]; copied by bn_engine_create, the tensors are not */
+    float rope_scale;          /* times every angle: 1 / the factor of linear RoPE scaling; 1: none */
+    const float *rope_factors; /* [head_dim / 2] divisors of the angles, or NULL: none */
+    bn_table token_embd;
+    bn_table output;  /* the LM head; token_embd again when tied */
+    int32_t own_head; /* 1: the reference's graph has a head of its own, be it a copy of token_embd; main packs
+                       * one of Q4_0 with a multiple of 8 rows */
+    const float *output_norm; /* [dim] */
+    const bn_layer *layers;   /* [n_layers]; copied by bn_engine_create, the tensors are not */
 } bn_model;
 
 /* Whose arithmetic: docs/numerics.md. */
@@ -98,6 +122,7 @@ typedef struct {
     int32_t fused_quantizer; /* March, or in blocks. 1: x*s and rounding to integer share one rounding */
     int32_t block_quantizer; /* 1: activations in blocks of 256, each with its own step (llama.cpp's Q8_K) */
     int32_t fused_sums;      /* in blocks. 1: a block's scaled sum is added in one rounding (gcc builds) */
+    int32_t bfloat_pairs;    /* 16 lanes. 1: dots of bfloat16 as AVX512-BF16 computes them */
     int32_t half_sums;       /* main, 16 lanes. 1: dots of binary16 accumulate in binary16 (AVX512-FP16 builds) */
     int32_t flash_attention; /* main. 1: scores, softmax and weighted sum are one operation */
     int32_t
@@ -247,6 +272,14 @@ BN_API int bn_kernel_rescale(const char *kernel, int generation, const int32_t *
 /* Activations in blocks, see bn_arithmetic: out[c * n_rows + r] is row r times the quantised x[c * k ..]. */
 BN_API int bn_kernel_blocks(const char *kernel, int fused_quantizer, int fused_sums, const uint8_t *w, int64_t k,
                             int n_rows, float weight_scale, const float *x, int n_cols, float *out);
+/* out[c * n_rows + r] = row r of a table, of any type but F16, times x[c * n ..], which is rounded as the type
+ * demands, in the order of a build for one row of x, or (is_tiled) for several; `packed` as bn_model's own_head
+ * says. */
+BN_API int bn_kernel_table(const char *kernel, int type, const bn_arithmetic *arithmetic, int is_tiled, int packed,
+                           const uint8_t *rows, int64_t n_rows, int64_t n, const float *x, int64_t n_cols,
+                           float *out);
+/* The n values of a row of a table in binary32. */
+BN_API int bn_table_values(int type, const uint8_t *row, int64_t n, float *out);
 /* row[i] = e^(row[i] - top), *sum = their sum; n a multiple of simd_width. */
 BN_API int bn_kernel_exponentials(const char *kernel, int simd_width, float *row, int64_t n, float top,
                                   double *sum);

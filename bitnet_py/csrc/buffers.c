@@ -37,7 +37,7 @@ static size_t lay_out(bn_engine *e, char *base, int32_t n_tokens, int64_t n_cell
     b->q8 = take(&a, n * longest, 1);
     b->q8_scale = take(&a, n, sizeof(float));
     b->q8_sum = take(&a, n, sizeof(int32_t));
-    b->steps = take(&a, n * longest / BN_BLOCK, sizeof(float));
+    b->steps = take(&a, n * longest / BN_GROUP, sizeof(float));
     b->groups = take(&a, n * longest / BN_GROUP, sizeof(int32_t));
     b->half = take(&a, n * kv, sizeof(uint16_t));
     const size_t cells = (size_t)n_cells, head_dim = (size_t)e->model.head_dim;
@@ -77,8 +77,9 @@ static int reserve_activations(bn_engine *e, int32_t n_tokens, int64_t n_cells) 
     return BN_OK;
 }
 
-/* bitnet.cpp ggml.c, ggml_rope_cache_init: the angle is a running product in binary32, not
- * position * frequency, and powf, cosf and sinf are the C library's. */
+/* bitnet.cpp ggml.c, ggml_rope_cache_init and rope_yarn: the angle is a running product in
+ * binary32, not position * frequency; divided by its pair's factor and scaled only where it is used.
+ * powf, cosf and sinf are the C library's. */
 static int reserve_rope(bn_engine *e, int32_t positions) {
     if (positions <= e->rope_positions) return BN_OK;
     const int32_t half = e->model.head_dim / 2;
@@ -91,11 +92,13 @@ static int reserve_rope(bn_engine *e, int32_t positions) {
     if (sines) e->rope_sin = sines;
     if (!cosines || !sines) return bn_fail(BN_ERR_MEMORY, "out of memory for the rotary table");
     const float ratio = powf(e->model.rope_base, -2.0f / (float)e->model.head_dim);
+    const float *factors = e->model.rope_factors;
     for (int32_t p = e->rope_positions; p < target; p++) {
         float theta = (float)p;
         for (int32_t i = 0; i < half; i++) {
-            e->rope_cos[(size_t)p * half + i] = cosf(theta);
-            e->rope_sin[(size_t)p * half + i] = sinf(theta);
+            const float angle = e->model.rope_scale * (theta / (factors ? factors[i] : 1.0f));
+            e->rope_cos[(size_t)p * half + i] = cosf(angle);
+            e->rope_sin[(size_t)p * half + i] = sinf(angle);
             theta *= ratio;
         }
     }

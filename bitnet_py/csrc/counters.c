@@ -1,4 +1,5 @@
 #include "counters.h"
+#include "tables.h"
 
 #include <stdio.h>
 
@@ -6,20 +7,24 @@ static const struct {
     const char *operation;
     int32_t quantized, reads_weights;
 } OPERATIONS[BN_COUNTERS] = {
-    [BN_COUNT_I2S_GEMV] = {"i2s_gemv", 1, 1},    [BN_COUNT_I2S_GEMM] = {"i2s_gemm", 1, 1},
-    [BN_COUNT_QUANTIZE] = {"quantize_i8", 0, 0}, [BN_COUNT_ATTENTION] = {"attention", 0, 0},
-    [BN_COUNT_HEAD_F16] = {"head_f16", 0, 1},    [BN_COUNT_HEAD_SCREEN] = {"head_screen", 0, 1},
-    [BN_COUNT_RMS_NORM] = {"rms_norm", 0, 1},    [BN_COUNT_ROPE] = {"rope", 0, 0},
+    [BN_COUNT_I2S_GEMV] = {"i2s_gemv", 1, 1},
+    [BN_COUNT_I2S_GEMM] = {"i2s_gemm", 1, 1},
+    [BN_COUNT_QUANTIZE] = {"quantize_i8", 0, 0},
+    [BN_COUNT_ATTENTION] = {"attention", 0, 0},
+    [BN_COUNT_HEAD] = {NULL, 0, 1},
+    [BN_COUNT_HEAD_SCREEN] = {"head_screen", 0, 1},
+    [BN_COUNT_RMS_NORM] = {"rms_norm", 0, 1},
+    [BN_COUNT_ROPE] = {"rope", 0, 0},
 };
 
-void bn_counters_init(bn_counters *counters, const bn_kernels *kernels, int32_t rope_pairing) {
-    const int rope_is_scalar = kernels->rope[rope_pairing] == bn_kernels_scalar.rope[rope_pairing];
+void bn_counters_init(bn_counters *counters, const bn_kernels *kernels, int32_t head_type) {
     for (int i = 0; i < BN_COUNTERS; i++) {
-        const int is_scalar = i == BN_COUNT_RMS_NORM || (i == BN_COUNT_ROPE && rope_is_scalar);
-        const char *family = is_scalar ? bn_kernels_scalar.name : kernels->name;
-        snprintf(counters->names[i], sizeof counters->names[i], "%s_%s", OPERATIONS[i].operation, family);
+        const char *family = i == BN_COUNT_RMS_NORM ? bn_kernels_scalar.name : kernels->name;
+        const char *operation =
+            i == BN_COUNT_HEAD ? bn_table_formats[head_type].operation : OPERATIONS[i].operation;
+        snprintf(counters->names[i], sizeof counters->names[i], "%s_%s", operation, family);
         counters->of[i] = (bn_counter){.name = counters->names[i],
-                                       .operation = OPERATIONS[i].operation,
+                                       .operation = operation,
                                        .family = family,
                                        .quantized = OPERATIONS[i].quantized,
                                        .reads_weights = OPERATIONS[i].reads_weights};

@@ -5,6 +5,7 @@
 #include "families.h"
 #include "forward.h"
 #include "head.h"
+#include "tables.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +13,11 @@
 int bn_abi_version(void) { return BN_ABI_VERSION; }
 
 static int matrix_ok(const bn_matrix *m, int64_t rows, int64_t cols) {
-    return m->data && m->rows == rows && m->cols == cols && cols % 128 == 0;
+    return m->data && m->rows == rows && m->cols == cols && cols % 128 == 0 && m->factor > 0;
+}
+
+static int table_ok(const bn_table *table, int64_t dim) {
+    return table->type >= 0 && table->type < BN_TABLE_TYPES && dim % bn_table_formats[table->type].values == 0;
 }
 
 /* NULL, or a description of what is wrong. */
@@ -24,9 +29,13 @@ static const char *model_problem(const bn_model *m) {
         return "head_dim must be even and n_heads a multiple of n_kv_heads";
     if (m->activation < 0 || m->activation >= BN_ACTIVATIONS) return "unknown activation";
     if (m->rope_pairing < 0 || m->rope_pairing >= BN_ROPE_PAIRINGS) return "unknown RoPE pairing";
-    if (!m->token_embd || !m->output || !m->output_norm || !m->layers) return "a tensor of the model is missing";
+    if (!(m->rope_scale > 0)) return "rope_scale must be above 0";
+    if (!m->token_embd.rows || !m->output.rows || !m->output_norm || !m->layers)
+        return "a tensor of the model is missing";
     const int64_t dim = m->dim, q_dim = (int64_t)m->n_heads * m->head_dim;
     const int64_t kv_dim = (int64_t)m->n_kv_heads * m->head_dim, hidden = m->hidden_dim;
+    if (!table_ok(&m->token_embd, dim) || !table_ok(&m->output, dim))
+        return "the embedding or the LM head has an unknown type, or rows that are no whole blocks";
     for (int32_t i = 0; i < m->n_layers; i++) {
         const bn_layer *l = &m->layers[i];
         if (!l->attn_norm || !l->ffn_norm || !matrix_ok(&l->q, q_dim, dim) || !matrix_ok(&l->k, kv_dim, dim) ||
@@ -51,6 +60,7 @@ static const char *arithmetic_problem(const bn_arithmetic *a) {
     if (a->generation != BN_MAIN && (a->half_sums || a->flash_attention || a->follow_reference))
         return "binary16 sums, flash attention and following the reference are main's";
     if (a->half_sums && a->simd_width != 16) return "binary16 sums come with 16 lanes";
+    if (a->bfloat_pairs && a->simd_width != 16) return "pairs of bfloat16 come with 16 lanes";
     if (a->attention_threads < 1 || a->attention_threads > 1024)
         return "attention_threads must be between 1 and 1024";
     return NULL;
@@ -65,6 +75,7 @@ static void choose_arithmetic(bn_engine *e, const bn_arithmetic *a) {
     e->quantizer = is_main ? BN_QUANTIZE_MAIN : a->fused_quantizer ? BN_QUANTIZE_MARCH_FUSED : BN_QUANTIZE_MARCH;
     /* bitnet.cpp's main computes every model with SiLU */
     e->activation = a->follow_reference ? BN_SILU : e->model.activation;
+    bn_choose_head(e);
     e->cell_multiple = is_main ? 256 : 32; /* llama.cpp, llama_kv_cache::get_n_kv; llama_kv_cache_get_padding */
 }
 
@@ -105,7 +116,7 @@ int bn_engine_create(const bn_model *model, const bn_options *options, bn_engine
         bn_engine_free(e);
         return bn_fail(BN_ERR_THREAD, "could not start the worker threads");
     }
-    bn_counters_init(&e->counters, kernels, model->rope_pairing);
+    bn_counters_init(&e->counters, kernels, model->output.type);
     *out = e;
     return BN_OK;
 }

@@ -29,7 +29,7 @@ typedef struct {
     int8_t *q8;         /* [n][max(dim, q_dim, hidden_dim)] quantised activations, row stride = the row's length */
     float *q8_scale;    /* [n]             127 / absmax */
     int32_t *q8_sum;    /* [n]             sum of the row of q8 */
-    float *steps;       /* [n][q8 / 256]   in blocks: what one unit of q8 stands for */
+    float *steps;       /* [n][q8 / 32]    in blocks: what one unit of q8 stands for */
     int32_t *groups;    /* [n][q8 / 32]    in blocks: sums of 32 */
     uint16_t *half;     /* [n][kv_dim]     V in binary16, before it is stored transposed */
 } bn_buffers;
@@ -72,6 +72,7 @@ struct bn_engine {
     int32_t q_dim, kv_dim;
     bn_arithmetic arithmetic;
     int32_t quantizer, dot, width_index, activation; /* the kernels that follow from it */
+    int32_t head_dots[2];  /* of a table that is not of F16: BN_DOTS_* for one row of input, and for several */
     int32_t cell_multiple; /* attention takes the cells of the cache in groups of so many */
     const bn_kernels *kernels;
     bn_pool *pool;

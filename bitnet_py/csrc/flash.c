@@ -53,7 +53,6 @@ static weighed weigh_cells(const bn_engine *e, const float *scores, const uint16
 
 /* ggml_flash_attn_ext_reduce_partials */
 static weighed join(weighed w, float *a, weighed part, const float *part_a, int64_t n) {
-    if (part.sum == 0) return w;
     const float top = fmaxf(w.top, part.top);
     const float old = expf(w.top - top), added = expf(part.top - top);
     for (int64_t d = 0; d < n; d++) a[d] = fmaf(a[d], old, part_a[d] * added);

@@ -2,13 +2,14 @@
  * threads share, layer, pass.
  *
  * Every operation rounds as bitnet.cpp's does (docs/numerics.md); none is fused with its
- * neighbour. What depends on the architecture (activation, RoPE pairing, sub-norms, head width)
- * is read from bn_model.
+ * neighbour. What depends on the architecture (activation, RoPE pairing, sub-norms, head width,
+ * biases) is read from bn_model.
  */
 #include "forward.h"
 #include "attention.h"
 #include "head.h"
 #include "pass.h"
+#include "tables.h"
 
 #include <math.h>
 
@@ -60,8 +61,9 @@ static void quantize_row(const bn_run *r, const float *x, int64_t n, int64_t row
 static void embed(const bn_run *r) {
     const bn_engine *e = r->engine;
     const int64_t dim = e->model.dim;
+    const bn_table *table = &e->model.token_embd;
     for (int64_t t = r->thread; t < r->pass->n_tokens; t += r->n_threads)
-        e->kernels->from_f16(e->model.token_embd + r->pass->tokens[t] * dim, dim, e->buffers.x + t * dim);
+        bn_table_widen(table->type, bn_table_row(table, r->pass->tokens[t], dim), dim, e->buffers.x + t * dim);
 }
 
 /* Norms the rows of this thread: t = thread, thread + n_threads, ... */
@@ -83,6 +85,14 @@ static void norm_and_quantize(const bn_run *r, const float *x, const float *weig
     bn_count_once(r, BN_COUNT_QUANTIZE, 0);
 }
 
+/* What follows a product: its tensor's factor, then the bias of these rows, each rounded. */
+static void finish(const bn_matrix *m, int64_t row, int64_t n, float *y) {
+    if (m->factor != 1.0f)
+        for (int64_t i = 0; i < n; i++) y[i] *= m->factor;
+    if (m->bias)
+        for (int64_t i = 0; i < n; i++) y[i] += m->bias[row + i];
+}
+
 /* The product of rows lo to hi with activations in blocks. */
 static void multiply_blocks(const bn_run *r, const bn_matrix *m, int64_t lo, int64_t hi, int64_t tile,
                             int64_t n_tokens, float *y) {
@@ -97,6 +107,7 @@ static void multiply_blocks(const bn_run *r, const bn_matrix *m, int64_t lo, int
                                  b->groups + t * (m->cols / BN_GROUP)};
             e->kernels->blocks_dot[e->arithmetic.fused_sums](m->data + row * (m->cols / 4), m->cols, n_rows,
                                                              m->scale, &x, n_cols, y + t * m->rows + row, m->rows);
+            for (int c = 0; c < n_cols; c++) finish(m, row, n_rows, y + (t + c) * m->rows + row);
         }
     }
 }
@@ -128,6 +139,7 @@ static void bitlinear(const bn_run *r, const bn_matrix *m, int64_t n_tokens, flo
                 const float sum = (float)b->q8_sum[t + c], s = b->q8_scale[t + c];
                 float *out = y + (t + c) * m->rows + row;
                 rescale(acc + c * n_rows, n_rows, sum, s, m->scale, out);
+                finish(m, row, n_rows, out);
             }
         }
     }
@@ -244,8 +256,9 @@ static void forward(void *argument, int thread, int n_threads) {
 
 /* For little work, waking another thread costs more than it saves. */
 static int threads_for(const bn_engine *e, const bn_pass *pass) {
-    const int64_t work = e->ternary_bytes * pass->n_tokens +
-                         (int64_t)pass->n_outputs * e->model.vocab_size * e->model.dim * (int64_t)sizeof(uint16_t);
+    const int64_t work =
+        e->ternary_bytes * pass->n_tokens +
+        (int64_t)pass->n_outputs * e->model.vocab_size * bn_table_row_bytes(e->model.output.type, e->model.dim);
     const int64_t wanted = work / e->bytes_per_thread, most = bn_pool_size(e->pool);
     return (int)(wanted < 1 ? 1 : wanted > most ? most : wanted);
 }

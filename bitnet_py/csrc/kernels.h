@@ -33,6 +33,41 @@ typedef void (*bn_blocks_dot_fn)(const uint8_t *w, int64_t k, int n_rows, float 
 /* out[c * ldo + r] = sum_i a[r * lda + i] * b[c * ldb + i], a in binary16. */
 typedef void (*bn_dots_fn)(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
                            int64_t n_cols, int64_t n, float *out, int64_t ldo);
+/* One row of the LM head's input, rounded as the type of its table demands (tables.h). */
+typedef struct {
+    const float *x;        /* [n]       F32, BF16 */
+    const int8_t *q;       /* [n]       Q8_0, Q8_K */
+    const float *steps;    /* [n / 32]  Q8_0; [n / BN_BLOCK] Q8_K */
+    const int32_t *groups; /* [n / BN_GROUP] Q8_K: sums */
+} bn_table_input;
+/* out[r] = row r of a table times the input; n a multiple of 128, and of the type's block. */
+typedef void (*bn_table_dots_fn)(const uint8_t *rows, int64_t n_rows, int64_t n, const bn_table_input *x,
+                                 float *out);
+/* The products with the types of a table but F16, in the orders of the builds of bitnet.cpp. */
+enum {
+    BN_DOTS_F32_W8,
+    BN_DOTS_F32_W16,
+    BN_DOTS_F32_TILED_W8,
+    BN_DOTS_F32_TILED_W16,
+    BN_DOTS_BF16_W8,
+    BN_DOTS_BF16_W16,
+    BN_DOTS_BF16_PAIRS,
+    BN_DOTS_BF16_TILED_W8,
+    BN_DOTS_BF16_TILED_W16,
+    BN_DOTS_BF16_TILED_PAIRS,
+    BN_DOTS_Q8_0,
+    BN_DOTS_Q4_0,
+    BN_DOTS_Q4_0_PACKED,
+    BN_DOTS_Q5_0,
+    BN_DOTS_Q6_K,
+    BN_DOTS_Q6_K_MAIN,
+    BN_DOTS_Q3_K,
+    BN_DOTS_TQ1_0,
+    BN_DOTS_TQ1_0_FUSED,
+    BN_DOTS_TQ2_0,
+    BN_DOTS_TQ2_0_FUSED,
+    BN_TABLE_DOTS
+};
 /* In place: row[0..n_visible) holds raw scores; row[0..n_padded) becomes probabilities, 0 where
  * masked. */
 typedef void (*bn_softmax_fn)(float *row, int64_t n_visible, int64_t n_padded, float scale);
@@ -68,6 +103,8 @@ typedef struct {
     bn_blocks_dot_fn blocks_dot[2];           /* 1: fused_sums */
     bn_dots_fn dots_f16[BN_DOTS]; /* bitnet.cpp ggml_vec_dot_f16: 4 accumulators of W lanes, or of 32 binary16 */
     bn_dots_fn dots_tiled[2];     /* bitnet.cpp llamafile sgemm: 1 accumulator of W lanes */
+    bn_table_dots_fn table_dots[BN_TABLE_DOTS];
+    void (*quantize_q8_0)(const float *x, int64_t n, int8_t *q, float *steps); /* steps[n / 32] */
     bn_softmax_fn softmax[2];
     bn_exponentials_fn exponentials[2];
     bn_rope_fn rope[BN_ROPE_PAIRINGS];
@@ -89,7 +126,47 @@ extern const bn_kernels bn_kernels_scalar;
 /* Kernels of which no family has a faster version yet. */
 void bn_scalar_quantize_blocks(const float *x, int64_t n, int8_t *q, float *steps, int32_t *groups);
 void bn_scalar_quantize_blocks_fused(const float *x, int64_t n, int8_t *q, float *steps, int32_t *groups);
-void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out);
+void bn_scalar_quantize_q8_0(const float *x, int64_t n, int8_t *q, float *steps);
+#define BN_DECLARE_TABLE_DOTS(name)                                                                               \
+    void name(const uint8_t *rows, int64_t n_rows, int64_t n, const bn_table_input *x, float *out)
+BN_DECLARE_TABLE_DOTS(bn_scalar_f32_w8);
+BN_DECLARE_TABLE_DOTS(bn_scalar_f32_w16);
+BN_DECLARE_TABLE_DOTS(bn_scalar_f32_tiled_w8);
+BN_DECLARE_TABLE_DOTS(bn_scalar_f32_tiled_w16);
+BN_DECLARE_TABLE_DOTS(bn_scalar_bf16_w8);
+BN_DECLARE_TABLE_DOTS(bn_scalar_bf16_w16);
+BN_DECLARE_TABLE_DOTS(bn_scalar_bf16_pairs);
+BN_DECLARE_TABLE_DOTS(bn_scalar_bf16_tiled_w8);
+BN_DECLARE_TABLE_DOTS(bn_scalar_bf16_tiled_w16);
+BN_DECLARE_TABLE_DOTS(bn_scalar_bf16_tiled_pairs);
+BN_DECLARE_TABLE_DOTS(bn_scalar_q8_0);
+BN_DECLARE_TABLE_DOTS(bn_scalar_q4_0);
+BN_DECLARE_TABLE_DOTS(bn_scalar_q4_0_packed);
+BN_DECLARE_TABLE_DOTS(bn_scalar_q5_0);
+BN_DECLARE_TABLE_DOTS(bn_scalar_q6_k);
+BN_DECLARE_TABLE_DOTS(bn_scalar_q6_k_main);
+BN_DECLARE_TABLE_DOTS(bn_scalar_q3_k);
+BN_DECLARE_TABLE_DOTS(bn_scalar_tq1_0);
+BN_DECLARE_TABLE_DOTS(bn_scalar_tq1_0_fused);
+BN_DECLARE_TABLE_DOTS(bn_scalar_tq2_0);
+BN_DECLARE_TABLE_DOTS(bn_scalar_tq2_0_fused);
+/* clang-format off */
+#define BN_TABLE_KERNELS(family)                                                                                  \
+    .table_dots = {                                                                                               \
+        [BN_DOTS_F32_W8] = family##_f32_w8, [BN_DOTS_F32_W16] = family##_f32_w16,                                 \
+        [BN_DOTS_F32_TILED_W8] = family##_f32_tiled_w8, [BN_DOTS_F32_TILED_W16] = family##_f32_tiled_w16,         \
+        [BN_DOTS_BF16_W8] = family##_bf16_w8, [BN_DOTS_BF16_W16] = family##_bf16_w16,                             \
+        [BN_DOTS_BF16_PAIRS] = family##_bf16_pairs, [BN_DOTS_BF16_TILED_W8] = family##_bf16_tiled_w8,             \
+        [BN_DOTS_BF16_TILED_W16] = family##_bf16_tiled_w16,                                                       \
+        [BN_DOTS_BF16_TILED_PAIRS] = family##_bf16_tiled_pairs,                                                   \
+        [BN_DOTS_Q8_0] = family##_q8_0, [BN_DOTS_Q4_0] = family##_q4_0, [BN_DOTS_Q4_0_PACKED] = family##_q4_0_packed, \
+        [BN_DOTS_Q5_0] = family##_q5_0,           \
+        [BN_DOTS_Q6_K] = family##_q6_k, [BN_DOTS_Q6_K_MAIN] = family##_q6_k_main,                                      \
+        [BN_DOTS_Q3_K] = family##_q3_k,                                                                           \
+        [BN_DOTS_TQ1_0] = family##_tq1_0, [BN_DOTS_TQ1_0_FUSED] = family##_tq1_0_fused,                           \
+        [BN_DOTS_TQ2_0] = family##_tq2_0, [BN_DOTS_TQ2_0_FUSED] = family##_tq2_0_fused},                          \
+    .quantize_q8_0 = bn_scalar_quantize_q8_0
+/* clang-format on */
 #if defined(__x86_64__) && !defined(BN_SCALAR_ONLY)
 extern const bn_kernels bn_kernels_avx2;
 extern const bn_kernels bn_kernels_avx512vnni;

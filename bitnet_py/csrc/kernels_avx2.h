@@ -76,11 +76,33 @@ void bn_avx2_dots_tiled_w8(const uint16_t *a, int64_t lda, int64_t n_rows, const
                            int64_t n_cols, int64_t n, float *out, int64_t ldo);
 void bn_avx2_dots_tiled_w16(const uint16_t *a, int64_t lda, int64_t n_rows, const float *b, int64_t ldb,
                             int64_t n_cols, int64_t n, float *out, int64_t ldo);
+BN_DECLARE_TABLE_DOTS(bn_avx2_f32_w8);
+BN_DECLARE_TABLE_DOTS(bn_avx2_f32_w16);
+BN_DECLARE_TABLE_DOTS(bn_avx2_f32_tiled_w8);
+BN_DECLARE_TABLE_DOTS(bn_avx2_f32_tiled_w16);
+BN_DECLARE_TABLE_DOTS(bn_avx2_bf16_w8);
+BN_DECLARE_TABLE_DOTS(bn_avx2_bf16_w16);
+BN_DECLARE_TABLE_DOTS(bn_avx2_bf16_pairs);
+BN_DECLARE_TABLE_DOTS(bn_avx2_bf16_tiled_w8);
+BN_DECLARE_TABLE_DOTS(bn_avx2_bf16_tiled_w16);
+BN_DECLARE_TABLE_DOTS(bn_avx2_bf16_tiled_pairs);
+BN_DECLARE_TABLE_DOTS(bn_avx2_q8_0);
+BN_DECLARE_TABLE_DOTS(bn_avx2_q4_0);
+BN_DECLARE_TABLE_DOTS(bn_avx2_q4_0_packed);
+BN_DECLARE_TABLE_DOTS(bn_avx2_q5_0);
+BN_DECLARE_TABLE_DOTS(bn_avx2_q6_k);
+BN_DECLARE_TABLE_DOTS(bn_avx2_q6_k_main);
+BN_DECLARE_TABLE_DOTS(bn_avx2_q3_k);
+BN_DECLARE_TABLE_DOTS(bn_avx2_tq1_0);
+BN_DECLARE_TABLE_DOTS(bn_avx2_tq1_0_fused);
+BN_DECLARE_TABLE_DOTS(bn_avx2_tq2_0);
+BN_DECLARE_TABLE_DOTS(bn_avx2_tq2_0_fused);
 void bn_avx2_softmax_w8(float *row, int64_t n_visible, int64_t n_padded, float scale);
 void bn_avx2_softmax_w16(float *row, int64_t n_visible, int64_t n_padded, float scale);
 double bn_avx2_exponentials_w8(float *row, int64_t n, float top);
 double bn_avx2_exponentials_w16(float *row, int64_t n, float top);
 void bn_avx2_rope_halves(const float *x, const float *cos, const float *sin, int half, float *out);
+void bn_avx2_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out);
 void bn_avx2_gated_relu_squared(const float *gate, const float *up, int64_t n, float *act, float *prod);
 void bn_avx2_gated_silu_w8(const float *gate, const float *up, int64_t n, float *act, float *prod);
 void bn_avx2_gated_silu_w16(const float *gate, const float *up, int64_t n, float *act, float *prod);
@@ -101,10 +123,10 @@ void bn_avx2_from_f16(const uint16_t *x, int64_t n, float *out);
 #define BN_AVX2_KERNELS                                                                                           \
     .quantize = {bn_avx2_quantize_march, bn_avx2_quantize_march_fused, bn_avx2_quantize_main},                    \
     .quantize_blocks = {bn_scalar_quantize_blocks, bn_scalar_quantize_blocks_fused},                              \
-    .blocks_dot = {bn_avx2_blocks_dot, bn_avx2_blocks_dot_fused},                                                 \
+    .blocks_dot = {bn_avx2_blocks_dot, bn_avx2_blocks_dot_fused}, BN_TABLE_KERNELS(bn_avx2),                      \
     .softmax = {bn_avx2_softmax_w8, bn_avx2_softmax_w16},                                                         \
     .exponentials = {bn_avx2_exponentials_w8, bn_avx2_exponentials_w16},                                          \
-    .rope = {[BN_ROPE_HALVES] = bn_avx2_rope_halves, [BN_ROPE_ADJACENT] = bn_scalar_rope_adjacent},               \
+    .rope = {[BN_ROPE_HALVES] = bn_avx2_rope_halves, [BN_ROPE_ADJACENT] = bn_avx2_rope_adjacent},                 \
     .gated = {[BN_RELU_SQUARED] = {bn_avx2_gated_relu_squared, bn_avx2_gated_relu_squared},                       \
               [BN_SILU] = {bn_avx2_gated_silu_w8, bn_avx2_gated_silu_w16}},                                       \
     .rescale = {bn_avx2_rescale_march, bn_avx2_rescale_main},                                                     \

@@ -141,6 +141,24 @@ void bn_avx2_rope_halves(const float *x, const float *cos, const float *sin, int
     }
 }
 
+void bn_avx2_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out) {
+    int i = 0;
+    for (; i + 4 <= half; i += 4) {
+        const __m128 c = _mm_loadu_ps(cos + i), s = _mm_loadu_ps(sin + i);
+        const __m128 low = _mm_unpacklo_ps(c, s), high = _mm_unpackhi_ps(c, s);
+        const __m256 cs = _mm256_set_m128(high, low);                     /* c0 s0 c1 s1 ... */
+        const __m256 sc = _mm256_permute_ps(cs, _MM_SHUFFLE(2, 3, 0, 1)); /* s0 c0 s1 c1 ... */
+        const __m256 pair = _mm256_loadu_ps(x + 2 * i);
+        const __m256 x0 = _mm256_moveldup_ps(pair), x1 = _mm256_movehdup_ps(pair);
+        _mm256_storeu_ps(out + 2 * i, _mm256_fmaddsub_ps(x0, cs, _mm256_mul_ps(x1, sc)));
+    }
+    for (; i < half; i++) {
+        const float x0 = x[2 * i], x1 = x[2 * i + 1];
+        out[2 * i] = fmaf(x0, cos[i], -(x1 * sin[i]));
+        out[2 * i + 1] = fmaf(x0, sin[i], x1 * cos[i]);
+    }
+}
+
 void bn_avx2_gated_relu_squared(const float *gate, const float *up, int64_t n, float *act, float *prod) {
     int64_t i = 0;
     for (; i + 8 <= n; i += 8) {

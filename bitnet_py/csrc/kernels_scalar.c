@@ -283,8 +283,8 @@ static void rope_halves(const float *x, const float *cos, const float *sin, int 
     for (int i = 0; i < half; i++) rotate(x[i], x[i + half], cos[i], sin[i], &out[i], &out[i + half]);
 }
 
-/* The same rounding as for halves. Not compared with bitnet.cpp: not claimed to be bit-identical. */
-void bn_scalar_rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out) {
+/* The same rounding as for halves: the same expressions, contracted alike. */
+static void rope_adjacent(const float *x, const float *cos, const float *sin, int half, float *out) {
     for (int i = 0; i < half; i++) rotate(x[2 * i], x[2 * i + 1], cos[i], sin[i], &out[2 * i], &out[2 * i + 1]);
 }
 
@@ -406,9 +406,10 @@ const bn_kernels bn_kernels_scalar = {
     .blocks_dot = {blocks_dot_unfused, blocks_dot_fused},
     .dots_f16 = {dots_f16_w8, dots_f16_w16, dots_half_sums},
     .dots_tiled = {dots_tiled_w8, dots_tiled_w16},
+    BN_TABLE_KERNELS(bn_scalar),
     .softmax = {softmax_w8, softmax_w16},
     .exponentials = {exponentials_w8, exponentials_w16},
-    .rope = {[BN_ROPE_HALVES] = rope_halves, [BN_ROPE_ADJACENT] = bn_scalar_rope_adjacent},
+    .rope = {[BN_ROPE_HALVES] = rope_halves, [BN_ROPE_ADJACENT] = rope_adjacent},
     .gated = {[BN_RELU_SQUARED] = {gated_relu_squared, gated_relu_squared},
               [BN_SILU] = {gated_silu_w8, gated_silu_w16}},
     .rescale = {rescale_march, rescale_main},

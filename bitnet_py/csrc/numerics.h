@@ -50,6 +50,13 @@ static inline uint16_t bn_float_to_half(float x) {
     return (uint16_t)(sign | ((magnitude + 0xfffu + odd - 0x38000000u) >> 13));
 }
 
+/* To bfloat16, to nearest even, and back; NaN stays one. */
+static inline float bn_round_bfloat(float x) {
+    const uint32_t u = bn_bits(x);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return x;
+    return bn_float((u + 0x7fffu + (u >> 16 & 1)) & 0xffff0000u);
+}
+
 static inline float bn_round_half(float x) { return bn_half_to_float(bn_float_to_half(x)); }
 
 /* a * b + c with one rounding to binary16; all three hold binary16 values. The product is exact in

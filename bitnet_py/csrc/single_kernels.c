@@ -2,7 +2,10 @@
 #include "bitnet.h"
 #include "error.h"
 #include "families.h"
+#include "head.h"
+#include "numerics.h"
 #include "screen.h"
+#include "tables.h"
 
 #include <stdlib.h>
 
@@ -193,6 +196,45 @@ int bn_kernel_top(const char *kernel, int simd_width, const uint16_t *rows, int6
     free(search.upper);
     free(found);
     return status;
+}
+
+static int table_ok(int type, int64_t n) {
+    return check(type >= 0 && type < BN_TABLE_TYPES, "unknown type of a table") &&
+           check(n > 0 && n % 128 == 0 && n % bn_table_formats[type].values == 0,
+                 "n must be a positive multiple of 128 and of the type's block");
+}
+
+int bn_kernel_table(const char *kernel, int type, const bn_arithmetic *arithmetic, int is_tiled, int packed,
+                    const uint8_t *rows, int64_t n_rows, int64_t n, const float *x, int64_t n_cols, float *out) {
+    const bn_kernels *kernels = bn_select_kernels(kernel);
+    if (!kernels) return BN_ERR_UNAVAILABLE;
+    if (!table_ok(type, n) || !check(type != BN_TABLE_F16, "rows of F16 are multiplied by bn_kernel_dots") ||
+        !check(arithmetic->simd_width == 8 || arithmetic->simd_width == 16, "simd_width must be 8 or 16"))
+        return BN_ERR_ARGUMENT;
+    const bn_table_dots_fn dots = kernels->table_dots[bn_table_dots_of(type, arithmetic, is_tiled, packed)];
+    const int32_t input = bn_table_formats[type].input;
+    float *values = malloc((size_t)n * sizeof *values), *steps = malloc((size_t)n * sizeof *steps);
+    int32_t *groups = malloc((size_t)n * sizeof *groups);
+    int8_t *q = malloc((size_t)n);
+    const int allocated = check(values && steps && groups && q, "out of memory");
+    for (int64_t c = 0; allocated && c < n_cols; c++, x += n, out += n_rows) {
+        for (int64_t i = 0; i < n; i++) values[i] = input == BN_INPUT_BF16 ? bn_round_bfloat(x[i]) : x[i];
+        if (input == BN_INPUT_Q8_0) kernels->quantize_q8_0(x, n, q, steps);
+        if (input == BN_INPUT_Q8_K) kernels->quantize_blocks[arithmetic->fused_quantizer](x, n, q, steps, groups);
+        const bn_table_input one = {values, q, steps, groups};
+        dots(rows, n_rows, n, &one, out);
+    }
+    free(values);
+    free(steps);
+    free(groups);
+    free(q);
+    return allocated ? BN_OK : BN_ERR_MEMORY;
+}
+
+int bn_table_values(int type, const uint8_t *row, int64_t n, float *out) {
+    if (!table_ok(type, n)) return BN_ERR_ARGUMENT;
+    bn_table_widen(type, row, n, out);
+    return BN_OK;
 }
 
 int bn_kernel_to_f16(const char *kernel, const float *x, int64_t n, uint16_t *out) {

@@ -11,10 +11,13 @@ from crossval.api.benchmark import bench_engines
 from crossval.api.comparison import audit_trace, compare_engines, compare_traces
 from crossval.api.generation import greedy, read_prompts
 from crossval.api.single import metamorphic, record, self_test, smoke_test
+from crossval.api.tokens import tokens
+from crossval.api.weights import check_weights
 
 __all__ = [
     "audit_trace",
     "bench_engines",
+    "check_weights",
     "compare_engines",
     "compare_traces",
     "greedy",
@@ -23,4 +26,5 @@ __all__ = [
     "record",
     "self_test",
     "smoke_test",
+    "tokens",
 ]

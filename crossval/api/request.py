@@ -7,11 +7,14 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bitnet_py.chat_template import AUTO, FileTemplate
+from bitnet_py.gguf import GGUFFile
 from bitnet_py.resources import default_model_path
-from bitnet_py.template import get_template
+from bitnet_py.template import Template, get_template
 from crossval.engines.model_file import ModelFile, check_model, missing_tokens
 from crossval.engines.registry import find_word
 from crossval.engines.session import Prompt, Session, check_text, encode
@@ -67,7 +70,9 @@ class Request:
         self.progress("checking the model", 0, 1)
         model = check_model(path)
         self.progress("checking the model", 1, 1)
-        missing = missing_tokens(path, get_template(self.template or "raw").special_tokens)
+        for warning in model.warnings:
+            self.say(f"warning: {warning}")
+        missing = missing_tokens(path, self._template.special_tokens)
         if missing:
             raise BadInputError(f"{path.name} has no token {missing[0]!r}, which template {self.template} needs")
         return model
@@ -85,7 +90,14 @@ class Request:
 
     def render(self, text: str) -> str:
         """Return the prompt in its chat template, as it is tokenized."""
-        return get_template(self.template or "raw").render(text)
+        return self._template.render(text)
+
+    @cached_property
+    def _template(self) -> Template | FileTemplate:
+        if self.template != AUTO:
+            return get_template(self.template or "raw")
+        with GGUFFile.open(default_model_path() if self.model is None else Path(self.model)) as gguf:
+            return get_template(AUTO, gguf.metadata)
 
     def open_prompt(self, session: Session, text: str) -> tuple[Runner, Runner, Prompt]:
         """Open candidate and reference for a prompt and tokenize it.
@@ -146,9 +158,20 @@ class Request:
             token_ids=prompts[0].token_ids if prompts else (),
             compute=session.compute(),
             settings=self.settings(**settings),
-            notes=[*session.model.notes, *_engine_notes(parties), *_prompt_notes(prompts)],
+            notes=[
+                *session.model.notes,
+                *self._template_notes(),
+                *_engine_notes(parties),
+                *_prompt_notes(prompts),
+            ],
             **parties,
         )
+
+    def _template_notes(self) -> list[str]:
+        template = self._template
+        if not isinstance(template, FileTemplate):
+            return []
+        return [f"template {AUTO} is the model file's own, sha256 {template.digest}"]
 
     @contextmanager
     def unavailable(self, session: Session, sides: tuple[Side, ...] = SIDES, **settings: Any) -> Iterator[None]:

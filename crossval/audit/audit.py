@@ -293,7 +293,8 @@ def _audit_heads(engines: Sequence[_Engine], op: Op, weights: _LayerWeights) -> 
     table = weights[op.weights[0]]
     logits = op.function(np.concatenate(stacked), table)
     expected = iter(np.split(logits, np.cumsum([len(x) for x in stacked])))
-    norms = bounds.row_norms(table)  # type: ignore[arg-type]  # the head is a table
+    kind = waiting[0][0].arithmetic.head_table  # the model's, so that of every engine
+    norms = bounds.row_norms(table, kind)  # type: ignore[arg-type]  # the head is a table
     for engine, output, read in waiting:
         checks = (ev.check_head(output, x, next(expected), norms, engine.arithmetic, r) for r, x in read)
         engine.note(output, ev.best(list(checks)))

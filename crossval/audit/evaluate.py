@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit import bounds, precision
-from crossval.audit.bounds import Arithmetic, integers
+from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import CheckStatus, OpCheck, Worst
 from crossval.audit.segments import Outcome
 from crossval.audit.state import Covered, Output
@@ -30,7 +30,7 @@ def check(output: Output, inputs: Arrays, weights: WeightSource, arithmetic: Ari
     if unusable is not None:
         return replace(unusable, note=_overflow(output, inputs, loaded) or unusable.note)
     if loaded and isinstance(loaded[0], TernaryMatrix):
-        return _check_bitlinear(output, inputs[0], loaded[0], arithmetic)
+        return _check_bitlinear(output, inputs[0], loaded, arithmetic)
     found = []
     for reading in bounds.readings(op, arithmetic, output.state.n_tokens, output.array.shape[0]):
         arrays = [reading.apply(index, array) for index, array in enumerate(inputs)]
@@ -79,20 +79,20 @@ def _overflow(output: Output, inputs: Arrays, loaded: Sequence[Weight]) -> str |
 
 
 def _check_bitlinear(
-    output: Output, x: npt.NDArray[Any], weight: TernaryMatrix, arithmetic: Arithmetic
+    output: Output, x: npt.NDArray[Any], weights: Sequence[Any], arithmetic: Arithmetic
 ) -> OpCheck:
-    recorded = output.array
+    recorded, weight = output.array, weights[0]
     if recorded[0].size != weight.signs.shape[0] or x[0].size != weight.signs.shape[1]:
         misfit = f"shape {recorded.shape} from {x.shape} does not fit a matrix of {weight.signs.shape}"
         return _check(output, "invalid", note=misfit)
     x, flat, form = x.reshape(len(x), -1), recorded.reshape(len(recorded), -1), arithmetic.recorded
     if form is not F32:
         # what no codes explain is wrong; what some explain is left open, for they need not be the engine's
-        result = integers.check_recorded(x, weight, arithmetic, form)
+        result = bounds.check_bitlinear(x, flat, weights, arithmetic, form)
         found = _judge(output, result.expected.reshape(recorded.shape), result.bound.reshape(recorded.shape))
         why = f"its input was recorded in {form.label} only, so its codes are not known"
         return found if found.wrong else unchecked(output, why)
-    result = bounds.check_bitlinear(x, flat, weight, arithmetic)
+    result = bounds.check_bitlinear(x, flat, weights, arithmetic)
     expected = result.expected.reshape(recorded.shape)
     allowed = result.bound.reshape(recorded.shape) + arithmetic.cached(output.op, expected, recorded)
     note = f"{result.flips} int8 flips at rounding ties explain every integer" if result.flips else None

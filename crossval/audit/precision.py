@@ -162,6 +162,7 @@ def arithmetic_of(numerics: Numerics, found: Precision | None, model: Shape) -> 
         numerics,
         model.n_heads,
         head_dim=model.head_dim,
+        head_table=model.head_type if isinstance(model, SpecConfig) else "F16",
         zero_rows_nan=follows and numerics.generation in ZERO_ROWS,
     )
     if found is None or found.scope == "some":

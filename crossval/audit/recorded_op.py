@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit.bounds import read_as
+from crossval.audit.bounds import Rounding, read_as
 from crossval.audit.state import recorded_value
 from crossval.errors import BadInputError
-from crossval.formats import Dtype
 from crossval.model.config import SpecConfig
 from crossval.model.kinds import IntArray, visible_keys, widen
 from crossval.model.op import Op, WeightSource
@@ -47,7 +46,7 @@ class RecordedOp:
     """All that was recorded in this pass, by full tap name."""
     previous: Sequence[Mapping[str, TapArray]] = ()
     """The same of the passes before, oldest first."""
-    rounded: tuple[Dtype | None, ...] = ()
+    rounded: tuple[Rounding | None, ...] = ()
     """Which inputs this engine rounds to a 16-bit format before it uses them; of no operation: none."""
     passes: Sequence[PassRecord] = ()
     """All recorded passes, this one and later ones too."""

@@ -96,7 +96,7 @@ class Segment:
                 arrays = [round_to(r, a) for a, r in zip(arrays, readings[op.name].rounded, strict=True)]
             weights = [self.weights[name] for name in op.weights]
             if weights and isinstance(weights[0], TernaryMatrix):
-                result, near = bounds.propagate_bitlinear(op, arrays[0], have, weights[0], self.arithmetic, flips)
+                result, near = bounds.propagate_bitlinear(op, arrays[0], have, weights, self.arithmetic, flips)
                 ties[op.inputs[0]] = near  # the same of every BitLinear that reads it
             else:
                 arithmetic = self.arithmetic.reading(readings.get(op.name))

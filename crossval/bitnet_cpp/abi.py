@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from ctypes import CFUNCTYPE, POINTER, c_bool, c_float, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
 from crossval.bitnet_cpp import main, mainline, march
-from crossval.bitnet_cpp.table import ANY, INIT_PARAMS, TYPE_F32, Function, Layout, Table
-from crossval.errors import UnavailableError
+from crossval.bitnet_cpp.table import ANY, INIT_PARAMS, OVERRIDE, TYPE_F32, Function, Layout, Table
+from crossval.errors import BadInputError, UnavailableError
 
 TABLES: tuple[Table, ...] = (march.TABLE, main.TABLE, mainline.TABLE)
 OPTIONAL_ROLES = {
@@ -41,6 +42,7 @@ VEC_DOT = CFUNCTYPE(
 
 _SIZE_OF_GGML_OBJECT = 32
 _CANARY_BYTES = 1024
+_OVERRIDE_BYTES = 128
 _NAMED = 5
 """Missing functions and differences listed in a message."""
 
@@ -98,6 +100,31 @@ def open_library(path: str) -> Library:
             + "; nor those of ".join(fitting)
         )
     raise UnavailableError(_unknown(shared_object, path))
+
+
+def overrides(values: Mapping[str, int | float | bool | str]) -> Any:
+    """Return metadata values as the list of structs that model parameters point to.
+
+    Raises:
+        BadInputError: a key or a text is too long for the struct.
+    """
+    entries: Any = (OVERRIDE.struct * (len(values) + 1))()
+    for entry, (key, value) in zip(entries, values.items(), strict=False):
+        tag, data = _override(value)
+        for what, text in (("key", key.encode()), ("value", data)):
+            if len(text) >= _OVERRIDE_BYTES:
+                raise BadInputError(f"override of {key}: the {what} is longer than {_OVERRIDE_BYTES - 1} bytes")
+        entry.tag, entry.key, entry.value = tag, key.encode(), data
+    return entries  # the last one, of zeros, ends the list
+
+
+def _override(value: int | float | bool | str) -> tuple[int, bytes]:
+    """Return a value's tag and its bytes."""
+    if isinstance(value, bool):
+        return 2, bytes([value])
+    if isinstance(value, str):
+        return 3, value.encode()
+    return (0, struct.pack("=q", value)) if isinstance(value, int) else (1, struct.pack("=d", value))
 
 
 def missing_functions(shared_object: ctypes.CDLL, table: Table) -> list[str]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
+import signal
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import numpy.typing as npt
 from crossval.bitnet_cpp import abi, limits, probe, probe_blocks
 from crossval.bitnet_cpp.abi import Library
 from crossval.bitnet_cpp.capture import Capture, CapturedTap, PassShape
-from crossval.bitnet_cpp.table import Nodes
+from crossval.bitnet_cpp.table import MESSAGE, Nodes
 from crossval.errors import BadInputError, UnavailableError
 
 _TOKENIZER_NONE = 0
@@ -99,9 +101,18 @@ class Engine:
         }
 
     def load(
-        self, path: str, *, n_ctx: int | None, n_ubatch: int, n_threads: int, flash_attention: bool | None
+        self,
+        path: str,
+        overrides: Mapping[str, Any],
+        *,
+        n_ctx: int | None,
+        n_ubatch: int,
+        n_threads: int,
+        flash_attention: bool | None,
     ) -> dict[str, Any]:
         """Load a model and create the plain context; return its shape and the limits in force.
+
+        ``overrides``: metadata key -> value that replaces the file's.
 
         ``flash_attention`` None: on where the generation has it on by default.
 
@@ -114,12 +125,7 @@ class Engine:
         lib, table = self.lib, self.lib.table
         if flash_attention and table.flash_attention is None:
             raise UnavailableError(f"flash attention of {table.title} is not supported here")
-        params = lib.default_model_params()
-        params.n_gpu_layers = 0
-        self.model = lib.load_model(path.encode(), params)
-        if not self.model:
-            raise RefusedError(f"{table.engine} could not load {path}")
-        self.vocab = lib.vocab_of(self.model)
+        self._load(path, overrides)
         arch = self._meta("general.architecture") or ""
         if arch not in table.graphs:
             raise BadInputError(
@@ -157,15 +163,52 @@ class Engine:
             "has_output_weight": bool(self._tensor("output.weight")),
         }
 
-    def tokenize(self, text: str, *, add_bos: bool, parse_special: bool) -> list[int]:
-        """Return ``llama_tokenize`` of the text; BOS and EOS follow the model's own settings when ``add_bos``.
+    def load_vocabulary(self, path: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Load the vocabulary of a model file and nothing else; values of ``overrides`` replace the file's.
+
+        Raises:
+            RefusedError: the library could not load it.
+        """
+        self._load(path, overrides, vocab_only=True)
+        self.n_vocab = self.lib.n_vocab(self.vocab)
+        return {
+            "vocab_size": self.n_vocab,
+            "has_vocab": self.lib.vocab_type(self.vocab) != _TOKENIZER_NONE,
+        }
+
+    def _load(self, path: str, overrides: Mapping[str, Any], *, vocab_only: bool = False) -> None:
+        params = self.lib.default_model_params()
+        params.n_gpu_layers = 0
+        params.vocab_only = vocab_only
+        if overrides:
+            values = abi.overrides(overrides)
+            self._keep.append(values)
+            params.kv_overrides = ctypes.cast(values, ctypes.c_void_p)
+        self.model = self.lib.load_model(path.encode(), params)
+        if not self.model:
+            raise RefusedError(f"{self.lib.table.engine} could not load {path}")
+        self.vocab = self.lib.vocab_of(self.model)
+
+    def pieces(self, *, special: bool) -> list[bytes]:
+        """Return ``llama_token_to_piece`` of every token; ``special``: control tokens as text, not nothing."""
+        buffer = ctypes.create_string_buffer(256)
+        found = []
+        for token in range(self.n_vocab):
+            size = self.lib.token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+            if size < 0:
+                buffer = ctypes.create_string_buffer(-size)
+                size = self.lib.token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+            found.append(buffer.raw[:size])
+        return found
+
+    def tokenize(self, data: bytes, *, add_bos: bool, parse_special: bool) -> list[int]:
+        """Return ``llama_tokenize`` of UTF-8; BOS and EOS follow the model's own settings when ``add_bos``.
 
         Raises:
             BadInputError: the model has no vocabulary.
         """
         if self.lib.vocab_type(self.vocab) == _TOKENIZER_NONE:
             raise BadInputError("the model has no vocabulary, so it cannot be used to tokenize")
-        data = text.encode()
         capacity = len(data) + 8
         for _ in range(2):
             buffer = (ctypes.c_int32 * capacity)()
@@ -174,6 +217,43 @@ class Engine:
                 return list(buffer[:count])
             capacity = -count
         raise RefusedError(f"llama_tokenize asked for {capacity} tokens and then for more")
+
+    def tokenize_guarded(self, data: bytes, **options: bool) -> list[int] | str:
+        """As ``tokenize``, in a copy of this process; how that ended (``SIGABRT``) when the text ends it."""
+        reading, writing = os.pipe()
+        copy = os.fork()
+        if copy == 0:
+            status = 1
+            try:
+                ids = self.tokenize(data, **options)
+                with os.fdopen(writing, "wb") as pipe:
+                    pipe.write(np.array(ids, np.int32).tobytes())
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            written = pipe.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+        if status < 0:
+            return signal.Signals(-status).name
+        return f"exit status {status}" if status else np.frombuffer(written, np.int32).tolist()
+
+    def apply_template(self, template: str, messages: Sequence[Mapping[str, str]]) -> str | None:
+        """Return ``llama_chat_apply_template``, the assistant's turn begun; None for an unknown template."""
+        parts = [(message["role"].encode(), message["content"].encode()) for message in messages]
+        listed: Any = (MESSAGE.struct * len(parts))()
+        for entry, (role, content) in zip(listed, parts, strict=True):
+            entry.role, entry.content = role, content
+        size = 2 * sum(len(role) + len(content) for role, content in parts) + 1024
+        model = [self.model] if self.lib.table.template_takes_model else []
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(size)
+            found = self.lib.apply_template(*model, template.encode(), listed, len(parts), True, buffer, size)
+            if found <= size:
+                return None if found < 0 else buffer.raw[:found].decode()
+            size = found
+        raise RefusedError(f"llama_chat_apply_template asked for {size} bytes and then for more")
 
     def reset(self) -> None:
         """Empty the KV cache."""

@@ -11,7 +11,9 @@ from crossval.bitnet_cpp.table import (
     ANY,
     BATCH_FIELDS,
     BITNET_NODES,
+    LINEAR,
     NAME_FIELD,
+    TEMPLATE_ARGUMENTS,
     TYPE_F16,
     DotProduct,
     Function,
@@ -118,6 +120,7 @@ TYPE_TRAITS = Layout(
 def functions(model_params: Layout, context_params: Layout) -> dict[str, Function]:
     """Return the functions by role, as mainline has them, too, with parameters of its own."""
     return common_functions(model_params, context_params, BATCH) | {
+        "apply_template": Function("llama_chat_apply_template", c_int32, TEMPLATE_ARGUMENTS),
         "load_model": Function("llama_model_load_from_file", c_void_p, (c_char_p, model_params.struct)),
         "new_context": Function("llama_init_from_model", c_void_p, (c_void_p, context_params.struct)),
         "vocab": Function("llama_model_get_vocab", c_void_p, (c_void_p,)),
@@ -141,6 +144,12 @@ BITNET: Nodes = {
 }
 """``src/models/bitnet.cpp`` and ``src/llama-graph.cpp``. SiLU and product are one operation, and with flash
 attention so are scores, softmax and weighted sum."""
+LLAMA: Nodes = {
+    **{tap: nodes for tap, nodes in BITNET.items() if tap not in ("attn_sub_norm", "ffn_sub_norm")},
+    "ffn_out": (("ffn_swiglu", None),),
+    "ffn_down": (("ffn_out", LINEAR),),
+}
+"""``src/models/llama.cpp``: ``kqv_out`` is still the merged heads, ``ffn_out`` the down projection."""
 
 TABLE = Table(
     generation="main",
@@ -152,7 +161,7 @@ TABLE = Table(
     batch=BATCH,
     tensor=TENSOR,
     types={36: b"i2_s", 42: b"tl2"},
-    graphs={"bitnet-b1.58": BITNET, "bitnet": BITNET},
+    graphs={"bitnet-b1.58": BITNET, "bitnet": BITNET, "llama": LLAMA},
     flash_attention="flash_attn_type",
     gone_with_flash_attention=frozenset({"kq", "kq_soft_max"}),
     dot=DotProduct("ggml_get_type_traits_cpu", TYPE_TRAITS, prepare="ggml_cpu_init"),

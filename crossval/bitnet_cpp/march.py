@@ -11,7 +11,9 @@ from crossval.bitnet_cpp.table import (
     ANY,
     BATCH_FIELDS,
     BITNET_NODES,
+    LINEAR,
     NAME_FIELD,
+    TEMPLATE_ARGUMENTS,
     TYPE_F16,
     DotProduct,
     Function,
@@ -115,6 +117,7 @@ TYPE_TRAITS = Layout(
     ),
 )
 FUNCTIONS = common_functions(MODEL_PARAMS, CONTEXT_PARAMS, BATCH) | {
+    "apply_template": Function("llama_chat_apply_template", c_int32, (c_void_p, *TEMPLATE_ARGUMENTS)),
     "load_model": Function("llama_load_model_from_file", c_void_p, (c_char_p, MODEL_PARAMS.struct)),
     "new_context": Function("llama_new_context_with_model", c_void_p, (c_void_p, CONTEXT_PARAMS.struct)),
     "n_vocab": Function("llama_n_vocab", c_int32, (c_void_p,)),
@@ -137,6 +140,15 @@ BITNET: Nodes = {
 """``build_bitnet_158``, ``llm_build_ffn`` and ``llm_build_kqv`` of ``src/llama.cpp``."""
 BITNET_SILU: Nodes = {**BITNET, "ffn_act": (("ffn_silu", None),), "ffn_out": (("ffn_sub_out", None),)}
 """``build_bitnet``, which the name ``bitnet`` means."""
+LLAMA: Nodes = {
+    **{tap: nodes for tap, nodes in BITNET_SILU.items() if tap not in ("attn_sub_norm", "ffn_sub_norm")},
+    "kqv_out": (("kqv_merged_cont", None),),
+    "attn_o_out": (("kqv_out", LINEAR),),
+    "ffn_out": (("ffn_gate_par", None),),
+    "ffn_down": (("ffn_out", LINEAR),),
+}
+"""``build_llama``: attention and feed-forward block multiply with their last matrix themselves, so that
+``kqv_out`` and ``ffn_out`` are what comes after it."""
 
 TABLE = Table(
     generation="march",
@@ -148,7 +160,8 @@ TABLE = Table(
     batch=BATCH,
     tensor=TENSOR,
     types={36: b"i2_s"},
-    graphs={"bitnet-b1.58": BITNET, "bitnet-25": BITNET, "bitnet": BITNET_SILU},
+    graphs={"bitnet-b1.58": BITNET, "bitnet-25": BITNET, "bitnet": BITNET_SILU, "llama": LLAMA},
+    template_takes_model=True,
     products_on_stack=True,
     dot=DotProduct("ggml_get_type_traits", TYPE_TRAITS),
     quantizer=Quantizer(ties="even", scale_of_zeros=127.0 / 1e-5),

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from crossval.bitnet_cpp import abi
 from crossval.bitnet_cpp.abi import Library
-from crossval.bitnet_cpp.table import ANY, TYPE_F16, DotProduct
+from crossval.bitnet_cpp.table import ANY, TYPE_BF16, TYPE_F16, DotProduct
+from crossval.formats import to_bf16
 
 _ROWS = 24
 _LENGTH = 256
@@ -27,7 +28,12 @@ _LENGTH = 256
 def rounding(library: Library) -> dict[str, Any]:
     """Return what ``crossval.passes.Numerics`` says of a build, as far as it was found."""
     lanes, binary16_sums = dot_product(library)
-    return {"simd_width": lanes, "binary16_sums": binary16_sums, "fused_quantizer": fused_quantizer(library)}
+    return {
+        "simd_width": lanes,
+        "binary16_sums": binary16_sums,
+        "fused_quantizer": fused_quantizer(library),
+        "bfloat_pairs": bfloat_pairs(library),
+    }
 
 
 def dot_product(library: Library) -> tuple[int | None, bool | None]:
@@ -36,11 +42,7 @@ def dot_product(library: Library) -> tuple[int | None, bool | None]:
     if vec_dot is None:
         return None, None
     x, y = dot_inputs()
-    actual = np.zeros(len(x), np.float32)
-    for i in range(len(x)):
-        result = c_float()
-        vec_dot(_LENGTH, ctypes.byref(result), 0, x[i].ctypes.data, 0, y[i].ctypes.data, 0, 1)
-        actual[i] = result.value
+    actual = _dots(vec_dot, x, y)
     if np.array_equal(actual, dot16_in_binary16(x, y)):
         return 16, True
     for width in (16, 8):
@@ -49,8 +51,29 @@ def dot_product(library: Library) -> tuple[int | None, bool | None]:
     return None, None
 
 
-def _vec_dot(library: Library, dot: DotProduct | None) -> Callable[..., None] | None:
-    """Return the library's dot product of F16 vectors; None when it is not where the table says."""
+def bfloat_pairs(library: Library) -> bool | None:
+    """Return whether BF16 products are added in pairs (builds for AVX512-BF16); None: as no known build does."""
+    vec_dot = _vec_dot(library, library.table.dot, TYPE_BF16)
+    if vec_dot is None:
+        return None
+    x, y = (to_bf16(array).astype(np.float32) for array in dot_inputs())
+    actual = _dots(vec_dot, *((array.view(np.uint32) >> 16).astype(np.uint16) for array in (x, y)))
+    if np.array_equal(actual, dot_bf16_in_pairs(x, y)):
+        return True
+    return False if any(np.array_equal(actual, dot_bf16(x, y, width)) for width in (8, 16)) else None
+
+
+def _dots(vec_dot: Callable[..., None], x: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    found = np.zeros(len(x), np.float32)
+    for i in range(len(x)):
+        result = c_float()
+        vec_dot(_LENGTH, ctypes.byref(result), 0, x[i].ctypes.data, 0, y[i].ctypes.data, 0, 1)
+        found[i] = result.value
+    return found
+
+
+def _vec_dot(library: Library, dot: DotProduct | None, kind: int = TYPE_F16) -> Callable[..., None] | None:
+    """Return the library's dot product of F16 or BF16 vectors; None when it is not where the table says."""
     if dot is None:
         return None
     names = (dot.lookup,) if dot.prepare is None else (dot.prepare, dot.lookup)
@@ -63,11 +86,14 @@ def _vec_dot(library: Library, dot: DotProduct | None) -> Callable[..., None] | 
     lookup = getattr(library.shared_object, dot.lookup)
     lookup.restype = POINTER(dot.traits.struct)
     lookup.argtypes = [ctypes.c_int]
-    pointer = lookup(TYPE_F16)
+    pointer = lookup(kind)
     if not pointer:
         return None
     traits: Any = pointer.contents
-    fits = all(value is ANY or getattr(traits, name) == value for name, _, value in dot.traits.fields)
+    own: dict[str, Any] = {} if kind == TYPE_F16 else {"type_name": b"bf16", "vec_dot_type": kind}
+    expected = {name: value for name, _, value in dot.traits.fields}
+    expected |= {name: value for name, value in own.items() if name in expected}
+    fits = all(value is ANY or getattr(traits, name) == value for name, value in expected.items())
     return abi.VEC_DOT(traits.vec_dot) if fits and traits.vec_dot else None
 
 
@@ -111,6 +137,33 @@ def dot16_in_binary16(x: npt.NDArray[np.float16], y: npt.NDArray[np.float16]) ->
     for step in range(steps.shape[1]):
         acc = (acc.astype(np.float64) + steps[:, step]).astype(np.float16)
     return _halved((acc[:, 0] + acc[:, 2]) + (acc[:, 1] + acc[:, 3])).astype(np.float32)
+
+
+def dot_bf16(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
+    """Emulate ``ggml_vec_dot_bf16`` of AVX2 (8) or AVX-512 (16) on bfloat16 values, rows of a multiple of 32.
+
+    32 lanes take the products, which are exact in binary32; 16 at a time are then reduced one after the other, or
+    8 at a time together.
+    """
+    lanes = np.zeros((len(x), 32), np.float32)
+    for step in (x * y).reshape(len(x), -1, 32).swapaxes(0, 1):
+        lanes = lanes + step
+    if width == 8:
+        return _halved((lanes[:, :8] + lanes[:, 16:24]) + (lanes[:, 8:16] + lanes[:, 24:]))
+    halves = [_halved(lanes[:, first : first + 16]).astype(np.float64) for first in (0, 16)]
+    total: npt.NDArray[np.float32] = (halves[0] + halves[1]).astype(np.float32)
+    return total
+
+
+def dot_bf16_in_pairs(x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Emulate it for AVX512-BF16, rows of a multiple of 64: a lane adds the odd of two products, then the even."""
+    pairs = (x * y).reshape(len(x), -1, 2, 16, 2)
+    lanes = np.zeros((len(x), 2, 16), np.float32)
+    for step in range(pairs.shape[1]):
+        lanes = (lanes + pairs[:, step, ..., 1]) + pairs[:, step, ..., 0]
+    halves = [_halved(lanes[:, i]).astype(np.float64) for i in (0, 1)]
+    total: npt.NDArray[np.float32] = (halves[0] + halves[1]).astype(np.float32)
+    return total
 
 
 def _halved(lanes: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from bitnet_py import overrides
 from bitnet_py.errors import BitnetError
+from bitnet_py.ggml_types import GGMLType
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.tq import TQ_BLOCK, TQ_TYPES
 from crossval.bitnet_cpp import library as cpp_library
@@ -15,7 +17,7 @@ from crossval.bitnet_cpp.manifest import combined_digest, manifest_for
 from crossval.child.client import EngineProcess, array_of
 from crossval.child.command import child_command
 from crossval.child.process import ChildProcess
-from crossval.child.protocol import Frame
+from crossval.child.protocol import Frame, joined
 from crossval.errors import BadInputError, EngineCrashError, UnavailableError
 from crossval.model import taps
 from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
@@ -99,12 +101,16 @@ class BitnetCppRunner(EngineProcess):
         library = self._library or cpp_library.require_library().path
         child = self.start()
         try:
-            facts = _open(child, library)
-            model = {"model": str(self._model_path.resolve()), **self._requested}
+            facts = open_in(child, library)
+            replaced = overrides_of(self._model_path)
+            model = {"model": str(self._model_path.resolve()), "overrides": replaced, **self._requested}
             loaded = self.request("load", model, what=f"loading {self._model_path.name}").header
             self._model = LoadedModel(**{field.name: loaded[field.name] for field in fields(LoadedModel)})
-            if _is_multiplied_in_blocks(self._model_path):
+            types = _types(self._model_path)
+            if any(kind in TQ_TYPES for name, kind in types.items() if name.startswith("blk.")):
                 facts = {**facts, **facts["in_blocks"], "quantizer_block": TQ_BLOCK}
+            if GGMLType.BF16 not in (types.get("token_embd.weight"), types.get("output.weight")):
+                facts = {**facts, "bfloat_pairs": None}
             self._identity = _identity(facts, loaded)
         except BaseException:
             self.close()
@@ -114,11 +120,12 @@ class BitnetCppRunner(EngineProcess):
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = True) -> list[int]:
         """Return the token ids of ``llama_tokenize``; BOS only if the model's own settings add one."""
         try:
-            text.encode()
+            data = text.encode()
         except UnicodeEncodeError as error:
             raise BadInputError(f"the text is not valid Unicode: {error.reason} at {error.start}") from error
-        params = {"text": text, "add_bos": add_bos, "parse_special": parse_special}
-        answer = self.request("tokenize", params, what=f"tokenizing {len(text)} characters")
+        params = {"add_bos": add_bos, "parse_special": parse_special}
+        what = f"tokenizing {len(text)} characters"
+        answer = self.request("tokenize", params, arrays=joined([data]), what=what)
         ids: list[int] = array_of(answer, "token_ids", "int32").tolist()
         return ids
 
@@ -192,10 +199,15 @@ def open_library(path: Path) -> dict[str, Any]:
         UnavailableError: it cannot be loaded, or is not of bitnet.cpp's llama.cpp generation.
     """
     with start_child() as child:
-        return _open(child, path)
+        return open_in(child, path)
 
 
-def _open(child: ChildProcess, library: Path) -> dict[str, Any]:
+def open_in(child: ChildProcess, library: Path) -> dict[str, Any]:
+    """Load a library in a process that was started for it, and return what ``Engine.open`` found.
+
+    Raises:
+        UnavailableError: it cannot be loaded, or is of no known generation.
+    """
     if not library.is_file():
         raise UnavailableError(f"{library}: no such library")
     cpp_library.check_shared_object(library)
@@ -218,30 +230,44 @@ def _check_gguf(path: Path) -> None:
         raise BadInputError(f"{path} is not a GGUF file: it starts with {magic!r}, expected b'GGUF'")
 
 
-def _is_multiplied_in_blocks(path: Path) -> bool:
-    """Return whether the type of a model's matrices makes the library quantise activations in blocks."""
+def overrides_of(path: Path) -> dict[str, Any]:
+    """Return the metadata values that ``--override`` replaces, with the types they have in the file.
+
+    Raises:
+        BadInputError: one of them does not fit the file.
+    """
+    if not overrides.notes():
+        return {}
     try:
         with GGUFFile.open(path) as gguf:
-            return any(info.type in TQ_TYPES for name, info in gguf.tensors.items() if name.startswith("blk."))
+            return overrides.typed(gguf.metadata)
+    except BitnetError as error:
+        raise BadInputError(str(error)) from error
+
+
+def _types(path: Path) -> dict[str, GGMLType]:
+    """Return the type of every tensor: some decide how the library rounds what they are multiplied with."""
+    try:
+        with GGUFFile.open(path) as gguf:
+            return {name: info.type for name, info in gguf.tensors.items()}
     except BitnetError:  # the library has loaded it; who needs more of it will say what is wrong
-        return False
+        return {}
 
 
 def _identity(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIdentity:
-    """Describe the build: digests of the files actually mapped, the rest from a manifest that lists them."""
-    files: dict[str, str] = facts["files"]
-    manifest = manifest_for(files)
-    settings: dict[str, Any] = {
-        "n_threads": loaded["n_threads"],
-        "n_ctx": loaded["n_ctx"],
-        "n_ubatch": loaded["n_ubatch"],
-        "system_info": facts["system_info"],
-        **{f"sha256 {Path(path).name}": digest for path, digest in files.items()},
-    }
+    settings: dict[str, Any] = {name: loaded[name] for name in ("n_threads", "n_ctx", "n_ubatch")}
     if loaded["ubatch_limit"] is not None:
         settings["ubatch_limit"] = loaded["ubatch_limit"]
     if loaded["has_output_weight"]:
         settings["output.weight"] = OUTPUT_WEIGHT_NOTE
+    return identity_of(facts, _numerics(facts, loaded), settings)
+
+
+def identity_of(facts: Mapping[str, Any], numerics: Numerics, settings: Mapping[str, Any]) -> EngineIdentity:
+    """Describe a build: digests of the files actually mapped, the rest from a manifest that lists them."""
+    files: dict[str, str] = facts["files"]
+    manifest = manifest_for(files)
+    mapped = {f"sha256 {Path(path).name}": digest for path, digest in files.items()}
     return EngineIdentity(
         name=facts["engine"],
         source_commit=manifest.source_commit if manifest else None,
@@ -249,8 +275,8 @@ def _identity(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIden
         library_digest=combined_digest(files),
         compiler=manifest.compiler if manifest else None,
         flags=manifest.flags if manifest else None,
-        numerics=_numerics(facts, loaded),
-        settings=settings,
+        numerics=numerics,
+        settings={**settings, "system_info": facts["system_info"], **mapped},
     )
 
 
@@ -266,6 +292,7 @@ def _numerics(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> Numerics:
         attention_threads=loaded["n_threads"] if flash else None,
         quantizer_block=facts.get("quantizer_block"),
         fused_sums=facts.get("fused_sums"),
+        bfloat_pairs=facts["bfloat_pairs"],
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from crossval.bitnet_cpp.engine import Engine, RefusedError
-from crossval.child.protocol import Frame
+from crossval.child.protocol import Frame, joined, split
 from crossval.child.serve import serve
 from crossval.errors import BadInputError, UnavailableError
 
@@ -42,10 +42,24 @@ def handle(engine: Engine, request: Frame) -> tuple[Any, dict[str, Any]]:
         return engine.open(header["library"]), {}
     if command == "load":
         wanted = {key: header[key] for key in ("n_ctx", "n_ubatch", "n_threads", "flash_attention")}
-        return engine.load(header["model"], **wanted), {}
+        return engine.load(header["model"], header["overrides"], **wanted), {}
+    if command == "load_vocabulary":
+        return engine.load_vocabulary(header["model"], header["overrides"]), {}
     if command == "tokenize":
-        ids = engine.tokenize(header["text"], add_bos=header["add_bos"], parse_special=header["parse_special"])
-        return {}, {"token_ids": np.array(ids, np.int32)}
+        # Any bytes: they need not be UTF-8.
+        texts = split(request.arrays["text"], request.arrays["n_bytes"])
+        options = {name: header[name] for name in ("add_bos", "parse_special")}
+        tokenize = engine.tokenize_guarded if header.get("guarded") else engine.tokenize
+        found = [tokenize(text, **options) for text in texts]
+        ended = {index: one for index, one in enumerate(found) if isinstance(one, str)}
+        lists = [[] if isinstance(one, str) else one for one in found]
+        ids = np.array([token for one in lists for token in one], np.int32)
+        counts = np.array([len(one) for one in lists], np.int32)
+        return {"ended": ended}, {"token_ids": ids, "n_ids": counts}
+    if command == "apply_template":
+        return {"text": engine.apply_template(header["template"], header["messages"])}, {}
+    if command == "pieces":
+        return {}, joined(engine.pieces(special=header["special"]))
     if command == "reset":
         engine.reset()
         return {}, {}

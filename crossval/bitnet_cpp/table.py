@@ -29,6 +29,7 @@ from crossval.terms import Generation
 
 TYPE_F32 = 0
 TYPE_F16 = 1
+TYPE_BF16 = 30
 
 ANY = object()
 """Placeholder for a value that is not checked, because it depends on the build."""
@@ -115,6 +116,8 @@ class Table:
     """Field of the context parameters that turns flash attention on (1) and off (0); None: it stays off."""
     gone_with_flash_attention: frozenset[str] = field(default_factory=frozenset)
     """Taps that do not exist when flash attention is on."""
+    template_takes_model: bool = False
+    """Whether the function that applies a chat template takes the model first."""
     products_on_stack: bool = False
     """Whether results of an I2_S product are kept on the stack of the thread (``crossval.bitnet_cpp.limits``)."""
     dot: DotProduct | None = None
@@ -165,6 +168,19 @@ BATCH_FIELDS: tuple[tuple[str, Any], ...] = (
 
 NAME_FIELD = ("name", c_char * 64)
 
+OVERRIDE = layout(
+    "llama_model_kv_override",
+    ("tag", c_int32),
+    ("key", c_char * 128),
+    ("padding", c_char * 4),
+    ("value", c_char * 128),
+)
+"""A value for a metadata key instead of the file's; ``value`` is a union of int64, double, bool and text."""
+
+MESSAGE = layout("llama_chat_message", ("role", c_char_p), ("content", c_char_p))
+TEMPLATE_ARGUMENTS: tuple[Any, ...] = (c_char_p, POINTER(MESSAGE.struct), c_size_t, c_bool, c_char_p, c_int32)
+"""Template, messages, how many, whether the assistant's turn is begun, buffer, its size."""
+
 INIT_PARAMS = layout("ggml_init_params", ("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool))
 
 
@@ -184,6 +200,9 @@ def common_functions(model_params: Layout, context_params: Layout, batch: Layout
         "vocab_type": Function("llama_vocab_type", c_int32, (pointer,)),
         "tokenize": Function(
             "llama_tokenize", c_int32, (pointer, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool)
+        ),
+        "token_to_piece": Function(
+            "llama_token_to_piece", c_int32, (pointer, c_int32, c_char_p, c_int32, c_int32, c_bool)
         ),
         "system_info": Function("llama_print_system_info", c_char_p),
         "state_size": Function("llama_state_seq_get_size", c_size_t, (pointer, c_int32)),

@@ -70,15 +70,22 @@ class EngineProcess:
         return self._child
 
     def request(
-        self, command: str, params: Mapping[str, Any] | None = None, ids: Sequence[int] | None = None, *, what: str
+        self,
+        command: str,
+        params: Mapping[str, Any] | None = None,
+        ids: Sequence[int] | None = None,
+        *,
+        what: str,
+        arrays: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> Frame:
-        """Send a command, with token ids if it takes any, and return the answer.
+        """Send a command, with token ids or other arrays if it takes any, and return the answer.
 
         Raises:
             EngineCrashError: the engine failed; the runner is closed.
             BadInputError, UnavailableError: from the child's own checks.
         """
-        arrays = None if ids is None else {"token_ids": np.array(ids, np.int32)}
+        if ids is not None:
+            arrays = {**(arrays or {}), "token_ids": np.array(ids, np.int32)}
         try:
             return self.live().request(command, params, arrays, what=what, timeout_s=self._timeout_s)
         except EngineCrashError as error:

@@ -20,7 +20,7 @@ import os
 import select
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,25 @@ class Frame:
 
     header: dict[str, Any]
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+
+def joined(texts: Sequence[bytes]) -> dict[str, npt.NDArray[Any]]:
+    """Return byte strings as two arrays of a frame: ``text``, all of them joined, and ``n_bytes`` of each."""
+    text = np.frombuffer(b"".join(texts), np.uint8)
+    return {"text": text, "n_bytes": np.array([len(one) for one in texts], np.int32)}
+
+
+def split(text: npt.NDArray[Any], n_bytes: npt.NDArray[Any]) -> list[bytes]:
+    """Return the byte strings that ``joined`` made into arrays.
+
+    Raises:
+        ProtocolError: the lengths are not those of the text.
+    """
+    ends = np.cumsum(n_bytes, dtype=np.int64).tolist()
+    if (n_bytes < 0).any() or (ends[-1] if ends else 0) != text.size:
+        raise ProtocolError("the lengths of the texts do not add up")
+    data = text.tobytes()
+    return [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def encode_prefix(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:

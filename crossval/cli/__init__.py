@@ -1,13 +1,41 @@
 """The ``crossval`` command: one module per subcommand over ``crossval.api``."""
 
-from crossval.cli import bench, diff, doctor, engines, gate, greedy, layers, metamorphic, record, selftest, smoke
+from crossval.cli import (
+    bench,
+    diff,
+    doctor,
+    engines,
+    gate,
+    greedy,
+    layers,
+    metamorphic,
+    record,
+    selftest,
+    smoke,
+    tokens,
+    weights,
+)
 from crossval.cli.app import cli
 
 main = cli
 """Entry point of the console script."""
 
 cli.add_command(layers.triage)
-for _module in (layers, greedy, smoke, diff, record, gate, metamorphic, bench, selftest, doctor, engines):
+for _module in (
+    layers,
+    greedy,
+    smoke,
+    diff,
+    record,
+    gate,
+    metamorphic,
+    bench,
+    selftest,
+    tokens,
+    weights,
+    doctor,
+    engines,
+):
     cli.add_command(_module.command)
 
 __all__ = ["cli", "main"]

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from bitnet_py.template import TEMPLATES
+from bitnet_py.override_option import override_option
+from bitnet_py.template import NAMES
 from crossval.cli import output
 from crossval.engines.registry import words
 from crossval.errors import UnavailableError, UsageError
@@ -34,9 +35,15 @@ def file(word: str, name: str, help_text: str, metavar: str = "FILE", *, require
     return click.option(word, name, type=PATH, metavar=metavar, required=required, help=help_text)
 
 
+def together(*options: Option) -> Option:
+    """Return options that belong together as one."""
+    return lambda function: functools.reduce(lambda made, option: option(made), reversed(options), function)
+
+
 PROMPT = click.option("--prompt", required=True, metavar="TEXT", help="Text both engines read.")
-MODEL = file(
-    "--model", "model", "GGUF model both engines run. Default: the model that ships with crossval.", "PATH"
+MODEL = together(
+    file("--model", "model", "GGUF model both engines run. Default: the model that ships with crossval.", "PATH"),
+    override_option,
 )
 CANDIDATE = click.option(
     "--candidate",
@@ -57,10 +64,10 @@ REFERENCE = click.option(
 THREADS = count("--threads", "n_threads", "Threads of each engine. Default: each engine's own.", high=MAX_THREADS)
 TEMPLATE = click.option(
     "--template",
-    type=click.Choice(sorted(TEMPLATES)),
+    type=click.Choice(sorted(NAMES)),
     default="raw",
     show_default=True,
-    help="Chat template to apply to the prompt.",
+    help="Chat template to apply to the prompt; auto: the model file's own.",
 )
 ENGINES = (MODEL, REFERENCE, CANDIDATE, THREADS, TEMPLATE)
 """Options of every command that runs or replays a candidate and a reference."""

@@ -170,7 +170,7 @@ def _key(op: Op, one: Candidate) -> str:
     name, layer = one.name, taps.parse(op.output).layer
     if layer is None:
         return name
-    own = op.weights[0].split(".")[2] if op.weights else ""
+    own = op.weights[0].split(".")[2] if op.weights and op.weights[0].startswith("blk.") else ""
     for word, number in (("this", layer), ("next", layer + 1), ("previous", layer - 1)):
         name = name.replace(f"blk.{number}.{own}.", f"{word}.own.") if own else name
         name = name.replace(f"blk.{number}.", f"{word}.")

@@ -25,7 +25,7 @@ from crossval.diagnose.segment import remedy
 from crossval.diagnose.variants import Context
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
-from crossval.model.kinds import Embedding, FloatArray, Head, TernaryMatrix
+from crossval.model.kinds import Embedding, FloatArray, Head
 from crossval.model.taps import is_state, token_axis
 
 SCRIPT, INPUTS = "repro.py", "inputs.npz"
@@ -144,7 +144,7 @@ def _cut(context: Context, arithmetic: Arithmetic, row: int) -> tuple[_Case, Arr
     if context.is_linear:
         return _bitlinear(context, taken[0], recorded, arithmetic)
     if isinstance(context.op.kind, Embedding):
-        table = np.asarray(context.vector)[int(taken[0][0])][None]
+        table = np.asanyarray(context.vector)[int(taken[0][0])][None]
         expected = table.astype(np.float64)
         return _Case({"table_row": table}, recorded, expected, np.zeros_like(expected), {}), None
     allowed = bounds.readings(context.op, arithmetic, context.n_tokens, context.n_rows)
@@ -186,7 +186,7 @@ def _plain(
     allowed = bounds.bound(op, arrays, expected, weights, arithmetic)
     constants = dict(vars(op.kind))
     names = repro_script.INPUT_NAMES[type(op.kind)]
-    inputs: dict[str, Any] = dict(zip(names, [*taken, *weights], strict=True))
+    inputs: dict[str, Any] = dict(zip(names, [*taken, *weights], strict=False))  # a weight may be optional
     if "position" in inputs:
         constants["position"] = int(inputs.pop("position")[0])
     for name, rounded in zip(names, reading.rounded, strict=False):
@@ -195,9 +195,9 @@ def _plain(
 
 
 def _bitlinear(context: Context, x: Array, recorded: Array, arithmetic: Arithmetic) -> tuple[_Case, Array | None]:
-    matrix = context.matrix
-    flat = recorded.reshape(1, -1)
-    whole = bounds.check_bitlinear(x.reshape(1, -1), flat, TernaryMatrix(matrix.signs, matrix.scale), arithmetic)
+    matrix, bias = context.matrix, context.bias
+    flat, weights = recorded.reshape(1, -1), [matrix] if bias is None else [matrix, bias]
+    whole = bounds.check_bitlinear(x.reshape(1, -1), flat, weights, arithmetic)
     features = _farthest(flat, whole.expected, whole.bound)
     known = arithmetic.known
     constants = {
@@ -208,6 +208,8 @@ def _bitlinear(context: Context, x: Array, recorded: Array, arithmetic: Arithmet
     inputs = {"x": x.reshape(1, -1), "signs": matrix.signs[features].astype(np.int8)}
     if whole.multiplied is not None and whole.scale is not None:
         inputs["multiplied"], constants["scale"] = whole.multiplied, float(whole.scale[0, 0])
+    if bias is not None:
+        inputs["bias"] = bias[features]
     case = _Case(inputs, flat[:, features], whole.expected[:, features], whole.bound[:, features], constants)
     return case, features
 
@@ -215,10 +217,10 @@ def _bitlinear(context: Context, x: Array, recorded: Array, arithmetic: Arithmet
 def _head(
     context: Context, x: Array, recorded: Array, arithmetic: Arithmetic, reading: bounds.Reading
 ) -> tuple[_Case, Array | None]:
-    table = np.asarray(context.vector)
+    table = np.asanyarray(context.vector)
     wide = reading.apply(0, x)
     expected = context.op.function(wide, table)
-    allowed = bounds.head_bound(wide, bounds.row_norms(table), arithmetic, expected)
+    allowed = bounds.head_bound(wide, bounds.row_norms(table, arithmetic.head_table), arithmetic, expected)
     features = _farthest(recorded, expected, allowed)
     inputs = {"x": x, "table_rows": table[features]}
     constants = {"x_in": reading.rounded[0]}

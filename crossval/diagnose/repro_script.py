@@ -24,7 +24,7 @@ from crossval.model.kinds import (
 
 INPUT_NAMES: dict[type[Kind], tuple[str, ...]] = {
     RmsNorm: ("x", "weight"),
-    Rope: ("x", "position"),
+    Rope: ("x", "position", "factors"),
     AttentionScores: ("q", "k"),
     Softmax: ("scores", "position"),
     Attend: ("weights", "v"),
@@ -163,13 +163,13 @@ x, signs = {x}, given["signs"].astype(np.int64)
 scale = {quantise}
 scaled = x * scale{rounded}
 codes = np.clip(np.rint(scaled), -128, 127).astype(np.int64)
-return (codes @ signs.T) / scale * {weight_scale!r}
+return (codes @ signs.T) / scale * {weight_scale!r} + given.get("bias", 0.0)
 """,
     Rope: """
-# RoPE (NeoX): the pairs (i, i + head_dim/2) rotated by position * base^(-2i/head_dim)
-x, position, base = {x}, {position!r}, {base!r}
+# RoPE (NeoX): the pairs (i, i + head_dim/2) rotated by position * scale * base^(-2i/head_dim) / factors[i]
+x, position, base, scale = {x}, {position!r}, {base!r}, {scale!r}
 half = x.shape[-1] // 2
-angle = position * base ** (-np.arange(half) / half)
+angle = position * scale * base ** (-np.arange(half) / half) / given.get("factors", 1.0)
 first, second = x[..., :half], x[..., half:]
 cos, sin = np.cos(angle), np.sin(angle)
 return np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
@@ -222,12 +222,13 @@ _LOW_BITLINEAR = """
 # BitLinear: what this engine's format or quantiser makes of the activations ("multiplied": int8 codes, or
 # activations brought back from them, in their units) times ternary weights; one scale each.
 multiplied, signs = given["multiplied"], given["signs"].astype(np.float64)
-return multiplied @ signs.T / {scale!r} * {weight_scale!r}
+return multiplied @ signs.T / {scale!r} * {weight_scale!r} + given.get("bias", 0.0)
 """
 _ADJACENT_ROPE = """
-# RoPE: the pairs (2i, 2i + 1) rotated by position * base^(-2i/head_dim)
-x, position, base = {x}, {position!r}, {base!r}
-angle = position * base ** (-np.arange(x.shape[-1] // 2) / (x.shape[-1] // 2))
+# RoPE: the pairs (2i, 2i + 1) rotated by position * scale * base^(-2i/head_dim) / factors[i]
+x, position, base, scale = {x}, {position!r}, {base!r}, {scale!r}
+half = x.shape[-1] // 2
+angle = position * scale * base ** (-np.arange(half) / half) / given.get("factors", 1.0)
 first, second = x[..., ::2], x[..., 1::2]
 cos, sin = np.cos(angle), np.sin(angle)
 return np.stack([first * cos - second * sin, first * sin + second * cos], axis=-1).reshape(x.shape)

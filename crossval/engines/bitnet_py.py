@@ -35,18 +35,19 @@ def arithmetic_of(numerics: Numerics, *, follow_reference_graph: bool = False) -
     of the matrices, not to a generation. ``follow_reference_graph`` matters for main only.
     """
     blocks = numerics.quantizer_block is not None
-    ternary: dict[str, Any] = {
+    of_types: dict[str, Any] = {
         "block_quantizer": blocks,
         "fused_sums": blocks and bool(numerics.fused_sums),
         "fused_quantizer": bool(numerics.fused_quantizer) and (blocks or numerics.generation not in OF_MAIN),
     }
     width = numerics.simd_width or DEFAULT_SIMD_WIDTH
+    of_types["bfloat_pairs"] = bool(numerics.bfloat_pairs) and width == 16
     if numerics.generation not in OF_MAIN:
-        return bitnet_py.Arithmetic(simd_width=width, **ternary)
+        return bitnet_py.Arithmetic(simd_width=width, **of_types)
     return bitnet_py.Arithmetic(
         generation="main",
         simd_width=width,
-        **ternary,
+        **of_types,
         half_sums=bool(numerics.binary16_sums),
         flash_attention=bool(numerics.flash_attention),
         attention_threads=numerics.attention_threads or 1,
@@ -69,6 +70,7 @@ def numerics_of(arithmetic: bitnet_py.Arithmetic, asked: Numerics | None = None)
         attention_threads=arithmetic.attention_threads if arithmetic.flash_attention else None,
         quantizer_block=TQ_BLOCK if arithmetic.block_quantizer else None,
         fused_sums=arithmetic.fused_sums if arithmetic.block_quantizer else None,
+        bfloat_pairs=None if asked is None or asked.bfloat_pairs is None else arithmetic.bfloat_pairs,
     )
 
 

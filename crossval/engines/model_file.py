@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitnet_py import overrides
 from bitnet_py.config import ModelConfig
 from bitnet_py.gguf import GGUFFile
+from bitnet_py.vocabulary import missing_pre
 from bitnet_py.weights import Weights
 from crossval.files import file_sha256
-from crossval.terms import SEPARATE_OUTPUT_NOTE
+from crossval.terms import OUTPUT_IGNORED, SEPARATE_OUTPUT_NOTE, UNREAD
 
 ROW_GROUP = 4
 """Rows of a ternary matrix that bitnet.cpp multiplies together; it writes all 4 results of the last group."""
@@ -21,6 +23,8 @@ ROWS_NOTE = (
     "matrices of {rows} rows: not a multiple of 4, so bitnet.cpp writes past the end of the output buffer and "
     "may corrupt values or crash"
 )
+
+TOKENS_KEY = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class ModelFile:
     facts: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """Those of the notes that a person should see even where no receipt is shown."""
 
     @property
     def sha256(self) -> str:
@@ -45,14 +51,22 @@ def check_model(path: str | Path) -> ModelFile:
     Raises:
         ModelError: missing, malformed, unsupported, NaN and infinities among its weights, or tokens not UTF-8.
     """
-    file = Path(path)
-    with GGUFFile.open(file) as gguf:
-        config = ModelConfig.from_gguf(gguf)
+    with GGUFFile.open(path) as gguf:
         weights = Weights.load(gguf)
         weights.check_finite()
-        separate_output = weights.output is not None
-        tokenizer = _tokenizer_facts(gguf.metadata, config.vocab_size)
         del weights
+        return describe(gguf)
+
+
+def describe(gguf: GGUFFile) -> ModelFile:
+    """Return what a receipt says about a file, whose weights are not looked at.
+
+    Raises:
+        ModelError: an unsupported configuration, or tokens that are not UTF-8.
+    """
+    config, file = ModelConfig.from_gguf(gguf), gguf.path
+    warnings = tuple(missing_pre(gguf.metadata))
+    separate_output = "output.weight" in gguf.tensors
     facts = {
         "sha256": file_sha256(file),
         "file_name": file.name,
@@ -62,13 +76,65 @@ def check_model(path: str | Path) -> ModelFile:
         "separate_output": separate_output,
         "shape": {name: getattr(config, name) for name in _SHAPE},
     }
-    notes = [SEPARATE_OUTPUT_NOTE] if separate_output else []
+    ignored = separate_output and config.arch in OUTPUT_IGNORED
+    notes = [*overrides.notes(), *warnings, *([SEPARATE_OUTPUT_NOTE] if ignored else [])]
     kv_rows = config.n_kv_heads * config.head_dim
     if kv_rows % ROW_GROUP:  # all other row counts are column counts elsewhere, so multiples of 128
         notes.append(ROWS_NOTE.format(rows=kv_rows))
-    return ModelFile(file, config, facts, tokenizer, tuple(notes))
+    tokenizer = _tokenizer_facts(gguf.metadata, config.vocab_size)
+    return ModelFile(file, config, facts, tokenizer, tuple(notes), warnings)
 
 
+@dataclass(frozen=True)
+class VocabularyFile:
+    """A file of which only the vocabulary was read; ``facts`` and ``tokenizer`` as in ``ModelFile``."""
+
+    facts: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def check_vocabulary(path: str | Path) -> VocabularyFile:
+    """Read a GGUF file's header, for what needs its vocabulary alone: dimensions that it does not state are 0.
+
+    Raises:
+        ModelError: missing or malformed, or without a vocabulary.
+    """
+    file = Path(path)
+    with GGUFFile.open(file) as gguf:
+        metadata = gguf.metadata
+        arch = _text(metadata.get("general.architecture")) or "unknown"
+        vocab_size = len(metadata.get(TOKENS_KEY, ()))
+        tokenizer = _tokenizer_facts(metadata, vocab_size)
+        warnings = tuple(missing_pre(metadata))
+    shape: dict[str, Any] = {}
+    for name, key in _SHAPE_KEYS.items():
+        value = metadata.get(f"{arch}.{key}", 0)
+        shape[name] = value if isinstance(value, int | float) and not isinstance(value, bool) else 0
+    facts = {
+        "sha256": file_sha256(file),
+        "file_name": file.name,
+        "size_bytes": file.stat().st_size,
+        "architecture": arch,
+        "quantization": UNREAD,
+        "separate_output": False,
+        "shape": {**shape, "vocab_size": vocab_size},
+    }
+    return VocabularyFile(facts, tokenizer, (*overrides.notes(), *warnings), warnings)
+
+
+_SHAPE_KEYS = {
+    "n_layers": "block_count",
+    "n_heads": "attention.head_count",
+    "n_kv_heads": "attention.head_count_kv",
+    "head_dim": "rope.dimension_count",
+    "dim": "embedding_length",
+    "hidden_dim": "feed_forward_length",
+    "context_length": "context_length",
+    "rope_base": "rope.freq_base",
+    "rms_eps": "attention.layer_norm_rms_epsilon",
+}
 _SHAPE = (
     "n_layers",
     "n_heads",
@@ -107,7 +173,7 @@ def missing_tokens(path: str | Path, wanted: tuple[str, ...]) -> list[str]:
     if not wanted:
         return []
     with GGUFFile.open(path) as gguf:
-        known = set(gguf.metadata.get("tokenizer.ggml.tokens", ()))
+        known = set(gguf.metadata.get(TOKENS_KEY, ()))
     return [token for token in wanted if token not in known]
 
 

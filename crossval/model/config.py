@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from crossval.model.kinds import RopePairing
 
 Activation = Literal["relu_squared", "silu"]
 """Key of ``crossval.model.kinds.ACTIVATIONS``."""
-ACTIVATION_OF: Mapping[str, Activation] = {
-    "bitnet-b1.58": "relu_squared",
-    "bitnet-25": "relu_squared",
-    "bitnet": "silu",
+IMPLIED: Mapping[str, Mapping[str, Any]] = {
+    "bitnet-b1.58": {"activation": "relu_squared"},
+    "bitnet-25": {"activation": "relu_squared"},
+    "bitnet": {"activation": "silu"},
+    "llama": {"activation": "silu", "rope_pairing": "adjacent"},
 }
-"""``general.architecture`` of a model file -> what its name implies; no key of the file says it."""
+"""``general.architecture`` of a model file -> fields of ``SpecConfig`` that its name implies; no key says them."""
+MAY_HAVE: Mapping[str, frozenset[str]] = {
+    "bitnet": frozenset({"scale"}),
+    "llama": frozenset({"scale", "bias", "rope_freqs"}),
+}
+"""What a model of an architecture may have beside its matrices: another factor of each, biases of those of
+attention, divisors of RoPE's angles."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,17 @@ class SpecConfig:
     """Whether the gated activation is normed before the down projection."""
     tied_head: bool = True
     """Whether the LM head uses ``token_embd.weight``; otherwise it uses ``output.weight``."""
+    head_type: str = "F16"
+    """ggml's name of the type of that table, by which engines round what they multiply with it."""
     architecture: str = "bitnet-b1.58"
     """Key of ``crossval.model.graphs.GRAPHS``."""
     activation: Activation = "relu_squared"
     rope_pairing: RopePairing = "halves"
+    rope_scale: float = 1.0
+    """Times every position: 1 / the factor of linear RoPE scaling."""
+    rope_factors: bool = False
+    """Whether ``rope_freqs.weight`` divides the angles of RoPE."""
+    biases: frozenset[str] = frozenset()
+    """Matrices of every layer that have a bias, without layer and ending: ``attn_q``."""
     follows: str | None = None
     """Whose graph this is, where it is not the model's (``crossval.model.reference_graph``)."""

@@ -38,6 +38,8 @@ class TernaryMatrix:
 
     signs: npt.NDArray[np.float32]
     scale: float
+    factor: float = 1.0
+    """Part of ``scale`` that the file has in a tensor of its own (``.scale``): engines apply it separately."""
 
 
 Weight = npt.NDArray[np.floating[Any]] | TernaryMatrix
@@ -84,14 +86,18 @@ def accumulate(codes: npt.NDArray[np.int8], weight: TernaryMatrix) -> npt.NDArra
     return product.astype(np.int32)
 
 
-def bitlinear(x: FloatArray, weight: TernaryMatrix, *, n_heads: int | None = None) -> FloatArray:
-    """Multiply by a ternary matrix in int8: quantise, accumulate, rescale.
+def bitlinear(
+    x: FloatArray, weight: TernaryMatrix, bias: FloatArray | None = None, *, n_heads: int | None = None
+) -> FloatArray:
+    """Multiply by a ternary matrix in int8: quantise, accumulate, rescale; add the bias, if there is one.
 
     Returns:
         ``(n_tokens, rows)``; with ``n_heads`` split into heads: ``(n_tokens, n_heads, head_dim)``.
     """
     codes, scale = quantize_activations(x)
     y = accumulate(codes, weight) / scale * weight.scale
+    if bias is not None:
+        y = y + bias
     return y if n_heads is None else y.reshape(y.shape[0], n_heads, -1)
 
 
@@ -108,10 +114,30 @@ def join_pairs(first: FloatArray, second: FloatArray, pairing: RopePairing) -> F
     return np.stack([first, second], axis=-1).reshape(*first.shape[:-1], -1)
 
 
-def rope(x: FloatArray, positions: IntArray, *, base: float, pairing: RopePairing = "halves") -> FloatArray:
-    """Rotate pair ``i`` of every head by ``position * base^(-2i/head_dim)``."""
-    half = x.shape[-1] // 2
-    frequency = base ** (-np.arange(half, dtype=np.float64) / half)
+def rope_frequencies(
+    head_dim: int, factors: FloatArray | None = None, *, base: float, scale: float = 1.0
+) -> FloatArray:
+    """Return the angle per position of every pair: ``base^(-2i/head_dim) / factors[i] * scale``.
+
+    ``factors`` are the divisors that Llama 3.1 brought (``rope_freqs.weight``), ``scale`` is 1 / the factor of
+    linear position interpolation (arXiv 2306.15595).
+    """
+    half = head_dim // 2
+    frequency = base ** (-np.arange(half, dtype=np.float64) / half) * scale
+    return frequency if factors is None else frequency / factors
+
+
+def rope(
+    x: FloatArray,
+    positions: IntArray,
+    factors: FloatArray | None = None,
+    *,
+    base: float,
+    pairing: RopePairing = "halves",
+    scale: float = 1.0,
+) -> FloatArray:
+    """Rotate pair ``i`` of every head by ``position * rope_frequencies[i]``."""
+    frequency = rope_frequencies(x.shape[-1], factors, base=base, scale=scale)
     angle = positions[:, None, None] * frequency  # (n_tokens, 1, half): the same for all heads
     cos, sin = np.cos(angle), np.sin(angle)
     first, second = split_pairs(x, pairing)
@@ -224,7 +250,7 @@ class RmsNorm(Kind):
 
 @dataclass(frozen=True)
 class BitLinear(Kind):
-    """Product with a ternary matrix over int8 activations."""
+    """Product with a ternary matrix over int8 activations, and a bias where its weights name one."""
 
     formula = staticmethod(bitlinear)
     n_heads: int | None = None
@@ -238,6 +264,7 @@ class Rope(Kind):
     formula = staticmethod(rope)
     base: float
     pairing: RopePairing = "halves"
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Weights and hyper-parameters for the specification, read without the engine's code.
 
 The container is read by the ``gguf`` package, extended by the one tensor type it lacks, I2_S, which is decoded by
-formulas written from the format's definition; the package decodes TQ1_0 and TQ2_0. If the engine misreads a scale,
+formulas written from the format's definition; the package decodes all others. If the engine misreads a scale,
 a block or a header key, the specification does not repeat the error. Only the safety checks of the container and
 of the header's ranges (``GGUFFile``, ``ModelConfig``) come from ``bitnet_py``: they run first, so that a hostile
 file is rejected before the ``gguf`` package, which trusts lengths, reads it; none of their values is used.
@@ -20,30 +20,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gguf import GGUFReader
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGML_QUANT_SIZES, GGUFValueType
 from gguf.gguf_reader import ReaderField
-from gguf.quants import dequantize
 
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
 from crossval.errors import BadInputError
-from crossval.model.config import ACTIVATION_OF, SpecConfig
+from crossval.model.config import IMPLIED, MAY_HAVE, SpecConfig
 from crossval.model.graphs import op_table
-from crossval.model.kinds import BitLinear, Embedding, RmsNorm, TernaryMatrix, Weight
+from crossval.model.kinds import BitLinear, Embedding, RmsNorm, Rope, TernaryMatrix, Weight
 from crossval.model.reference_graph import followed
+from crossval.model.tables import TABLE_TYPES, TABLES, DecodedTable, decode
+from crossval.model.ternary import BLOCK_TYPES, I2_S, I2_S_TAIL_BYTES, decode_blocks, decode_floats, decode_i2_s
 
-I2_S = 36
-"""ggml's number for the tensor type I2_S; the ``gguf`` package does not have it."""
-I2_S_BLOCK_BYTES = 32
-"""One block: 128 weights of one row."""
-I2_S_TAIL_BYTES = 32
-"""After the last block: the float32 scale, then padding."""
-BLOCK_TYPES = (GGMLQuantizationType.TQ1_0, GGMLQuantizationType.TQ2_0)
-"""Ternary types whose blocks have scales of their own; the ``gguf`` package decodes them."""
-
-_DECODED_ROWS = 64
-"""Rows decoded at a time, so that they stay in the cache."""
+BIASED = ("attn_q", "attn_k", "attn_v", "attn_output")
+"""Matrices that may have a bias."""
+PLAIN_TYPES = ("F16", "F32")
+"""Types of which the values are read where they lie."""
 MOST_SPARE = 2
 """Matrices of one shape whose memory is reused: a layer has no more of one shape."""
 DECODED_BUDGET_BYTES = 256 << 20
@@ -64,10 +58,23 @@ class _Reader(GGUFReader):  # type: ignore[misc]  # the package is untyped
         self.blocks = {
             tensor.name: (tensor.tensor_type, np.asarray(tensor.data))
             for tensor in self.tensors
-            if tensor.tensor_type in BLOCK_TYPES
+            if tensor.tensor_type in BLOCK_TYPES and tensor.name not in TABLES
         }
         """Name to type and bytes ``(rows, bytes of a row)``."""
-        self.plain = {t.name: np.asarray(t.data) for t in self.tensors if t.name not in self.blocks}
+        self.tables = {
+            t.name: (t.tensor_type, np.asarray(t.data))
+            for t in self.tensors
+            if t.name in TABLES and t.tensor_type.name in TABLE_TYPES and t.tensor_type.name not in PLAIN_TYPES
+        }
+        """The same of embedding and LM head, where they have to be decoded."""
+        self.floats = {
+            t.name: np.asarray(t.data)
+            for t in self.tensors
+            if t.name not in TABLES and t.tensor_type.name in PLAIN_TYPES and len(t.shape) > 1
+        }
+        """Name to values of matrices that are stored in floating point."""
+        coded = {*self.blocks, *self.tables, *self.floats}
+        self.plain = {t.name: np.asarray(t.data) for t in self.tensors if t.name not in coded}
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if GGUFValueType(raw_type) is not GGUFValueType.ARRAY:
@@ -103,7 +110,16 @@ class _Reader(GGUFReader):  # type: ignore[misc]  # the package is untyped
     def ternary_shapes(self) -> dict[str, tuple[int, int]]:
         """Return ``(rows, cols)`` of every ternary matrix."""
         shapes = {name: shape for name, (shape, _) in self.i2_s.items()}
+        shapes |= {name: values.shape for name, values in self.floats.items()}
         for name, (kind, data) in self.blocks.items():
+            elements, size_bytes = GGML_QUANT_SIZES[kind]
+            shapes[name] = (int(data.shape[0]), data.shape[1] // size_bytes * elements)
+        return shapes
+
+    def table_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return ``(rows, cols)`` of the tables that have to be decoded."""
+        shapes = {}
+        for name, (kind, data) in self.tables.items():
             elements, size_bytes = GGML_QUANT_SIZES[kind]
             shapes[name] = (int(data.shape[0]), data.shape[1] // size_bytes * elements)
         return shapes
@@ -126,70 +142,11 @@ def _skip_strings(data: memoryview, offset: int, count: int) -> int:
     return offset
 
 
-def decode_i2_s(
-    packed: npt.NDArray[np.uint8], rows: int, cols: int, out: npt.NDArray[np.float32] | None = None
-) -> npt.NDArray[np.float32]:
-    """Decode I2_S codes to signs -1, 0, +1: float32 ``(rows, cols)``, into ``out`` if there is one.
-
-    A row is ``cols / 128`` blocks of 32 bytes. Byte ``p`` of a block holds four codes, 0, 1 or 2, each the weight
-    plus one (worked example: byte 0b10_01_00_01 at p = 5 makes elements 5, 37, 69, 101 of its block +1 0 -1 0)::
-
-        bits of byte p    7 6    5 4    3 2    1 0
-        element of block  p      32+p   64+p   96+p
-
-    Source: bitnet.cpp ``ggml-bitnet-mad.cpp``, ``quantize_i2_s`` (x86 layout; what the 2B-4T release holds).
-
-    Raises:
-        ValueError: ``cols`` is not a multiple of 128, or the undefined code 3 occurs.
-    """
-    if cols % (4 * I2_S_BLOCK_BYTES):
-        raise ValueError(f"expected rows of a multiple of 128 weights, found {cols}")
-    blocks = packed.reshape(rows, -1, I2_S_BLOCK_BYTES)
-    signs = np.empty((rows, cols), np.float32) if out is None else out
-    quarters = signs.reshape(rows, -1, 4, I2_S_BLOCK_BYTES)
-    for first in range(0, rows, _DECODED_ROWS):
-        some = slice(first, first + _DECODED_ROWS)
-        if np.any(blocks[some] & (blocks[some] >> 1) & 0b01010101):
-            raise ValueError("expected the codes 0, 1 and 2, found 3")
-        for quarter, shift in enumerate((6, 4, 2, 0)):
-            np.subtract((blocks[some] >> shift) & 3, np.float32(1), out=quarters[some, :, quarter])
-    return signs
-
-
-def decode_blocks(
-    data: npt.NDArray[np.uint8],
-    kind: GGMLQuantizationType,
-    shape: tuple[int, int],
-    out: npt.NDArray[np.float32] | None = None,
-) -> tuple[npt.NDArray[np.float32], float]:
-    """Decode a tensor of one of ``BLOCK_TYPES`` to signs -1, 0, +1 and the one scale of all its blocks.
-
-    Raises:
-        ValueError: its values are not ternary with one scale, as BitNet's matrices are.
-    """
-    signs = np.empty(shape, np.float32) if out is None else out
-    for first in range(0, shape[0], _DECODED_ROWS):
-        signs[first : first + _DECODED_ROWS] = dequantize(data[first : first + _DECODED_ROWS], kind)
-    scale = float(np.abs(signs).max())
-    if scale == 0:
-        return signs, 1.0
-    if not np.isfinite(scale):
-        raise ValueError("expected finite scales, found NaN or infinity")
-    signs /= np.float32(scale)
-    for first in range(0, shape[0], _DECODED_ROWS):
-        some = np.abs(signs[first : first + _DECODED_ROWS])
-        if not ((some == 0) | (some == 1)).all():
-            raise ValueError(
-                "expected -1, 0 and +1 times one scale, found other values: blocks of different scales"
-            )
-    return signs, scale
-
-
 class SpecWeights:
     """The weights of one GGUF file by tensor name, decoded when asked for; satisfies ``WeightSource``.
 
-    Norms are float64 vectors, the embedding and head tables are views into the mapped file, ternary matrices are
-    decoded one at a time.
+    Norms are float64 vectors; the embedding and head tables are views into the mapped file where their type allows
+    it (``crossval.model.tables``); ternary matrices are decoded one at a time.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -205,6 +162,7 @@ class SpecWeights:
         except (ValueError, KeyError, IndexError, struct.error, OSError) as error:
             raise self._error("file", "GGUF as the gguf package reads it", error) from error
         self._decoded: dict[str, TernaryMatrix] = {}
+        self._tables: dict[str, DecodedTable] = {}
         self._shapes = self._reader.ternary_shapes()
         decoded_bytes = sum(4 * rows * cols for rows, cols in self._shapes.values())
         self._spare: dict[tuple[int, ...], list[npt.NDArray[np.float32]]] = {}
@@ -222,6 +180,8 @@ class SpecWeights:
         """
         if name in self._shapes:
             return self._ternary(name)
+        if name in self._reader.tables:
+            return self._table(name)
         array = self._reader.plain[name]
         if array.ndim > 1:
             return array
@@ -252,6 +212,16 @@ class SpecWeights:
             self._spare = {shape: found[:MOST_SPARE] for shape, found in spare.items()}
         self._reader.data._mmap.madvise(mmap.MADV_DONTNEED)
 
+    def _table(self, name: str) -> DecodedTable:
+        with self._lock:
+            if name not in self._tables:
+                kind, data = self._reader.tables[name]
+                try:
+                    self._tables[name] = decode(data, kind)
+                except ValueError as error:
+                    raise self._error(f"tensor {name}", f"{kind.name} weights", error) from error
+            return self._tables[name]
+
     def _ternary(self, name: str) -> TernaryMatrix:
         if name in self._decoded:
             return self._decoded[name]
@@ -263,9 +233,12 @@ class SpecWeights:
             signs, scale = self._decode(name, shape, out)
         except ValueError as error:
             raise self._error(f"tensor {name}", f"{self._reader.type_name(name)} weights", error) from error
-        if not (np.isfinite(scale) and scale > 0):
-            raise self._error(f"tensor {name}, scale", "a finite number above 0", scale)
-        matrix = TernaryMatrix(signs, scale)
+        values = self._reader.plain.get(_factor_of(name))
+        factor = 1.0 if values is None else float(values[0])
+        if not (np.isfinite(scale * factor) and scale > 0 and factor > 0):
+            found = scale if values is None else f"{scale} times {factor}"
+            raise self._error(f"tensor {name}, scale", "a finite number above 0", found)
+        matrix = TernaryMatrix(signs, scale * factor, factor)
         if self._keep:
             self._decoded[name] = matrix
         return matrix
@@ -273,6 +246,8 @@ class SpecWeights:
     def _decode(
         self, name: str, shape: tuple[int, int], out: npt.NDArray[np.float32] | None
     ) -> tuple[npt.NDArray[np.float32], float]:
+        if name in self._reader.floats:
+            return decode_floats(self._reader.floats[name], out)
         if name in self._reader.blocks:
             kind, blocks = self._reader.blocks[name]
             return decode_blocks(blocks, kind, shape, out)
@@ -283,9 +258,14 @@ class SpecWeights:
     def _read_config(self) -> SpecConfig:
         reader = self._reader
         arch = reader.string("general.architecture")
-        names = {*self._shapes, *reader.plain}
-        if "token_embd.weight" not in reader.plain:
-            raise self._error("tensor token_embd.weight", "F16 or F32 values", "no such tensor")
+        names = {*self._shapes, *reader.plain, *reader.tables}
+        tables = reader.table_shapes() | {
+            name: reader.plain[name].shape for name in TABLES if name in reader.plain
+        }
+        if "token_embd.weight" not in tables:
+            raise self._error("tensor token_embd.weight", f"{' or '.join(TABLE_TYPES)} values", "no such tensor")
+        head = "output.weight" if "output.weight" in names else "token_embd.weight"
+        may_have = MAY_HAVE.get(arch, frozenset())
         n_heads = reader.scalar(f"{arch}.attention.head_count")
         dim = reader.scalar(f"{arch}.embedding_length")
         return SpecConfig(
@@ -295,30 +275,52 @@ class SpecWeights:
             head_dim=reader.scalar(f"{arch}.attention.key_length", dim // n_heads),
             dim=dim,
             hidden_dim=reader.scalar(f"{arch}.feed_forward_length"),
-            vocab_size=int(reader.plain["token_embd.weight"].shape[0]),
+            vocab_size=int(tables["token_embd.weight"][0]),
             context_length=reader.scalar(f"{arch}.context_length"),
             # llama.cpp's default where the key is absent; both keys are float32 by definition of the format.
             rope_base=float(np.float32(reader.scalar(f"{arch}.rope.freq_base", 10000.0))),
             rms_eps=float(np.float32(reader.scalar(f"{arch}.attention.layer_norm_rms_epsilon"))),
+            rope_scale=self._rope_scale(arch),
+            rope_factors="rope_freqs" in may_have and "rope_freqs.weight" in names,
+            biases=frozenset(name for name in BIASED if "bias" in may_have and f"blk.0.{name}.bias" in names),
             attn_sub_norm="blk.0.attn_sub_norm.weight" in names,
             ffn_sub_norm="blk.0.ffn_sub_norm.weight" in names,
-            tied_head="output.weight" not in names,
+            tied_head=head == "token_embd.weight",
+            head_type=reader.type_name(head),
             architecture=arch,
-            activation=ACTIVATION_OF[arch],
+            **IMPLIED[arch],
         )
+
+    def _rope_scale(self, arch: str) -> float:
+        """Return 1 / the factor of linear RoPE scaling, a float32 in the file; 1 where none is set."""
+        reader = self._reader
+        if f"{arch}.rope.scaling.type" in reader.fields and reader.string(f"{arch}.rope.scaling.type") == "none":
+            return 1.0
+        old = reader.scalar(f"{arch}.rope.scale_linear", 0.0)
+        return 1.0 / float(np.float32(reader.scalar(f"{arch}.rope.scaling.factor", old) or 1.0))
 
     def _check_tensors(self) -> None:
         """Require exactly the tensors of the graph: an extra one would be silently ignored."""
         expected = _expected_shapes(self.config)
-        ternary = {name for op in op_table(self.config) if isinstance(op.kind, BitLinear) for name in op.weights}
+        if "scale" in MAY_HAVE.get(self.config.architecture, ()):
+            expected.update({name: (1,) for name in map(_factor_of, self._shapes) if name in self._reader.plain})
+        ternary = {op.weights[0] for op in op_table(self.config) if isinstance(op.kind, BitLinear)}
         found: dict[str, tuple[int, ...]] = dict(self._shapes)
         found.update({name: data.shape for name, data in self._reader.plain.items()})
+        found.update(self._reader.table_shapes())
         for name in sorted(expected.keys() | found.keys()):
             if name not in expected:
                 raise self._error(f"tensor {name}", "no such tensor (the graph has no use for it)", found[name])
             if name not in found:
                 raise self._error(f"tensor {name}", f"shape {expected[name]}", "no such tensor")
-            want = "I2_S or TQ1_0 or TQ2_0" if name in ternary else "F16 or F32"
+            tables = " or ".join(TABLE_TYPES)
+            want = (
+                "I2_S or TQ1_0 or TQ2_0 or F16 or F32"
+                if name in ternary
+                else tables
+                if name in TABLES
+                else "F16 or F32"
+            )
             have = self._reader.type_name(name)
             if have not in want.split(" or "):
                 raise self._error(f"tensor {name}, type", want, have)
@@ -356,16 +358,23 @@ def _check_container(path: str) -> None:
         raise BadInputError(str(error)) from error
 
 
+def _factor_of(matrix: str) -> str:
+    """Return the tensor that holds another factor of a matrix."""
+    return matrix.removesuffix(".weight") + ".scale"
+
+
 def _expected_shapes(config: SpecConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight of the graph: matrices and tables ``(rows, cols)``, norms ``(n,)``."""
+    """Return the shape of every weight of the graph: matrices and tables ``(rows, cols)``, vectors ``(n,)``."""
     ops = op_table(config)
     width = {"token_ids": config.vocab_size, **{op.output: op.n_features(config) for op in ops}}
     shapes: dict[str, tuple[int, ...]] = {}
     for op in ops:
         n_in, n_out = width[op.inputs[0]], width[op.output]
         for name in op.weights:
-            if isinstance(op.kind, RmsNorm):
+            if isinstance(op.kind, RmsNorm) or name.endswith(".bias"):
                 shapes[name] = (n_out,)
+            elif isinstance(op.kind, Rope):
+                shapes[name] = (config.head_dim // 2,)
             else:
                 shapes[name] = (n_in, n_out) if isinstance(op.kind, Embedding) else (n_out, n_in)
     return shapes

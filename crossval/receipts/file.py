@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
+from crossval.receipts import columns
 from crossval.receipts.frames import MAIN, frames
 from crossval.schema import one_line, parse_json, validate
 
@@ -55,7 +56,7 @@ class Receipt(dict[str, Any]):
         return found[table]
 
     def save(self, path: str | Path) -> None:
-        """Write the receipt as indented JSON, atomically; ``crossval.open_receipt`` reads it.
+        """Write the receipt as JSON, atomically; ``crossval.open_receipt`` reads it.
 
         Raises:
             BadInputError: the path cannot be written, or names something that is not a regular file.
@@ -95,7 +96,7 @@ def seal(receipt: Mapping[str, Any]) -> Receipt:
 
 
 def write(path: str | Path, receipt: Mapping[str, Any]) -> None:
-    """Write a sealed receipt as indented JSON, atomically.
+    """Write a sealed receipt as JSON, its tables by column (``receipts.columns``), atomically.
 
     Raises:
         BadInputError: the path cannot be written, or names something that is not a regular file.
@@ -104,7 +105,7 @@ def write(path: str | Path, receipt: Mapping[str, Any]) -> None:
     try:
         if file.exists() and not stat.S_ISREG(file.stat().st_mode):
             raise BadInputError(f"cannot write the receipt to {file}: not a regular file")
-        write_atomically(file, to_text(receipt).encode("utf-8"))
+        write_atomically(file, columns.to_text(receipt).encode("utf-8"))
     except OSError as error:
         raise BadInputError(f"cannot write the receipt to {file}: {error.strerror or error}") from error
 
@@ -118,7 +119,8 @@ def read(path: str | Path) -> Receipt:
     """Return the receipt in a file, valid by the schema; its digest and statuses are not checked here.
 
     Raises:
-        BadInputError: unreadable, larger than 64 MiB, not JSON, duplicate keys, NaN, or invalid by the schema.
+        BadInputError: unreadable, larger than 64 MiB, not JSON, duplicate keys, NaN, a malformed table, or invalid
+        by the schema.
     """
     file = Path(path)
     try:
@@ -130,6 +132,6 @@ def read(path: str | Path) -> Receipt:
         raise BadInputError(f"cannot read receipt {file}: {error.strerror or error}") from error
     if len(data) > MAX_SIZE_BYTES:
         raise BadInputError(f"{file}: larger than {MAX_SIZE_BYTES} bytes; a receipt is a summary, not a trace")
-    receipt = parse_json(data, str(file))
+    receipt = columns.unpack(parse_json(data, str(file)), str(file))
     validate(receipt, str(file))
     return Receipt(receipt)

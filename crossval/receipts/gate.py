@@ -13,12 +13,13 @@ from crossval.receipts.file import Receipt, digest
 from crossval.receipts.kind import Kind, recompute, summary_conflicts
 from crossval.receipts.party import (
     PATH_OF_NAME,
+    Compute,
     is_quantized,
     names_of,
     same_engine,
 )
 from crossval.receipts.policy import GateCheck, Policy
-from crossval.terms import SEPARATE_OUTPUT_NOTE, SIDES
+from crossval.terms import OUTPUT_IGNORED, SEPARATE_OUTPUT_NOTE, SIDES
 
 CLOCK_SKEW = datetime.timedelta(minutes=5)
 _MAX_COMPLAINTS = 5
@@ -87,13 +88,17 @@ def _age(receipt: Receipt, policy: Policy, now: datetime.datetime) -> GateCheck:
 def _policy_checks(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     yield _verdict(kind, receipt, policy)
     amount = kind.amount(receipt)
-    enough = amount.n_compared > 0 and amount.n_tokens >= policy.min_tokens
+    n_tokens = amount.n_tokens if kind.runs_engines else Policy.min_tokens
+    enough = amount.n_compared > 0 and n_tokens >= policy.min_tokens
     yield GateCheck("compared", enough, f"{amount.words} ({policy.min_tokens} required)")
     yield from kind.demands(receipt, policy)
     yield from _ratios(kind, receipt, policy)
     yield from _reference(receipt, policy)
     yield _distinct(receipt)
-    yield from _compute(receipt, policy)
+    if kind.computes:
+        yield from _compute(receipt, policy)
+    elif receipt["compute"] != Compute("none").to_json():
+        yield GateCheck("compute path", False, f"a {kind.name} receipt computes nothing, this one names a path")
     yield from _model(receipt, policy)
     yield from _rates(kind, receipt, policy)
     yield from kind.exactness(receipt, policy)
@@ -194,8 +199,9 @@ def _model(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     model = receipt["model"]
     if policy.model_sha256 is not None:
         yield GateCheck("model", model["sha256"] in policy.model_sha256, model["sha256"])
-    if model["separate_output"] != (SEPARATE_OUTPUT_NOTE in receipt["notes"]):
-        state = "has its own output.weight" if model["separate_output"] else "ties its head to the embedding"
+    ignored = model["separate_output"] and model["architecture"] in OUTPUT_IGNORED
+    if ignored != (SEPARATE_OUTPUT_NOTE in receipt["notes"]):
+        state = "has an output.weight that bitnet.cpp ignores" if ignored else "has none that bitnet.cpp ignores"
         yield GateCheck("notes", False, f"the model {state}, the notes say otherwise")
     if not policy.allow_dirty:
         dirty = receipt["tool"]["dirty"]

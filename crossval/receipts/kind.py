@@ -118,8 +118,12 @@ class Kind(Generic[Result]):
     """Further fields of the receipt's ``results`` that follow from the rows."""
     same_tokens: bool = True
     """Whether tokenizers that disagree are a divergence; not where each engine reads the text itself."""
+    computes: bool = True
+    """Whether engines compute anything, so that the receipt has to say what did."""
     further_checks: Callable[[Receipt], Checks] = lambda receipt: {}
     """Checks of what a receipt holds beyond rows and summary."""
+    runs_engines: bool = True
+    """Whether an engine takes part; otherwise files alone are compared."""
     one_sided: bool = False
     """Whether the engines are checked independently even where both take part."""
 

@@ -12,13 +12,16 @@ from crossval.console import VERDICT_STYLE, clip, new_table, plain, show_line
 from crossval.receipts.file import Receipt
 from crossval.receipts.party import names_of
 from crossval.receipts.policy import GateCheck
-from crossval.terms import SIDES
+from crossval.terms import SIDES, UNREAD
 
 
 def show_headline(out: Console, receipt: Receipt) -> None:
     """Print model, engines and prompt."""
     model = receipt["model"]
-    show_line(out, f"model      {model['file_name']}  sha256 {model['sha256'][:12]}  {_shape(model['shape'])}")
+    what = (
+        f"vocabulary {model['shape']['vocab_size']}" if model["quantization"] == UNREAD else _shape(model["shape"])
+    )
+    show_line(out, f"model      {model['file_name']}  sha256 {model['sha256'][:12]}  {what}")
     names = names_of(receipt)
     for side in SIDES:
         if receipt[side]["status"] != "unused":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_py.ggml_types import GGMLType
 from bitnet_py.gguf import GGUFFile
 from crossval.errors import BadInputError
 from crossval.model import taps
@@ -47,21 +48,35 @@ class DamagedModel:
     def packed(self, name: str) -> Codes:
         """Return the code bytes of a ternary tensor, ``(rows, cols // 4)``, writable."""
         rows, cols = self.shape(name)
-        return self.raw(name)[: rows * cols // 4].reshape(rows, cols // 4)
+        return self._of(name, GGMLType.I2_S)[: rows * cols // 4].reshape(rows, cols // 4)
 
     def scale(self, name: str) -> npt.NDArray[np.float32]:
         """Return the scale of a ternary tensor, ``(1,)``, writable."""
         rows, cols = self.shape(name)
         at = rows * cols // 4
-        return self.raw(name)[at : at + 4].view("<f4")
+        return self._of(name, GGMLType.I2_S)[at : at + 4].view("<f4")
 
     def f16(self, name: str) -> npt.NDArray[np.float16]:
         """Return an F16 matrix, writable."""
-        return self.raw(name).view("<f2").reshape(self.shape(name))
+        return self._of(name, GGMLType.F16).view("<f2").reshape(self.shape(name))
 
     def f32(self, name: str) -> npt.NDArray[np.float32]:
         """Return an F32 vector, writable."""
-        return self.raw(name).view("<f4")
+        return self._of(name, GGMLType.F32).view("<f4")
+
+    def _of(self, name: str, kind: GGMLType) -> npt.NDArray[np.uint8]:
+        """Return the bytes of a tensor that is of a type.
+
+        Raises:
+            BadInputError: it is of another.
+        """
+        found = self._tensors[name].type
+        if found is not kind:
+            raise BadInputError(
+                f"tensor {name}: expected {kind.name}, which faults are made for, found {found.name}; use a model "
+                "with I2_S matrices, an F16 embedding and F32 norms, such as the shipped one"
+            )
+        return self.raw(name)
 
     def set_header(self, key: str, value: float) -> None:
         """Change a float32 of the header; ``key`` without the architecture's name before it.

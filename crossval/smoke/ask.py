@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitnet_py.gguf import GGUFFile
+from bitnet_py.special_tokens import TokenKind
 from bitnet_py.tokenizer import Tokenizer
-from bitnet_py.vocabulary import TokenKind
 from crossval.capture import greedy_token
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner, cut_prompt, longest_pass

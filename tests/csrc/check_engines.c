@@ -5,6 +5,7 @@
 typedef struct {
     int n_layers, n_heads, n_kv_heads, head_dim, dim, hidden_dim, vocab_size, sub_norms;
     int activation, rope_pairing, separate_head;
+    int extras; /* biases, factors of matrices, divisors and a scale of RoPE's angles */
 } shape;
 
 static const shape SHAPES[] = {
@@ -15,7 +16,7 @@ static const shape SHAPES[] = {
     /* eight heads share one KV head: more than are attended together */
     {1, 16, 2, 8, 128, 128, 37, 1, BN_RELU_SQUARED, BN_ROPE_HALVES, 0},
     /* heads wider than dim / n_heads, and narrower ones */
-    {2, 6, 3, 64, 128, 256, 41, 0, BN_SILU, BN_ROPE_ADJACENT, 1},
+    {2, 6, 3, 64, 128, 256, 41, 0, BN_SILU, BN_ROPE_ADJACENT, 1, 1},
     {1, 4, 4, 32, 384, 128, 37, 1, BN_SILU, BN_ROPE_HALVES, 1},
 };
 
@@ -34,8 +35,9 @@ static int64_t capacity_of(const variant *v, int64_t n) {
     return (n + multiple - 1) / multiple * multiple;
 }
 
-static bn_matrix random_matrix(int64_t rows, int64_t cols) {
-    return (bn_matrix){random_codes(rows * cols / 4), rows, cols, 0.05f};
+static bn_matrix random_matrix(int64_t rows, int64_t cols, int extras) {
+    const float *bias = extras ? random_floats(rows, 0.0f, 0.5f) : NULL;
+    return (bn_matrix){random_codes(rows * cols / 4), rows, cols, 0.05f, extras ? 0.75f : 1.0f, bias};
 }
 
 static bn_model random_model(const shape *s) {
@@ -48,13 +50,13 @@ static bn_model random_model(const shape *s) {
             .attn_sub_norm = s->sub_norms ? random_floats(q_dim, 1.0f, 0.5f) : NULL,
             .ffn_norm = random_floats(dim, 1.0f, 0.5f),
             .ffn_sub_norm = s->sub_norms ? random_floats(hidden, 1.0f, 0.5f) : NULL,
-            .q = random_matrix(q_dim, dim),
-            .k = random_matrix(kv_dim, dim),
-            .v = random_matrix(kv_dim, dim),
-            .o = random_matrix(dim, q_dim),
-            .gate = random_matrix(hidden, dim),
-            .up = random_matrix(hidden, dim),
-            .down = random_matrix(dim, hidden),
+            .q = random_matrix(q_dim, dim, s->extras),
+            .k = random_matrix(kv_dim, dim, s->extras),
+            .v = random_matrix(kv_dim, dim, s->extras),
+            .o = random_matrix(dim, q_dim, s->extras),
+            .gate = random_matrix(hidden, dim, s->extras),
+            .up = random_matrix(hidden, dim, s->extras),
+            .down = random_matrix(dim, hidden, s->extras),
         };
     }
     const uint16_t *embeddings = random_halves(s->vocab_size * dim);
@@ -70,8 +72,10 @@ static bn_model random_model(const shape *s) {
         .rope_pairing = s->rope_pairing,
         .rms_eps = 1e-5f,
         .rope_base = 10000.0f,
-        .token_embd = embeddings,
-        .output = s->separate_head ? random_halves(s->vocab_size * dim) : embeddings,
+        .rope_scale = s->extras ? 0.5f : 1.0f,
+        .rope_factors = s->extras ? random_floats(s->head_dim / 2, 2.0f, 1.0f) : NULL,
+        .token_embd = {embeddings, BN_TABLE_F16},
+        .output = {s->separate_head ? random_halves(s->vocab_size * dim) : embeddings, BN_TABLE_F16},
         .output_norm = random_floats(dim, 1.0f, 0.5f),
         .layers = layers,
     };
@@ -277,7 +281,7 @@ static bn_matrix repeat_heads(const bn_matrix *m, int head_dim, int group) {
     uint8_t *data = room(group * m->rows * m->cols / 4, 1, 5);
     for (int64_t h = 0; h < n_heads * group; h++)
         memcpy(data + h * of_head, m->data + h / group * of_head, (size_t)of_head);
-    return (bn_matrix){data, group * m->rows, m->cols, m->scale};
+    return (bn_matrix){data, group * m->rows, m->cols, m->scale, m->factor, m->bias};
 }
 
 /* Heads that share keys and values against the same heads with copies of their own. */

@@ -213,6 +213,42 @@ static void check_screen(const char *kernel) {
     }
 }
 
+/* Rows that end where their buffer ends. */
+static void check_table(const char *kernel) {
+    static const struct {
+        int type, values, bytes, at; /* of a block; where its binary16 number is */
+    } formats[] = {
+        {BN_TABLE_F32, 1, 4, -1},       {BN_TABLE_BF16, 1, 2, -1},     {BN_TABLE_Q8_0, 32, 34, 0},
+        {BN_TABLE_Q4_0, 32, 18, 0},     {BN_TABLE_Q5_0, 32, 22, 0},    {BN_TABLE_Q6_K, 256, 210, 208},
+        {BN_TABLE_Q3_K, 256, 110, 108}, {BN_TABLE_TQ1_0, 256, 54, 52}, {BN_TABLE_TQ2_0, 256, 66, 64},
+    };
+    static const bn_arithmetic arithmetics[] = {
+        {BN_MARCH, 8}, {BN_MARCH, 16, 1}, {BN_MAIN, 8}, {BN_MAIN, 16, .bfloat_pairs = 1}};
+    for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
+        for (int i = 0; i < 12; i++) {
+            const int n = 256 * between(1, 4), n_rows = between(1, 5), n_cols = between(1, 3);
+            const int64_t n_bytes = (int64_t)n_rows * n / formats[f].values * formats[f].bytes;
+            uint8_t *rows = room(n_bytes, 1, formats[f].values == 1 ? 0 : between(0, 15));
+            for (int64_t b = 0; b < n_bytes; b++) rows[b] = (uint8_t)random_bits();
+            for (int64_t b = 0; b < n_bytes; b += formats[f].bytes) /* a finite number */
+                rows[b + (formats[f].at < 0 ? formats[f].bytes - 1 : formats[f].at + 1)] &= 0xbb;
+            const float *x = random_floats((int64_t)n * n_cols, 0.0f, 2.0f);
+            float *got = room(n_rows * n_cols, sizeof *got, 1), *expected = room(n_rows * n_cols, sizeof *got, 0);
+            for (int a = 0; a < 8; a++) {
+                require(!bn_kernel_table(kernel, formats[f].type, &arithmetics[a / 2], a % 2, i % 2, rows, n_rows,
+                                         n, x, n_cols, got),
+                        "table");
+                require(!bn_kernel_table("scalar", formats[f].type, &arithmetics[a / 2], a % 2, i % 2, rows,
+                                         n_rows, n, x, n_cols, expected),
+                        "table");
+                require(!memcmp(got, expected, (size_t)(n_rows * n_cols) * sizeof *got),
+                        "table differs from scalar");
+            }
+            release(0);
+        }
+    }
+}
+
 void check_kernels(const char *family) {
     check_i2s_dot(family);
     check_dots(family);
@@ -221,4 +257,5 @@ void check_kernels(const char *family) {
     check_elementwise(family);
     check_flash(family);
     check_screen(family);
+    check_table(family);
 }

@@ -24,6 +24,7 @@ MISSING_MAIN = (
     f"real bitnet.cpp main is missing: run `{GENERATION_VARIABLE}=main make fetch-cpp`, or set "
     f"{MAIN_LIBRARY_VARIABLE}=<path of its libllama.so>"
 )
+MISSING_CHECKOUT = f"llama.cpp's vocabulary tests are missing: set {SOURCE_VARIABLE}=<checkout of bitnet.cpp>"
 MISSING_MARCH = f"{LIBRARY_VARIABLE} is no bitnet.cpp of March 2026, which this test needs"
 
 
@@ -82,7 +83,7 @@ def golden(shipped_model: Path) -> Path:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Give all skips without a library one location, so that the summary folds them into a line each."""
     report = yield
-    reasons = (MISSING, MISSING_MAIN, MISSING_MARCH)
+    reasons = (MISSING, MISSING_MAIN, MISSING_MARCH, MISSING_CHECKOUT)
     if report.skipped and isinstance(report.longrepr, tuple) and any(r in report.longrepr[2] for r in reasons):
         report.longrepr = (__file__, 1, report.longrepr[2])
     return report

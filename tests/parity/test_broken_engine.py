@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sysconfig
 from pathlib import Path
 
 import pytest
 
+import crossval
 from crossval.engines.goldens import FULL_PROMPTS
 from tests.support.families import each_family
 from tests.zoo.engine import run
@@ -29,7 +29,7 @@ def test_broken_engine_is_caught_with_layer_and_op(fault, kernel, golden, tmp_pa
     words = [CROSSVAL, "layers", "--prompt", FULL_PROMPTS[0], "--reference", golden]
     done = run([*words, "--receipt", tmp_path / "r.json"], fault, kernel=kernel)
     assert done.returncode == 1, done.stdout + done.stderr
-    receipt = json.loads((tmp_path / "r.json").read_text())
+    receipt = crossval.open_receipt(tmp_path / "r.json")
     assert receipt["candidate"]["settings"]["kernel"] == kernel
     assert (receipt["verdict"], receipt["parity"]["status"]) == ("candidate_defect", "divergence")
     assert receipt["audit"]["reference"]["verdict"] == "clean"

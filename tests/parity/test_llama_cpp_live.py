@@ -17,7 +17,8 @@ from crossval.engines import llama_package
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.spec import SpecRunner
 from crossval.errors import BadInputError, EngineCrashError
-from crossval.model import taps
+from crossval.model.graphs import op_table
+from crossval.model.weights import SpecWeights
 from tests.support.judged import judge
 
 pytestmark = pytest.mark.live
@@ -34,7 +35,15 @@ SHAPES = {
         "n_kv_heads": 3,
         "hidden_dim": 1792,
     },
-}
+    "llama": {
+        "arch": "llama", "projections": "tq2_0", "n_layers": 2, "dim": 256, "n_heads": 4, "n_kv_heads": 2,
+        "head_dim": 128, "hidden_dim": 768, "biases": True, "rope_freqs": True,
+    },
+    "llama with scales": {
+        "arch": "llama", "projections": "tq1_0", "n_layers": 2, "dim": 256, "n_heads": 4, "n_kv_heads": 2,
+        "hidden_dim": 512, "scales": True, "rope_scaling": 4.0, "untied_head": True,
+    },
+}  # fmt: skip
 each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 PROMPT = [3, 14, 15, 92, 65, 35]
 
@@ -65,7 +74,7 @@ def test_its_generation_is_found(llama_cpp: Path) -> None:
 def test_equal_bits(
     llama_cpp: Path, make_model: Callable[..., Path], shape: dict[str, object], flash_attention: bool
 ) -> None:
-    model = make_model(**shape, arch="bitnet", vocab_size=300)
+    model = make_model(**{"arch": "bitnet", **shape}, vocab_size=300)
     rng = np.random.default_rng(7)
     with BitnetCppRunner(model, library=llama_cpp, flash_attention=flash_attention) as theirs:
         numerics = theirs.identity.numerics
@@ -73,7 +82,7 @@ def test_equal_bits(
             pytest.skip(f"this build rounds in no known way: {numerics}")
         with BitnetPyRunner(model, numerics=numerics, n_threads=2) as ours:
             assert ours.identity.numerics == numerics
-            names = taps.all_taps(theirs.model.n_layers)
+            names = [op.output for op in op_table(SpecWeights(model).config)]
             n_values = 0
             for length in (1, 2, 5, 13, 45):
                 theirs.reset()

@@ -54,6 +54,19 @@ def test_a_model_with_one_head_holds_in_bitnet_cpp(make_model, bitnet_cpp_librar
 
 
 @pytest.mark.live
+def test_main_holds_every_relation(make_model, main_library):
+    """Its single tokens have attention scores of their own, which is no fault."""
+    path, options = make_model(arch="bitnet", n_layers=3), MetamorphicOptions(lengths=(1, 2, 5, 33, 65))
+    result = run_metamorphic(
+        lambda **asked: BitnetCppRunner(path, library=main_library, **asked),
+        enough_tokens([], 300, options.n_tokens),
+        n_layers=3,
+        options=options,
+    )
+    assert result.verdict == "holds", [c for c in result.checks if c.status != "ok"]
+
+
+@pytest.mark.live
 def test_floors_of_bitnet_cpp_are_those_of_our_engine(five_layers, bitnet_cpp_library):
     """Engines that are bit-identical in every way of running have equal floors."""
     prompts = [np.random.default_rng(n).integers(0, 1000, n).tolist() for n in (5, 13)]

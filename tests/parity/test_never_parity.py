@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import crossval
 from crossval.model import taps
 from tests.support.strangers import run
 
@@ -57,7 +58,7 @@ def judged(model: Path, candidate: Path, reference: Path, receipt: Path) -> tupl
         "--receipt", receipt,
     )  # fmt: skip
     assert "Traceback" not in result.output
-    return result.exit_code, json.loads(receipt.read_text()) if receipt.exists() else None
+    return result.exit_code, crossval.open_receipt(receipt) if receipt.exists() else None
 
 
 def verdict(model: Path, candidate: Path, reference: Path, receipt: Path) -> tuple[int, str | None]:

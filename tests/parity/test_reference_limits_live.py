@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import crossval
 from bitnet_py.synth import SynthConfig, write_model
 from crossval.engines.model_file import ROWS_NOTE
 from crossval.selftest.damage import DamagedModel
@@ -23,7 +23,7 @@ def receipt_of(model: Path, out: Path) -> tuple[int, dict[str, Any]]:
     result = run(
         "layers", "--prompt", PROMPT, "--model", model, "--reference", "bitnet.cpp", "--receipt", out / "r.json"
     )
-    return result.exit_code, json.loads((out / "r.json").read_text())
+    return result.exit_code, crossval.open_receipt(out / "r.json")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import crossval
 from tests.support.strangers import run
 from tests.support.third_engine import third_engine
 
@@ -32,7 +33,7 @@ def receipt_of(model: Path, golden: Path, out: Path, *arguments: str) -> dict[st
         "layers", "--prompt", PROMPT, "--model", model, "--candidate", out / "trace", "--reference", golden,
         "--receipt", receipt,
     )  # fmt: skip
-    data: dict[str, Any] = json.loads(receipt.read_text())
+    data: dict[str, Any] = crossval.open_receipt(receipt)
     expected = {"parity": 0, "incomplete": 3}.get(data["verdict"], 1)
     assert result.exit_code == expected, result.output
     return data

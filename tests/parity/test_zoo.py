@@ -10,8 +10,9 @@ import pytest
 from tests.support.families import each_family
 from tests.zoo import models
 from tests.zoo.build import ROOT
-from tests.zoo.catalogue import CASES, FAULTS
+from tests.zoo.catalogue import CASES, FAULTS, OF_LLAMA, ON_LLAMA
 from tests.zoo.fault import BOTH, FAMILIES, EngineFault
+from tests.zoo.faults import llama
 from tests.zoo.names import OPEN, RIGHT, patterns
 from tests.zoo.outcome import Outcome, outcomes
 from tests.zoo.recording import first_difference, record
@@ -75,6 +76,16 @@ def test_a_fault_is_reached_with_every_kernel_family_and_gives_the_same_bits(wor
 @pytest.mark.parametrize("base", models.BASES)
 def test_audit_of_the_healthy_engine_is_clean(world, base):
     assert world.healthy_audit(base).verdict == "clean"
+
+
+def test_what_only_llama_has_is_found_and_named(world):
+    """``python -m tests.zoo --llama`` tries every other fault on a llama model, too."""
+    cases = [next(fault.cases()) for fault in OF_LLAMA]
+    assert set(llama.RIGHT) <= {fault.name for fault in ON_LLAMA}
+    results = list(outcomes(world, FAMILY_NUMBERS, cases=cases))
+    assert len(results) == len(OF_LLAMA)
+    assert without(results, lambda outcome: outcome.in_place and outcome.right_side and outcome.right_op) == []
+    assert without(results, lambda outcome: outcome.naming in ("right", "nameless")) == []
 
 
 def without(results: list[Outcome], good: Callable[[Outcome], bool]) -> list[str]:

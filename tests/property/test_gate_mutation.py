@@ -33,6 +33,7 @@ from crossval.receipts import gate
 from crossval.receipts.party import Party
 from tests.support import receipt_samples as samples
 from tests.support.shared_parts import EditedCopies
+from tests.support.weights_samples import weights_receipt
 
 COARSE = [*taps.outline_taps(2)[1:]]
 FINE = sorted([*taps.outline_taps(2), *taps.layer_taps(0)[:9]], key=taps.execution_index)
@@ -86,7 +87,9 @@ RECEIPTS = {
     ),
     "selftest": samples.selftest_receipt(),
     "metamorphic": samples.metamorphic_receipt(),
+    "tokens": samples.tokens_receipt(),
     "bench": samples.bench_receipt(samples.bench_findings(pairs=(samples.bench_pair(), samples.bench_further()))),
+    "weights": weights_receipt(),
 }
 
 UNPROVABLE = (
@@ -282,6 +285,20 @@ UNPROVABLE_IN_BENCH = (
 )
 """Fields of a benchmark's receipt that can be changed beyond those of a comparison."""
 
+UNPROVABLE_IN_TOKENS = (
+    # Nothing is computed. The lines of a file are not in the receipt, and times follow from nothing.
+    "candidate.numerics.fused_quantizer",
+    "candidate.numerics.simd_width",
+    "reference.numerics.fused_quantizer",
+    "reference.numerics.simd_width",
+    "model.shape.n_layers",
+    "results.corpus.digest",
+    "results.corpus.name",
+    "results.elapsed_s.candidate",
+    "results.elapsed_s.reference",
+)
+"""Fields of a tokens receipt that can be changed beyond those of a comparison."""
+
 UNPROVABLE_APART = (
     # The engines round differently already; another difference is as good. What differs within bounds is measured.
     "candidate.numerics.simd_width",
@@ -295,12 +312,32 @@ UNPROVABLE_APART = (
 )
 """Fields of a greedy receipt of engines that round differently that can be changed beyond those."""
 
+UNPROVABLE_IN_WEIGHTS = (
+    # Which files the checkpoint had, what tensors and keys are called, what a float tensor's values are like.
+    "results.checkpoint",
+    "results.checkpoint.*",
+    "results.checkpoint.*.name",
+    "results.checkpoint.*.sha256",
+    "results.keys.*.key",
+    "results.rows.*.expected.largest",
+    "results.rows.*.expected.source",
+    "results.rows.*.facts.stored_bytes",
+    "results.rows.*.facts.values.max",
+    "results.rows.*.facts.values.min",
+    "results.rows.*.facts.values.n_negative",
+    "results.rows.*.facts.values.rms",
+    "results.rows.*.name",
+)
+"""Fields of a weights receipt that can be changed beyond those of a comparison."""
+
 BY_KIND = {
     "greedy apart": UNPROVABLE_APART,
     "smoke": UNPROVABLE_IN_SMOKE,
     "selftest": UNPROVABLE_IN_SELFTEST,
     "metamorphic": UNPROVABLE_IN_METAMORPHIC,
     "bench": UNPROVABLE_IN_BENCH,
+    "tokens": UNPROVABLE_IN_TOKENS,
+    "weights": UNPROVABLE_IN_WEIGHTS,
 }
 TAPS = frozenset(taps.all_taps(2))
 SHOWN_ROWS = {"smoke": (0, 4, 6, 7), "selftest": (0, 9, -1), "metamorphic": (0, 1, 2, 3, -1)}

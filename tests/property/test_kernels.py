@@ -293,10 +293,12 @@ ROUNDED_TWICE = np.array(
         (sign * (1 + STEP), (1 - STEP) * STEP / 2 * size, sign * c * size)
         for sign in (1, -1)
         for c, size in ((1 + STEP, 1), (1 + 3 * STEP, 2.0**-3))
-    ],
+    ]
+    + [(sign * 1036 * STEP, 1012 * STEP * STEP / 2, sign * (1 + STEP)) for sign in (1, -1)],
     np.float16,
 )
-"""a * b is a little less than half a step of c, which is odd: rounded to binary32 first, the sum is a tie."""
+"""a * b is a little less than half a step of c, which is odd: rounded to binary32 first, the sum is a tie; of the
+last two the odd neighbour of a tie, which has to stay."""
 
 
 @pytest.mark.parametrize("kernel", ALL_KERNELS)
@@ -328,7 +330,7 @@ def test_numpys_sum_in_binary16_is_the_exact_sum_rounded_once():
         cases = rng.integers(0, 0x7C00, (4000, 3)).astype(np.uint16).view(np.float16)
         cases[::2] *= np.float16(-1)
         cases[:1000] = (rng.standard_normal((1000, 3)) * [1, 1, 30]).astype(np.float16)
-        cases[1000:1004] = ROUNDED_TWICE
+        cases[1000 : 1000 + len(ROUNDED_TWICE)] = ROUNDED_TWICE
         a, b, c = cases[np.isfinite(cases).all(1)].T
         got = numpy_main.fused(a, b, c, np.float16)
         twice = (a.astype(np.float32) * b.astype(np.float32) + c.astype(np.float32)).astype(np.float16)

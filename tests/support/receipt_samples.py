@@ -36,13 +36,15 @@ from crossval.repeat.floors_receipt import VARIATIONS
 from crossval.repeat.metamorphic.cases import MetamorphicOptions, required
 from crossval.repeat.metamorphic.notebook import MetamorphicCheck, MetamorphicResult, check_status
 from crossval.repeat.metamorphic.receipt import METAMORPHIC, MetamorphicFindings
-from crossval.repeat.metamorphic.scope import n_values
+from crossval.repeat.metamorphic.scope import Form, n_values
 from crossval.selftest import catalogue
 from crossval.selftest.receipt import SELFTEST, Found, Row, SelftestResult
 from crossval.smoke.answers import Answer, MinCorrect, SmokeResult
 from crossval.smoke.receipt import SMOKE
 from crossval.smoke.suite import SmokePrompt, digest_of
 from crossval.terms import SIDES, Side
+from crossval.tokens import compare as tokens
+from crossval.tokens.receipt import TOKENS
 from crossval.traces import read as trace
 
 SHAPE: dict[str, Any] = {
@@ -458,6 +460,27 @@ def one_sided(side: Side) -> receipt.Receipt:
     return smoke_receipt(result=smoke_result(sides=(side,)), tokenizer=agree, **changes)
 
 
+def tokens_receipt() -> receipt.Receipt:
+    """Two tokenizers that read all lines of a file alike, but one that both refuse."""
+    side = dict.fromkeys(SIDES, 0)
+    rows = tuple(
+        tokens.Row(
+            mode=mode, category=category, n_texts=3, n_equal=3 - n_refused, n_different=0, n_refused=n_refused,
+            n_refused_by=side, n_tokens=20, digests=dict.fromkeys(SIDES, sha * 64), n_lost=side,
+        )
+        for mode in tokens.MODES
+        for category, n_refused, sha in (("a", 0, "a"), ("b", 1, "b"))
+    )  # fmt: skip
+    result = tokens.TokensResult(
+        "lines.txt", "5" * 64, 6, rows, SHAPE["vocab_size"], SHAPE["vocab_size"], None, dict.fromkeys(SIDES, 0.25)
+    )
+    facts = context(
+        text=None, template=None, token_ids=(), compute=Compute("none"),
+        settings=dict.fromkeys(("n_threads", "n_decode", "n_steps", "full")),
+    )  # fmt: skip
+    return write(TOKENS, result, facts)
+
+
 def selftest_receipt() -> receipt.Receipt:
     """A self-test in which every fault was located correctly."""
     rows = []
@@ -485,8 +508,8 @@ def metamorphic_receipt() -> receipt.Receipt:
     for side in SIDES:
         own = options if side == "candidate" else dataclasses.replace(options, kernels=())
         checks = []
-        for one in required(own, stated=True, single_head=False):
-            compared = n_values(one, TRACE_MODEL, "last layer", sub_norms=True)
+        for one in required(own, stated=True, scores_vary=False):
+            compared = n_values(one, TRACE_MODEL, "last layer", Form(), sub_norms=True, scope="all")
             where = "blk.0.kqv_out, token 2" if one.part == "attention" else "blk.1.l_out, token 2"
             exact = {"n_compared": compared, "n_different": 0, "worst": 0.0}
             loose = {"n_compared": compared, "n_different": compared // 2, "worst": 0.25, "where": where}

@@ -12,12 +12,19 @@ from crossval.selftest.damage import DamagedModel
 
 SHAPE = SynthConfig(n_layers=5, dim=256, n_heads=4, n_kv_heads=2, hidden_dim=512, vocab_size=301, seed=7)
 """Odd enough to tell things apart: 2 query heads per key head, a vocabulary that no tile divides."""
-BASES = ("plain", "untied", "large-eps", "saturated", "ties", "pre-default", "pre-none")
+BASES = ("plain", "untied", "large-eps", "saturated", "ties", "pre-default", "pre-none", "llama", "llama-extras")
 """``untied`` has an ``output.weight``; ``large-eps`` an eps that matters; ``saturated`` drives every int8
 activation of layer 0 to 127 at one token; ``ties`` puts activations of layer 0 exactly between two integers there;
-the last two name another pre-tokeniser, or none."""
+two name another pre-tokeniser, or none; ``llama`` is one with a head of its own, ``llama-extras`` has everything
+that such a file may have."""
 SPECIAL_TOKEN = 100
 """The token whose embedding ``saturated`` and ``ties`` change."""
+OF_LLAMA = {
+    "llama": {"arch": "llama"},
+    "llama-extras": {
+        "arch": "llama", "biases": True, "rope_freqs": True, "scales": True, "rope_scaling": 4.0,
+    },
+}  # fmt: skip
 LOUD = 4
 """Factor of every ``ffn_norm``: gates of ±6 and more, where activation functions with a limit differ."""
 
@@ -26,7 +33,8 @@ def write_base(base: str, path: Path) -> None:
     """Write one of ``BASES``."""
     pre = base.removeprefix("pre-") if base.startswith("pre-") else SHAPE.pre
     eps = 1e-2 if base == "large-eps" else SHAPE.rms_eps
-    write_model(path, replace(SHAPE, untied_head=base == "untied", pre=pre, rms_eps=eps))
+    untied = base in ("untied", "llama")
+    write_model(path, replace(SHAPE, untied_head=untied, pre=pre, rms_eps=eps, **OF_LLAMA.get(base, {})))
     model = DamagedModel(path)
     for layer in range(SHAPE.n_layers):
         model.f32(f"blk.{layer}.ffn_norm.weight")[:] *= LOUD

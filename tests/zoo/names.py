@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from crossval.model import taps
 from crossval.selftest.damage import TENSORS
 from tests.zoo.fault import Case
+from tests.zoo.faults import llama
 from tests.zoo.models import SHAPE
 
 _NEXT_MATRIX = "weights of blk.{next}.{tensor}.weight"
@@ -172,7 +173,8 @@ OPEN = frozenset({"rope-position-restarts"})
 
 def patterns(case: Case) -> tuple[str, ...]:
     """Return the correct names for a case; none: it has no name."""
-    right = RIGHT.get(case.fault.name, ())
+    own = llama.RIGHT if case.fault.base in (llama.PLAIN, llama.EXTRAS) else {}
+    right = own.get(case.fault.name, RIGHT.get(case.fault.name, ()))
     layer = case.layer or 0
     tap = taps.parse(case.tap).tap
     near = {"previous": layer - 1, "layer": layer, "next": (layer + 1) % SHAPE.n_layers}

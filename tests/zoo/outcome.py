@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,11 +77,14 @@ class Outcome:
 
 
 def outcomes(
-    world: World, families: Collection[int], diagnosed: Callable[[Case], bool] = lambda case: True
+    world: World,
+    families: Collection[int],
+    diagnosed: Callable[[Case], bool] = lambda case: True,
+    cases: Sequence[Case] = CASES,
 ) -> Iterator[Outcome]:
     """Run every case of these families through engine and harness; C faults first, token faults not at all:
     tokens are what the engines are given."""
-    mine = [case for case in CASES if case.fault.family in families and not is_about_tokens(case)]
+    mine = [case for case in cases if case.fault.family in families and not is_about_tokens(case)]
     with world.engine_faults():
         for case in mine:
             if case.fault.how == "c":

@@ -41,6 +41,8 @@ SITES = {
     ),
     "row_scale": Site("expression", "b->q8_scale[t + c]"),
     "rescale": Site("statement", "rescale(acc + c * n_rows, n_rows, sum, s, m->scale, out);"),
+    "factor": Site("statement", "y[i] *= m->factor;"),
+    "bias": Site("statement", "y[i] += m->bias[row + i];"),
     "bitlinear_done": Site("before", "    bn_count_once(r, n_tokens == 1 ? BN_COUNT_I2S_GEMV"),
     "q_matrix": Site("expression", "&w->q"),
     "k_matrix": Site("expression", "&w->k"),
@@ -76,7 +78,7 @@ SITES = {
     # the ends
     "embed": Site(
         "statement",
-        "e->kernels->from_f16(e->model.token_embd + r->pass->tokens[t] * dim, dim, e->buffers.x + t * dim);",
+        "bn_table_widen(table->type, bn_table_row(table, r->pass->tokens[t], dim), dim, e->buffers.x + t * dim);",
     ),
     "head_input": Site(
         "statement",
@@ -84,7 +86,7 @@ SITES = {
         "            e->kernels->to_f16(normed, dim, half);\n"
         "            e->kernels->from_f16(half, dim, input);\n        }",
     ),
-    "head_done": Site("before", "    bn_count_once(r, BN_COUNT_HEAD_F16, (uint64_t)(vocab * dim) *"),
+    "head_done": Site("before", "    bn_count_once(r, BN_COUNT_HEAD, (uint64_t)(vocab * bn_table_row_bytes("),
     "damage": Site("function", ""),
 }  # fmt: skip
 
@@ -112,7 +114,7 @@ PLACES = (
     ("bitlinear(r, &w->down,", "layer", "ffn_down"),
     ("add_rows(r, b->down,", "layer", "l_out"),
     ("norm_rows(r, b->x, e->model.output_norm,", None, "result_norm"),
-    ("const bn_dots_fn dots = dots_of(e, n_rows);", None, "result_output"),
+    ("for (int64_t row = lo; row < hi; row += 16)\n        multiply_rows(", None, "result_output"),
 )
 """Statements before which a thread notes where it is: text, layer expression, tap that the statement computes."""
 

@@ -10,8 +10,9 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from bitnet_py.pretokenizer import build_pre_tokenizer, get_pre_type
+from bitnet_py.special_tokens import TokenKind
 from bitnet_py.tokenizer import Tokenizer
-from bitnet_py.vocabulary import TokenKind, Vocabulary, byte_alphabet
+from bitnet_py.vocabulary import Vocabulary, byte_alphabet
 from tools.train.families import Question
 
 PRE = "llama-bpe"

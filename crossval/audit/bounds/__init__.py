@@ -24,7 +24,17 @@ import numpy as np
 
 from crossval.audit.bounds import attention, elementwise, tables
 from crossval.audit.bounds.approx import Approx
-from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, U16, Arithmetic, Array, Reading, U, read_as
+from crossval.audit.bounds.arithmetic import (
+    SECOND_ORDER,
+    TINY,
+    U16,
+    Arithmetic,
+    Array,
+    Reading,
+    Rounding,
+    U,
+    read_as,
+)
 from crossval.audit.bounds.attention import FLASH
 from crossval.audit.bounds.bitlinear import check_bitlinear, propagate_bitlinear
 from crossval.audit.bounds.rule import Rule, one_rounding
@@ -39,6 +49,7 @@ __all__ = [
     "U16",
     "Arithmetic",
     "Reading",
+    "Rounding",
     "U",
     "bound",
     "check_bitlinear",

@@ -33,8 +33,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit.bounds.arithmetic import Arithmetic, Array, U
-from crossval.formats import F32, FORMATS, Dtype
+from crossval.audit.bounds.arithmetic import Arithmetic, Array, Rounding, U
+from crossval.audit.bounds.quantised import QUANTISERS, moved
+from crossval.formats import F32, FORMATS
 from crossval.model.kinds import FloatArray
 
 SIGMAS = 8.0
@@ -135,11 +136,14 @@ def recorded(array: Array, arithmetic: Arithmetic) -> Approx:
     return replace(found, noise=form.unit_roundoff * np.abs(found.value) + (0.0 if form is F32 else form.tiny))
 
 
-def round_to(dtype: Dtype | None, x: Approx) -> Approx:
-    """Round to a 16-bit format: equal, unless the error reaches across a tie. None: leave it."""
-    if dtype is None:
+def round_to(rounding: Rounding | None, x: Approx) -> Approx:
+    """Round to a 16-bit format, or quantise: equal, unless the error reaches across a tie. None: leave it."""
+    if rounding is None:
         return x
-    rounded, total = FORMATS[dtype].round, x.total
+    if rounding in QUANTISERS:  # what the values of a token share stays one factor of its codes' steps
+        jump = JUMPS * moved(x.value, x.total, rounding)
+        return Approx(QUANTISERS[rounding](x.value), np.zeros_like(x.noise), jump, x.shared)
+    rounded, total = FORMATS[rounding].round, x.total
     value = rounded(x.value)
     step = np.maximum(np.abs(rounded(x.value + total) - value), np.abs(rounded(x.value - total) - value))
     return Approx(value, np.zeros_like(value), JUMPS * step, np.zeros_like(x.shared))

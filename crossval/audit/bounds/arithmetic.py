@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from crossval.audit.bounds.quantised import QUANTISERS, Quantiser
 from crossval.formats import F16, F32, FORMATS, Dtype, Format
 from crossval.model.kinds import FloatArray, widen
 from crossval.model.op import Op
@@ -25,6 +26,8 @@ Array = npt.NDArray[Any]
 Sums = Literal["lanes", "binary16 lanes", "cells", "binary16 cells", "divided binary16 cells"]
 """How a sum of products is carried (docs/audit.md): in several accumulators, binary32 or binary16. In flash
 attention key after key: in binary32; or in binary16, rescaled at every new maximum, by one thread or several."""
+Rounding = Dtype | Quantiser
+"""What an input may be rounded to before an operation reads it."""
 TILED_TOKENS = 64
 """Tokens of a pass from which on flash attention works in tiles, in binary32."""
 
@@ -40,6 +43,8 @@ class Arithmetic:
     """What was recorded is in this format although the engine computes with more digits."""
     head_dim: int = 0
     """Flash attention works in tiles only if its lanes divide it."""
+    head_table: str = "F16"
+    """ggml's name of the type of the LM head, which decides how bitnet.cpp rounds its input."""
     sums: Sums = "lanes"
     """Of the operation that is judged."""
     zero_rows_nan: bool = False
@@ -102,10 +107,10 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Reading:
-    """One allowed choice of which inputs of an operation are rounded to a 16-bit format first."""
+    """One allowed choice of which inputs of an operation are rounded to a 16-bit format, or quantised, first."""
 
     name: str
-    rounded: tuple[Dtype | None, ...]
+    rounded: tuple[Rounding | None, ...]
     """For each array input: what to; None: it is read as it was recorded."""
     sums: Sums = "lanes"
 
@@ -114,6 +119,12 @@ class Reading:
         return read_as(self.rounded[index], array)
 
 
-def read_as(dtype: Dtype | None, array: Array) -> Array:
-    """Return an array in float64, rounded to a format first unless that is None; integers as they are."""
-    return widen(array) if dtype is None else FORMATS[dtype].round(array)
+def read_as(rounding: Rounding | None, array: Array) -> Array:
+    """Return an array in float64, rounded or quantised first unless that is None; integers as they are."""
+    return widen(array) if rounding is None else round_by(rounding, array)
+
+
+def round_by(rounding: Rounding, array: Array) -> FloatArray:
+    """Return an array rounded to a 16-bit format, or the codes times steps of its rows."""
+    quantiser = QUANTISERS.get(rounding)
+    return FORMATS[rounding].round(array) if quantiser is None else quantiser(array)

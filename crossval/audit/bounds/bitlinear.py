@@ -1,38 +1,107 @@
-"""A BitLinear inside a segment: its input has an error, which matters where it reaches across a rounding tie."""
+"""A BitLinear, by itself and inside a segment, where its input has an error that may reach across a rounding tie.
+
+A bias is no part of the integers: it is subtracted from what was recorded, and its own roundings are allowed for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from crossval.audit.bounds import blocks, integers
 from crossval.audit.bounds.approx import Approx, Flips, Ties, random_sum
-from crossval.audit.bounds.arithmetic import TINY, Arithmetic, U
-from crossval.model.kinds import BitLinear, TernaryMatrix, accumulate
+from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, Arithmetic, U
+from crossval.formats import F32, Format
+from crossval.model.kinds import BitLinear, FloatArray, TernaryMatrix, accumulate
 from crossval.model.op import Op
 
 
 def check_bitlinear(
-    x: npt.NDArray[np.float32], recorded: npt.NDArray[np.float32], weight: TernaryMatrix, arithmetic: Arithmetic
+    x: npt.NDArray[np.float32],
+    recorded: npt.NDArray[np.float32],
+    weights: Sequence[Any],
+    arithmetic: Arithmetic,
+    form: Format = F32,
 ) -> integers.BitLinearCheck:
-    """Compare a recorded output ``(n_tokens, rows)`` with the one of its recorded input ``(n_tokens, cols)``."""
+    """Compare a recorded output ``(n_tokens, rows)`` with the one of its recorded input ``(n_tokens, cols)``.
+
+    ``weights``: the matrix and the bias, if there is one. ``form``: in which the input was recorded.
+    """
+    weight, *biases = weights
+    bias = biases[0] if biases else np.zeros(1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        product = recorded - bias if biases else recorded
+        added = _after_product(product, weights, arithmetic)
+        if biases and form is not F32:
+            added = added + form.unit_roundoff * np.abs(recorded) + form.tiny
+        found = _check_product(x, product, weight, arithmetic, form, added)
+    return replace(found, expected=found.expected + bias) if biases else found
+
+
+def _after_product(product: npt.NDArray[Any], weights: Sequence[Any], arithmetic: Arithmetic) -> FloatArray:
+    """Return what is rounded after a product: the one with another factor, the sum with a bias.
+
+    In a 16-bit format, factor and bias are rounded to it, too.
+    """
+    weight, *biases = weights
+    allowed = np.zeros((1, 1))
+    u, low = arithmetic.format.unit_roundoff, arithmetic.low
+    if weight.factor != 1:
+        allowed = allowed + (2 * u + U if low else U) * np.abs(product)
+    for bias in biases:
+        allowed = allowed + ((u + U) * np.abs(product + bias) if low else U * np.abs(product + bias)) + TINY
+        allowed = allowed + (u * np.abs(bias) + arithmetic.format.tiny if low else 0.0)
+    found: FloatArray = allowed * SECOND_ORDER
+    return found
+
+
+def _check_product(
+    x: npt.NDArray[np.float32],
+    recorded: npt.NDArray[Any],
+    weight: TernaryMatrix,
+    arithmetic: Arithmetic,
+    form: Format,
+    added: FloatArray,
+) -> integers.BitLinearCheck:
+    if form is not F32:
+        return integers.check_recorded(x, weight, arithmetic, form, added)
     if not blocks.is_blocked(arithmetic, x.shape[1]):
-        return integers.check(x, recorded, weight, arithmetic)
+        return integers.check(x, recorded, weight, arithmetic, added)
     quantized = blocks.quantize(x, arithmetic)
     expected, allowed = blocks.multiply(quantized, weight)
-    return integers.BitLinearCheck(expected, allowed, 0, quantized.values, np.ones((len(x), 1)))
+    return integers.BitLinearCheck(expected, allowed + added, 0, quantized.values, np.ones((len(x), 1)))
 
 
 def propagate_bitlinear(
-    op: Op, x: Approx, rows: Sequence[int], weight: TernaryMatrix, arithmetic: Arithmetic, flips: Flips
+    op: Op, x: Approx, rows: Sequence[int], weights: Sequence[Any], arithmetic: Arithmetic, flips: Flips
 ) -> tuple[Approx, Ties]:
     """Compute a BitLinear with its error, and the activations near a tie.
 
     ``x`` ``(n_rows, ...)`` covers the ``rows`` of the pass; ``flips`` go to the other side of their tie.
+    ``weights`` as in ``check_bitlinear``.
     """
+    assert isinstance(op.kind, BitLinear)
+    weight, *biases = weights
+    product, ties = _carry_product(op, x, rows, weight, arithmetic, flips)
+    product = replace(product, noise=product.noise + _after_product(product.value, weights, arithmetic))
+    if biases:  # what the values of a product have in common is nothing that the sums have in common
+        product = Approx(
+            product.value + biases[0], product.noise, product.jump + product.common, np.zeros_like(product.shared)
+        )
+    if op.kind.n_heads is None:
+        return product, ties
+    heads = (len(product.value), op.kind.n_heads, -1)
+    value, noise, jump = (array.reshape(heads) for array in (product.value, product.noise, product.jump))
+    return Approx(value, noise, jump, product.shared), ties
+
+
+def _carry_product(
+    op: Op, x: Approx, rows: Sequence[int], weight: TernaryMatrix, arithmetic: Arithmetic, flips: Flips
+) -> tuple[Approx, Ties]:
     tap = op.inputs[0]
     n_rows = x.value.shape[0]
     flat = x.value.reshape(n_rows, -1)
@@ -67,9 +136,6 @@ def propagate_bitlinear(
     if arithmetic.low:
         form = arithmetic.format
         allowed = allowed + integers.RESCALES * form.unit_roundoff * np.abs(value) + form.tiny
-    assert isinstance(op.kind, BitLinear)
-    if op.kind.n_heads is not None:
-        value, allowed = (array.reshape(n_rows, op.kind.n_heads, -1) for array in (value, allowed))
     return Approx(value, allowed, np.zeros_like(value), x.shared + of_scale[:, 0]), ties
 
 
@@ -101,7 +167,4 @@ def _in_blocks(
     by_block = (found.codes * found.steps * of_step)[..., None, :] * np.eye(found.codes.shape[1])[:, :, None]
     moved = by_block.reshape(-1, flat.shape[1]) @ weight.signs.T.astype(np.float64) * weight.scale
     jump = np.abs(moved.reshape(n_rows, -1, weight.signs.shape[0])).sum(axis=1)
-    assert isinstance(op.kind, BitLinear)
-    if op.kind.n_heads is not None:
-        value, allowed, jump = (array.reshape(n_rows, op.kind.n_heads, -1) for array in (value, allowed, jump))
     return Approx(value, allowed, jump, np.zeros_like(x.shared)), ties

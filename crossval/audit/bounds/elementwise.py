@@ -32,6 +32,7 @@ from crossval.model.kinds import (
     Silu,
     SquaredRelu,
     join_pairs,
+    rope_frequencies,
     sigmoid,
     split_pairs,
 )
@@ -187,18 +188,23 @@ def _carry_norm(kind: RmsNorm, inputs: Approxes, weights: Sequence[Any], a: Arit
 # --- RoPE -----------------------------------------------------------------------------------------------------
 
 
+def _rope_bound(kind: Rope, inputs: Arrays, expected: FloatArray, weights: Any, a: Arithmetic) -> FloatArray:
+    # factors are exact, as token positions are: they belong to the angle
+    return _ROPE_IN_PARTS(kind, [*inputs, *weights], expected, weights, a)
+
+
 def _rope(kind: Rope, inputs: Arrays, expected: FloatArray, a: Arithmetic) -> FloatArray:
-    x, positions = inputs
+    x, positions, *factors = inputs
     first, second = split_pairs(np.abs(x), kind.pairing)
-    angle_error = _angle(kind, x, positions) * _angle_steps(x) * U
+    angle_error = _angle(kind, x, positions, *factors) * _angle_steps(x) * U
     allowed: FloatArray = (first + second) * (angle_error + 4 * U)  # cos or sin, two products, one addition
     return join_pairs(allowed, allowed, kind.pairing) * SECOND_ORDER + TINY
 
 
 def _low_rope(kind: Rope, inputs: Arrays, expected: FloatArray, a: Arithmetic) -> FloatArray:
-    x, positions = inputs
+    x, positions, *factors = inputs
     u, tiny = a.format.unit_roundoff, a.format.tiny
-    angle = _angle(kind, x, positions)
+    angle = _angle(kind, x, positions, *factors)
     first, second = split_pairs(np.abs(x), kind.pairing)
     # angles are carried in binary32, as in ``_rope``; cos and sin, both products and their sum are rounded
     either = (first + second) * angle * _angle_steps(x) * U + (first + second + 3) * tiny
@@ -213,17 +219,17 @@ def _rope_inputs(kind: Rope, inputs: Arrays, expected: FloatArray, form: Format)
 
 def _carry_rope(kind: Rope, inputs: Approxes, weights: Sequence[Any], a: Arithmetic) -> Approx:
     x, positions = inputs
-    value = kind.compute(x.value, positions.value)
-    angle = _angle(kind, x.value, positions.value)
+    value = kind.compute(x.value, positions.value, *weights)
+    angle = _angle(kind, x.value, positions.value, *weights)
     noise, jump = (_rotated(*split_pairs(error, kind.pairing), angle, kind) for error in (x.noise, x.jump))
-    own = RULES[Rope].bound(kind, [x.value, positions.value], value, (), a)
+    own = RULES[Rope].bound(kind, [x.value, positions.value], value, weights, a)
     return Approx(value, noise + own, jump, x.shared)
 
 
-def _angle(kind: Rope, x: Array, positions: IntArray) -> FloatArray:
+def _angle(kind: Rope, x: Array, positions: IntArray, factors: FloatArray | None = None) -> FloatArray:
     """Return the angle of every pair, ``(n_tokens, 1, head_dim/2)``."""
-    half = x.shape[-1] // 2
-    angle: FloatArray = positions[:, None, None] * kind.base ** (-np.arange(half) / half)
+    frequencies = rope_frequencies(x.shape[-1], factors, base=kind.base, scale=kind.scale)
+    angle: FloatArray = positions[:, None, None] * frequencies
     return angle
 
 
@@ -231,9 +237,10 @@ def _angle_steps(x: Array) -> Array:
     """Return the roundings of the angle of every pair.
 
     bitnet.cpp multiplies the angle up in binary32, one frequency after the other: three roundings a step (the
-    ratio, twice, and the product); an engine with a table of frequencies has fewer.
+    ratio, twice, and the product); an engine with a table of frequencies has fewer. Then three at most: the
+    division by a factor, the scale and the product with it.
     """
-    steps: Array = 3 * np.arange(x.shape[-1] // 2) + 4
+    steps: Array = 3 * np.arange(x.shape[-1] // 2) + 7
     return steps
 
 
@@ -245,11 +252,12 @@ def _rotated(first: FloatArray, second: FloatArray, angle: FloatArray, kind: Rop
 
 _multiply = _rounded_once(lambda inputs, size: 2 * size)
 _add = _rounded_once(lambda inputs, size: np.abs(inputs[0]) + np.abs(inputs[1]))
+_ROPE_IN_PARTS = in_parts(_rope, _low_rope, _rope_inputs)
 RULES: Mapping[type[Kind], Rule] = {
     SquaredRelu: Rule(in_parts(_multiply, _low_rounded_once, _square_inputs), _carry_square, one_rounding=True),
     Multiply: Rule(in_parts(_multiply, _low_rounded_once, of_factors), _carry_multiply, one_rounding=True),
     Add: Rule(in_parts(_add, _low_rounded_once, _add_inputs), _carry_add, one_rounding=True),
     Silu: Rule(in_parts(_silu, _low_silu, _silu_inputs), _carry_silu),
     RmsNorm: Rule(in_parts(_norm, _low_norm, _norm_inputs), _carry_norm),
-    Rope: Rule(in_parts(_rope, _low_rope, _rope_inputs), _carry_rope),
+    Rope: Rule(_rope_bound, _carry_rope),
 }

@@ -50,14 +50,19 @@ class BitLinearCheck:
 
 
 def check(
-    x: npt.NDArray[np.float32], recorded: npt.NDArray[np.float32], weight: TernaryMatrix, arithmetic: Arithmetic
+    x: npt.NDArray[np.float32],
+    recorded: npt.NDArray[np.floating[Any]],
+    weight: TernaryMatrix,
+    arithmetic: Arithmetic,
+    added: FloatArray,
 ) -> BitLinearCheck:
-    """Compare a recorded BitLinear output ``(n_tokens, rows)`` with the exact one of its recorded input.
+    """Compare a recorded product ``(n_tokens, rows)`` with the exact one of its recorded input.
 
-    ``x``: float32 ``(n_tokens, cols)``, as the engine had it.
+    ``x``: float32 ``(n_tokens, cols)``, as the engine had it. ``added``: what else ``recorded`` may be off by,
+    because it is what is left of something that was rounded.
     """
     if arithmetic.low:
-        return _check_low(x, recorded, weight, arithmetic)
+        return _check_low(x, recorded, weight, arithmetic, added)
     codes, scale, scaled = quantize(x, arithmetic)
     sums = accumulate(codes, weight).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -72,7 +77,7 @@ def check(
             sums[token] += off[token]
             flips += moved
     expected = sums / scale * weight.scale
-    bound = RESCALE_STEPS * U * SECOND_ORDER * np.abs(expected) + TINY
+    bound = RESCALE_STEPS * U * SECOND_ORDER * np.abs(expected) + TINY + added
     if not arithmetic.known:
         magnitudes = np.abs(codes.astype(np.float64)).sum(axis=-1, keepdims=True)
         bound += np.minimum(codes.shape[-1] * U * magnitudes, HALF_UNIT) / scale * weight.scale
@@ -213,13 +218,17 @@ def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
 
 
 def _check_low(
-    x: npt.NDArray[np.float32], recorded: npt.NDArray[np.float32], weight: TernaryMatrix, arithmetic: Arithmetic
+    x: npt.NDArray[np.float32],
+    recorded: npt.NDArray[np.floating[Any]],
+    weight: TernaryMatrix,
+    arithmetic: Arithmetic,
+    added: FloatArray,
 ) -> BitLinearCheck:
     """Try the recipes of the engine's format; return the first that fits, else the first."""
     first: BitLinearCheck | None = None
     for recipe in _recipes(x.astype(np.float64), arithmetic.format):
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            found = _by_recipe(recipe, recorded.astype(np.float64), weight, arithmetic.format)
+            found = _by_recipe(recipe, recorded.astype(np.float64), weight, arithmetic.format, added)
             fits = (np.abs(recorded - found.expected) <= found.bound).all()
         if fits:
             return found
@@ -228,13 +237,15 @@ def _check_low(
     return first
 
 
-def _by_recipe(recipe: _Recipe, recorded: FloatArray, weight: TernaryMatrix, form: Format) -> BitLinearCheck:
+def _by_recipe(
+    recipe: _Recipe, recorded: FloatArray, weight: TernaryMatrix, form: Format, added: FloatArray
+) -> BitLinearCheck:
     everything = recipe.values(slice(None), recipe.codes)
     sums = everything @ weight.signs.T.astype(np.float64)
     unit = weight.scale / recipe.scale  # of the output, for one of a sum
     # the sum in binary32 of what is no integer, or of dequantised weights; then what is subnormal on the way
     fixed = np.minimum(everything.shape[-1] * U * np.abs(everything).sum(axis=-1, keepdims=True), HALF_UNIT) * unit
-    fixed = fixed + form.tiny * (1 + weight.scale + unit)
+    fixed = fixed + form.tiny * (1 + weight.scale + unit) + added
     relative = (recipe.steps * form.unit_roundoff + RESCALE_STEPS * U) * SECOND_ORDER
     flips = 0
     if not recipe.exact_ties:
@@ -280,9 +291,9 @@ def _explain_rounded(
 
 
 def check_recorded(
-    x: npt.NDArray[np.float32], weight: TernaryMatrix, arithmetic: Arithmetic, form: Format
+    x: npt.NDArray[np.float32], weight: TernaryMatrix, arithmetic: Arithmetic, form: Format, added: FloatArray
 ) -> BitLinearCheck:
-    """Return expected output and bound where the input is known to ``form`` only: codes near a tie may be others.
+    """Return expected product and bound where the input is known to ``form`` only: codes near a tie may be others.
 
     An input off by ``u``, over a largest value off by ``u``, is scaled to within ``2u`` of it; as far as that
     reaches over ties, a code may be off by as many, all in the worst direction.
@@ -297,4 +308,4 @@ def check_recorded(
     bound = worst + (2 * u + RESCALE_STEPS * U) * SECOND_ORDER * np.abs(expected) + form.tiny
     sums = np.abs(codes.astype(np.float64)).sum(axis=-1, keepdims=True)
     bound = bound + np.minimum(codes.shape[-1] * U * sums, HALF_UNIT) / scale * weight.scale
-    return BitLinearCheck(expected, bound, 0)
+    return BitLinearCheck(expected, bound + added, 0)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from crossval.diagnose.variants import (
     accumulator,
+    after_product,
     attention,
     cache,
     embedding,
@@ -38,6 +39,7 @@ from crossval.diagnose.variants.variant import EVERY_OP, FAMILIES, Candidate, Va
 
 VARIANTS: tuple[Variant, ...] = (
     *weights.VARIANTS,
+    *after_product.VARIANTS,
     *quantizer.VARIANTS,
     *accumulator.VARIANTS,
     *ffn.VARIANTS,

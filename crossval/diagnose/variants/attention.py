@@ -10,8 +10,9 @@ import numpy as np
 from crossval.diagnose.variants.cache import READS_CACHE, SCOPES, cells_in
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.estimate import ROUGHLY, STRICT, Fit, fitted, is_off, sources
+from crossval.diagnose.variants.rope import rotated_heads
 from crossval.diagnose.variants.variant import Variant, on
-from crossval.model.kinds import rope, widen
+from crossval.model.kinds import widen
 
 KQ = on("kq")
 KQV = on("kqv_out")
@@ -94,12 +95,12 @@ def _with_cells(context: Context, cells: Array) -> Array:
 def _cells_rotated(context: Context, scope: str) -> Array:
     """Rotate what is stored in the cache: V, or K a second time."""
     cells = widen(context.raw[1])
-    turned = context.round(1, rope(cells, np.arange(cells.shape[0]), base=context.config.rope_base))
+    turned = context.round(1, rotated_heads(context, cells, np.arange(cells.shape[0])))
     return context.op.function(context.inputs[0], cells_in(context, turned, context.inputs[1], scope))
 
 
 def _q_rotated_again(context: Context) -> Array:
-    return _with_first(context, rope(widen(context.raw[0]), context.positions, base=context.config.rope_base))
+    return _with_first(context, rotated_heads(context, widen(context.raw[0])))
 
 
 def _cells_of(tap: str) -> Callable[[Context], Array]:

@@ -138,6 +138,14 @@ class Context(RecordedOp):
             self.held.own = self._decoded(self.op.weights[0])
         return self.held.own
 
+    @property
+    def bias(self) -> Array | None:
+        """The sampled values of the bias of a BitLinear; None: it has none."""
+        if len(self.op.weights) < 2:
+            return None
+        bias = self.array(self.op.weights[1])
+        return bias if self.features is None else bias[self.features]
+
     def other(self, name: str) -> TernaryMatrix:
         """Return the sampled rows of another ternary matrix, and its scale."""
         if self.features is None:
@@ -145,11 +153,11 @@ class Context(RecordedOp):
         key = (name, self.features.tobytes())
         if key not in self.held.cut:
             matrix = self._decoded(name)
-            self.held.cut[key] = TernaryMatrix(matrix.signs[self.features], matrix.scale)
+            self.held.cut[key] = replace(matrix, signs=matrix.signs[self.features])
         return self.held.cut[key]
 
     def scale_of(self, name: str) -> float:
-        """Return the scale of another ternary matrix."""
+        """Return the scale of another ternary matrix, without what ``.scale`` adds to it."""
         if name not in self.held.scales:
             self._decoded(name)
         return self.held.scales[name]
@@ -157,7 +165,7 @@ class Context(RecordedOp):
     def _decoded(self, name: str) -> TernaryMatrix:
         weight = self.weights[name]
         assert isinstance(weight, TernaryMatrix)
-        self.held.scales[name] = weight.scale
+        self.held.scales[name] = weight.scale / weight.factor
         return weight
 
     @property
@@ -294,7 +302,8 @@ def linear(
     """Compute BitLinear with some of its parts replaced: quantise, accumulate, rescale.
 
     ``scale`` quantises; the sums are divided by ``unscale`` (the same unless given), then multiplied by
-    ``weight_scale``. ``matrix`` is another tensor, cut to the sampled rows (``Context.other``).
+    ``weight_scale``; then the operation's own bias is added. ``matrix`` is another tensor, cut to the sampled
+    rows (``Context.other``).
     """
     if x is None and scale is None and codes is None:
         codes, scale = context.quantized
@@ -305,7 +314,8 @@ def linear(
     matrix = context.matrix if matrix is None else matrix
     sums = [dot(codes, rows_of(matrix, features)) for features in seen.feature_chunks(matrix.signs.shape[0])]
     weight_scale = matrix.scale if weight_scale is None else weight_scale
-    return np.concatenate(sums, axis=-1) / (scale if unscale is None else unscale) * weight_scale
+    y = np.concatenate(sums, axis=-1) / (scale if unscale is None else unscale) * weight_scale
+    return y if context.bias is None else y + context.bias
 
 
 def head(

@@ -91,7 +91,7 @@ def near_ties(x: Array, reach: float = TIE_REACH) -> npt.NDArray[np.bool_]:
 def _head_bound(context: Context, arithmetic: Arithmetic) -> FloatArray:
     table = context.vector
     wanted = np.arange(table.shape[0]) if context.features is None else context.features
-    norms = bounds.row_norms(table[wanted[:: max(1, wanted.size // 256)]])
+    norms = bounds.row_norms(table[wanted[:: max(1, wanted.size // 256)]], arithmetic.head_table)
     typical = np.full(wanted.size, np.sqrt(np.mean(norms**2)))
     return bounds.head_bound(context.inputs[0], typical, arithmetic)
 

@@ -154,7 +154,7 @@ def recorded_sums(context: Context, scale: Array | float) -> FloatArray:
     Raises:
         Inapplicable: some values are not finite, or all are zero.
     """
-    target = context.target
+    target = context.target if context.bias is None else context.target - context.bias
     if not np.isfinite(target).all() or not target.any():
         raise Inapplicable
     return target * scale / context.matrix.scale

@@ -61,7 +61,27 @@ def _times(context: Context, factor: float) -> Array:
     return require(context, output) if context.op.name in ACTIVATIONS else output
 
 
-FITTED = tuple(
-    fitted("output times {}", "the output is {} times what it should be", _factors, family=family, ops=ops)
-    for family, ops in FAMILY.items()
-)
+def _product_factors(context: Context) -> Iterator[Fit]:
+    """Fit what the product before a bias was multiplied by."""
+    bias = context.bias
+    if bias is None:
+        raise Inapplicable
+    c = factor(context.target - bias, context.expected - bias)
+    if abs(c) > 1e-12 and not close(c, (0.0, 1.0), LEAST):
+        yield Fit(number(c), lambda context: _product_times(context, c))
+
+
+def _product_times(context: Context, factor: float) -> Array:
+    if context.bias is None:
+        raise Inapplicable
+    return (context.expected - context.bias) * factor + context.bias
+
+
+FITTED = (
+    *(
+        fitted("output times {}", "the output is {} times what it should be", _factors, family=family, ops=ops)
+        for family, ops in FAMILY.items()
+    ),
+    fitted("product times {}", "the product is {} times what it should be, before the bias is added",
+        _product_factors, family=4, ops=BITLINEARS),
+)  # fmt: skip

@@ -340,6 +340,8 @@ def _rows_back(context: Context) -> Iterator[Fit]:
     target, expected = context.target, context.expected
     if not np.isfinite(target).all():
         raise Inapplicable
+    if context.bias is not None:
+        target, expected = target - context.bias, expected - context.bias
     square = np.maximum(np.einsum("ij,ij->i", expected, expected), 1e-300)
     factor = np.einsum("ij,ij->i", target, expected) / square
     off = np.linalg.norm(target - factor[:, None] * expected, axis=-1)

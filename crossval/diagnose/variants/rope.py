@@ -11,7 +11,7 @@ from crossval.diagnose.variants.context import Array, Context, Inapplicable, lin
 from crossval.diagnose.variants.estimate import Fit, fitted, number
 from crossval.diagnose.variants.places import listed
 from crossval.diagnose.variants.variant import Variant, on
-from crossval.model.kinds import rope
+from crossval.model.kinds import Rope, RopePairing, join_pairs, rope, rope_frequencies, split_pairs
 
 ROPE = on("q_rope", "k_rope")
 BASES = (1e4, 5e4, 1e5, 2.5e5, 5e5, 1e6, 1e7)
@@ -23,36 +23,80 @@ MOST_LISTED = 8
 REFINEMENTS = 6
 OTHER = "other positions"
 """Group name of rules that a single token cannot tell apart."""
+PAIRS: dict[RopePairing, str] = {"halves": "(i, i + n / 2)", "adjacent": "(2i, 2i + 1)"}
 NEAR = 1e-3
 """Positions closer than this are the same."""
 
 
-def rotate(x: Array, angle: Array, *, interleaved: bool = False, split_output: bool = False) -> Array:
+def rotate(x: Array, angle: Array, pairing: RopePairing, written: RopePairing | None = None) -> Array:
     """Rotate pairs of the last axis by ``angle`` ``(n_rows, 1, head_dim / 2)``.
 
-    Pairs are ``(i, i + head_dim/2)``, or ``(2i, 2i + 1)`` when ``interleaved``; those may be written split.
+    ``written``: where the pairs are written, if not to where they were read.
     """
-    half = x.shape[-1] // 2
-    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    first, second = split_pairs(x, pairing)
     cos, sin = np.cos(angle), np.sin(angle)
-    turned = first * cos - second * sin, first * sin + second * cos
-    if interleaved and not split_output:
-        return np.stack(turned, axis=-1).reshape(x.shape)
-    return np.concatenate(turned, axis=-1)
+    return join_pairs(first * cos - second * sin, first * sin + second * cos, written or pairing)
+
+
+def _kind(context: Context) -> Rope:
+    """Return the model's rotation, of any operation."""
+    config = context.config
+    return Rope(config.rope_base, config.rope_pairing, config.rope_scale)
+
+
+def _factors(context: Context) -> Array | None:
+    """Return the model's divisors of angles; None: it has none."""
+    return context.array("rope_freqs.weight") if context.config.rope_factors else None
 
 
 def _frequencies(context: Context, base: float | None = None, exponent: float = 1.0) -> Array:
-    half = context.config.head_dim // 2
-    return (context.config.rope_base if base is None else base) ** (-np.arange(half) / half * exponent)
+    kind = _kind(context)
+    base = (kind.base if base is None else base) ** exponent
+    return rope_frequencies(context.config.head_dim, _factors(context), base=base, scale=kind.scale)
 
 
 def _rotated(
-    context: Context, positions: Array | None = None, frequencies: Array | None = None, **how: bool
+    context: Context,
+    positions: Array | None = None,
+    frequencies: Array | None = None,
+    pairing: RopePairing | None = None,
+    written: RopePairing | None = None,
 ) -> Array:
-    """Rotate by positions or frequencies other than the correct ones."""
+    """Rotate by positions or frequencies, or in pairs, other than the correct ones."""
     positions = context.positions if positions is None else positions
     frequencies = _frequencies(context) if frequencies is None else frequencies
-    return rotate(context.inputs[0], positions[:, None, None] * frequencies, **how)
+    angle = positions[:, None, None] * frequencies
+    return rotate(context.inputs[0], angle, pairing or context.config.rope_pairing, written)
+
+
+def _in_other_pairs(context: Context, pairing: RopePairing) -> Array:
+    if context.config.rope_pairing == pairing:
+        raise Inapplicable
+    return _rotated(context, pairing=pairing)
+
+
+def _with_factors(change: Callable[[Array], Array]) -> Callable[[Context], Array]:
+    """Return the rotation with other divisors of angles than the model's."""
+
+    def function(context: Context) -> Array:
+        factors = _factors(context)
+        if factors is None:
+            raise Inapplicable
+        return _rotated(context, frequencies=_frequencies(context) * factors / change(factors))
+
+    return function
+
+
+def _with_scale(change: Callable[[float], float]) -> Callable[[Context], Array]:
+    """Return the rotation with another linear scaling than the model's."""
+
+    def function(context: Context) -> Array:
+        scale = context.config.rope_scale
+        if scale == 1:
+            raise Inapplicable
+        return _rotated(context, context.positions * (change(scale) / scale))
+
+    return function
 
 
 def _pass_starts(context: Context) -> Iterator[int]:
@@ -83,18 +127,34 @@ def _other_bases(context: Context) -> Iterator[float]:
     return (base for base in BASES if base != context.config.rope_base)
 
 
+def _other_scales(context: Context) -> Iterator[float]:
+    """Yield common factors of positions that are not the model's own scaling, skipped or inverted."""
+    own = context.config.rope_scale
+    return (factor for factor in (0.5, 0.25, 0.125, 4.0, 8.0) if factor not in (1 / own, 1 / own**2))
+
+
 def _half_rotated(context: Context) -> Array:
     """Rotate the first half of every head only, with the frequencies of that half."""
     part = context.config.head_dim // 2
     if part % 2:
         raise Inapplicable
     x = context.inputs[0]
-    return np.concatenate([_rope(context, x[..., :part]), x[..., part:]], axis=-1)
+    return np.concatenate([rotated_heads(context, x[..., :part]), x[..., part:]], axis=-1)
 
 
-def _rope(context: Context, x: Array) -> Array:
-    """Rotate heads of any size correctly."""
-    return rope(x, context.positions, base=context.config.rope_base)
+def rotated_heads(
+    context: Context, x: Array, positions: Array | None = None, pairing: RopePairing | None = None
+) -> Array:
+    """Rotate heads of any size as the model does; divisors of angles fit the model's own size only.
+
+    ``positions``: other ones than those of the operation's tokens.
+    """
+    kind, factors = _kind(context), _factors(context)
+    if factors is not None and x.shape[-1] != context.config.head_dim:
+        raise Inapplicable
+    pairing = pairing or kind.pairing
+    positions = context.positions if positions is None else positions
+    return rope(x, positions, factors, base=kind.base, pairing=pairing, scale=kind.scale)
 
 
 def _all_heads(context: Context) -> Iterator[int]:
@@ -107,14 +167,14 @@ def _all_heads(context: Context) -> Iterator[int]:
 def _rotated_as(context: Context, head_dim: int) -> Array:
     """Divide the tensor into heads of another size; as one head, frequencies run over all of them."""
     x = context.inputs[0]
-    return _rope(context, x.reshape(x.shape[0], -1, head_dim)).reshape(x.shape)
+    return rotated_heads(context, x.reshape(x.shape[0], -1, head_dim)).reshape(x.shape)
 
 
 def _projected(context: Context) -> Array:
     """The op's own output, rotated (of a projection, which records the tensor before it)."""
     n_heads = context.config.n_heads if context.op.name == "q" else context.config.n_kv_heads
     y = linear(context.sampled(None)).reshape(context.n_rows, n_heads, -1)
-    return context.flat(_rope(context, y))
+    return context.flat(rotated_heads(context, y))
 
 
 rotation = partial(Variant, family=8, ops=ROPE)
@@ -122,12 +182,22 @@ rotation = partial(Variant, family=8, ops=ROPE)
 VARIANTS = (
     rotation("not rotated", "not rotated at all", lambda c: c.inputs[0].copy()),
     rotation("interleaved pairs", "pairs (2i, 2i+1) are rotated instead of (i, i + head_dim/2)",
-        lambda c: _rotated(c, interleaved=True)),
+        lambda c: _in_other_pairs(c, "adjacent")),
+    rotation("pairs of halves", "pairs (i, i + head_dim/2) are rotated instead of (2i, 2i+1)",
+        lambda c: _in_other_pairs(c, "halves")),
     rotation("interleaved pairs, written split",
         "pairs (2i, 2i+1) are rotated and written to (i, i + head_dim/2)",
-        lambda c: _rotated(c, interleaved=True, split_output=True)),
+        lambda c: _rotated(c, pairing="adjacent", written="halves")),
+    rotation("frequency factors skipped", "the angles are not divided by rope_freqs.weight",
+        _with_factors(np.ones_like)),
+    rotation("frequency factors multiplied", "the angles are multiplied by rope_freqs.weight instead of divided",
+        _with_factors(lambda factors: 1.0 / factors)),
+    rotation("linear scaling skipped", "positions are not divided by the header's rope.scaling.factor",
+        _with_scale(lambda scale: 1.0)),
+    rotation("linear scaling inverted", "positions are multiplied by the header's rope.scaling.factor",
+        _with_scale(lambda scale: 1.0 / scale)),
     rotation("RoPE base {:g}", "base {:g} instead of the header's value",
-        lambda c, base: rope(c.inputs[0], c.positions, base=base), _other_bases, group="wrong RoPE base"),
+        lambda c, base: _rotated(c, frequencies=_frequencies(c, base)), _other_bases, group="wrong RoPE base"),
     rotation("position {:+d}", "positions are off by {:+d}", lambda c, offset: _rotated(c, c.positions + offset),
         lambda c: (-2, -1, 1, 2), group="positions off by a constant"),
     rotation("positions restart after {}", "after the first {} tokens, positions count from 0 again",
@@ -139,7 +209,7 @@ VARIANTS = (
     rotation("rotated twice", "rotated twice", lambda c: _rotated(c, c.positions * 2)),
     rotation("rotated backwards", "rotated by the negative angle", lambda c: _rotated(c, -c.positions)),
     rotation("positions scaled by {:g}", "positions are multiplied by {:g} (linear RoPE scaling)",
-        lambda c, factor: _rotated(c, c.positions * factor), lambda c: (0.5, 0.25, 0.125, 4.0, 8.0),
+        lambda c, factor: _rotated(c, c.positions * factor), _other_scales,
         group="scaled positions"),
     rotation("frequencies of twice the length",
         "frequency i is base^(-i/head_dim) instead of base^(-2i/head_dim)",
@@ -162,10 +232,10 @@ VARIANTS = (
 # --- fitted: base and frequencies -----------------------------------------------------------------------------
 
 
-def _pairs(x: Array) -> Array:
-    """Return pairs ``(i, i + head_dim/2)`` as complex numbers, ``(n_rows, heads, head_dim / 2)``."""
-    half = x.shape[-1] // 2
-    return x[..., :half] + 1j * x[..., half:]
+def _pairs(x: Array, pairing: RopePairing) -> Array:
+    """Return pairs as complex numbers, ``(n_rows, heads, head_dim / 2)``."""
+    first, second = split_pairs(x, pairing)
+    return first + 1j * second
 
 
 def _turns(context: Context) -> tuple[Array, Array]:
@@ -176,7 +246,8 @@ def _turns(context: Context) -> tuple[Array, Array]:
     Raises:
         Inapplicable: the recorded output is not a rotation of these pairs.
     """
-    before, after = _pairs(context.inputs[0]), _pairs(context.target)
+    pairing = context.config.rope_pairing
+    before, after = _pairs(context.inputs[0], pairing), _pairs(context.target, pairing)
     product = (np.conj(before) * after).sum(axis=1)
     weight = (np.abs(before) ** 2).sum(axis=1)
     length = np.abs(product)
@@ -192,12 +263,13 @@ def _bases(context: Context) -> Iterator[Fit]:
     if not position.any():
         return
     i = np.arange(half) / half
+    own = _frequencies(context, 1.0)  # what scaling and factors make of every base
     row = int(np.argmax(position > 0))
     grid = np.log(np.geomspace(2.0, 1e9, GRID))
-    angles = position[row] * np.exp(-grid[:, None] * i)
+    angles = position[row] * np.exp(-grid[:, None] * i) * own
     log_base = float(grid[(np.real(turn[row] * np.exp(-1j * angles)) * weight[row]).sum(axis=-1).argmax()])
     for _ in range(REFINEMENTS):
-        angle = position[:, None] * np.exp(-i * log_base)
+        angle = position[:, None] * np.exp(-i * log_base) * own
         rest, slope = np.angle(turn * np.exp(-1j * angle)), -angle * i
         log_base += float((weight * slope * rest).sum() / (weight * slope**2).sum())
         if not 0 < log_base < 60:
@@ -350,25 +422,29 @@ def _parts(context: Context) -> Iterator[Fit]:
         if size == 2:
             yield Fit(words, partial(part, length=2))
             continue
-        for pairs, interleaved in (("", False), (", in pairs (2i, 2i + 1)", True)):
+        for pairing in PAIRS:
+            pairs = "" if pairing == context.config.rope_pairing else f", in pairs {PAIRS[pairing]}"
             for whose, length in (("its own", size), ("the whole head's", n)):
-                formula = partial(part, length=length, interleaved=interleaved)
+                formula = partial(part, length=length, pairing=pairing)
                 yield Fit(f"{words}, with {whose} frequencies{pairs}", formula)
 
 
-def _partly(context: Context, start: int, size: int, length: int, interleaved: bool = False) -> Array:
-    frequency = context.config.rope_base ** (-2.0 * np.arange(size // 2) / length)
+def _partly(context: Context, start: int, size: int, length: int, pairing: RopePairing | None = None) -> Array:
+    kind = _kind(context)
+    if _factors(context) is not None:
+        raise Inapplicable
+    frequency = kind.scale * kind.base ** (-2.0 * np.arange(size // 2) / length)
     out = context.inputs[0].copy()
     part = out[..., start : start + size]
-    part[:] = rotate(part, context.positions[:, None, None] * frequency, interleaved=interleaved)
+    part[:] = rotate(part, context.positions[:, None, None] * frequency, pairing or kind.pairing)
     return out
 
 
 def _slow_pairs(context: Context) -> Iterator[Fit]:
-    """Determine from the output how many pairs ``(i, i + head_dim/2)`` were rotated."""
+    """Determine from the output how many pairs were rotated."""
     changed = _changed(context)
     half = changed.size // 2
-    turned = changed[:half] | changed[half:]
+    turned = np.logical_or(*split_pairs(changed, context.config.rope_pairing))
     if turned.all() or not turned.any():
         return
     first, stop = int(np.flatnonzero(turned)[0]), int(np.flatnonzero(turned)[-1]) + 1
@@ -385,15 +461,8 @@ def _mirrored(context: Context) -> Array:
     x = context.inputs[0]
     half = x.shape[-1] // 2
     folded = np.concatenate([x[..., :half], x[..., half:][..., ::-1]], axis=-1)
-    turned = _rope(context, folded)
+    turned = rotated_heads(context, folded, pairing="halves")
     return np.concatenate([turned[..., :half], turned[..., half:][..., ::-1]], axis=-1)
-
-
-def _split_to_interleaved(context: Context) -> Array:
-    """Rotate pairs ``(i, i + head_dim/2)``, write them to ``(2i, 2i + 1)``."""
-    turned = _rotated(context)
-    half = turned.shape[-1] // 2
-    return np.stack([turned[..., :half], turned[..., half:]], axis=-1).reshape(turned.shape)
 
 
 def _head_sizes(context: Context) -> Iterator[int]:
@@ -416,7 +485,7 @@ FITTED = (
     fitted_rotation("rotated only the {} pairs", "of every head only the {} pairs are rotated", _slow_pairs),
     rotation("pairs from both ends", "pairs (i, head_dim - 1 - i) are rotated", _mirrored),
     rotation("written interleaved", "pairs (i, i + head_dim/2) are rotated and written to (2i, 2i + 1)",
-        _split_to_interleaved),
+        lambda c: _rotated(c, pairing="halves", written="adjacent")),
     rotation("frequencies in reverse", "the slowest frequency comes first",
         lambda c: _rotated(c, frequencies=_frequencies(c)[::-1])),
     rotation("rotated as heads of {}",

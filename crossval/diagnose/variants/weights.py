@@ -80,7 +80,7 @@ def _table(name: str, *table: float) -> Variant:
 # --- scale ----------------------------------------------------------------------------------------------------
 
 
-def _neighbours(context: Context) -> Iterator[str]:
+def neighbours(context: Context) -> Iterator[str]:
     """Yield the tensors that may be used by mistake: of this layer, the next ones, the first and the last."""
     own = context.op.weights[0]
     layer, tensor = context.layer, own.split(".")[2]
@@ -93,7 +93,7 @@ def _neighbours(context: Context) -> Iterator[str]:
 def _far(context: Context) -> Iterator[str]:
     """Yield the same tensor of every layer that is not among the neighbours."""
     own = context.op.weights[0]
-    seen = {own, *_neighbours(context)}
+    seen = {own, *neighbours(context)}
     names = (f"blk.{j}.{own.split('.')[2]}.weight" for j in range(context.config.n_layers))
     return (name for name in names if name not in seen)
 
@@ -112,7 +112,8 @@ def matrix_shape(config: SpecConfig, tensor: str) -> tuple[int, int]:
     }[tensor]
 
 
-def _same_shape(names: Iterator[str], context: Context) -> list[str]:
+def same_shape(names: Iterator[str], context: Context) -> list[str]:
+    """Return the tensors that have as many rows and columns as the operation's own."""
     shape = matrix_shape(context.config, context.op.weights[0].split(".")[2])
     return [name for name in names if matrix_shape(context.config, name.split(".")[2]) == shape]
 
@@ -127,6 +128,20 @@ def _head_permutation(context: Context) -> Array:
     n_heads = context.config.n_heads if context.op.name == "q" else context.config.n_kv_heads
     rows = np.arange(n_heads * context.config.head_dim)
     return rows.reshape(n_heads, 2, context.config.head_dim // 2).swapaxes(1, 2).reshape(-1)
+
+
+def _for_adjacent_pairs(context: Context) -> Array:
+    """Return the order of converters in a model that rotates halves."""
+    if context.config.rope_pairing == "adjacent":
+        raise Inapplicable
+    return _head_permutation(context)
+
+
+def _for_halves(context: Context) -> Array:
+    """Return the order before conversion in a model that rotates adjacent pairs."""
+    if context.config.rope_pairing == "halves":
+        raise Inapplicable
+    return np.argsort(_head_permutation(context))
 
 
 def _reordered(order: Callable[[Context], Array]) -> Callable[[Context], Array]:
@@ -179,35 +194,38 @@ VARIANTS = (
     _table("0, -1, +1", 0, -1, 1, 0),
     _table("-1.5, -0.5, +0.5", -1.5, -0.5, 0.5, 1.5),
     scale("weight scale ignored", "the tensor's scale is not applied (1.0 in its place)",
-        lambda c: linear(c, weight_scale=1.0)),
+        lambda c: linear(c, weight_scale=c.matrix.factor)),
     scale("weight scale applied twice", "the tensor's scale is applied twice",
-        lambda c: linear(c, weight_scale=c.matrix.scale**2)),
+        lambda c: linear(c, weight_scale=c.matrix.scale**2 / c.matrix.factor)),
     scale("weight scale inverted", "the result is divided by the tensor's scale instead of multiplied",
-        lambda c: linear(c, weight_scale=1.0 / c.matrix.scale)),
+        lambda c: linear(c, weight_scale=c.matrix.factor**2 / c.matrix.scale)),
     scale("weight scale 0.5", "a hard-coded weight scale of 0.5 instead of the tensor's own",
-        lambda c: linear(c, weight_scale=0.5)),
+        lambda c: linear(c, weight_scale=0.5 * c.matrix.factor)),
     Variant("weight scale rounded to F16", "the tensor's scale is rounded to binary16",
         lambda c: linear(c, weight_scale=float(np.float16(c.matrix.scale))), family=12, ops=BITLINEARS),
     scale("scale of {}", "the weight scale is that of {} instead of the tensor's own",
-        lambda c, name: linear(c, weight_scale=c.scale_of(name)), _neighbours,
+        lambda c, name: linear(c, weight_scale=c.scale_of(name) * c.matrix.factor), neighbours,
         group="weight scale of another tensor"),
     matrix("weights of {}", "multiplied with {} instead of its own tensor",
         lambda c, name: linear(c, matrix=c.other(name)),
-        lambda c: _same_shape(_neighbours(c), c), group="weights of another tensor"),
+        lambda c: same_shape(neighbours(c), c), group="weights of another tensor"),
     matrix("weights of {}", "multiplied with {} instead of its own tensor",
         lambda c, name: linear(c, matrix=c.other(name)), _far,
         group="weights of another tensor", deferred=True),
     matrix("weights of {} with its own scale",
         "multiplied with the ternary weights of {} but with its own tensor's scale",
         lambda c, name: linear(c, matrix=c.other(name), weight_scale=c.matrix.scale),
-        lambda c: _same_shape(_neighbours(c), c), group="weights of another tensor with its own scale"),
+        lambda c: same_shape(neighbours(c), c), group="weights of another tensor with its own scale"),
     matrix("weights transposed", "the matrix is read as (inputs, outputs): x·W instead of W·x",
         lambda c: linear(c, rows_of=_transposed)),
     matrix("inputs in reverse order", "the rows of the matrix are read back to front",
         lambda c: linear(c, rows_of=lambda matrix, features: matrix.signs[features, ::-1])),
     Variant("rows permuted for interleaved RoPE",
         "the rows of every head are in the order of llama-style converters (for interleaved rotation)",
-        _reordered(_head_permutation), family=10, ops=on("q", "k")),
+        _reordered(_for_adjacent_pairs), family=10, ops=on("q", "k")),
+    Variant("rows not permuted for interleaved RoPE",
+        "the rows of every head are in the order of Hugging Face (for rotation in halves)",
+        _reordered(_for_halves), family=10, ops=on("q", "k")),
     Variant("heads split as (head_dim, heads)",
         "the features are split into heads as (head_dim, heads) instead of (heads, head_dim)",
         _reordered(_interleaved_heads), family=10, ops=on("q", "k", "v")),
@@ -330,7 +348,7 @@ def _blind(layout: Layout, table: Table, mode: _Mode) -> Fit | None:
 def _read(layout: Layout, table: Table, mode: _Mode, factor: float, context: Context) -> Array:
     codes, scale = mode.codes(context)
     rows_of = read_through(layout.codes_of, (*table, 0.0))
-    return factor * linear(context, codes=codes, scale=scale, rows_of=rows_of)
+    return linear(context, codes=codes, scale=scale, rows_of=rows_of, weight_scale=factor * context.matrix.scale)
 
 
 def table_words(table: Table) -> tuple[str, str]:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 from crossval.errors import BadInputError
 from crossval.model.config import SpecConfig
-from crossval.model.graphs import bitnet
+from crossval.model.graphs import bitnet, llama
 from crossval.model.op import Op
 
 GRAPHS: dict[str, Callable[[SpecConfig], tuple[Op, ...]]] = {
     "bitnet-b1.58": bitnet.operations,
     "bitnet-25": bitnet.operations,
     "bitnet": bitnet.operations,
+    "llama": llama.operations,
 }
 """``general.architecture`` of a model file -> function that lists its operations."""
 

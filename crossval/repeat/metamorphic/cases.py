@@ -88,24 +88,24 @@ def _split_points(n_tokens: int) -> list[int]:
     return sorted({p for p in (1, 2, 3, n_tokens // 2, n_tokens - 2, n_tokens - 1) if 0 < p < n_tokens})
 
 
-def _splits_into_one_form(n_tokens: int, point: int, *, single_head: bool) -> bool:
+def _splits_into_one_form(n_tokens: int, point: int, *, scores_vary: bool) -> bool:
     """Tell whether both parts have the arithmetic of the whole.
 
     A first token alone gives itself all of its attention: 1.0, which binary16 holds.
     """
-    return n_tokens - point > 1 and (point > 1 or not single_head)
+    return n_tokens - point > 1 and (point > 1 or not scores_vary)
 
 
-def required(options: MetamorphicOptions, *, stated: bool, single_head: bool) -> Iterator[PlannedCheck]:
+def required(options: MetamorphicOptions, *, stated: bool, scores_vary: bool) -> Iterator[PlannedCheck]:
     """Yield every check, in the order in which they are made.
 
-    ``stated``: the engine says that it rounds as bitnet.cpp's family does. ``single_head``: of attention.
+    ``stated``: the engine says that it rounds as bitnet.cpp's family does. ``scores_vary``: ``scope.Form``.
     """
 
     def two_forms(relation: Relation, case: str, one: Sizes, other: Sizes) -> Iterator[PlannedCheck]:
         if stated:
             yield PlannedCheck(relation, f"{case}, {UP_TO_ATTENTION}", "bits", one, other, "exact")
-            if not single_head:
+            if not scores_vary:
                 yield PlannedCheck(relation, f"{case}, {ATTENTION}", "floor", one, other, "attention")
         yield PlannedCheck(relation, f"{case}, {ALL_LAYERS}", "floor", one, other, "rest" if stated else "all")
 
@@ -124,7 +124,7 @@ def required(options: MetamorphicOptions, *, stated: bool, single_head: bool) ->
             yield PlannedCheck("prefix", case, one_form, (length,), (options.n_prefix,), "beginnings")
     for point in _split_points(longest):
         case, parts = f"{longest} tokens as {point} + {longest - point}", (point, longest - point, *decoded)
-        if _splits_into_one_form(longest, point, single_head=single_head):
+        if _splits_into_one_form(longest, point, scores_vary=scores_vary):
             yield PlannedCheck("split", case, one_form, usual, parts)
         else:
             yield from two_forms("split", case, usual, parts)

@@ -26,7 +26,7 @@ from crossval.repeat.margins import usage
 from crossval.repeat.metamorphic.cases import Expectation, PlannedCheck, Relation, place
 from crossval.repeat.metamorphic.digests import TapDifference
 from crossval.repeat.metamorphic.runs import Recorded, compare_taps
-from crossval.repeat.metamorphic.scope import KQV, compared_taps
+from crossval.repeat.metamorphic.scope import KQV, Form, compared_taps
 from crossval.terms import Side
 
 NOT_AGAIN = "the bits differ, and not when both runs are repeated: the engine is not deterministic"
@@ -140,7 +140,7 @@ class Notebook:
 
     def compare(self, case: PlannedCheck, one: Recorded, other: Recorded) -> None:
         """Make one check of two runs."""
-        names = compared_taps(case, self.n_layers, single_head=self.names.n_heads == 1)
+        names = compared_taps(case, self.n_layers, Form.of(self.names.n_heads, self.numerics))
         if case.expectation == "bits":
             self._bits(case, one, other, names)
         elif case.part == "attention":

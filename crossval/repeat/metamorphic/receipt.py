@@ -13,7 +13,7 @@ from typing import Any
 from crossval.compare.rerun import Element
 from crossval.model import taps
 from crossval.model.taps import token_axis
-from crossval.passes import PassPlan
+from crossval.passes import Numerics, PassPlan
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
 from crossval.receipts.policy import GateCheck, Policy
@@ -32,7 +32,7 @@ from crossval.repeat.metamorphic.notebook import (
     MetamorphicVerdict,
     check_status,
 )
-from crossval.repeat.metamorphic.scope import GATHERED, TapScope, compared_taps, n_values
+from crossval.repeat.metamorphic.scope import GATHERED, Form, TapScope, compared_taps, n_values
 from crossval.terms import SIDES, PassFail, Side
 from crossval.traces.read import TraceModel, expected_shape
 
@@ -142,13 +142,16 @@ def _asked(receipt: Receipt) -> list[Side]:
     return [side for side in SIDES if receipt[side]["status"] != "unused"]
 
 
+def _form(receipt: Receipt, side: Side) -> Form:
+    return Form.of(receipt["model"]["shape"]["n_heads"], Numerics(**receipt[side]["numerics"]))
+
+
 def _required(receipt: Receipt, side: Side, options: MetamorphicOptions) -> list[PlannedCheck]:
     numerics = receipt[side]["numerics"]
     stated = numerics["simd_width"] is not None and numerics["fused_quantizer"] is not None
-    single_head = receipt["model"]["shape"]["n_heads"] == 1
     kernels = options.kernels if "kernels" in relations_of(receipt[side]["name"]) else ()
     only = MetamorphicOptions(options.lengths, options.thread_counts, kernels, options.n_decode)
-    return list(required(only, stated=stated, single_head=single_head))
+    return list(required(only, stated=stated, scores_vary=_form(receipt, side).scores_vary))
 
 
 def structure(receipt: Receipt) -> list[str]:
@@ -211,15 +214,15 @@ def values(receipt: Receipt) -> list[str]:
         return [f"a model of {model.n_layers} layers"]
     complaints = []
     for result in findings.results:
-        cases = _required(receipt, result.side, findings.options)
+        cases, form = _required(receipt, result.side, findings.options), _form(receipt, result.side)
         pairs = list(zip(result.checks, cases, strict=False))
         for check, case in pairs:
             where = f"{result.side}, {check.name}, {check.case}"
-            complaints += [f"{where}: {what}" for what in _place_conflicts(check, case, model, scope)]
+            complaints += [f"{where}: {what}" for what in _place_conflicts(check, case, model, form, scope)]
         whole = [(check, case) for check, case in pairs if _is_whole(check)]
         if not any(
             all(
-                check.n_compared == n_values(case, model, gathered, sub_norms=sub, scope=scope)
+                check.n_compared == n_values(case, model, gathered, form, sub_norms=sub, scope=scope)
                 for check, case in whole
             )
             for gathered, sub in product(GATHERED, (True, False))
@@ -234,10 +237,10 @@ def _is_whole(check: MetamorphicCheck) -> bool:
 
 
 def _place_conflicts(
-    check: MetamorphicCheck, case: PlannedCheck, model: TraceModel, scope: TapScope
+    check: MetamorphicCheck, case: PlannedCheck, model: TraceModel, form: Form, scope: TapScope
 ) -> Iterator[str]:
     """Check what is named; with a narrow scope a failed check may name an operation recorded in a second run."""
-    names = compared_taps(case, model.n_layers, single_head=model.n_heads == 1, scope=scope)
+    names = compared_taps(case, model.n_layers, form, scope)
     if not set(check.missing) <= set(names):
         yield "a tap is missing that is not compared"
     if check.where is None:

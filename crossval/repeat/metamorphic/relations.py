@@ -16,8 +16,10 @@ bitnet.cpp's family multiplies attention weights with V in binary32 when a pass 
 them to binary16 first when it holds one (docs/numerics.md). So a token alone and a token among others have equal
 bits in layer 0 up to the softmax, differ there in ``kqv_out`` by no more than that rounding (a derived bound,
 element by element), and from then on by the int8 codes that it flips: as ``crossval.model.tolerance`` allows two
-independent engines. Passes of two or more tokens are one arithmetic whatever their
-length. An engine that does not state this arithmetic is held to the floor alone where passes differ in length.
+independent engines. bitnet.cpp's main and mainline llama.cpp add up the scores of a single token in another order:
+there bits are equal up to RoPE only, and all that follows is held to the floor. Passes of two or more tokens are
+one arithmetic whatever their length, without flash attention, which these checks are not for. An engine that does
+not state this arithmetic is held to the floor alone where passes differ in length.
 
 Where bits must agree they must in every tap of every layer; of these a digest per token is kept, not the values.
 
@@ -41,7 +43,7 @@ from crossval.passes import Runner, longest_pass
 from crossval.repeat.metamorphic.cases import MetamorphicOptions, PlannedCheck, Relation, Sizes, required
 from crossval.repeat.metamorphic.notebook import MetamorphicResult, Notebook
 from crossval.repeat.metamorphic.runs import Recorded
-from crossval.repeat.metamorphic.scope import measured_taps
+from crossval.repeat.metamorphic.scope import Form, measured_taps
 from crossval.terms import LOGITS, Progress, Side
 
 
@@ -83,7 +85,8 @@ def run_metamorphic(
         _check_lengths(options, longest_pass(runner))
         numerics, names = runner.identity.numerics, Names.of(runner, n_layers, int(ids[0]))
         stated = numerics.simd_width is not None and numerics.fused_quantizer is not None
-        cases = list(required(options, stated=stated, single_head=names.n_heads == 1))
+        form = Form.of(names.n_heads, numerics)
+        cases = list(required(options, stated=stated, scores_vary=form.scores_vary))
         book = Notebook(side, numerics, n_layers, names)
         work = _Work(runner, open_runner, tuple(map(int, ids)), cases, book)
         report = progress or (lambda *_: None)

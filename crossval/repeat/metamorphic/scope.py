@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, get_args
 
 from crossval.compare import receipt
 from crossval.model import taps
 from crossval.model.taps import OPTIONAL_TAPS
-from crossval.passes import PassPlan
+from crossval.passes import Numerics, PassPlan
 from crossval.repeat.metamorphic.cases import PlannedCheck, Sizes
 from crossval.terms import LOGITS
 from crossval.traces.read import TraceModel
@@ -33,22 +34,36 @@ def measured_taps(n_layers: int) -> list[str]:
     return sorted(names, key=lambda name: taps.execution_index(name, n_layers))
 
 
-def up_to_attention(*, single_head: bool) -> list[str]:
-    """Return the taps whose bits do not depend on how many tokens a pass holds.
+@dataclass(frozen=True)
+class Form:
+    """What of a model and of an engine's arithmetic decides which taps are compared, and where bits are equal."""
 
-    With one head bitnet.cpp keeps Q in binary32 in longer passes, so that attention scores do.
-    """
-    alike = [tap for tap in _UP_TO_SOFTMAX if not (single_head and taps.OPS[tap].token_axis)]
-    return ["inp_embd", *(f"blk.0.{tap}" for tap in alike)]
+    scores_vary: bool = False
+    """Attention scores depend on how many tokens a pass holds. In bitnet.cpp of March 2026 those of one head do:
+    it keeps Q in binary32 in longer passes. Later ones add up a single token's in another order."""
+    inside_others: frozenset[str] = frozenset()
+    """Taps of a layer that the engine may compute inside another operation; they are not compared."""
+
+    @classmethod
+    def of(cls, n_heads: int | None, numerics: Numerics) -> Form:
+        """Return it for a model with so many heads, and an engine that rounds so."""
+        return cls(n_heads == 1 or numerics.generation in ("main", "mainline"), numerics.inside_others)
 
 
-def compared_taps(case: PlannedCheck, n_layers: int, *, single_head: bool, scope: TapScope = "all") -> list[str]:
+def up_to_attention(form: Form) -> list[str]:
+    """Return the taps whose bits do not depend on how many tokens a pass holds."""
+    alike = [tap for tap in _UP_TO_SOFTMAX if not (form.scores_vary and taps.OPS[tap].token_axis)]
+    return ["inp_embd", *(f"blk.0.{tap}" for tap in alike if tap not in form.inside_others)]
+
+
+def compared_taps(case: PlannedCheck, n_layers: int, form: Form, scope: TapScope = "all") -> list[str]:
     """Return the taps that a check compares: for equal bits all in ``scope``, else those that are measured."""
-    part, exact = case.part, up_to_attention(single_head=single_head)
+    part, exact = case.part, up_to_attention(form)
     every = case.expectation == "bits" and scope == "all"
     names = taps.all_taps(n_layers) if every else measured_taps(n_layers)
+    names = [name for name in names if taps.parse(name).tap not in form.inside_others]
     if part == "rest":
-        done = exact if single_head else [*exact, KQV]
+        done = exact if form.scores_vary else [*exact, KQV]
         return [name for name in names if name not in done]
     if part == "beginnings":  # the last layer need not give its output for tokens in the middle
         return [name for name in names if not taps.may_be_gathered(name, n_layers)]
@@ -56,14 +71,14 @@ def compared_taps(case: PlannedCheck, n_layers: int, *, single_head: bool, scope
 
 
 def n_values(
-    case: PlannedCheck, model: TraceModel, gathered: Gathered, *, sub_norms: bool, scope: TapScope = "all"
+    case: PlannedCheck, model: TraceModel, gathered: Gathered, form: Form, *, sub_norms: bool, scope: TapScope
 ) -> int:
     """Return how many values a check compares; ``sub_norms``: the model has them."""
     n_tokens, width = (pick(sum(case.one), sum(case.other)) for pick in (min, max))
     whole = PassPlan("prefill", (0,) * width, 0)
     ends = sorted(_ends(case.one) & _ends(case.other))
     total = 0
-    for name in compared_taps(case, model.n_layers, single_head=model.n_heads == 1, scope=scope):
+    for name in compared_taps(case, model.n_layers, form, scope):
         if taps.parse(name).tap in OPTIONAL_TAPS and not sub_norms:
             continue
         rows = ends if _is_gathered(name, model.n_layers, gathered) else range(n_tokens)

@@ -83,12 +83,17 @@ def test_a_prompt_is_checked_before_anything_runs(prompt: str) -> None:
 
 def test_every_command_has_its_function_with_the_same_options() -> None:
     functions = {"layers": "compare_engines", "triage": "compare_engines", "diff": "compare_traces"}
-    functions |= {"smoke": "smoke_test", "selftest": "self_test", "bench": "bench_engines"}
+    functions |= {
+        "smoke": "smoke_test",
+        "selftest": "self_test",
+        "bench": "bench_engines",
+        "weights": "check_weights",
+    }
     for name, command in cli.commands.items():
         if name in ("gate", "doctor", "engines"):
             continue
         known = set(inspect.signature(getattr(api, functions.get(name, name))).parameters)
-        given = {str(param.name) for param in command.params} - {"receipt_path", "as_json"}
+        given = {str(param.name) for param in command.params if param.expose_value} - {"receipt_path", "as_json"}
         renamed = {"prompts_path", "prompt", "trace_a", "trace_b"} | {
             one for one in given if one.endswith("_ratio")
         }

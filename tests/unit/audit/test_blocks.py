@@ -34,7 +34,7 @@ def kernel(x: np.ndarray, weight: TernaryMatrix, *, fused: bool, lanes: int = 8)
 
 def check(x: np.ndarray, recorded: np.ndarray, weight: TernaryMatrix, arithmetic: Arithmetic = STATED) -> float:
     """Return the largest residual over its bound."""
-    found = bounds.check_bitlinear(x, recorded, weight, arithmetic)
+    found = bounds.check_bitlinear(x, recorded, [weight], arithmetic)
     return float((np.abs(recorded - found.expected) / found.bound).max())
 
 
@@ -82,7 +82,7 @@ class TestHealthy:
 
     def test_rows_that_are_not_whole_blocks_are_judged_by_row(self) -> None:
         x, weight = activations(2, 384), matrix(16, 384)
-        found = bounds.check_bitlinear(x, np.zeros((2, 16), F32), weight, STATED)
+        found = bounds.check_bitlinear(x, np.zeros((2, 16), F32), [weight], STATED)
         assert (found.bound < 1e-5 * np.abs(found.expected).max()).all()
         assert not blocks.is_blocked(STATED, 384)
 
@@ -146,7 +146,7 @@ class TestFaults:
 
 class TestSegments:
     def propagate(self, x: Approx, weight: TernaryMatrix, flips: dict | None = None):
-        return bounds.propagate_bitlinear(OP, x, range(len(x.value)), weight, STATED, flips or {})
+        return bounds.propagate_bitlinear(OP, x, range(len(x.value)), [weight], STATED, flips or {})
 
     def test_of_exact_inputs_it_is_the_product(self) -> None:
         x, weight = activations(3, 512), matrix(40, 512)

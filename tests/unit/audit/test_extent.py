@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,12 +165,12 @@ def test_a_divergence_may_sit_inside_a_segment(model_path: Path, record: Record,
     """Two engines that differ, and nothing is guilty: made from a receipt, as right engines cannot be had so."""
     out = tmp_path / "r.json"
     run("diff", record("other", taps=taps.outline_taps(2)), record(), "--model", model_path, "--receipt", out)
-    made = json.loads(out.read_text())
+    made = receipt.read(out)
     said = advice_of({**made, "verdict": "divergence"})
     assert "or segment of each is within its bounds" in said.meaning
     assert said.next_step.endswith("or inside a segment: record every tap to look into it.")
     run("diff", record("other"), record(), "--model", model_path, "--receipt", out)
-    assert "segment" not in advice_of({**json.loads(out.read_text()), "verdict": "divergence"}).next_step
+    assert "segment" not in advice_of({**receipt.read(out), "verdict": "divergence"}).next_step
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crossval.audit import bounds
 from crossval.audit.audit import audit
 from crossval.audit.bounds import Arithmetic, binary16, integers
 from crossval.audit.bounds.approx import Approx, exact
@@ -159,7 +160,7 @@ def test_halves_away_from_zero_are_another_arithmetic_of_an_unknown_engine(make_
     unknown, march = Arithmetic(Numerics(), 4), Arithmetic(Numerics(8, False), 4)
 
     def fits(recorded, arithmetic):
-        found = integers.check(x, recorded, weight, arithmetic)
+        found = bounds.check_bitlinear(x, recorded, [weight], arithmetic)
         return bool((np.abs(recorded - found.expected) <= found.bound).all())
 
     assert fits(away, unknown)

@@ -62,6 +62,39 @@ def test_the_reduction_shape_is_found(way, found, table):
 
 
 @BOTH
+@pytest.mark.parametrize(("way", "found"), [(8, False), (16, False), ("pairs", True), (None, None)])
+def test_how_bfloat16_is_added_is_found(way, found, table):
+    def vec_dot(n: int, result, _bs: int, x: int, _bx: int, y: int, _by: int, _nrc: int) -> None:
+        bits = [np.ctypeslib.as_array((ctypes.c_uint16 * n).from_address(p)).astype(np.uint32) for p in (x, y)]
+        rows = [(one << 16).view(np.float32)[None] for one in bits]
+        if way is None:
+            result[0] = float(np.sum(rows[0].astype(np.float64) * rows[1]))
+        else:
+            dot = cpp_probe.dot_bf16_in_pairs(*rows) if way == "pairs" else cpp_probe.dot_bf16(*rows, way)
+            result[0] = float(dot[0])
+
+    function = llama_abi.VEC_DOT(vec_dot)
+    own = {"type_name": b"bf16"} if table is march.TABLE else {}
+    library = library_with_dot(8, table, vec_dot_type=30, **own)
+    struct = library.shared_object.__dict__[table.dot.lookup]
+    if table.dot.prepare is not None:
+        library.shared_object.__dict__[table.dot.prepare]()
+    struct(30).contents.vec_dot = ctypes.cast(function, ctypes.c_void_p)
+    assert cpp_probe.bfloat_pairs(library) is found
+    assert cpp_probe.bfloat_pairs(library_with_dot(8, table)) is None  # traits of another type
+
+
+def test_the_emulated_sums_of_bfloat16_differ():
+    x, y = (np.asarray(array, np.float32) for array in cpp_probe.dot_inputs())
+    found = [cpp_probe.dot_bf16(x, y, 8), cpp_probe.dot_bf16(x, y, 16), cpp_probe.dot_bf16_in_pairs(x, y)]
+    exact = (x.astype(np.float64) * y).sum(axis=1)
+    for one in found:
+        np.testing.assert_allclose(one, exact, rtol=1e-4, atol=1e-3)
+    for one, other in combinations(found, 2):
+        assert not np.array_equal(one, other)
+
+
+@BOTH
 def test_a_library_without_the_symbol_or_with_other_traits_is_of_no_known_width(table):
     without = SimpleNamespace(table=table, shared_object=SimpleNamespace())
     assert cpp_probe.dot_product(without) == (None, None)
@@ -118,6 +151,7 @@ def library_with_quantizer(
     ties: str | None = None,
     scale: float = 127.0,
     zeros: float | None = None,
+    total_off: int = 0,
 ) -> SimpleNamespace:
     assert table.quantizer is not None
     of_zeros = table.quantizer.scale_of_zeros if zeros is None else zeros
@@ -129,7 +163,10 @@ def library_with_quantizer(
             product = product.astype(np.float32).astype(np.float64)
         result = np.ctypeslib.as_array((ctypes.c_int8 * n).from_address(target))
         result[:] = cpp_probe.round_ties(product, ties or table.quantizer.ties)
-        scale_out._obj.value, total_out._obj.value = scale if row.any() else of_zeros, int(result.sum())
+        scale_out._obj.value, total_out._obj.value = (
+            scale if row.any() else of_zeros,
+            int(result.sum()) + total_off,
+        )
 
     return SimpleNamespace(table=table, shared_object=SimpleNamespace(quantize_row_i8_s=quantize))
 
@@ -144,6 +181,6 @@ def test_the_quantizers_rounding_is_found(table):
 @BOTH
 def test_a_quantizer_that_is_not_the_generations_own_is_unknown(table):
     other = {"even": "away", "away": "even"}[table.quantizer.ties]
-    for changed in ({"ties": other}, {"scale": 1 / 127}, {"zeros": 1.0}):
+    for changed in ({"ties": other}, {"scale": 1 / 127}, {"zeros": 1.0}, {"total_off": 1}):
         assert cpp_probe.fused_quantizer(library_with_quantizer(table, **changed)) is None
     assert cpp_probe.fused_quantizer(SimpleNamespace(table=table, shared_object=SimpleNamespace())) is None

@@ -347,7 +347,7 @@ class TestTokenize:
 
 class TestHelp:
     def commands(self):
-        assert set(cli.main.commands) == {"run", "bench", "inspect", "convert", "tokenize"}
+        assert set(cli.main.commands) == {"run", "bench", "inspect", "convert", "quantize", "tokenize"}
         return {"bitnet": cli.main, **cli.main.commands}
 
     def test_every_command_has_help_with_an_example_that_parses(self):

@@ -60,8 +60,36 @@ def test_head_sizes_the_engine_cannot_run(tmp_path: Path, head_dim: int, expecte
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_what_an_architecture_implies(tmp_path: Path, arch: str) -> None:
     architecture = read(tmp_path, model_container(arch=arch)).architecture
-    activation = "silu" if arch == "bitnet" else "relu_squared"
-    assert (architecture.activation, architecture.rope_pairing) == (activation, "halves")
+    activation = "silu" if arch in ("bitnet", "llama") else "relu_squared"
+    pairing = "adjacent" if arch == "llama" else "halves"
+    assert (architecture.activation, architecture.rope_pairing) == (activation, pairing)
+    assert architecture.sub_norms == (arch != "llama")
+
+
+def test_rows_of_3b_are_no_blocks(tmp_path: Path) -> None:
+    """1bitLLM/bitnet_b1_58-3B: no I2_S file of it can be right."""
+    container = model_container(arch="bitnet").with_key("bitnet.feed_forward_length", U32, 8640)
+    with pytest.raises(ModelError, match=r"found 8640 \(8640 % 128 = 64\); rows that are no whole blocks"):
+        read(tmp_path, container)
+
+
+@pytest.mark.parametrize(
+    ("keys", "scale"),
+    [
+        ({"rope.scaling.factor": 4.0}, 0.25),
+        ({"rope.scale_linear": 2.0}, 0.5),
+        ({"rope.scale_linear": 2.0, "rope.scaling.factor": 4.0}, 0.25),
+        ({"rope.scaling.factor": 3.0}, float(np.float32(1) / np.float32(3))),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, 1.0),
+        ({"rope.scaling.factor": 0.0, "rope.scale_linear": 2.0}, 1.0),
+    ],
+)
+def test_linear_scaling(tmp_path: Path, keys: dict[str, object], scale: float) -> None:
+    """The old key counts only where the new one is missing."""
+    container = model_container()
+    for key, value in keys.items():
+        container = container.with_key(f"{ARCH}.{key}", STRING if isinstance(value, str) else F32, value)
+    assert read(tmp_path, container).rope_scale == scale
 
 
 def test_kv_heads_default_to_heads(tmp_path: Path) -> None:
@@ -122,8 +150,10 @@ def test_accepts_what_means_the_same(tmp_path: Path, key: str, kind: int, value:
         pytest.param("rope.freq_base", F32, float("nan"), "a finite number above 0", id="base NaN"),
         pytest.param("rope.freq_base", STRING, "10000", "a number", id="base as string"),
         pytest.param("rope.scaling.type", STRING, "yarn", "none", id="yarn"),
-        pytest.param("rope.scaling.factor", F32, 2.0, "1.0", id="scaled"),
-        pytest.param("rope.scale_linear", F32, 2.0, "1.0", id="scaled by the old key"),
+        pytest.param("rope.scaling.type", STRING, "longrope", "none or linear", id="longrope"),
+        pytest.param("rope.scaling.factor", F32, -2.0, "a finite number above 0", id="scaled by less than 0"),
+        pytest.param("rope.scaling.factor", F32, 1e-38, "a factor from 1e-30", id="scaled by nearly 0"),
+        pytest.param("rope.scaling.factor", ARRAY, (F32, [1.0, 2.0]), "a number", id="a factor per layer"),
         pytest.param("rope.scaling.attn_factor", F32, 0.5, "1.0", id="attention factor"),
         pytest.param("rope.scaling.type", ARRAY, (F32, [1.0, 2.0]), "none", id="array for string"),
         pytest.param("attention.layer_norm_rms_epsilon", F32, 0.0, "a finite number above 0", id="eps 0"),
@@ -176,10 +206,10 @@ def test_vocabulary_size_needs_a_key_or_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "found"), [(STRING, "llama", "'llama'"), (STRING, "bitnet2", "'bitnet2'"), (U32, 3, "'3'")]
+    ("kind", "value", "found"), [(STRING, "mamba", "'mamba'"), (STRING, "bitnet2", "'bitnet2'"), (U32, 3, "'3'")]
 )
 def test_other_architectures(tmp_path: Path, kind: int, value: object, found: str) -> None:
-    with pytest.raises(ModelError, match=rf"expected bitnet-b1.58 or bitnet-25 or bitnet, found {found}"):
+    with pytest.raises(ModelError, match=rf"expected bitnet-b1.58 or bitnet-25 or bitnet or llama, found {found}"):
         read(tmp_path, model_container().with_key("general.architecture", kind, value))
 
 

@@ -118,3 +118,30 @@ def test_command_says_that_it_is_another_model(tmp_path: Path, make_model: MakeM
     assert allowed.exit_code == 0
     assert "another model than" in allowed.output
     assert "its activation is silu" in allowed.output
+
+
+@pytest.mark.parametrize(
+    ("shape", "arch"),
+    [
+        ({"arch": "llama"}, "bitnet"),
+        ({"arch": "bitnet", "sub_norms": False}, "llama"),
+        ({"arch": "bitnet", "scales": True}, "bitnet-b1.58"),
+    ],
+)
+def test_an_architecture_that_cannot_compute_the_model(
+    tmp_path: Path, make_model: MakeModel, shape: dict[str, object], arch: str
+) -> None:
+    with pytest.raises(ModelError, match=rf"architecture {arch} cannot compute this model of {shape['arch']}"):
+        convert(make_model(**shape), tmp_path / "m.gguf", GGMLType.I2_S, arch=arch, other_activation=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_llama_has_is_copied(tmp_path: Path, make_model: MakeModel) -> None:
+    more = {"dim": 256, "biases": True, "rope_freqs": True, "scales": True, "rope_scaling": 2.0}
+    convert(make_model(arch="llama", **more), tmp_path / "m.gguf", GGMLType.TQ2_0)
+    with GGUFFile.open(tmp_path / "m.gguf") as new:
+        weights = Weights.load(new)
+        assert weights.config.rope_scale == 0.5
+        assert weights.rope_factors is not None
+        assert weights.layers[1].o.bias is not None
+        assert weights.layers[1].o.factor != 1

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from bitnet_py import Arithmetic, Model, _kernels
-from bitnet_py.config import ARCHITECTURES, Architecture
 from bitnet_py.errors import InputError, ModelError, NativeError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.taps import LAYER_TAPS, MODEL_TAPS
@@ -213,18 +212,14 @@ def test_counters_tell_what_ran(tiny_model):
         assert c.family == ("scalar" if c.operation == "rms_norm" else tiny_model.kernel_name)
 
 
-class TestAnotherArchitecture:
-    """SiLU, RoPE of adjacent pairs, heads wider than dim / n_heads, no sub-norms, a separate LM head.
-
-    No file names such an architecture yet: the tests add one. Nothing is compared with bitnet.cpp.
-    """
+class TestLlama:
+    """SiLU, RoPE of adjacent pairs, heads wider than dim / n_heads, no sub-norms, a separate LM head."""
 
     ROUNDOFF = 2.0**-24
 
     @pytest.fixture
-    def path(self, make_model, monkeypatch):
-        monkeypatch.setitem(ARCHITECTURES, "toy", Architecture("silu", "adjacent"))
-        return make_model(arch="toy", n_heads=4, n_kv_heads=2, head_dim=96, sub_norms=False, untied_head=True)
+    def path(self, make_model):
+        return make_model(arch="llama", n_heads=4, n_kv_heads=2, head_dim=96, untied_head=True)
 
     @pytest.fixture
     def model(self, path):
@@ -271,9 +266,6 @@ class TestAnotherArchitecture:
         for n_threads in (1, 3):
             options = {"kernel": kernel, "n_threads": n_threads, "bytes_per_thread": 1}
             assert same_bits(logits_of(path, logits="all", **options), expected)
-
-    def test_the_counter_of_rope_names_the_family_that_ran(self, model):
-        assert {c.family for c in model.counters() if c.operation == "rope"} == {"scalar"}
 
 
 def bitlinear(x, matrix):

@@ -58,7 +58,7 @@ def test_shape_and_settings_reach_the_file(make_model: MakeModel, arch: str) -> 
     path = make_model(**shape, arch=arch, context_length=77, rope_base=10000.0, rms_eps=1e-6)
     config = dataclasses.asdict(load(path).config)
     expected = {**shape, "arch": arch, "head_dim": 64, "context_length": 77, "rope_base": 10000.0}
-    assert config == {**expected, "rms_eps": float(np.float32(1e-6))}
+    assert config == {**expected, "rms_eps": float(np.float32(1e-6)), "rope_scale": 1.0}
 
 
 def test_same_configuration_same_bytes_other_seed_other_weights(tmp_path: Path) -> None:
@@ -182,8 +182,11 @@ def test_trained_vocabulary_compresses_its_own_text() -> None:
         ({"vocab_size": 1 << 30}, "vocab_size from 267"),
         ({"projections": "tq2_0"}, "dim to be a multiple of 256, found 128"),
         ({"projections": "tq1_0", "dim": 256, "hidden_dim": 384}, "hidden_dim to be a multiple of 256, found 384"),
-        ({"projections": "q8_0"}, "projections i2_s or tq1_0 or tq2_0, found 'q8_0'"),
-        ({"arch": "llama"}, "arch bitnet-b1.58 or bitnet-25 or bitnet"),
+        ({"projections": "q8_0"}, "projections i2_s or tq1_0 or tq2_0 or f16 or f32, found 'q8_0'"),
+        ({"arch": "mamba"}, "arch bitnet-b1.58 or bitnet-25 or bitnet or llama"),
+        ({"biases": True}, "no biases in bitnet-b1.58"),
+        ({"arch": "bitnet", "rope_freqs": True}, "no rope_freqs in bitnet"),
+        ({"rope_scaling": 0.0}, "rope_scaling above 0"),
         ({"rms_eps": 0.0}, "rms_eps above 0"),
         ({"rope_base": float("nan")}, "rope_base above 0"),
     ],

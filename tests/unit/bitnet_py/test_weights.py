@@ -238,3 +238,72 @@ def test_shipped_model_is_sound(shipped_model: Path) -> None:
     ternary = unpack_i2_s(matrix.data, matrix.rows, matrix.cols)
     assert ternary.shape == (weights.config.dim, weights.config.hidden_dim)
     assert set(np.unique(ternary)) == {-1, 0, 1}
+
+
+class TestLlama:
+    """What only files of llama, or of bitnet, may have."""
+
+    @pytest.fixture
+    def llama(self) -> Container:
+        return model_container(arch="llama").without(
+            *(f"blk.0.{name}_sub_norm.weight" for name in ("attn", "ffn"))
+        )
+
+    @staticmethod
+    def add(container: Container, name: str, *values: float, kind: int = 0) -> Container:
+        form = f"<{len(values)}{'f' if kind == 0 else 'e'}"
+        container.tensors.append(Tensor(name, (len(values),), kind, struct.pack(form, *values)))
+        return container
+
+    def test_everything_optional(self, load: Load, llama: Container) -> None:
+        self.add(llama, "blk.0.attn_k.bias", *range(64))
+        self.add(llama, "blk.0.ffn_down.scale", 0.75)
+        self.add(llama, "rope_freqs.weight", *range(1, 33))
+        weights = load(llama)
+        layer = weights.layers[0]
+        assert layer.attn_sub_norm is None
+        assert layer.k.bias is not None
+        assert layer.k.bias.tolist() == list(range(64))
+        assert (layer.q.bias, layer.q.factor, layer.down.factor) == (None, 1.0, 0.75)
+        assert weights.rope_factors is not None
+        assert weights.rope_factors.tolist() == list(range(1, 33))
+
+    def test_scales_belong_to_bitnet_too(self, load: Load) -> None:
+        weights = load(self.add(model_container(arch="bitnet"), "blk.0.attn_q.scale", 1.5))
+        assert weights.layers[0].q.factor == 1.5
+
+    @pytest.mark.parametrize(
+        ("name", "values", "message"),
+        [
+            ("blk.0.attn_q.bias", [0.0] * 127, r"attn_q.bias: expected shape \(128,\)"),
+            ("blk.0.attn_q.bias", [float("nan")] * 128, "attn_q.bias, element 0: expected a finite value"),
+            ("blk.0.attn_q.scale", [0.0], "attn_q.scale, element 0: expected a value above 0"),
+            ("blk.0.attn_q.scale", [1.0, 1.0], r"attn_q.scale: expected shape \(1,\)"),
+            ("rope_freqs.weight", [1.0] * 31 + [0.0], "rope_freqs.weight, element 31: expected a value above 0"),
+            ("rope_freqs.weight", [1.0] * 64, r"rope_freqs.weight: expected shape \(32,\)"),
+            ("blk.0.ffn_up.bias", [0.0] * 256, "unsupported tensor 'blk.0.ffn_up.bias'"),
+            ("blk.0.attn_sub_norm.weight", [1.0] * 128, "unsupported tensor 'blk.0.attn_sub_norm.weight'"),
+            ("output.scale", [1.0], "unsupported tensor 'output.scale'"),
+        ],
+    )
+    def test_unusable(self, load: Load, llama: Container, name: str, values: list[float], message: str) -> None:
+        with pytest.raises(ModelError, match=message):
+            load(self.add(llama, name, *values))
+
+    def test_a_bias_of_another_type(self, load: Load, llama: Container) -> None:
+        with pytest.raises(ModelError, match=r"attn_v.bias: expected type F32.*convert the model again"):
+            load(self.add(llama, "blk.0.attn_v.bias", *[0.5] * 64, kind=1))
+
+    def test_a_bias_in_one_of_two_layers(self, load: Load, llama: Container) -> None:
+        second = [
+            Tensor(t.name.replace("blk.0", "blk.1"), t.shape, t.type, t.data)
+            for t in llama.tensors
+            if t.name.startswith("blk.")
+        ]
+        both = llama.with_key("llama.block_count", 4, 2)
+        both.tensors.extend(second)
+        self.add(both, "blk.1.attn_output.bias", *[0.5] * 128)
+        with pytest.raises(
+            ModelError, match=r"blk.0.attn_output.bias: expected a bias in every layer, or in none"
+        ):
+            load(both)

@@ -138,6 +138,23 @@ def test_every_operation_has_a_script_that_is_right_and_wrong(
     assert (code, text) == (0, f"correct: all {given['recorded'].size} values are within their bounds\n")
 
 
+@pytest.mark.parametrize("tap", ["blk.1.v", "blk.1.attn_o_out", "blk.1.q_rope", "blk.1.ffn_act"])
+def test_what_only_llama_has_is_in_its_script(
+    make_model: Callable[..., Path], tap: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Biases, factors of angles, linear scaling, pairs (2i, 2i + 1)."""
+    monkeypatch.setattr(Altered, "anonymous", False)
+    path = make_model(arch="llama", biases=True, rope_freqs=True, scales=True, rope_scaling=4.0)
+    with Altered(path, n_threads=1) as llama:
+        finding = found(llama, SpecWeights(path), wrong(0, tap))
+        assert finding.check.tap == tap
+        script = repro.write(finding, "the engine", tmp_path)
+        assert judged(script, None, capsys)[0] == 1
+        np.save(tmp_path / "right.npy", right_output(llama, finding, np.load(tmp_path / repro.INPUTS)))
+    assert judged(script, tmp_path / "right.npy", capsys)[0] == 0
+
+
 def test_every_kind_has_a_formula() -> None:
     assert set(repro_script._FORMULAS) == KINDS
 

@@ -37,6 +37,13 @@ def test_a_separate_output_is_noted(make_model: MakeModel) -> None:
     assert "bitnet.cpp ignores" in SEPARATE_OUTPUT_NOTE
 
 
+def test_llama_uses_a_separate_output(make_model: MakeModel) -> None:
+    """Bitnet.cpp ignores it in the architectures of BitNet only."""
+    model = check_model(make_model(arch="llama", untied_head=True))
+    assert model.facts["separate_output"] is True
+    assert model.notes == ()
+
+
 def test_every_weight_is_looked_at(make_model: MakeModel, tmp_path: Path) -> None:
     source = make_model()
     with GGUFFile.open(source) as gguf:

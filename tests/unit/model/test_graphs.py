@@ -93,9 +93,9 @@ class TestTable:
 
     def test_an_architecture_without_a_graph_is_refused(self):
         with pytest.raises(
-            BadInputError, match=r"architecture 'llama': expected bitnet-b1\.58 or bitnet-25 or bitnet"
+            BadInputError, match=r"architecture 'mamba': expected bitnet-b1\.58 or bitnet-25 or bitnet or llama"
         ):
-            op_table(replace(CONFIG, architecture="llama"))
+            op_table(replace(CONFIG, architecture="mamba"))
 
 
 class TestForward:

@@ -28,7 +28,7 @@ from crossval.traces.write import TraceWriter
 GRAPH = '''
 """The toy's graph."""
 
-from crossval.model.graphs.bitnet import HIDDEN, KEYS, LOGITS, MERGED, QUERIES, SCORES, WIDE
+from crossval.model.graphs.decoder import HIDDEN, KEYS, LOGITS, MERGED, QUERIES, SCORES, WIDE
 from crossval.model.kinds import (
     Add, Attend, AttentionScores, BitLinear, Embedding, Head, Multiply, RmsNorm, Rope, Silu, Softmax,
 )

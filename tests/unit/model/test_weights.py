@@ -18,7 +18,8 @@ from crossval.errors import BadInputError
 from crossval.model import weights as spec_weights
 from crossval.model.graphs import op_table
 from crossval.model.kinds import Silu, SquaredRelu, TernaryMatrix
-from crossval.model.weights import SpareWeights, SpecWeights, decode_blocks, decode_i2_s
+from crossval.model.ternary import decode_blocks, decode_i2_s
+from crossval.model.weights import SpareWeights, SpecWeights
 from tests.support.tiny_gguf import (
     ARCH,
     ARRAY,
@@ -228,8 +229,8 @@ class TestRefusals:
             ("blk.0.attn_q.bias", (F32, (128,), bytes(512)), "attn_q.bias: expected no such tensor"),
             (
                 "blk.0.attn_q.weight",
-                (F32, (128, 128), bytes(65536)),
-                "attn_q.weight, type: expected I2_S or TQ1_0 or TQ2_0, found F32",
+                (8, (128, 128), bytes(128 * 4 * 34)),
+                "attn_q.weight, type: expected I2_S or TQ1_0 or TQ2_0 or F16 or F32, found Q8_0",
             ),
             ("output_norm.weight", (30, (128,), bytes(256)), "output_norm.weight, type: .*found BF16"),
             ("output_norm.weight", (F32, (64,), bytes(256)), r"output_norm.weight, shape: expected \(128,\)"),
@@ -254,8 +255,8 @@ class TestRefusals:
             (f"{ARCH}.attention.head_count", (UINT32, 0)),
             (f"{ARCH}.attention.head_count", (STRING, "two")),
             (f"{ARCH}.attention.layer_norm_rms_epsilon", (FLOAT32, float("nan"))),
-            (f"{ARCH}.rope.scaling.factor", (FLOAT32, 2.0)),
-            ("general.architecture", (STRING, "llama")),
+            (f"{ARCH}.rope.scaling.type", (STRING, "yarn")),
+            ("general.architecture", (STRING, "mamba")),
         ],
     )
     def test_header(self, tmp_path, key, value):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from crossval import registry
 from crossval.cli import cli
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.model_file import check_model
+from crossval.errors import BadInputError
 from crossval.examine import examination as examine
 from crossval.receipts import file as receipt
 from crossval.receipts.file import Receipt
@@ -21,6 +23,7 @@ from crossval.receipts.policy import Policy
 from crossval.selftest import alter, catalogue
 from crossval.selftest import trials as run
 from crossval.selftest.alter import Altered
+from crossval.selftest.damage import DamagedModel
 from crossval.selftest.receipt import Found, Row, SelftestResult
 from crossval.selftest.trials import Bench
 
@@ -273,3 +276,13 @@ def test_the_faults_share_no_code_with_the_variants() -> None:
         assert module.__file__ is not None
         text = Path(module.__file__).read_text(encoding="utf-8")
         assert "variants" not in text
+
+
+def test_faults_are_not_injected_into_other_types(make_model, tmp_path: Path) -> None:
+    """Bytes of another layout would be another fault than the one that is named, or none."""
+    path = make_model(n_layers=1, dim=256, hidden_dim=256, embedding="q6_k", projections="tq2_0")
+    model = DamagedModel(Path(shutil.copy(path, tmp_path)))
+    for read, name in ((model.f16, "token_embd"), (model.packed, "blk.0.attn_q"), (model.scale, "blk.0.ffn_up")):
+        with pytest.raises(BadInputError, match=rf"tensor {name}\.weight: expected .*such as the shipped one"):
+            read(f"{name}.weight")
+    assert model.f32("output_norm.weight").shape == (256,)

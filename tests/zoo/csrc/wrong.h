@@ -98,16 +98,22 @@ static inline void zoo_norm(const float *x, float centre, float factor, const fl
 
 /* ---- rotary embedding ------------------------------------------------------------------------------------- */
 
-static inline void zoo_rope(const float *x, int64_t half, float position, float base, int interleaved,
-                            float *out) {
+static inline void zoo_rope_factors(const float *x, int64_t half, float position, float base, int interleaved,
+                                    const float *factors, int multiplied, float *out) {
     const float ratio = powf(base, -1.0f / (float)half);
     float theta = position;
     for (int64_t i = 0; i < half; i++, theta *= ratio) {
         const int64_t first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + half;
-        const float x0 = x[first], x1 = x[second], c = cosf(theta), s = sinf(theta);
+        const float factor = factors ? factors[i] : 1.0f, angle = multiplied ? theta * factor : theta / factor;
+        const float x0 = x[first], x1 = x[second], c = cosf(angle), s = sinf(angle);
         out[first] = x0 * c - x1 * s;
         out[second] = x0 * s + x1 * c;
     }
+}
+
+static inline void zoo_rope(const float *x, int64_t half, float position, float base, int interleaved,
+                            float *out) {
+    zoo_rope_factors(x, half, position, base, interleaved, NULL, 0, out);
 }
 
 /* ---- precision -------------------------------------------------------------------------------------------- */

@@ -14,7 +14,7 @@ def _rope(name: str, what: str, code: str, taps: tuple[str, ...] = ("q_rope", "k
     return EngineFault(name, family, what, taps, edits={"rope": code}, ops={tap: tap for tap in taps}, **more)
 
 
-def _rotate(position: str = _HERE, base: str = _BASE, interleaved: int = 0) -> str:
+def _rotate(position: str = _HERE, base: str = _BASE, interleaved: str = "e->model.rope_pairing") -> str:
     return _ROPE.format(position=position, base=base, interleaved=interleaved)
 
 
@@ -42,7 +42,7 @@ _SUM_P = (
 _P, _V = "own->scores[j]", "bn_half_to_float(values[d * p->capacity + j])"
 
 FAULTS = (
-    _rope("rope-interleaved", "pairs (2i, 2i+1) instead of (i, i + half)", _rotate(interleaved=1)),
+    _rope("rope-interleaved", "pairs (2i, 2i+1) instead of (i, i + half)", _rotate(interleaved="1")),
     _rope("rope-base-10000", "base 10000 instead of the header's", _rotate(base="10000.0f")),
     _rope("rope-position-plus-1", "position one too high", _rotate(position=f"{_HERE} + 1")),
     _rope("rope-missing", "not rotated", "memcpy(out + at, x + at, (size_t)head_dim * sizeof *out);",
@@ -56,7 +56,7 @@ FAULTS = (
     _fault("rope-on-v", 8, "V rotated before it is stored", "kqv_out", "round_v",
            "for (int64_t h = 0; h < e->model.n_kv_heads; h++) { float turned[1024];"
            " zoo_rope(e->buffers.v + t * kv_dim + h * e->model.head_dim, e->model.head_dim / 2, (float)cell,"
-           " e->model.rope_base, 0, turned); e->kernels->to_f16(turned, e->model.head_dim,"
+           " e->model.rope_base, e->model.rope_pairing, turned); e->kernels->to_f16(turned, e->model.head_dim,"
            " half + h * e->model.head_dim); }"),
     # scores and softmax
     _fault("attention-scale-missing", 9, "scores not divided by sqrt(head_dim)", "kq_soft_max", "attention_scale",

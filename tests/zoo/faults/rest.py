@@ -79,7 +79,8 @@ def _damage(name: str, family: int, what: str, code: str, taps: tuple[str, ...],
 
 
 _AFTER_NORM = "(b->{normed} + skipped)[i]"
-_EMBED = "e->kernels->from_f16(e->model.token_embd + r->pass->tokens[{row}] * dim, dim, e->buffers.x + t * dim);"
+_EMBED = "bn_table_widen(table->type, bn_table_row(table, {row}, dim), dim, e->buffers.x + t * dim);"
+_HALVES = "((const uint16_t *)e->model.{table}.rows)"
 
 FAULTS = (
     *_norm_faults(),
@@ -104,27 +105,30 @@ FAULTS = (
                "b->down[i] + b->ffn_norm[i]"),
     # input
     EngineFault("input-shifted-right", 14, "the first token is embedded twice and the last not at all",
-                ("inp_embd",), layers=(), passes=PREFILL, edits={"embed": _EMBED.format(row="t ? t - 1 : 0")}),
+                ("inp_embd",), layers=(), passes=PREFILL,
+                edits={"embed": _EMBED.format(row="r->pass->tokens[t ? t - 1 : 0]")}),
     EngineFault("input-shifted-left", 14, "the first token is not embedded", ("inp_embd",),
                 layers=(), passes=PREFILL,
-                edits={"embed": _EMBED.format(row="t + 1 < r->pass->n_tokens ? t + 1 : t")}),
+                edits={"embed": _EMBED.format(row="r->pass->tokens[t + 1 < r->pass->n_tokens ? t + 1 : t]")}),
     EngineFault("embedding-transposed", 10, "the embedding table is read as (dim, vocab_size)", ("inp_embd",),
                 layers=(),
                 edits={"embed": "for (int64_t i = 0; i < dim; i++) e->buffers.x[t * dim + i] = bn_half_to_float("
-                       "e->model.token_embd[i * e->model.vocab_size + r->pass->tokens[t]]);"}),
+                       + _HALVES.format(table="token_embd")
+                       + "[i * e->model.vocab_size + r->pass->tokens[t]]);"}),
     EngineFault("embedding-row-one-off", 10, "the embedding of the next token id", ("inp_embd",), layers=(),
-                edits={"embed": "e->kernels->from_f16(e->model.token_embd + (r->pass->tokens[t] + 1) * dim, dim,"
-                       " e->buffers.x + t * dim);"}),
+                edits={"embed": _EMBED.format(row="r->pass->tokens[t] + 1")}),
     # head
     EngineFault("head-transposed", 10, "the head's table is read as (dim, vocab_size)", ("result_output",),
                 layers=(),
                 edits={"head_done": "for (int64_t t = 0; t < n_rows; t++) for (int64_t i = 0; i < vocab; i++)"
                        " r->pass->logits[t * vocab + i] ="
-                       " zoo_dot_f16(e->model.output + i, vocab, e->buffers.head_in + t * dim, dim);"}),
+                       f" zoo_dot_f16({_HALVES.format(table='output')} + i, vocab,"
+                       " e->buffers.head_in + t * dim, dim);"}),
     EngineFault("head-tied-by-mistake", 10, "the embedding multiplies although the file has its own head",
                 ("result_output",), layers=(), base="untied",
                 edits={"head_done": "for (int64_t t = 0; t < n_rows; t++) for (int64_t i = 0; i < vocab; i++)"
-                       " r->pass->logits[t * vocab + i] = zoo_dot_f16(e->model.token_embd + i * dim, 1,"
+                       " r->pass->logits[t * vocab + i] ="
+                       f" zoo_dot_f16({_HALVES.format(table='token_embd')} + i * dim, 1,"
                        " e->buffers.head_in + t * dim, dim);"}),
     EngineFault("head-input-not-rounded", 12, "the head's input kept in float32 for a single row",
                 ("result_output",), layers=(),
@@ -142,7 +146,8 @@ FAULTS = (
                 edits={"damage": "const int64_t d = r->engine->model.head_dim; float turned[1024];"
                        " for (int64_t i = 0; i < rows * n; i += d) {"
                        " const float position = (float)(r->pass->start + i / n);"
-                       " zoo_rope(y + i, d / 2, position, r->engine->model.rope_base, 0, turned);"
+                       " zoo_rope(y + i, d / 2, position, r->engine->model.rope_base,"
+                       " r->engine->model.rope_pairing, turned);"
                        " memcpy(y + i, turned, (size_t)d * sizeof *y); }"}),
     # any tensor
     *_damage("rows-swapped", 15, "the rows of two tokens change places",

@@ -17,13 +17,13 @@ from crossval.cli import cli
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.model_file import check_model
 from crossval.errors import UnavailableError
-from crossval.passes import PassRecord, TapArray
+from crossval.passes import Numerics, PassRecord, TapArray
 from crossval.receipts import file as receipt
 from crossval.receipts.file import Receipt
 from crossval.repeat.metamorphic.cases import MetamorphicOptions, required
 from crossval.repeat.metamorphic.receipt import STATES
 from crossval.repeat.metamorphic.relations import enough_tokens, run_metamorphic
-from crossval.repeat.metamorphic.scope import n_values
+from crossval.repeat.metamorphic.scope import Form, n_values
 from crossval.traces.read import TraceModel
 
 LENGTHS = (1, 2, 5)
@@ -69,8 +69,13 @@ def test_a_right_engine_passes_and_everything_asked_for_is_there(good: Receipt) 
 
 @pytest.mark.parametrize("lengths", [(1,), (2,), (1, 2, 5), (33, 4), (7,)])
 @pytest.mark.parametrize("shape", [{"n_heads": 1, "n_kv_heads": 1}, {"n_heads": 2, "n_kv_heads": 1}])
-@pytest.mark.parametrize("stated", [True, False])
-def test_what_is_required_is_what_is_made(make_model, lengths, shape, stated):
+@pytest.mark.parametrize(
+    "numerics", [Numerics(8, False), Numerics(), Numerics(16, False, generation="main", flash_attention=False)],
+    ids=["march", "not stated", "main"],
+)  # fmt: skip
+def test_what_is_required_is_what_is_made(make_model, lengths, shape, numerics):
+    stated, main = numerics.simd_width is not None, numerics.generation == "main"
+
     class Engine(BitnetPyRunner):
         @property
         def identity(self):
@@ -80,16 +85,20 @@ def test_what_is_required_is_what_is_made(make_model, lengths, shape, stated):
     model = make_model(n_layers=2, dim=128, hidden_dim=256, vocab_size=301, **shape)
     options = MetamorphicOptions(lengths, (1, 2), ("scalar",))
     result = run_metamorphic(
-        lambda **asked: Engine(model, **asked), enough_tokens([], 301, options.n_tokens), n_layers=2,
+        lambda **asked: Engine(model, numerics=numerics, **asked),
+        enough_tokens([], 301, options.n_tokens),
+        n_layers=2,
         options=options,
-    )  # fmt: skip
+    )
     assert result.verdict == "holds", [c for c in result.checks if c.status != "ok"]
     made = [(check.name, check.case, check.expectation) for check in result.checks]
-    wanted = list(required(options, stated=stated, single_head=shape["n_heads"] == 1))
+    wanted = list(required(options, stated=stated, scores_vary=main or shape["n_heads"] == 1))
     assert made == [one.key for one in wanted]
     facts = check_model(model).facts["shape"]
     shape_of = TraceModel(sha256="", **{name: facts[name] for name in SHAPE})
-    counts = [n_values(one, shape_of, "last layer", sub_norms=True) for one in wanted]
+    form = Form.of(shape["n_heads"], numerics)
+    assert form.inside_others == ({"ffn_act"} if main else set())
+    counts = [n_values(one, shape_of, "last layer", form, sub_norms=True, scope="all") for one in wanted]
     assert [check.n_compared for check in result.checks] == counts
     assert result.n_required == len(made)
 

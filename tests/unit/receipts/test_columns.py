@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crossval.errors import BadInputError
+from crossval.receipts import columns
+from crossval.receipts import file as receipt
+from tests.support import receipt_samples as samples
+
+RECEIPTS = Path(__file__).parents[3] / "receipts"
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.sampled_from([0.0, -0.0, 1.0, 1 / 3])
+    | st.text("ab", max_size=2)
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from("abc"), inner),
+    max_leaves=12,
+)
+ROWS = st.lists(
+    st.fixed_dictionaries({"a": JSON, "b": st.none() | st.fixed_dictionaries({"c": JSON})}), max_size=5
+)
+
+
+def strictly(value: Any) -> str:
+    """JSON text, in which 1, 1.0 and true differ, and so do 0.0 and -0.0."""
+    return json.dumps(value, sort_keys=True)
+
+
+def through_file(value: dict[str, Any]) -> Any:
+    return columns.unpack(json.loads(columns.to_text(value)), "x")
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=st.fixed_dictionaries({"notes": JSON, "rows": ROWS}))
+def test_what_is_written_is_read_back(value):
+    assert strictly(through_file(value)) == strictly(value)
+
+
+def test_equal_values_are_told_apart_by_type():
+    rows = [{"a": 1, "b": 0.0}, {"a": True, "b": -0.0}, {"a": 1.0, "b": 0.0}]
+    assert strictly(through_file({"rows": rows})) == strictly({"rows": rows})
+
+
+def test_a_table_is_written_by_column():
+    rows = [{"tap": f"blk.{i}.q", "n": 5, "worst": {"at": [i]} if i else None, "note": None} for i in range(40)]
+    text = columns.to_text({"verdict": "parity", "audit": {"rows": rows}, "a": 1, "kind": "layers"})
+    assert text.splitlines()[1:4] == [' "kind": "layers",', ' "verdict": "parity",', ' "a": 1,']
+    table = json.loads(text)["audit"]["rows"]
+    assert table["$rows"] == 40
+    assert table["fields"]["n"] == {"same": 5}
+    assert table["fields"]["note"] == {"same": None}
+    assert table["fields"]["tap"] == [f"blk.{i}.q" for i in range(40)]
+    assert table["fields"]["worst"] == {"null": [0], "fields": {"at": [[i] for i in range(1, 40)]}}
+    assert text.count("\n") < 25
+
+
+def test_the_receipt_does_not_depend_on_how_it_is_laid_out(tmp_path):
+    made = samples.layers_receipt({(0, "blk.1.l_out"): 1e-6})
+    by_column, by_row = tmp_path / "columns.json", tmp_path / "rows.json"
+    receipt.write(by_column, made)
+    by_row.write_text(receipt.to_text(made))
+    assert "$rows" in by_column.read_text()
+    assert receipt.read(by_column) == receipt.read(by_row) == made
+    assert receipt.digest(receipt.read(by_column)) == made["digest"]
+    assert by_column.stat().st_size < by_row.stat().st_size / 2
+
+
+@pytest.mark.parametrize("path", sorted(RECEIPTS.rglob("*.json")), ids=lambda path: path.stem)
+def test_committed_receipts_are_compact_and_lead_with_the_verdict(path):
+    assert path.read_text() == columns.to_text(receipt.read(path)), (
+        "write it again with crossval.open_receipt(…).save"
+    )
+
+
+def table(n: Any = 2, **more: Any) -> dict[str, Any]:
+    return {"$rows": n, "fields": {"a": [1, 2]}, **more}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (table(-1), "number of its rows"),
+        (table(2.0), "number of its rows"),
+        (table(True), "number of its rows"),
+        (table("2"), "number of its rows"),
+        (table(more=1), "number of its rows"),
+        ({"$rows": 2}, "number of its rows"),
+        ({"$rows": 2, "fields": []}, "at least one column"),
+        ({"$rows": 2, "fields": {}}, "at least one column"),
+        (table(3), "column 'a' .* each of 3 rows"),
+        ({"$rows": 2, "fields": {"a": 1}}, "column 'a'"),
+        ({"$rows": 2, "fields": {"a": {"same": 1, "null": []}}}, "column 'a'"),
+        ({"$rows": 2, "fields": {"a": {"same": [1]}}}, "column 'a'"),
+        ({"$rows": 2, "fields": {"a": {"same": {}}}}, "column 'a'"),
+        ({"$rows": 2, "fields": {"a": {"fields": {"b": [1]}, "null": [2]}}}, "column 'a'"),
+        ({"$rows": 2, "fields": {"a": {"fields": {"b": [1]}, "null": [True]}}}, "column 'a'"),
+        ({"$rows": 2, "fields": {"a": {"fields": {"b": []}, "null": [1, 1]}}}, "column 'a'"),
+        ({"$rows": 2, "fields": {"a": {"fields": {"b": [1, 2]}, "null": [1]}}}, "column 'b' .* each of 1 rows"),
+        ({"$rows": columns.MAX_CELLS + 1, "fields": {"a": {"same": 1}}}, "more than 8388608 cells"),
+        ([table()] * 2 + [{"$rows": columns.MAX_CELLS - 3, "fields": {"a": {"same": 1}}}], "more than"),
+        ({"$rows": 10**4000, "fields": {"a": {"same": 1}}}, "more than"),
+    ],
+)  # fmt: skip
+def test_a_malformed_table_is_refused_in_one_line(value, message):
+    with pytest.raises(BadInputError, match=f"^where: .*{message}") as error:
+        columns.unpack({"rows": value}, "where")
+    assert len(str(error.value)) < 300
+    assert "\n" not in str(error.value)
+
+
+def test_a_deep_value_is_refused():
+    value: Any = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(BadInputError, match="nested too deeply"):
+        columns.unpack(value, "where")
+
+
+def test_the_key_of_tables_cannot_be_a_field():
+    for value in ({"$rows": 1}, [{"$rows": 1}, {"$rows": 2}]):
+        with pytest.raises(ValueError, match="reserved"):
+            columns.to_text({"rows": value})
