@@ -12,11 +12,16 @@ from typing import Any
 from bitnet_py import overrides
 from bitnet_py.config import ModelConfig
 from bitnet_py.gguf import GGUFFile
+from bitnet_py.projections import FLOATS
 from bitnet_py.vocabulary import missing_pre
 from bitnet_py.weights import Weights
 from crossval.files import file_sha256
 from crossval.terms import OUTPUT_IGNORED, SEPARATE_OUTPUT_NOTE, UNREAD
 
+FLOAT_NOTE = (
+    "the file stores its ternary matrices as {type}: bitnet.cpp and llama.cpp multiply those in floating point, "
+    "without the int8 activations that the model defines, so their products differ (docs/types.md)"
+)
 ROW_GROUP = 4
 """Rows of a ternary matrix that bitnet.cpp multiplies together; it writes all 4 results of the last group."""
 ROWS_NOTE = (
@@ -67,12 +72,15 @@ def describe(gguf: GGUFFile) -> ModelFile:
     config, file = ModelConfig.from_gguf(gguf), gguf.path
     warnings = tuple(missing_pre(gguf.metadata))
     separate_output = "output.weight" in gguf.tensors
+    projections = (
+        gguf.tensors["blk.0.attn_q.weight"].type.name if "blk.0.attn_q.weight" in gguf.tensors else UNREAD
+    )
     facts = {
         "sha256": file_sha256(file),
         "file_name": file.name,
         "size_bytes": file.stat().st_size,
         "architecture": config.arch,
-        "quantization": "I2_S",
+        "quantization": projections,
         "separate_output": separate_output,
         "shape": {name: getattr(config, name) for name in _SHAPE},
     }
@@ -81,6 +89,8 @@ def describe(gguf: GGUFFile) -> ModelFile:
     kv_rows = config.n_kv_heads * config.head_dim
     if kv_rows % ROW_GROUP:  # all other row counts are column counts elsewhere, so multiples of 128
         notes.append(ROWS_NOTE.format(rows=kv_rows))
+    if projections in [ggml_type.name for ggml_type in FLOATS]:
+        notes.append(FLOAT_NOTE.format(type=projections))
     tokenizer = _tokenizer_facts(gguf.metadata, config.vocab_size)
     return ModelFile(file, config, facts, tokenizer, tuple(notes), warnings)
 

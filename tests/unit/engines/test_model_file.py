@@ -80,3 +80,12 @@ def test_missing_tokens(make_model: MakeModel) -> None:
         known = gguf.metadata["tokenizer.ggml.tokens"][3]
     assert missing_tokens(path, (known, "<|no such token|>")) == ["<|no such token|>"]
     assert missing_tokens(path, ()) == []
+
+
+@pytest.mark.parametrize("projections", ["i2_s", "tq2_0", "f16", "f32"])
+def test_the_type_of_the_matrices_is_that_of_the_file(make_model, projections):
+    model = check_model(make_model(arch="bitnet", dim=256, hidden_dim=256, projections=projections))
+    assert model.facts["quantization"] == projections.upper()
+    floating = [note for note in model.notes if "in floating point" in note]
+    assert len(floating) == (projections in ("f16", "f32"))
+    assert all(projections.upper() in note for note in floating)
