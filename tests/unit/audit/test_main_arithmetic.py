@@ -242,3 +242,24 @@ def test_cells_are_known_to_the_last_bit_where_the_weights_are():
     _, wider = binary16.by_cells(loose, exact(values), replace(MAIN, sums="binary16 cells"))
     assert (wider >= half).all()
     assert np.median(wider) > 1e-3
+
+
+def cells(weights: list[float], values: np.ndarray, numerics: Numerics) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is known of the sum over a single head's cells, and how far it may be off."""
+    given = exact(np.array(weights)[None, None]), exact(values[:, None])
+    return binary16.by_cells(*given, replace(MAIN, numerics=numerics, sums="binary16 cells"))
+
+
+def test_only_whole_blocks_of_a_head_have_their_weights_rounded_to_binary16():
+    value = to_f16(np.linspace(1, 2, 192))
+    values, numerics = np.stack([np.zeros(192), value]), Build(16, binary16=True, flash=True).numerics
+    middle, _ = cells([0.6, 0.4], values, numerics)
+    share = 0.4 / 0.6
+    first, rest = to_f16(to_f16(np.array(share)) * value)[:128], to_f16(share * value)[128:]
+    np.testing.assert_allclose(middle[0] / 0.6, np.concatenate([first, rest]), rtol=1e-6)
+
+
+def test_a_sum_near_a_tie_of_binary16_may_be_either_neighbour():
+    """It is rounded to binary32 first, which may make it a tie or take it past one."""
+    _, half = cells([0.5, 0.25 * (1 + 2**-14)], np.array([[1.0], [2.0**-10]]), Build(8, flash=True).numerics)
+    assert half[0, 0] >= 0.5 * 2**-11
