@@ -103,17 +103,19 @@ def table(
     *,
     arithmetic: Arithmetic = MARCH,
     is_tiled: bool = False,
+    packed: bool = False,
     kernel: str | None = None,
 ) -> npt.NDArray[np.float32]:
     """Multiply rows of a table of any type but F16, bytes ``(rows, row_bytes)``, with float32 ``(n_cols, n)``.
 
-    In the order of a build for one column, or (``is_tiled``) for several.
+    In the order of a build for one column, or (``is_tiled``) for several; ``packed``: of Q4_0 in main, for
+    architectures whose graph has a head of its own.
     Returns float32 ``(n_cols, rows)``.
     """
     out = np.empty((x.shape[0], rows.shape[0]), np.float32)
     call(
         "bn_kernel_table", _name(kernel), TABLE_TYPES.index(kind), byref(arithmetic_struct(arithmetic)), is_tiled,
-        address(rows), rows.shape[0], x.shape[1], address(x), x.shape[0], address(out),
+        packed, address(rows), rows.shape[0], x.shape[1], address(x), x.shape[0], address(out),
     )  # fmt: skip
     return out
 

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from bitnet_py.errors import NativeError
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 ACTIVATIONS = ("relu_squared", "silu")
 """In the order of the enum in csrc/bitnet.h."""
 ROPE_PAIRINGS = ("halves", "adjacent")
@@ -81,6 +81,7 @@ class ModelStruct(Structure):
         ("rope_factors", c_void_p),
         ("token_embd", TableStruct),
         ("output", TableStruct),
+        ("own_head", c_int32),
         ("output_norm", c_void_p),
         ("layers", POINTER(Layer)),
     ]
@@ -188,7 +189,8 @@ _STATUS_FUNCTIONS: dict[str, list[Any]] = {
         c_char_p, c_int, c_int, c_void_p, c_int64, c_int, c_float, c_void_p, c_int, c_void_p,
     ],
     "bn_kernel_table": [
-        c_char_p, c_int, POINTER(ArithmeticStruct), c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p,
+        c_char_p, c_int, POINTER(ArithmeticStruct), c_int, c_int, c_void_p, c_int64, c_int64, c_void_p, c_int64,
+        c_void_p,
     ],
     "bn_table_values": [c_int, c_void_p, c_int64, c_void_p],
     "bn_kernel_gated": [c_char_p, c_int, c_int, c_void_p, c_void_p, c_int64, c_void_p, c_void_p],

@@ -54,6 +54,7 @@ def model_struct(weights: Weights) -> _native.ModelStruct:
         rope_factors=_native.address(weights.rope_factors),
         token_embd=_table(weights.token_embd, weights.token_embd_type),
         output=_table(weights.head, weights.head_type),
+        own_head=config.architecture.own_head,
         output_norm=_native.address(weights.output_norm),
         layers=(_native.Layer * config.n_layers)(*map(_layer, weights.layers)),
     )

@@ -7,6 +7,7 @@ for a byte that even it cannot read, where March ends the program.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import tokenizers
@@ -40,30 +41,32 @@ class ByteLevelBPE:
             raise TokenizerError(f"tokenizer.ggml.merges does not fit the vocabulary: {error}") from error
         self._bpe.pre_tokenizer = build_pre_tokenizer(vocabulary.pre_type)
         self._splits = build_splits(vocabulary.pre_type)
-        self._missing_bytes = frozenset(byte for byte, char in _ALPHABET.items() if char not in vocab)
+        self._known = frozenset(vocab)
+        self._missing_bytes = missing_bytes(vocabulary.tokens)
+        self._ignore_merges = vocabulary.ignore_merges
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``; bytes that are not UTF-8 are surrogates (``surrogateescape``).
 
-        Raises ``TokenizerError`` for a byte no token of an incomplete vocabulary can express
-        (bitnet.cpp drops it silently), ``InputError`` for bytes on which bitnet.cpp ends the
-        program.
+        Bytes that no token of an incomplete vocabulary can express are dropped, as bitnet.cpp does.
+        Raises ``InputError`` for bytes on which bitnet.cpp ends the program.
         """
         try:
             data = text.encode()
         except UnicodeEncodeError:
             return self._encode_points(self._code_points(text))
-        self._check_bytes(data)
+        if not self._missing_bytes.isdisjoint(data):
+            return self._encode_points([ord(char) for char in text])
         ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         return ids
 
     def readable(self, text: str) -> bytes:
         """Return the bytes that are encoded for ``text``: its own, where they are UTF-8. Raises ``InputError``."""
         try:
-            return text.encode()
+            data = text.encode()
         except UnicodeEncodeError:
-            points = self._code_points(text)
-        return b"".join(map(_bytes_of, points))
+            data = b"".join(map(_bytes_of, self._code_points(text)))
+        return bytes(byte for byte in data if byte not in self._missing_bytes) if self._missing_bytes else data
 
     def _code_points(self, text: str) -> list[int]:
         return _code_points(text.encode("utf-8", "surrogateescape"), replace=self._generation == "main")
@@ -73,14 +76,20 @@ class ByteLevelBPE:
         ids: list[int] = []
         for _, (begin, end) in self._splits.pre_tokenize_str(shown):
             word = b"".join(map(_bytes_of, points[begin:end]))
-            self._check_bytes(word)
-            ids += [token.id for token in self._bpe.model.tokenize("".join(map(_ALPHABET.__getitem__, word)))]
+            ids += self._encode_word("".join(map(_ALPHABET.__getitem__, word)))
         return ids
 
-    def _check_bytes(self, data: bytes) -> None:
-        if self._missing_bytes and not self._missing_bytes.isdisjoint(data):
-            byte = min(self._missing_bytes.intersection(data))
-            raise TokenizerError(f"no token of the vocabulary can express byte 0x{byte:02X} of the text")
+    def _encode_word(self, word: str) -> list[int]:
+        """Return the ids of a word in the byte-level alphabet; nothing is merged across a dropped byte."""
+        whole = self._ignore_merges and word in self._known
+        parts = [word] if whole else "".join(char if char in self._known else " " for char in word).split()
+        return [token.id for part in parts for token in self._bpe.model.tokenize(part)]
+
+
+def missing_bytes(tokens: Iterable[str]) -> frozenset[int]:
+    """Return the bytes that no token of a byte-level vocabulary stands for."""
+    known = frozenset(tokens)
+    return frozenset(byte for byte, char in _ALPHABET.items() if char not in known)
 
 
 def _bytes_of(point: int) -> bytes:

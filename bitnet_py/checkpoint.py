@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from bitnet_py.errors import ModelError, clip, model_error
 
 MAX_JSON_BYTES = 256 << 20
-INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 _AGAIN = "download the checkpoint again"
 DTYPES: Mapping[str, str] = {
     "F32": "float32",
@@ -192,9 +192,11 @@ def _parts(folder: Path) -> dict[str | None, list[Path]]:
             if not isinstance(file, str) or Path(file).name != file:
                 raise _error(index, f"tensor {clip(name)}", "a file name", clip(str(file)))
         return {name: [folder / file] for name, file in places.items()}
+    if (folder / SINGLE_NAME).exists():
+        return {None: [folder / SINGLE_NAME]}
     found = sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
-        expected = f"one .safetensors file, or {INDEX_NAME}"
+        expected = f"{SINGLE_NAME}, {INDEX_NAME}, or one other .safetensors file"
         raise _error(folder, "checkpoint", expected, f"{len(found)} such files and no index")
     return {None: found}
 

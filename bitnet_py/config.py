@@ -34,13 +34,17 @@ class Architecture:
     """Whether the matrices of attention may have biases."""
     rope_factors: bool = False
     """Whether RoPE may have ``rope_freqs``, a divisor of each pair's angle."""
+    own_head: bool = False
+    """Whether bitnet.cpp multiplies with an LM head of its own, a copy of the embedding if there is no other."""
 
 
 ARCHITECTURES = {
     "bitnet-b1.58": Architecture("relu_squared", "halves"),
     "bitnet-25": Architecture("relu_squared", "halves"),
     "bitnet": Architecture("silu", "halves", scales=True),
-    "llama": Architecture("silu", "adjacent", sub_norms=False, scales=True, biases=True, rope_factors=True),
+    "llama": Architecture(
+        "silu", "adjacent", sub_norms=False, scales=True, biases=True, rope_factors=True, own_head=True
+    ),
 }
 """Value of ``general.architecture`` -> what it implies. Others are rejected. Source: bitnet.cpp
 llama.cpp, ``build_bitnet_158``, ``build_bitnet``, ``build_llama`` and ``llama_rope_type``; in its main

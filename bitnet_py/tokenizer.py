@@ -83,8 +83,8 @@ class Tokenizer:
         vocabulary asks for them, and only there. With ``parse_special`` the text of a special token
         becomes that token; without it only user-defined tokens are recognised. ``bytes`` need not
         be UTF-8. Raises ``InputError`` for text that is not valid Unicode (lone surrogates) or that
-        bitnet.cpp cannot read, and ``TokenizerError`` for a byte no token of an incomplete
-        vocabulary can express.
+        bitnet.cpp cannot read, and ``TokenizerError`` for a byte that no token of an incomplete
+        SentencePiece vocabulary can express; a byte-level one drops it, as bitnet.cpp does.
         """
         vocabulary = self.vocabulary
         ids: list[int] = []

@@ -36,6 +36,7 @@ _DEFAULT_IDS: dict[TokenizerModel, dict[str, int]] = {
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 _LLAMA3_TEXTS = ("<|begin_of_text|>", "<|eot_id|>")
 _KEY = "tokenizer.ggml."
+_NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -155,6 +156,7 @@ class Vocabulary:
                 f"tokenizer.ggml.token_type has {len(kinds)} entries, expected {len(tokens)}, one per token"
             )
         texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]
+        dropped = _dropped_bytes(texts) if model == "gpt2" else []
         index = {text: i for i, text in enumerate(texts)}
         if len(index) != len(texts):
             twice = next(i for i, text in enumerate(texts) if index[text] != i)
@@ -186,8 +188,20 @@ class Vocabulary:
             scores=tuple(scores),
             add_space_prefix=add_space_prefix,
             strip_after=_stripping(index, roles.kinds) if strips else frozenset(),
-            warnings=(*warnings, *filled_in),
+            warnings=(*warnings, *filled_in, *dropped),
         )
+
+
+def _dropped_bytes(texts: Sequence[str]) -> list[str]:
+    """Return a warning where a byte-level vocabulary lacks a byte that occurs in UTF-8."""
+    known = set(texts)
+    missing = [byte for byte, char in byte_alphabet().items() if char not in known and byte not in _NEVER_IN_UTF8]
+    if not missing:
+        return []
+    first = f"0x{min(missing):02X}"
+    return [
+        f"no token stands for {len(missing)} byte values, the first {first}: they are dropped, as bitnet.cpp does"
+    ]
 
 
 def _added_ids(

@@ -23,7 +23,7 @@ extern "C" {
 #define BN_API __attribute__((visibility("default")))
 #endif
 
-#define BN_ABI_VERSION 7
+#define BN_ABI_VERSION 8
 
 enum {
     BN_OK = 0,
@@ -101,7 +101,9 @@ typedef struct {
     float rope_scale;          /* times every angle: 1 / the factor of linear RoPE scaling; 1: none */
     const float *rope_factors; /* [head_dim / 2] divisors of the angles, or NULL: none */
     bn_table token_embd;
-    bn_table output;          /* the LM head; token_embd again when tied */
+    bn_table output;  /* the LM head; token_embd again when tied */
+    int32_t own_head; /* 1: the reference's graph has a head of its own, be it a copy of token_embd; main packs
+                       * one of Q4_0 with a multiple of 8 rows */
     const float *output_norm; /* [dim] */
     const bn_layer *layers;   /* [n_layers]; copied by bn_engine_create, the tensors are not */
 } bn_model;
@@ -271,8 +273,9 @@ BN_API int bn_kernel_rescale(const char *kernel, int generation, const int32_t *
 BN_API int bn_kernel_blocks(const char *kernel, int fused_quantizer, int fused_sums, const uint8_t *w, int64_t k,
                             int n_rows, float weight_scale, const float *x, int n_cols, float *out);
 /* out[c * n_rows + r] = row r of a table, of any type but F16, times x[c * n ..], which is rounded as the type
- * demands, in the order of a build for one row of x, or (is_tiled) for several. */
-BN_API int bn_kernel_table(const char *kernel, int type, const bn_arithmetic *arithmetic, int is_tiled,
+ * demands, in the order of a build for one row of x, or (is_tiled) for several; `packed` as bn_model's own_head
+ * says. */
+BN_API int bn_kernel_table(const char *kernel, int type, const bn_arithmetic *arithmetic, int is_tiled, int packed,
                            const uint8_t *rows, int64_t n_rows, int64_t n, const float *x, int64_t n_cols,
                            float *out);
 /* The n values of a row of a table in binary32. */

@@ -17,7 +17,7 @@ static bn_dots_fn dots_of(const bn_engine *e, int64_t n_rows) {
     return is_tiled(e, n_rows) ? e->kernels->dots_tiled[e->width_index] : e->kernels->dots_f16[e->dot];
 }
 
-int32_t bn_table_dots_of(int32_t type, const bn_arithmetic *a, int tiled) {
+int32_t bn_table_dots_of(int32_t type, const bn_arithmetic *a, int tiled, int packed) {
     const int wide = a->simd_width == 16;
     /* the dots of ternary types are written as a product and a sum, which a compiler of March's gcc builds fuses,
      * as it does in the quantiser */
@@ -31,7 +31,7 @@ int32_t bn_table_dots_of(int32_t type, const bn_arithmetic *a, int tiled) {
     case BN_TABLE_Q8_0:
         return BN_DOTS_Q8_0;
     case BN_TABLE_Q4_0:
-        return BN_DOTS_Q4_0;
+        return packed && a->generation == BN_MAIN ? BN_DOTS_Q4_0_PACKED : BN_DOTS_Q4_0;
     case BN_TABLE_Q5_0:
         return BN_DOTS_Q5_0;
     case BN_TABLE_Q6_K:
@@ -47,7 +47,8 @@ int32_t bn_table_dots_of(int32_t type, const bn_arithmetic *a, int tiled) {
 
 void bn_choose_head(bn_engine *e) {
     for (int n_rows = 1; n_rows <= 2; n_rows++)
-        e->head_dots[n_rows - 1] = bn_table_dots_of(e->model.output.type, &e->arithmetic, is_tiled(e, n_rows));
+        e->head_dots[n_rows - 1] = bn_table_dots_of(e->model.output.type, &e->arithmetic, is_tiled(e, n_rows),
+                                                    e->model.own_head && e->model.vocab_size % 8 == 0);
 }
 
 /* Rows [first, first + n_rows) of the head times n_columns rows of its input. */

@@ -9,8 +9,9 @@
  * asks for. */
 void bn_head(const bn_run *run, int64_t n_rows);
 
-/* The product that a build of an arithmetic takes for a table that is not of F16: BN_DOTS_*. */
-int32_t bn_table_dots_of(int32_t type, const bn_arithmetic *arithmetic, int tiled);
+/* The product that a build of an arithmetic takes for a table that is not of F16: BN_DOTS_*. `packed`: main has
+ * packed the table for groups of 8 rows, which it does with those of Q4_0. */
+int32_t bn_table_dots_of(int32_t type, const bn_arithmetic *arithmetic, int tiled, int packed);
 
 /* Once, when arithmetic and model are known: which products the head takes. */
 void bn_choose_head(bn_engine *engine);

@@ -57,6 +57,7 @@ enum {
     BN_DOTS_BF16_TILED_PAIRS,
     BN_DOTS_Q8_0,
     BN_DOTS_Q4_0,
+    BN_DOTS_Q4_0_PACKED,
     BN_DOTS_Q5_0,
     BN_DOTS_Q6_K,
     BN_DOTS_Q6_K_MAIN,
@@ -140,6 +141,7 @@ BN_DECLARE_TABLE_DOTS(bn_scalar_bf16_tiled_w16);
 BN_DECLARE_TABLE_DOTS(bn_scalar_bf16_tiled_pairs);
 BN_DECLARE_TABLE_DOTS(bn_scalar_q8_0);
 BN_DECLARE_TABLE_DOTS(bn_scalar_q4_0);
+BN_DECLARE_TABLE_DOTS(bn_scalar_q4_0_packed);
 BN_DECLARE_TABLE_DOTS(bn_scalar_q5_0);
 BN_DECLARE_TABLE_DOTS(bn_scalar_q6_k);
 BN_DECLARE_TABLE_DOTS(bn_scalar_q6_k_main);
@@ -157,7 +159,8 @@ BN_DECLARE_TABLE_DOTS(bn_scalar_tq2_0_fused);
         [BN_DOTS_BF16_PAIRS] = family##_bf16_pairs, [BN_DOTS_BF16_TILED_W8] = family##_bf16_tiled_w8,             \
         [BN_DOTS_BF16_TILED_W16] = family##_bf16_tiled_w16,                                                       \
         [BN_DOTS_BF16_TILED_PAIRS] = family##_bf16_tiled_pairs,                                                   \
-        [BN_DOTS_Q8_0] = family##_q8_0, [BN_DOTS_Q4_0] = family##_q4_0, [BN_DOTS_Q5_0] = family##_q5_0,           \
+        [BN_DOTS_Q8_0] = family##_q8_0, [BN_DOTS_Q4_0] = family##_q4_0, [BN_DOTS_Q4_0_PACKED] = family##_q4_0_packed, \
+        [BN_DOTS_Q5_0] = family##_q5_0,           \
         [BN_DOTS_Q6_K] = family##_q6_k, [BN_DOTS_Q6_K_MAIN] = family##_q6_k_main,                                      \
         [BN_DOTS_Q3_K] = family##_q3_k,                                                                           \
         [BN_DOTS_TQ1_0] = family##_tq1_0, [BN_DOTS_TQ1_0_FUSED] = family##_tq1_0_fused,                           \

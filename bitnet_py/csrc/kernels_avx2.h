@@ -88,6 +88,7 @@ BN_DECLARE_TABLE_DOTS(bn_avx2_bf16_tiled_w16);
 BN_DECLARE_TABLE_DOTS(bn_avx2_bf16_tiled_pairs);
 BN_DECLARE_TABLE_DOTS(bn_avx2_q8_0);
 BN_DECLARE_TABLE_DOTS(bn_avx2_q4_0);
+BN_DECLARE_TABLE_DOTS(bn_avx2_q4_0_packed);
 BN_DECLARE_TABLE_DOTS(bn_avx2_q5_0);
 BN_DECLARE_TABLE_DOTS(bn_avx2_q6_k);
 BN_DECLARE_TABLE_DOTS(bn_avx2_q6_k_main);

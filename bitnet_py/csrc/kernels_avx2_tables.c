@@ -144,6 +144,31 @@ static inline __attribute__((always_inline)) float dot_q8_0(const uint8_t *row, 
     return bn_sum_halving_8(lanes);
 }
 
+/* One accumulator: its additions wait for one another, so several rows are multiplied side by side. */
+enum { PACKED_ROWS = 8 };
+
+static inline int32_t block_q4_0(const uint8_t *block, const int8_t *q) {
+    const __m256i w = codes_q4_0(block);
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(bn_load_256(q), w));
+    return bn_sum_i32x8(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+void bn_avx2_q4_0_packed(const uint8_t *rows, int64_t n_rows, int64_t n, const bn_table_input *x, float *out) {
+    const int64_t stride = bn_table_row_bytes(BN_TABLE_Q4_0, n);
+    for (int64_t r = 0; r < n_rows; r += PACKED_ROWS) {
+        const int here = (int)(n_rows - r < PACKED_ROWS ? n_rows - r : PACKED_ROWS);
+        float totals[PACKED_ROWS] = {0};
+        for (int64_t b = 0; b < n / 32; b++)
+            for (int i = 0; i < here; i++) {
+                const uint8_t *block = rows + (r + i) * stride + b * 18;
+                const float sum = (float)block_q4_0(block, x->q + 32 * b);
+                const __m128 factor = _mm_set_ss(half_at(block) * x->steps[b]);
+                totals[i] = _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(sum), factor, _mm_set_ss(totals[i])));
+            }
+        for (int i = 0; i < here; i++) out[r + i] = totals[i];
+    }
+}
+
 /* ---- blocks of 256 ---------------------------------------------------------------------------------------------
  */
 

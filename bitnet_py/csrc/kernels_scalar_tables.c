@@ -108,6 +108,19 @@ static inline float dot_blocks(int32_t type, const uint8_t *row, int64_t n, cons
     return sum_halving(lanes, LANES);
 }
 
+/* main, ggml-cpu/arch/x86/repack.cpp, ggml_gemv_q4_0_8x8_q8_0: the sum of a whole block, in one accumulator. */
+static float dot_packed(const uint8_t *row, int64_t n, const bn_table_input *x) {
+    float total = 0;
+    for (int64_t b = 0; b < n / 32; b++) {
+        bn_table_block block;
+        bn_table_decode(BN_TABLE_Q4_0, row + b * bn_table_formats[BN_TABLE_Q4_0].bytes, &block);
+        int32_t sum = 0;
+        for (int i = 0; i < 32; i++) sum += block.codes[i] * x->q[b * 32 + i];
+        total = fmaf((float)sum, block.d * x->steps[b], total);
+    }
+    return total;
+}
+
 #define DEFINE(name, type, expression)                                                                            \
     void name(const uint8_t *rows, int64_t n_rows, int64_t n, const bn_table_input *x, float *out) {              \
         for (int64_t r = 0; r < n_rows; r++, rows += bn_table_row_bytes(type, n)) {                               \
@@ -127,6 +140,7 @@ DEFINE(bn_scalar_bf16_tiled_w16, BN_TABLE_BF16, dot_tiled(row, n, x->x, 16, bflo
 DEFINE(bn_scalar_bf16_tiled_pairs, BN_TABLE_BF16, dot_bf16_pairs(row, n, x->x, 1))
 DEFINE(bn_scalar_q8_0, BN_TABLE_Q8_0, dot_blocks(BN_TABLE_Q8_0, row, n, x, 0, 1))
 DEFINE(bn_scalar_q4_0, BN_TABLE_Q4_0, dot_blocks(BN_TABLE_Q4_0, row, n, x, 0, 1))
+DEFINE(bn_scalar_q4_0_packed, BN_TABLE_Q4_0, dot_packed(row, n, x))
 DEFINE(bn_scalar_q5_0, BN_TABLE_Q5_0, dot_blocks(BN_TABLE_Q5_0, row, n, x, 0, 1))
 DEFINE(bn_scalar_q6_k, BN_TABLE_Q6_K, dot_blocks(BN_TABLE_Q6_K, row, n, x, 0, 1))
 DEFINE(bn_scalar_q6_k_main, BN_TABLE_Q6_K, dot_blocks(BN_TABLE_Q6_K, row, n, x, 32, 1))

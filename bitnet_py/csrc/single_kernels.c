@@ -204,14 +204,14 @@ static int table_ok(int type, int64_t n) {
                  "n must be a positive multiple of 128 and of the type's block");
 }
 
-int bn_kernel_table(const char *kernel, int type, const bn_arithmetic *arithmetic, int is_tiled,
+int bn_kernel_table(const char *kernel, int type, const bn_arithmetic *arithmetic, int is_tiled, int packed,
                     const uint8_t *rows, int64_t n_rows, int64_t n, const float *x, int64_t n_cols, float *out) {
     const bn_kernels *kernels = bn_select_kernels(kernel);
     if (!kernels) return BN_ERR_UNAVAILABLE;
     if (!table_ok(type, n) || !check(type != BN_TABLE_F16, "rows of F16 are multiplied by bn_kernel_dots") ||
         !check(arithmetic->simd_width == 8 || arithmetic->simd_width == 16, "simd_width must be 8 or 16"))
         return BN_ERR_ARGUMENT;
-    const bn_table_dots_fn dots = kernels->table_dots[bn_table_dots_of(type, arithmetic, is_tiled)];
+    const bn_table_dots_fn dots = kernels->table_dots[bn_table_dots_of(type, arithmetic, is_tiled, packed)];
     const int32_t input = bn_table_formats[type].input;
     float *values = malloc((size_t)n * sizeof *values), *steps = malloc((size_t)n * sizeof *steps);
     int32_t *groups = malloc((size_t)n * sizeof *groups);

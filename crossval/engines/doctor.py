@@ -22,7 +22,7 @@ from crossval.engines.goldens import goldens_dir, list_goldens
 from crossval.errors import CrossvalError, UnavailableError
 from crossval.files import file_sha256
 
-PACKAGES = ("numpy", "gguf", "tokenizers", "pandas", "jsonschema", "click", "safetensors", "rich")
+PACKAGES = ("numpy", "gguf", "tokenizers", "pandas", "jsonschema", "click", "safetensors", "rich", "jinja2")
 
 _GIT_TIMEOUT_S = 20.0
 

@@ -235,11 +235,11 @@ static void check_table(const char *kernel) {
             const float *x = random_floats((int64_t)n * n_cols, 0.0f, 2.0f);
             float *got = room(n_rows * n_cols, sizeof *got, 1), *expected = room(n_rows * n_cols, sizeof *got, 0);
             for (int a = 0; a < 8; a++) {
-                require(!bn_kernel_table(kernel, formats[f].type, &arithmetics[a / 2], a % 2, rows, n_rows, n, x,
-                                         n_cols, got),
+                require(!bn_kernel_table(kernel, formats[f].type, &arithmetics[a / 2], a % 2, i % 2, rows, n_rows,
+                                         n, x, n_cols, got),
                         "table");
-                require(!bn_kernel_table("scalar", formats[f].type, &arithmetics[a / 2], a % 2, rows, n_rows, n, x,
-                                         n_cols, expected),
+                require(!bn_kernel_table("scalar", formats[f].type, &arithmetics[a / 2], a % 2, i % 2, rows,
+                                         n_rows, n, x, n_cols, expected),
                         "table");
                 require(!memcmp(got, expected, (size_t)(n_rows * n_cols) * sizeof *got),
                         "table differs from scalar");

@@ -41,6 +41,19 @@ def test_equal_bits(kernel, kind, main, width, pairs):
         np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
+@each_family
+@pytest.mark.parametrize("main", [False, True], ids=["march", "main"])
+def test_packed_rows(kernel, main):
+    rows, x = emulated.random_rows(GGMLType.Q4_0, 19, 768), inputs(3, 768)
+    arithmetic = Arithmetic("main" if main else "march", 16)
+    found = _kernels.table(rows, GGMLType.Q4_0, x, arithmetic=arithmetic, packed=True, kernel=kernel)
+    options = {"main": main, "width": 16, "pairs": False, "tiled": False}
+    expected = emulated.multiply(rows, GGMLType.Q4_0, x, packed=True, **options)
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+    other = emulated.multiply(rows, GGMLType.Q4_0, x, packed=False, **options)
+    assert np.array_equal(expected, other) is not main
+
+
 @each_type
 def test_values_are_those_of_the_gguf_package(kind):
     rows = emulated.random_rows(kind, 5, 512)

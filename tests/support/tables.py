@@ -72,7 +72,15 @@ def pack_q3_k(
 
 
 def multiply(
-    rows: npt.NDArray[np.uint8], kind: GGMLType, x: F32, *, main: bool, width: int, pairs: bool, tiled: bool
+    rows: npt.NDArray[np.uint8],
+    kind: GGMLType,
+    x: F32,
+    *,
+    main: bool,
+    width: int,
+    pairs: bool,
+    tiled: bool,
+    packed: bool = False,
 ) -> F32:
     """Return ``(n_cols, rows)`` as a clang build of bitnet.cpp computes it."""
     if kind is GGMLType.F32:
@@ -83,6 +91,8 @@ def multiply(
         if pairs:
             return _pairs(w, narrow, 1 if tiled and main else 2)
         return _floats(w, narrow, width, tiled=True) if tiled and main else _bfloats(w, narrow, width)
+    if packed and main and kind is GGMLType.Q4_0:
+        return _packed(rows, x)
     return _blocks(rows, kind, x, main=main)
 
 
@@ -170,6 +180,17 @@ def _blocks(rows: npt.NDArray[np.uint8], kind: GGMLType, x: F32, *, main: bool) 
         whole = sums.astype(np.int32).astype(np.float32)
         lanes = factor * whole + lanes if ternary else _fma(factor, whole, lanes)
     return _halved(lanes)
+
+
+def _packed(rows: npt.NDArray[np.uint8], x: F32) -> F32:
+    """Return the product with Q4_0 whose rows are packed by eight: one accumulator for a row's blocks."""
+    d, _, codes = decode(rows, GGMLType.Q4_0)
+    q, steps = quantize_q8_0(x)
+    total = np.zeros((len(x), len(rows)), np.float32)
+    for b in range(codes.shape[1]):
+        sums = q[:, b].astype(np.int64) @ codes[:, b].T
+        total = _fma(sums.astype(np.float32), d[None, :, b] * steps[:, None, b], total)
+    return total
 
 
 def decode(rows: npt.NDArray[np.uint8], kind: GGMLType) -> tuple[F32, npt.NDArray[Any], npt.NDArray[Any]]:

@@ -11,12 +11,14 @@ import pytest
 
 from crossval.audit import bounds
 from crossval.audit.audit import audit
-from crossval.audit.bounds import Arithmetic, binary16, integers
+from crossval.audit.bounds import Arithmetic, binary16, integers, readings, tables
 from crossval.audit.bounds.approx import Approx, exact
 from crossval.audit.checks import AuditResult
 from crossval.capture import Capture
 from crossval.diagnose.findings import find
 from crossval.formats import to_f16
+from crossval.model.kinds import Head
+from crossval.model.taps import OPS
 from crossval.model.weights import SpecWeights
 from crossval.passes import Numerics, PassPlan
 from tests.support.numpy_bitnet.engine import Call, Mistake
@@ -192,6 +194,34 @@ def test_products_below_the_normal_numbers_are_in_the_bound():
     assert 0 < off <= binary16.worst(2, np.sum(x * y, axis=-1))[0]
 
 
+@pytest.mark.parametrize(
+    ("n_tokens", "head_dim", "lanes", "tiled"),
+    [(63, 64, 8, False), (64, 64, 8, True), (64, 20, 8, False), (64, 24, 8, True), (64, 24, 16, False)],
+)
+def test_flash_attention_works_in_tiles_from_64_tokens_on_where_its_lanes_divide_a_head(
+    n_tokens, head_dim, lanes, tiled
+):
+    assert replace(MAIN, numerics=Build(lanes).numerics, head_dim=head_dim).is_tiled(n_tokens) is tiled
+
+
+@pytest.mark.parametrize(("n_rows", "sums"), [(1, "binary16 lanes"), (2, "lanes")])
+def test_only_a_single_row_of_the_head_is_summed_in_binary16(n_rows, sums):
+    (head,) = (op for op in OPS.values() if isinstance(op.kind, Head))
+    (reading,) = readings(head, Arithmetic(Build(16, binary16=True).numerics, 4), 5, n_rows)
+    assert (reading.rounded, reading.sums) == (("f16",), sums)
+
+
+@pytest.mark.parametrize(("rows", "wider"), [(300, False), (301, True)])
+def test_a_head_of_rows_that_are_no_multiple_of_4_is_summed_row_by_row(rows, wider):
+    """Main's product of several rows does not take such a table."""
+    x, norms = np.ones((2, 256)), np.ones(rows)
+    narrow, plain = (
+        tables.head_bound(x, norms, Arithmetic(Build(16, binary16=one).numerics, 4)) for one in (True, False)
+    )
+    assert bool((narrow > plain).all()) is wider
+    assert wider or (narrow == plain).all()
+
+
 def test_no_block_is_no_sum_in_binary16():
     assert not binary16.worst(0, np.ones(3)).any()
     assert not binary16.likely(0, np.ones(3)).any()
@@ -207,6 +237,7 @@ def test_cells_are_known_to_the_last_bit_where_the_weights_are():
     plain = np.einsum("hnc,chd->nhd", weights, np.repeat(values, 2, axis=1)).reshape(1, -1)
     assert 1e-5 < np.abs(middle - plain).max() < 20 * 2**-11 * np.abs(plain).max()
     assert np.median(half) < 1e-5
+    assert (half >= 2 * 2**-24 * np.abs(middle)).all()  # the reciprocal of the sum, and the product with it
     loose = Approx(weights, 0.01 * weights, np.zeros_like(weights), np.zeros(1))
     _, wider = binary16.by_cells(loose, exact(values), replace(MAIN, sums="binary16 cells"))
     assert (wider >= half).all()

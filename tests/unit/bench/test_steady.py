@@ -104,6 +104,7 @@ def test_two_speeds(times: list[float], n_fast: int | None) -> None:
         ([0.5] * 8 + [1.2], False),
         ([0.5] * 7 + [1.2] * 2, True),
         ([1.5] * 9, True),
+        ([0.97] * 9, False),  # within what a single thread takes
         ([], False),
     ],
 )

@@ -151,6 +151,7 @@ def library_with_quantizer(
     ties: str | None = None,
     scale: float = 127.0,
     zeros: float | None = None,
+    total_off: int = 0,
 ) -> SimpleNamespace:
     assert table.quantizer is not None
     of_zeros = table.quantizer.scale_of_zeros if zeros is None else zeros
@@ -162,7 +163,10 @@ def library_with_quantizer(
             product = product.astype(np.float32).astype(np.float64)
         result = np.ctypeslib.as_array((ctypes.c_int8 * n).from_address(target))
         result[:] = cpp_probe.round_ties(product, ties or table.quantizer.ties)
-        scale_out._obj.value, total_out._obj.value = scale if row.any() else of_zeros, int(result.sum())
+        scale_out._obj.value, total_out._obj.value = (
+            scale if row.any() else of_zeros,
+            int(result.sum()) + total_off,
+        )
 
     return SimpleNamespace(table=table, shared_object=SimpleNamespace(quantize_row_i8_s=quantize))
 
@@ -177,6 +181,6 @@ def test_the_quantizers_rounding_is_found(table):
 @BOTH
 def test_a_quantizer_that_is_not_the_generations_own_is_unknown(table):
     other = {"even": "away", "away": "even"}[table.quantizer.ties]
-    for changed in ({"ties": other}, {"scale": 1 / 127}, {"zeros": 1.0}):
+    for changed in ({"ties": other}, {"scale": 1 / 127}, {"zeros": 1.0}, {"total_off": 1}):
         assert cpp_probe.fused_quantizer(library_with_quantizer(table, **changed)) is None
     assert cpp_probe.fused_quantizer(SimpleNamespace(table=table, shared_object=SimpleNamespace())) is None

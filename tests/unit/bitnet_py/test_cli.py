@@ -159,7 +159,7 @@ class TestRun:
             "--max-tokens 0",
             "--max-tokens x",
             "--threads 0",
-            "--template chatml",
+            "--template vicuna",
             "--greedy --seed 1",
             "--temperature 0",
             "--temperature nan",
@@ -347,7 +347,7 @@ class TestTokenize:
 
 class TestHelp:
     def commands(self):
-        assert set(cli.main.commands) == {"run", "bench", "inspect", "convert", "tokenize"}
+        assert set(cli.main.commands) == {"run", "bench", "inspect", "convert", "quantize", "tokenize"}
         return {"bitnet": cli.main, **cli.main.commands}
 
     def test_every_command_has_help_with_an_example_that_parses(self):

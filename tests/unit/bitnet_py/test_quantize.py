@@ -220,7 +220,10 @@ def test_an_unusable_checkpoint_is_one_clear_line_and_no_file(tmp_path: Path, na
             "safetens",
         ),
         (lambda f: (f / "model.safetensors").unlink(), "0 such files"),
-        (lambda f: (f / "more.safetensors").write_bytes(b""), "2 such files"),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "a.safetensors").with_stem("b").write_bytes(b""),
+            "2 such files",
+        ),
         (
             lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}'),
             "a file name",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bitnet_py import tables
+from bitnet_py.arithmetic import Arithmetic
 from bitnet_py.errors import ModelError
 from bitnet_py.ggml_types import GGMLType
 from bitnet_py.gguf import GGUFFile
@@ -95,6 +96,21 @@ def test_the_largest_logits_of_a_head_that_is_not_screened(make_model):
         again = model.new_cache()
         expected = model.forward([1, 2], again).logits
     assert list(best.ids) == list(np.argsort(-expected[-1], kind="stable")[:3])
+
+
+@pytest.mark.parametrize(("arch", "vocab_size", "packed"), [("llama", 304, True), ("llama", 300, False),
+                                                            ("bitnet", 304, False)])  # fmt: skip
+def test_main_packs_a_head_of_its_own(make_model, arch, vocab_size, packed):
+    shape = {**SHAPE, "vocab_size": vocab_size, "arch": arch, "sub_norms": arch != "llama"}
+    path = make_model(**shape, embedding="q4_0")
+    with Model.from_gguf(path, n_threads=1, arithmetic=Arithmetic("main")) as model:
+        found = model.forward(IDS, model.new_cache(), taps=["result_norm"], logits="all")
+        rows = model.weights.head
+    options = {"main": True, "width": 8, "pairs": False, "tiled": True}
+    of_norm = found.taps["result_norm"]
+    expected = [emulated.multiply(rows, GGMLType.Q4_0, of_norm, packed=p, **options) for p in (packed, not packed)]
+    np.testing.assert_array_equal(found.logits.view(np.uint32), expected[0].view(np.uint32))
+    assert not np.array_equal(*expected)
 
 
 D_AT = {"q8_0": 0, "q4_0": 0, "q5_0": 0, "q6_k": 208, "q3_k": 108, "tq1_0": 52, "tq2_0": 64}

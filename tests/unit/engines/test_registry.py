@@ -226,6 +226,8 @@ def test_a_path_says_which_build(side: Side, word: str, runners: dict[str, type]
     made = choose(named(side, f"{word}:{build}"), model, n_threads=1)
     assert isinstance(made, runners["BitnetCppRunner"])
     assert made.options == {"library": build, "n_threads": 1}
+    made = choose(named(side, f"{word}:{build}"), model, as_run=True)
+    assert made.options == {"library": build, "flash_attention": None}  # as its generation has it
 
 
 def test_llama_cpp_is_the_library_of_the_installed_package(
@@ -242,3 +244,7 @@ def test_llama_cpp_is_the_library_of_the_installed_package(
     made = open_candidate(named("candidate", "llama.cpp"), model)
     assert isinstance(made, runners["BitnetCppRunner"])
     assert made.options == {"library": build}
+    other = model.with_name("libother.so")
+    other.write_bytes(SHARED_OBJECT)
+    made = open_candidate(named("candidate", f"llama.cpp:{other}"), model)
+    assert made.options == {"library": other}  # type: ignore[attr-defined]

@@ -200,6 +200,7 @@ class TestForged:
         [
             (("results", "rows", 0, "n_equal"), 3, "row status"),
             (("results", "rows", 0, "category"), "other", "structure"),
+            (("results", "rows", 1, "digests", "candidate"), "0" * 64, "row status"),
             (("results", "rows", 0, "n_lost", "reference"), 9, "row status"),
             (("results", "rows", 2, "n_refused_by", "candidate"), 1, "row status"),
             (("results", "first_difference"), None, "first difference"),

@@ -257,6 +257,18 @@ def test_transposed(edited: Edited) -> None:
     assert found_in(file.save(), folder) == each((Q0, UP0), "codes", "transposed")
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_stated_shape_with_rows_and_columns_exchanged(edited: Edited, moved: bool) -> None:
+    folder, file = edited()
+    if moved:
+        rows, cols = file.infos[UP0].shape
+        file.put_codes(UP0, np.ascontiguousarray(file.codes(UP0).T).reshape(rows, cols))
+    start = bytes(file.bytes).index(UP0.encode()) + len(UP0) + 4
+    dims = file.bytes[start : start + 16].view("<u8")
+    dims[:] = dims[::-1].copy()
+    assert found_in(file.save(), folder) == {(UP0, "shape", "transposed" if moved else "shape exchanged")}
+
+
 def test_rows_permuted_where_the_architecture_rotates_halves(edited: Edited) -> None:
     folder, file = edited()
     rows = file.codes(Q0)
@@ -471,13 +483,15 @@ def test_matrices_in_other_types(made: dict[str, tuple[Path, Path]], tmp_path: P
 
 
 def test_an_embedding_in_bfloat16_or_in_a_type_that_is_not_compared(edited: Edited) -> None:
-    folder, file = edited()
+    folder, file = edited("float32")
     table = "token_embd.weight"
     start = bytes(file.bytes).index(table.encode()) + len(table) + 4 + 16  # name | u32 dimensions | two u64 | type
     kind = file.bytes[start : start + 4].view("<u4")
     assert kind[0] == 1
     kind[0] = 30  # BF16, of the same size
-    file.data(table).view("<u2")[:] = HEALTHY["bfloat16"].tensors["model.embed_tokens.weight"][1].reshape(-1)
+    file.data(table).view("<u2")[:] = to_bfloat16(HEALTHY["float32"].values("model.embed_tokens.weight")).reshape(
+        -1
+    )
     assert found_in(file.save(), folder) == set()
     file.data(table).view("<u2")[77] ^= 1
     assert found_in(file.save(), folder) == {(table, "values", UNDETERMINED)}
