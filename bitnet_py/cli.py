@@ -15,7 +15,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_py import cli_quantize
+from bitnet_py import cli_quantize, cli_score
 from bitnet_py.arithmetic import GENERATIONS, Generation
 from bitnet_py.bench import BenchReport, bench
 from bitnet_py.chat_template import FileTemplate
@@ -349,6 +349,7 @@ def tokenize(
 
 
 main.add_command(cli_quantize.command)
+main.add_command(cli_score.command)
 
 
 def _flush() -> None:

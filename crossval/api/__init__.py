@@ -9,7 +9,9 @@ to show, such as where a file was written.
 
 from crossval.api.benchmark import bench_engines
 from crossval.api.comparison import audit_trace, compare_engines, compare_traces
+from crossval.api.fetch import fetch_model
 from crossval.api.generation import greedy, read_prompts
+from crossval.api.score import score
 from crossval.api.single import metamorphic, record, self_test, smoke_test
 from crossval.api.tokens import tokens
 from crossval.api.weights import check_weights
@@ -20,10 +22,12 @@ __all__ = [
     "check_weights",
     "compare_engines",
     "compare_traces",
+    "fetch_model",
     "greedy",
     "metamorphic",
     "read_prompts",
     "record",
+    "score",
     "self_test",
     "smoke_test",
     "tokens",

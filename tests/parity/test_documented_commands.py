@@ -26,6 +26,7 @@ COMMAND = re.compile(r"^ *(?:\$ )?((?:[A-Z_]+=\S+ )*(?:crossval|bitnet|python3?)
 NOT_RUN = {
     r"[\w-]*(?:model|m|big)\.gguf|2b-4t": "a model of the reader's",
     r"my-[\w-]+|bitnet-cpp-trace": "a trace of the reader's",
+    r"fetch-model": "the network",
     r"prompts\.txt|mine\.jsonl|greedy\.json": "the reader's file",
     r"bitnet\.cpp|bitnet_cpp\.build|llama\.cpp|--engine both|crossval (?:bench|record)": "a live engine",
     r"train\.|\[|\bbench\b": "a usage line, or training and measuring, which take long",

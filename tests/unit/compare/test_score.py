@@ -1,0 +1,132 @@
+"""``crossval score``: two engines over a text, one of them altered in one logit of one token."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bitnet_py.score import score
+from crossval import api
+from crossval.engines import bitnet_py as ours
+from crossval.engines import session
+from crossval.errors import BadInputError, UsageError
+from crossval.passes import TapArray
+from crossval.terms import LOGITS, SIDES
+from tests.support.strangers import error_line, run
+
+TEXT = "the old river ran\n42"
+
+
+class Altered(ours.BitnetPyRunner):
+    """Ours, as the reference; in pass ``at`` the logit of token 3 is one step away, or tokens are others."""
+
+    at: int | None = None
+    other_tokens = False
+
+    def __enter__(self):
+        self.n = -1
+        return super().__enter__()
+
+    def eval(self, token_ids, select):
+        made = super().eval(token_ids, select)
+        self.n += 1
+        if self.n == self.at:
+            row = made.taps[LOGITS].array.copy()
+            row[0, 3] = np.nextafter(row[0, 3], np.float32(np.inf))
+            made.taps[LOGITS] = TapArray(row, (0,))
+        return made
+
+    def tokenize(self, text, **options):
+        return super().tokenize(text, **options)[: -1 if self.other_tokens else None]
+
+
+@pytest.fixture
+def altered(monkeypatch, model_path, tmp_path):
+    """Return ``altered(*words, **changes)``: run the command with a changed engine as the reference."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+
+    def command(*words, **changes):
+        kind = type("Changed", (Altered,), changes)
+        monkeypatch.setattr(session, "open_reference", lambda _word, path, _prompt, **_: kind(path, n_threads=1))
+        options = ("--text", text, "--model", model_path, "--threads", "1", "--reference", "bitnet_py")
+        return run("score", *options, *words)
+
+    return command
+
+
+def one_by_one(model, n_context):
+    """The definition, each token a pass of its own, as engines of a comparison get them."""
+    found, cache = [], model.new_cache()
+    for n, target in enumerate(model.tokenizer.encode(TEXT, add_bos=False)):
+        if n % (n_context - 1) == 0:
+            cache.reset()
+            before = model.tokenizer.bos_id
+        row = model.forward([before], cache).logits[-1].astype(np.longdouble)
+        found.append(float(np.log(np.exp(row - row.max()).sum()) + row.max() - row[target]))
+        before = target
+    return np.array(found)
+
+
+def test_equal_logits_are_counted_for_every_token(altered, tiny_model):
+    result = altered("--json", "--context", "8")
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
+    expected, alone = one_by_one(tiny_model, 8), score(tiny_model, TEXT.encode(), 8)
+    assert made["n_scored"] == made["n_equal_logits"] == made["n_equal_nll"] == alone.nll.size
+    assert (made["n_windows"], made["n_bytes"], made["n_context"]) == (alone.n_windows, len(TEXT), 8)
+    assert made["first_difference"] is None
+    assert any("only that one engine gives the same twice" in note for note in made["notes"])
+    for side in SIDES:
+        np.testing.assert_allclose(made[side]["nll"], expected, rtol=1e-13)
+        assert made[side]["mean_nll"] == pytest.approx(expected.mean(), rel=1e-13)
+        assert made[side]["perplexity"] == pytest.approx(np.exp(expected.mean()), rel=1e-12)
+        assert made[side]["bits_per_byte"] == pytest.approx(expected.sum() / np.log(2) / len(TEXT), rel=1e-13)
+
+
+def test_one_bit_of_one_logit_is_seen(altered):
+    result = altered("--json", at=5)
+    assert result.exit_code == 1, result.output
+    made = json.loads(result.stdout)
+    assert made["n_equal_logits"] == made["n_scored"] - 1
+    assert (made["first_difference"]["position"], made["first_difference"]["n_different"]) == (5, 1)
+    shown = altered(at=5).stdout
+    assert f"equal in every bit for {made['n_scored'] - 1} of {made['n_scored']} scored tokens" in shown
+    assert "scored token 5" in shown
+    assert "PARITY" not in shown
+
+
+def test_other_tokens_are_a_difference(altered):
+    result = altered(other_tokens=True)
+    assert result.exit_code == 1, result.output
+    assert "the tokenizers disagree" in result.stdout
+
+
+def test_the_specification_is_compared_but_shows_no_fault(model_path, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("a river")
+    result = run("score", "--text", path, "--model", model_path, "--reference", "spec", "--threads", "1")
+    assert result.exit_code == 3, result.output
+    assert "do not state the same" in result.stdout
+
+
+def test_what_cannot_be_scored(model_path, golden, tmp_path):
+    def failed(*words, code=4):
+        result = run("score", "--model", model_path, *words)
+        assert result.exit_code == code, result.output
+        return error_line(result)
+
+    path = tmp_path / "text.txt"
+    for text, message in ((b"", "the text is empty"), (b"ab\xff", "not UTF-8 at byte 2")):
+        path.write_bytes(text)
+        assert message in failed("--text", path)
+    path.write_bytes(b"some text")
+    assert "no-such-file" in failed("--text", tmp_path / "no-such-file")
+    assert "the engines hold" in failed("--text", path, "--reference", "spec", "--context", "99999")
+    assert "make fetch-cpp" in failed("--text", path, code=3)
+    with pytest.raises(UsageError, match="live engines"):
+        api.score("some text", model_path, reference=str(golden))
+    with pytest.raises(BadInputError, match="the engines hold"):
+        api.score("some text", model_path, reference="spec", n_context=99999)
