@@ -222,8 +222,10 @@ def _head(
     expected = context.op.function(wide, table)
     allowed = bounds.head_bound(wide, bounds.row_norms(table, arithmetic.head_table), arithmetic, expected)
     features = _farthest(recorded, expected, allowed)
-    inputs = {"x": x, "table_rows": table[features]}
-    constants = {"x_in": reading.rounded[0]}
+    # What a quantiser makes of the input is kept instead of it: the script would be longer than the operation.
+    in_script = reading.rounded[0] in repro_script.ROUNDINGS
+    inputs = {"x": x if in_script else wide, "table_rows": table[features]}
+    constants = {"x_in": reading.rounded[0] if in_script else None}
     return _Case(inputs, recorded[:, features], expected[:, features], allowed[:, features], constants), features
 
 

@@ -145,6 +145,8 @@ def f16(x):
 ''',
 }
 """What a script needs to round as the engine does; longer names first."""
+ROUNDINGS = (None, *_HELPERS)
+"""Names of the roundings of an input that a script can make."""
 
 
 _FORMULAS: dict[type[Kind], str] = {
@@ -211,7 +213,7 @@ return {a} * {b}
 return {a} + {b}
 """,
     Head: """
-# The LM head: the final norm times rows of the table
+# The LM head: the final norm (as the engine multiplies it) times rows of the table
 return {x} @ given["table_rows"].astype(np.float64).T
 """,
 }

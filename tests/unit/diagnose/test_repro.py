@@ -155,6 +155,23 @@ def test_what_only_llama_has_is_in_its_script(
     assert judged(script, tmp_path / "right.npy", capsys)[0] == 0
 
 
+@pytest.mark.parametrize("tap", ["inp_embd", "result_output"])
+@pytest.mark.parametrize("embedding", ["f32", "bf16", "q8_0", "q6_k", "tq2_0"])
+def test_tables_of_every_quantiser_have_a_script(
+    make_model: Callable[..., Path], embedding: str, tap: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Altered, "anonymous", False)
+    path = make_model(dim=256, hidden_dim=256, embedding=embedding)
+    with Altered(path, n_threads=1) as runner:
+        finding = found(runner, SpecWeights(path), wrong(0, tap))
+        assert finding.check.tap == tap
+        script = repro.write(finding, "the engine", tmp_path)
+        assert judged(script, None, capsys)[0] == 1
+        np.save(tmp_path / "right.npy", right_output(runner, finding, np.load(tmp_path / repro.INPUTS)))
+    assert judged(script, tmp_path / "right.npy", capsys)[0] == 0
+
+
 def test_every_kind_has_a_formula() -> None:
     assert set(repro_script._FORMULAS) == KINDS
 
