@@ -45,7 +45,7 @@ def command(
     \b
     Example:
       bitnet score --model m.gguf text.txt
-      bitnet score --context 512 --json - < text.txt
+      bitnet score --context 512 --json text.txt
     """
     with click.open_file(str(text), "rb") as file:
         data = file.read()

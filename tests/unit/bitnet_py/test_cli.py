@@ -347,7 +347,8 @@ class TestTokenize:
 
 class TestHelp:
     def commands(self):
-        assert set(cli.main.commands) == {"run", "bench", "inspect", "convert", "quantize", "tokenize"}
+        names = {"run", "bench", "inspect", "convert", "quantize", "score", "tokenize"}
+        assert set(cli.main.commands) == names
         return {"bitnet": cli.main, **cli.main.commands}
 
     def test_every_command_has_help_with_an_example_that_parses(self):

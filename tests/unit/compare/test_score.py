@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -110,6 +112,16 @@ def test_the_specification_is_compared_but_shows_no_fault(model_path, tmp_path):
     result = run("score", "--text", path, "--model", model_path, "--reference", "spec", "--threads", "1")
     assert result.exit_code == 3, result.output
     assert "do not state the same" in result.stdout
+
+
+def test_a_text_from_standard_input(model_path, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"a river")
+    words = [sys.executable, "-m", "crossval", "score", "--model", model_path, "--reference", "spec", "--json"]
+    with path.open("rb") as stdin:
+        done = subprocess.run([*words, "--text", "-"], stdin=stdin, capture_output=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout)["n_bytes"] == 7
 
 
 def test_what_cannot_be_scored(model_path, golden, tmp_path):
