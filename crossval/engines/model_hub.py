@@ -13,8 +13,9 @@ from crossval.errors import BadInputError, UnavailableError
 from crossval.files import file_sha256
 
 HOW_TO_INSTALL = "huggingface_hub is not installed: pip install bitnet-parity[hub]"
-_TRANSPORTS = frozenset({"httpx", "httpcore", "requests", "urllib3"})
-"""Packages whose exceptions the hub's library lets through when there is no connection."""
+_TRANSPORTS = frozenset({"httpx", "httpcore", "requests", "urllib"})
+"""Packages, without the digits at the end, whose exceptions the hub's library lets through when there is no
+connection (``httpx2``, ``urllib3``)."""
 _MOST_SHOWN = 8
 
 
@@ -120,5 +121,5 @@ def _unreachable(repo: str) -> str:
 
 
 def _is_transport(error: Exception) -> bool:
-    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    packages = {kind.__module__.partition(".")[0].rstrip("0123456789") for kind in type(error).__mro__}
     return isinstance(error, ConnectionError | TimeoutError) or bool(packages & _TRANSPORTS)

@@ -117,6 +117,7 @@ def test_a_file_that_is_not_there_downloads_nothing(hub, names, words, message):
 
 
 ConnectError = type("ConnectError", (Exception,), {"__module__": "httpx"})
+LaterConnectError = type("ConnectError", (Exception,), {"__module__": "httpx2._exceptions"})
 
 
 @pytest.mark.parametrize("when", ["list", "download"])
@@ -124,6 +125,7 @@ ConnectError = type("ConnectError", (Exception,), {"__module__": "httpx"})
     ("error", "code", "message"),
     [
         (ConnectError("no route\nto host"), 3, "the model hub cannot be reached from here"),
+        (LaterConnectError("no route"), 3, "the model hub cannot be reached from here"),
         (ConnectionResetError("reset"), 3, "the model hub cannot be reached from here"),
         ("LocalEntryNotFoundError", 3, "the model hub cannot be reached from here"),
         ("OfflineModeIsEnabled", 3, "HF_HUB_OFFLINE is set"),

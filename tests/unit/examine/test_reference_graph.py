@@ -139,6 +139,16 @@ def test_followed_nan_that_no_zero_row_makes_is_wrong(make_model: MakeModel, tmp
     assert found.result.verdict == "divergence"
 
 
+@pytest.mark.parametrize("op", ["q", "kq"])
+def test_followed_nan_of_ordinary_inputs_is_wrong_where_others_would_be_excused(make_model: MakeModel, op: str):
+    """What a BitLinear makes of a row that is not zero, and scores of keys that are numbers."""
+    spoilt = Mistake("NaN", (op,), lambda call: call.right(*call.inputs) + np.float32("nan"), frozenset({1}))
+    path = make_model()
+    candidate, reference = (NumpyBitnetRunner(Model(path), mistakes=m, build=SILU) for m in ([spoilt], []))
+    found = examine(candidate, reference, IDS, path, n_decode=1, full=True, follow_reference_graph=True)
+    assert [(one.side, one.check.tap) for one in found.findings] == [("candidate", f"blk.1.{op}")]
+
+
 @pytest.mark.parametrize(
     ("tap", "name", "said"),
     [
