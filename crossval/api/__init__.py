@@ -11,9 +11,9 @@ from crossval.api.benchmark import bench_engines
 from crossval.api.comparison import audit_trace, compare_engines, compare_traces
 from crossval.api.fetch import fetch_model
 from crossval.api.generation import greedy, read_prompts
-from crossval.api.score import score
+from crossval.api.score import score_text
 from crossval.api.single import metamorphic, record, self_test, smoke_test
-from crossval.api.tokens import tokens
+from crossval.api.tokens import compare_tokens
 from crossval.api.weights import check_weights
 
 __all__ = [
@@ -21,14 +21,14 @@ __all__ = [
     "bench_engines",
     "check_weights",
     "compare_engines",
+    "compare_tokens",
     "compare_traces",
     "fetch_model",
     "greedy",
     "metamorphic",
     "read_prompts",
     "record",
-    "score",
+    "score_text",
     "self_test",
     "smoke_test",
-    "tokens",
 ]

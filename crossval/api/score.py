@@ -21,7 +21,7 @@ from crossval.receipts.party import same_engine
 from crossval.terms import SIDES, Progress, Side
 
 
-def score(
+def score_text(
     text: str | bytes,
     model: str | Path | None = None,
     *,

@@ -24,7 +24,7 @@ from crossval.tokens.receipt import TOKENS, agree
 SAME_NOTE = "candidate and reference have {}: that they agree shows only that one tokenizer gives the same twice"
 
 
-def tokens(
+def compare_tokens(
     model: str | Path | None = None,
     *,
     candidate: str = "bitnet_py",

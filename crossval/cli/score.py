@@ -55,7 +55,7 @@ def command(path: Path, as_json: bool, **options: Any) -> None:
     try:
         with output.progress() as progress:
             say = functools.partial(click.echo, err=True)
-            found = api.score(_read(path), progress=progress, say=say, **options)
+            found = api.score_text(_read(path), progress=progress, say=say, **options)
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     if as_json:

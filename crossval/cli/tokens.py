@@ -48,4 +48,4 @@ def command(**options: Any) -> Receipt:
       crossval tokens --model m.gguf
       crossval tokens --model m.gguf --override tokenizer.ggml.pre=llama-bpe --receipt tokens.json
     """
-    return api.tokens(**options)
+    return api.compare_tokens(**options)

@@ -15,7 +15,7 @@ TEXT = "the old river <|eot_id|> ran\né 42 + 17 = "
 @pytest.mark.parametrize("generation", ["march", "main"])
 def test_every_token(generation: str, shipped_model: Path, request) -> None:
     library = request.getfixturevalue(f"{generation}_library")
-    found = api.score(
+    found = api.score_text(
         TEXT,
         shipped_model,
         reference=f"bitnet.cpp:{library}",

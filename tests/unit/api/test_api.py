@@ -88,6 +88,8 @@ def test_every_command_has_its_function_with_the_same_options() -> None:
         "selftest": "self_test",
         "bench": "bench_engines",
         "weights": "check_weights",
+        "tokens": "compare_tokens",
+        "score": "score_text",
         "fetch-model": "fetch_model",
     }
     for name, command in cli.commands.items():

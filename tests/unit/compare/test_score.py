@@ -139,6 +139,6 @@ def test_what_cannot_be_scored(model_path, golden, tmp_path):
     assert "the engines hold" in failed("--text", path, "--reference", "spec", "--context", "99999")
     assert "make fetch-cpp" in failed("--text", path, code=3)
     with pytest.raises(UsageError, match="live engines"):
-        api.score("some text", model_path, reference=str(golden))
+        api.score_text("some text", model_path, reference=str(golden))
     with pytest.raises(BadInputError, match="the engines hold"):
-        api.score("some text", model_path, reference="spec", n_context=99999)
+        api.score_text("some text", model_path, reference="spec", n_context=99999)
