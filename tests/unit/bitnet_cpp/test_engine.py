@@ -66,7 +66,7 @@ def loaded(generation: str, flash_attention: bool | None) -> tuple[StandIn, dict
     library = StandIn(generation)
     engine = Engine(stack_bytes=8 << 20, library=library)
     options = {"n_ctx": None, "n_ubatch": 512, "n_threads": 2}
-    return library, engine.load("m.gguf", flash_attention=flash_attention, **options)
+    return library, engine.load("m.gguf", {}, flash_attention=flash_attention, **options)
 
 
 @pytest.mark.parametrize("generation", ["main", "mainline"])
@@ -126,7 +126,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(BitnetCppRunner, "start", lambda self: None)
     monkeypatch.setattr(BitnetCppRunner, "request", request)
-    monkeypatch.setattr(cpp_runner, "_open", lambda child, library: FACTS)
+    monkeypatch.setattr(cpp_runner, "open_in", lambda child, library: FACTS)
     return asked
 
 
