@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.checked_library import CHECKS, MissingTool, require_tools, run
+from tests.support.checked_library import CHECKS, ROOT, MissingTool, edited, require_tools, run
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_every_edit_has_its_place_in_the_sources(name):
+    check = CHECKS[name]
+    assert check.mistakes
+    for edit in (*check.instruments, *check.mistakes):
+        text = (ROOT / "bitnet_py" / "csrc" / edit.file).read_text()
+        assert edited(text, edit) != text
 
 
 @pytest.mark.long

@@ -143,8 +143,8 @@ CHECKS = {
             Mistake(
                 "the tail of a quantised row is never written",
                 "kernels_scalar.c",
-                "q[i] = (int8_t)v;",
-                "if (i < 128) q[i] = (int8_t)v;",
+                "v < -128 ? -128 : v;\n        q[i] = (int8_t)v;",
+                "v < -128 ? -128 : v;\n        if (i < 128) q[i] = (int8_t)v;",
                 "uninitialised",
             ),
             Mistake(
@@ -176,6 +176,12 @@ def require_tools(check: Check, folder: Path) -> None:
             raise MissingTool(f"an empty program does not get through {Path(command[0]).name}: {said[0]}")
 
 
+def edited(text: str, edit: Mistake) -> str:
+    """Return a source with an edit, which has to have exactly one place there."""
+    assert text.count(edit.old) == 1, f"{edit.name}: the source changed, adapt the edit"
+    return text.replace(edit.old, edit.new)
+
+
 def run(check: Check, folder: Path, mistake: Mistake | None = None) -> subprocess.CompletedProcess[str]:
     """Build the program from a copy of the sources and run it; stdout holds the output of program and check."""
     shutil.rmtree(folder, ignore_errors=True)  # nothing of an earlier mistake
@@ -185,9 +191,7 @@ def run(check: Check, folder: Path, mistake: Mistake | None = None) -> subproces
     shutil.copy(ROOT / "CMakeLists.txt", source)
     for edit in (*check.instruments, *([mistake] if mistake else [])):
         path = source / "bitnet_py" / "csrc" / edit.file
-        text = path.read_text()
-        assert text.count(edit.old) == 1, f"{edit.name}: the source changed, adapt the edit"
-        path.write_text(text.replace(edit.old, edit.new))
+        path.write_text(edited(path.read_text(), edit))
     options = ";".join(check.options)
     build_dir = folder / "build"
     build(source, build_dir, "-DBITNET_TEST_BUILD=ON", f"-DBITNET_TEST_OPTIONS={options}", target="checks")
