@@ -123,8 +123,9 @@ class _Reader:
         named = str(self.config.get("hidden_act"))
         if named not in ACTIVATIONS:
             raise self.error("hidden_act", " or ".join(ACTIVATIONS), clip(named))
-        activation, pairing = ACTIVATIONS[named], "halves" if halves else "adjacent"
-        arch = architecture_for(activation, pairing)  # type: ignore[arg-type]
+        activation = ACTIVATIONS[named]
+        pairing: RopePairing = "halves" if halves else "adjacent"
+        arch = architecture_for(activation, pairing)
         if arch is None:
             raise self.error("hidden_act", f"the activation of an architecture with {pairing} RoPE pairs", named)
         n_heads, dim = self.integer("num_attention_heads"), self.integer("hidden_size")

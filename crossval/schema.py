@@ -90,7 +90,9 @@ def _items(check: Any, asked: Any, value: Any, around: Any) -> Iterable[Validati
     return Draft202012Validator.VALIDATORS["items"](check, asked, value, around) or ()
 
 
-_Validator: type[Draft202012Validator] = extend(Draft202012Validator, {"items": _items})  # type: ignore[no-untyped-call]
+_Validator: type[Draft202012Validator] = extend(  # type: ignore[no-untyped-call]  # the stubs leave it untyped
+    Draft202012Validator, {"items": _items}
+)
 
 
 def _validate(value: Any, schema_name: str, where: str) -> None:

@@ -39,7 +39,7 @@ class ChildProcess:
         """
         self.engine = engine
         self._failure: str | None = None
-        self._log: IO[bytes] = tempfile.TemporaryFile(prefix="crossval-", suffix=".log")  # noqa: SIM115
+        self._log: IO[bytes] = tempfile.TemporaryFile(prefix="crossval-", suffix=".log")  # noqa: SIM115  # closed with the child
         request_read, self._request_fd = os.pipe()
         self._response_fd, response_write = os.pipe()
         lifeline_read, self._lifeline_fd = os.pipe()
