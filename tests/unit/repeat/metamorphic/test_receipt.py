@@ -17,13 +17,14 @@ from crossval.cli import cli
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.model_file import check_model
 from crossval.errors import UnavailableError
+from crossval.model import taps
 from crossval.passes import Numerics, PassRecord, TapArray
 from crossval.receipts import file as receipt
 from crossval.receipts.file import Receipt
 from crossval.repeat.metamorphic.cases import MetamorphicOptions, required
 from crossval.repeat.metamorphic.receipt import STATES
 from crossval.repeat.metamorphic.relations import enough_tokens, run_metamorphic
-from crossval.repeat.metamorphic.scope import Form, n_values
+from crossval.repeat.metamorphic.scope import Form, compared_taps, n_values
 from crossval.traces.read import TraceModel
 
 LENGTHS = (1, 2, 5)
@@ -97,7 +98,8 @@ def test_what_is_required_is_what_is_made(make_model, lengths, shape, numerics):
     facts = check_model(model).facts["shape"]
     shape_of = TraceModel(sha256="", **{name: facts[name] for name in SHAPE})
     form = Form.of(shape["n_heads"], numerics)
-    assert form.inside_others == ({"ffn_act"} if main else set())
+    compared = {taps.parse(name).tap for one in wanted for name in compared_taps(one, 2, form)}
+    assert compared == {*taps.INPUT_TAPS, *taps.LAYER_TAPS, *taps.HEAD_TAPS} - ({"ffn_act"} if main else set())
     counts = [n_values(one, shape_of, "last layer", form, sub_norms=True, scope="all") for one in wanted]
     assert [check.n_compared for check in result.checks] == counts
     assert result.n_required == len(made)
