@@ -88,7 +88,7 @@ def _age(receipt: Receipt, policy: Policy, now: datetime.datetime) -> GateCheck:
 def _policy_checks(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     yield _verdict(kind, receipt, policy)
     amount = kind.amount(receipt)
-    n_tokens = amount.n_tokens if kind.runs_engines else Policy.min_tokens
+    n_tokens = Policy.min_tokens if amount.n_tokens is None else amount.n_tokens  # the default asks nothing of it
     enough = amount.n_compared > 0 and n_tokens >= policy.min_tokens
     yield GateCheck("compared", enough, f"{amount.words} ({policy.min_tokens} required)")
     yield from kind.demands(receipt, policy)

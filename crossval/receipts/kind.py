@@ -82,7 +82,8 @@ class Amount:
     """How much was compared or checked, in numbers and in words."""
 
     n_compared: int
-    n_tokens: int
+    n_tokens: int | None
+    """None: this kind reads no tokens."""
     words: str
 
 
@@ -122,8 +123,6 @@ class Kind(Generic[Result]):
     """Whether engines compute anything, so that the receipt has to say what did."""
     further_checks: Callable[[Receipt], Checks] = lambda receipt: {}
     """Checks of what a receipt holds beyond rows and summary."""
-    runs_engines: bool = True
-    """Whether an engine takes part; otherwise files alone are compared."""
     one_sided: bool = False
     """Whether the engines are checked independently even where both take part."""
 

@@ -257,7 +257,7 @@ def _impossible(facts: TensorFacts) -> Iterator[str]:
 def amount(receipt: Receipt) -> Amount:
     """Return how much was compared."""
     compared = receipt["coverage"]["compared"]
-    return Amount(compared, 0, f"{compared} tensors and keys")
+    return Amount(compared, None, f"{compared} tensors and keys")
 
 
 WEIGHTS = Kind[WeightsResult](
@@ -269,7 +269,6 @@ WEIGHTS = Kind[WeightsResult](
     derived=derived,
     notes=notes,
     same_tokens=False,
-    runs_engines=False,
     computes=False,
     checks={"thresholds": thresholds, "structure": structure, "tensors": tensors},
     amount=amount,
