@@ -144,6 +144,32 @@ def make_feed(
     return feed
 
 
+def check_pooled(n_decode: int | None) -> None:
+    """Refuse decoded tokens of a model whose result is one vector of the text.
+
+    Raises:
+        BadInputError: some are asked for.
+    """
+    if n_decode:
+        raise BadInputError(
+            f"{n_decode} decoded tokens of an embedding model: its result is one vector of the whole prompt, and "
+            "llama.cpp pools the tokens of a pass only; decode 0"
+        )
+
+
+def check_whole(feed: Feed) -> None:
+    """Refuse a prompt of several passes: each would be pooled by itself.
+
+    Raises:
+        BadInputError: the prompt is longer than the longest pass.
+    """
+    if feed.n_prompt_passes > 1:
+        raise BadInputError(
+            f"a prompt of {len(feed.prompt_ids)} tokens is fed in {feed.n_prompt_passes} passes, and llama.cpp pools "
+            f"the tokens of a pass only; give a prompt of at most {feed.longest or 'one pass'} tokens"
+        )
+
+
 def _common(plans: list[tuple[PassPlan, ...]]) -> tuple[PassPlan, ...]:
     if len(plans) == 1:
         return plans[0]

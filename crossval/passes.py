@@ -56,6 +56,13 @@ class PassRecord:
     elapsed_s: float | None = None
 
 
+_GATED = ("ffn_act",)
+_INSIDE = {"qwen3": (), "gemma3": ("q_scaled",)}
+_WITHOUT_INPUT_NORMS = {"qwen3": (*_GATED, "attn_o_out"), "gemma3": ("attn_o_out",)}
+"""What main computes inside other operations, or does not name: SiLU in the product with the gate, where a graph is
+not given here; the scaled queries; with no norm in between, the projection of the merged heads."""
+
+
 @dataclass(frozen=True)
 class Numerics:
     """How an engine rounds in the places where bitnet.cpp's result depends on its build (docs/numerics.md).
@@ -96,11 +103,17 @@ class Numerics:
         if self.generation == "march" and self.binary16_sums is False:
             object.__setattr__(self, "binary16_sums", None)  # no build of that generation has such sums
 
-    @property
-    def inside_others(self) -> frozenset[str]:
-        """Taps that such an engine computes inside another operation, so that it may not have them as tensors."""
-        activation = {"ffn_act"} if self.generation in ("main", "mainline") else set()
-        return frozenset(activation | ({"kq", "kq_soft_max"} if self.flash_attention else set()))
+    def inside_others(self, architecture: str | None, input_norms: bool = False) -> frozenset[str]:
+        """Return the taps that such an engine computes inside another operation of a model of an architecture.
+
+        It may not have them as tensors. ``input_norms``: the model has ``*_norm_in``, for which main has a graph of
+        its own.
+        """
+        found = set(_GATED)
+        if architecture in _INSIDE:
+            found = set(_INSIDE[architecture]) | (set() if input_norms else set(_WITHOUT_INPUT_NORMS[architecture]))
+        unnamed = found if self.generation in ("main", "mainline") else set()
+        return frozenset(unnamed | ({"kq", "kq_soft_max"} if self.flash_attention else set()))
 
     def words(self) -> list[str]:
         """Return what is stated, for people."""

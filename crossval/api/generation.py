@@ -65,6 +65,7 @@ def greedy(
         follow_reference_graph=follow_reference_graph,
     )  # fmt: skip
     checked = request.load_model()
+    checked.require_tokens("generate tokens")
     weights = SpecWeights(checked.path) if audit else None  # before the run: the model may have no specification
     with (
         request.session(checked, as_run=True) as session,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from bitnet_py._native import kernel_families
 from crossval.api.request import Request, silent
+from crossval.compare.layers import DEFAULT_N_DECODE
 from crossval.engines import registry
 from crossval.engines.model_file import ModelFile
 from crossval.engines.record import record_trace, trace_model
@@ -77,6 +78,7 @@ def smoke_test(
     questions = load_suite(suite)
     request = Request(SMOKE, model, candidate, reference, n_threads, template, progress=progress)
     checked = request.load_model()
+    checked.require_tokens("generate an answer")
     decoder = ask.Decoder.of_model(checked.path)
     limits = ask.Limits(max_tokens, checked.config.context_length)
     live = registry.live_word(reference)
@@ -157,6 +159,7 @@ def metamorphic(
     options = MetamorphicOptions(lengths, thread_counts, (kernels or runnable) if with_kernels else ())
     request = Request(METAMORPHIC, model, candidate, reference, n_threads, template, progress=progress)
     checked = request.load_model()
+    checked.require_tokens("check that passes of other lengths give the same")
     longest = checked.config.context_length
     if options.n_tokens > longest:
         raise BadInputError(f"these lengths need {options.n_tokens} tokens, the model's context holds {longest}")
@@ -170,6 +173,8 @@ def metamorphic(
                 _Reopen(session, side, runners[side]),
                 tokens,
                 n_layers=checked.config.n_layers,
+                architecture=checked.config.arch,
+                input_norms=checked.input_norms,
                 side=side,
                 options=options if side in with_kernels else replace(options, kernels=()),
                 progress=progress,
@@ -212,7 +217,7 @@ def record(
     model: str | Path | None = None,
     *,
     engine: str = "bitnet.cpp",
-    n_decode: int = 4,
+    n_decode: int | None = None,
     outline: bool = False,
     template: str = "raw",
     n_threads: int | None = None,
@@ -221,7 +226,7 @@ def record(
 ) -> TraceInfo:
     """Record an engine's taps for one prompt as a trace in ``out_dir``, and return what ``trace.json`` holds.
 
-    ``outline``: layer outputs and logits only. ``overwrite``: replace an earlier trace.
+    ``n_decode`` None: 4, of an embedding model 0. ``outline``: layer outputs and logits only. ``overwrite``: replace an earlier trace.
 
     Raises:
         BadInputError, ModelError: an unusable prompt, model or directory.
@@ -234,6 +239,8 @@ def record(
         rendered = request.render(prompt)
         encoded = encode(runner, runner, prompt, rendered, checked.config.context_length)
         select = outline_taps(checked.config.n_layers) if outline else None
+        if n_decode is None:
+            n_decode = DEFAULT_N_DECODE if checked.pooling is None else 0
         return record_trace(
             runner,
             trace_model(checked.path),

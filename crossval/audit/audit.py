@@ -21,7 +21,7 @@ from crossval.audit.state import Covered, Output, PassState, Pending, Value, sta
 from crossval.capture import Place, Source
 from crossval.errors import BadInputError
 from crossval.model.graphs import op_table
-from crossval.model.kinds import FloatArray, Weight
+from crossval.model.kinds import FloatArray, Head, Weight
 from crossval.model.op import Op, WeightSource
 from crossval.model.taps import is_state, state_source
 from crossval.model.weights import SpecWeights
@@ -57,14 +57,19 @@ class _Engine:
         """Hold these taps of all passes."""
         self.recorded = [record.taps for record in self.source.records(names, ahead=True)]
 
-    def audit_stage(self, stage: Sequence[Op]) -> None:
-        """Audit a stage pass by pass: a later pass reads what earlier ones left in the cache."""
+    def audit_stage(self, stage: Sequence[Op], *, is_last: bool) -> None:
+        """Audit a stage pass by pass: a later pass reads what earlier ones left in the cache.
+
+        What a stage gave is dropped but for its end, which the next one reads; the head, after the last one, reads
+        what is not its end.
+        """
         for taken in self.recorded:
             self.survey.add(taken)
         for state in self.states:
             for op in stage:
                 self._audit_op(op, state)
-        self._forget(stage[-1].output)
+        if not is_last:
+            self._forget(stage[-1].output)
 
     def output(self, op: Op, state: PassState) -> Output | None:
         """Return what was recorded of an operation."""
@@ -237,7 +242,9 @@ def _audit(
     ]
     ops = op_table(weights.config)
     outputs = {op.output for op in ops}
-    stages = list(zip(capture.stages(weights.config.n_layers), _stages(ops[:-1]), strict=True))
+    (head,) = (op for op in ops if isinstance(op.kind, Head))
+    rest = [op for op in ops if op is not head]
+    stages = list(zip(capture.stages(weights.config.n_layers), _stages(rest), strict=True))
     # One thread per engine, two for decoding; BLAS gets one, because its own threads wait for each other on a busy
     # machine and then turn a product of a millisecond into hundreds.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(2) as threads:
@@ -249,9 +256,10 @@ def _audit(
             if watch is not None:
                 watch(names)
             list(threads.map(held.__getitem__, [name for op in stage for name in op.weights]))
-            list(threads.map(lambda engine, stage=stage: engine.audit_stage(stage), engines))
+            last = n_done == len(stages) - 1
+            list(threads.map(lambda one, ops=stage, last=last: one.audit_stage(ops, is_last=last), engines))
             held.drop()
-        _audit_heads(engines, ops[-1], held)
+        _audit_heads(engines, head, held)
     if progress is not None:
         progress("auditing", len(stages), len(stages))
     return [engine.result(ops) for engine in engines]
@@ -268,8 +276,8 @@ def _check_plans(plans: Sequence[PassPlan]) -> None:
 
 
 def _stages(ops: Sequence[Op]) -> list[list[Op]]:
-    """Split the table into the embedding, one stage per layer, and the final norm; the LM head comes by itself."""
-    return [list(stage) for _, stage in groupby(ops, key=lambda op: op.output if op.layer is None else op.layer)]
+    """Split the table into what is before the layers, one stage per layer, and what is after them."""
+    return [list(stage) for _, stage in groupby(ops, key=lambda op: op.layer)]
 
 
 def _audit_heads(engines: Sequence[_Engine], op: Op, weights: _LayerWeights) -> None:

@@ -25,6 +25,8 @@ TABLES: tuple[Table, ...] = (march.TABLE, main.TABLE, mainline.TABLE)
 OPTIONAL_ROLES = {
     "vocab": "functions about the vocabulary take what it returns, otherwise the model",
     "memory": "the function that empties the KV cache takes what it returns, otherwise the context",
+    "pooling_type": "how a context pools tokens can be asked",
+    "pooled": "the pooled vector of a sequence can be read",
     "model_tensor": "tensors of a loaded model can be looked up by name",
 }
 """Roles of functions that only some generations have, and what their being there means."""

@@ -13,7 +13,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,19 @@ import numpy.typing as npt
 from crossval.bitnet_cpp import abi, limits, probe, probe_blocks
 from crossval.bitnet_cpp.abi import Library
 from crossval.bitnet_cpp.capture import Capture, CapturedTap, PassShape
+from crossval.bitnet_cpp.pooled import embedding_taps
 from crossval.bitnet_cpp.table import MESSAGE, Nodes
 from crossval.errors import BadInputError, UnavailableError
+from crossval.model.config import may_pool
 
 _TOKENIZER_NONE = 0
 _I2S_WEIGHTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 DEFAULT_N_CTX = 2048
+
+
+def unknown_graph(path: str | Path, arch: str, title: str, known: Iterable[str]) -> str:
+    """Say that a generation has no graph of an architecture, or none that is known."""
+    return f"{path}: architecture {arch!r}; of {title} the graphs of {' and '.join(known)} are known here"
 
 
 class RefusedError(Exception):
@@ -66,7 +73,10 @@ class Engine:
     flash_attention: bool = False
     nodes: Nodes = field(default_factory=dict)
     n_vocab: int = 0
+    n_embd: int = 0
     head_dim: int = 0
+    is_pooled: bool = False
+    """The model's result is one vector of a text: every token is an output, and they are pooled."""
     plain: _Context | None = None
     tapped: _Context | None = None
     capture: Capture | None = None
@@ -109,12 +119,14 @@ class Engine:
         n_ubatch: int,
         n_threads: int,
         flash_attention: bool | None,
+        input_norms: bool = False,
     ) -> dict[str, Any]:
         """Load a model and create the plain context; return its shape and the limits in force.
 
         ``overrides``: metadata key -> value that replaces the file's.
 
-        ``flash_attention`` None: on where the generation has it on by default.
+        ``flash_attention`` None: on where the generation has it on by default. ``input_norms``: the model has norms
+        before its matrices.
 
         Raises:
             RefusedError: the library could not load the model or make a context.
@@ -128,10 +140,7 @@ class Engine:
         self._load(path, overrides)
         arch = self._meta("general.architecture") or ""
         if arch not in table.graphs:
-            raise BadInputError(
-                f"{path}: architecture {arch!r}; of {table.title} the graphs of "
-                f"{' and '.join(table.graphs)} are known here"
-            )
+            raise BadInputError(unknown_graph(path, arch, table.title, table.graphs))
         n_layers, n_ctx_train = lib.n_layer(self.model), lib.n_ctx_train(self.model)
         if n_ctx is not None and n_ctx > n_ctx_train:
             raise BadInputError(f"n_ctx {n_ctx} is longer than the model's context of {n_ctx_train} tokens")
@@ -144,13 +153,17 @@ class Engine:
         self.n_vocab = lib.n_vocab(self.vocab)
         n_heads = lib.n_head(self.model)
         self.head_dim = int(self._meta(f"{arch}.attention.key_length") or lib.n_embd(self.model) // n_heads)
-        self.nodes = table.nodes(arch, flash_attention)
+        self.n_embd = lib.n_embd(self.model)
+        self.nodes = table.nodes(arch, flash_attention, input_norms)
+        self.is_pooled = may_pool(arch) and int(self._meta(f"{arch}.pooling_type") or 0) > 0
+        if self.is_pooled and not lib.has("pooled"):
+            raise UnavailableError(f"pooling by {table.title} is not supported here")
         self.plain = self._new_context(None)
         return {
             "arch": arch,
             "n_layers": n_layers,
             "vocab_size": self.n_vocab,
-            "dim": lib.n_embd(self.model),
+            "dim": self.n_embd,
             "n_heads": n_heads,
             "head_dim": self.head_dim,
             "n_ctx_train": n_ctx_train,
@@ -159,6 +172,7 @@ class Engine:
             "ubatch_limit": limit,
             "n_threads": n_threads,
             "flash_attention": flash_attention if table.flash_attention is not None else None,
+            "is_pooled": self.is_pooled,
             "has_vocab": lib.vocab_type(self.vocab) != _TOKENIZER_NONE,
             "has_output_weight": bool(self._tensor("output.weight")),
         }
@@ -289,8 +303,16 @@ class Engine:
             raise RefusedError(f"{self.lib.table.engine} gave no logits")
         logits = np.ctypeslib.as_array(pointer, (self.n_vocab,)).copy().reshape(1, self.n_vocab)
         self.n_past = context.n_past = n_kv
-        taken = self.capture.taken if select and self.capture is not None else {}
+        taken = dict(self.capture.taken) if select and self.capture is not None else {}
+        if self.is_pooled and select:
+            taken |= embedding_taps(self._pooled(context), select, n_tokens)
         return EvalResult(taken, logits, elapsed_s)
+
+    def _pooled(self, context: _Context) -> npt.NDArray[np.float32]:
+        pointer = self.lib.pooled(context.address, 0)
+        if not pointer:
+            raise RefusedError(f"{self.lib.table.engine} gave no pooled vector")
+        return np.ctypeslib.as_array(pointer, (self.n_embd,)).copy()
 
     def _context_for(self, tapped: bool) -> _Context:
         """Return the context to use, with the KV cache of the sequence so far in it."""
@@ -325,6 +347,7 @@ class Engine:
         params.n_threads = params.n_threads_batch = self.n_threads
         if self.lib.table.flash_attention is not None:
             setattr(params, self.lib.table.flash_attention, int(self.flash_attention))
+        params.embeddings = self.is_pooled
         if callback is not None:
             params.cb_eval = ctypes.cast(callback, ctypes.c_void_p)
         address = self.lib.new_context(self.model, params)
@@ -333,7 +356,7 @@ class Engine:
         return _Context(address)
 
     def _batch(self, token_ids: Sequence[int]) -> Any:
-        """Build a batch of one sequence that asks for the logits of the last token."""
+        """Build a batch of one sequence that asks for the last token's logits; of all tokens where these are pooled."""
         n_tokens = len(token_ids)
         tokens = (ctypes.c_int32 * n_tokens)(*token_ids)
         positions = (ctypes.c_int32 * n_tokens)(*range(self.n_past, self.n_past + n_tokens))
@@ -341,7 +364,7 @@ class Engine:
         sequence = (ctypes.c_int32 * 1)(0)
         pointer = ctypes.cast(sequence, ctypes.POINTER(ctypes.c_int32))
         sequences = (ctypes.POINTER(ctypes.c_int32) * n_tokens)(*[pointer] * n_tokens)
-        outputs = (ctypes.c_int8 * n_tokens)()
+        outputs = (ctypes.c_int8 * n_tokens)(*[self.is_pooled] * n_tokens)
         outputs[n_tokens - 1] = 1
         batch: Any = self.lib.table.batch.struct(n_tokens, tokens, None, positions, counts, sequences, outputs)
         # ctypes structs do not keep what their pointers point to alive.

@@ -5,7 +5,7 @@ Sources: its llama.cpp's ``include/llama.h``, ``ggml/include/ggml.h``, ``ggml/in
 
 from __future__ import annotations
 
-from ctypes import c_bool, c_char, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, c_bool, c_char, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 
 from crossval.bitnet_cpp.table import (
     ANY,
@@ -130,6 +130,8 @@ def functions(model_params: Layout, context_params: Layout) -> dict[str, Functio
         "n_layer": Function("llama_model_n_layer", c_int32, (c_void_p,)),
         "n_head": Function("llama_model_n_head", c_int32, (c_void_p,)),
         "memory": Function("llama_get_memory", c_void_p, (c_void_p,)),
+        "pooling_type": Function("llama_pooling_type", c_int32, (c_void_p,)),
+        "pooled": Function("llama_get_embeddings_seq", POINTER(c_float), (c_void_p, c_int32)),
         "clear_memory": Function("llama_memory_clear", None, (c_void_p, c_bool), constants=(True,)),
     }
 
@@ -150,6 +152,48 @@ LLAMA: Nodes = {
     "ffn_down": (("ffn_out", LINEAR),),
 }
 """``src/models/llama.cpp``: ``kqv_out`` is still the merged heads, ``ffn_out`` the down projection."""
+QWEN3: Nodes = {
+    **LLAMA,
+    "attn_q_norm_in": (("attn_q_norm_in", None),),
+    "attn_k_norm_in": (("attn_k_norm_in", None),),
+    "attn_v_norm_in": (("attn_v_norm_in", None),),
+    "q": (("Qcur_raw", None),),
+    "k": (("Kcur_raw", None),),
+    "v": (("Vcur_raw", None),),
+    "q_norm": (("Qcur_normed", None),),
+    "k_norm": (("Kcur_normed", None),),
+    "attn_sub_norm": (("attn_out_norm_in", None),),
+    "attn_o_out": (("attn_o_out", None),),
+    "ffn_gate_norm_in": (("ffn_gate_norm_in", None),),
+    "ffn_up_norm_in": (("ffn_up_norm_in", None),),
+    "ffn_act": (("ffn_silu", None),),
+    "ffn_out": (("ffn_gate_up", None),),
+    "ffn_sub_norm": (("ffn_down_norm_in", None),),
+    "ffn_down": (("ffn_down", None),),
+}
+"""``src/models/qwen3.cpp``: SiLU and product are two operations, where the matrices have norms before them."""
+INPUT_NORMS = frozenset(tap for tap in QWEN3 if tap.endswith("norm_in") or tap.endswith("sub_norm"))
+PLAIN_QWEN3: Nodes = {
+    **{tap: nodes for tap, nodes in QWEN3.items() if tap not in INPUT_NORMS},
+    "attn_o_out": (),
+    **{tap: LLAMA[tap] for tap in ("ffn_act", "ffn_out", "ffn_down")},
+}
+"""The same without these norms: the projection of the merged heads has no name."""
+GEMMA3: Nodes = {
+    **QWEN3,
+    "inp_scaled": (("inp_scaled", None),),
+    **{tap: LLAMA[tap] for tap in ("q", "k", "v", "ffn_down")},
+    "q_scaled": (),
+    "attn_post_norm": (("attn_post_norm", None),),
+    "ffn_inp": (("sa_out", None),),
+    "ffn_act": (("ffn_gate_gelu", None),),
+    "ffn_post_norm": (("ffn_post_norm", None),),
+}
+"""``src/models/gemma3.cpp``: the scaled queries have no name."""
+PLAIN_GEMMA3: Nodes = {
+    **{tap: nodes for tap, nodes in GEMMA3.items() if tap not in INPUT_NORMS},
+    "attn_o_out": (),
+}
 
 TABLE = Table(
     generation="main",
@@ -161,7 +205,8 @@ TABLE = Table(
     batch=BATCH,
     tensor=TENSOR,
     types={36: b"i2_s", 42: b"tl2"},
-    graphs={"bitnet-b1.58": BITNET, "bitnet": BITNET, "llama": LLAMA},
+    graphs={"bitnet-b1.58": BITNET, "bitnet": BITNET, "llama": LLAMA, "qwen3": QWEN3, "gemma3": GEMMA3},
+    plain_graphs={"qwen3": PLAIN_QWEN3, "gemma3": PLAIN_GEMMA3},
     flash_attention="flash_attn_type",
     gone_with_flash_attention=frozenset({"kq", "kq_soft_max"}),
     dot=DotProduct("ggml_get_type_traits_cpu", TYPE_TRAITS, prepare="ggml_cpu_init"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,9 @@ from bitnet_py.ggml_types import GGMLType
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.tq import TQ_BLOCK, TQ_TYPES
 from crossval.bitnet_cpp import library as cpp_library
+from crossval.bitnet_cpp.engine import unknown_graph
 from crossval.bitnet_cpp.manifest import combined_digest, manifest_for
+from crossval.bitnet_cpp.pooled import NOTE as NORMALISED_NOTE
 from crossval.child.client import EngineProcess, array_of
 from crossval.child.command import child_command
 from crossval.child.process import ChildProcess
@@ -102,11 +104,16 @@ class BitnetCppRunner(EngineProcess):
         child = self.start()
         try:
             facts = open_in(child, library)
+            header = _header(self._model_path)
+            if header.architecture is not None and header.architecture not in facts["architectures"]:
+                title, known = facts["title"], facts["architectures"]
+                raise BadInputError(unknown_graph(self._model_path, header.architecture, title, known))
             replaced = overrides_of(self._model_path)
             model = {"model": str(self._model_path.resolve()), "overrides": replaced, **self._requested}
+            model["input_norms"] = any(name.endswith("_norm_in.weight") for name in header.types)
             loaded = self.request("load", model, what=f"loading {self._model_path.name}").header
             self._model = LoadedModel(**{field.name: loaded[field.name] for field in fields(LoadedModel)})
-            types = _types(self._model_path)
+            types = header.types
             if any(kind in TQ_TYPES for name, kind in types.items() if name.startswith("blk.")):
                 facts = {**facts, **facts["in_blocks"], "quantizer_block": TQ_BLOCK}
             if GGMLType.BF16 not in (types.get("token_embd.weight"), types.get("output.weight")):
@@ -245,13 +252,23 @@ def overrides_of(path: Path) -> dict[str, Any]:
         raise BadInputError(str(error)) from error
 
 
-def _types(path: Path) -> dict[str, GGMLType]:
-    """Return the type of every tensor: some decide how the library rounds what they are multiplied with."""
+@dataclass(frozen=True)
+class _Header:
+    """What of a file's header decides how the library computes."""
+
+    architecture: str | None = None
+    types: Mapping[str, GGMLType] = field(default_factory=dict)
+    """Of every tensor: some decide how the library rounds what they are multiplied with."""
+
+
+def _header(path: Path) -> _Header:
     try:
         with GGUFFile.open(path) as gguf:
-            return {name: info.type for name, info in gguf.tensors.items()}
-    except BitnetError:  # the library has loaded it; who needs more of it will say what is wrong
-        return {}
+            architecture = gguf.metadata.get("general.architecture")
+            known = architecture if isinstance(architecture, str) else None
+            return _Header(known, {name: info.type for name, info in gguf.tensors.items()})
+    except BitnetError:  # the library will say what is wrong with it
+        return _Header()
 
 
 def _identity(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIdentity:
@@ -260,6 +277,8 @@ def _identity(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> EngineIden
         settings["ubatch_limit"] = loaded["ubatch_limit"]
     if loaded["has_output_weight"]:
         settings["output.weight"] = OUTPUT_WEIGHT_NOTE
+    if loaded["is_pooled"]:
+        settings["embedding"] = NORMALISED_NOTE
     return identity_of(facts, _numerics(facts, loaded), settings)
 
 

@@ -41,7 +41,7 @@ def handle(engine: Engine, request: Frame) -> tuple[Any, dict[str, Any]]:
     if command == "open":
         return engine.open(header["library"]), {}
     if command == "load":
-        wanted = {key: header[key] for key in ("n_ctx", "n_ubatch", "n_threads", "flash_attention")}
+        wanted = {key: header[key] for key in ("n_ctx", "n_ubatch", "n_threads", "flash_attention", "input_norms")}
         return engine.load(header["model"], header["overrides"], **wanted), {}
     if command == "load_vocabulary":
         return engine.load_vocabulary(header["model"], header["overrides"]), {}

@@ -112,6 +112,8 @@ class Table:
     """Numbers of tensor types -> names, checked because other generations number them otherwise."""
     graphs: Mapping[str, Nodes]
     """Architectures whose graph is known -> where the taps are in it."""
+    plain_graphs: Mapping[str, Nodes] = field(default_factory=dict)
+    """The same of models without norms before their matrices, where these have another graph."""
     flash_attention: str | None = None
     """Field of the context parameters that turns flash attention on (1) and off (0); None: it stays off."""
     gone_with_flash_attention: frozenset[str] = field(default_factory=frozenset)
@@ -123,10 +125,14 @@ class Table:
     dot: DotProduct | None = None
     quantizer: Quantizer | None = None
 
-    def nodes(self, arch: str, flash_attention: bool) -> Nodes:
-        """Return where the taps of an architecture are; those that do not exist have no node."""
+    def nodes(self, arch: str, flash_attention: bool, input_norms: bool = False) -> Nodes:
+        """Return where the taps of an architecture are; those that do not exist have no node.
+
+        ``input_norms``: the model has norms before its matrices.
+        """
         gone = self.gone_with_flash_attention if flash_attention else frozenset()
-        return {tap: () if tap in gone else nodes for tap, nodes in self.graphs[arch].items()}
+        graph = self.graphs[arch] if input_norms else self.plain_graphs.get(arch, self.graphs[arch])
+        return {tap: () if tap in gone else nodes for tap, nodes in graph.items()}
 
 
 # --- what the generations have in common ----------------------------------------------------------------------
@@ -152,7 +158,8 @@ BITNET_NODES: Nodes = {
 }
 """Taps of the BitNet graph that every generation names alike.
 
-``result_output`` is in no table: logits come from ``llama_get_logits_ith``, with capture and without.
+``result_output`` is in no table: logits come from ``llama_get_logits_ith``, with capture and without; nor is
+``pooled``, which comes from ``llama_get_embeddings_seq``.
 """
 
 BATCH_FIELDS: tuple[tuple[str, Any], ...] = (

@@ -25,7 +25,7 @@ from crossval.engines.registry import live_words
         show_default=True,
         help="Engine to record.",
     ),
-    count("--decode", "n_decode", "Decoded tokens.", 4, low=0),
+    count("--decode", "n_decode", "Decoded tokens. Default: 4, of an embedding model 0.", low=0),
     click.option("--outline", is_flag=True, help="Record layer outputs and logits only, not every tap."),
     TEMPLATE,
     count("--threads", "n_threads", "Threads of the engine.", high=MAX_THREADS),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from crossval.capture import Capture, Place, greedy_token, make_feed, stages
+from crossval.capture import Capture, Place, check_pooled, check_whole, greedy_token, make_feed, stages
 from crossval.compare.rows import (
     Coverage,
     LayersResult,
@@ -28,7 +28,7 @@ from crossval.errors import BadInputError
 from crossval.formats import Dtype
 from crossval.model import taps
 from crossval.model.tolerance import PolicyName, describe, tolerance_for
-from crossval.passes import PassRecord, Runner
+from crossval.passes import PassRecord
 from crossval.terms import SIDES, Progress, Side
 
 DEFAULT_N_DECODE = 4
@@ -58,7 +58,13 @@ class Comparison:
         if n_layers < 1:
             raise BadInputError(f"the model must have at least one layer, got {n_layers}")
         self._captures = (candidate, reference)
-        self._feed = make_feed(candidate.runner, reference.runner, prompt_ids, n_decode, DEFAULT_N_DECODE)
+        default = DEFAULT_N_DECODE
+        if candidate.config.pooling is not None:
+            default = 0
+            check_pooled(n_decode)
+        self._feed = make_feed(candidate.runner, reference.runner, prompt_ids, n_decode, default)
+        if candidate.config.pooling is not None:
+            check_whole(self._feed)
         self._n_layers = n_layers
         self._full = full
         self._nan_aside = nan_aside
@@ -111,14 +117,14 @@ class Comparison:
     def _compare(self, index: int, ours: PassRecord, theirs: PassRecord, names: Iterable[str]) -> None:
         for name in names:
             lacking = [
-                (side, capture.runner)
+                (side, capture)
                 for side, capture, record in zip(SIDES, self._captures, (ours, theirs), strict=True)
                 if name not in record.taps
             ]
             if len(lacking) == 2 and taps.is_optional(name):
                 continue
             if lacking:
-                if not all(_computes_inside(runner, name) for _, runner in lacking):
+                if not all(_computes_inside(capture, name) for _, capture in lacking):
                     self._found[index, name] = Skip(index, name, "; ".join(_not_given(*one) for one in lacking))
                 continue
             tolerance = tolerance_for(name, self._n_layers, self._policy)
@@ -134,7 +140,7 @@ class Comparison:
 
     def _may_be_absent(self, name: str) -> bool:
         """Return whether the model may lack a tap, or an engine compute it inside another operation."""
-        return taps.is_optional(name) or any(_computes_inside(one.runner, name) for one in self._captures)
+        return taps.is_optional(name) or any(_computes_inside(one, name) for one in self._captures)
 
     def _choose_operations(self) -> None:
         """Choose all, or those of the first layer that diverges and of the first whose bits differ."""
@@ -256,11 +262,13 @@ def _why(
     return (index, output), text
 
 
-def _computes_inside(runner: Runner, name: str) -> bool:
+def _computes_inside(capture: Capture, name: str) -> bool:
     """Return whether an engine states that it computes a tap inside another operation."""
-    return taps.parse(name).tap in runner.identity.numerics.inside_others
+    config, numerics = capture.config, capture.runner.identity.numerics
+    return taps.parse(name).tap in numerics.inside_others(config.architecture, config.input_norms)
 
 
-def _not_given(side: Side, runner: Runner) -> str:
+def _not_given(side: Side, capture: Capture) -> str:
+    runner = capture.runner
     did = "record" if runner.status == "recorded" else "give"
     return f"the {side} ({runner.identity.name}) did not {did} it"

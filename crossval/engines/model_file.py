@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from bitnet_py.gguf import GGUFFile
 from bitnet_py.projections import FLOATS
 from bitnet_py.vocabulary import missing_pre
 from bitnet_py.weights import Weights
+from crossval.errors import BadInputError
 from crossval.files import file_sha256
+from crossval.model.config import may_pool
 from crossval.terms import OUTPUT_IGNORED, SEPARATE_OUTPUT_NOTE, UNREAD
 
 FLOAT_NOTE = (
@@ -29,6 +31,8 @@ ROWS_NOTE = (
     "may corrupt values or crash"
 )
 
+INPUT_NORM = "_norm_in.weight"
+"""Ending of the norms before matrices."""
 TOKENS_KEY = "tokenizer.ggml.tokens"
 
 
@@ -43,6 +47,29 @@ class ModelFile:
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     """Those of the notes that a person should see even where no receipt is shown."""
+
+    @property
+    def input_norms(self) -> bool:
+        """Whether every matrix norms its own input (``*_norm_in``)."""
+        return bool(self.facts.get("input_norms", False))
+
+    @property
+    def pooling(self) -> str | None:
+        """How the vectors of tokens become one of the text; None: the model's results are logits."""
+        found: str | None = self.facts.get("pooling")
+        return found
+
+    def require_tokens(self, verb: str) -> None:
+        """Refuse an embedding model, whose result is one vector of a text, for what needs tokens.
+
+        Raises:
+            BadInputError: it is one.
+        """
+        if self.pooling is not None:
+            raise BadInputError(
+                f"{self.path}: an embedding model (pooling {self.pooling}): its result is one vector of the "
+                f"whole text, so it cannot {verb}; compare it with `crossval layers`"
+            )
 
     @property
     def sha256(self) -> str:
@@ -83,6 +110,7 @@ def describe(gguf: GGUFFile) -> ModelFile:
         "quantization": projections,
         "separate_output": separate_output,
         "shape": {name: getattr(config, name) for name in _SHAPE},
+        **form_facts(config, gguf.tensors),
     }
     ignored = separate_output and config.arch in OUTPUT_IGNORED
     notes = [*overrides.notes(), *warnings, *([SEPARATE_OUTPUT_NOTE] if ignored else [])]
@@ -93,6 +121,16 @@ def describe(gguf: GGUFFile) -> ModelFile:
         notes.append(FLOAT_NOTE.format(type=projections))
     tokenizer = _tokenizer_facts(gguf.metadata, config.vocab_size)
     return ModelFile(file, config, facts, tokenizer, tuple(notes), warnings)
+
+
+def form_facts(config: ModelConfig, tensors: Collection[str]) -> dict[str, Any]:
+    """Return what decides a model's graph beside architecture and shape, by its tensors; only what it has."""
+    facts: dict[str, Any] = {}
+    if any(name.endswith(INPUT_NORM) for name in tensors):
+        facts["input_norms"] = True
+    if config.pooling != "none" and may_pool(config.arch):
+        facts["pooling"] = config.pooling
+    return facts
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
-from crossval.capture import Feed, greedy_token
+from crossval.capture import Feed, check_pooled, check_whole, greedy_token
+from crossval.engines.model_file import form_facts
 from crossval.errors import BadInputError, UnavailableError
 from crossval.files import file_sha256
 from crossval.model import taps
@@ -28,6 +29,7 @@ def trace_model(model_path: str | Path) -> TraceModel:
     try:
         with GGUFFile.open(path) as gguf:
             config = ModelConfig.from_gguf(gguf)
+            form = form_facts(config, gguf.tensors)
     except BitnetError as error:
         raise BadInputError(str(error)) from error
     return TraceModel(
@@ -41,6 +43,7 @@ def trace_model(model_path: str | Path) -> TraceModel:
         vocab_size=config.vocab_size,
         file_name=path.name,
         architecture=config.arch,
+        **form,
     )
 
 
@@ -78,6 +81,9 @@ def record_trace(
     full = _selection(model, taps.all_taps(model.n_layers) if select_prefill is None else select_prefill)
     coarse = _selection(model, taps.outline_taps(model.n_layers) if select_decode is None else select_decode)
     feed = Feed(tuple(map(int, prompt_ids)), n_decode, None, longest_pass(runner))
+    if model.pooling is not None:
+        check_pooled(n_decode)
+        check_whole(feed)
     token: int | None = None
     runner.reset()
     with TraceWriter(out_dir, model, overwrite=overwrite) as writer:
@@ -87,7 +93,7 @@ def record_trace(
                 progress("recording", index, feed.n_required)
             select = full if index < feed.n_prompt_passes + n_decode_full else coarse
             record = runner.eval(plan.token_ids, select)
-            _check_complete(runner, index, select, record.taps)
+            _check_complete(runner, model, index, select, record.taps)
             writer.add_pass(record)
             token = greedy_token(record)
         if feed.ended is not None:
@@ -108,8 +114,10 @@ def _selection(model: TraceModel, names: Collection[str]) -> frozenset[str]:
     return frozenset(names) | {LOGITS}
 
 
-def _check_complete(runner: Runner, index: int, select: Collection[str], given: Collection[str]) -> None:
-    inside = runner.identity.numerics.inside_others
+def _check_complete(
+    runner: Runner, model: TraceModel, index: int, select: Collection[str], given: Collection[str]
+) -> None:
+    inside = runner.identity.numerics.inside_others(model.architecture, bool(model.input_norms))
     missing = [
         name
         for name in select

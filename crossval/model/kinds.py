@@ -10,7 +10,8 @@ keeps float64), RoPE with the exact frequencies ``base^(-2i/head_dim)``. Weights
 
 Sources: "The Era of 1-bit LLMs" (arXiv 2402.17764) and "BitNet b1.58 2B4T Technical Report" (arXiv 2504.12285)
 for BitLinear and squared ReLU; RMSNorm arXiv 1910.07467 eq. 4; RoPE arXiv 2104.09864 eq. 34; grouped-query
-attention arXiv 2305.13245; SiLU arXiv 1702.03118. Shares no code with any engine.
+attention arXiv 2305.13245; SiLU arXiv 1702.03118; GELU by ``tanh`` arXiv 1606.08415 section 2. Shares no code with
+any engine.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ IntArray = npt.NDArray[np.int64]
 HEAD_CHUNK_ROWS = 4096
 """Vocabulary rows of the LM head widened to float64 at a time (4096 x 2560 x 8 bytes = 84 MB)."""
 
+GELU_CUBIC = 0.044715
+"""Factor of the cube in GELU by ``tanh``."""
+Pooling = Literal["mean", "cls", "last"]
+"""How the vectors of tokens become one of the text: their mean, that of the first token, that of the last."""
 RopePairing = Literal["halves", "adjacent"]
 """Which elements of a head RoPE rotates together: ``(i, i + head_dim/2)`` (NeoX), or ``(2i, 2i + 1)``."""
 
@@ -198,6 +203,25 @@ def silu(gate: FloatArray) -> FloatArray:
     return gate * sigmoid(gate)
 
 
+def gelu(gate: FloatArray) -> FloatArray:
+    """Return ``gate / 2 * (1 + tanh(sqrt(2 / pi) * (gate + 0.044715 gate^3)))``.
+
+    The model's definition is this approximation (``gelu_pytorch_tanh``), not GELU by ``erf``. Written as
+    ``gate * sigmoid(2 u)``, which is the same and loses no digits where ``tanh`` is near -1.
+    """
+    return gate * sigmoid(2.0 * gelu_argument(gate))
+
+
+def gelu_argument(gate: FloatArray) -> FloatArray:
+    """Return what GELU takes ``tanh`` of."""
+    return np.sqrt(2.0 / np.pi) * gate * (1.0 + GELU_CUBIC * gate * gate)
+
+
+def scale(x: FloatArray, *, factor: float) -> FloatArray:
+    """Multiply by a constant of the model."""
+    return x * factor
+
+
 def multiply(a: FloatArray, b: FloatArray) -> FloatArray:
     """Return the elementwise product."""
     return a * b
@@ -212,6 +236,24 @@ def head(x: FloatArray, table: npt.NDArray[np.floating[Any]]) -> FloatArray:
     """Multiply by every row of the LM head's table: logits ``(n_tokens, vocab_size)``."""
     starts = range(0, table.shape[0], HEAD_CHUNK_ROWS)
     return np.concatenate([x @ table[s : s + HEAD_CHUNK_ROWS].astype(np.float64).T for s in starts], axis=-1)
+
+
+def pool(states: FloatArray, positions: IntArray, *, pooling: Pooling) -> FloatArray:
+    """Make one vector of the tokens up to each of these: ``(n_rows, dim)``.
+
+    ``states`` ``(n_tokens so far, dim)``. Attention is causal, so the row of a token is the vector of the text that
+    ends there; what people use is that of the last token.
+    """
+    if pooling == "mean":
+        means: FloatArray = np.cumsum(states, axis=0)[positions] / (positions[:, None] + 1)
+        return means
+    return states[positions if pooling == "last" else np.zeros_like(positions)]
+
+
+def l2_norm(x: FloatArray) -> FloatArray:
+    """Divide each row by its Euclidean norm; a row of zeros stays one."""
+    norm: FloatArray = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / np.where(norm > 0, norm, 1.0)
 
 
 # --- kinds ----------------------------------------------------------------------------------------------------
@@ -305,6 +347,21 @@ class Silu(Kind):
 
 
 @dataclass(frozen=True)
+class Gelu(Kind):
+    """Activation of Gemma, by ``tanh``."""
+
+    formula = staticmethod(gelu)
+
+
+@dataclass(frozen=True)
+class Scale(Kind):
+    """Product with a constant: of Gemma's embedding, and of its queries."""
+
+    formula = staticmethod(scale)
+    factor: float
+
+
+@dataclass(frozen=True)
 class Multiply(Kind):
     """Elementwise product."""
 
@@ -325,9 +382,24 @@ class Head(Kind):
     formula = staticmethod(head)
 
 
+@dataclass(frozen=True)
+class Pool(Kind):
+    """One vector of the tokens so far."""
+
+    formula = staticmethod(pool)
+    pooling: Pooling
+
+
+@dataclass(frozen=True)
+class L2Norm(Kind):
+    """Division by the Euclidean norm."""
+
+    formula = staticmethod(l2_norm)
+
+
 KINDS: frozenset[type[Kind]] = frozenset(Kind.__subclasses__())
 """All kinds."""
-ACTIVATIONS: dict[str, Kind] = {"relu_squared": SquaredRelu(), "silu": Silu()}
+ACTIVATIONS: dict[str, Kind] = {"relu_squared": SquaredRelu(), "silu": Silu(), "gelu": Gelu()}
 """Keyed by ``SpecConfig.activation``."""
 
 

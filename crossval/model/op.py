@@ -102,7 +102,7 @@ def forward(
     grown: dict[str, FloatArray] = {}
     for i, op in enumerate(table):
         if op.last_row_only:
-            values.update({name: values[name][-1:] for name in op.inputs})
+            values.update({name: values[name][-1:] for name in op.inputs if name not in grown})
         output = op.apply(values, weights)
         values[op.output] = output
         if op.appends_to is not None:

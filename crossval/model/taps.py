@@ -20,11 +20,15 @@ import numpy.typing as npt
 
 from crossval.model.config import SpecConfig
 from crossval.model.graphs import GRAPHS
-from crossval.model.kinds import BitLinear, IntArray, Kind, RmsNorm, visible_keys
+from crossval.model.kinds import BitLinear, IntArray, Kind, Pooling, RmsNorm, visible_keys
 from crossval.model.op import Op
 
-_EVERYTHING = SpecConfig(1, 1, 1, 2, 2, 2, 1, 1, rope_base=1.0, rms_eps=1.0)
-"""A model of one layer that lacks no optional operation."""
+
+def _lacks_nothing(architecture: str) -> SpecConfig:
+    """Return a model of one layer that lacks no optional operation."""
+    config = SpecConfig(1, 1, 1, 2, 2, 2, 1, 1, rope_base=1.0, rms_eps=1.0, architecture=architecture)
+    pooling: Pooling | None = "mean" if config.may_have("pooling") else None
+    return replace(config, input_norms=config.may_have("input_norms"), pooling=pooling)
 
 
 def vocabulary() -> dict[str, Op]:
@@ -34,13 +38,16 @@ def vocabulary() -> dict[str, Op]:
         ValueError: two architectures use one name for outputs of different shapes, or in a different order.
     """
     found: dict[str, Op] = {}
-    graphs = {name: operations(replace(_EVERYTHING, architecture=name)) for name, operations in GRAPHS.items()}
+    graphs = {name: operations(_lacks_nothing(name)) for name, operations in GRAPHS.items()}
     for architecture, ops in graphs.items():
         before: str | None = None
         for op in ops:
             known = found.setdefault(op.name, op)
-            if (known.axes, known.layer, known.appends_to) != (op.axes, op.layer, op.appends_to):
+            states = {known.appends_to, op.appends_to} - {None}
+            if (known.axes, known.layer) != (op.axes, op.layer) or len(states) > 1:
                 raise ValueError(f"{architecture}: {op.name} is also the name of another tensor")
+            if known.appends_to != op.appends_to:
+                found[op.name] = replace(known, appends_to=states.pop())
             if known is op:  # a new one comes after the one that it follows in its own graph
                 names = [name for name in found if name != op.name]
                 names.insert(names.index(before) + 1 if before is not None else 0, op.name)
@@ -128,11 +135,12 @@ def execution_index(name: str, n_layers: int = 1 << 20) -> int:
     ``n_layers``: larger than any layer's index will do for sorting.
     """
     tap = parse(name)
+    n_inputs = len(INPUT_TAPS)
     if tap.tap in INPUT_TAPS:
-        return 0
+        return INPUT_TAPS.index(tap.tap)
     if tap.layer is None:
-        return 1 + n_layers * len(LAYER_TAPS) + HEAD_TAPS.index(tap.tap)
-    return 1 + tap.layer * len(LAYER_TAPS) + LAYER_TAPS.index(tap.tap)
+        return n_inputs + n_layers * len(LAYER_TAPS) + HEAD_TAPS.index(tap.tap)
+    return n_inputs + tap.layer * len(LAYER_TAPS) + LAYER_TAPS.index(tap.tap)
 
 
 def op_of(name: str) -> Op:
@@ -162,8 +170,8 @@ def is_state(name: str) -> bool:
 
 def state_source(name: str) -> str:
     """Return the tap whose rows of all passes so far make up a KV state."""
-    layer, _, state = name.rpartition(".")
-    return f"{layer}.{STATES[state]}"
+    layer, dot, state = name.rpartition(".")
+    return f"{layer}{dot}{STATES[state]}"
 
 
 # --- axes -----------------------------------------------------------------------------------------------------

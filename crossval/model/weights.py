@@ -14,7 +14,7 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,9 @@ from bitnet_py.config import ModelConfig
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
 from crossval.errors import BadInputError
-from crossval.model.config import IMPLIED, MAY_HAVE, SpecConfig
+from crossval.model.config import IMPLIED, MAY_HAVE, SpecConfig, may_pool
 from crossval.model.graphs import op_table
-from crossval.model.kinds import BitLinear, Embedding, RmsNorm, Rope, TernaryMatrix, Weight
+from crossval.model.kinds import BitLinear, Embedding, Pooling, RmsNorm, Rope, TernaryMatrix, Weight
 from crossval.model.reference_graph import followed
 from crossval.model.tables import TABLE_TYPES, TABLES, DecodedTable, decode
 from crossval.model.ternary import BLOCK_TYPES, I2_S, I2_S_TAIL_BYTES, decode_blocks, decode_floats, decode_i2_s
@@ -38,6 +38,8 @@ BIASED = ("attn_q", "attn_k", "attn_v", "attn_output")
 """Matrices that may have a bias."""
 PLAIN_TYPES = ("F16", "F32")
 """Types of which the values are read where they lie."""
+POOLINGS: Mapping[int, Pooling | None] = {0: None, 1: "mean", 2: "cls", 3: "last"}
+"""Value of the key ``pooling_type`` -> how tokens are pooled."""
 MOST_SPARE = 2
 """Matrices of one shape whose memory is reused: a layer has no more of one shape."""
 DECODED_BUDGET_BYTES = 256 << 20
@@ -283,6 +285,8 @@ class SpecWeights:
             rope_scale=self._rope_scale(arch),
             rope_factors="rope_freqs" in may_have and "rope_freqs.weight" in names,
             biases=frozenset(name for name in BIASED if "bias" in may_have and f"blk.0.{name}.bias" in names),
+            input_norms="input_norms" in may_have and any(name.endswith("_norm_in.weight") for name in names),
+            pooling=self._pooling(arch) if may_pool(arch) else None,
             attn_sub_norm="blk.0.attn_sub_norm.weight" in names,
             ffn_sub_norm="blk.0.ffn_sub_norm.weight" in names,
             tied_head=head == "token_embd.weight",
@@ -290,6 +294,14 @@ class SpecWeights:
             architecture=arch,
             **IMPLIED[arch],
         )
+
+    def _pooling(self, arch: str) -> Pooling | None:
+        """Return how tokens are pooled; None: they are not."""
+        number = self._reader.scalar(f"{arch}.pooling_type", 0)
+        if number not in POOLINGS:
+            kinds = ", ".join(f"{at} ({name or 'none'})" for at, name in POOLINGS.items())
+            raise self._error(f"key {arch}.pooling_type", kinds, number)
+        return POOLINGS[number]
 
     def _rope_scale(self, arch: str) -> float:
         """Return 1 / the factor of linear RoPE scaling, a float32 in the file; 1 where none is set."""
@@ -368,10 +380,12 @@ def _expected_shapes(config: SpecConfig) -> dict[str, tuple[int, ...]]:
     ops = op_table(config)
     width = {"token_ids": config.vocab_size, **{op.output: op.n_features(config) for op in ops}}
     shapes: dict[str, tuple[int, ...]] = {}
-    for op in ops:
+    for op in (op for op in ops if op.weights):
         n_in, n_out = width[op.inputs[0]], width[op.output]
         for name in op.weights:
-            if isinstance(op.kind, RmsNorm) or name.endswith(".bias"):
+            if isinstance(op.kind, RmsNorm):
+                shapes[name] = op.shape(config, 1, 1)[-1:]
+            elif name.endswith(".bias"):
                 shapes[name] = (n_out,)
             elif isinstance(op.kind, Rope):
                 shapes[name] = (config.head_dim // 2,)

@@ -48,6 +48,10 @@ class TraceModel:
     vocab_size: int
     file_name: str | None = None
     architecture: str | None = None
+    input_norms: bool | None = None
+    """Whether every matrix norms its own input; None: no."""
+    pooling: str | None = None
+    """How the vectors of tokens become one of the text; None: they do not."""
 
     @classmethod
     def of_receipt(cls, receipt: Mapping[str, Any]) -> TraceModel:

@@ -137,7 +137,7 @@ class TraceWriter:
             "format_version": FORMAT_VERSION,
             "created_at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "engine": engine.to_json(),
-            "model": vars(self._model),
+            "model": {name: one for name, one in vars(self._model).items() if one is not None},
             "prompt": {"text": prompt_text, "token_ids": list(map(int, prompt_ids))},
             "passes": self._passes,
             "notes": list(notes),

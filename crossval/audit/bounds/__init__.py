@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from crossval.audit.bounds import attention, elementwise, tables
+from crossval.audit.bounds import attention, elementwise, embedding, tables
 from crossval.audit.bounds.approx import Approx
 from crossval.audit.bounds.arithmetic import (
     SECOND_ORDER,
@@ -63,7 +63,12 @@ __all__ = [
     "row_norms",
 ]
 
-RULES: Mapping[type[Kind], Rule] = {**elementwise.RULES, **attention.RULES, **tables.RULES}
+RULES: Mapping[type[Kind], Rule] = {
+    **elementwise.RULES,
+    **attention.RULES,
+    **tables.RULES,
+    **embedding.RULES,
+}
 """No kind falls through to a default: a bound that is too narrow reports a correct engine as wrong."""
 if RULES.keys() | {BitLinear} != KINDS:
     raise TypeError(f"kinds without a rule, or rules without a kind: {KINDS ^ (RULES.keys() | {BitLinear})}")

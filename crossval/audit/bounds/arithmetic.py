@@ -100,7 +100,7 @@ class Arithmetic:
     def cached(self, op: Op, exact: FloatArray, recorded: Array) -> FloatArray | float:
         """Return what the stated format of keys and values may change of them, where they were recorded in it."""
         kv = FORMATS[self.numerics.kv_dtype or "f32"]
-        if op.appends_to is None or kv is F32 or not kv.holds(recorded):
+        if op.appends_to is None or op.layer is None or kv is F32 or not kv.holds(recorded):
             return 0.0
         return kv.unit_roundoff * SECOND_ORDER * np.abs(exact) + kv.tiny
 

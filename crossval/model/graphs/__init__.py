@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from crossval.errors import BadInputError
 from crossval.model.config import SpecConfig
-from crossval.model.graphs import bitnet, llama
+from crossval.model.graphs import bitnet, gemma3, llama, qwen3
 from crossval.model.op import Op
 
 GRAPHS: dict[str, Callable[[SpecConfig], tuple[Op, ...]]] = {
@@ -17,6 +17,8 @@ GRAPHS: dict[str, Callable[[SpecConfig], tuple[Op, ...]]] = {
     "bitnet-25": bitnet.operations,
     "bitnet": bitnet.operations,
     "llama": llama.operations,
+    "qwen3": qwen3.operations,
+    "gemma3": gemma3.operations,
 }
 """``general.architecture`` of a model file -> function that lists its operations."""
 

@@ -11,7 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crossval.model.config import SpecConfig
-from crossval.model.kinds import Attend, AttentionScores, BitLinear, Embedding, Head, Kind, RmsNorm, Rope, Softmax
+from crossval.model.kinds import (
+    Attend,
+    AttentionScores,
+    BitLinear,
+    Embedding,
+    Head,
+    Kind,
+    L2Norm,
+    Pool,
+    RmsNorm,
+    Rope,
+    Scale,
+    Softmax,
+)
 from crossval.model.op import Axis, Op
 
 HIDDEN: tuple[Axis, ...] = ("n_tokens", "dim")
@@ -21,6 +34,8 @@ KEYS: tuple[Axis, ...] = ("n_tokens", "n_kv_heads", "head_dim")
 SCORES: tuple[Axis, ...] = ("n_heads", "n_tokens", "n_kv")
 MERGED: tuple[Axis, ...] = ("n_tokens", "q_dim")
 LOGITS: tuple[Axis, ...] = ("n_tokens", "vocab_size")
+STATES = "final_states"
+"""KV state of the whole model: the normed vectors of all tokens so far, which are pooled."""
 
 
 @dataclass
@@ -50,9 +65,12 @@ class Layer:
         self.ops.append(Op(name, self.index, kind, inputs, named, axes, **facts))
         return self.ops[-1].output
 
-    def norm(self, name: str, x: str, axes: tuple[Axis, ...] = HIDDEN, **facts: Any) -> str:
-        """Add a norm, whose weight is named like its tap."""
-        return self.op(name, RmsNorm(self.config.rms_eps), x, axes=axes, weights=(f"{name}.weight",), **facts)
+    def norm(
+        self, name: str, x: str, axes: tuple[Axis, ...] = HIDDEN, weight: str | None = None, **facts: Any
+    ) -> str:
+        """Add a norm of the last axis, whose weight is named like its tap unless another name is given."""
+        weights = (f"{weight or name}.weight",)
+        return self.op(name, RmsNorm(self.config.rms_eps), x, axes=axes, weights=weights, **facts)
 
     def linear(
         self, name: str, x: str, matrix: str, axes: tuple[Axis, ...], n_heads: int | None = None, **facts: Any
@@ -64,41 +82,69 @@ class Layer:
 
     def attention(self, x: str) -> str:
         """Add the operations from a normed layer input to the merged heads."""
+        q, k = self.project(x, x, x)
+        q = self.rotate(q, k)
+        return self.attend(q, 1.0 / math.sqrt(self.config.head_dim))
+
+    def project(self, for_q: str, for_k: str, for_v: str) -> tuple[str, str]:
+        """Add the three projections, each of its own input; return queries and keys. The values are cached."""
+        q = self.linear("q", for_q, "attn_q", QUERIES, self.config.n_heads)
+        k = self.linear("k", for_k, "attn_k", KEYS, self.config.n_kv_heads)
+        self.linear("v", for_v, "attn_v", KEYS, self.config.n_kv_heads, appends_to=self.state("v_cache"))
+        return q, k
+
+    def rotate(self, q: str, k: str) -> str:
+        """Add RoPE of queries and keys; return the queries. The keys are cached."""
+        q = self._rotated("q_rope", q, QUERIES)
+        self._rotated("k_rope", k, KEYS, appends_to=self.state("k_cache"))
+        return q
+
+    def attend(self, q: str, scale: float) -> str:
+        """Add attention over the cached keys and values: scores, their softmax, the weighted sum."""
+        kq = self.op("kq", AttentionScores(), q, self.state("k_cache"), axes=SCORES)
+        weights = self.op("kq_soft_max", Softmax(scale), kq, "positions", axes=SCORES)
+        return self.op("kqv_out", Attend(), weights, self.state("v_cache"), axes=MERGED)
+
+    def state(self, name: str) -> str:
+        """Return the full name of a KV state of this layer."""
+        return f"blk.{self.index}.{name}"
+
+    def _rotated(self, name: str, x: str, axes: tuple[Axis, ...], **facts: Any) -> str:
         c = self.config
         rope = Rope(c.rope_base, c.rope_pairing, c.rope_scale)
-        q = self.linear("q", x, "attn_q", QUERIES, c.n_heads)
-        k = self.linear("k", x, "attn_k", KEYS, c.n_kv_heads)
-        k_cache, v_cache = f"blk.{self.index}.k_cache", f"blk.{self.index}.v_cache"
-        self.linear("v", x, "attn_v", KEYS, c.n_kv_heads, appends_to=v_cache)
-        q = self._rotate("q_rope", rope, q, QUERIES)
-        self._rotate("k_rope", rope, k, KEYS, appends_to=k_cache)
-        kq = self.op("kq", AttentionScores(), q, k_cache, axes=SCORES)
-        weights = self.op("kq_soft_max", Softmax(1.0 / math.sqrt(c.head_dim)), kq, "positions", axes=SCORES)
-        return self.op("kqv_out", Attend(), weights, v_cache, axes=MERGED)
-
-    def _rotate(self, name: str, rope: Rope, x: str, axes: tuple[Axis, ...], **facts: Any) -> str:
-        factors = ("rope_freqs.weight",) if self.config.rope_factors else ()  # of the model, not of a layer
+        factors = ("rope_freqs.weight",) if c.rope_factors else ()  # of the model, not of a layer
         self.ops.append(Op(name, self.index, rope, (x, "positions"), factors, axes, **facts))
         return self.ops[-1].output
 
 
-def decoder(c: SpecConfig, add_layer: Callable[[Layer, str], str]) -> tuple[Op, ...]:
-    """List the operations of a model: embedding, layers, norm, head.
+def decoder(
+    c: SpecConfig, add_layer: Callable[[Layer, str], str], embedding_scale: float | None = None
+) -> tuple[Op, ...]:
+    """List the operations of a model: embedding, layers, norm, head; with pooling the vector of the text.
 
     ``add_layer`` adds the operations of one layer whose input is the given tap, and returns its output.
     """
     embedding, head = "token_embd.weight", "token_embd.weight" if c.tied_head else "output.weight"
     ops = [Op("inp_embd", None, Embedding(), ("token_ids",), (embedding,), HIDDEN)]
-    x = ops[0].output
+    if embedding_scale is not None:
+        ops.append(Op("inp_scaled", None, Scale(embedding_scale), (ops[0].output,), (), HIDDEN))
+    x = ops[-1].output
     for index in range(c.n_layers):
         layer = Layer(c, index)
         x = add_layer(layer, x)
         ops += layer.ops
+    return (*ops, *_ending(c, x, head))
+
+
+def _ending(c: SpecConfig, x: str, head: str) -> list[Op]:
+    """List what follows the layers: of every token where these are pooled, else of the last one."""
+    pooled, last = c.pooling is not None, {"output_rows": True, "last_row_only": True}
     norm = Op(
         "result_norm", None, RmsNorm(c.rms_eps), (x,), ("output_norm.weight",), HIDDEN,
-        output_rows=True, last_row_only=True,
+        appends_to=STATES if pooled else None, output_rows=True, last_row_only=not pooled,
     )  # fmt: skip
-    logits = Op(
-        "result_output", None, Head(), (norm.output,), (head,), LOGITS, output_rows=True, last_row_only=True
-    )
-    return (*ops, norm, logits)
+    ops = [norm, Op("result_output", None, Head(), (norm.output,), (head,), LOGITS, **last)]
+    if c.pooling is not None:
+        pool = Op("pooled", None, Pool(c.pooling), (STATES, "positions"), (), HIDDEN, **last)
+        ops += [pool, Op("embedding", None, L2Norm(), (pool.output,), (), HIDDEN, **last)]
+    return ops

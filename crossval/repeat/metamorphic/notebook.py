@@ -136,11 +136,12 @@ class Notebook:
     n_layers: int
     names: Names
     """Every tap."""
+    form: Form
     checks: list[MetamorphicCheck] = field(default_factory=list)
 
     def compare(self, case: PlannedCheck, one: Recorded, other: Recorded) -> None:
         """Make one check of two runs."""
-        names = compared_taps(case, self.n_layers, Form.of(self.names.n_heads, self.numerics))
+        names = compared_taps(case, self.n_layers, self.form)
         if case.expectation == "bits":
             self._bits(case, one, other, names)
         elif case.part == "attention":

@@ -143,7 +143,8 @@ def _asked(receipt: Receipt) -> list[Side]:
 
 
 def _form(receipt: Receipt, side: Side) -> Form:
-    return Form.of(receipt["model"]["shape"]["n_heads"], Numerics(**receipt[side]["numerics"]))
+    model, numerics = receipt["model"], Numerics(**receipt[side]["numerics"])
+    return Form.of(model["shape"]["n_heads"], numerics, model["architecture"], model.get("input_norms", False))
 
 
 def _required(receipt: Receipt, side: Side, options: MetamorphicOptions) -> list[PlannedCheck]:

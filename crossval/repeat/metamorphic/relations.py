@@ -59,13 +59,15 @@ def run_metamorphic(
     ids: Sequence[int],
     *,
     n_layers: int,
+    architecture: str | None = None,
+    input_norms: bool = False,
     side: Side = "candidate",
     options: MetamorphicOptions | None = None,
     progress: Progress | None = None,
 ) -> MetamorphicResult:
     """Run every relation asked for on one engine.
 
-    ``open_runner()`` returns a runner that has not been entered; ``open_runner(n_threads=...)`` and
+    ``architecture``, ``input_norms``: of the model (``passes.Numerics.inside_others``). ``open_runner()`` returns a runner that has not been entered; ``open_runner(n_threads=...)`` and
     ``open_runner(kernel=...)`` the same engine with that option. One or two are open at a time.
 
     Raises:
@@ -85,9 +87,9 @@ def run_metamorphic(
         _check_lengths(options, longest_pass(runner))
         numerics, names = runner.identity.numerics, Names.of(runner, n_layers, int(ids[0]))
         stated = numerics.simd_width is not None and numerics.fused_quantizer is not None
-        form = Form.of(names.n_heads, numerics)
+        form = Form.of(names.n_heads, numerics, architecture, input_norms)
         cases = list(required(options, stated=stated, scores_vary=form.scores_vary))
-        book = Notebook(side, numerics, n_layers, names)
+        book = Notebook(side, numerics, n_layers, names, form)
         work = _Work(runner, open_runner, tuple(map(int, ids)), cases, book)
         report = progress or (lambda *_: None)
         for index, case in enumerate(cases):

@@ -45,9 +45,16 @@ class Form:
     """Taps of a layer that the engine may compute inside another operation; they are not compared."""
 
     @classmethod
-    def of(cls, n_heads: int | None, numerics: Numerics) -> Form:
-        """Return it for a model with so many heads, and an engine that rounds so."""
-        return cls(n_heads == 1 or numerics.generation in ("main", "mainline"), numerics.inside_others)
+    def of(
+        cls,
+        n_heads: int | None,
+        numerics: Numerics,
+        architecture: str | None = None,
+        input_norms: bool = False,
+    ) -> Form:
+        """Return it for a model with so many heads, of an architecture, and an engine that rounds so."""
+        inside = numerics.inside_others(architecture, input_norms)
+        return cls(n_heads == 1 or numerics.generation in ("main", "mainline"), inside)
 
 
 def up_to_attention(form: Form) -> list[str]:
