@@ -165,8 +165,8 @@ def check_whole(feed: Feed) -> None:
     """
     if feed.n_prompt_passes > 1:
         raise BadInputError(
-            f"a prompt of {len(feed.prompt_ids)} tokens is fed in {feed.n_prompt_passes} passes, and llama.cpp pools "
-            f"the tokens of a pass only; give a prompt of at most {feed.longest or 'one pass'} tokens"
+            f"a prompt of {len(feed.prompt_ids)} tokens is fed in {feed.n_prompt_passes} passes, and llama.cpp "
+            f"pools the tokens of a pass only; give a prompt of at most {feed.longest or 'one pass'} tokens"
         )
 
 

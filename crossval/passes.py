@@ -57,10 +57,10 @@ class PassRecord:
 
 
 _GATED = ("ffn_act",)
-_INSIDE = {"qwen3": (), "gemma3": ("q_scaled",)}
+_INSIDE: Mapping[str, tuple[str, ...]] = {"qwen3": (), "gemma3": ("q_scaled",)}
 _WITHOUT_INPUT_NORMS = {"qwen3": (*_GATED, "attn_o_out"), "gemma3": ("attn_o_out",)}
-"""What main computes inside other operations, or does not name: SiLU in the product with the gate, where a graph is
-not given here; the scaled queries; with no norm in between, the projection of the merged heads."""
+"""What main computes inside other operations, or does not name: SiLU in the product with the gate, where a graph
+is not given here; the scaled queries; with no norm in between, the projection of the merged heads."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ class Numerics:
     def inside_others(self, architecture: str | None, input_norms: bool = False) -> frozenset[str]:
         """Return the taps that such an engine computes inside another operation of a model of an architecture.
 
-        It may not have them as tensors. ``input_norms``: the model has ``*_norm_in``, for which main has a graph of
-        its own.
+        It may not have them as tensors. ``input_norms``: the model has ``*_norm_in``, for which main has a graph
+        of its own.
         """
-        found = set(_GATED)
-        if architecture in _INSIDE:
-            found = set(_INSIDE[architecture]) | (set() if input_norms else set(_WITHOUT_INPUT_NORMS[architecture]))
-        unnamed = found if self.generation in ("main", "mainline") else set()
-        return frozenset(unnamed | ({"kq", "kq_soft_max"} if self.flash_attention else set()))
+        unnamed: tuple[str, ...] = ()
+        if self.generation in ("main", "mainline"):
+            unnamed = _INSIDE.get(architecture or "", _GATED)
+            unnamed += () if input_norms else _WITHOUT_INPUT_NORMS.get(architecture or "", ())
+        return frozenset((*unnamed, *(("kq", "kq_soft_max") if self.flash_attention else ())))
 
     def words(self) -> list[str]:
         """Return what is stated, for people."""

@@ -67,6 +67,8 @@ def compare_engines(
     views.check_words(request)
     check_text(prompt)
     checked = request.load_model()
+    if floors:
+        checked.require_tokens("be fed token by token to measure floors")
     with request.session(checked) as session, request.unavailable(session, full=full, n_decode=n_decode):
         ours, theirs, encoded = request.open_prompt(session, prompt)
         return _examined(request, session, (ours, theirs), encoded)

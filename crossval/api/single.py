@@ -226,7 +226,8 @@ def record(
 ) -> TraceInfo:
     """Record an engine's taps for one prompt as a trace in ``out_dir``, and return what ``trace.json`` holds.
 
-    ``n_decode`` None: 4, of an embedding model 0. ``outline``: layer outputs and logits only. ``overwrite``: replace an earlier trace.
+    ``n_decode`` None: 4, of an embedding model 0. ``outline``: layer outputs and logits only. ``overwrite``:
+    replace an earlier trace.
 
     Raises:
         BadInputError, ModelError: an unusable prompt, model or directory.

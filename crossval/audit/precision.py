@@ -20,7 +20,7 @@ from crossval.audit.bounds import Arithmetic
 from crossval.formats import BF16, F16, F32, FORMATS, Dtype, Format
 from crossval.model import taps
 from crossval.model.config import SpecConfig
-from crossval.model.kinds import Embedding, FloatArray, RmsNorm
+from crossval.model.kinds import Embedding, FloatArray, Gelu, RmsNorm, Scale
 from crossval.model.op import Op
 from crossval.model.reference_graph import ZERO_ROWS
 from crossval.passes import Numerics, TapArray
@@ -34,6 +34,9 @@ MIN_DISTINCT = 16
 MIN_TAPS = 3
 MIN_VALUES = 256
 """Least evidence for a property of the engine: tensors, and values in them."""
+OF_TABLES = (Embedding, Gelu, Scale)
+"""Kinds whose results may have few digits whatever the engine computes in: rows of a table in F16, llama.cpp's
+GELU, which is one, and both times a constant."""
 _PROBE = 64
 """Values looked at first: they are enough to recognise a tensor of binary32."""
 
@@ -99,8 +102,7 @@ class Survey:
         """Take in the tensors of one pass, by full tap name; each is to be given once."""
         for name, tap in recorded.items():
             op = taps.op_of(name)
-            # rows of a table in F16 are in F16 whatever the engine does
-            if not isinstance(op.kind, Embedding) and _says_something(tap.array):
+            if not isinstance(op.kind, OF_TABLES) and _says_something(tap.array):
                 seen = self._seen.setdefault(op.name, _Seen())
                 seen.n_taps += 1
                 for form in NARROW:

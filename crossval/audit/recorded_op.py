@@ -14,6 +14,7 @@ from crossval.audit.bounds import Rounding, read_as
 from crossval.audit.state import recorded_value
 from crossval.errors import BadInputError
 from crossval.model.config import SpecConfig
+from crossval.model.graphs import before_layers
 from crossval.model.kinds import IntArray, visible_keys, widen
 from crossval.model.op import Op, WeightSource
 from crossval.model.taps import is_state, state_source, take_rows, visible
@@ -158,7 +159,9 @@ class RecordedOp:
         """Full name of the tap this layer starts from."""
         if self.layer is None:
             raise Inapplicable
-        return "inp_embd" if self.layer == 0 else f"blk.{self.layer - 1}.l_out"
+        if self.layer:
+            return f"blk.{self.layer - 1}.l_out"
+        return before_layers(self.config)[-1].output
 
     def name(self, tap: str) -> str:
         """Return the full name of a tap or tensor of this layer."""

@@ -125,8 +125,8 @@ class Engine:
 
         ``overrides``: metadata key -> value that replaces the file's.
 
-        ``flash_attention`` None: on where the generation has it on by default. ``input_norms``: the model has norms
-        before its matrices.
+        ``flash_attention`` None: on where the generation has it on by default. ``input_norms``: the model has
+        norms before its matrices.
 
         Raises:
             RefusedError: the library could not load the model or make a context.
@@ -312,7 +312,8 @@ class Engine:
         pointer = self.lib.pooled(context.address, 0)
         if not pointer:
             raise RefusedError(f"{self.lib.table.engine} gave no pooled vector")
-        return np.ctypeslib.as_array(pointer, (self.n_embd,)).copy()
+        vector: npt.NDArray[np.float32] = np.ctypeslib.as_array(pointer, (self.n_embd,)).copy()
+        return vector
 
     def _context_for(self, tapped: bool) -> _Context:
         """Return the context to use, with the KV cache of the sequence so far in it."""
@@ -356,7 +357,7 @@ class Engine:
         return _Context(address)
 
     def _batch(self, token_ids: Sequence[int]) -> Any:
-        """Build a batch of one sequence that asks for the last token's logits; of all tokens where these are pooled."""
+        """Build a batch of one sequence; its outputs are the last token, or all where tokens are pooled."""
         n_tokens = len(token_ids)
         tokens = (ctypes.c_int32 * n_tokens)(*token_ids)
         positions = (ctypes.c_int32 * n_tokens)(*range(self.n_past, self.n_past + n_tokens))

@@ -172,7 +172,7 @@ QWEN3: Nodes = {
     "ffn_down": (("ffn_down", None),),
 }
 """``src/models/qwen3.cpp``: SiLU and product are two operations, where the matrices have norms before them."""
-INPUT_NORMS = frozenset(tap for tap in QWEN3 if tap.endswith("norm_in") or tap.endswith("sub_norm"))
+INPUT_NORMS = frozenset(tap for tap in QWEN3 if tap.endswith(("norm_in", "sub_norm")))
 PLAIN_QWEN3: Nodes = {
     **{tap: nodes for tap, nodes in QWEN3.items() if tap not in INPUT_NORMS},
     "attn_o_out": (),

@@ -23,7 +23,8 @@ def normalised(pooled: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the vector as ``llama-embedding`` normalises it, shape ``(dim,)``; of zeros zeros."""
     total = np.add.accumulate((pooled * pooled).astype(np.float64))[-1]
     norm = np.float32(1.0 / np.sqrt(total)) if total > 0 else np.float32(0)
-    return pooled * norm
+    vector: npt.NDArray[np.float32] = pooled * norm
+    return vector
 
 
 def embedding_taps(

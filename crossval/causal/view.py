@@ -26,7 +26,7 @@ from crossval.capture import Source
 from crossval.compare.rerun import Whole, assemble
 from crossval.errors import BadInputError
 from crossval.model import taps
-from crossval.model.graphs import op_table
+from crossval.model.graphs import before_layers, op_table
 from crossval.model.kinds import FloatArray, Weight
 from crossval.model.op import Op, WeightSource
 from crossval.model.weights import SpecWeights
@@ -118,6 +118,12 @@ def causal_view(
         BadInputError: other or no tokens, no logits, no state to patch, a shape that does not fit the model, or
             NaN or infinity.
     """
+    config = weights.config
+    if config.pooling is not None or len(before_layers(config)) > 1:
+        raise BadInputError(
+            f"architecture {config.architecture}: the causal view continues from the embedding to logits; it is "
+            "not made for models that pool tokens or scale their embedding"
+        )
     sides = (candidate, reference)
     n_tokens = _check_passes(sides)
     vocab_size, n_layers = weights.config.vocab_size, weights.config.n_layers

@@ -185,13 +185,13 @@ def _names(tap: str, config: SpecConfig, n_ops: int = 1) -> list[str]:
     """
     layer = taps.parse(tap).layer
     if tap in taps.INPUT_TAPS:
-        return [tap]
+        return list(taps.INPUT_TAPS)
     ends = list(taps.HEAD_TAPS) if layer is None else []
     layer = config.n_layers - 1 if layer is None else layer
     first = max(0, layer - n_ops // N_OPS_OF_A_LAYER)
-    before = "inp_embd" if first == 0 else f"blk.{first - 1}.l_out"
+    before = taps.INPUT_TAPS if first == 0 else (f"blk.{first - 1}.l_out",)
     inside = [name for i in range(first, layer + 1) for name in taps.layer_taps(i)]
-    return [before, *inside, *ends]
+    return [*before, *inside, *ends]
 
 
 def _elsewhere(op: Op, config: SpecConfig, plans: Sequence[PassPlan]) -> list[str]:

@@ -80,7 +80,10 @@ def layers_table(result: LayersResult, floors: FloorTable | None = None) -> Tabl
     table.add_column("tap", no_wrap=True)
     for title, _ in groups:
         table.add_column(title, no_wrap=True)
+    known = {tap for _, tap in (*found, *skipped)}
     for tap in taps.outline_taps(result.n_layers):
+        if tap not in known and taps.is_optional(tap):
+            continue
         cells = [cell([(index, tap) for index in indexes], found, skipped, floors) for _, indexes in groups]
         table.add_row(_tap_label(tap), *cells)
     return table

@@ -31,7 +31,7 @@ result."""
 
 
 def may_pool(architecture: str) -> bool:
-    """Return whether models of an architecture have one vector of a text as their result, if their file says so."""
+    """Return whether a model of an architecture may have one vector of a text as its result."""
     return "pooling" in MAY_HAVE.get(architecture, ())
 
 

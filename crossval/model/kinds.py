@@ -214,7 +214,8 @@ def gelu(gate: FloatArray) -> FloatArray:
 
 def gelu_argument(gate: FloatArray) -> FloatArray:
     """Return what GELU takes ``tanh`` of."""
-    return np.sqrt(2.0 / np.pi) * gate * (1.0 + GELU_CUBIC * gate * gate)
+    argument: FloatArray = np.sqrt(2.0 / np.pi) * gate * (1.0 + GELU_CUBIC * gate * gate)
+    return argument
 
 
 def scale(x: FloatArray, *, factor: float) -> FloatArray:
@@ -241,8 +242,8 @@ def head(x: FloatArray, table: npt.NDArray[np.floating[Any]]) -> FloatArray:
 def pool(states: FloatArray, positions: IntArray, *, pooling: Pooling) -> FloatArray:
     """Make one vector of the tokens up to each of these: ``(n_rows, dim)``.
 
-    ``states`` ``(n_tokens so far, dim)``. Attention is causal, so the row of a token is the vector of the text that
-    ends there; what people use is that of the last token.
+    ``states`` ``(n_tokens so far, dim)``. Attention is causal, so the row of a token is the vector of the text
+    that ends there; what people use is that of the last token.
     """
     if pooling == "mean":
         means: FloatArray = np.cumsum(states, axis=0)[positions] / (positions[:, None] + 1)

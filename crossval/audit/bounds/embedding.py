@@ -119,7 +119,8 @@ def _low_scale(kind: Scale, inputs: Arrays, expected: FloatArray, a: Arithmetic)
 
 
 def _scale_inputs(kind: Scale, inputs: Arrays, expected: FloatArray, form: Format) -> FloatArray:
-    return abs(kind.factor) * rounding(inputs[0], form)
+    changed: FloatArray = abs(kind.factor) * rounding(inputs[0], form)
+    return changed
 
 
 def _carry_scale(kind: Scale, inputs: Approxes, weights: Sequence[Any], a: Arithmetic) -> Approx:
@@ -179,7 +180,8 @@ def _low_l2(kind: L2Norm, inputs: Arrays, expected: FloatArray, a: Arithmetic) -
 def _l2_inputs(kind: L2Norm, inputs: Arrays, expected: FloatArray, form: Format) -> FloatArray:
     norm = np.linalg.norm(inputs[0], axis=-1, keepdims=True)
     changed: FloatArray = rounding(inputs[0], form) / np.where(norm > 0, norm, 1.0)
-    return changed + form.unit_roundoff * np.abs(expected)
+    found: FloatArray = changed + form.unit_roundoff * np.abs(expected)
+    return found
 
 
 def _carry_l2(kind: L2Norm, inputs: Approxes, weights: Sequence[Any], a: Arithmetic) -> Approx:

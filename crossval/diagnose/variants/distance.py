@@ -10,7 +10,18 @@ import numpy.typing as npt
 from crossval.audit import bounds
 from crossval.audit.bounds import Arithmetic, U
 from crossval.diagnose.variants.context import Array, Context
-from crossval.model.kinds import Add, Embedding, FloatArray, Head, Multiply, RmsNorm, Silu, Softmax, SquaredRelu
+from crossval.model.kinds import (
+    Add,
+    Embedding,
+    FloatArray,
+    Gelu,
+    Head,
+    Multiply,
+    RmsNorm,
+    Silu,
+    Softmax,
+    SquaredRelu,
+)
 
 SLACK = 4.0
 """An engine with a mistake has as many roundings as a correct one, within this factor."""
@@ -64,6 +75,8 @@ def floor(context: Context, output: Array, family: int, arithmetic: Arithmetic) 
         return np.full(n_rows, SLACK * U * (8.0 + (0.0 if arithmetic.known else n / 2)))
     if isinstance(op.kind, SquaredRelu | Silu | Multiply):
         return np.full(n_rows, TABLE_FLOOR if family == 6 else SLACK * 2 * U)
+    if isinstance(op.kind, Gelu) and family == 6:
+        return np.full(n_rows, TABLE_FLOOR)
     if isinstance(op.kind, Softmax):
         scores = context.inputs[0]
         seen = np.where(context.mask(scores.shape[-1]), np.abs(scores), 0.0)

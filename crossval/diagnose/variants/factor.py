@@ -19,8 +19,8 @@ FAMILY = {
     6: ACTIVATIONS,
     7: NORMS,
     8: on("q_rope", "k_rope"),
-    9: on("kq", "kq_soft_max", "kqv_out"),
-    10: on("inp_embd", "result_output"),
+    9: on("q_scaled", "kq", "kq_soft_max", "kqv_out"),
+    10: on("inp_embd", "inp_scaled", "result_output", "pooled", "embedding"),
     13: on("ffn_inp", "l_out"),
 }
 LEAST = 2e-6

@@ -11,12 +11,13 @@ import numpy as np
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.estimate import STRICT, Fit, close, factor, fitted, log_minimum, number, require
 from crossval.diagnose.variants.variant import Variant, on
+from crossval.formats import to_f16
 from crossval.model.kinds import squared_relu
 
 ACT = on("ffn_act")
 OUT = on("ffn_out")
 Function = Callable[[Array], Array]
-OWN = {"relu_squared": "squared ReLU", "silu": "SiLU"}
+OWN = {"relu_squared": "squared ReLU", "silu": "SiLU", "gelu": "GELU (tanh)"}
 """``SpecConfig.activation`` in words."""
 LEAST_POINTS = 8
 """Minimum number of values to check a function on, besides those it was fitted to."""
@@ -79,6 +80,17 @@ def _of_gate(function: Function) -> Callable[[Context], Array]:
     return lambda c: function(_gate(c)) * c.inputs[1]
 
 
+def _unless_own(activation: str, function: Function) -> Callable[[Context], Array]:
+    """Return the product with a function of the gate that is not the model's."""
+
+    def product(c: Context) -> Array:
+        if c.config.activation == activation:
+            raise Inapplicable
+        return function(_gate(c)) * c.inputs[1]
+
+    return product
+
+
 def _activation(name: str, function: Function) -> Variant:
     """Return a function in the place of the model's own."""
 
@@ -92,11 +104,24 @@ def _activation(name: str, function: Function) -> Variant:
     )  # fmt: skip
 
 
+def _looked_up(name: str, function: Function) -> Variant:
+    """Return a function in the place of GELU, from a table of binary16 as llama.cpp has one of GELU."""
+
+    def table(context: Context) -> Array:
+        if context.config.activation != "gelu" or name == OWN["gelu"]:
+            raise Inapplicable
+        with np.errstate(over="ignore"):
+            return to_f16(function(to_f16(context.inputs[0])))
+
+    return activation(f"{name} by a table", f"{name}, rounded to F16 with its gate, instead of GELU (tanh)", table)
+
+
 activation = partial(Variant, family=6, ops=ACT)
 gated = partial(Variant, family=6, ops=OUT)
 # fmt: off
 VARIANTS = (
     *(_activation(name, f) for name, f in FUNCTIONS.items()),
+    *(_looked_up(name, FUNCTIONS[name]) for name in ("GELU", "SiLU", "GELU (sigmoid)")),
     activation("activation on up", "squared ReLU of ffn_up instead of ffn_gate (gate and up swapped)",
         lambda c: squared_relu(_up(c))),
     activation("SiLU on up", "SiLU of ffn_up instead of squared ReLU of ffn_gate", lambda c: silu(_up(c))),
@@ -111,7 +136,7 @@ VARIANTS = (
     gated("gate without activation", "ffn_gate itself times ffn_up", lambda c: _gate(c) * c.inputs[1]),
     gated("activation on up", "squared ReLU of ffn_up times ffn_gate (gate and up swapped)",
         lambda c: squared_relu(c.inputs[1]) * _gate(c)),
-    gated("SiLU gate", "SiLU of ffn_gate times ffn_up", lambda c: silu(_gate(c)) * c.inputs[1]),
+    gated("SiLU gate", "SiLU of ffn_gate times ffn_up", _unless_own("silu", silu)),
     gated("SiLU of the activation", "SiLU applied once more to the activation",
         lambda c: silu(c.inputs[0]) * c.inputs[1]),
     gated("squared ReLU applied twice", "squared ReLU applied once more to the activation",

@@ -10,7 +10,8 @@ import numpy as np
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.estimate import Fit, close, factor, fitted, number
 from crossval.diagnose.variants.variant import Variant, on
-from crossval.model.kinds import rms_norm, widen
+from crossval.model.graphs import op_table
+from crossval.model.kinds import Add, RmsNorm, rms_norm, widen
 from crossval.model.taps import NORMS
 
 EPS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3)
@@ -77,9 +78,9 @@ def _per_head(context: Context) -> Array:
 
 def _other_weights(context: Context) -> Iterator[str]:
     """Yield the norms of the whole model; those of another length do not apply."""
-    kinds = ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")
-    names = [f"blk.{layer}.{kind}.weight" for layer in range(context.config.n_layers) for kind in kinds]
-    return (name for name in ("output_norm.weight", *names) if name != context.op.weights[0])
+    norms = [op for op in op_table(context.config) if isinstance(op.kind, RmsNorm)]
+    names = (op.weights[0] for op in sorted(norms, key=lambda op: op.layer is not None))
+    return (name for name in names if name != context.op.weights[0])
 
 
 def _with_weight(context: Context, name: str) -> Array:
@@ -91,12 +92,10 @@ def _with_weight(context: Context, name: str) -> Array:
 
 def _summands(context: Context) -> tuple[str, str]:
     """Return the taps whose sum the norm reads: branch and residual stream."""
-    if context.op.name == "ffn_norm":
-        return context.name("attn_o_out"), context.layer_input
-    last = context.config.n_layers if context.layer is None else context.layer
-    if last == 0:
-        raise Inapplicable
-    return f"blk.{last - 1}.ffn_down", f"blk.{last - 1}.ffn_inp"
+    for op in op_table(context.config):
+        if op.output == context.op.inputs[0] and isinstance(op.kind, Add):
+            return op.inputs[0], op.inputs[1]
+    raise Inapplicable
 
 
 norm = partial(Variant, family=7, ops=NORMS)
@@ -123,6 +122,8 @@ VARIANTS = (
         lambda c: _norm(c, weight=np.ones_like(c.vector))),
     norm("norm weight + 1", "multiplied by 1 + weight (Gemma) instead of weight",
         lambda c: _norm(c, weight=c.vector + 1)),
+    norm("norm weight - 1", "multiplied by weight - 1: the 1 of Gemma's norms, which files hold, is taken off",
+        lambda c: _norm(c, weight=c.vector - 1)),
     norm("norm weight applied twice", "the norm's weight is applied twice",
         lambda c: _norm(c, weight=c.vector**2)),
     norm("norm weight as a bias", "the norm's weight is added instead of multiplied",

@@ -14,7 +14,7 @@ from crossval.model.kinds import widen
 from crossval.model.taps import BITLINEARS, NORMS
 
 EVERY = EVERY_OP - {"inp_embd"}
-READERS = EVERY - BITLINEARS - on("kq", "kqv_out", "kq_soft_max", "result_output")
+READERS = EVERY - BITLINEARS - on("kq", "kqv_out", "kq_soft_max", "result_output", "pooled")
 OTHER = "another tensor"
 """Group name if a tensor held and tensors read instead give the same values."""
 SCREENED = 4

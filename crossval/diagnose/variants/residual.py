@@ -12,6 +12,8 @@ from crossval.diagnose.variants.estimate import Fit, fitted, number
 from crossval.diagnose.variants.factor import LEAST
 from crossval.diagnose.variants.norms import unit
 from crossval.diagnose.variants.variant import Variant, on
+from crossval.model.graphs import op_table
+from crossval.model.kinds import RmsNorm
 
 ADD = on("ffn_inp", "l_out")
 
@@ -34,6 +36,15 @@ def _post_norm(context: Context) -> Array:
     return unit(context, context.expected) * context.array(context.name(f"{_norm_of(context)}.weight"))
 
 
+def _post_norm_late(context: Context) -> Array:
+    """Add the branch before its own norm, then norm the sum (in models that norm after each block)."""
+    before = next((op for op in op_table(context.config) if op.output == context.op.inputs[0]), None)
+    if before is None or not isinstance(before.kind, RmsNorm):
+        raise Inapplicable
+    branch = context.tap(before.inputs[0])
+    return unit(context, branch + _stream(context)) * context.array(before.weights[0])
+
+
 def _shifted(context: Context) -> Array:
     if context.n_rows < 2 or not context.whole_pass:
         raise Inapplicable
@@ -52,6 +63,8 @@ VARIANTS = (
     residual("residual after the norm", "the normed stream is added instead of the stream itself",
         lambda c: _branch(c) + c.tap(c.name(_norm_of(c)))),
     residual("sum normed", "the sum is normed (post-norm instead of pre-norm)", _post_norm),
+    residual("post norm after the residual", "the branch is added first, then the sum goes through its norm",
+        _post_norm_late),
     residual("residual subtracted", "the residual stream is subtracted", lambda c: _branch(c) - _stream(c)),
     residual("branch subtracted", "the branch is subtracted", lambda c: _stream(c) - _branch(c)),
     residual("mean instead of sum", "the mean of branch and stream instead of their sum",

@@ -10,6 +10,7 @@ import numpy as np
 from crossval.diagnose.variants.context import Array, Context, Inapplicable
 from crossval.diagnose.variants.estimate import Fit, close, factor, fitted, log_minimum, number
 from crossval.diagnose.variants.variant import Variant, on
+from crossval.model.kinds import Softmax
 
 SOFTMAX = on("kq_soft_max")
 MOST_ROWS = 16
@@ -19,7 +20,10 @@ LEAST = 1e-6
 
 
 def _right_scale(context: Context) -> float:
-    return float(1.0 / np.sqrt(context.config.head_dim))
+    kind = context.op.kind
+    if not isinstance(kind, Softmax):
+        raise Inapplicable
+    return kind.scale
 
 
 def _scaled(context: Context) -> Array:
@@ -50,6 +54,12 @@ def _scaled_by(scale_of: Callable[[Context], float]) -> Callable[[Context], Arra
         return softmax(c.inputs[0] * scale_of(c), _mask(c))
 
     return function
+
+
+def _again(context: Context) -> Array:
+    if _right_scale(context) != 1.0:
+        raise Inapplicable
+    return softmax(context.inputs[0] / np.sqrt(context.config.head_dim), _mask(context))
 
 
 def _over_axis(axis: int) -> Callable[[Context], Array]:
@@ -122,8 +132,9 @@ VARIANTS = (
         _scaled_by(lambda c: float(1.0 / np.sqrt(c.config.dim)))),
     attention("scale 1/sqrt(n_heads)", "scores are divided by the root of n_heads instead of head_dim",
         _scaled_by(lambda c: float(1.0 / np.sqrt(c.config.n_heads)))),
+    attention("scaled again", "scores are multiplied by 1/sqrt(head_dim), as the queries were already", _again),
     attention("base 2 instead of e", "powers of 2 instead of e (a factor log2(e) is missing)",
-        _scaled_by(lambda c: float(np.log(2.0) / np.sqrt(c.config.head_dim)))),
+        _scaled_by(lambda c: float(np.log(2.0) * _right_scale(c)))),
     attention("softmax over queries", "normed over the queries instead of the keys", _over_axis(1)),
     attention("softmax over heads", "normed over the heads instead of the keys", _over_axis(0)),
     attention("mask missing", "no causal mask: tokens see the future",

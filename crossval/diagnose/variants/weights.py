@@ -29,7 +29,8 @@ from crossval.diagnose.variants.layouts import Layout
 from crossval.diagnose.variants.quantizer import Setting, integers
 from crossval.diagnose.variants.variant import Variant, on
 from crossval.model.config import SpecConfig
-from crossval.model.kinds import FloatArray, IntArray, TernaryMatrix
+from crossval.model.graphs import op_table
+from crossval.model.kinds import FloatArray, IntArray, RmsNorm, TernaryMatrix
 from crossval.model.taps import BITLINEARS
 
 TENSORS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -160,18 +161,10 @@ def _interleaved_heads(context: Context) -> Array:
 
 
 def _input_before_norm(context: Context) -> Array:
-    source = {
-        "q": context.layer_input,
-        "k": context.layer_input,
-        "v": context.layer_input,
-        "attn_o_out": context.name("kqv_out"),
-        "ffn_gate": context.name("ffn_inp"),
-        "ffn_up": context.name("ffn_inp"),
-        "ffn_down": context.name("ffn_out"),
-    }[context.op.name]
-    if source == context.op.inputs[0]:
-        raise Inapplicable
-    return linear(context, x=context.tap(source))
+    for op in op_table(context.config):
+        if op.output == context.op.inputs[0] and isinstance(op.kind, RmsNorm):
+            return linear(context, x=context.tap(op.inputs[0]))
+    raise Inapplicable
 
 
 scale = partial(Variant, family=4, ops=BITLINEARS)

@@ -6,6 +6,8 @@ To add one: a file with its ``operations``, and a line in ``GRAPHS``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from itertools import takewhile
 
 from crossval.errors import BadInputError
 from crossval.model.config import SpecConfig
@@ -23,6 +25,7 @@ GRAPHS: dict[str, Callable[[SpecConfig], tuple[Op, ...]]] = {
 """``general.architecture`` of a model file -> function that lists its operations."""
 
 
+@lru_cache(maxsize=8)
 def op_table(config: SpecConfig) -> tuple[Op, ...]:
     """List every operation of a model in execution order.
 
@@ -35,3 +38,8 @@ def op_table(config: SpecConfig) -> tuple[Op, ...]:
             "the specification defines no other"
         )
     return GRAPHS[config.architecture](config)
+
+
+def before_layers(config: SpecConfig) -> tuple[Op, ...]:
+    """List the operations before the layers; the output of the last one is what the first layer reads."""
+    return tuple(takewhile(lambda op: op.layer is None, op_table(config)))

@@ -138,7 +138,8 @@ def decoder(
 
 def _ending(c: SpecConfig, x: str, head: str) -> list[Op]:
     """List what follows the layers: of every token where these are pooled, else of the last one."""
-    pooled, last = c.pooling is not None, {"output_rows": True, "last_row_only": True}
+    pooled = c.pooling is not None
+    last: dict[str, Any] = {"output_rows": True, "last_row_only": True}
     norm = Op(
         "result_norm", None, RmsNorm(c.rms_eps), (x,), ("output_norm.weight",), HIDDEN,
         appends_to=STATES if pooled else None, output_rows=True, last_row_only=not pooled,

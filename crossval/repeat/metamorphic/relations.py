@@ -67,7 +67,8 @@ def run_metamorphic(
 ) -> MetamorphicResult:
     """Run every relation asked for on one engine.
 
-    ``architecture``, ``input_norms``: of the model (``passes.Numerics.inside_others``). ``open_runner()`` returns a runner that has not been entered; ``open_runner(n_threads=...)`` and
+    ``architecture``, ``input_norms``: of the model (``passes.Numerics.inside_others``).
+    ``open_runner()`` returns a runner that has not been entered; ``open_runner(n_threads=...)`` and
     ``open_runner(kernel=...)`` the same engine with that option. One or two are open at a time.
 
     Raises:
