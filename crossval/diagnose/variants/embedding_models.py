@@ -61,7 +61,7 @@ def _times(factor_of: Callable[[Context], float]) -> Callable[[Context], Array]:
 
 
 def _narrow(context: Context, form: str) -> Array:
-    return _times(lambda c: float(NARROW[form](np.float64(_factor(c)))))(context)
+    return _times(lambda c: float(NARROW[form](np.array([_factor(c)]))[0]))(context)
 
 
 def _truncated(context: Context) -> float:
