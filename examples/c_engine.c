@@ -176,6 +176,8 @@ static trace_writer trace;
 static const char *mistake = "";
 static int broken_layer;
 
+static const char *const MISTAKES[] = {"interleaved-rope", "no-attn-sub-norm", "silu", "truncating-quantiser"};
+
 static int wrong(int layer, const char *name) { return layer == broken_layer && !strcmp(mistake, name); }
 
 static void load_model(size_t n_context) {
@@ -350,7 +352,7 @@ int main(int argc, char **argv) {
     static int32_t ids[4096];
     size_t n_prompt = 0, n_decode = 4;
     if (argc < 4) die("usage: c_engine MODEL TRACE_DIR ID,ID,... [--decode N] [--mistake NAME --layer N]", "");
-    for (char *word = strtok(argv[3], ","); word && n_prompt < 2048; word = strtok(NULL, ","))
+    for (char *word = strtok(argv[3], ", "); word && n_prompt < 2048; word = strtok(NULL, ", "))
         ids[n_prompt++] = (int32_t)strtol(word, NULL, 10);
     for (int i = 4; i + 1 < argc; i += 2) {
         if (!strcmp(argv[i], "--decode")) n_decode = strtoul(argv[i + 1], NULL, 10);
@@ -359,8 +361,9 @@ int main(int argc, char **argv) {
         else die("unknown option", argv[i]);
     }
     if (!n_prompt || n_decode > 2000) die("no tokens, or too many to decode", "");
-    if (*mistake && !strstr(" interleaved-rope no-attn-sub-norm silu truncating-quantiser ", mistake))
-        die("unknown mistake", mistake);
+    int known = !*mistake;
+    for (int i = 0; i < 4; i++) known |= !strcmp(mistake, MISTAKES[i]);
+    if (!known) die("unknown mistake", mistake);
     read_file(argv[1]);
     load_model(n_prompt + n_decode);
     for (size_t i = 0; i < n_prompt; i++)

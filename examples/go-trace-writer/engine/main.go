@@ -1,7 +1,7 @@
 // A complete BitNet b1.58 engine, with a trace for crossval: GGUF with I2_S matrices, a prompt, greedy tokens. It
-// shares no code with bitnet_py, crossval or bitnet.cpp. -mistake breaks one layer on purpose.
+// shares no code with bitnet_py, crossval or bitnet.cpp. --mistake breaks one layer on purpose.
 //
-//	go run ./engine -model model.gguf -out my-trace -tokens 1019,277,271,220,17,10,17,30 [-mistake silu -layer 2]
+//	go run ./engine model.gguf my-trace 1019,277,271,220,17,10,17,30 [--mistake silu --layer 2]
 //
 // Mistakes: interleaved-rope, no-attn-sub-norm, silu.
 package main
@@ -389,13 +389,14 @@ func forward(ids []int32, start int) int32 {
 }
 
 func main() {
-	model := flag.String("model", "", "GGUF file with I2_S matrices")
-	out := flag.String("out", "", "directory of the trace; must not exist")
-	tokens := flag.String("tokens", "", "prompt as token ids: 1019,16,11")
+	usage := "engine MODEL TRACE_DIR ID,ID,... [--decode N] [--mistake NAME --layer N]"
+	demand(len(os.Args) > 3, "usage: %s", usage)
+	model, out, tokens := os.Args[1], os.Args[2], strings.Fields(strings.ReplaceAll(os.Args[3], ",", " "))
 	decode := flag.Int("decode", 4, "greedy tokens after the prompt")
-	flag.Parse()
-	demand(strings.Contains("|interleaved-rope|no-attn-sub-norm|silu||", "|"+*mistake+"|"), "unknown -mistake %s", *mistake)
-	f := open(*model)
+	must(0, flag.CommandLine.Parse(os.Args[4:]))
+	known := "|interleaved-rope|no-attn-sub-norm|silu||"
+	demand(strings.Contains(known, "|"+*mistake+"|"), "unknown mistake %s", *mistake)
+	f := open(model)
 	arch := f.texts["general.architecture"]
 	demand(arch == "bitnet-b1.58" || arch == "bitnet-25", "%q is not squared-ReLU BitNet", arch)
 	number := func(key string) float64 {
@@ -413,13 +414,14 @@ func main() {
 	}
 	eps, base = number("attention.layer_norm_rms_epsilon"), number("rope.freq_base")
 	prompt := []int32{}
-	for _, word := range strings.Split(*tokens, ",") {
+	for _, word := range tokens {
 		id := must(strconv.ParseInt(word, 10, 32))
 		demand(id >= 0 && int(id) < shape.VocabSize, "token %d is outside the vocabulary", id)
 		prompt = append(prompt, int32(id))
 	}
+	demand(len(prompt) > 0, "the prompt has no tokens")
 	load(f)
-	trace = must(tracewriter.Create(*out, "Go engine", shape, prompt))
+	trace = must(tracewriter.Create(out, "Go engine", shape, prompt))
 	next := forward(prompt, 0)
 	for i := 0; i < *decode; i++ {
 		fmt.Println(next)

@@ -314,7 +314,7 @@ fn main() -> Result<(), Fault> {
     if !mistake.is_empty() && !MISTAKES.contains(&mistake) {
         return Err(format!("unknown mistake {mistake}; there are {MISTAKES:?}").into());
     }
-    let prompt = ids.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>()?;
+    let prompt = ids.split([',', ' ']).map(str::parse).collect::<Result<Vec<u32>, _>>()?;
     let file = File::open(model)?;
     let arch = file.texts.get("general.architecture").cloned().unwrap_or_default();
     if arch != "bitnet-b1.58" && arch != "bitnet-25" {
