@@ -31,9 +31,10 @@ static void *get(size_t count, size_t size) {
 static uint8_t *bytes; /* the whole file */
 static size_t n_bytes, at;
 static double settings[7]; /* by place in KEYS */
-static const char *const KEYS[] = {"block_count", "embedding_length", "attention.head_count",
-                                   "attention.head_count_kv", "feed_forward_length",
-                                   "attention.layer_norm_rms_epsilon", "rope.freq_base"};
+static const char *const KEYS[] = {"block_count",          "embedding_length",
+                                   "attention.head_count", "attention.head_count_kv",
+                                   "feed_forward_length",  "attention.layer_norm_rms_epsilon",
+                                   "rope.freq_base"};
 enum { N_LAYERS, DIM, N_HEADS, N_KV_HEADS, HIDDEN_DIM, EPS, ROPE_BASE, N_KEYS };
 typedef struct {
     char name[64];
@@ -126,16 +127,18 @@ static float half(const uint8_t *from) {
 
 typedef struct {
     size_t rows, cols;
-    float *floats;  /* of F32 and F16 */
-    int8_t *codes;  /* of I2_S: -1, 0, +1 */
+    float *floats; /* of F32 and F16 */
+    int8_t *codes; /* of I2_S: -1, 0, +1 */
     float scale;
 } matrix;
 
 static matrix load(int layer, const char *part, size_t rows, size_t cols) {
     char name[64];
     matrix m = {rows, cols, NULL, NULL, 1};
-    if (layer < 0) snprintf(name, sizeof name, "%s.weight", part);
-    else snprintf(name, sizeof name, "blk.%d.%s.weight", layer, part);
+    if (layer < 0)
+        snprintf(name, sizeof name, "%s.weight", part);
+    else
+        snprintf(name, sizeof name, "blk.%d.%s.weight", layer, part);
     uint64_t i = 0, n = (uint64_t)rows * cols;
     while (i < n_tensors && strcmp(tensors[i].name, name)) i++;
     if (i == n_tensors) die("no such tensor", name);
@@ -248,7 +251,8 @@ static void rope(float *x, int heads, size_t start, size_t n, int interleaved) {
 static void attention(int layer, float *out, const float *x, size_t start, size_t n) {
     layer_state *l = layers + layer;
     size_t kv = (size_t)n_kv_heads * head_dim, n_kv = start + n;
-    float *normed = get(n * dim, sizeof(float)), *q = get(n * dim, sizeof(float)), *joined = get(n * dim, sizeof(float));
+    float *normed = get(n * dim, sizeof(float)), *q = get(n * dim, sizeof(float)),
+          *joined = get(n * dim, sizeof(float));
     float *k = l->keys + start * kv, *v = l->values + start * kv;
     float *scores = get(n_heads * n * n_kv, sizeof(float)), *weights = get(n_heads * n * n_kv, sizeof(float));
     int truncates = wrong(layer, "truncating-quantiser"), interleaved = wrong(layer, "interleaved-rope");
@@ -298,7 +302,8 @@ static void attention(int layer, float *out, const float *x, size_t start, size_
 static void feed_forward(int layer, float *out, const float *x, size_t n) {
     layer_state *l = layers + layer;
     size_t count = n * hidden_dim;
-    float *normed = get(n * dim, sizeof(float)), *gate = get(count, sizeof(float)), *up = get(count, sizeof(float));
+    float *normed = get(n * dim, sizeof(float)), *gate = get(count, sizeof(float)),
+          *up = get(count, sizeof(float));
     int truncates = wrong(layer, "truncating-quantiser"), silu = wrong(layer, "silu");
     norm(normed, x, &l->ffn_norm, n);
     trace_tap(&trace, layer, "ffn_norm", normed, n, dim, 0);
@@ -355,10 +360,14 @@ int main(int argc, char **argv) {
     for (char *word = strtok(argv[3], ", "); word && n_prompt < 2048; word = strtok(NULL, ", "))
         ids[n_prompt++] = (int32_t)strtol(word, NULL, 10);
     for (int i = 4; i + 1 < argc; i += 2) {
-        if (!strcmp(argv[i], "--decode")) n_decode = strtoul(argv[i + 1], NULL, 10);
-        else if (!strcmp(argv[i], "--mistake")) mistake = argv[i + 1];
-        else if (!strcmp(argv[i], "--layer")) broken_layer = atoi(argv[i + 1]);
-        else die("unknown option", argv[i]);
+        if (!strcmp(argv[i], "--decode"))
+            n_decode = strtoul(argv[i + 1], NULL, 10);
+        else if (!strcmp(argv[i], "--mistake"))
+            mistake = argv[i + 1];
+        else if (!strcmp(argv[i], "--layer"))
+            broken_layer = atoi(argv[i + 1]);
+        else
+            die("unknown option", argv[i]);
     }
     if (!n_prompt || n_decode > 2000) die("no tokens, or too many to decode", "");
     int known = !*mistake;

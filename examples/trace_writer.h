@@ -76,17 +76,14 @@ typedef struct {
 
 static void trace_sha_block(trace_sha *s) {
     static const uint32_t k[64] = {
-        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1,
-        0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3,
-        0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786,
-        0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
-        0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147,
-        0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13,
-        0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b,
-        0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
-        0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a,
-        0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
-        0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+        0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+        0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+        0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+        0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+        0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+        0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+        0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
     uint32_t w[64], v[8];
     for (int i = 0; i < 16; i++)
         w[i] = (uint32_t)s->block[4 * i] << 24 | (uint32_t)s->block[4 * i + 1] << 16 |
@@ -102,8 +99,8 @@ static void trace_sha_block(trace_sha *s) {
         uint32_t e = v[4], a = v[0];
         uint32_t one = v[7] + (TRACE_TURN(e, 6) ^ TRACE_TURN(e, 11) ^ TRACE_TURN(e, 25)) +
                        ((e & v[5]) ^ (~e & v[6])) + k[i] + w[i];
-        uint32_t two = (TRACE_TURN(a, 2) ^ TRACE_TURN(a, 13) ^ TRACE_TURN(a, 22)) +
-                       ((a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]));
+        uint32_t two =
+            (TRACE_TURN(a, 2) ^ TRACE_TURN(a, 13) ^ TRACE_TURN(a, 22)) + ((a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]));
         memmove(v + 1, v, 7 * sizeof *v);
         v[4] += one;
         v[0] = one + two;
@@ -120,9 +117,8 @@ static void trace_sha_add(trace_sha *s, const void *data, size_t n) {
 }
 
 static void trace_sha_begin(trace_sha *s) {
-    static const uint32_t h[8] = {
-        0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
-        0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    static const uint32_t h[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                  0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
     memcpy(s->h, h, sizeof h);
     s->n = 0;
 }
@@ -191,11 +187,12 @@ int trace_open(trace_writer *t, const char *directory, const char *engine, const
     fputs("{\"format\": \"crossval-trace\", \"format_version\": 1, \"engine\": {\"name\": \"", t->json);
     for (const char *c = engine; *c; c++)
         fprintf(t->json, "%s%c", strchr("\"\\", *c) ? "\\" : "", (uint8_t)*c < 32 ? ' ' : *c);
-    fprintf(t->json,
-            "\"},\n \"model\": {\"sha256\": \"%s\", \"n_layers\": %d, \"n_heads\": %d, \"n_kv_heads\": %d, "
-            "\"head_dim\": %d, \"dim\": %d, \"hidden_dim\": %d, \"vocab_size\": %d},\n \"prompt\": {\"token_ids\": ",
-            model->sha256, model->n_layers, model->n_heads, model->n_kv_heads, model->head_dim, model->dim,
-            model->hidden_dim, model->vocab_size);
+    fprintf(
+        t->json,
+        "\"},\n \"model\": {\"sha256\": \"%s\", \"n_layers\": %d, \"n_heads\": %d, \"n_kv_heads\": %d, "
+        "\"head_dim\": %d, \"dim\": %d, \"hidden_dim\": %d, \"vocab_size\": %d},\n \"prompt\": {\"token_ids\": ",
+        model->sha256, model->n_layers, model->n_heads, model->n_kv_heads, model->head_dim, model->dim,
+        model->hidden_dim, model->vocab_size);
     trace_ids(t->json, prompt_ids, n_prompt);
     fputs("},\n \"passes\": [", t->json);
     return 0;
@@ -229,10 +226,14 @@ int trace_tap_from(trace_writer *t, size_t first, int layer, const char *name, c
     if (!t->n_pass) return trace_fail(t, "a tap outside a pass");
     if (!n || first >= t->n_pass || strlen(name) > 40 || strpbrk(name, "\"\\"))
         return trace_fail(t, "a tap is empty, has no such token, or an unusable name");
-    if (layer < 0) snprintf(full, sizeof full, "%s", name);
-    else snprintf(full, sizeof full, "blk.%d.%s", layer, name);
-    if (d2) snprintf(shape, sizeof shape, "[%zu, %zu, %zu]", d0, d1, d2);
-    else snprintf(shape, sizeof shape, "[%zu, %zu]", d0, d1);
+    if (layer < 0)
+        snprintf(full, sizeof full, "%s", name);
+    else
+        snprintf(full, sizeof full, "blk.%d.%s", layer, name);
+    if (d2)
+        snprintf(shape, sizeof shape, "[%zu, %zu, %zu]", d0, d1, d2);
+    else
+        snprintf(shape, sizeof shape, "[%zu, %zu]", d0, d1);
     fprintf(t->header, "%s\"p%d.%s\": {\"dtype\": \"F32\", \"shape\": %s, \"data_offsets\": [%llu, %llu]}",
             t->n_taps ? ", " : "{", t->pass, full, shape, (unsigned long long)t->n_bytes,
             (unsigned long long)(t->n_bytes + n_bytes));
@@ -242,7 +243,9 @@ int trace_tap_from(trace_writer *t, size_t first, int layer, const char *name, c
         fprintf(t->json, "%s%zu", i == first ? ", \"rows\": [" : ", ", i);
     fputs(first ? "]}" : "}", t->json);
     t->n_bytes += n_bytes;
-    return fwrite(data, sizeof *data, n, t->data) == n ? 0 : trace_fail(t, "a tap cannot be written; is the disk full?");
+    return fwrite(data, sizeof *data, n, t->data) == n
+               ? 0
+               : trace_fail(t, "a tap cannot be written; is the disk full?");
 }
 
 static void trace_copy(trace_sha *s, FILE *to, FILE *from) {

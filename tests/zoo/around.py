@@ -69,33 +69,83 @@ def _drawn(temperature: float) -> Callable[[Logits, int], int]:
 READS, PICKS, ENDS, PRINTS = "tokenizer", "sampling", "end of text", "detokenizer"
 FAULTS = (
     Around("merges-ignored", READS, "one token per character: no merge applied", encode=_one_byte_a_token),
-    Around("bos-twice", READS, "two BOS before the prompt",
-           encode=lambda t, text: [t.encode(text)[0], *t.encode(text)]),
-    Around("spaces-lost", READS, "the spaces of the prompt are lost", encode=lambda t, text: t.encode(text.replace(" ", ""))),
-    Around("ids-shifted", READS, "every id of the prompt is one too high: another vocabulary",
-           encode=lambda t, text: [min(i + 1, t.vocab_size - 1) for i in t.encode(text)]),
-    Around("last-token-lost", READS, "the prompt's last token is not fed", encode=lambda t, text: t.encode(text)[:-1]),
-    Around("eos-appended", READS, "an end-of-text token after the prompt",
-           encode=lambda t, text: [*t.encode(text), min(t.eos_ids)]),
+    Around(
+        "bos-twice",
+        READS,
+        "two BOS before the prompt",
+        encode=lambda t, text: [t.encode(text)[0], *t.encode(text)],
+    ),
+    Around(
+        "spaces-lost",
+        READS,
+        "the spaces of the prompt are lost",
+        encode=lambda t, text: t.encode(text.replace(" ", "")),
+    ),
+    Around(
+        "ids-shifted",
+        READS,
+        "every id of the prompt is one too high: another vocabulary",
+        encode=lambda t, text: [min(i + 1, t.vocab_size - 1) for i in t.encode(text)],
+    ),
+    Around(
+        "last-token-lost", READS, "the prompt's last token is not fed", encode=lambda t, text: t.encode(text)[:-1]
+    ),
+    Around(
+        "eos-appended",
+        READS,
+        "an end-of-text token after the prompt",
+        encode=lambda t, text: [*t.encode(text), min(t.eos_ids)],
+    ),
     Around("argmin", PICKS, "the least likely token is picked", pick=lambda logits, step: int(logits.argmin())),
-    Around("second-best", PICKS, "the second best token is picked", pick=lambda logits, step: int(logits.argsort()[-2])),
-    Around("off-by-one", PICKS, "the token after the best one is picked",
-           pick=lambda logits, step: (int(logits.argmax()) + 1) % logits.size),
+    Around(
+        "second-best",
+        PICKS,
+        "the second best token is picked",
+        pick=lambda logits, step: int(logits.argsort()[-2]),
+    ),
+    Around(
+        "off-by-one",
+        PICKS,
+        "the token after the best one is picked",
+        pick=lambda logits, step: (int(logits.argmax()) + 1) % logits.size,
+    ),
     Around("temperature-2", PICKS, "drawn at temperature 2 where greedy was meant", pick=_drawn(2.0)),
     Around("uniform", PICKS, "the logits are ignored", pick=_drawn(1e9)),
     Around("first-row", PICKS, "picked from the logits of the prompt's first token", row=0),
-    Around("feeds-first", PICKS, "the first token made is fed again at every step", feeds=lambda made, step: made[0]),
+    Around(
+        "feeds-first", PICKS, "the first token made is fed again at every step", feeds=lambda made, step: made[0]
+    ),
     Around("feeds-0", PICKS, "token 0 is fed at every step", feeds=lambda made, step: 0),
     Around("end-ignored", ENDS, "the end-of-text token does not end the text", ends=lambda t, token, step: False),
     Around("end-after-1", ENDS, "the text ends after one token", ends=lambda t, token, step: step == 0),
-    Around("end-at-full-stop", ENDS, "the text ends at the first token that is a full stop, before it is shown",
-           ends=lambda t, token, step: t.decode([token]) == "."),
+    Around(
+        "end-at-full-stop",
+        ENDS,
+        "the text ends at the first token that is a full stop, before it is shown",
+        ends=lambda t, token, step: t.decode([token]) == ".",
+    ),
     Around("pieces-raw", PRINTS, "pieces are printed as the vocabulary spells them", show=_raw_pieces),
-    Around("printed-latin-1", PRINTS, "bytes printed as Latin-1", show=lambda t, ids: t.decode_bytes(ids).decode("latin-1")),
-    Around("printed-shifted", PRINTS, "every id is printed as the one after it",
-           show=lambda t, ids: t.decode([min(i + 1, t.vocab_size - 1) for i in ids])),
-    Around("spaces-not-printed", PRINTS, "spaces are not printed", show=lambda t, ids: t.decode(ids).replace(" ", "")),
-    Around("special-printed", PRINTS, "special tokens are printed", show=lambda t, ids: t.decode(ids, skip_special=False)),
-)  # fmt: skip
+    Around(
+        "printed-latin-1",
+        PRINTS,
+        "bytes printed as Latin-1",
+        show=lambda t, ids: t.decode_bytes(ids).decode("latin-1"),
+    ),
+    Around(
+        "printed-shifted",
+        PRINTS,
+        "every id is printed as the one after it",
+        show=lambda t, ids: t.decode([min(i + 1, t.vocab_size - 1) for i in ids]),
+    ),
+    Around(
+        "spaces-not-printed", PRINTS, "spaces are not printed", show=lambda t, ids: t.decode(ids).replace(" ", "")
+    ),
+    Around(
+        "special-printed",
+        PRINTS,
+        "special tokens are printed",
+        show=lambda t, ids: t.decode(ids, skip_special=False),
+    ),
+)
 """Named mistakes."""
 RIGHT = Around()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bitnet_py import Model
 from bitnet_py.resources import default_model_path
-from crossval.selftest.damage import DamagedModel, damaged_copy
+from crossval.selftest.damage import damaged_copy
 from tests.zoo import around
 from tests.zoo.around import RIGHT, Around
 from tests.zoo.catalogue import FAULTS
@@ -24,7 +24,12 @@ PROMPTS = (
     "Say these words twice: fish cake.",
 )  # fmt: skip
 """Those of the suite ``fixed-10``."""
-UNUSED = ("file-head-not-tied", "file-pre-tokeniser-default", "file-pre-tokeniser-not-named", "file-special-tokens-as-text")
+UNUSED = (
+    "file-head-not-tied",
+    "file-pre-tokeniser-default",
+    "file-pre-tokeniser-not-named",
+    "file-special-tokens-as-text",
+)
 """Weight faults made for other files than the shipped model."""
 
 
