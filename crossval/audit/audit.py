@@ -40,6 +40,7 @@ class _Engine:
     arithmetic: Arithmetic
     weights: WeightSource
     distrusted: frozenset[Place]
+    survey: Survey
     states: list[PassState] = field(init=False)
     checks: list[OpCheck] = field(default_factory=list)
     covered: set[Place] = field(default_factory=set)
@@ -48,7 +49,6 @@ class _Engine:
     """Readings that fitted segments of single-token passes (True), and of others: tried first in the next."""
     failed_trials: int = 0
     """Choices of int8 flips tried in vain in all segments."""
-    survey: Survey = field(default_factory=Survey)
 
     def __post_init__(self) -> None:
         self.states = [PassState(index, plan) for index, plan in enumerate(self.source.plans)]
@@ -236,11 +236,11 @@ def _audit(
 ) -> list[AuditResult]:
     """Audit once, each engine judged by the arithmetic given for it."""
     held = _LayerWeights(weights)
+    ops = op_table(weights.config)
     engines = [
-        _Engine(source, arithmetic, held, frozenset(distrusted))
+        _Engine(source, arithmetic, held, frozenset(distrusted), Survey(ops))
         for source, arithmetic in zip(sources, arithmetics, strict=True)
     ]
-    ops = op_table(weights.config)
     outputs = {op.output for op in ops}
     (head,) = (op for op in ops if isinstance(op.kind, Head))
     rest = [op for op in ops if op is not head]

@@ -96,13 +96,16 @@ class _Seen:
 class Survey:
     """Looks at everything one engine recorded, pass by pass."""
 
+    ops: Sequence[Op] = tuple(taps.OPS.values())
+    """Of the model."""
     _seen: dict[str, _Seen] = field(default_factory=dict)
 
     def add(self, recorded: Mapping[str, TapArray]) -> None:
         """Take in the tensors of one pass, by full tap name; each is to be given once."""
+        told_nothing = {op.name for op in self.ops if isinstance(op.kind, OF_TABLES)}
         for name, tap in recorded.items():
             op = taps.op_of(name)
-            if not isinstance(op.kind, OF_TABLES) and _says_something(tap.array):
+            if op.name not in told_nothing and _says_something(tap.array):
                 seen = self._seen.setdefault(op.name, _Seen())
                 seen.n_taps += 1
                 for form in NARROW:

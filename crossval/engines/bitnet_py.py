@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -14,14 +15,20 @@ import numpy as np
 
 import bitnet_py
 from bitnet_py import _native
+from bitnet_py.config import ARCHITECTURES
+from bitnet_py.embedding import normalized
 from bitnet_py.errors import InputError
+from bitnet_py.gguf import GGUFFile
 from bitnet_py.model import KernelCount
 from bitnet_py.tq import TQ_BLOCK
 from crossval.errors import BadInputError, CrossvalError
+from crossval.model.config import may_pool
 from crossval.model.taps import token_axis
 from crossval.passes import OF_MAIN, EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
 from crossval.terms import LOGITS, Generation
 
+EMBEDDING = "embedding"
+"""Name of the tap that holds the normalised vector of the text."""
 DEFAULT_SIMD_WIDTH = 8
 """Reduction lanes when the reference does not state its own."""
 
@@ -72,6 +79,13 @@ def numerics_of(arithmetic: bitnet_py.Arithmetic, asked: Numerics | None = None)
     )
 
 
+def _in_march(model_path: Path) -> bool:
+    """Return whether bitnet.cpp of March 2026 has the architecture of a model; others have main's arithmetic only."""
+    with GGUFFile.open(model_path) as gguf:
+        known = ARCHITECTURES.get(str(gguf.metadata.get("general.architecture")))
+    return known is None or known.in_march
+
+
 class BitnetPyRunner:
     """Runs ``bitnet_py``; it rounds as ``numerics`` say (the reference's, usually).
 
@@ -93,11 +107,10 @@ class BitnetPyRunner:
     ) -> None:
         self.model_path = Path(model_path)
         self._asked = numerics
-        arithmetic = arithmetic_of(numerics or Numerics(), follow_reference_graph=follow_reference_graph)
+        self._follows = follow_reference_graph
         self._options: dict[str, Any] = {
             "n_threads": n_threads,
             "kernel": kernel,
-            "arithmetic": arithmetic,
             "n_ubatch": n_ubatch,
         }
         self._model: bitnet_py.Model | None = None
@@ -105,7 +118,11 @@ class BitnetPyRunner:
         self._identity: EngineIdentity | None = None
 
     def __enter__(self) -> BitnetPyRunner:
-        self._model = bitnet_py.Model.from_gguf(self.model_path, **self._options)
+        stated = self._asked or Numerics()
+        if stated.generation is None and not _in_march(self.model_path):
+            stated = replace(stated, generation="main")
+        arithmetic = arithmetic_of(stated, follow_reference_graph=self._follows)
+        self._model = bitnet_py.Model.from_gguf(self.model_path, arithmetic=arithmetic, **self._options)
         self._cache = self._model.new_cache()
         library = _native.library_path().read_bytes()
         arithmetic = self._model.arithmetic
@@ -166,8 +183,13 @@ class BitnetPyRunner:
         start = cache.n_tokens
         plan = PassPlan(pass_kind(len(token_ids), start), tuple(int(i) for i in token_ids), start)
         begun = time.perf_counter()
+        pooling = model.config.pooling if may_pool(model.config.arch) else "none"
+        names = [name for name in select if name not in (LOGITS, EMBEDDING)]
         try:
-            result = model.forward(plan.token_ids, cache, taps=[n for n in select if n != LOGITS])
+            if pooling == "none":
+                result = model.forward(plan.token_ids, cache, taps=names)
+            else:  # as bitnet.cpp: every token is an output
+                result = model.forward(plan.token_ids, cache, taps=names, logits="all", pooling=pooling)
         except InputError as error:
             raise BadInputError(str(error)) from None
         elapsed = time.perf_counter() - begun
@@ -179,7 +201,9 @@ class BitnetPyRunner:
             for name, array in result.taps.items()
         }
         if LOGITS in select and result.logits is not None:
-            arrays[LOGITS] = TapArray(result.logits, last)
+            arrays[LOGITS] = TapArray(result.logits[-1:], last)
+        if EMBEDDING in select and result.pooled is not None:
+            arrays[EMBEDDING] = TapArray(normalized(result.pooled)[None], last)
         return PassRecord(plan, arrays, elapsed)
 
     def prepare_best(self) -> None:
