@@ -94,8 +94,9 @@ def compare(
         config = engine.model.config
         names = [op.output for op in op_table(SpecWeights(model).config)]
         # Ours has the activation as a tensor whatever the library does.
-        of_engine = {name for name in names if taps.parse(name).tap not in numerics.inside_others - {"ffn_act"}}
-        of_library = {name for name in of_engine if taps.parse(name).tap not in numerics.inside_others}
+        inside = numerics.inside_others(config.arch)
+        of_engine = {name for name in names if taps.parse(name).tap not in inside - {"ffn_act"}}
+        of_library = {name for name in of_engine if taps.parse(name).tap not in inside}
         for number, length in enumerate(lengths):
             stream = Stream(number, "same bits prompt")
             ids = [stream.below(config.vocab_size) for _ in range(length)]

@@ -142,9 +142,12 @@ def _known(tap: str, world: _World) -> bool:
 def _totals(audit: Mapping[str, Any], rows: Sequence[AuditRow], world: _World) -> Iterator[str]:
     """Check how many operations there are and how many were judged; a model may lack optional ones."""
     n_ops, n_covered, n_passes = audit["n_ops"], audit["n_covered"], len(world.plan)
-    n_ends, n_layers = len(taps.INPUT_TAPS) + len(taps.HEAD_TAPS), world.shape.n_layers
-    n_lacking = range(len(taps.OPTIONAL_TAPS) + 1)
-    possible = [n_passes * (n_ends + n_layers * (len(taps.LAYER_TAPS) - n)) for n in n_lacking]
+    model = world.shape
+    known = taps.of_graph(model.architecture, bool(model.input_norms), model.pooling is not None)
+    n_in_layer = sum(tap in taps.LAYER_TAPS for tap in known)
+    n_lacking = 0 if model.input_norms else len(taps.SUB_NORMS.intersection(known))
+    n_ends = len(known) - n_in_layer
+    possible = [n_passes * (n_ends + model.n_layers * (n_in_layer - n)) for n in range(n_lacking + 1)]
     if n_ops not in possible:
         yield f"{n_ops} operations, {n_passes} passes of this model have {possible[0]}"
     least = sum(row.n_passes - row.n_unchecked for row in rows)

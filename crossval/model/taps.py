@@ -69,6 +69,23 @@ INPUT_TAPS: tuple[str, ...] = tuple(name for name in _OUTSIDE if list(OPS).index
 HEAD_TAPS: tuple[str, ...] = tuple(name for name in _OUTSIDE if name not in INPUT_TAPS)
 OPTIONAL_TAPS = frozenset(name for name, op in OPS.items() if op.optional)
 """Taps a model may lack; when neither engine has one, nothing is missing."""
+SUB_NORMS = frozenset({"attn_sub_norm", "ffn_sub_norm"})
+"""Taps that models of one architecture have or lack."""
+
+
+@lru_cache(maxsize=64)
+def of_graph(architecture: str | None, input_norms: bool = False, pooled: bool = False) -> tuple[str, ...]:
+    """Return the taps, without their layer, that a model has at most, in execution order.
+
+    ``input_norms``, ``pooled``: it has norms before its matrices, and one vector of a text as its result. Of an
+    architecture that has no graph here: those of BitNet.
+    """
+    known = architecture if architecture in GRAPHS else next(iter(GRAPHS))
+    config = _lacks_nothing(known)
+    asked = replace(config, input_norms=input_norms, pooling=config.pooling if pooled else None)
+    return tuple(op.name for op in GRAPHS[known](asked))
+
+
 STATES: dict[str, str] = {op.appends_to.rpartition(".")[2]: name for name, op in OPS.items() if op.appends_to}
 """KV state, without the layer -> the tap whose rows make it up."""
 CONTEXT_INPUTS = ("token_ids", "positions")

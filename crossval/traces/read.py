@@ -58,7 +58,8 @@ class TraceModel:
     def of_receipt(cls, receipt: Mapping[str, Any]) -> TraceModel:
         """Return the model of a receipt that is valid by the schema."""
         model = receipt["model"]
-        return cls(sha256=model["sha256"], **{name: model["shape"][name] for name in SHAPE_FIELDS})
+        form = {name: model.get(name) for name in ("architecture", "input_norms", "pooling")}
+        return cls(sha256=model["sha256"], **{name: model["shape"][name] for name in SHAPE_FIELDS}, **form)
 
 
 def check_model(recorded: TraceModel, model: TraceModel) -> None:

@@ -8,7 +8,6 @@ from typing import Literal, get_args
 
 from crossval.compare import receipt
 from crossval.model import taps
-from crossval.model.taps import OPTIONAL_TAPS
 from crossval.passes import Numerics, PassPlan
 from crossval.repeat.metamorphic.cases import PlannedCheck, Sizes
 from crossval.terms import LOGITS
@@ -41,8 +40,14 @@ class Form:
     scores_vary: bool = False
     """Attention scores depend on how many tokens a pass holds. In bitnet.cpp of March 2026 those of one head do:
     it keeps Q in binary32 in longer passes. Later ones add up a single token's in another order."""
+    known: tuple[str, ...] = taps.of_graph(None)
+    """What the model has at most, without layers."""
     inside_others: frozenset[str] = frozenset()
     """Taps of a layer that the engine may compute inside another operation; they are not compared."""
+
+    def has(self, tap: str) -> bool:
+        """Return whether a tap, without its layer, is compared."""
+        return tap in self.known and tap not in self.inside_others
 
     @classmethod
     def of(
@@ -54,13 +59,14 @@ class Form:
     ) -> Form:
         """Return it for a model with so many heads, of an architecture, and an engine that rounds so."""
         inside = numerics.inside_others(architecture, input_norms)
-        return cls(n_heads == 1 or numerics.generation in ("main", "mainline"), inside)
+        known = taps.of_graph(architecture, input_norms)
+        return cls(n_heads == 1 or numerics.generation in ("main", "mainline"), known, inside)
 
 
 def up_to_attention(form: Form) -> list[str]:
     """Return the taps whose bits do not depend on how many tokens a pass holds."""
     alike = [tap for tap in _UP_TO_SOFTMAX if not (form.scores_vary and taps.OPS[tap].token_axis)]
-    return ["inp_embd", *(f"blk.0.{tap}" for tap in alike if tap not in form.inside_others)]
+    return ["inp_embd", *(f"blk.0.{tap}" for tap in alike if form.has(tap))]
 
 
 def compared_taps(case: PlannedCheck, n_layers: int, form: Form, scope: TapScope = "all") -> list[str]:
@@ -68,7 +74,7 @@ def compared_taps(case: PlannedCheck, n_layers: int, form: Form, scope: TapScope
     part, exact = case.part, up_to_attention(form)
     every = case.expectation == "bits" and scope == "all"
     names = taps.all_taps(n_layers) if every else measured_taps(n_layers)
-    names = [name for name in names if taps.parse(name).tap not in form.inside_others]
+    names = [name for name in names if form.has(taps.parse(name).tap)]
     if part == "rest":
         done = exact if form.scores_vary else [*exact, KQV]
         return [name for name in names if name not in done]
@@ -86,7 +92,7 @@ def n_values(
     ends = sorted(_ends(case.one) & _ends(case.other))
     total = 0
     for name in compared_taps(case, model.n_layers, form, scope):
-        if taps.parse(name).tap in OPTIONAL_TAPS and not sub_norms:
+        if taps.parse(name).tap in taps.SUB_NORMS and not sub_norms:
             continue
         rows = ends if _is_gathered(name, model.n_layers, gathered) else range(n_tokens)
         total += receipt.n_elements(name, model, whole, rows)

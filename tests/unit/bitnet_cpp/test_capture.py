@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +16,11 @@ from crossval.bitnet_cpp import main, march
 from crossval.bitnet_cpp.abi import TABLES
 from crossval.bitnet_cpp.capture import Capture, PassShape, node_index, read_tensor, tap_array
 from crossval.bitnet_cpp.table import TYPE_F16, TYPE_F32, Table
+from crossval.model import taps
+from crossval.model.config import SpecConfig
 from crossval.passes import Numerics
 
+SIZES = (1, 1, 1, 2, 2, 2, 1, 1)
 OPS = {1: b"MUL_MAT", 2: b"ROPE", 3: b"SQR", 4: b"ADD", 5: b"RESHAPE", 6: b"GLU", 7: b"GET_ROWS"}
 
 
@@ -62,9 +66,15 @@ def test_taps_that_a_graph_does_not_have_are_waited_for_nowhere():
     ids=lambda one: getattr(one, "generation", None),
 )
 def test_numerics_state_what_the_table_has_no_tensor_for(table, flash_attention):
-    stated = Numerics(8, False, generation=table.generation, flash_attention=flash_attention).inside_others
-    for arch in table.graphs:
-        assert {tap for tap, nodes in table.nodes(arch, flash_attention).items() if not nodes} == stated, arch
+    stated = Numerics(8, False, generation=table.generation, flash_attention=flash_attention)
+    for arch, normed in itertools.product(table.graphs, (False, True)):
+        nodes = table.nodes(arch, flash_attention, normed)
+        unnamed = {tap for tap, found in nodes.items() if not found}
+        assert unnamed == stated.inside_others(arch, normed), (arch, normed)
+        normed = normed and SpecConfig(*SIZES, rope_base=1.0, rms_eps=1.0, architecture=arch).may_have("input_norms")
+        of_library = {"result_output"}  # not from a node
+        lacking = taps.SUB_NORMS if arch in ("bitnet", "bitnet-b1.58", "bitnet-25") else set()
+        assert set(nodes) | of_library | lacking == set(taps.of_graph(arch, normed)), (arch, normed)
 
 
 @given(

@@ -15,14 +15,40 @@ SCHEMA = Path(__file__).resolve().parents[3] / "schemas" / "receipt.v1.schema.js
 
 
 def test_bitnets_taps_in_execution_order():
-    assert taps.INPUT_TAPS == ("inp_embd",)
-    assert " ".join(taps.LAYER_TAPS) == (
-        "attn_norm q k v q_rope k_rope kq kq_soft_max kqv_out attn_sub_norm attn_o_out ffn_inp ffn_norm ffn_gate "
-        "ffn_up ffn_act ffn_out ffn_sub_norm ffn_down l_out"
+    assert " ".join(taps.of_graph("bitnet-b1.58")) == (
+        "inp_embd attn_norm q k v q_rope k_rope kq kq_soft_max kqv_out attn_sub_norm attn_o_out ffn_inp ffn_norm "
+        "ffn_gate ffn_up ffn_act ffn_out ffn_sub_norm ffn_down l_out result_norm result_output"
     )
-    assert taps.HEAD_TAPS == ("result_norm", "result_output")
-    assert taps.STATES == {"k_cache": "k_rope", "v_cache": "v"}
-    assert {"attn_sub_norm", "ffn_sub_norm"} == taps.OPTIONAL_TAPS
+    assert taps.of_graph(None) == taps.of_graph("mamba") == taps.of_graph("bitnet-b1.58")
+
+
+def test_all_taps_in_execution_order():
+    assert taps.INPUT_TAPS == ("inp_embd", "inp_scaled")
+    assert " ".join(taps.LAYER_TAPS) == (
+        "attn_norm attn_q_norm_in attn_k_norm_in attn_v_norm_in q k v q_norm k_norm q_rope k_rope q_scaled kq "
+        "kq_soft_max kqv_out attn_sub_norm attn_o_out attn_post_norm ffn_inp ffn_norm ffn_gate_norm_in "
+        "ffn_up_norm_in ffn_gate ffn_up ffn_act ffn_out ffn_sub_norm ffn_down ffn_post_norm l_out"
+    )
+    assert taps.HEAD_TAPS == ("result_norm", "result_output", "pooled", "embedding")
+    assert taps.STATES == {"k_cache": "k_rope", "v_cache": "v", "final_states": "result_norm"}
+    assert taps.state_source("final_states") == "result_norm"
+    assert taps.state_source("blk.3.k_cache") == "blk.3.k_rope"
+    every = {*taps.INPUT_TAPS, *taps.LAYER_TAPS, *taps.HEAD_TAPS}
+    assert every - taps.OPTIONAL_TAPS == set(taps.of_graph("llama"))
+    order = [taps.execution_index(name, 2) for name in taps.all_taps(2)]
+    assert order == list(range(len(order)))
+
+
+def test_what_a_model_of_an_architecture_has():
+    assert taps.of_graph("llama") == tuple(t for t in taps.of_graph("bitnet") if t not in taps.SUB_NORMS)
+    plain, normed = taps.of_graph("qwen3"), taps.of_graph("qwen3", True, True)
+    assert set(normed) - set(plain) == {
+        "attn_q_norm_in", "attn_k_norm_in", "attn_v_norm_in", "attn_sub_norm", "ffn_gate_norm_in", "ffn_up_norm_in",
+        "ffn_sub_norm", "pooled", "embedding",
+    }  # fmt: skip
+    gemma = set(taps.of_graph("gemma3", True, True))
+    assert gemma - set(normed) == {"inp_scaled", "q_scaled", "attn_post_norm", "ffn_post_norm"}
+    assert gemma == {*taps.INPUT_TAPS, *taps.LAYER_TAPS, *taps.HEAD_TAPS}
 
 
 def test_the_receipts_schema_accepts_the_taps_of_all_graphs_and_no_others():
@@ -35,7 +61,7 @@ def test_the_receipts_schema_accepts_the_taps_of_all_graphs_and_no_others():
 
 def test_engines_may_give_few_rows_after_the_last_attention_only():
     gathered = [name for name in taps.all_taps(2) if taps.may_be_gathered(name, 2)]
-    assert gathered == taps.all_taps(2)[taps.all_taps(2).index("blk.1.ffn_inp") :]
+    assert gathered == taps.all_taps(2)[taps.all_taps(2).index("blk.1.attn_post_norm") :]
 
 
 @pytest.mark.parametrize(

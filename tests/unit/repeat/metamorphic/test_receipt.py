@@ -99,7 +99,7 @@ def test_what_is_required_is_what_is_made(make_model, lengths, shape, numerics):
     shape_of = TraceModel(sha256="", **{name: facts[name] for name in SHAPE})
     form = Form.of(shape["n_heads"], numerics)
     compared = {taps.parse(name).tap for one in wanted for name in compared_taps(one, 2, form)}
-    assert compared == {*taps.INPUT_TAPS, *taps.LAYER_TAPS, *taps.HEAD_TAPS} - ({"ffn_act"} if main else set())
+    assert compared == set(taps.of_graph(None)) - ({"ffn_act"} if main else set())
     counts = [n_values(one, shape_of, "last layer", form, sub_norms=True, scope="all") for one in wanted]
     assert [check.n_compared for check in result.checks] == counts
     assert result.n_required == len(made)

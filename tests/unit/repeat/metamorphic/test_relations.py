@@ -27,6 +27,7 @@ from crossval.repeat.metamorphic.notebook import (
 )
 from crossval.repeat.metamorphic.relations import enough_tokens, run_metamorphic
 from crossval.repeat.metamorphic.runs import Recorded
+from crossval.repeat.metamorphic.scope import Form
 from tests.support.families import FAMILIES
 from tests.support.numpy_engine import MODEL, NumpyRunner
 
@@ -222,7 +223,7 @@ def _one_bit(name: str, position: int | None = None) -> Callable[..., dict[str, 
 def test_one_bit_of_any_tap_of_any_layer_is_seen_and_located(name):
     kind = type("Kind", (Tampered,), {"tamper": staticmethod(_one_bit(name, 0))})
     usual, other = RowRunner(), kind(n_threads=3)
-    book = Notebook("candidate", usual.identity.numerics, 3, Names.of(usual, 3, IDS[0]))
+    book = Notebook("candidate", usual.identity.numerics, 3, Names.of(usual, 3, IDS[0]), Form())
     chunks = (tuple(IDS[:2]), tuple(IDS[2:3]))
     case = PlannedCheck("threads", "3 threads", "bits", (2, 1), (2, 1))
     book.compare(case, *(Recorded.make(runner, chunks, book.names) for runner in (other, usual)))
