@@ -15,6 +15,7 @@ from crossval.cli import (
     selftest,
     smoke,
     tokens,
+    triage,
     weights,
 )
 from crossval.cli.app import cli
@@ -22,8 +23,8 @@ from crossval.cli.app import cli
 main = cli
 """Entry point of the console script."""
 
-cli.add_command(layers.triage)
 for _module in (
+    triage,
     layers,
     greedy,
     smoke,
