@@ -11,6 +11,7 @@ from crossval.cli import (
     layers,
     metamorphic,
     record,
+    report,
     score,
     selftest,
     smoke,
@@ -23,8 +24,9 @@ from crossval.cli.app import cli
 main = cli
 """Entry point of the console script."""
 
+for _command in (triage.command, report.report, report.show, report.show_history):
+    cli.add_command(_command)
 for _module in (
-    triage,
     layers,
     greedy,
     smoke,
