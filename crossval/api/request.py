@@ -22,7 +22,7 @@ from crossval.engines.session import Prompt, Session, check_text, encode
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner
 from crossval.receipts.kind import Kind, RunFacts, build_unavailable
-from crossval.receipts.party import Party, same_engine
+from crossval.receipts.party import Party, rules_between, same_engine
 from crossval.terms import SIDES, Progress, Side
 
 Say = Callable[[str], None]
@@ -156,7 +156,11 @@ class Request:
             parties[side] = Party("unused", parties[side].identity)
         return RunFacts(
             model=session.model.facts,
-            tokenizer={**session.model.tokenizer, "engines_agree": _agree(prompts)},
+            tokenizer={
+                **session.model.tokenizer,
+                "engines_agree": _agree(prompts),
+                "rules": rules_between(parties),
+            },
             text=prompts[0].text if prompts else None,
             template=self.template,
             token_ids=prompts[0].token_ids if prompts else (),

@@ -23,7 +23,7 @@ from crossval.engines.spec import SpecRunner
 from crossval.engines.words import TRACE, EngineWord, parse, shown
 from crossval.errors import UnavailableError
 from crossval.files import file_sha256
-from crossval.passes import Numerics, Runner
+from crossval.passes import Numerics, Runner, tokenizer_rules
 from crossval.terms import SIDES, Side
 from crossval.traces.tap_map import TapMap
 
@@ -64,7 +64,8 @@ class Engine:
     """One engine: the word that selects it, its name in receipts, and how it is opened.
 
     ``what``: it, in a few words. ``takes_path``: a path may say which build is meant. ``follows``: it
-    can compute as the other engine states that it does. ``has_kernels``: one of several kernel families can be
+    can compute as the other engine states that it does. ``reads``: it has a tokenizer; one that has none reads by
+    the other engine's rules. ``has_kernels``: one of several kernel families can be
     chosen. ``live``: set if the engine is chosen per
     prompt and may be a recorded one; the word of the engine to use instead where any prompt must
     run. ``one_way``: why it cannot run in another way (in other pieces, with other threads).
@@ -77,6 +78,7 @@ class Engine:
     sides: tuple[Side, ...] = SIDES
     takes_path: bool = False
     follows: bool = False
+    reads: bool = True
     has_kernels: bool = False
     live: str | None = None
     one_way: str | None = None
@@ -117,7 +119,8 @@ def _library(asked: Asked, path: str | Path | None) -> Runner:
 
 
 def _spec(asked: Asked) -> Runner:
-    return SpecRunner(asked.model_path)
+    stated: dict[Side, Numerics] = {} if asked.numerics is None else {"reference": asked.numerics}
+    return SpecRunner(asked.model_path, tokenizer_rules(stated))
 
 
 def _auto(asked: Asked) -> Runner:
@@ -145,6 +148,7 @@ ENGINES = (
         "specification",
         "the model's definition",
         _spec,
+        reads=False,
         one_way="the specification computes in one way only",
     ),
 )

@@ -114,9 +114,10 @@ class Session:
         return {side: self._runners[side] for side in sides}
 
     def _rank(self, side: Side) -> tuple[int, bool]:
-        """Return when an engine opens: traces, live engines, those that follow; the reference first."""
+        """Return when an engine opens: traces, live engines, those that follow the other; the reference first."""
         row = row_of(self.words[side])
-        return (0 if self.words[side].name == TRACE else 2 if row.follows else 1), side == "candidate"
+        last = row.follows or not row.reads
+        return (0 if self.words[side].name == TRACE else 2 if last else 1), side == "candidate"
 
     def reopen(self, side: Side, **options: Any) -> Runner:
         """Return another instance of an engine, not entered, with its ``n_threads`` or ``kernel`` overridden.
