@@ -226,7 +226,7 @@ class Segment:
 
     @property
     def resolves(self) -> float:
-        """Largest bound of a token that shows something: rounding level, beside the rounding of what was recorded."""
+        """Largest bound of a token that shows something: rounding level, beside the recorded value's own."""
         return RESOLVES + self.arithmetic.format.unit_roundoff
 
     def _widths(self, parts: Mapping[str, Part]) -> dict[int, float]:
