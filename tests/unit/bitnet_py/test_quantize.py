@@ -30,7 +30,7 @@ CONVERTED = json.loads((Path(__file__).parents[2] / "data" / "converted.json").r
 """What bitnet.cpp's converters (``generation``) wrote of these checkpoints: sha256 over names and bytes of all
 tensors without the scales, and the scales. From float32 files: after ``quantize_i2_s``, as llama-quantize does.
 The converters ran with NumPy in place of PyTorch, whose mean may differ in the last bits; for ``falcon3`` with
-PyTorch, transformers and llama-quantize themselves. Its ``keys``: sha256 over all of architecture and tokenizer."""
+PyTorch, transformers and llama-quantize themselves. Its ``keys``: sha256 over architecture and tokenizer."""
 CHECKPOINTS = {
     "bf16": Small(seed=11),
     "packed": Small(packed="autobitlinear", seed=12),
