@@ -17,13 +17,15 @@ from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.engines import llama_package
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.goldens import find_golden, goldens_dir, list_goldens
+from crossval.engines.record import trace_model
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.spec import SpecRunner
 from crossval.engines.words import TRACE, EngineWord, parse, shown
-from crossval.errors import BadInputError, UnavailableError
+from crossval.errors import UnavailableError
 from crossval.files import file_sha256
 from crossval.passes import Numerics, Runner, tokenizer_rules
 from crossval.terms import SIDES, Side
+from crossval.traces.tap_map import TapMap
 
 HOW_TO_BUILD = "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB)"
 
@@ -35,7 +37,8 @@ class Asked:
     ``prompt``: text or token ids. ``numerics``: how the other engine states that it rounds.
     ``follow_reference_graph``: compute what the other engine's generation computes, even where that
     is not the model. ``n_ubatch``: longest pass needed; ``n_ctx``: tokens the cache has to hold; None: the
-    engine's own. ``as_run``: flash attention as the engine's generation has it by default, not off.
+    engine's own. ``as_run``: flash attention as the engine's generation has it by default, not off. ``tap_map``:
+    what the engine of a trace calls its tensors.
     """
 
     word: EngineWord
@@ -48,6 +51,7 @@ class Asked:
     n_ubatch: int | None = None
     n_ctx: int | None = None
     as_run: bool = False
+    tap_map: TapMap | None = None
 
     def options(self, *names: str) -> dict[str, Any]:
         """Return those of the named options that were given."""
@@ -127,19 +131,11 @@ def _auto(asked: Asked) -> Runner:
     golden = None if prompt is None else find_golden(path, file_sha256(path), prompt)
     if golden is None:
         raise UnavailableError(_nothing_found(path, prompt))
-    return RecordedRunner(golden)
+    return RecordedRunner(golden, model=trace_model(path))
 
 
 def _trace(asked: Asked) -> Runner:
-    path, model_path = Path(asked.word.path or ""), asked.model_path
-    runner = RecordedRunner(path)
-    found, recorded = file_sha256(model_path), runner.info.model
-    if recorded.sha256 != found:
-        raise BadInputError(
-            f"{path} was recorded from another model ({recorded.file_name or 'unnamed'}, sha256 "
-            f"{recorded.sha256[:12]}…) than {model_path} ({found[:12]}…)"
-        )
-    return runner
+    return RecordedRunner(Path(asked.word.path or ""), asked.tap_map, trace_model(asked.model_path))
 
 
 ENGINES = (
