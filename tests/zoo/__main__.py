@@ -3,6 +3,7 @@
 ``python -m tests.zoo > docs/zoo.md``: every fault in every place, all taps recorded.
 ``python -m tests.zoo --recordings > docs/recordings.md``: every fault, less and less recorded.
 ``python -m tests.zoo --architectures > docs/zoo-architectures.md``: faults of models of other architectures.
+``python -m tests.zoo --texts``: what broken engines print; writes crossval/data/triage and docs/triage.md.
 ``python -m tests.zoo --drawn 400 --seed 1``: faults whose family, parameter and place are drawn at random.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from tests.zoo import coarse, coarse_table, drawn
+from tests.zoo import coarse, coarse_table, drawn, texts_table
 from tests.zoo.catalogue import CASES, FAULTS, OF, ON
 from tests.zoo.fault import FAMILIES, Fault
 from tests.zoo.outcome import Outcome, outcomes
@@ -65,7 +66,13 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first drawn fault")
     parser.add_argument("--architectures", action="store_true", help="faults of models of other architectures")
     parser.add_argument("--quick", action="store_true", help="with --architectures: one place a shared fault")
+    parser.add_argument(
+        "--texts", action="store_true", help="what broken engines print, as data and documentation"
+    )
     asked = parser.parse_args()
+    if asked.texts:
+        texts_table.main()
+        return 0
     if asked.architectures:
         return _architectures(asked.quick)
     if asked.drawn is not None:
