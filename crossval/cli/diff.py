@@ -76,7 +76,7 @@ def command(context: click.Context, /, trace_a: Path, trace_b: Path, environment
     Example:
       crossval diff my-engine-trace/ bitnet-cpp-trace/ --model model.gguf
       crossval diff my-trace-before/ my-trace-after/
-      crossval diff receipts/layers-shipped.json receipts/layers-shipped-zen5.json
+      crossval diff my-receipt-before.json my-receipt-after.json
     """
     if not environment and (trace_a.is_dir() or trace_b.is_dir()):
         assert _compared.callback is not None
