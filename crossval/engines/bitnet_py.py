@@ -80,7 +80,7 @@ def numerics_of(arithmetic: bitnet_py.Arithmetic, asked: Numerics | None = None)
 
 
 def _in_march(model_path: Path) -> bool:
-    """Return whether bitnet.cpp of March 2026 has the architecture of a model; others have main's arithmetic only."""
+    """Return whether bitnet.cpp of March 2026 has the architecture of a model; of others only main has one."""
     with GGUFFile.open(model_path) as gguf:
         known = ARCHITECTURES.get(str(gguf.metadata.get("general.architecture")))
     return known is None or known.in_march

@@ -212,11 +212,10 @@ def structure(receipt: Receipt) -> list[str]:
 
 def _required(result: LayersResult, n_layers: int) -> list[str]:
     """Return the taps every pass must have; one that a model may lack counts when any row has it."""
-    if result.mode == "outline":
-        return taps.outline_taps(n_layers)
+    names = taps.outline_taps(n_layers) if result.mode == "outline" else taps.all_taps(n_layers)
     seen = {taps.parse(row.tap).tap for row in result.rows if compared.is_tap(row.tap, n_layers)}
     optional = OPTIONAL_TAPS - seen
-    return [name for name in taps.all_taps(n_layers) if taps.parse(name).tap not in optional]
+    return [name for name in names if taps.parse(name).tap not in optional]
 
 
 def _row_shape(receipt: Receipt, plan: Sequence[PassPlan], row: TapRow) -> list[str]:

@@ -86,6 +86,12 @@ def of_graph(architecture: str | None, input_norms: bool = False, pooled: bool =
     return tuple(op.name for op in GRAPHS[known](asked))
 
 
+def of_model(n_layers: int, architecture: str | None = None, **form: bool) -> list[str]:
+    """Return the full names of the taps that a model has at most; ``form``: as for ``of_graph``."""
+    known = of_graph(architecture, **form)
+    return [name for name in all_taps(n_layers) if parse(name).tap in known]
+
+
 STATES: dict[str, str] = {op.appends_to.rpartition(".")[2]: name for name, op in OPS.items() if op.appends_to}
 """KV state, without the layer -> the tap whose rows make it up."""
 CONTEXT_INPUTS = ("token_ids", "positions")

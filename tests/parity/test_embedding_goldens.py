@@ -39,7 +39,7 @@ def test_engine_equals_bitnet_cpp_bit_for_bit(folder: Path, trace: str, kernel: 
         names = taps.all_taps(2)
         theirs, ours = (one.eval(plan.token_ids, names).taps for one in (golden, engine))
     inside = numerics.inside_others(name, True)
-    known = {one for one in taps.of_graph(name, True, True)} - inside
+    known = set(taps.of_graph(name, True, True)) - inside
     if not trace.endswith("-flash"):
         assert {taps.parse(one).tap for one in theirs} == known
     assert {"pooled", "embedding", "result_norm", "blk.1.kqv_out"} <= set(theirs)
@@ -91,5 +91,5 @@ def test_decoded_tokens_are_refused(folder: Path) -> None:
 
 
 def test_a_prompt_of_several_passes_is_refused(folder: Path) -> None:
-    with pytest.raises(BadInputError, match="is fed in 3 passes, and llama.cpp pools"):
+    with pytest.raises(BadInputError, match="is fed in 3 passes, and"):
         crossval.compare_engines("a house " * 300, written("qwen3", folder), reference="spec")

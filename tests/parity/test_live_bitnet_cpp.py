@@ -72,8 +72,7 @@ def runner(shared: BitnetCppRunner) -> BitnetCppRunner:
 @pytest.mark.parametrize("n_tokens", [1, 2, 5, 33])
 def test_every_tap_comes_with_its_shape_in_prefill_and_decode(runner, odd_model, n_tokens):
     model = trace_model(odd_model)
-    known = taps.of_graph(model.architecture)
-    names = [name for name in taps.all_taps(ODD["n_layers"]) if taps.parse(name).tap in known]
+    names = taps.of_model(ODD["n_layers"], model.architecture)
     for start, step in ((0, n_tokens), (n_tokens, 1)):
         record = runner.eval(ids(step, start), names)
         assert list(record.plan.positions) == list(range(start, start + step))

@@ -84,7 +84,7 @@ def test_floors_of_bitnet_cpp_are_those_of_our_engine(five_layers, bitnet_cpp_li
     assert theirs.unmeasured == ()
     assert theirs.of("result_output", CAPTURE).rel_l2 == 0.0
     assert theirs.of("result_output", PREFILL_DECODE).rel_l2 > 0.0
-    assert {floor.tap for floor in theirs.floors} == set(taps.all_taps(N_LAYERS))
+    assert {floor.tap for floor in theirs.floors} == set(taps.of_model(N_LAYERS))
 
 
 @pytest.mark.live

@@ -37,6 +37,8 @@ from crossval.repeat.metamorphic.cases import MetamorphicOptions, required
 from crossval.repeat.metamorphic.notebook import MetamorphicCheck, MetamorphicResult, check_status
 from crossval.repeat.metamorphic.receipt import METAMORPHIC, MetamorphicFindings
 from crossval.repeat.metamorphic.scope import Form, n_values
+from crossval.score.receipt import SCORE
+from crossval.score.run import FirstDifference, Scored, ScoredToken, ScoreResult, Text
 from crossval.selftest import catalogue
 from crossval.selftest.receipt import SELFTEST, Found, Row, SelftestResult
 from crossval.smoke.answers import Answer, MinCorrect, SmokeResult
@@ -131,7 +133,8 @@ def layers_result(
     plan: tuple[PassPlan, ...] = PLAN,
 ) -> LayersResult:
     """Compare every outline tap (``full``: every tap); ``errors``: (pass, tap) -> relative error."""
-    names = taps.outline_taps(2) if mode == "outline" else taps.all_taps(2)
+    whole = taps.of_model(2)
+    names = [name for name in taps.outline_taps(2) if name in whole] if mode == "outline" else whole
     left_out = {(skip.pass_index, skip.tap) for skip in skipped}
     extra = {key for key in errors or {} if key[1] not in names}
     rows = sorted(
@@ -246,7 +249,7 @@ def audit_result(
     plan: tuple[PassPlan, ...] = PLAN,
 ) -> AuditResult:
     """An audit of these taps (all), with segments in between; ``guilty``: (pass, tap) -> times its bound."""
-    every = taps.all_taps(2)
+    every = taps.of_model(2)
     names = names or every
     checks = []
     for index, one in enumerate(plan):
@@ -304,7 +307,7 @@ def floor_table(unmeasured: Sequence[tuple[str, str]] = (), n_tokens: int = len(
     """Floors of the reference on the prompt: token by token differs a little, threads change nothing."""
     plan = PassPlan("prefill", tuple(range(n_tokens)), 0)
     found, left = [], []
-    for tap in taps.all_taps(SHAPE["n_layers"]):
+    for tap in taps.of_model(SHAPE["n_layers"]):
         head = tap in taps.HEAD_TAPS
         n_elements = int(np.prod(trace.expected_shape(tap, TRACE_MODEL, plan, (n_tokens - 1,) if head else None)))
         if tap.endswith(".kq"):
@@ -616,6 +619,40 @@ def bench_receipt(findings: BenchFindings | None = None, **changes: Any) -> rece
         "settings": {"n_threads": None, "n_decode": work.n_decode, "n_steps": None, "full": None},
     }  # fmt: skip
     return write(BENCH, findings, context(**{**facts, **changes}))
+
+
+SCORED_IDS = (81, 61, 7, 23, 105, 61)
+
+
+def score_result(**changes: Any) -> ScoreResult:
+    """Six tokens in windows of four, all logits equal; ``n_different``: of the tokens, in order."""
+    differ = changes.pop("n_different", (0,) * len(SCORED_IDS))
+    nll = [2.5, 0.125, 4.75, 1.5, 0.25, 3.0]
+    tokens = [
+        ScoredToken(token, n, {"candidate": value + (n > 0), "reference": value})
+        for token, n, value in zip(SCORED_IDS, differ, nll, strict=True)
+    ]
+    at = next((i for i, n in enumerate(differ) if n), None)
+    first = None
+    if at is not None:
+        first = FirstDifference(at, tokens[at].token_id, tokens[at].n_different, 0.5, tokens[at].nll)
+    digests: dict[Side, str] = {"candidate": ("1" if any(differ) else "2") * 64, "reference": "2" * 64}
+    base: dict[str, Any] = {
+        "text": Text("ab" * 32, 19, 19, 4, EOS),
+        "scored": Scored(tuple(tokens), digests, first),
+        "engines": {"candidate": OURS, "reference": THEIRS},
+        "tokenizers_agree": True,
+    }
+    return ScoreResult(**{**base, **changes})
+
+
+def score_receipt(result: ScoreResult | None = None, **changes: Any) -> receipt.Receipt:
+    """A receipt of a score."""
+    facts: dict[str, Any] = {
+        "text": None, "template": None, "token_ids": SCORED_IDS,
+        "settings": {"n_threads": 2, "n_decode": None, "n_steps": None, "full": None},
+    }  # fmt: skip
+    return write(SCORE, result or score_result(), context(**{**facts, **changes}))
 
 
 def forge(original: receipt.Receipt, *path_and_value: Any) -> receipt.Receipt:

@@ -72,13 +72,13 @@ def test_full_compares_every_tap_of_every_pass() -> None:
     assert result.verdict == "parity"
     assert result.mode == "full"
     for index in range(3):
-        assert [row.tap for row in result.rows if row.pass_index == index] == taps.all_taps(3)
-    assert result.coverage.required == 3 * len(taps.all_taps(3))
+        assert [row.tap for row in result.rows if row.pass_index == index] == taps.of_model(3)
+    assert result.coverage.required == 3 * len(taps.of_model(3))
 
 
 @pytest.mark.parametrize(
     ("tap", "factor"),
-    [("inp_embd", 1.0001), *((name, -1.5) for name in taps.all_taps(3)[1:]), ("blk.1.ffn_sub_norm", 0.1)],
+    [("inp_embd", 1.0001), *((name, -1.5) for name in taps.of_model(3)[1:]), ("blk.1.ffn_sub_norm", 0.1)],
 )
 def test_a_wrong_operation_is_named(tap: str, factor: float) -> None:
     result = compare(NumpyRunner(fault(tap, scale(factor))), n_decode=1)
@@ -165,7 +165,7 @@ def test_a_missing_operation_is_incomplete_only_when_asked_for() -> None:
 def test_sub_norms_may_be_absent_on_both_sides_only() -> None:
     result = compare(NumpyRunner(sub_norms=False), NumpyRunner(sub_norms=False), full=True)
     assert result.verdict == "parity"
-    assert len(result.rows) == 5 * (len(taps.all_taps(3)) - 6)
+    assert len(result.rows) == 5 * (len(taps.of_model(3)) - 6)
     result = compare(NumpyRunner(lacks=["blk.0.ffn_sub_norm"]), full=True)
     assert result.verdict == "incomplete"
 
@@ -300,7 +300,7 @@ def test_a_recorded_candidate_fixes_the_tokens(tmp_path: Path) -> None:
 
 
 def test_short_trace_shortens_the_default_but_not_a_request(tmp_path: Path) -> None:
-    golden = record(tmp_path / "g", n_decode=2, select_decode=taps.all_taps(3))
+    golden = record(tmp_path / "g", n_decode=2, select_decode=taps.of_model(3))
     assert compare(NumpyRunner(), golden).verdict == "parity"
     assert len(compare(NumpyRunner(), golden).plan) == 3
     result = compare(NumpyRunner(), golden, n_decode=3)
@@ -313,9 +313,9 @@ def test_two_traces_that_part_are_compared_up_to_there(tmp_path: Path) -> None:
     ours = record(
         tmp_path / "a",
         runner=NumpyRunner(fault("result_output", lambda x: -x, kind="decode")),
-        select_decode=taps.all_taps(3),
+        select_decode=taps.of_model(3),
     )
-    theirs = record(tmp_path / "b", select_decode=taps.all_taps(3))
+    theirs = record(tmp_path / "b", select_decode=taps.of_model(3))
     result = compare(ours, theirs, n_decode=4)
     assert result.verdict == "divergence"
     assert len(result.plan) == 2
@@ -341,7 +341,7 @@ def test_traces_fed_in_other_pieces_are_refused(tmp_path: Path) -> None:
     runner = NumpyRunner()
     with TraceWriter(pieces, MODEL) as writer:
         for ids in (PROMPT[:2], PROMPT[2:]):
-            writer.add_pass(runner.eval(ids, taps.all_taps(3)))
+            writer.add_pass(runner.eval(ids, taps.of_model(3)))
         writer.finish(engine=runner.identity, prompt_ids=PROMPT)
     with pytest.raises(BadInputError, match="same pieces"):
         compare(RecordedRunner(pieces), whole)

@@ -29,7 +29,7 @@ def test_defaults_are_every_tap_of_the_prompt_and_the_outline_after(tmp_path: Pa
         progress=lambda *step: seen.append(step),
     )
     coarse = taps.outline_taps(3)
-    assert [list(recorded.taps) for recorded in info.passes] == [taps.all_taps(3)] * 2 + [coarse] * 2
+    assert [list(recorded.taps) for recorded in info.passes] == [taps.of_model(3)] * 2 + [coarse] * 2
     assert seen[-1] == ("recording", 4, 4)
     trace = Trace.open(tmp_path / "t")
     trace.verify()
@@ -48,7 +48,7 @@ def test_a_tap_the_engine_lacks_leaves_no_trace(tmp_path: Path) -> None:
         record_trace(NumpyRunner(lacks=["blk.1.kq"]), MODEL, tmp_path / "t", prompt_ids=PROMPT)
     assert list((tmp_path / "t").iterdir()) == []
     info = record_trace(NumpyRunner(sub_norms=False), MODEL, tmp_path / "u", prompt_ids=PROMPT)
-    assert len(info.passes[0].taps) == len(taps.all_taps(3)) - 6
+    assert len(info.passes[0].taps) == len(taps.of_model(3)) - 6
 
 
 def test_unusable_logits_leave_no_trace(tmp_path: Path) -> None:

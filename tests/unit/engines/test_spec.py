@@ -15,7 +15,7 @@ from tests.support import vocabularies
 from tests.support.tiny_gguf import F16, tiny_model, write_gguf
 
 N_LAYERS = 2
-EVERYTHING = taps.all_taps(N_LAYERS)
+EVERYTHING = taps.of_model(N_LAYERS)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,8 @@ def test_reset_forgets(runner):
 def test_models_without_sub_norms_lack_those_taps(tmp_path):
     metadata, tensors, _ = tiny_model(n_layers=1, sub_norms=False)
     with SpecRunner(write_gguf(tmp_path / "m.gguf", metadata, tensors)) as runner:
-        record = runner.eval([1], taps.all_taps(1))
-        assert set(taps.all_taps(1)) - set(record.taps) == {"blk.0.attn_sub_norm", "blk.0.ffn_sub_norm"}
+        record = runner.eval([1], taps.of_model(1))
+        assert set(taps.of_model(1)) - set(record.taps) == {"blk.0.attn_sub_norm", "blk.0.ffn_sub_norm"}
 
 
 def test_a_separate_head_is_used(tmp_path):

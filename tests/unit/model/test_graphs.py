@@ -63,9 +63,7 @@ def run(config, weights, token_ids, state=None):
 
 class TestTable:
     def test_outputs_are_the_tap_vocabulary_in_order(self):
-        known = taps.of_graph(CONFIG.architecture)
-        every = [name for name in taps.all_taps(CONFIG.n_layers) if taps.parse(name).tap in known]
-        assert [op.output for op in op_table(CONFIG)] == every
+        assert [op.output for op in op_table(CONFIG)] == taps.of_model(CONFIG.n_layers, CONFIG.architecture)
 
     def test_every_input_is_there_when_needed(self):
         known = {"token_ids", "positions"}

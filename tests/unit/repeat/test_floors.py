@@ -41,7 +41,7 @@ def measure(make=NumpyRunner, **options) -> FloorTable:
 def test_every_tap_gets_a_floor_and_they_are_small_for_an_engine_that_is_right():
     table = measure(thread_counts=(2,))
     assert (table.engine, table.n_tokens, table.unmeasured) == ("numpy", (6, 4), ())
-    assert {floor.tap for floor in table.floors} == set(taps.all_taps(MODEL.n_layers))
+    assert {floor.tap for floor in table.floors} == set(taps.of_model(MODEL.n_layers))
     assert {floor.variation for floor in table.floors} == {PREFILL_DECODE, "2 threads", CAPTURE}
     assert all(floor.rel_l2 < 1e-5 and floor.n_elements > 0 for floor in table.floors)
     assert {floor.tap for floor in table.floors if floor.variation == CAPTURE} == {"result_output"}
@@ -150,7 +150,7 @@ def test_floors_of_the_engine_on_the_five_layers(five_layers):
 # --- as JSON --------------------------------------------------------------------------------------------------
 
 distances = st.floats(0, 1e9, allow_nan=False)
-tap_names = st.sampled_from(taps.all_taps(3))
+tap_names = st.sampled_from(taps.of_model(3))
 floors = st.builds(Floor, tap_names, st.text(max_size=9), distances, distances, st.integers(0), st.integers(0))
 tables = st.builds(
     FloorTable,

@@ -57,7 +57,7 @@ def test_round_trip_keeps_every_bit_and_fact(trace_dir: Path) -> None:
     assert (trace.info.prompt_text, trace.info.prompt_ids, trace.info.notes) == ("π", PROMPT, ("a note",))
     assert [plan.kind for plan in trace.info.plan] == ["prefill", "decode", "decode"]
     for index, plan in enumerate(trace.info.plan):
-        fresh = runner.eval(plan.token_ids, taps.all_taps(MODEL.n_layers)).taps
+        fresh = runner.eval(plan.token_ids, taps.of_model(MODEL.n_layers)).taps
         stored = trace.taps(index)
         assert set(stored) == (set(fresh) if index == 0 else set(taps.outline_taps(3)))
         for name, tap in stored.items():
@@ -73,7 +73,7 @@ def test_reading_is_lazy(trace_dir: Path) -> None:
     trace = Trace.open(trace_dir)
     stored = trace.taps(0)
     assert "blk.0.q" in stored
-    assert len(stored) == len(taps.all_taps(3))
+    assert len(stored) == len(taps.of_model(3))
     with pytest.raises(BadInputError, match="pass-0000"):
         stored["blk.0.q"]
     with pytest.raises(KeyError):
@@ -192,6 +192,9 @@ def set_in(*path: Any) -> Any:
         (set_in("passes", 0, "file", "../../etc/passwd"), "passes.0.file"),
         (set_in("passes", 0, "file", "pass-0000.safetensors\n"), "passes.0.file"),
         (set_in("passes", 0, "sha256", "0" * 64), "sha256"),
+        (set_in("engine", "numerics", "fused", ["l_out"]), "engine.numerics.fused"),
+        (set_in("engine", "numerics", "fused", ["nonsense"]), "fused: no layer has an operation 'nonsense'"),
+        (set_in("engine", "numerics", "fused", ["ffn_act"]), r"blk\.0\.ffn_act is recorded, and engine\.numerics"),
         (set_in("passes", 0, "elapsed_s", -1), "elapsed_s"),
         (set_in("passes", 0, "taps", 0, "dtype", "F16"), "dtype"),
         (set_in("passes", 0, "taps", 0, "name", "blk.0.nope"), "missing from the file"),
@@ -329,7 +332,7 @@ def test_shapes_follow_the_vocabulary() -> None:
     assert record.plan.start == 0
     runner = NumpyRunner()
     runner.eval((4, 5), [])
-    given = runner.eval(plan.token_ids, taps.all_taps(3)).taps
+    given = runner.eval(plan.token_ids, taps.of_model(3)).taps
     for name, tap in given.items():
         assert tap.array.shape == expected_shape(name, MODEL, plan, tap.rows), name
 
@@ -383,7 +386,7 @@ def write_foreign(out: Path, tensors: dict[str, np.ndarray], rows: dict[str, lis
 
 @pytest.fixture
 def given() -> dict[str, np.ndarray]:
-    record = NumpyRunner().eval(PROMPT, taps.all_taps(MODEL.n_layers))
+    record = NumpyRunner().eval(PROMPT, taps.of_model(MODEL.n_layers))
     return {name: tap.array for name, tap in record.taps.items()}
 
 
