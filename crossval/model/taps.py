@@ -86,10 +86,11 @@ def of_graph(architecture: str | None, input_norms: bool = False, pooled: bool =
     return tuple(op.name for op in GRAPHS[known](asked))
 
 
-def of_model(n_layers: int, architecture: str | None = None, **form: bool) -> list[str]:
-    """Return the full names of the taps that a model has at most; ``form``: as for ``of_graph``."""
+def of_model(n_layers: int, architecture: str | None = None, *, outline: bool = False, **form: bool) -> list[str]:
+    """Return the full names of the taps that a model has at most, all or the ``outline``; ``form``: of ``of_graph``."""
     known = of_graph(architecture, **form)
-    return [name for name in all_taps(n_layers) if parse(name).tap in known]
+    names = outline_taps(n_layers) if outline else all_taps(n_layers)
+    return [name for name in names if parse(name).tap in known]
 
 
 STATES: dict[str, str] = {op.appends_to.rpartition(".")[2]: name for name, op in OPS.items() if op.appends_to}

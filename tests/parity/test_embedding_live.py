@@ -1,4 +1,4 @@
-"""Embedding models in live bitnet.cpp: main gives every bit, flash attention off and on; March has none of them."""
+"""Embedding models in live bitnet.cpp: main gives every bit, flash attention off and on; March has none."""
 
 from __future__ import annotations
 

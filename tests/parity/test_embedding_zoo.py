@@ -26,7 +26,7 @@ def test_the_healthy_engine_is_clean(weights: dict[str, SpecWeights], model: str
     assert result.n_covered == result.n_ops == len(recording.passes[0].taps)
 
 
-@pytest.mark.parametrize("fault, model", CASES, ids=[f"{fault.name}-{model}" for fault, model in CASES])
+@pytest.mark.parametrize(("fault", "model"), CASES, ids=[f"{fault.name}-{model}" for fault, model in CASES])
 def test_a_fault_is_found_where_it_is_and_named_or_left_open(
     weights: dict[str, SpecWeights], fault: Fault, model: str
 ) -> None:

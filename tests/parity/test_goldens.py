@@ -90,7 +90,9 @@ def assert_equal(engine: BitnetPyRunner, golden: RecordedRunner, kernel: str, n_
             assert golden.plan[index + 1].token_ids == (int(ours["result_output"].array[-1].argmax()),)
     n_layers = golden.info.model.n_layers
     assert len(golden.plan) == 1 + n_decode
-    assert all(set(golden.trace.taps(i)) >= set(taps.outline_taps(n_layers)) for i in range(len(golden.plan)))
+    assert all(
+        set(golden.trace.taps(i)) >= set(taps.of_model(n_layers, outline=True)) for i in range(len(golden.plan))
+    )
     assert n_compared > (1 + n_decode) * golden.info.model.vocab_size
 
 

@@ -1,7 +1,7 @@
 """Small embedding models, the same on every platform, and bitnet.cpp's results for them.
 
-The traces in ``tests/data/embedding`` are of bitnet.cpp's main: every tap, and with flash attention the outline and
-the attention's output.
+The traces in ``tests/data/embedding`` are of bitnet.cpp's main: every tap, and with flash attention the outline
+and the attention's output.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def layers_result(
 ) -> LayersResult:
     """Compare every outline tap (``full``: every tap); ``errors``: (pass, tap) -> relative error."""
     whole = taps.of_model(2)
-    names = [name for name in taps.outline_taps(2) if name in whole] if mode == "outline" else whole
+    names = taps.of_model(2, outline=True) if mode == "outline" else whole
     left_out = {(skip.pass_index, skip.tap) for skip in skipped}
     extra = {key for key in errors or {} if key[1] not in names}
     rows = sorted(

@@ -17,10 +17,9 @@ from crossval.bitnet_cpp.abi import TABLES
 from crossval.bitnet_cpp.capture import Capture, PassShape, node_index, read_tensor, tap_array
 from crossval.bitnet_cpp.table import TYPE_F16, TYPE_F32, Table
 from crossval.model import taps
-from crossval.model.config import SpecConfig
+from crossval.model.config import MAY_HAVE
 from crossval.passes import Numerics
 
-SIZES = (1, 1, 1, 2, 2, 2, 1, 1)
 OPS = {1: b"MUL_MAT", 2: b"ROPE", 3: b"SQR", 4: b"ADD", 5: b"RESHAPE", 6: b"GLU", 7: b"GET_ROWS"}
 
 

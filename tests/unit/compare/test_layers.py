@@ -59,7 +59,7 @@ def test_equal_engines_are_in_parity_bit_for_bit() -> None:
     result = compare(NumpyRunner())
     assert (result.verdict, result.first_divergence, result.first_inexact) == ("parity", None, None)
     assert {row.status for row in result.rows} == {"equal"}
-    assert [row.tap for row in result.rows if row.pass_index == 0] == taps.outline_taps(3)
+    assert [row.tap for row in result.rows if row.pass_index == 0] == taps.of_model(3, outline=True)
     assert [plan.kind for plan in result.plan] == ["prefill"] + ["decode"] * 4
     assert result.token_ids[:5] == PROMPT
     assert len(result.token_ids) == 9
@@ -199,7 +199,7 @@ def test_the_first_difference_and_the_first_divergence_may_be_in_other_passes() 
 def test_memory_is_bounded_only_the_found_layer_is_captured() -> None:
     candidate = NumpyRunner(fault("blk.1.v", scale(-1)))
     compare(candidate, max_bytes=1)
-    outline = frozenset(taps.outline_taps(3))
+    outline = frozenset(taps.of_model(3, outline=True))
     found = outline | frozenset(taps.layer_taps(1))
     assert [select for _, select in candidate.evals] == [outline] * 5 + [found] * 5
 
@@ -255,7 +255,9 @@ def test_golden_with_every_tap_stands_in_for_the_live_engine(tmp_path: Path) -> 
 
 
 def test_coarse_golden_gives_the_layer_and_says_what_is_missing(tmp_path: Path) -> None:
-    golden = record(tmp_path / "g", select_prefill=taps.outline_taps(3), select_decode=taps.outline_taps(3))
+    golden = record(
+        tmp_path / "g", select_prefill=taps.of_model(3, outline=True), select_decode=taps.of_model(3, outline=True)
+    )
     assert compare(NumpyRunner(), golden).verdict == "parity"
     result = compare(NumpyRunner(fault("blk.1.q", scale(-1))), golden)
     assert result.verdict == "divergence"
@@ -267,7 +269,7 @@ def test_coarse_golden_gives_the_layer_and_says_what_is_missing(tmp_path: Path) 
 
 
 def test_partly_recorded_operations_name_what_was_not_seen(tmp_path: Path) -> None:
-    names = [*taps.outline_taps(3), "blk.1.ffn_norm", "blk.1.ffn_gate"]
+    names = [*taps.of_model(3, outline=True), "blk.1.ffn_norm", "blk.1.ffn_gate"]
     golden = record(tmp_path / "g", select_prefill=names)
     result = compare(NumpyRunner(fault("blk.1.q", scale(-2))), golden, n_decode=0)
     place = first(result)
@@ -276,7 +278,9 @@ def test_partly_recorded_operations_name_what_was_not_seen(tmp_path: Path) -> No
 
 
 def test_inexact_layer_of_a_coarse_golden_does_not_spoil_parity(tmp_path: Path) -> None:
-    golden = record(tmp_path / "g", select_prefill=taps.outline_taps(3), select_decode=taps.outline_taps(3))
+    golden = record(
+        tmp_path / "g", select_prefill=taps.of_model(3, outline=True), select_decode=taps.of_model(3, outline=True)
+    )
     result = compare(NumpyRunner(fault("blk.1.ffn_act", scale(1.0001))), golden)
     assert result.verdict == "parity"
     assert result.first_inexact is not None

@@ -28,7 +28,7 @@ def test_defaults_are_every_tap_of_the_prompt_and_the_outline_after(tmp_path: Pa
         n_decode_full=1,
         progress=lambda *step: seen.append(step),
     )
-    coarse = taps.outline_taps(3)
+    coarse = taps.of_model(3, outline=True)
     assert [list(recorded.taps) for recorded in info.passes] == [taps.of_model(3)] * 2 + [coarse] * 2
     assert seen[-1] == ("recording", 4, 4)
     trace = Trace.open(tmp_path / "t")

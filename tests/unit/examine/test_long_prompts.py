@@ -110,7 +110,7 @@ def test_a_recording_holds_every_piece_completely(opened: Opened, model_path: Pa
         opened(4), trace_model(model_path), tmp_path / "t", prompt_ids=IDS, n_decode=2, n_decode_full=1
     )
     assert sizes(tuple(one.plan for one in made.passes)) == [4, 4, 1, 1, 1]
-    everything, outline = len(taps.of_model(2)), len(taps.outline_taps(2))
+    everything, outline = len(taps.of_model(2)), len(taps.of_model(2, outline=True))
     assert [len(one.taps) for one in made.passes] == [everything] * 4 + [outline]
     found = examine(RecordedRunner(tmp_path / "t"), opened(6), IDS, model_path)
     assert (sizes(found.result.plan), found.result.verdict) == ([4, 4, 1, 1, 1], "parity")

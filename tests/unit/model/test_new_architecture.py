@@ -257,7 +257,8 @@ def test_a_tap_of_its_own_joins_the_vocabulary_where_it_is_computed(monkeypatch:
     monkeypatch.setitem(GRAPHS, "toy", operations_of(GRAPH.replace('"kqv_out"', '"toy_out"')))
     names = taps.vocabulary()
     assert list(names)[list(names).index("kq_soft_max") + 1] == "toy_out"
-    assert {name for name in names if names[name].optional} == taps.OPTIONAL_TAPS | {"toy_out", "kqv_out"}  # fmt: skip
+    optional = {name for name in names if names[name].optional}
+    assert optional == taps.OPTIONAL_TAPS | {"toy_out", "kqv_out"}
 
 
 def test_a_tap_means_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,8 +43,8 @@ def test_what_a_model_of_an_architecture_has():
     assert taps.of_graph("llama") == tuple(t for t in taps.of_graph("bitnet") if t not in taps.SUB_NORMS)
     plain, normed = taps.of_graph("qwen3"), taps.of_graph("qwen3", True, True)
     assert set(normed) - set(plain) == {
-        "attn_q_norm_in", "attn_k_norm_in", "attn_v_norm_in", "attn_sub_norm", "ffn_gate_norm_in", "ffn_up_norm_in",
-        "ffn_sub_norm", "pooled", "embedding",
+        "attn_q_norm_in", "attn_k_norm_in", "attn_v_norm_in", "attn_sub_norm", "ffn_gate_norm_in",
+        "ffn_up_norm_in", "ffn_sub_norm", "pooled", "embedding",
     }  # fmt: skip
     gemma = set(taps.of_graph("gemma3", True, True))
     assert gemma - set(normed) == {"inp_scaled", "q_scaled", "attn_post_norm", "ffn_post_norm"}
