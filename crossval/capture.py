@@ -216,9 +216,17 @@ def groups(items: Iterable[T], size: Callable[[T], int], max_bytes: int) -> Iter
         yield group
 
 
-def stages(n_layers: int) -> list[list[str]]:
-    """Return every tap in execution order: the embedding, layer by layer, the final norm and the logits."""
-    return [[*taps.INPUT_TAPS], *(taps.layer_taps(layer) for layer in range(n_layers)), [*taps.HEAD_TAPS]]
+def model_taps(config: SpecConfig, *, outline: bool = False) -> list[str]:
+    """Return the taps that a model has at most, or of its outline, in execution order."""
+    form = {"input_norms": config.input_norms, "pooled": config.pooling is not None}
+    return taps.of_model(config.n_layers, config.architecture, outline=outline, **form)
+
+
+def stages(config: SpecConfig) -> list[list[str]]:
+    """Return every tap in execution order: the embedding, layer by layer, the final norm and what follows it."""
+    known = frozenset(model_taps(config))
+    layers = (taps.layer_taps(layer) for layer in range(config.n_layers))
+    return [[tap for tap in stage if tap in known] for stage in (taps.INPUT_TAPS, *layers, taps.HEAD_TAPS)]
 
 
 def _stage_bytes(stage: Collection[str], config: SpecConfig, plans: Sequence[PassPlan]) -> int:
@@ -268,7 +276,7 @@ class Capture:
         """Where two runs gave different bits."""
         self.config = config
         self._max_bytes = MAX_BYTES if max_bytes is None else max_bytes
-        self._outline = taps.outline_taps(config.n_layers)
+        self._outline = model_taps(config, outline=True)
         self._held: list[dict[str, TapArray]] = [{} for _ in plans]
         self._known: set[str] = set()
         """What was captured in all passes so far, whether the engine gives it or not."""
@@ -276,7 +284,7 @@ class Capture:
         self._size(self.plans)
 
     def _size(self, plans: Sequence[PassPlan]) -> None:
-        self._stages = stages(self.config.n_layers)
+        self._stages = stages(self.config)
         self._bytes = [_stage_bytes(stage, self.config, plans) for stage in self._stages]
         self._fits = sum(self._bytes) <= self._max_bytes
 
@@ -336,7 +344,7 @@ class Capture:
         """Capture these, and what comes after the first of them as far as memory allows."""
         if not self._fits:
             self._held, self._known = [{} for _ in self.plans], set()
-        first = next(i for i, stage in enumerate(self._stages) if not set(names).isdisjoint(stage))
+        first = next((i for i, stage in enumerate(self._stages) if not set(names).isdisjoint(stage)), 0)
         wanted = {*names, *self._from(first, self._max_bytes)} - self._known
         for held, taken in zip(self._held, self._run(self.plans, wanted | set(self._outline)), strict=True):
             held |= {name: tap for name, tap in taken.items() if name in wanted}

@@ -244,7 +244,7 @@ def _audit(
     outputs = {op.output for op in ops}
     (head,) = (op for op in ops if isinstance(op.kind, Head))
     rest = [op for op in ops if op is not head]
-    stages = list(zip(capture.stages(weights.config.n_layers), _stages(rest), strict=True))
+    stages = list(zip(capture.stages(weights.config), _stages(rest), strict=True))
     # One thread per engine, two for decoding; BLAS gets one, because its own threads wait for each other on a busy
     # machine and then turn a product of a millisecond into hundreds.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(2) as threads:

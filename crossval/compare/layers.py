@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from crossval.capture import Capture, Place, check_pooled, check_whole, greedy_token, make_feed, stages
+from crossval.capture import Capture, Place, check_pooled, check_whole, greedy_token, make_feed, model_taps, stages
 from crossval.compare.rows import (
     Coverage,
     LayersResult,
@@ -68,7 +68,8 @@ class Comparison:
         self._n_layers = n_layers
         self._full = full
         self._nan_aside = nan_aside
-        self._outline = taps.outline_taps(n_layers)
+        self._outline = model_taps(candidate.config, outline=True)
+        self._every = model_taps(candidate.config)
         self._policy = self._choose_policy(())
         self._found: dict[Place, TapRow | Skip] = {}
         """Everything that was compared, or had to be and could not."""
@@ -146,14 +147,15 @@ class Comparison:
         """Choose all, or those of the first layer that diverges and of the first whose bits differ."""
         n_passes = len(self._feed.done)
         if self._full:
-            self._wanted = dict.fromkeys(range(n_passes), taps.all_taps(self._n_layers))
+            self._wanted = dict.fromkeys(range(n_passes), self._every)
             return
         rows = [row for (_, name), row in self._found.items() if name in self._outline and isinstance(row, TapRow)]
         self._places = (first_divergence(rows), first_inexact(rows))
         self._wanted = {}
         for index, layer in {(place.pass_index, place.layer) for place in self._places if place is not None}:
             if layer is not None:
-                self._wanted.setdefault(index, []).extend(taps.layer_taps(layer))
+                in_layer = [name for name in taps.layer_taps(layer) if name in self._every]
+                self._wanted.setdefault(index, []).extend(in_layer)
 
     # --- the result -------------------------------------------------------------------------------------------
 
@@ -170,7 +172,7 @@ class Comparison:
                 if isinstance(row, TapRow):
                     self._found[place] = judged(row, tolerance_for(row.tap, self._n_layers, policy))
             self._choose_operations()
-            for names in stages(self._n_layers):
+            for names in stages(self._captures[0].config):
                 self.operations(names)
         rows, skips = self._rows_and_skips()
         notes = [] if self._full else self._explain(rows, skips)
@@ -208,7 +210,7 @@ class Comparison:
                     skips[index, name] = Skip(index, name, "it was not compared")
         for index, name in set().union(*(capture.unsteady for capture in self._captures)) & set(rows):
             skips[index, name] = Skip(index, name, UNSTEADY)
-        names = taps.all_taps(self._n_layers) if self._full else self._outline
+        names = self._every if self._full else self._outline
         for index in range(len(self._feed.done), self._feed.n_required):
             for name in names:
                 skips[index, name] = Skip(index, name, self._feed.ended or "the pass did not take place")

@@ -12,7 +12,7 @@ from crossval.audit import extent, feeding
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck, first_guilty
 from crossval.audit.precision import arithmetic_of
-from crossval.capture import Source
+from crossval.capture import Source, model_taps
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis
 from crossval.diagnose.probing import by_the_head, tell_apart
 from crossval.diagnose.replay import HeldWeights, Replay
@@ -33,8 +33,6 @@ MAX_BYTES = 256 << 20
 """Maximum memory for the same tensors of other layers."""
 MAX_PASSES = 4
 """Wrong passes that are diagnosed together: one cause has to explain all of them."""
-N_OPS_OF_A_LAYER = len(taps.LAYER_TAPS) - 2
-"""At least: a model may lack both sub-norms."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +182,16 @@ def _names(tap: str, config: SpecConfig, n_ops: int = 1) -> list[str]:
     For a segment of ``n_ops`` operations also the layers in which it may begin.
     """
     layer = taps.parse(tap).layer
+    known = model_taps(config)
     if tap in taps.INPUT_TAPS:
-        return list(taps.INPUT_TAPS)
+        return [name for name in taps.INPUT_TAPS if name in known]
     ends = list(taps.HEAD_TAPS) if layer is None else []
     layer = config.n_layers - 1 if layer is None else layer
-    first = max(0, layer - n_ops // N_OPS_OF_A_LAYER)
+    least = sum(name.startswith("blk.0.") for name in known) - len(taps.SUB_NORMS)
+    first = max(0, layer - n_ops // least)
     before = taps.INPUT_TAPS if first == 0 else (f"blk.{first - 1}.l_out",)
     inside = [name for i in range(first, layer + 1) for name in taps.layer_taps(i)]
-    return [*before, *inside, *ends]
+    return [name for name in (*before, *inside, *ends) if name in known]
 
 
 def _elsewhere(op: Op, config: SpecConfig, plans: Sequence[PassPlan]) -> list[str]:

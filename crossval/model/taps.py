@@ -87,7 +87,7 @@ def of_graph(architecture: str | None, input_norms: bool = False, pooled: bool =
 
 
 def of_model(n_layers: int, architecture: str | None = None, *, outline: bool = False, **form: bool) -> list[str]:
-    """Return the full names of the taps that a model has at most, all or the ``outline``; ``form``: of ``of_graph``."""
+    """Return the full names of the taps that a model has at most, or of its outline; ``form``: of ``of_graph``."""
     known = of_graph(architecture, **form)
     names = outline_taps(n_layers) if outline else all_taps(n_layers)
     return [name for name in names if parse(name).tap in known]

@@ -21,6 +21,6 @@ def compare_layers(
 ) -> LayersResult:
     comparison = Comparison(candidate, reference, prompt_ids, n_decode=n_decode, full=full)
     comparison.outline(progress)
-    for names in stages(candidate.config.n_layers):
+    for names in stages(candidate.config):
         comparison.operations(names)
     return comparison.result()

@@ -16,7 +16,8 @@ from crossval.terms import LOGITS
 from tests.support.numpy_engine import CONFIG, NumpyRunner
 
 PLANS = (PassPlan("prefill", (3, 14, 15), 0), PassPlan("decode", (9,), 3))
-OUTLINE = frozenset(taps.outline_taps(3))
+OUTLINE = frozenset(taps.of_model(3, outline=True))
+MODEL_TAPS = frozenset(taps.of_model(3))
 
 
 def asked(engine: NumpyRunner) -> list[frozenset[str]]:
@@ -25,7 +26,7 @@ def asked(engine: NumpyRunner) -> list[frozenset[str]]:
 
 
 def whole_layers(*layers: int) -> frozenset[str]:
-    return frozenset(name for layer in layers for name in taps.layer_taps(layer)) - OUTLINE
+    return frozenset(name for layer in layers for name in taps.layer_taps(layer) if name in MODEL_TAPS) - OUTLINE
 
 
 def test_groups_are_as_large_as_fits_and_never_empty() -> None:
@@ -48,7 +49,7 @@ def test_what_is_held_is_not_run_for_again() -> None:
     engine = NumpyRunner(lacks=["blk.0.kq"])
     capture = Capture(engine, CONFIG, PLANS)
     for _ in range(2):
-        for stage in stages(3):
+        for stage in stages(CONFIG):
             capture.records(stage, ahead=True)
         assert [*capture.records(["blk.0.kq", "blk.2.v"], 1)[0].taps] == ["blk.2.v"]
     assert asked(engine) == [whole_layers(0, 1, 2)]
@@ -58,7 +59,7 @@ def test_short_of_memory_layers_are_captured_in_groups_and_let_go() -> None:
     engine = NumpyRunner()
     two_layers = 6000
     capture = Capture(engine, CONFIG, PLANS, max_bytes=two_layers)
-    for stage in stages(3):
+    for stage in stages(CONFIG):
         assert set(capture.records(stage, ahead=True)[1].taps) == set(stage)
     first, second = asked(engine)
     assert first == whole_layers(0, 1)
@@ -76,7 +77,7 @@ def test_a_live_engine_shows_its_outline_twice(status: str, n_runs: int) -> None
     capture.start(feed.expected)
     while (plan := feed.next_plan(None)) is not None:
         assert set(capture.extend(plan).taps) == OUTLINE
-    for stage in stages(3):
+    for stage in stages(CONFIG):
         capture.records(stage, ahead=True)
     runs = asked(engine)
     assert len(runs) == n_runs

@@ -174,7 +174,8 @@ def _l2(kind: L2Norm, inputs: Arrays, expected: FloatArray, a: Arithmetic) -> Fl
 def _low_l2(kind: L2Norm, inputs: Arrays, expected: FloatArray, a: Arithmetic) -> FloatArray:
     u, tiny = a.format.unit_roundoff, a.format.tiny
     steps = 4.0 * u + inputs[0].shape[-1] / 2 * U
-    return steps * SECOND_ORDER * np.abs(expected) + tiny
+    allowed: FloatArray = steps * SECOND_ORDER * np.abs(expected) + tiny
+    return allowed
 
 
 def _l2_inputs(kind: L2Norm, inputs: Arrays, expected: FloatArray, form: Format) -> FloatArray:

@@ -189,7 +189,11 @@ class Wrong(SpecRunner):
 
 
 PLANS = [PassPlan("prefill", (1, 17, 42, 250, 3, 99, 8), 0), PassPlan("decode", (11,), 7)]
-OPS = [f"blk.0.{name}" for name in taps.LAYER_TAPS] + ["inp_embd", "result_norm", "blk.1.l_out"]
+OPS = [f"blk.0.{name}" for name in taps.of_graph(None) if name in taps.LAYER_TAPS] + [
+    "inp_embd",
+    "result_norm",
+    "blk.1.l_out",
+]
 
 
 PAIRS = [

@@ -22,6 +22,8 @@ from tests.support.strangers import Fault, Stranger
 
 PLANS = [PassPlan("prefill", (1, 17, 42, 250, 3), 0), *(PassPlan("decode", (11 + i,), 5 + i) for i in range(5))]
 
+IN_LAYER = [name for name in taps.of_model(2) if name.startswith("blk.1.")]
+
 
 class Watched(Stranger):
     """A stranger that records its requests, changes arrays, and may give only some taps."""
@@ -81,7 +83,7 @@ def test_the_cause_is_named_and_the_run_is_small(engine: Watched, make_model: Ca
     assert (found.context.plan, found.context.op.output) == (PLANS[2], "blk.1.ffn_act")
     # layer, what it reads, the same operation elsewhere; up to the last of the passes that are diagnosed together
     elsewhere = [f"blk.{i}.{tap}" for i in range(2) for tap in ("k_rope", "v", "ffn_gate", "ffn_act")]
-    names = frozenset(["blk.0.l_out", *taps.layer_taps(1), *elsewhere])
+    names = frozenset(["blk.0.l_out", *IN_LAYER, *elsewhere])
     assert engine.asked == [(index, names) for index in range(2 + findings.MAX_PASSES)]
 
 
@@ -89,8 +91,8 @@ def test_the_cause_is_named_and_the_run_is_small(engine: Watched, make_model: Ca
     ("tap", "expected"),
     [
         ("inp_embd", ["inp_embd"]),
-        ("blk.0.q", ["inp_embd", *taps.layer_taps(0)]),
-        ("result_norm", ["blk.0.l_out", *taps.layer_taps(1), *taps.HEAD_TAPS]),
+        ("blk.0.q", ["inp_embd", *(name.replace("1", "0", 1) for name in IN_LAYER)]),
+        ("result_norm", ["blk.0.l_out", *IN_LAYER, "result_norm", "result_output"]),
     ],
 )
 def test_what_is_captured(tap: str, expected: list[str], make_model: Callable[..., Path]) -> None:
@@ -225,7 +227,7 @@ def test_operations_judged_as_one_say_what_to_record(engine: Watched, make_model
     )
     assert data["specification_ratio"] > 0.1
     segment = {"first_layer": 1, "last_layer": 1, "first_op": "blk.1.attn_norm"}
-    assert data["segment"] == {**segment, "record": taps.layer_taps(1)[:-1]}
+    assert data["segment"] == {**segment, "record": IN_LAYER[:-1]}
 
 
 def test_a_finding_as_json(engine: Watched, make_model: Callable[..., Path]) -> None:
