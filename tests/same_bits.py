@@ -92,10 +92,11 @@ def compare(
             BitnetPyRunner(model, n_threads=2, kernel=kernel, numerics=numerics, follow_reference_graph=True)
         )
         config = engine.model.config
-        names = [op.output for op in op_table(SpecWeights(model).config)]
-        # Ours has the activation as a tensor whatever the library does.
-        inside = numerics.inside_others(config.arch)
-        of_engine = {name for name in names if taps.parse(name).tap not in inside - {"ffn_act"}}
+        spec = SpecWeights(model).config
+        names = [op.output for op in op_table(spec)]
+        inside = numerics.inside_others(config.arch, spec.input_norms)
+        hidden = {"kq", "kq_soft_max"} & inside  # all else ours has as tensors, whatever the library does
+        of_engine = {name for name in names if taps.parse(name).tap not in hidden}
         of_library = {name for name in of_engine if taps.parse(name).tap not in inside}
         for number, length in enumerate(lengths):
             stream = Stream(number, "same bits prompt")

@@ -91,7 +91,7 @@ def test_floors_of_bitnet_cpp_are_those_of_our_engine(five_layers, bitnet_cpp_li
 def test_causal_view_of_two_live_engines(five_layers, bitnet_cpp_library):
     """Prompt in one pass by one, token by token by the other: they differ by flipped codes, reported as such."""
     ids = np.random.default_rng(1).integers(0, 1000, 9).tolist()
-    outline = taps.outline_taps(N_LAYERS)
+    outline = taps.of_model(N_LAYERS, outline=True)
     with BitnetCppRunner(five_layers, library=bitnet_cpp_library) as reference:
         theirs = [reference.eval([token], outline) for token in ids]
     with BitnetPyRunner(five_layers) as engine:

@@ -35,8 +35,8 @@ from tests.support import receipt_samples as samples
 from tests.support.shared_parts import EditedCopies
 from tests.support.weights_samples import weights_receipt
 
-COARSE = [*taps.outline_taps(2)[1:]]
-FINE = sorted([*taps.outline_taps(2), *taps.layer_taps(0)[:9]], key=taps.execution_index)
+COARSE = [*taps.of_model(2, outline=True)[1:]]
+FINE = sorted([*taps.of_model(2, outline=True), *taps.layer_taps(0)[:9]], key=taps.execution_index)
 OUTLINE = samples.audit_result(names=COARSE, plan=samples.PLAN[:2])
 PARTLY = samples.audit_result(names=FINE, plan=samples.PLAN[:2])
 EXACT = samples.layers_result(plan=samples.PLAN[:2])

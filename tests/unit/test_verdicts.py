@@ -21,7 +21,7 @@ from tests.support.strangers import PROMPT, Fault, run
 Record = Callable[..., Path]
 ROLLED = Fault(rolled_from="1/ffn_sub_norm")
 OTHER = Fault(rolled_from="0/ffn_sub_norm")
-OUTLINE = taps.outline_taps(2)
+OUTLINE = taps.of_model(2, outline=True)
 
 
 def diff(model: Path, candidate: Path, reference: Path, folder: Path) -> tuple[int, receipt.Receipt]:

@@ -164,7 +164,15 @@ def test_operations_inside_segments_are_counted_apart(model_path: Path, record: 
 def test_a_divergence_may_sit_inside_a_segment(model_path: Path, record: Record, tmp_path: Path) -> None:
     """Two engines that differ, and nothing is guilty: made from a receipt, as right engines cannot be had so."""
     out = tmp_path / "r.json"
-    run("diff", record("other", taps=taps.outline_taps(2)), record(), "--model", model_path, "--receipt", out)
+    run(
+        "diff",
+        record("other", taps=taps.of_model(2, outline=True)),
+        record(),
+        "--model",
+        model_path,
+        "--receipt",
+        out,
+    )
     made = receipt.read(out)
     said = advice_of({**made, "verdict": "divergence"})
     assert "or segment of each is within its bounds" in said.meaning

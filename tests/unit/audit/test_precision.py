@@ -191,7 +191,7 @@ def test_a_statement_that_the_record_contradicts_is_not_confirmed(shipped_model)
 def test_a_coarse_trace_is_never_parity_and_a_healthy_one_no_defect(shipped_model, compute, name):
     engine = NarrowEngine(shipped_model, Style(compute), Mistake(name) if name else None)
     weights = SpecWeights(shipped_model)
-    result = audited(Wrapped(engine, only=taps.outline_taps(weights.config.n_layers)), weights, SHORT)
+    result = audited(Wrapped(engine, only=taps.of_model(weights.config.n_layers, outline=True)), weights, SHORT)
     found = precision_of(result)
     assert (found.dtype, found.scope) == (compute, "all")
     if name in ("SiLU", "ffn_sub_norm skipped"):

@@ -50,7 +50,9 @@ def complaints(made: Receipt) -> str:
         samples.audits(),
         samples.audits(samples.audit_result(GUILTY_AT)),
         samples.audits(None, samples.audit_result({(0, "inp_embd"): None})),
-        samples.audits(samples.audit_result(names=taps.outline_taps(2)), samples.audit_result(GUILTY_AT)),
+        samples.audits(
+            samples.audit_result(names=taps.of_model(2, outline=True)), samples.audit_result(GUILTY_AT)
+        ),
     ],
 )
 def test_honest_audits_have_no_complaints(held: Any) -> None:
@@ -207,7 +209,7 @@ FORGED_SEGMENTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", FORGED_SEGMENTS)
 def test_a_diagnosis_of_a_segment_says_which_operation_inside(name: str) -> None:
-    coarse = samples.audit_result({(0, "blk.0.l_out"): 8.0}, names=taps.outline_taps(2))
+    coarse = samples.audit_result({(0, "blk.0.l_out"): 8.0}, names=taps.of_model(2, outline=True))
     made = samples.layers_receipt(held=samples.audits(coarse))
     assert complaints(made) == ""
     assert complaints(forged(made, (*WHY, "segment_ops", ["blk.0.q_rope", "blk.0.k_rope"]))) == ""
@@ -240,7 +242,7 @@ def test_an_engine_that_does_not_say_how_it_rounds_may_have_any_reading(clean: R
 
 
 def test_the_ratio_of_a_segment_is_of_whole_tokens() -> None:
-    outline = samples.audit_result(names=taps.outline_taps(2))
+    outline = samples.audit_result(names=taps.of_model(2, outline=True))
     made = samples.layers_receipt(held=samples.audits(outline))
     assert made["verdict"] == "parity"
     assert complaints(forged(made, (*ROW, 1, "ratio", 0.01))) == ""

@@ -245,7 +245,7 @@ def test_a_correct_tensor_between_two_recording_errors_is_not_named(
             for layer in (0, 2):
                 given[f"blk.{layer}.l_out"] = given[f"blk.{layer + 1}.l_out"]
 
-    code, made, text = judged(change, model=make_model(n_layers=5), names=taps.outline_taps(5))
+    code, made, text = judged(change, model=make_model(n_layers=5), names=taps.of_model(5, outline=True))
     assert (code, made["verdict"]) == (3, "incomplete"), text
     found = [one["taps"] for one in made["audit"]["candidate"].get("misrecorded", [])]
     assert found == [["blk.0.l_out", "blk.2.l_out"]], text
@@ -261,7 +261,7 @@ def test_agreement_within_a_distance_shows_no_recording_error(
             given["blk.0.l_out"].array[...] = moved(given["blk.0.l_out"].array)
 
     model = make_model(n_layers=4, dim=512, hidden_dim=1024, n_heads=8)
-    _, made, text = judged(change, model=model, names=taps.outline_taps(4))
+    _, made, text = judged(change, model=model, names=taps.of_model(4, outline=True))
     audit = made["audit"]["candidate"]
     assert audit["first_guilty"]["tap"] == "blk.0.l_out"
     assert ("misrecorded" in audit, made["verdict"]) == (False, "candidate_defect"), text

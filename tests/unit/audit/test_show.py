@@ -84,7 +84,7 @@ def test_an_engine_that_was_not_audited_is_called_so() -> None:
 
 
 def test_a_coarse_trace_says_what_was_looked_at_one_by_one() -> None:
-    outline = samples.audit_result(names=taps.outline_taps(2))
+    outline = samples.audit_result(names=taps.of_model(2, outline=True))
     assert audit_line(summary.to_json(outline), 2).startswith(
         "9 of 129 operations checked one by one, 120 inside 6 segments, all within their bounds, worst 0.5 of its "
         "bound (blk.0.l_out)"

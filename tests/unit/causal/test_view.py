@@ -21,7 +21,7 @@ from tests.support.changed_op import changed
 
 N_LAYERS = 5
 IDS = tuple(int(i) for i in np.random.default_rng(3).integers(0, 1000, 12))
-OUTLINE = taps.outline_taps(N_LAYERS)
+OUTLINE = taps.of_model(N_LAYERS, outline=True)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_a_recorded_trace_will_do(shipped_model):
     assert trace.plan is not None
     ids = trace.plan[0].token_ids
     weights = SpecWeights(shipped_model)
-    outline = taps.outline_taps(weights.config.n_layers)
+    outline = taps.of_model(weights.config.n_layers, outline=True)
     view = causal_view(
         broken(weights, "blk.1.attn_sub_norm", negate_half, chunks=(ids,)), [trace.eval(ids, outline)], weights
     )

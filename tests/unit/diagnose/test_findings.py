@@ -216,7 +216,7 @@ def test_a_wrong_shape_is_its_own_explanation(engine: Watched, make_model: Calla
 
 
 def test_operations_judged_as_one_say_what_to_record(engine: Watched, make_model: Callable[..., Path]) -> None:
-    engine.fault, engine.only = Fault(rolled_from="1/ffn_sub_norm"), taps.outline_taps(2)
+    engine.fault, engine.only = Fault(rolled_from="1/ffn_sub_norm"), taps.of_model(2, outline=True)
     found = find(engine, make_model)
     assert found is not None
     data = findings.to_json(found, "command")

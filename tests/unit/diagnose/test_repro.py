@@ -248,7 +248,7 @@ def test_only_what_was_recorded_op_by_op_can_be_reproduced(
 ) -> None:
     class Coarse(Stranger):
         def eval(self, token_ids: Any, select: Any) -> Any:
-            return super().eval(token_ids, [name for name in select if name in taps.outline_taps(2)])
+            return super().eval(token_ids, [name for name in select if name in taps.of_model(2, outline=True)])
 
     with Coarse(make_model(), n_threads=1) as runner:
         runner.fault = Fault(rolled_from="1/ffn_sub_norm")

@@ -80,7 +80,7 @@ def diagnosed(
     weights: SpecWeights, engine: FaultyRunner, tap: str, passes: Sequence[Sequence[int]], guilty: Sequence[int]
 ) -> Diagnosis:
     """Diagnose the segment that ends in ``tap`` in some passes of an engine that records only outlines."""
-    outline = taps.outline_taps(weights.config.n_layers)
+    outline = taps.of_model(weights.config.n_layers, outline=True)
     records: list[PassRecord] = [engine.eval(ids, outline) for ids in passes]
     return diagnose_segment([replay(weights, records[: i + 1], tap) for i in guilty], ARITHMETIC)
 
@@ -111,7 +111,7 @@ def test_one_mistake_has_to_explain_prompt_and_decoded_tokens(weights: SpecWeigh
 
 
 def test_passes_that_contradict_each_other_have_no_name(weights: SpecWeights, shipped_model: Path) -> None:
-    outline = taps.outline_taps(weights.config.n_layers)
+    outline = taps.of_model(weights.config.n_layers, outline=True)
     broken, other = (FaultyRunner(shipped_model, fault, {0}) for fault in ("SiLU", "no feed-forward sub-norm"))
     first, _ = broken.eval(tokens(7, 1), outline), other.eval(tokens(7, 1), outline)
     records = [first, other.eval([55], outline)]

@@ -59,7 +59,7 @@ def test_round_trip_keeps_every_bit_and_fact(trace_dir: Path) -> None:
     for index, plan in enumerate(trace.info.plan):
         fresh = runner.eval(plan.token_ids, taps.of_model(MODEL.n_layers)).taps
         stored = trace.taps(index)
-        assert set(stored) == (set(fresh) if index == 0 else set(taps.outline_taps(3)))
+        assert set(stored) == (set(fresh) if index == 0 else set(taps.of_model(3, outline=True)))
         for name, tap in stored.items():
             assert tap.rows == fresh[name].rows
             assert tap.array.dtype == np.float32
