@@ -94,7 +94,7 @@ def test_capture_does_not_change_the_logits(runner, n_tokens):
     prompt = ids(n_tokens)
     plain = [logits(runner, prompt), logits(runner, [7]), logits(runner, [8])]
     runner.reset()
-    everything = taps.all_taps(3)
+    everything = taps.of_model(3)
     traced = [logits(runner, step, everything) for step in (prompt, [7], [8])]
     for a, b in zip(plain, traced, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -231,7 +231,7 @@ def test_each_generation_states_whose_arithmetic_it_is(odd_model, march_library,
 @pytest.mark.parametrize("n_tokens", [1, 5, 70])
 def test_with_flash_attention_scores_are_no_tensors_and_capture_changes_nothing(flash, n_tokens):
     """Three ways to compute: a single token, a few, and 64 or more."""
-    steps, names = (ids(n_tokens), [7], [8]), taps.all_taps(3)
+    steps, names = (ids(n_tokens), [7], [8]), taps.of_model(3)
     flash.reset()
     plain = [logits(flash, step) for step in steps]
     flash.reset()

@@ -54,9 +54,9 @@ def test_every_tap_is_captured_and_right(
     """Nodes called alike in BitNet's graph hold other tensors here: the audit would find one taken for another."""
     path = make_model(**SHAPES["tied head, biases, frequency factors"])
     with BitnetCppRunner(path, library=request.getfixturevalue(f"{generation}_library")) as runner:
-        found = runner.eval([5, 90, 17, 63], taps.all_taps(3)).taps
+        found = runner.eval([5, 90, 17, 63], taps.of_model(3)).taps
         known = set(taps.of_graph("llama")) - runner.identity.numerics.inside_others("llama")
-        assert set(found) == {name for name in taps.all_taps(3) if taps.parse(name).tap in known}
+        assert set(found) == {name for name in taps.of_model(3) if taps.parse(name).tap in known}
         runner.reset()
         with BitnetPyRunner(path, n_threads=1, numerics=runner.identity.numerics) as engine:
             assert judge(engine, runner, [5, 90, 17, 63], path, n_decode=2).verdict == "parity"

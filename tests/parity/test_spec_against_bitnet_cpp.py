@@ -75,7 +75,7 @@ def recording(request, tmp_path_factory, bitnet_cpp_library):
     path = tmp_path_factory.mktemp("spec-live") / "model.gguf"
     write_model(path, SHAPES[request.param])
     weights = SpecWeights(path)
-    select = taps.all_taps(weights.config.n_layers)
+    select = taps.of_model(weights.config.n_layers)
     prompt = np.random.default_rng(3).integers(0, weights.config.vocab_size, N_PROMPT).tolist()
     passes = [prompt, *([token] for token in DECODED)]
     with BitnetCppRunner(path, library=bitnet_cpp_library) as runner:

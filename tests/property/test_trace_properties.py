@@ -39,7 +39,7 @@ def records(draw: st.DrawFn) -> list[PassRecord]:
     for _ in range(draw(st.integers(1, 3))):
         ids = tuple(draw(st.lists(st.integers(0, MODEL.vocab_size - 1), min_size=1, max_size=4)))
         plan = PassPlan(pass_kind(len(ids), start), ids, start)
-        names = draw(st.lists(st.sampled_from(taps.all_taps(2)), min_size=1, max_size=5, unique=True))
+        names = draw(st.lists(st.sampled_from(taps.of_model(2)), min_size=1, max_size=5, unique=True))
         rows = st.none() | st.sets(st.integers(0, len(ids) - 1), min_size=1).map(lambda s: tuple(sorted(s)))
         arrays = {name: tap_array(name, plan, draw(rows), draw(st.integers(0, 99))) for name in names}
         found.append(PassRecord(plan, arrays, draw(st.none() | st.floats(0, 1e6))))

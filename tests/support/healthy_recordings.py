@@ -125,7 +125,7 @@ def _greedy_plans(runner: BitnetPyRunner, prompt: list[int], n_decode: int) -> l
 
 def ours(runner: Runner, plans: list[PassPlan], n_layers: int) -> Recording:
     """Return what an engine computes over passes, with every tap."""
-    names = taps.all_taps(n_layers)
+    names = taps.of_model(n_layers)
     return Recording(runner.identity, [runner.eval(plan.token_ids, names) for plan in plans])
 
 

@@ -20,7 +20,7 @@ PROMPT = (1, 17, 42, 250, 3, 99, 8)
 PLANS = [PassPlan("prefill", PROMPT, 0), PassPlan("decode", (11,), 7), PassPlan("decode", (12,), 8)]
 
 
-ALL = taps.all_taps(2)
+ALL = taps.of_model(2)
 
 
 def run(runner, weights, plans=PLANS):

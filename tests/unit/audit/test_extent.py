@@ -29,7 +29,7 @@ def check(tap: str, *spans: str) -> OpCheck:
 
 
 def between(first: str, last: str) -> list[str]:
-    every = taps.all_taps(9)
+    every = taps.of_model(9)
     return every[every.index(first) : every.index(last)]
 
 
@@ -140,14 +140,14 @@ def test_everything_before_it_is_right_only_where_it_was_looked_at(
         "next step  Fix the operation named above in the candidate; everything before it is correct."
         in result.stdout
     )
-    fused = [name for name in taps.all_taps(2) if taps.parse(name).tap != "attn_norm"]
+    fused = [name for name in taps.of_model(2) if taps.parse(name).tap != "attn_norm"]
     wrong = record("other", Fault(rolled_from="1/ffn_sub_norm"), taps=fused)
     result = run("diff", wrong, record(), "--model", model_path)
     assert "candidate; what precedes it was judged in segments, not operation by operation." in result.stdout
 
 
 def test_operations_inside_segments_are_counted_apart(model_path: Path, record: Record, tmp_path: Path) -> None:
-    fused = [name for name in taps.all_taps(2) if taps.parse(name).tap != "ffn_act"]
+    fused = [name for name in taps.of_model(2) if taps.parse(name).tap != "ffn_act"]
     out = tmp_path / "r.json"
     result = run("diff", record("other", taps=fused), record(), "--model", model_path, "--receipt", out)
     assert result.exit_code == 0, result.output

@@ -33,7 +33,7 @@ def test_passes_in_another_order_are_put_back(judged: Judged) -> None:
     def change(passes: Passes) -> None:
         passes[1], passes[2] = passes[2], passes[1]
 
-    without_scores = [n for n in taps.all_taps(2) if taps.parse(n).tap not in ("kq", "kq_soft_max")]
+    without_scores = [n for n in taps.of_model(2) if taps.parse(n).tap not in ("kq", "kq_soft_max")]
     code, made, text = judged(change, names=without_scores)
     assert (code, made["verdict"]) == (3, "incomplete"), text
     (found,) = made["audit"]["candidate"]["misrecorded"]

@@ -17,7 +17,7 @@ from tests.support import receipt_samples as samples
 
 GUILTY_AT = {(1, "blk.1.ffn_act"): 8.0, (2, "blk.1.ffn_act"): 9.0, (2, "blk.1.ffn_out"): 7.0}
 ROW = ("audit", "candidate", "rows")
-V, KQ, ACT, OUT = (taps.all_taps(2).index(f"blk.{tap}") for tap in ("0.v", "0.kq", "1.ffn_act", "1.ffn_out"))
+V, KQ, ACT, OUT = (taps.of_model(2).index(f"blk.{tap}") for tap in ("0.v", "0.kq", "1.ffn_act", "1.ffn_out"))
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,7 @@ def moved(array: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("change", "index"), [(forgotten, 0), (moved, 2)])
-@pytest.mark.parametrize("tap", taps.all_taps(2)[:-1])
+@pytest.mark.parametrize("tap", taps.of_model(2)[:-1])
 def test_any_tensor_but_the_logits_can_be_a_recording_error(
     model_path: Path,
     record: Record,

@@ -110,7 +110,7 @@ def test_a_short_prompt_is_enough(n_tokens: int, model_path: Path, monkeypatch: 
     assert notes == []
     table = FloorTable.from_json(found["floors"]["table"])
     assert table.n_tokens == (n_tokens,)
-    assert {floor.tap for floor in table.floors} == set(taps.all_taps(2))
+    assert {floor.tap for floor in table.floors} == set(taps.of_model(2))
     assert table.unmeasured == ()
 
 

@@ -26,7 +26,7 @@ def records(make_model: Callable[..., Path]) -> Iterator[tuple[SpecWeights, list
     path = make_model(n_heads=4, n_kv_heads=2)
     with SpecRunner(path) as runner:
         weights = SpecWeights(path)
-        names = taps.all_taps(weights.config.n_layers)
+        names = taps.of_model(weights.config.n_layers)
         yield weights, [runner.eval(plan.token_ids, names) for plan in PLANS]
 
 

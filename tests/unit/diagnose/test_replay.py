@@ -32,7 +32,7 @@ def recorded(
     model: Path, fault: str | None = None, keep: tuple[str, ...] = ("inp_embd", "l_out")
 ) -> list[PassRecord]:
     engine = FaultyRunner(model, fault, {1})
-    names = [name for name in taps.all_taps(4) if taps.parse(name).tap in keep]
+    names = [name for name in taps.of_model(4) if taps.parse(name).tap in keep]
     return [engine.eval(ids, names) for ids in PASSES]
 
 

@@ -52,7 +52,7 @@ def test_what_is_computed_is_stated(make_model, numerics):
 
 
 def test_flash_attention_gives_every_tap_but_the_scores(make_model):
-    asked = taps.all_taps(2)
+    asked = taps.of_model(2)
     with BitnetPyRunner(make_model(), n_threads=1, numerics=MAIN) as runner:
         found = runner.eval([1, 2, 3], asked).taps
     assert set(asked) - set(found) == {f"blk.{i}.{tap}" for i in range(2) for tap in ("kq", "kq_soft_max")}

@@ -40,7 +40,7 @@ def receipt_of(run: Examined | None, **changes: Any) -> Receipt:
 
 
 def run_of(errors: dict[tuple[int, str], float] | None = None) -> Examined:
-    names = [tap for tap in taps.all_taps(2) if taps.parse(tap).tap not in ("kq", "kq_soft_max")]
+    names = [tap for tap in taps.of_model(2) if taps.parse(tap).tap not in ("kq", "kq_soft_max")]
     return Examined(layers_result(errors), audits(audit_result(names=names), audit_result(names=names)))
 
 

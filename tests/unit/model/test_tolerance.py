@@ -37,7 +37,7 @@ def test_floor_is_the_documented_relative_error() -> None:
 
 @pytest.mark.parametrize("policy", ["same", "independent"])
 def test_every_tap_has_every_threshold_and_depth_only_widens_it(policy: str) -> None:
-    for name in taps.all_taps(30):
+    for name in taps.of_model(30):
         bound = tolerance_for(name, 30, policy).bound  # type: ignore[arg-type]
         assert set(bound) == set(DIRECTIONS)
         assert not violations(Numbers(), bound)
@@ -49,7 +49,7 @@ def test_every_tap_has_every_threshold_and_depth_only_widens_it(policy: str) -> 
 
 
 def test_same_arithmetic_is_held_tighter_than_another_one() -> None:
-    for name in taps.all_taps(4):
+    for name in taps.of_model(4):
         same, other = tolerance_for(name, 4, "same"), tolerance_for(name, 4, "independent")
         assert same.bound["nmse"] <= other.bound["nmse"]
     assert FLOOR_PER_SQRT_LAYER["same"] < FLOOR_PER_SQRT_LAYER["independent"]

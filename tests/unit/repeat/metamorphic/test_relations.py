@@ -219,7 +219,7 @@ def _one_bit(name: str, position: int | None = None) -> Callable[..., dict[str, 
     return change
 
 
-@pytest.mark.parametrize("name", taps.all_taps(MODEL.n_layers))
+@pytest.mark.parametrize("name", taps.of_model(MODEL.n_layers))
 def test_one_bit_of_any_tap_of_any_layer_is_seen_and_located(name):
     kind = type("Kind", (Tampered,), {"tamper": staticmethod(_one_bit(name, 0))})
     usual, other = RowRunner(), kind(n_threads=3)
