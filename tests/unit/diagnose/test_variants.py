@@ -15,6 +15,7 @@ from crossval.diagnose.variants import (
     Context,
     Inapplicable,
     candidates,
+    embedding_models,
     narrow_sums,
     of_records,
 )
@@ -55,13 +56,22 @@ OF_LLAMA = {
     "rows not permuted for interleaved RoPE",
 }
 """Need what only llama has, or is allowed to have."""
+OF_EMBEDDING_MODELS = {
+    *(variant.name for variant in embedding_models.VARIANTS),
+    "post norm after the residual",
+    "scaled again",
+    "GELU by a table",
+    "SiLU by a table",
+    "GELU (sigmoid) by a table",
+}
+"""Need what only qwen3 or gemma3 have."""
 
 
-def recorded(path):
+def recorded(path, passes=PASSES):
     weights = SpecWeights(path)
     table = op_table(weights.config)
     with SpecRunner(path) as runner:
-        return weights, table, [runner.eval(tokens, [op.output for op in table]) for tokens in PASSES]
+        return weights, table, [runner.eval(tokens, [op.output for op in table]) for tokens in passes]
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +79,11 @@ def model(make_model):
     return recorded(make_model(n_layers=3, dim=128, n_heads=4, n_kv_heads=2, hidden_dim=256))
 
 
-def living(table, records, weights):
+def living(table, records, weights, n_passes=3):
     """Return the ids of the variants that change the result of some operation."""
     alive = set()
     for op in table:
-        for index in range(len(PASSES)):
+        for index in range(n_passes):
             context = of_records(op, records, weights.config, weights, index=index)
             for variant in VARIANTS:
                 if id(variant) in alive:
@@ -209,6 +219,7 @@ class TestTable:
             "sliding window of {}",
             "embedding rows of {0.rule.words} read as zeros",
             *OF_LLAMA,
+            *OF_EMBEDDING_MODELS,
             *({"{} zero", "{} never written", "weight rows of {} read as zeros"} & dead),
         }
 
@@ -217,6 +228,15 @@ class TestTable:
         weights, table, records = recorded(make_model(n_heads=4, n_kv_heads=2, arch="llama", **more))
         alive = living(table, records, weights)
         assert {variant.name for variant in VARIANTS if id(variant) in alive} >= OF_LLAMA
+
+    def test_no_variant_of_embedding_models_is_dead(self, make_model):
+        alive = set()
+        for pooling in ("mean", "last"):
+            more = {"arch": "gemma3", "head_dim": 128, "pooling": pooling, "vocab_size": 400}
+            weights, table, records = recorded(make_model(dim=384, n_heads=4, n_kv_heads=2, **more), PASSES[:1])
+            alive |= living(table, records, weights, 1)
+        dead = {one.name for one in VARIANTS if one.name in OF_EMBEDDING_MODELS and id(one) not in alive}
+        assert dead == set()
 
     def test_documentation_is_current(self):
         page = Path(__file__).resolve().parents[3] / "docs" / "variants.md"
