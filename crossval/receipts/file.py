@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
-MAX_SIZE_BYTES = 64 << 20
+MAX_SIZE_BYTES = 32 << 20
 
 
 class Receipt(dict[str, Any]):
@@ -119,7 +119,7 @@ def read(path: str | Path) -> Receipt:
     """Return the receipt in a file, valid by the schema; its digest and statuses are not checked here.
 
     Raises:
-        BadInputError: unreadable, larger than 64 MiB, not JSON, duplicate keys, NaN, a malformed table, or invalid
+        BadInputError: unreadable, larger than 32 MiB, not JSON, duplicate keys, NaN, a malformed table, or invalid
         by the schema.
     """
     file = Path(path)
@@ -132,6 +132,6 @@ def read(path: str | Path) -> Receipt:
         raise BadInputError(f"cannot read receipt {file}: {error.strerror or error}") from error
     if len(data) > MAX_SIZE_BYTES:
         raise BadInputError(f"{file}: larger than {MAX_SIZE_BYTES} bytes; a receipt is a summary, not a trace")
-    receipt = columns.unpack(parse_json(data, str(file)), str(file))
+    receipt = columns.unpack(parse_json(data, str(file)), len(data), str(file))
     validate(receipt, str(file))
     return Receipt(receipt)

@@ -71,6 +71,19 @@ class GateCheck:
     name: str
     passed: bool
     detail: str
+    applies: bool = True
+    """False: a demand that means other kinds of receipts; it fails unless one of those is judged with this one."""
+
+
+def at_least(name: str, value: float | None, least: float, what: str = "") -> GateCheck:
+    """Return the check that a number, null where nothing was counted, is at least what is required."""
+    shown = "null" if value is None else f"{value:.6g}"
+    return GateCheck(name, value is not None and value >= least, f"{shown}{what}, {least:g} required")
+
+
+def not_meant(name: str, detail: str) -> GateCheck:
+    """Return the check of a demand that means other kinds of receipts."""
+    return GateCheck(name, False, detail, applies=False)
 
 
 def read_policy(path: str | Path) -> Policy:

@@ -172,7 +172,8 @@ def amount(receipt: Receipt) -> Amount:
 
 SELFTEST = Kind[SelftestResult](
     name="selftest",
-    counted="comparisons",
+    counted=None,
+    one_sided=True,
     to_json=to_json,
     from_json=from_json,
     summarize=summarize,
