@@ -8,7 +8,7 @@ from typing import Any
 from crossval.passes import PassPlan, pass_kind
 
 MAX_NUMBER = 1e100
-"""The largest that a receipt holds, by its schema: above all ratios of binary32 values, and its square is finite."""
+"""The largest that a receipt holds, by its schema: above any ratio of binary32 values, with a finite square."""
 
 
 def number(value: float | None) -> float | None:
