@@ -33,6 +33,20 @@ def model_error(path: object, what: str, *, expected: object, found: object, rem
     return ModelError("".join(c if c.isprintable() else "\ufffd" for c in line))
 
 
+MAX_LINE = 300
+"""Characters of an error line; what is longer was put into a file or a name by somebody."""
+
+
+def error_line(text: str) -> str:
+    """Return a message as one printable line of at most ``MAX_LINE`` characters; of a longer one both ends."""
+    n_head = 2 * MAX_LINE // 3
+    shown = text.strip()
+    if len(shown) > 2 * MAX_LINE:  # before it is escaped: it may be megabytes
+        shown = shown[:MAX_LINE] + shown[-MAX_LINE:]
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in shown)
+    return shown if len(shown) <= MAX_LINE else f"{shown[:n_head]}…{shown[n_head + 1 - MAX_LINE :]}"
+
+
 def clip(text: str, limit: int = 60) -> str:
     """Return ``text`` quoted and shortened, fit for an error message."""
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")

@@ -18,6 +18,7 @@ from crossval.compare.score import ScoreComparison
 from crossval.console import console, new_table, plain, show_line
 from crossval.engines.registry import live_words
 from crossval.errors import BadInputError, UnavailableError, UsageError
+from crossval.files import check_regular
 from crossval.terms import SIDES
 
 
@@ -73,6 +74,8 @@ def exit_code(found: ScoreComparison) -> int:
 
 
 def _read(path: Path) -> bytes:
+    if str(path) != "-":
+        check_regular(path, "the text")
     try:
         with click.open_file(str(path), "rb") as stream:
             return bytes(stream.read())

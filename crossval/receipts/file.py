@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossval.errors import BadInputError
-from crossval.files import write_atomically
+from crossval.files import read_limited, write_atomically
 from crossval.receipts import columns
 from crossval.receipts.frames import MAIN, frames
 from crossval.schema import one_line, parse_json, validate
@@ -123,15 +123,7 @@ def read(path: str | Path) -> Receipt:
         by the schema.
     """
     file = Path(path)
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise BadInputError(f"{file}: not a regular file")
-        with file.open("rb") as stream:
-            data = stream.read(MAX_SIZE_BYTES + 1)
-    except OSError as error:
-        raise BadInputError(f"cannot read receipt {file}: {error.strerror or error}") from error
-    if len(data) > MAX_SIZE_BYTES:
-        raise BadInputError(f"{file}: larger than {MAX_SIZE_BYTES} bytes; a receipt is a summary, not a trace")
+    data = read_limited(file, "receipt", MAX_SIZE_BYTES)
     receipt = columns.unpack(parse_json(data, str(file)), len(data), str(file))
     validate(receipt, str(file))
     return Receipt(receipt)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossval.errors import BadInputError
+from crossval.files import read_limited
 from crossval.receipts.party import REFERENCE_NAME
 from crossval.schema import parse_json, validate_policy
 
@@ -93,14 +93,7 @@ def read_policy(path: str | Path) -> Policy:
         BadInputError: unreadable, not strict JSON, or against the schema.
     """
     file = Path(path)
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_POLICY_BYTES + 1)
-    except OSError as error:
-        raise BadInputError(f"cannot read policy {file}: {error.strerror or error}") from error
-    if len(data) > MAX_POLICY_BYTES:
-        raise BadInputError(f"{file}: larger than {MAX_POLICY_BYTES} bytes")
-    value = parse_json(data, str(file))
+    value = parse_json(read_limited(file, "policy", MAX_POLICY_BYTES), str(file))
     validate_policy(value, str(file))
     given: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
     given.pop("schema_version")
