@@ -39,12 +39,16 @@ MAX_LINE = 300
 
 def error_line(text: str) -> str:
     """Return a message as one printable line of at most ``MAX_LINE`` characters; of a longer one both ends."""
-    n_head = 2 * MAX_LINE // 3
-    shown = text.strip()
-    if len(shown) > 2 * MAX_LINE:  # before it is escaped: it may be megabytes
-        shown = shown[:MAX_LINE] + shown[-MAX_LINE:]
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in shown)
-    return shown if len(shown) <= MAX_LINE else f"{shown[:n_head]}…{shown[n_head + 1 - MAX_LINE :]}"
+    shown = shortened(text.strip())  # before it is escaped, too: it may be megabytes
+    return shortened(
+        "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in shown)
+    )
+
+
+def shortened(text: str, limit: int = MAX_LINE) -> str:
+    """Return a text of at most ``limit`` characters; of a longer one both ends."""
+    n_head = 2 * limit // 3
+    return text if len(text) <= limit else f"{text[:n_head]}…{text[n_head + 1 - limit :]}"
 
 
 def clip(text: str, limit: int = 60) -> str:
