@@ -242,7 +242,8 @@ class _Parser:
             self.refuse_length(what, 0, limit)
         self.pos += 8
         try:
-            text = self.mapping[self.pos : offsets[1]].decode()
+            with memoryview(self.mapping) as whole, whole[self.pos : offsets[1]] as part:
+                text = str(part, "utf-8")
         except UnicodeDecodeError as error:
             self.fail(f"{what}, string 0", "UTF-8", f"{error.reason} at its byte {error.start}")
         self.pos = offsets[1]

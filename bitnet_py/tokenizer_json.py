@@ -7,6 +7,7 @@ stripping special tokens) is rejected, not ignored.
 from __future__ import annotations
 
 import json
+import stat
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
     """
     path = Path(path)
     try:
-        if not path.is_file():
+        if not stat.S_ISREG(path.stat().st_mode):
             raise TokenizerError(f"{path}: not a regular file")
         if path.stat().st_size > MAX_BYTES:
             raise TokenizerError(f"{path}: larger than {MAX_BYTES} bytes")

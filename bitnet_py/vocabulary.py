@@ -90,7 +90,8 @@ class Vocabulary:
         model = _get(metadata, _KEY + "model", str)
         if model not in _DEFAULT_IDS:
             raise TokenizerError(
-                f"tokenizer.ggml.model is {clip(model)}; expected 'gpt2' (byte-level BPE) or 'llama' (SentencePiece)"
+                f"tokenizer.ggml.model is {clip(model)}; expected 'gpt2' (byte-level BPE) or "
+                "'llama' (SentencePiece)"
             )
         tokens = _strings(metadata, _KEY + "tokens")
         raw_kinds = metadata.get(_KEY + "token_type")
