@@ -11,10 +11,12 @@ from crossval.cli import (
     layers,
     metamorphic,
     record,
+    report,
     score,
     selftest,
     smoke,
     tokens,
+    triage,
     weights,
 )
 from crossval.cli.app import cli
@@ -22,7 +24,8 @@ from crossval.cli.app import cli
 main = cli
 """Entry point of the console script."""
 
-cli.add_command(layers.triage)
+for _command in (triage.command, report.report, report.show, report.show_history):
+    cli.add_command(_command)
 for _module in (
     layers,
     greedy,

@@ -12,7 +12,7 @@ from crossval import schema
 from crossval.errors import BadInputError
 from tests.support import receipt_samples as samples
 
-SCHEMAS = ("receipt.v1", "policy.v1", "trace.v1")
+SCHEMAS = ("receipt.v1", "policy.v1", "trace.v1", "tap-map.v1")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def bounds_of(part: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_every_list_text_and_number_of_a_schema_is_bounded(name: str) -> None:
     found = dict(parts(json.loads((schema.schema_dir() / f"{name}.schema.json").read_text(encoding="utf-8"))))
-    assert len(found) > 20
+    assert len(found) > 20, name
     assert {path: lacking for path, part in found.items() if (lacking := bounds_of(part))} == {}
 
 

@@ -3,6 +3,7 @@
 ``python -m tests.zoo > docs/zoo.md``: every fault in every place, all taps recorded.
 ``python -m tests.zoo --recordings > docs/recordings.md``: every fault, less and less recorded.
 ``python -m tests.zoo --llama``: faults of llama models, all taps recorded.
+``python -m tests.zoo --texts``: what broken engines print; writes crossval/data/triage and docs/triage.md.
 ``python -m tests.zoo --drawn 400 --seed 1``: faults whose family, parameter and place are drawn at random.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from tests.zoo import coarse, coarse_table, drawn
+from tests.zoo import coarse, coarse_table, drawn, texts_table
 from tests.zoo.catalogue import CASES, FAULTS, OF_LLAMA, ON_LLAMA
 from tests.zoo.fault import FAMILIES, Fault
 from tests.zoo.outcome import Outcome, outcomes
@@ -53,7 +54,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the drawing (default 1)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first drawn fault")
     parser.add_argument("--llama", action="store_true", help="faults of llama models, at their first places")
+    parser.add_argument(
+        "--texts", action="store_true", help="what broken engines print, as data and documentation"
+    )
     asked = parser.parse_args()
+    if asked.texts:
+        texts_table.main()
+        return 0
     if asked.llama:
         return _llama()
     if asked.drawn is not None:
