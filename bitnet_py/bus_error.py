@@ -19,11 +19,14 @@ MESSAGE = (
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
 
-@_Handler
 def _end(number: int) -> None:
     # The read that failed cannot be finished, and Python's own handlers would wait for it.
     os.write(2, MESSAGE)
     os._exit(EXIT_STATUS)
+
+
+_handler = _Handler(_end)
+"""Kept alive: the system holds no reference."""
 
 
 def explain_bus_errors() -> None:
@@ -31,4 +34,4 @@ def explain_bus_errors() -> None:
     if os.name == "posix":
         handle = ctypes.CDLL(None).signal
         handle.argtypes, handle.restype = [ctypes.c_int, _Handler], ctypes.c_void_p
-        handle(signal.SIGBUS, _end)
+        handle(signal.SIGBUS, _handler)
