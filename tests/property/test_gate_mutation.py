@@ -230,7 +230,7 @@ UNPROVABLE_IN_SMOKE = (
 )
 """Fields of a smoke receipt that can be changed beyond those."""
 UNPROVABLE_IN_SMOKE_ALONE = (
-    # The other engine took no part: nothing says which it would have been, or that it reads the prompts as this one.
+    # The other engine took no part: nothing says which it would have been, or how it reads the prompts.
     "candidate.numerics.simd_width",
     "candidate.numerics.fused_quantizer",
     "reference.name",

@@ -67,10 +67,12 @@ finally:
 """
 
 
-def peak_bytes(*words: str | Path) -> tuple[int, int]:
-    """Return exit code and peak memory of a command in a process of its own."""
+def run(*words: str | Path) -> tuple[int, list[str], int]:
+    """Return exit code, lines on stderr and peak memory in bytes of a command in a process of its own."""
     done = subprocess.run([sys.executable, "-c", PEAK, *map(str, words)], capture_output=True, check=False)
-    return done.returncode, int(done.stderr.split()[-1])
+    *lines, peak = done.stderr.decode().splitlines()
+    assert b"\x1b" not in done.stdout
+    return done.returncode, lines, int(peak)
 
 
 @pytest.fixture(scope="module")
@@ -78,31 +80,22 @@ def least_bytes(tmp_path_factory: pytest.TempPathFactory) -> int:
     """Peak memory of the command on a file with nothing in it."""
     path = tmp_path_factory.mktemp("least") / "m.gguf"
     path.write_bytes(gguf(0, b""))
-    return peak_bytes("inspect", "--model", path)[1]
+    return run("inspect", "--model", path)[2]
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_memory_is_at_most_twice_the_file(name: str, least_bytes: int, tmp_path: Path) -> None:
+def test_memory_is_at_most_twice_the_file_and_the_error_one_line(
+    name: str, least_bytes: int, tmp_path: Path
+) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(LARGE[name]())
-    commands: list[tuple[str, ...]] = [("inspect",)]
-    commands += [("tokenize", "hi")] if name == "tokens" else []
-    for command in commands:
-        code, peak = peak_bytes(command[0], "--model", path, *command[1:])
-        assert code == 4
-        assert peak - least_bytes <= 2 * path.stat().st_size + (4 << 20)
-
-
-@pytest.mark.parametrize("name", LARGE)
-def test_the_error_is_one_short_line_that_names_the_file(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    path.write_bytes(LARGE[name]())
-    result = CliRunner().invoke(main, ["inspect", "--model", str(path)])
-    assert result.exit_code == 4
-    (line,) = result.stderr.splitlines()
+    command = ("tokenize", "hi") if name == "tokens" else ("inspect",)
+    code, (line,), peak = run(command[0], "--model", path, *command[1:])
+    assert code == 4
     assert "m.gguf" in line
+    assert line.isprintable()
     assert len(line) <= MAX_LINE + len("error: ")
-    assert "\x1b" not in result.output
+    assert peak - least_bytes <= 2 * path.stat().st_size + (4 << 20)
 
 
 def test_a_long_text_is_shown_by_its_length(tmp_path: Path) -> None:
