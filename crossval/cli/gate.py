@@ -29,7 +29,8 @@ DEMANDS: tuple[tuple[str, Any, str, str], ...] = (
      "--min-token-match), bit-identical values (layers, diff), texts (smoke, tokens), passes with "
      "equal logits (bench), values of a checkpoint (weights)."),
     ("--min-token-match", _FRACTION, "R", "Minimum fraction of equal tokens (greedy)."),
-    ("--min-logit-match", _FRACTION, "R", "Minimum fraction of bit-identical logits (greedy, layers, diff, score)."),
+    ("--min-logit-match", _FRACTION, "R",
+     "Minimum fraction of bit-identical logits (greedy, layers, diff, score)."),
     ("--min-cosine", click.FloatRange(-1, 1), "C", "Minimum cosine similarity."),
     ("--min-correct", _POSITIVE_FRACTION, "R",
      "Minimum fraction of correct answers of every engine (smoke). Default: 0.7."),

@@ -57,11 +57,20 @@ class TraceWriter:
                     f"{self.directory} is not empty ({present[0]}); choose a new directory"
                     + ("" if ours != present else " or ask to overwrite the trace in it")
                 )
-            self._into = _folder_beside(self.directory) if present else self.directory
         except OSError as error:
-            raise BadInputError(f"cannot write a trace to {self.directory}: {error.strerror or error}") from error
+            raise self._unusable(error) from error
+        self._replaces = bool(present)
+        self._into = self.directory
+        """Where files are written until all of them are."""
+
+    def _unusable(self, error: OSError) -> BadInputError:
+        return BadInputError(f"cannot write a trace to {self.directory}: {error.strerror or error}")
 
     def __enter__(self) -> TraceWriter:
+        try:
+            self._into = _folder_beside(self.directory) if self._replaces else self.directory
+        except OSError as error:
+            raise self._unusable(error) from error
         return self
 
     def __exit__(
@@ -70,7 +79,7 @@ class TraceWriter:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if self._into != self.directory:
+        if self._replaces:
             shutil.rmtree(self._into, ignore_errors=True)
         elif not (self.directory / TRACE_FILE).exists():
             for index in range(len(self._passes) + 1):
@@ -155,7 +164,7 @@ class TraceWriter:
         info = parse_info(data, str(path))
         try:
             write_atomically(self._into / TRACE_FILE, data)
-            if self._into != self.directory:
+            if self._replaces:
                 _take_place_of(self.directory.resolve(), self._into)
         except OSError as error:
             raise BadInputError(f"cannot write {path}: {error.strerror or error}") from error
