@@ -23,13 +23,20 @@ VERDICT_STYLE = {
 }
 
 
+class _Console(Console):
+    """Leaves it to the command line what a closed pipe means; rich would exit with 1, which is a divergence."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(file: TextIO | None = None) -> Console:
     """Return a console on ``file`` (stdout) without markup, so that data is never interpreted as style."""
     stream = file or sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?" instead of failing
     width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
+    return _Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
 def plain(text: str) -> str:

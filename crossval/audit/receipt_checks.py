@@ -26,7 +26,7 @@ from crossval.model.taps import token_axis
 from crossval.passes import Numerics, PassPlan
 from crossval.receipts.file import Receipt
 from crossval.receipts.policy import GateCheck, Policy
-from crossval.receipts.values import plan_from_json
+from crossval.receipts.values import number, plan_from_json
 from crossval.terms import SIDES, Side
 from crossval.traces import read as trace
 from crossval.traces.read import TraceModel
@@ -105,7 +105,7 @@ def _world(receipt: Receipt, side: str) -> _World:
 def _audit(audit: Mapping[str, Any], world: _World) -> Iterator[str]:
     rows = [summary.row_from_json(row) for row in audit["rows"]]
     known = [row for row in rows if _known(row.tap, world)]
-    yield from (f"the model has no tap {row.tap}" for row in rows if row not in known)
+    yield from (f"the model has no tap {row.tap}" for row in rows if not _known(row.tap, world))
     order = [taps.execution_index(row.tap) for row in known]
     if order != sorted(set(order)):
         yield "rows are repeated or out of execution order"
@@ -304,9 +304,10 @@ def _belongs(ratio: float | None, worst: WorstElement) -> bool:
         return True
     if gap == 0.0:
         return ratio == 0.0
-    if worst.bound == 0.0:
-        return ratio is None
-    return ratio is not None and math.isclose(ratio, gap / worst.bound, rel_tol=_ROUNDING)
+    wanted = number(gap / worst.bound) if worst.bound > 0.0 else None
+    if wanted is None or ratio is None:
+        return ratio is wanted
+    return math.isclose(ratio, wanted, rel_tol=_ROUNDING)
 
 
 def _readings(op: Op, one: PassPlan, world: _World) -> set[str]:

@@ -6,6 +6,8 @@ import datetime
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +39,8 @@ class TraceWriter:
     def __init__(self, directory: str | Path, model: TraceModel, *, overwrite: bool = False) -> None:
         """Prepare ``directory``: it must be absent, empty, or (``overwrite``) hold an earlier trace.
 
+        An earlier trace stays until ``finish``: the new one is written beside it and then takes its place.
+
         Raises:
             BadInputError: the directory holds something else, or cannot be written.
         """
@@ -53,12 +57,20 @@ class TraceWriter:
                     f"{self.directory} is not empty ({present[0]}); choose a new directory"
                     + ("" if ours != present else " or ask to overwrite the trace in it")
                 )
-            for name in sorted(ours, key=lambda name: name != TRACE_FILE):
-                (self.directory / name).unlink()
         except OSError as error:
-            raise BadInputError(f"cannot write a trace to {self.directory}: {error.strerror or error}") from error
+            raise self._unusable(error) from error
+        self._replaces = bool(present)
+        self._into = self.directory
+        """Where files are written until all of them are."""
+
+    def _unusable(self, error: OSError) -> BadInputError:
+        return BadInputError(f"cannot write a trace to {self.directory}: {error.strerror or error}")
 
     def __enter__(self) -> TraceWriter:
+        try:
+            self._into = _folder_beside(self.directory) if self._replaces else self.directory
+        except OSError as error:
+            raise self._unusable(error) from error
         return self
 
     def __exit__(
@@ -67,7 +79,9 @@ class TraceWriter:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if not (self.directory / TRACE_FILE).exists():
+        if self._replaces:
+            shutil.rmtree(self._into, ignore_errors=True)
+        elif not (self.directory / TRACE_FILE).exists():
             for index in range(len(self._passes) + 1):
                 (self.directory / pass_file_name(index)).unlink(missing_ok=True)
 
@@ -95,7 +109,7 @@ class TraceWriter:
                 self._check(name, arrays[name], record)
         except ValueError as error:
             raise BadInputError(f"pass {index}: {error}") from error
-        path = self.directory / pass_file_name(index)
+        path = self._into / pass_file_name(index)
         tensors = {tensor_key(index, name): tap.array for name, tap in arrays.items()}
         self._passes.append(
             {
@@ -130,7 +144,7 @@ class TraceWriter:
 
         Raises:
             BadInputError: the result would not be a valid trace (no passes, or other tokens fed than
-            the prompt's).
+            the prompt's), or it cannot be written.
         """
         value = {
             "format": FORMAT,
@@ -148,8 +162,33 @@ class TraceWriter:
         except (TypeError, ValueError) as error:
             raise BadInputError(f"{path}: cannot be written as JSON: {error}") from error
         info = parse_info(data, str(path))
-        write_atomically(path, data)
+        try:
+            write_atomically(self._into / TRACE_FILE, data)
+            if self._replaces:
+                _take_place_of(self.directory.resolve(), self._into)
+        except OSError as error:
+            raise BadInputError(f"cannot write {path}: {error.strerror or error}") from error
         return info
+
+
+def _folder_beside(directory: Path) -> Path:
+    """Return a new folder in which a trace is written that is to replace the one in ``directory``."""
+    place = directory.resolve()
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name[:200]}.", dir=place.parent))
+    shutil.copymode(place, folder)
+    return folder
+
+
+def _take_place_of(old: Path, new: Path) -> None:
+    """Put the folder ``new`` where ``old`` is; one of the two is there, whatever fails."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{old.name[:200]}.", dir=old.parent))
+    os.replace(old, aside)
+    try:
+        os.replace(new, old)
+    except BaseException:
+        os.replace(aside, old)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]) -> str:

@@ -139,8 +139,10 @@ def test_a_directory_with_anything_in_it_is_not_touched(trace_dir: Path) -> None
         TraceWriter(trace_dir, MODEL, overwrite=True)
     assert (trace_dir / "trace.json").read_bytes() == before
     (trace_dir / "thesis.tex").unlink()
-    TraceWriter(trace_dir, MODEL, overwrite=True)
-    assert list(trace_dir.iterdir()) == []
+    with TraceWriter(trace_dir, MODEL, overwrite=True):
+        assert (trace_dir / "trace.json").read_bytes() == before
+    assert (trace_dir / "trace.json").read_bytes() == before
+    assert [path.name for path in trace_dir.parent.iterdir()] == [trace_dir.name]
 
 
 def test_finish_refuses_a_prompt_that_was_not_fed(tmp_path: Path) -> None:
