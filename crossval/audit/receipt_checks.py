@@ -97,7 +97,7 @@ def _version(receipt: Receipt) -> Iterator[str]:
 
 def _world(receipt: Receipt, side: str) -> _World:
     model, plan = TraceModel.of_receipt(receipt), plan_from_json(receipt["results"]["passes"])
-    numerics = Numerics(**receipt[side]["numerics"])
+    numerics = Numerics.from_json(receipt[side]["numerics"])
     found = precision.of_json(receipt["audit"][side].get("precision"))
     return _World(model, plan, precision.arithmetic_of(numerics, found, model), numerics)
 

@@ -68,7 +68,7 @@ def numerics_of(arithmetic: bitnet_py.Arithmetic, asked: Numerics | None = None)
         binary16_sums=arithmetic.half_sums if is_main else None,
         flash_attention=arithmetic.flash_attention if is_main else None,
         attention_threads=arithmetic.attention_threads if arithmetic.flash_attention else None,
-        quantizer_block=TQ_BLOCK if arithmetic.block_quantizer else None,
+        activation_quantization="q8_k" if arithmetic.block_quantizer else None,
         fused_sums=arithmetic.fused_sums if arithmetic.block_quantizer else None,
         bfloat_pairs=None if asked is None or asked.bfloat_pairs is None else arithmetic.bfloat_pairs,
     )

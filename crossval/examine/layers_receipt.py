@@ -196,7 +196,7 @@ def structure(receipt: Receipt) -> list[str]:
         complaints += _row_shape(receipt, result.plan, row)
     present = {(row.pass_index, row.tap) for row in result.rows}
     present |= {(skip.pass_index, skip.tap) for skip in result.coverage.skipped}
-    inside = frozenset().union(*(Numerics(**receipt[side]["numerics"]).inside_others for side in SIDES))
+    inside = frozenset().union(*(Numerics.from_json(receipt[side]["numerics"]).inside_others for side in SIDES))
     required = [tap for tap in _required(result, n_layers) if taps.parse(tap).tap not in inside]
     for index in range(len(result.plan)):
         missing = [tap for tap in required if (index, tap) not in present]

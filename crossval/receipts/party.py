@@ -54,7 +54,7 @@ class Party:
     def from_json(cls, data: Mapping[str, Any]) -> Party:
         """Return the party of a receipt that is valid by the schema."""
         facts = {k: v for k, v in data.items() if k not in ("status", "trace_digest", "note", "numerics")}
-        identity = EngineIdentity(**facts, numerics=Numerics(**data["numerics"]))
+        identity = EngineIdentity(**facts, numerics=Numerics.from_json(data["numerics"]))
         return cls(data["status"], identity, data["trace_digest"], data["note"])
 
 

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from crossval.errors import BadInputError
 from crossval.files import check_regular, file_sha256, read_limited
 from crossval.model import taps
 from crossval.model.taps import shape_hint
+from crossval.formats import Dtype
 from crossval.passes import EngineIdentity, Numerics, PassPlan, TapArray, check_rows, pass_kind
 from crossval.schema import one_line, parse_json, validate_trace
+from crossval.traces import dtypes
 
 FORMAT = "crossval-trace"
 FORMAT_VERSION = 1
@@ -63,6 +64,8 @@ class TraceTap:
     name: str
     shape: tuple[int, ...]
     rows: tuple[int, ...] | None = None
+    dtype: Dtype = "f32"
+    """What it is stored in."""
 
 
 @dataclass(frozen=True)
@@ -191,9 +194,10 @@ class Trace:
                 for key, tap in expected.items():
                     part = file.get_slice(key)
                     dtype, shape = part.get_dtype(), tuple(part.get_shape())
-                    if dtype != "F32" or shape != tap.shape:
+                    if dtype != dtypes.NAME_OF[tap.dtype] or shape != tap.shape:
+                        stated = dtypes.NAME_OF[tap.dtype]
                         raise BadInputError(
-                            f"{path}: tensor {key!r} is {dtype} {shape}, trace.json says F32 {tap.shape}"
+                            f"{path}: tensor {key!r} is {dtype} {shape}, trace.json says {stated} {tap.shape}"
                         )
         except (SafetensorError, OSError, ValueError) as error:
             raise BadInputError(f"{path}: not a usable safetensors file: {one_line(error)}") from error
@@ -214,12 +218,12 @@ class _LazyTaps(Mapping[str, TapArray]):
         tap = self._taps[name]
         if self._file is None:
             self._file = self._trace._open_pass(self._index)
+        where, key = self._trace.directory / pass_file_name(self._index), tensor_key(self._index, name)
         try:
-            array = self._file.get_tensor(tensor_key(self._index, name))
-        except (SafetensorError, OSError, ValueError) as error:
-            where = self._trace.directory / pass_file_name(self._index)
+            array = dtypes.read_bf16(where, key) if tap.dtype == "bf16" else self._file.get_tensor(key)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise BadInputError(f"{where}: cannot read {name}: {one_line(error)}") from error
-        return TapArray(np.ascontiguousarray(array, dtype=np.float32), tap.rows)
+        return TapArray(dtypes.widened(array, tap.dtype), tap.rows, tap.dtype)
 
     def __contains__(self, name: object) -> bool:
         return name in self._taps
@@ -280,13 +284,11 @@ def _model(value: dict[str, Any]) -> TraceModel:
 
 
 def _engine(value: dict[str, Any]) -> EngineIdentity:
-    # JSON may write an integer as 2.0.
-    numerics: dict[str, Any] = {
-        name: int(one) if isinstance(one, float) else one for name, one in value.get("numerics", {}).items()
-    }
+    numerics = Numerics.from_json(value.get("numerics", {}))
+    taps.check_op_names(name for name, _ in numerics.op_dtypes)
     return EngineIdentity(
         **{key: item for key, item in value.items() if key not in ("numerics", "settings")},
-        numerics=Numerics(**numerics),
+        numerics=numerics,
         settings=dict(value.get("settings", {})),
     )
 
@@ -321,7 +323,7 @@ def _pass(
             raise ValueError(f"{given}: {why}" if why else given)
         if name in recorded:
             raise ValueError(f"{where}: {name} is listed twice")
-        recorded[name] = TraceTap(name, shape, rows)
+        recorded[name] = TraceTap(name, shape, rows, dtypes.OF_NAME[entry["dtype"]])
     return TracePass(plan, item["file"], item["sha256"], recorded, item.get("elapsed_s"))
 
 

@@ -21,8 +21,8 @@ Quantizer = Literal["float64", "float32", "fused", "divide", "main", "blocks", "
 """How an engine gets from a float activation to its code (see ``scaled``); where blocks have steps of their own,
 what is multiplied with the weights stands for codes (``quantize``)."""
 BLOCK_QUANTIZERS: Mapping[Quantizer, Arithmetic] = {
-    "blocks": Arithmetic(Numerics(fused_quantizer=False, quantizer_block=TQ_BLOCK), n_heads=0),
-    "fused blocks": Arithmetic(Numerics(fused_quantizer=True, quantizer_block=TQ_BLOCK), n_heads=0),
+    "blocks": Arithmetic(Numerics(fused_quantizer=False, activation_quantization="q8_k"), n_heads=0),
+    "fused blocks": Arithmetic(Numerics(fused_quantizer=True, activation_quantization="q8_k"), n_heads=0),
 }
 RowsOf = Callable[[TernaryMatrix, IntArray], Array]
 """Returns some rows of a matrix as an engine sees them: ``(features, cols)``."""
