@@ -19,8 +19,8 @@ from crossval.formats import Dtype
 from crossval.terms import Generation
 
 Activations = Literal["int8", "q8_k", "none"]
-"""What a projection multiplies: int8 codes with one step per token (the model's definition), int8 codes with a step
-per 256 values (llama.cpp's Q8_K), or the activations as they are."""
+"""What a projection multiplies: int8 codes with one step per token (the model's definition), int8 codes with a
+step per 256 values (llama.cpp's Q8_K), or the activations as they are."""
 Weights = Literal["packed", "f32", "f16", "bf16"]
 """What it multiplies them with: signs, whose scale comes afterwards; or weights brought back to their size, each
 ``scale * sign`` rounded to this format."""
@@ -87,7 +87,8 @@ class Numerics:
     ``flash_attention``: scores, softmax and weighted sum are one operation that rounds otherwise.
     ``attention_threads``: over how many threads flash attention splits the cells of a single token, which changes
     its bits.
-    ``fused_sums``: of activations in blocks (Q8_K), the scaled sum of a block is added to the others in one rounding (gcc builds).
+    ``fused_sums``: of activations in blocks (Q8_K), the scaled sum of a block is added to the others in one
+    rounding (gcc builds).
     ``bfloat_pairs``: products with an LM head of BF16 are added in pairs (builds for AVX512-BF16).
     """
 
@@ -119,7 +120,7 @@ class Numerics:
         Raises:
             ValueError: both ways to state the quantiser, contradicting each other.
         """
-        fields = {name: int(one) if isinstance(one, float) else one for name, one in data.items()}
+        fields: dict[str, Any] = {k: int(one) if isinstance(one, float) else one for k, one in data.items()}
         compute = fields.get("compute_dtype")
         if isinstance(compute, Mapping):
             fields["compute_dtype"] = compute["default"]

@@ -11,7 +11,7 @@ from bitnet_py import overrides
 from bitnet_py.errors import BitnetError
 from bitnet_py.ggml_types import GGMLType
 from bitnet_py.gguf import GGUFFile
-from bitnet_py.tq import TQ_BLOCK, TQ_TYPES
+from bitnet_py.tq import TQ_TYPES
 from crossval.bitnet_cpp import library as cpp_library
 from crossval.bitnet_cpp.manifest import combined_digest, manifest_for
 from crossval.child.client import EngineProcess, array_of

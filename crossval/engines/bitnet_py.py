@@ -16,7 +16,6 @@ import bitnet_py
 from bitnet_py import _native
 from bitnet_py.errors import InputError
 from bitnet_py.model import KernelCount
-from bitnet_py.tq import TQ_BLOCK
 from crossval.errors import BadInputError, CrossvalError
 from crossval.model.taps import token_axis
 from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind

@@ -115,8 +115,8 @@ def compute_dtypes(receipt: Mapping[str, Any]) -> set[Dtype]:
     for side in SIDES:
         audit = (receipt.get("audit") or {}).get(side)
         found = None if audit is None else audit.get("precision")
-        if found is None or found["scope"] == "some":
-            used.add(receipt[side]["numerics"].get("compute_dtype") or "f32")
+        if found is None or found["scope"] in ("some", "mixed"):
+            used |= Numerics.from_json(receipt[side]["numerics"]).formats
         else:
             used.add(found["dtype"])
     return used

@@ -1,4 +1,4 @@
-"""What the tensors of a trace are stored in: binary32, binary16 or bfloat16, widened exactly when they are read."""
+"""What the tensors of a trace are stored in: binary32, binary16 or bfloat16, widened exactly when read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def widened(array: npt.NDArray[Any], dtype: Dtype) -> npt.NDArray[np.float32]:
     ``array``: as it lies in the file; of bfloat16, which NumPy lacks, its bits as uint16.
     """
     if dtype == "bf16":
-        return (np.ascontiguousarray(array).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        wide: npt.NDArray[np.float32] = (array.astype(np.uint32, order="C") << np.uint32(16)).view(np.float32)
+        return wide
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
@@ -41,11 +42,13 @@ def stored(array: npt.NDArray[np.float32], dtype: Dtype) -> npt.NDArray[Any]:
     if dtype == "f16":
         return np.ascontiguousarray(array, dtype="<f2")
     bits = np.ascontiguousarray(array, "<f4").view(np.uint32) >> np.uint32(16)
-    return np.where(np.isnan(array), np.uint32(0x7FC0), bits).astype("<u2")  # a NaN's digits may all be cut off
+    # all digits of a NaN may be cut off
+    narrow: npt.NDArray[Any] = np.where(np.isnan(array), np.uint32(0x7FC0), bits).astype("<u2")
+    return narrow
 
 
 def read_bf16(path: Path, key: str) -> npt.NDArray[np.uint16]:
-    """Return the bits of a bfloat16 tensor of a safetensors file, which the format's own reader cannot give to NumPy.
+    """Return the bits of a bfloat16 tensor of a safetensors file, which its own library cannot give to NumPy.
 
     Raises:
         OSError, ValueError, KeyError: the file was changed since its header was checked.
@@ -55,4 +58,5 @@ def read_bf16(path: Path, key: str) -> npt.NDArray[np.uint16]:
         entry = json.loads(file.read(size))[key]
         start, end = entry["data_offsets"]
         file.seek(8 + size + start)
-        return np.frombuffer(file.read(end - start), "<u2").reshape(entry["shape"])
+        bits: npt.NDArray[np.uint16] = np.frombuffer(file.read(end - start), "<u2").reshape(entry["shape"])
+        return bits

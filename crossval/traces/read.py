@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 
 from crossval.errors import BadInputError
 from crossval.files import check_regular, file_sha256, read_limited
+from crossval.formats import Dtype
 from crossval.model import taps
 from crossval.model.taps import shape_hint
-from crossval.formats import Dtype
 from crossval.passes import EngineIdentity, Numerics, PassPlan, TapArray, check_rows, pass_kind
 from crossval.schema import one_line, parse_json, validate_trace
 from crossval.traces import dtypes

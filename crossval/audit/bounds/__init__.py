@@ -11,8 +11,8 @@ rounded. Sums are not among these: every such engine carries them in binary32, a
 ``n u`` of a sum. What it recorded is what it had, so its inputs carry no error of their own.
 
 There is one rule for every kind of operation. BitLinear is judged in integers instead (``integers``), or,
-where activations are quantised in blocks, on the codes of its input (``blocks``); of an engine that does not quantise
-them, as the sum of floating-point products that it is (``floats``).
+where activations are quantised in blocks, on the codes of its input (``blocks``); of an engine that does not
+quantise them, as the sum of floating-point products that it is (``floats``).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def readings(op: Op, arithmetic: Arithmetic, n_tokens: int, n_rows: int) -> tupl
 
 
 def _mixed(found: Sequence[Reading], arithmetic: Arithmetic) -> tuple[Reading, ...]:
-    """Return readings of inputs that may have more digits than an operation computes with: as they are, or rounded."""
+    """Return readings of inputs that may have more digits than an operation computes with: as they are, rounded."""
     form = arithmetic.format
     return tuple(
         replace(one, name=", ".join(filter(None, (one.name, name))), rounded=tuple(r or to for r in one.rounded))

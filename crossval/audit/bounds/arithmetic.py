@@ -63,7 +63,7 @@ class Arithmetic:
         return replace(self, numerics=replace(self.numerics, compute_dtype=dtype, op_dtypes=()), mixed=True)
 
     def storing(self, inputs: Format, output: Format) -> Arithmetic:
-        """Return the arithmetic of an operation some of whose tensors were stored with fewer digits than computed."""
+        """Return the arithmetic of an operation whose tensors were stored with fewer digits than computed."""
         if self.recorded is not F32 or (inputs is F32 and output is F32):
             return self
         return replace(self, recorded=inputs, written=output)

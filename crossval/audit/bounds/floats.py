@@ -1,9 +1,9 @@
 """BitLinear over activations that an engine does not quantise: a sum of floating-point products.
 
-``y_j = w sum_i x_i t_ij`` with signs ``t`` and scale ``w``. Where the signs are multiplied (packed weights), a term
-passes through the sum and the product with the scale; with weights brought back to their size, each product is
-rounded before the sum. Either way at most ``n + 2`` roundings of a term of magnitude ``w |x_i t_ij|``, whatever the
-order, in binary32 unless the engine states that it adds in fewer digits. That the scale was rounded with the
+``y_j = w sum_i x_i t_ij`` with signs ``t`` and scale ``w``. Where the signs are multiplied (packed weights), a
+term passes through the sum and the product with the scale; with weights brought back to their size, each product
+is rounded before the sum. Either way at most ``n + 2`` roundings of a term of magnitude ``w |x_i t_ij|``, whatever
+the order, in binary32 unless the engine states that it adds in fewer digits. That the scale was rounded with the
 weights is no part of the bound: ``weight`` has the rounded one.
 """
 
@@ -67,7 +67,7 @@ def _few_digits(x: FloatArray, magnitudes: FloatArray, a: Arithmetic) -> FloatAr
 
 
 def _after(expected: FloatArray, a: Arithmetic) -> FloatArray | float:
-    """Return the roundings to a 16-bit format before the last: with packed weights, of the sum and of the scale."""
+    """Return the roundings to a 16-bit format before the last: with packed weights, of sum and scale."""
     if not a.low or a.numerics.weights not in (None, "packed"):
         return 0.0
     return 2 * (a.format.unit_roundoff * np.abs(expected) + a.format.tiny)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, Arithmetic, U
-from crossval.formats import F32, Format, to_f32
+from crossval.formats import F32, FORMATS, Format, to_f32
 from crossval.model.kinds import FloatArray, TernaryMatrix, accumulate, quantize_activations
 
 TIE_DISTANCE = 127 * 4 * U
@@ -85,6 +85,9 @@ def check(
     if not arithmetic.known:
         magnitudes = np.abs(codes.astype(np.float64)).sum(axis=-1, keepdims=True)
         bound += np.minimum(codes.shape[-1] * U * magnitudes, HALF_UNIT) / scale * weight.scale
+        few = FORMATS[arithmetic.numerics.accumulate or "f32"]
+        if few is not F32:
+            bound += codes.shape[-1] * few.unit_roundoff * magnitudes / scale * weight.scale
     return BitLinearCheck(expected, bound, flips)
 
 
