@@ -66,9 +66,9 @@ class Precision:
     dtype: Dtype
     scope: Scope
     """``all``: the recorded tensors that say anything, but for ``exceptions``; ``some``: the operations in
-    ``ops``, in all layers and passes, and no others, which changes nothing for the audit; ``recorded``: every tensor
-    was recorded in it, but what the engine computes with has more digits; ``mixed``: the operations in ``ops``, for
-    which the engine states it."""
+    ``ops``, in all layers and passes, and no others, which changes nothing for the audit; ``recorded``: every
+    tensor was recorded in it, but what the engine computes with has more digits; ``mixed``: the operations in
+    ``ops``, for which the engine states it."""
     declared: bool
     """Whether the engine states so itself, and what it recorded agrees."""
     unit_roundoff: float

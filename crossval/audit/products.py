@@ -1,9 +1,10 @@
 """What an engine's projections multiply, where that is not what the model defines: stated, or found from them.
 
 The model multiplies int8 codes, one step per token, with ternary weights. An engine that multiplies the
-activations themselves, or weights whose scale was rounded to 16 bits, deviates from it in every projection. That is
-one property of the engine: stated, its bounds follow; not stated, it is found where one such property explains what
-is wrong with most projections. It is always said, and never agreement with the model (``crossval.examine.verdict``).
+activations themselves, or weights whose scale was rounded to 16 bits, deviates from it in every projection. That
+is one property of the engine: stated, its bounds follow; not stated, it is found where one such property explains
+what is wrong with most projections. It is always said, and never agreement with the model
+(``crossval.examine.verdict``).
 
 The rule for what is not stated: of the projections judged by themselves, at least ``LEAST_EXPLAINED`` are outside
 the bounds of what the model defines and within those of one and the same other choice. A mistake in one layer, or

@@ -70,7 +70,8 @@ ADVICE: dict[Verdict, Advice] = {
         "The difference entered before the first operation or through the state: tokens, positions, KV cache.",
     ),
     "deviates": Advice(
-        "No operation is wrong as it is stated or was found to be computed; but that is not what the model defines.",
+        "No operation is wrong as it is stated or was found to be computed. But that is not what the model "
+        "defines.",
         "Accept it where it is meant (crossval gate --allow-deviation), or compute what the model defines.",
     ),
     "incomplete": Advice(

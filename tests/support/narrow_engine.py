@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from crossval.model import taps
 from crossval.model.taps import all_taps
 from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray
 from tests.support.numpy_bitnet import engine as numpy_bitnet
@@ -47,6 +48,13 @@ class Style:
     """``packed``, or the format of weights that are brought back to their size before they are multiplied."""
     stored: str = "f32"
     """What every tensor is rounded to when it is recorded, and stored in."""
+    ops: tuple[tuple[str, str], ...] = ()
+    """Operations, or kinds, that compute in another format; they round what they read to it first."""
+
+    def format_of(self, op: str) -> str:
+        """Return what an operation computes in."""
+        own = dict(self.ops)
+        return own.get(op, own.get(taps.OPS[op].kind_name, self.compute) if op in taps.OPS else self.compute)
 
     @property
     def numerics(self) -> Numerics:
@@ -58,6 +66,8 @@ class Style:
             choice["activation_quantization"] = self.activations
         if self.weights != "packed":
             choice["weights"] = self.weights
+        if self.ops:
+            choice["op_dtypes"] = self.ops
         return Numerics(**choice)
 
 
@@ -121,6 +131,13 @@ class _Engine(numpy_bitnet.Engine):
         self.round, self.stored = ROUND[self.narrow.compute], ROUND[self.narrow.kv or self.narrow.compute]
         self.inside = self.round if self.narrow.norm == "narrow" else ROUND["f32"]
 
+    def _do(self, op: str, layer: int | None, right: Callable[..., Array], *inputs: Any) -> Array:
+        if self.narrow.ops:
+            self.round = read = ROUND[self.narrow.format_of(op)]
+            self.inside = self.round if self.narrow.norm == "narrow" else ROUND["f32"]
+            inputs = tuple(read(x) if np.asarray(x).dtype == np.float32 else x for x in inputs)
+        return super()._do(op, layer, right, *inputs)
+
     def rounded(self, value: Array) -> Array:
         return self.round(value)
 
@@ -176,12 +193,15 @@ class _Engine(numpy_bitnet.Engine):
 class NarrowEngine(NumpyBitnetRunner):
     """A live runner."""
 
-    def __init__(self, path: Path, style: Style, mistake: Mistake | None = None) -> None:
+    def __init__(
+        self, path: Path, style: Style, mistake: Mistake | None = None, *, made: numpy_bitnet.Mistake | None = None
+    ) -> None:
+        """Compute in a style, with a mistake, or one that is made already."""
         self.style, self.mistake = style, mistake
         self.round, self.stored = ROUND[style.compute], ROUND[style.kv or style.compute]
         self.model = model = _RoundedModel(path, self.round)
         self.n_heads, self.n_kv_heads, self.head_dim = model.n_heads, model.n_kv_heads, model.head_dim
-        mistakes = [mistake.made()] if mistake else []
+        mistakes = [mistake.made()] if mistake else [made] if made else []
         super().__init__(model, mistakes=mistakes)
         self.identity = EngineIdentity("narrow engine", numerics=style.numerics)
         self._new = lambda: _Engine(model, mistakes=mistakes, narrow=style)

@@ -83,7 +83,7 @@ def readings(op: Op, arithmetic: Arithmetic, n_tokens: int, n_rows: int) -> tupl
 
 
 def _mixed(found: Sequence[Reading], arithmetic: Arithmetic) -> tuple[Reading, ...]:
-    """Return readings of inputs that may have more digits than an operation computes with: as they are, rounded."""
+    """Return readings of inputs with more digits than an operation computes with: as they are, and rounded."""
     form = arithmetic.format
     return tuple(
         replace(one, name=", ".join(filter(None, (one.name, name))), rounded=tuple(r or to for r in one.rounded))
