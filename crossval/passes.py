@@ -15,8 +15,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_py import arithmetic
 from crossval.formats import Dtype
-from crossval.terms import Generation
+from crossval.terms import Generation, Side
 
 Activations = Literal["int8", "q8_k", "none"]
 """What a projection multiplies: int8 codes with one step per token (the model's definition), int8 codes with a
@@ -27,6 +28,8 @@ Weights = Literal["packed", "f32", "f16", "bf16"]
 Q8_K_BLOCK = 256
 
 PassKind = Literal["prefill", "decode"]
+OF_MAIN = ("main", "mainline")
+"""Generations that compute, and read text, as bitnet.cpp's main does."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,16 @@ class Numerics:
         if ops:
             fields["compute_dtype"] = {"default": self.compute_dtype or "f32", "ops": ops}
         return {name: value for name, value in fields.items() if value is not None or name in always}
+
+
+def tokenizer_rules(stated: Mapping[Side, Numerics]) -> arithmetic.Generation:
+    """Return the generation of bitnet.cpp by whose rules text is read where an engine has no tokenizer of its own.
+
+    The reference's generation, or the candidate's where the reference states none; March is the default.
+    ``stated``: of the engines that take part. Mainline reads as main does.
+    """
+    found = (stated[side].generation for side in ("reference", "candidate") if side in stated)
+    return "main" if next(filter(None, found), None) in OF_MAIN else "march"
 
 
 @dataclass(frozen=True)
