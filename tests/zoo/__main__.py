@@ -2,6 +2,7 @@
 
 ``python -m tests.zoo > docs/zoo.md``: every fault in every place, all taps recorded.
 ``python -m tests.zoo --recordings > docs/recordings.md``: every fault, less and less recorded.
+``python -m tests.zoo --precisions > docs/precisions-zoo.md``: faults in engines of other precisions.
 ``python -m tests.zoo --llama``: faults of llama models, all taps recorded.
 ``python -m tests.zoo --drawn 400 --seed 1``: faults whose family, parameter and place are drawn at random.
 """
@@ -16,7 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from tests.zoo import coarse, coarse_table, drawn
+from bitnet_py.resources import default_model_path
+from tests.zoo import coarse, coarse_table, drawn, precisions
 from tests.zoo.catalogue import CASES, FAULTS, OF_LLAMA, ON_LLAMA
 from tests.zoo.fault import FAMILIES, Fault
 from tests.zoo.outcome import Outcome, outcomes
@@ -53,7 +55,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the drawing (default 1)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first drawn fault")
     parser.add_argument("--llama", action="store_true", help="faults of llama models, at their first places")
+    parser.add_argument("--precisions", action="store_true", help="faults in engines of other precisions")
     asked = parser.parse_args()
+    if asked.precisions:
+        return _precisions()
     if asked.llama:
         return _llama()
     if asked.drawn is not None:
@@ -92,6 +97,18 @@ def _drawn(n: int, seed: int, first: int) -> int:
             _progress(len(results), n)
     print("\n".join(drawn.report(results)))
     return 0 if all(one.detected and one.side and one.op and one.naming != "wrong" for one in results) else 1
+
+
+def _precisions() -> int:
+    """Print the table of precisions; 1 when a healthy engine is called defective or a fault gets a wrong name."""
+    results = []
+    for one in precisions.outcomes(default_model_path()):
+        results.append(one)
+        if not one.good:
+            print(one, file=sys.stderr)
+        _progress(len(results), precisions.N_CASES)
+    print(precisions.document(results))
+    return 0 if all(one.good for one in results) else 1
 
 
 def _recordings(everywhere: bool) -> int:

@@ -7,7 +7,8 @@ with the right name or none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -42,6 +43,16 @@ ENGINES: Mapping[str, Style] = {
     "tensors stored in binary16": Style("f32", stored="f16"),
 }
 
+HEALTHY: Mapping[str, str] = {
+    **{
+        name: "deviates"
+        for name in ENGINES
+        if name.startswith("float") or name.endswith(("to bfloat16", "to binary16"))
+    },
+    "tensors stored in binary16": "incomplete",
+}
+"""Verdict on a healthy engine, where it is not parity."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -69,6 +80,10 @@ def _matrix_of(other: str) -> Mistake:
     return Mistake("", ("ffn_gate",), code)
 
 
+def _with(op: str, **changed: float) -> Mistake:
+    return Mistake("", (op,), lambda call: call.right(*call.inputs, **changed))
+
+
 def _quantised(op: str, quantise: object) -> Mistake:
     return Mistake("", (op,), lambda call: call.right(*call.inputs, quantise=quantise))
 
@@ -86,7 +101,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("mask sees the next token", _of("mask sees the next token", "kq_soft_max"), ("*mask*",)),
     Fault("scores of other heads", Mistake("", ("kq",), _other_heads), ("*head*",)),
     Fault("values of other heads", Mistake("", ("kqv_out",), _other_heads), ("*head*",)),
-    Fault("RoPE base 10000", _of("RoPE base 10000", "q_rope"), ("*base*",)),
+    Fault("RoPE base 500000", _with("q_rope", base=5e5), ("*base*",)),
     Fault("RoPE skipped", Mistake("", ("k_rope",), skipped), ("*RoPE*", "*rotat*", "*position*")),
     Fault("gate with up's matrix", _matrix_of("ffn_up"), ("*ffn_up*",)),
     Fault("no attention residual", _of("no attention residual", "ffn_inp"), ("*residual*",)),
@@ -114,6 +129,13 @@ class Outcome:
     """How the engine computes, as the audit says."""
 
     @property
+    def good(self) -> bool:
+        """Whether a healthy engine is not called defective, or a fault is in its place and not misnamed."""
+        if self.fault is None:
+            return self.verdict == HEALTHY.get(self.engine, "parity")
+        return self.right_place and self.naming != "wrong"
+
+    @property
     def right_place(self) -> bool:
         """Whether side, layer and operation are right."""
         assert self.fault is not None
@@ -129,24 +151,33 @@ class Outcome:
         return "right" if named else "wrong"
 
 
-def outcomes(
-    model: Path,
-    engines: Sequence[str] = tuple(ENGINES),
-    faults: Sequence[Fault | None] = (None, *FAULTS),
-    stating: Sequence[bool] = (False, True),
-) -> Iterator[Outcome]:
+STATED_EVERY = 10
+"""Every so many faults are tried in an engine that states how it computes, too: others in each engine."""
+Case = tuple[str, bool, Fault | None]
+"""Engine, whether it states how it computes, and the fault; None: healthy."""
+
+
+def cases() -> Iterator[Case]:
+    """Yield what is tried: every engine healthy, stating or not; every fault, unstated; some stated, too."""
+    for number, name in enumerate(ENGINES):
+        yield from ((name, states, None) for states in (False, True))
+        yield from ((name, False, fault) for fault in FAULTS)
+        yield from ((name, True, fault) for fault in FAULTS[number % STATED_EVERY :: STATED_EVERY])
+
+
+N_CASES = len(list(cases()))
+
+
+def outcomes(model: Path, tried: Iterable[Case] | None = None) -> Iterator[Outcome]:
     """Judge every engine beside ``bitnet_py``, as ``crossval layers`` does."""
     with BitnetPyRunner(model, n_threads=1) as reference:
-        for name in engines:
-            for states in stating:
-                for fault in faults:
-                    style = replace(ENGINES[name], states=states)
-                    made = None if fault is None else in_layers(fault.mistake, [LAYER])
-                    # recorded once: sums of floats need not come out alike in every run
-                    engine = Replay(NarrowEngine(model, style, made=made).record(PLANS))
-                    reference.reset()
-                    found = judge(engine, reference, PROMPT, model, n_decode=N_DECODE, diagnosed=fault is not None)
-                    yield _outcome(name, states, fault, found)
+        for name, states, fault in cases() if tried is None else tried:
+            made = None if fault is None else in_layers(fault.mistake, [LAYER])
+            # recorded once: sums of floats need not come out alike in every run
+            engine = Replay(NarrowEngine(model, replace(ENGINES[name], states=states), made=made).record(PLANS))
+            reference.reset()
+            found = judge(engine, reference, PROMPT, model, n_decode=N_DECODE, diagnosed=fault is not None)
+            yield _outcome(name, states, fault, found)
 
 
 def _outcome(name: str, states: bool, fault: Fault | None, judged: Judged) -> Outcome:
@@ -160,3 +191,51 @@ def _outcome(name: str, states: bool, fault: Fault | None, judged: Judged) -> Ou
         None if cause == UNDETERMINED else cause,
         tuple(found),
     )  # fmt: skip
+
+
+# --- as a page ------------------------------------------------------------------------------------------------
+
+HEAD = """# Mistakes in engines of other precisions
+
+Generated by `python -m tests.zoo --precisions > docs/precisions-zoo.md`; `tests/parity/test_precisions.py` repeats
+a sample of it with every run of the tests. How such engines are judged: [precision.md](precision.md).
+
+Each engine computes the shipped model in NumPy, prompt and one decoded token, and is compared with `bitnet_py` as
+`crossval layers` does it. {n} faults are put into layer {layer} of {n_layers}, one at a time, into an engine that
+states nothing; every {every}th, others for each engine, also into one that states how it computes. *Place*: the
+candidate is wrong, in this layer, in this operation first. A name is *right* or *wrong*; none is given where the
+precision does not allow it, or the fault has none.
+"""
+
+
+def document(results: Sequence[Outcome]) -> str:
+    """Return the page."""
+    lines = [
+        HEAD.format(n=len(FAULTS), layer=LAYER, n_layers=4, every=STATED_EVERY),
+        "| engine | healthy, unstated | healthy, stated | faults | place right | name right | no name | wrong |",
+        "|---|---|---|---|---|---|---|---|",
+        *(_row(name, [one for one in results if one.engine == name]) for name in ENGINES),
+        "",
+        "| fault | first wrong | engines | place right | names given |",
+        "|---|---|---|---|---|",
+        *(_fault_row(fault, [one for one in results if one.fault == fault]) for fault in FAULTS),
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, results: Sequence[Outcome]) -> str:
+    healthy = {one.states: f"`{one.verdict}`" for one in results if one.fault is None}
+    faulty = [one for one in results if one.fault is not None]
+    names = Counter(one.naming for one in faulty)
+    cells = [name, healthy[False], healthy[True], len(faulty), sum(one.right_place for one in faulty)]
+    return _cells(*cells, *(names[kind] for kind in ("right", "undetermined", "wrong")))
+
+
+def _fault_row(fault: Fault, results: Sequence[Outcome]) -> str:
+    names = Counter(one.said for one in results if one.said is not None)
+    said = ", ".join(f"{name} ({n})" for name, n in names.most_common()) or "none"
+    return _cells(fault.name, f"`{fault.op}`", len(results), sum(one.right_place for one in results), said)
+
+
+def _cells(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"

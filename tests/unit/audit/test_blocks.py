@@ -14,7 +14,8 @@ from crossval.passes import Numerics
 from tests.support import q8_k
 
 F32 = np.float32
-STATED = Arithmetic(Numerics(8, False, generation="mainline", activation_quantization="q8_k", fused_sums=True), n_heads=4)
+BLOCKS = Numerics(8, False, generation="mainline", activation_quantization="q8_k", fused_sums=True)
+STATED = Arithmetic(BLOCKS, n_heads=4)
 OP = Op("ffn_down", 0, BitLinear(), ("blk.0.ffn_sub_norm",), ("w",), ("n_tokens", "dim"))
 
 

@@ -52,8 +52,8 @@ def test_every_bit_pattern_survives():
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_what_would_be_lost_is_not_stored(tmp_path, dtype):
     array = np.full((1, 8), 1 + 2.0**-20, np.float32)
+    record = PassRecord(PassPlan("prefill", (1,), 0), {"inp_embd": TapArray(array, None, dtype)})
     with TraceWriter(tmp_path / "t", MODEL) as writer, pytest.raises(BadInputError, match="store it as F32"):
-        record = PassRecord(PassPlan("prefill", (1,), 0), {"inp_embd": TapArray(array, None, dtype)})
         writer.add_pass(record)
 
 
