@@ -93,6 +93,7 @@ class Numerics:
     ``fused_sums``: of activations in blocks (Q8_K), the scaled sum of a block is added to the others in one
     rounding (gcc builds).
     ``bfloat_pairs``: products with an LM head of BF16 are added in pairs (builds for AVX512-BF16).
+    ``fused``: operations, without their layer, whose results exist only inside the kernel that reads them.
     """
 
     simd_width: int | None = None
@@ -109,8 +110,10 @@ class Numerics:
     activation_quantization: Activations | None = None
     weights: Weights | None = None
     accumulate: Dtype | None = None
+    fused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fused", tuple(self.fused))  # JSON has lists
         if self.generation is None and self.simd_width is not None:
             object.__setattr__(self, "generation", "march")
         if self.generation == "march" and self.binary16_sums is False:
@@ -148,7 +151,8 @@ class Numerics:
     def inside_others(self) -> frozenset[str]:
         """Taps that such an engine computes inside another operation, so that it may not have them as tensors."""
         activation = {"ffn_act"} if self.generation in ("main", "mainline") else set()
-        return frozenset(activation | ({"kq", "kq_soft_max"} if self.flash_attention else set()))
+        attention = {"kq", "kq_soft_max"} if self.flash_attention else set()
+        return frozenset(activation | attention | set(self.fused))
 
     def words(self) -> list[str]:
         """Return what is stated, for people."""
@@ -167,12 +171,14 @@ class Numerics:
             self.compute_dtype and f"computes in {self.compute_dtype}",
             self.op_dtypes and ", ".join(f"{name} in {dtype}" for name, dtype in self.op_dtypes),
             self.kv_dtype and f"keys and values in {self.kv_dtype}",
+            self.fused and f"{', '.join(self.fused)} inside other kernels",
         )
         return [text for text in stated if text]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values; what is not stated only for lanes and quantiser."""
-        always, fields = ("simd_width", "fused_quantizer"), asdict(self)
+        always = ("simd_width", "fused_quantizer")
+        fields = {**asdict(self), "fused": list(self.fused) or None}
         ops = dict(fields.pop("op_dtypes"))
         if ops:
             fields["compute_dtype"] = {"default": self.compute_dtype or "f32", "ops": ops}

@@ -40,6 +40,7 @@ MIN_CHECKED = 7
 Choice = tuple[Activations, Weights]
 Deviation = Literal["float_activations", "weights_f16", "weights_bf16"]
 """A way to deviate from the model's definition, as a policy names it."""
+FLAG = "--allow-deviation"
 WORDS: Mapping[str, str] = {
     "float_activations": "its activations are not quantised to int8",
     "weights_f16": "its weights are rounded to binary16 (F16)",
@@ -250,6 +251,13 @@ def words(receipt: Receipt) -> list[str]:
         for side, named in found
         if named
     ]
+
+
+def flags(receipt: Receipt) -> str:
+    """Return the options of the gate that accept what the engines of a receipt deviate in."""
+    audits = receipt["audit"] or {}
+    named = dict.fromkeys(one for side in SIDES for one in deviations(audits.get(side)))
+    return " ".join(f"{FLAG} {one}" for one in named)
 
 
 def sentence(found: Mapping[str, Any]) -> str:

@@ -48,6 +48,8 @@ def advice_of(receipt: Receipt) -> Advice:
         other = receipt["verdict"] != "deviates"
         limits.append(f" {'Beside that' if other else 'That is'}: {'; '.join(deviating)}.")
         if not other:
+            step = advice.next_step.replace(products.FLAG, products.flags(receipt))
+            advice = replace(advice, next_step=step)
             limits.append(" How far the engines are apart shows that, and nothing else was looked for in it.")
     precise = precision.within(receipt)
     if precise:

@@ -156,7 +156,8 @@ def conclude(receipt: Receipt) -> Advice:
         return Advice(f"{head}. {whose}", f"Fix the operation named above{more}.")
     if verdict == "deviates":
         deviating = "; ".join(products.words(receipt))
-        return Advice(f"{head}. {ADVICE[verdict].meaning} That is: {deviating}.", ADVICE[verdict].next_step)
+        step = ADVICE[verdict].next_step.replace(products.FLAG, products.flags(receipt))
+        return Advice(f"{head}. {ADVICE[verdict].meaning} That is: {deviating}.", step)
     if verdict == "parity":
         return Advice(f"{head}; {_proof(receipt, audits)}.", ADVICE[verdict].next_step)
     if receipt["parity"]["status"] == "divergence":

@@ -171,9 +171,9 @@ class _Engine(numpy_bitnet.Engine):
             case _:
                 return codes @ m.signs.T * (weight_scale / scale)
 
-    def rope(self, x: Array, positions: np.ndarray, **_: object) -> Array:
+    def rope(self, x: Array, positions: np.ndarray, *, base: float | None = None, **_: object) -> Array:
         half, r = x.shape[-1] // 2, self.inside
-        cos, sin = map(r, self._turns(positions, half, self.model.base, x.dtype))
+        cos, sin = map(r, self._turns(positions, half, self.model.base if base is None else base, x.dtype))
         a, b = x[..., :half], x[..., half:]
         return np.concatenate([r(a * cos) - r(b * sin), r(a * sin) + r(b * cos)], axis=-1)
 
