@@ -24,7 +24,7 @@ import numpy as np
 
 from crossval.audit import bounds
 from crossval.audit.bounds import Arithmetic
-from crossval.formats import FORMATS
+from crossval.formats import BF16, F16, FORMATS
 from crossval.model.kinds import TernaryMatrix, Weight
 from crossval.model.op import WeightSource
 from crossval.passes import Activations, Numerics, Weights
@@ -93,7 +93,8 @@ class Votes:
         """Take in one projection: its recorded input and output, matrix and bias as in the file, the judgement."""
         self.n_checked += 1
         self.n_right += not wrong
-        if wrong:
+        few_digits = any(form.holds(recorded[:1]) for form in (BF16, F16))
+        if wrong and (arithmetic.low or not few_digits):  # else it is judged again, in the format that it is in
             for choice in choices(arithmetic.numerics):
                 if _explains(choice, x, recorded, weights, arithmetic):
                     self.explained[choice] += 1

@@ -6,7 +6,7 @@ import pytest
 
 from tests.zoo.precisions import ENGINES, FAULTS, Case, cases, outcomes
 
-EVERY = 60
+EVERY = 100
 SAMPLE: list[Case] = [
     ("float activations", False, None),
     ("weights dequantised to bfloat16", False, None),
