@@ -103,6 +103,7 @@ def _architectures(quick: bool) -> int:
         lines += [heading.replace("Result", f"Architecture `{arch}`"), *rest]
         lines += [*COLUMNS, *(_row(fault, _of(results, fault)) for fault in OF[arch]), ""]
         lines += [line.replace("## Not", "### Not") for line in _confusions(results)]
+        lines.append("")
     print("\n".join(lines))
     return 0 if good else 1
 
