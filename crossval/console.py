@@ -20,6 +20,7 @@ VERDICT_STYLE = {
     "fail": "bold red",
     "incomplete": "bold yellow",
     "agrees_within": "bold yellow",
+    "deviates": "bold yellow",
 }
 
 

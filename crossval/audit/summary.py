@@ -220,6 +220,7 @@ def to_json(result: AuditResult) -> dict[str, Any]:
         "first_guilty": None if result.first_guilty is None else check_to_json(result.first_guilty),
         "rows": [row_to_json(row) for row in rows],
         **({} if result.precision is None else {"precision": result.precision.to_json()}),
+        **({} if result.products is None else {"products": result.products.to_json()}),
     }
     found = [{**asdict(one), "taps": list(one.taps), "passes": list(one.passes)} for one in result.misrecorded]
     return {**data, "misrecorded": found} if found else data

@@ -174,7 +174,9 @@ def from_json(receipt: Receipt) -> BenchFindings:
     ours, theirs = (Party.from_json(receipt[side]) for side in SIDES)
     pairs = [_pair_from_json(results, n_threads, choose_policy(ours.identity, theirs.identity))]
     for one in results.get("references", ()):
-        further = Further(one["word"], Party.from_json(one["reference"]), Numerics(**one["candidate_numerics"]))
+        further = Further(
+            one["word"], Party.from_json(one["reference"]), Numerics.from_json(one["candidate_numerics"])
+        )
         ours_there = replace(ours.identity, numerics=further.candidate)
         policy = choose_policy(ours_there, further.reference.identity)
         pairs.append(replace(_pair_from_json(one, n_threads, policy), further=further))

@@ -4,7 +4,7 @@
 code  meaning
 ====  ==========================================================================================
 0     parity or pass
-1     divergence or gate failure
+1     divergence, deviation from the model's definition, or gate failure
 2     usage
 3     reference unavailable, coverage incomplete, or agreement shown only within a distance
 4     bad input: model, trace, receipt; a file or stdout that cannot be read or written
@@ -37,6 +37,7 @@ EXIT_OF_VERDICT = {
     "reference_defect": 1,
     "candidate_defect": 1,
     "both_differ": 1,
+    "deviates": 1,
     "fail": 1,
     "incomplete": 3,
     "agrees_within": 3,

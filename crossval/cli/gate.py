@@ -79,6 +79,12 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Accept an engine that computes in this format without stating it. Repeatable.",
 )
 @click.option(
+    "--allow-deviation",
+    multiple=True,
+    type=click.Choice(["float_activations", "weights_f16", "weights_bf16"]),
+    help="Accept engines that do this otherwise than the model defines. Repeatable.",
+)
+@click.option(
     "--reference-name",
     "reference_names",
     multiple=True,

@@ -124,6 +124,8 @@ def _verdict(kind: Kind[Any], receipt: Receipt, policy: Policy) -> GateCheck:
         distance = kind.within(receipt)
         asked = "no distance" if policy.accept_within is None else f"{policy.accept_within:g}"
         good, detail = policy.accepts(distance), f"agrees within {distance:.3g} (recomputed), {asked} accepted"
+    if verdict == "deviates":  # which deviations are accepted is a check of its own
+        good = bool(policy.allow_deviation)
     return GateCheck("verdict", good and verdict == receipt["verdict"], detail)
 
 

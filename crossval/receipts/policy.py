@@ -38,6 +38,8 @@ class Policy:
     tolerance: str = "independent"
     allow_precision: tuple[str, ...] = ()
     """16-bit formats accepted of engines that do not state them (``layers``, ``diff``)."""
+    allow_deviation: tuple[str, ...] = ()
+    """What engines may do otherwise than the model defines, stated or found (``layers``, ``diff``, ``greedy``)."""
     min_correct: float = 0.7
     """Minimum fraction of correct answers of every engine (``smoke``), whatever the command required."""
     min_prefill_ratio: float | None = None

@@ -64,7 +64,7 @@ def vocabulary_conflicts(receipt: Mapping[str, Any], *ids: Sequence[int]) -> lis
     And that text was read by the rules that follow from the engines, where the receipt states whose.
     """
     rules = receipt["tokenizer"].get("rules")
-    expected = tokenizer_rules({side: Numerics(**receipt[side]["numerics"]) for side in SIDES})
+    expected = tokenizer_rules({side: Numerics.from_json(receipt[side]["numerics"]) for side in SIDES})
     if rules not in (None, expected):
         return [f"tokenizer.rules is {rules}, from the engines follows {expected}"]
     size, stated = receipt["model"]["shape"]["vocab_size"], receipt["tokenizer"]["vocab_size"]

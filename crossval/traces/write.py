@@ -20,6 +20,7 @@ from crossval.files import write_atomically
 from crossval.model import taps
 from crossval.model.taps import shape_hint
 from crossval.passes import EngineIdentity, PassRecord, TapArray, check_rows, pass_kind
+from crossval.traces import dtypes
 from crossval.traces.read import (
     FORMAT,
     FORMAT_VERSION,
@@ -110,7 +111,7 @@ class TraceWriter:
         except ValueError as error:
             raise BadInputError(f"pass {index}: {error}") from error
         path = self._into / pass_file_name(index)
-        tensors = {tensor_key(index, name): tap.array for name, tap in arrays.items()}
+        tensors = {tensor_key(index, name): tap for name, tap in arrays.items()}
         self._passes.append(
             {
                 "kind": plan.kind,
@@ -131,6 +132,10 @@ class TraceWriter:
             why = shape_hint(name, tap.array.shape, expected)
             given = f"{name} is {tap.array.dtype} {tap.array.shape}, expected float32 {expected}"
             raise ValueError(f"{given}: {why}" if why else given)
+        try:
+            dtypes.stored(tap.array, tap.dtype)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     def finish(
         self,
@@ -191,8 +196,8 @@ def _take_place_of(old: Path, new: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]) -> str:
-    """Write float32 arrays as a safetensors file, one at a time, and return the file's sha256.
+def write_safetensors(path: Path, tensors: Mapping[str, TapArray]) -> str:
+    """Write arrays in the formats they state as a safetensors file, one at a time, and return the file's sha256.
 
     Layout: uint64 little-endian header length, JSON header (padded with spaces to a multiple of 8),
     then the arrays one after another, little-endian (https://github.com/huggingface/safetensors,
@@ -200,9 +205,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray[Any, np.dtype
     """
     header: dict[str, Any] = {}
     offset = 0
-    for key, array in tensors.items():
-        header[key] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
+    for key, tap in tensors.items():
+        end = offset + tap.array.size * dtypes.N_BYTES[tap.dtype]
+        name = dtypes.NAME_OF[tap.dtype]
+        header[key] = {"dtype": name, "shape": list(tap.array.shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
@@ -212,8 +219,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray[Any, np.dtype
             for head in (len(text).to_bytes(8, "little"), text):
                 digest.update(head)
                 file.write(head)
-            for array in tensors.values():
-                view = np.ascontiguousarray(array, dtype="<f4").reshape(-1).view(np.uint8).data
+            for tap in tensors.values():
+                view = dtypes.stored(tap.array, tap.dtype).reshape(-1).view(np.uint8).data
                 digest.update(view)
                 file.write(view)
         os.replace(temporary, path)
@@ -224,7 +231,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray[Any, np.dtype
 
 
 def _tap_entry(name: str, tap: TapArray) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": name, "dtype": "F32", "shape": list(tap.array.shape)}
+    entry: dict[str, Any] = {"name": name, "dtype": dtypes.NAME_OF[tap.dtype], "shape": list(tap.array.shape)}
     if tap.rows is not None:
         entry["rows"] = list(map(int, tap.rows))
     return entry
