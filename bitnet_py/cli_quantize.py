@@ -36,4 +36,6 @@ def command(checkpoint: Path, out: Path) -> None:
         click.echo(err=True)
     counts = ", ".join(f"{count} {kind}" for kind, count in written.n_tensors.items())
     head = "tied head" if written.tied else "separate head"
+    for warning in written.warnings:
+        click.echo(f"warning: {warning}", err=True)
     click.echo(f"{out}: {written.arch}, {counts}, {head}, tokenizer {written.pre}", err=True)

@@ -14,10 +14,15 @@ from bitnet_py.errors import ModelError, clip, model_error
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.string_array import StringArray
 
-Activation = Literal["relu_squared", "silu"]
-"""What the feed-forward block applies to its gate: ``max(x, 0)**2``, or ``x / (1 + exp(-x))``."""
+Activation = Literal["relu_squared", "silu", "gelu"]
+"""What the feed-forward block applies to its gate: ``max(x, 0)**2``, ``x / (1 + exp(-x))``, or GELU by its
+approximation with ``tanh``."""
 RopePairing = Literal["halves", "adjacent"]
 """Elements of a head that RoPE rotates together: i and i + head_dim / 2, or 2i and 2i + 1."""
+Pooling = Literal["none", "mean", "cls", "last"]
+"""How the vectors of the tokens become one of the text: not at all, their mean, that of the first, of the last."""
+POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last")
+"""In the order of the numbers of the key ``pooling_type``."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,24 @@ class Architecture:
     """Whether RoPE may have ``rope_freqs``, a divisor of each pair's angle."""
     own_head: bool = False
     """Whether bitnet.cpp multiplies with an LM head of its own, a copy of the embedding if there is no other."""
+    head_norms: bool = False
+    """Whether every head of Q and K is normed before RoPE."""
+    input_norms: bool = False
+    """Whether every matrix may norm its own input, ``*_norm_in``; the sub-norms are two of these seven."""
+    post_norms: bool = False
+    """Whether the results of attention and of the feed-forward block are normed before they are added."""
+    scales_embedding: bool = False
+    """Whether the embedding is multiplied by the square root of its width."""
+    scales_query: bool = False
+    """Whether Q is scaled after RoPE, and the scores are not."""
+    in_march: bool = True
+    """Whether bitnet.cpp of March 2026 has it; of the others only its main has an arithmetic."""
+
+    @property
+    def graph(self) -> tuple[object, ...]:
+        """Return what two architectures have in common that compute the same but for the activation."""
+        norms = (self.sub_norms, self.head_norms, self.input_norms, self.post_norms)
+        return (self.rope_pairing, *norms, self.scales_embedding, self.scales_query)
 
 
 ARCHITECTURES = {
@@ -45,11 +68,23 @@ ARCHITECTURES = {
     "llama": Architecture(
         "silu", "adjacent", sub_norms=False, scales=True, biases=True, rope_factors=True, own_head=True
     ),
+    "qwen3": Architecture("silu", "halves", own_head=True, head_norms=True, input_norms=True, in_march=False),
+    "gemma3": Architecture(
+        "gelu",
+        "halves",
+        own_head=True,
+        head_norms=True,
+        input_norms=True,
+        post_norms=True,
+        scales_embedding=True,
+        scales_query=True,
+        in_march=False,
+    ),
 }
 """Value of ``general.architecture`` -> what it implies. Others are rejected. Source: bitnet.cpp
 llama.cpp, ``build_bitnet_158``, ``build_bitnet``, ``build_llama`` and ``llama_rope_type``; in its main
-``src/models/llama.cpp``, which alone applies ``.scale`` to ``llama``; mainline llama.cpp has ``bitnet``
-and ``llama``, and the same in them."""
+``src/models/llama.cpp``, which alone applies ``.scale`` to ``llama``, ``qwen3.cpp`` and ``gemma3.cpp``;
+mainline llama.cpp has ``bitnet`` and ``llama``, and the same in them."""
 I2_S_BLOCK = 128
 """Weights in one I2_S block: the row length of every matrix has to be a multiple of it."""
 
@@ -64,6 +99,7 @@ _LIMITS = {
     "context_length": 1 << 24,
     "vocab_size": 1 << 22,
 }
+_LAYERS_OF_27B = 62
 _NO_BLOCKS = "rows that are no whole blocks cannot be I2_S, in bitnet.cpp neither: give another model"
 _CONVERT = "this engine cannot run the model: convert it again from its original weights"
 
@@ -87,6 +123,8 @@ class ModelConfig:
     """Value of a float32."""
     rope_scale: float = 1.0
     """Times every angle of RoPE: 1 / the factor of linear scaling. Value of a float32."""
+    pooling: Pooling = "none"
+    """How bitnet.cpp makes one vector of a text, by the file."""
 
     @property
     def architecture(self) -> Architecture:
@@ -102,6 +140,22 @@ class ModelConfig:
     def kv_dim(self) -> int:
         """Return the width of K and V: ``n_kv_heads * head_dim``."""
         return self.n_kv_heads * self.head_dim
+
+    @property
+    def embedding_scale(self) -> float:
+        """Return what the embedding is multiplied by, the value of a float32."""
+        return float(np.sqrt(np.float32(self.dim))) if self.architecture.scales_embedding else 1.0
+
+    @property
+    def query_scale(self) -> float | None:
+        """Return what Q is multiplied by after RoPE, the value of a float32; None: the scores are scaled instead.
+
+        Source: bitnet.cpp's main, ``gemma3.cpp``, which tells the 27B model by its layers.
+        """
+        if not self.architecture.scales_query:
+            return None
+        width = self.dim // self.n_heads if self.n_layers == _LAYERS_OF_27B else self.head_dim
+        return float(np.float32(1.0) / np.sqrt(np.float32(width)))
 
     @classmethod
     def from_gguf(cls, gguf: GGUFFile) -> ModelConfig:
@@ -232,7 +286,17 @@ class _Reader:
             rope_base=self.number("rope.freq_base", 10000.0),
             rms_eps=self.number("attention.layer_norm_rms_epsilon"),
             rope_scale=self.rope_scale(),
+            pooling=self.pooling(),
         )
+
+    def pooling(self) -> Pooling:
+        key, value = f"{self.arch}.pooling_type", self.raw("pooling_type")
+        if value is None:
+            return "none"
+        if type(value) is not int or not 0 <= value < len(POOLINGS):
+            names = ", ".join(f"{number} ({name})" for number, name in enumerate(POOLINGS))
+            raise self.error(key, names, clip(str(value)), "this pooling is not supported")
+        return POOLINGS[value]
 
     def rope_scale(self) -> float:
         """Return what linear scaling multiplies every angle by; 0 as a factor is llama.cpp's "not set"."""
@@ -253,3 +317,7 @@ class _Reader:
         self.require("rope.scaling.attn_factor", (1.0,))
         for key in ("expert_count", "expert_used_count"):
             self.require(key, (0,), "0 (mixtures of experts are not supported)")
+        self.require("attention.causal", (True,), "true (only causal attention is supported)")
+        if not ARCHITECTURES[self.arch].in_march:
+            self.require("attention.sliding_window", (0,), "0 (sliding windows are not supported)")
+            self.require("final_logit_softcapping", (0.0,), "0 (capped logits are not supported)")

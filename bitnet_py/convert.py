@@ -66,7 +66,7 @@ def convert(
         matrices = {matrix.name: matrix for matrix in weights.matrices()}
         old, new = weights.config.arch, arch or weights.config.arch
         before, after = ARCHITECTURES[old], ARCHITECTURES[new]
-        same_graph = (before.rope_pairing, before.sub_norms) == (after.rope_pairing, after.sub_norms)
+        same_graph = before.graph == after.graph
         if not same_graph or (not after.scales and any(matrix.factor != 1 for matrix in matrices.values())):
             raise ModelError(
                 f"{gguf.path}: the graph of architecture {new} cannot compute this model of {old}; "

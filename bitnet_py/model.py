@@ -17,7 +17,7 @@ from bitnet_py._structs import arithmetic_struct, model_struct
 from bitnet_py.arithmetic import MARCH, Arithmetic
 from bitnet_py.cache import KVCache
 from bitnet_py.config import ModelConfig
-from bitnet_py.errors import InputError
+from bitnet_py.errors import InputError, ModelError
 from bitnet_py.ggml_types import GGMLType
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.logits import check_logits, largest
@@ -107,6 +107,10 @@ class Model:
         self.path: Path = gguf.path
         self.weights = Weights.load(gguf)
         self.config: ModelConfig = self.weights.config
+        if not self.config.architecture.in_march:  # until the engine's graph has them
+            raise ModelError(
+                f"{gguf.path}: architecture {self.config.arch} is read, but this engine cannot run it"
+            )
         self.has_sub_norms = self.weights.layers[0].attn_sub_norm is not None
         self.n_threads = available_cores() if n_threads is None else n_threads
         self.arithmetic = arithmetic

@@ -39,6 +39,8 @@ class Quantized:
     tied: bool
     pre: str
     """Pre-tokenizer, or ``SentencePiece``."""
+    warnings: tuple[str, ...]
+    """One line each."""
 
 
 def quantize(
@@ -77,7 +79,8 @@ def quantize(
         finally:
             partial.unlink(missing_ok=True)
         counts = Counter(_WORDS[one.role] for one in model.sources)
-        return Quantized(model.header.arch, dict(counts), model.tied, tokenizer.pre or "SentencePiece")
+        pre = tokenizer.pre or "SentencePiece"
+        return Quantized(model.header.arch, dict(counts), model.tied, pre, tokenizer.warnings)
 
 
 def _write(
@@ -139,7 +142,8 @@ def _write_tokenizer(writer: Any, tokenizer: TokenizerKeys) -> None:
         writer.add_bool("tokenizer.ggml.add_space_prefix", tokenizer.add_space_prefix)
     else:
         writer.add_array("tokenizer.ggml.merges", list(tokenizer.merges))
-    for name, token_id in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id)):
+    roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, **tokenizer.other_ids}
+    for name, token_id in roles.items():
         if token_id is not None:
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token_id)
     writer.add_bool("tokenizer.ggml.add_bos_token", tokenizer.add_bos)

@@ -16,13 +16,14 @@ import click
 import gguf
 import numpy as np
 
-from bitnet_py.config import ARCHITECTURES
+from bitnet_py.config import ARCHITECTURES, POOLINGS
 from bitnet_py.errors import BitnetError, ModelError
 from bitnet_py.ggml_types import FILE_TYPES, GGMLType, tensor_size_bytes
 from bitnet_py.projections import PROJECTIONS
 from bitnet_py.synth_config import NORMS, PRESETS, SynthConfig
+from bitnet_py.synth_sentencepiece import SentencePieceVocab, build_sentencepiece
 from bitnet_py.synth_tensors import plans, tensor
-from bitnet_py.synth_vocab import build_vocab
+from bitnet_py.synth_vocab import Vocab, build_vocab
 from bitnet_py.tables import TABLES
 
 __all__ = ["PRESETS", "SynthConfig", "write_model"]
@@ -52,16 +53,31 @@ def _write_metadata(writer: Any, config: SynthConfig) -> None:
     if config.rope_scaling != 1:
         writer.add_string(f"{arch}.rope.scaling.type", "linear")
         writer.add_float32(f"{arch}.rope.scaling.factor", config.rope_scaling)
-    vocab = build_vocab(config.vocab_size, config.seed)
-    writer.add_string("tokenizer.ggml.model", "gpt2")
-    if config.pre != "none":
-        writer.add_string("tokenizer.ggml.pre", config.pre)
+    if config.pooling is not None:
+        writer.add_uint32(f"{arch}.pooling_type", POOLINGS.index(config.pooling))
+    _write_tokenizer(writer, config)
+
+
+def _write_tokenizer(writer: Any, config: SynthConfig) -> None:
+    """Write a vocabulary of the kind that the architecture's models have; embedding models append EOS."""
+    is_sentencepiece = config.arch == "gemma3"
+    build = build_sentencepiece if is_sentencepiece else build_vocab
+    vocab: SentencePieceVocab | Vocab = build(config.vocab_size, config.seed)
+    writer.add_string("tokenizer.ggml.model", "llama" if is_sentencepiece else "gpt2")
+    if config.pre_type != "none":
+        writer.add_string("tokenizer.ggml.pre", config.pre_type)
     writer.add_array("tokenizer.ggml.tokens", list(vocab.tokens))
     writer.add_array("tokenizer.ggml.token_type", list(vocab.token_types))
-    writer.add_array("tokenizer.ggml.merges", list(vocab.merges))
+    if isinstance(vocab, Vocab):
+        writer.add_array("tokenizer.ggml.merges", list(vocab.merges))
+    else:
+        writer.add_array("tokenizer.ggml.scores", list(vocab.scores))
+        writer.add_bool("tokenizer.ggml.add_space_prefix", False)
     writer.add_uint32("tokenizer.ggml.bos_token_id", vocab.bos_id)
     writer.add_uint32("tokenizer.ggml.eos_token_id", vocab.eos_id)
-    writer.add_bool("tokenizer.ggml.add_bos_token", True)
+    writer.add_bool("tokenizer.ggml.add_bos_token", config.arch != "qwen3")
+    if not ARCHITECTURES[config.arch].in_march:
+        writer.add_bool("tokenizer.ggml.add_eos_token", True)
 
 
 def write_model(path: str | os.PathLike[str], config: SynthConfig) -> None:
@@ -127,17 +143,18 @@ _OPTIONS = {
     "norms": "--norms",
     "pre": "--pre",
     "rope_scaling": "--rope-scaling",
+    "pooling": "--pooling",
 }
 
 
-_DERIVED = {"head_dim": "dim / heads", "head": "the embedding's"}
+_DERIVED = {"head_dim": "dim / heads", "head": "the embedding's", "pre": "the architecture's", "pooling": "no key"}
 """What a field is without a value."""
 
 
 def _shape_options(command: Any) -> Any:
     """Add one option per field of ``SynthConfig`` that takes a value."""
     choices = {"arch": ARCHITECTURES, "projections": PROJECTIONS, "embedding": TABLES, "head": TABLES}
-    choices["norms"] = NORMS
+    choices |= {"norms": NORMS, "pooling": dict.fromkeys(POOLINGS)}
     kinds = {"str | None": str, "int": int, "int | None": int, "float": float, "str": str}
     for field in reversed([field for field in fields(SynthConfig) if field.name in _OPTIONS]):
         also = ["--architecture"] if field.name == "arch" else []
@@ -157,7 +174,7 @@ def _shape_options(command: Any) -> Any:
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="tiny", help="Shape to start from.")
 @_shape_options
 @click.option("--untied-head", is_flag=True, help="Write a separate output.weight.")
-@click.option("--no-sub-norms", is_flag=True, help="Omit the sub-norms (bitnet.cpp rejects such files).")
+@click.option("--no-sub-norms", is_flag=True, help="Omit the sub-norms (bitnet.cpp rejects that), or *_norm_in.")
 @click.option("--biases", is_flag=True, help="Write biases of Q, K, V and the attention output (llama).")
 @click.option("--rope-freqs", is_flag=True, help="Write rope_freqs.weight, divisors of RoPE's angles (llama).")
 @click.option("--scales", is_flag=True, help="Write a .scale for every matrix (bitnet, llama).")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bitnet_py.config import ARCHITECTURES
+from bitnet_py.config import ARCHITECTURES, POOLINGS
 from bitnet_py.errors import ModelError
 from bitnet_py.ggml_types import BLOCK_LAYOUT, GGMLType
 from bitnet_py.projections import PROJECTIONS, block_of
 from bitnet_py.synth_vocab import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE
 from bitnet_py.tables import TABLES
 
+_PRE = {"qwen3": "qwen2", "gemma3": "default"}
 NORMS = {"f32": GGMLType.F32, "f16": GGMLType.F16}
 """Name on the command line -> type of the weights of norms."""
 
@@ -40,14 +41,16 @@ class SynthConfig:
     """Type of a separate LM head; None: the embedding's."""
     norms: str = "f32"
     """Type of the weights of norms, ``f32`` or ``f16``."""
-    pre: str = "llama-bpe"
-    """Value of ``tokenizer.ggml.pre``; ``none`` omits the key, as the official 2B-4T file does."""
+    pre: str | None = None
+    """Value of ``tokenizer.ggml.pre``; ``none`` omits the key, as the official 2B-4T file does. None: that of
+    the architecture's models."""
     untied_head: bool = False
     """Write a separate ``output.weight``; bitnet.cpp uses it in ``llama`` only, others load and ignore it."""
     sub_norms: bool = True
-    """False omits ``attn_sub_norm`` and ``ffn_sub_norm``; bitnet.cpp rejects such a file. ``llama`` has none."""
+    """False omits ``attn_sub_norm`` and ``ffn_sub_norm``, which bitnet.cpp rejects, or the ``*_norm_in`` of
+    ``qwen3`` and ``gemma3``, which it does not; ``llama`` has none."""
     head_dim: int | None = None
-    """Width of one head; None: ``dim / n_heads``, the only one that bitnet.cpp loads but for ``llama``."""
+    """Width of one head; None: ``dim / n_heads``, the only one that bitnet.cpp loads for ``bitnet``."""
     biases: bool = False
     """Write biases of Q, K, V and the attention output."""
     rope_freqs: bool = False
@@ -56,6 +59,8 @@ class SynthConfig:
     """Write a ``.scale`` for every matrix."""
     rope_scaling: float = 1.0
     """Factor of linear RoPE scaling; 1 omits the keys."""
+    pooling: str | None = None
+    """How the vectors of tokens become one of the text: one of ``POOLINGS``; None omits the key."""
 
     @property
     def projection_type(self) -> GGMLType:
@@ -66,6 +71,11 @@ class SynthConfig:
     def head_size(self) -> int:
         """Return the width of one head."""
         return self.dim // self.n_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def pre_type(self) -> str:
+        """Return the value of ``tokenizer.ggml.pre``."""
+        return _PRE.get(self.arch, "llama-bpe") if self.pre is None else self.pre
 
     def check(self) -> None:
         """Raise ``ModelError`` for a shape that no engine could run."""
@@ -105,6 +115,9 @@ class SynthConfig:
         for name, has in (("biases", known.biases), ("rope_freqs", known.rope_factors), ("scales", known.scales)):
             if getattr(self, name) and not has:
                 raise ModelError(f"synthetic model: expected no {name} in {self.arch}, found some")
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            names = " or ".join(POOLINGS)
+            raise ModelError(f"synthetic model: expected pooling {names}, found {self.pooling!r}")
         for name in ("rope_base", "rms_eps", "rope_scaling"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ModelError(f"synthetic model: expected {name} above 0, found {getattr(self, name)}")
@@ -121,6 +134,14 @@ PRESETS = {
     "falcon3-1b": SynthConfig(
         n_layers=18, dim=2048, n_heads=8, n_kv_heads=4, hidden_dim=8192, vocab_size=131072, context_length=8192,
         rope_base=1000042.0, rms_eps=1e-6, arch="llama", head_dim=256, untied_head=True,
+    ),
+    "embedding-0.6b": SynthConfig(
+        n_layers=28, dim=1024, n_heads=16, n_kv_heads=8, hidden_dim=3072, vocab_size=151936, context_length=32768,
+        rope_base=1000000.0, rms_eps=1e-6, arch="qwen3", head_dim=128, norms="f16", pooling="mean",
+    ),
+    "embedding-270m": SynthConfig(
+        n_layers=18, dim=640, n_heads=4, n_kv_heads=1, hidden_dim=2048, vocab_size=262144, context_length=32768,
+        rope_base=10000.0, rms_eps=1e-6, arch="gemma3", head_dim=256, norms="f16", pooling="mean",
     ),
 }
 # fmt: on

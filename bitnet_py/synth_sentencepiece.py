@@ -23,11 +23,13 @@ MIN_SIZE = len(_HEAD) + 256 + _N_CHARACTERS + len(_SPACES)
 
 @dataclass(frozen=True)
 class SentencePieceVocab:
-    """Tokens as GGUF stores them, with ``▁`` for a space; BOS is token 1, EOS token 2."""
+    """Tokens as GGUF stores them, with ``▁`` for a space."""
 
     tokens: tuple[str, ...]
     token_types: tuple[int, ...]
     scores: tuple[float, ...]
+    bos_id: int = 1
+    eos_id: int = 2
 
 
 @lru_cache(maxsize=8)

@@ -18,6 +18,7 @@ from bitnet_py.quants import pack_codes
 from bitnet_py.synth_config import NORMS, SynthConfig
 from bitnet_py.synth_random import Stream
 from bitnet_py.tables import TABLES
+from bitnet_py.weights import INPUT_NORMS, SUB_NORMS
 
 _RESIDUAL_RMS = 2.0
 _LOGIT_STD = 3.0
@@ -42,6 +43,20 @@ class Plan:
     """RMS of the outputs for a unit-RMS input (ternary matrices), or of the values (tables)."""
 
 
+def _norms(config: SynthConfig) -> Iterator[tuple[str, int]]:
+    """Yield name and width of the norms of a layer."""
+    known, dim, hidden_dim, head_dim = ARCHITECTURES[config.arch], config.dim, config.hidden_dim, config.head_size
+    yield from (("attn_norm", dim), ("ffn_norm", dim))
+    own = {"attn_sub_norm": config.n_heads * head_dim, "ffn_sub_norm": hidden_dim}
+    if config.sub_norms:
+        names = INPUT_NORMS if known.input_norms else SUB_NORMS if known.sub_norms else {}
+        yield from ((name, own.get(field, dim)) for field, name in names.items())
+    if known.head_norms:
+        yield from (("attn_q_norm", head_dim), ("attn_k_norm", head_dim))
+    if known.post_norms:
+        yield from (("post_attention_norm", dim), ("post_ffw_norm", dim))
+
+
 def plans(config: SynthConfig) -> Iterator[Plan]:
     """Yield the tensors in file order."""
     dim, hidden_dim = config.dim, config.hidden_dim
@@ -50,10 +65,7 @@ def plans(config: SynthConfig) -> Iterator[Plan]:
     branch_rms = _RESIDUAL_RMS / math.sqrt(2 * config.n_layers)
     yield Plan("token_embd.weight", TABLES[config.embedding], (config.vocab_size, dim), embedding_rms)
     for layer in range(config.n_layers):
-        norms: list[tuple[str, int]] = [("attn_norm", dim), ("ffn_norm", dim)]
-        if config.sub_norms and ARCHITECTURES[config.arch].sub_norms:
-            norms += [("attn_sub_norm", q_dim), ("ffn_sub_norm", hidden_dim)]
-        for name, width in norms:
+        for name, width in _norms(config):
             yield Plan(f"blk.{layer}.{name}.weight", NORMS[config.norms], (width,))
         for name, rows, cols in (
             ("attn_q", q_dim, dim),

@@ -23,12 +23,12 @@ _EOS_TEXTS = ("<|end_of_text|>", "<|endoftext|>", "</s>")
 """Tokens that end a text by convention; a tokenizer.json does not state them."""
 
 
-def read_vocabulary(path: str | Path) -> Vocabulary:
+def read_vocabulary(path: str | Path, pre_type: PreType | None = None) -> Vocabulary:
     """Read the vocabulary of the ``tokenizer.json`` at ``path``.
 
-    BOS and EOS are added as its template post-processor does. Raises ``TokenizerError`` for a file
-    that cannot be read, is not JSON, or describes a tokenizer this package would tokenise
-    differently.
+    ``pre_type``: the pre-tokeniser to use, whatever the file's own is. BOS and EOS are added as the
+    file's template post-processor does. Raises ``TokenizerError`` for a file that cannot be read, is
+    not JSON, or describes a tokenizer this package would tokenise differently.
     """
     path = Path(path)
     try:
@@ -38,7 +38,7 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path}: not a JSON file: {error}") from error
     try:
-        return _vocabulary(data)
+        return _vocabulary(data, pre_type)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from error
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -46,7 +46,7 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
         raise TokenizerError(f"{path}: not a tokenizer.json of the expected layout ({reason})") from error
 
 
-def _vocabulary(data: dict[str, Any]) -> Vocabulary:
+def _vocabulary(data: dict[str, Any], pre_type: PreType | None) -> Vocabulary:
     model = data["model"]
     if model.get("type") != "BPE":
         raise TokenizerError(f"the model is {model.get('type')!r}, expected 'BPE'")
@@ -64,11 +64,11 @@ def _vocabulary(data: dict[str, Any]) -> Vocabulary:
         tokens=tokens,
         kinds=kinds,
         merges=[_merge(item) for item in model["merges"]],
-        pre_type=_pre_type(data.get("pre_tokenizer")),
+        pre_type=pre_type or _pre_type(data.get("pre_tokenizer")),
         ids={"bos": first, "eos": eos_id},
         add_bos=first is not None,
         add_eos=last is not None,
-        ignore_merges=bool(model.get("ignore_merges")),
+        ignore_merges=bool(model.get("ignore_merges")) if pre_type is None else pre_type.ignore_merges,
     )
 
 

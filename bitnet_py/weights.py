@@ -19,6 +19,19 @@ from bitnet_py.tq import TQ_TYPES
 
 F32Array = npt.NDArray[np.float32]
 
+SUB_NORMS = {"attn_sub_norm": "attn_sub_norm", "ffn_sub_norm": "ffn_sub_norm"}
+"""Field of ``LayerWeights`` -> name in the file of a norm that a model has in every layer or nowhere."""
+INPUT_NORMS = {
+    "attn_q_norm_in": "attn_q_norm_in",
+    "attn_k_norm_in": "attn_k_norm_in",
+    "attn_v_norm_in": "attn_v_norm_in",
+    "attn_sub_norm": "attn_output_norm_in",
+    "ffn_gate_norm_in": "ffn_gate_norm_in",
+    "ffn_up_norm_in": "ffn_up_norm_in",
+    "ffn_sub_norm": "ffn_down_norm_in",
+}
+"""The same where every matrix may norm its own input; bitnet.cpp takes single ones, and ignores some of them."""
+
 PLAIN = (GGMLType.F32,)
 NORM_TYPES = (GGMLType.F32, GGMLType.F16)
 """Types of the weights of norms; F16 is widened."""
@@ -52,7 +65,7 @@ class I2SMatrix:
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One layer. The norms are float32; a model without sub-norms has None there."""
+    """One layer. The norms are float32, and None where the model has none."""
 
     attn_norm: F32Array
     """``(dim,)``."""
@@ -76,6 +89,20 @@ class LayerWeights:
     """``(dim, hidden_dim)``."""
     ffn_sub_norm: F32Array | None
     """``(hidden_dim,)``."""
+    attn_q_norm_in: F32Array | None = None
+    """``(dim,)``, as the other norms of a matrix's own input."""
+    attn_k_norm_in: F32Array | None = None
+    attn_v_norm_in: F32Array | None = None
+    ffn_gate_norm_in: F32Array | None = None
+    ffn_up_norm_in: F32Array | None = None
+    q_norm: F32Array | None = None
+    """``(head_dim,)``."""
+    k_norm: F32Array | None = None
+    """``(head_dim,)``."""
+    attn_post_norm: F32Array | None = None
+    """``(dim,)``."""
+    ffn_post_norm: F32Array | None = None
+    """``(dim,)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,22 +255,43 @@ class _Loader:
         matrix = self.ternary(f"{name}.weight", rows, cols)
         return replace(matrix, factor=1.0 if factor is None else float(factor[0]), bias=bias)
 
+    def optional_norms(self) -> dict[str, str]:
+        """Return field -> name in the file of the norms that the model has in every layer or nowhere."""
+        known = self.config.architecture
+        return INPUT_NORMS if known.input_norms else SUB_NORMS if known.sub_norms else {}
+
+    def own_norms(self, blk: str) -> dict[str, F32Array]:
+        """Return the norms that only some architectures have, and these always."""
+        known, dim, head_dim = self.config.architecture, self.config.dim, self.config.head_dim
+        norms = {}
+        if known.head_norms:
+            norms["q_norm"] = self.norm(blk + "attn_q_norm.weight", head_dim)
+            norms["k_norm"] = self.norm(blk + "attn_k_norm.weight", head_dim)
+        if known.post_norms:
+            norms["attn_post_norm"] = self.norm(blk + "post_attention_norm.weight", dim)
+            norms["ffn_post_norm"] = self.norm(blk + "post_ffw_norm.weight", dim)
+        return norms
+
     def layer(self, index: int) -> LayerWeights:
         config = self.config
         dim, q_dim, kv_dim, hidden_dim = config.dim, config.q_dim, config.kv_dim, config.hidden_dim
-        blk, sub_norms = f"blk.{index}.", config.architecture.sub_norms
+        blk = f"blk.{index}."
+        widths = {"attn_sub_norm": q_dim, "ffn_sub_norm": hidden_dim}
+        optional = {
+            field: self.optional(f"{blk}{name}.weight", widths.get(field, dim), NORM_TYPES)
+            for field, name in self.optional_norms().items()
+        }
         return LayerWeights(
             attn_norm=self.norm(blk + "attn_norm.weight", dim),
             q=self.projection(blk + "attn_q", q_dim, dim, biased=True),
             k=self.projection(blk + "attn_k", kv_dim, dim, biased=True),
             v=self.projection(blk + "attn_v", kv_dim, dim, biased=True),
             o=self.projection(blk + "attn_output", dim, q_dim, biased=True),
-            attn_sub_norm=self.optional(blk + "attn_sub_norm.weight", q_dim, NORM_TYPES, known=sub_norms),
             ffn_norm=self.norm(blk + "ffn_norm.weight", dim),
             gate=self.projection(blk + "ffn_gate", hidden_dim, dim),
             up=self.projection(blk + "ffn_up", hidden_dim, dim),
             down=self.projection(blk + "ffn_down", dim, hidden_dim),
-            ffn_sub_norm=self.optional(blk + "ffn_sub_norm.weight", hidden_dim, NORM_TYPES, known=sub_norms),
+            **({"attn_sub_norm": None, "ffn_sub_norm": None} | optional | self.own_norms(blk)),
         )
 
     def load(self) -> Weights:
@@ -261,21 +309,23 @@ class _Loader:
                 "rope_freqs.weight", self.config.head_dim // 2, known=self.config.architecture.rope_factors
             ),
         )
-        self.check_sub_norms(weights.layers)
+        self.check_optional_norms(weights.layers)
         self.check_biases(weights.layers)
         self.check_one_quantiser(weights)
         self.check_nothing_left()
         return weights
 
-    def check_sub_norms(self, layers: tuple[LayerWeights, ...]) -> None:
+    def check_optional_norms(self, layers: tuple[LayerWeights, ...]) -> None:
+        names = self.optional_norms()
         present = {
-            f"blk.{i}.{kind}.weight": getattr(layer, kind) is not None
+            f"blk.{i}.{name}.weight": getattr(layer, field) is not None
             for i, layer in enumerate(layers)
-            for kind in ("attn_sub_norm", "ffn_sub_norm")
+            for field, name in names.items()
         }
         if any(present.values()) and not all(present.values()):
             missing = [name for name, there in present.items() if not there]
-            expected = "both sub-norms in every layer, or none at all"
+            which = "both sub-norms" if names is SUB_NORMS else f"all {len(names)} norms of inputs"
+            expected = f"{which} in every layer, or none at all"
             raise self.error(missing[0], expected, f"{len(missing)} of {len(present)} missing")
 
     def check_biases(self, layers: tuple[LayerWeights, ...]) -> None:

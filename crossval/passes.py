@@ -15,10 +15,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_py import arithmetic
 from crossval.formats import Dtype
-from crossval.terms import Generation
+from crossval.terms import Generation, Side
 
 PassKind = Literal["prefill", "decode"]
+OF_MAIN = ("main", "mainline")
+"""Generations that compute, and read text, as bitnet.cpp's main does."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,16 @@ class Numerics:
         """Return it as plain JSON values; what is not stated only for lanes and quantiser."""
         always = ("simd_width", "fused_quantizer")
         return {name: value for name, value in asdict(self).items() if value is not None or name in always}
+
+
+def tokenizer_rules(stated: Mapping[Side, Numerics]) -> arithmetic.Generation:
+    """Return the generation of bitnet.cpp by whose rules text is read where an engine has no tokenizer of its own.
+
+    The reference's generation, or the candidate's where the reference states none; March is the default.
+    ``stated``: of the engines that take part. Mainline reads as main does.
+    """
+    found = (stated[side].generation for side in ("reference", "candidate") if side in stated)
+    return "main" if next(filter(None, found), None) in OF_MAIN else "march"
 
 
 @dataclass(frozen=True)

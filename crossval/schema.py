@@ -83,6 +83,15 @@ def validate_trace(value: Any, where: str) -> None:
     _validate(value, "trace.v1", where)
 
 
+def validate_tap_map(value: Any, where: str) -> None:
+    """Check a tap map against ``schemas/tap-map.v1.schema.json``.
+
+    Raises:
+        BadInputError: naming the field and what is wrong with it.
+    """
+    _validate(value, "tap-map.v1", where)
+
+
 def _items(check: Any, asked: Any, value: Any, around: Any) -> Iterable[ValidationError]:
     """Check the items of a list, unless it has more than allowed: ``maxItems`` refuses it, at once."""
     if isinstance(value, list) and len(value) > around.get("maxItems", len(value)):

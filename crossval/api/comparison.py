@@ -44,6 +44,7 @@ def compare_engines(
     causal: bool = False,
     repro_dir: str | Path | None = None,
     follow_reference_graph: bool = False,
+    tap_map: str | Path | None = None,
     progress: Progress = silent,
     say: Say = silent,
 ) -> Receipt:
@@ -53,7 +54,8 @@ def compare_engines(
     ``full``: compare every operation of every layer. ``floors`` and ``causal``: measure both as
     well (docs/numerics.md). ``repro_dir``: write a reproducer of each finding there.
     ``follow_reference_graph``: our engine computes what the other engine's generation does, even
-    where that is not the model.
+    where that is not the model. ``tap_map``: what the engines of traces call their tensors, a file or
+    the name of a shipped map (docs/tap-maps.md).
 
     Raises:
         UsageError: ``floors`` with a reference or a prompt that cannot run in another way.
@@ -62,7 +64,7 @@ def compare_engines(
     """
     request = Request(
         LAYERS, model, candidate, reference, n_threads, template, n_decode, full, floors, causal, repro_dir,
-        progress, say, follow_reference_graph,
+        progress, say, follow_reference_graph, tap_map,
     )  # fmt: skip
     views.check_words(request)
     check_text(prompt)
@@ -81,13 +83,14 @@ def compare_traces(
     full: bool = False,
     causal: bool = False,
     repro_dir: str | Path | None = None,
+    tap_map: str | Path | None = None,
     progress: Progress = silent,
     say: Say = silent,
 ) -> Receipt:
     """Compare and audit two traces of one model over the same tokens; no engine is needed.
 
-    ``n_decode``: decoded tokens to compare; None: all that the longer trace holds. The rest as in
-    ``compare``.
+    ``n_decode``: decoded tokens to compare; None: all that the shorter trace holds. The rest as in
+    ``compare_engines``.
 
     Raises:
         BadInputError, ModelError: an unusable model, trace or directory, or traces of different
@@ -99,12 +102,12 @@ def compare_traces(
     ours, theirs = (str(Path(path).resolve()) for path in (candidate, reference))
     request = Request(
         DIFF, model, ours, theirs, n_decode=n_decode, full=full, causal=causal, repro_dir=repro_dir,
-        progress=progress, say=say,
+        progress=progress, say=say, tap_map=tap_map,
     )  # fmt: skip
     with request.session(request.load_model()) as session:
         engines = session.open()
         if n_decode is None:
-            request = replace(request, n_decode=max(map(_n_decode, engines)))
+            request = replace(request, n_decode=min(map(_n_decode, engines)))
         return _examined(request, session, engines, _shared_prompt(*engines))
 
 
@@ -114,12 +117,13 @@ def audit_trace(
     *,
     n_decode: int | None = None,
     full: bool = False,
+    tap_map: str | Path | None = None,
     progress: Progress = silent,
 ) -> Receipt:
     """Check every operation of one trace against the specification; no other engine is needed.
 
-    The receipt is that of ``compare`` with the trace as the candidate and the specification as the
-    reference.
+    The receipt is that of ``compare_engines`` with the trace as the candidate and the specification as
+    the reference. ``tap_map``: as there.
 
     Raises:
         BadInputError, ModelError: an unusable model or trace.
@@ -127,8 +131,9 @@ def audit_trace(
     if not Path(trace).is_dir():
         raise BadInputError(f"{trace} is not a directory with a trace")
     request = Request(
-        LAYERS, model, str(Path(trace).resolve()), "spec", n_decode=n_decode, full=full, progress=progress
-    )
+        LAYERS, model, str(Path(trace).resolve()), "spec", n_decode=n_decode, full=full, progress=progress,
+        tap_map=tap_map,
+    )  # fmt: skip
     with request.session(request.load_model()) as session:
         ours, theirs = session.open()
         return _examined(request, session, (ours, theirs), _prompt_of(ours))
@@ -154,7 +159,8 @@ def _examined(request: Request, session: Session, engines: Engines, prompt: Prom
         progress=request.progress,
         follow_reference_graph=request.follow_reference_graph,
     )
-    n_decoded = n_after(found.result.plan, len(prompt.token_ids))
+    found_plan = found.result.plan
+    n_decoded = n_after(found_plan, len(prompt.token_ids))
     facts = request.facts(session, [prompt], full=request.full, n_decode=n_decoded)
     command = request.command(model, prompt.text, n_decoded)
     diagnosis = [findings.to_json(one, command) for one in found.findings]
@@ -168,7 +174,7 @@ def _examined(request: Request, session: Session, engines: Engines, prompt: Prom
             default_run = _default_run(request, model, prompt, n_decoded)
         else:
             notes.append(NO_DEFAULT_RUN)
-    facts = replace(facts, notes=[*facts.notes, *notes])
+    facts = replace(facts, notes=[*facts.notes, *_lengths_note(engines, len(found_plan)), *notes])
     return build(request.kind, replace(examined, default_run=default_run), facts)
 
 
@@ -232,6 +238,17 @@ def _shared_prompt(ours: Runner, theirs: Runner) -> Prompt:
             f"{list(second.token_ids[:8])} in {places[1]}"
         )
     return second
+
+
+def _lengths_note(engines: Engines, n_compared: int) -> list[str]:
+    """Return a note where two traces do not hold the same number of passes."""
+    held = [len(engine.plan) for engine in engines if engine.plan is not None]
+    if len(held) < 2 or held[0] == held[1]:
+        return []
+    return [
+        f"the candidate's trace holds {held[0]} passes and the reference's {held[1]}: the first {n_compared} were "
+        "compared, and nothing is shown about the others"
+    ]
 
 
 def _n_decode(runner: Runner) -> int:

@@ -15,13 +15,14 @@ from bitnet_py.chat_template import AUTO, FileTemplate
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.resources import default_model_path
 from bitnet_py.template import Template, get_template
+from crossval.engines import tap_maps
 from crossval.engines.model_file import ModelFile, check_model, missing_tokens
 from crossval.engines.registry import find_word
 from crossval.engines.session import Prompt, Session, check_text, encode
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner
 from crossval.receipts.kind import Kind, RunFacts, build_unavailable
-from crossval.receipts.party import Party, same_engine
+from crossval.receipts.party import Party, rules_between, same_engine
 from crossval.terms import SIDES, Progress, Side
 
 Say = Callable[[str], None]
@@ -58,6 +59,7 @@ class Request:
     progress: Progress = silent
     say: Say = silent
     follow_reference_graph: bool = False
+    tap_map: str | Path | None = None
 
     def load_model(self) -> ModelFile:
         """Check the model and the template's tokens.
@@ -86,6 +88,7 @@ class Request:
             self.n_threads,
             follow_reference_graph=self.follow_reference_graph,
             as_run=as_run,
+            tap_map=None if self.tap_map is None else tap_maps.load(self.tap_map),
         )
 
     def render(self, text: str) -> str:
@@ -140,6 +143,7 @@ class Request:
             given += ["--follow-reference-graph"] if self.follow_reference_graph else []
             given += [] if self.template in (None, "raw") else ["--template", str(self.template)]
             given += [] if self.n_threads is None else ["--threads", str(self.n_threads)]
+        given += [] if self.tap_map is None else ["--tap-map", Path(self.tap_map).name]
         given += ["--decode", str(n_decode), *(["--full"] if self.full else []), "--repro", REPRO_DIR]
         return shlex.join([*_environment(), "crossval", *words, "--model", model.path.name, *given])
 
@@ -152,7 +156,11 @@ class Request:
             parties[side] = Party("unused", parties[side].identity)
         return RunFacts(
             model=session.model.facts,
-            tokenizer={**session.model.tokenizer, "engines_agree": _agree(prompts)},
+            tokenizer={
+                **session.model.tokenizer,
+                "engines_agree": _agree(prompts),
+                "rules": rules_between(parties),
+            },
             text=prompts[0].text if prompts else None,
             template=self.template,
             token_ids=prompts[0].token_ids if prompts else (),
@@ -160,6 +168,7 @@ class Request:
             settings=self.settings(**settings),
             notes=[
                 *session.model.notes,
+                *session.trace_notes(),
                 *self._template_notes(),
                 *_engine_notes(parties),
                 *_prompt_notes(prompts),

@@ -19,7 +19,7 @@ from crossval.engines.words import EngineWord
 from crossval.errors import BadInputError, UsageError
 from crossval.examine.layers_receipt import LAYERS
 from crossval.model.taps import outline_taps
-from crossval.passes import EngineIdentity, Runner
+from crossval.passes import EngineIdentity, Runner, tokenizer_rules
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import RunFacts, build
 from crossval.receipts.party import REFERENCE_NAME, Party
@@ -77,12 +77,13 @@ def smoke_test(
     questions = load_suite(suite)
     request = Request(SMOKE, model, candidate, reference, n_threads, template, progress=progress)
     checked = request.load_model()
-    decoder = ask.Decoder.of_model(checked.path)
     limits = ask.Limits(max_tokens, checked.config.context_length)
     live = registry.live_word(reference)
     with Session(checked, candidate, live, n_threads or _own_threads(checked)) as session:
         with request.unavailable(session, sides, n_steps=max_tokens):
             runners = _open_sides(session, sides, "answer other prompts")
+        rules = tokenizer_rules({side: runner.identity.numerics for side, runner in runners.items()})
+        decoder = ask.Decoder.of_model(checked.path, rules)
         given = [
             ask.answer_suite(
                 runners[side], side, questions, decoder, limits, render=request.render, progress=progress

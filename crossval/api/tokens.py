@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitnet_py.arithmetic import Generation
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.resources import default_model_path
 from bitnet_py.tokenizer import Tokenizer
 from crossval.api.request import Say, silent
 from crossval.engines.model_file import check_vocabulary
 from crossval.errors import BadInputError, UnavailableError
-from crossval.passes import EngineIdentity
+from crossval.passes import EngineIdentity, tokenizer_rules
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import RunFacts, build, build_unavailable
-from crossval.receipts.party import Compute, Party, same_engine
+from crossval.receipts.party import Compute, Party, rules_between, same_engine
 from crossval.terms import SIDES, Progress, Side
 from crossval.tokens import party
 from crossval.tokens.compare import TokensResult, compare
@@ -57,7 +56,11 @@ def compare_tokens(
         why = None if result is None else same_engine(*(parties[side].to_json() for side in SIDES))
         return RunFacts(
             model=checked.facts,
-            tokenizer={**checked.tokenizer, "engines_agree": None if result is None else agree(result)},
+            tokenizer={
+                **checked.tokenizer,
+                "engines_agree": None if result is None else agree(result),
+                "rules": rules_between(parties),
+            },
             text=None,
             template=None,
             token_ids=(),
@@ -68,22 +71,21 @@ def compare_tokens(
             notes=[*checked.notes, *([] if why is None else [SAME_NOTE.format(why)])],
         )
 
-    # Libraries first: they say which generation ours has to follow.
+    # Libraries first: they say by whose rules ours has to read.
     order = sorted(SIDES, key=lambda side: not party.is_live_library(words[side]))
     opened: dict[Side, party.TokenizerParty] = {}
-    generation: Generation = "march"
+    rules = tokenizer_rules({})
     try:
         for side in order:
             try:
-                opened[side] = party.open_party(words[side], path, generation).__enter__()
+                opened[side] = party.open_party(words[side], path, rules).__enter__()
             except UnavailableError as error:
                 missing = Party("unavailable", EngineIdentity(words[side].name), note=str(error))
                 error.receipt = build_unavailable(TOKENS, facts({**unknown, side: missing}, None))
                 raise
-            found = opened[side].identity.numerics.generation
-            generation = "main" if found in ("main", "mainline") else generation
+            rules = tokenizer_rules({one: found.identity.numerics for one, found in opened.items()})
         with GGUFFile.open(path) as gguf:
-            tokenizer = Tokenizer.from_gguf(gguf, generation)
+            tokenizer = Tokenizer.from_gguf(gguf, rules)
         result = compare(opened, tokenizer, texts, progress)
         parties = {side: Party("live", opened[side].identity) for side in SIDES}
         return build(TOKENS, result, facts(parties, result))

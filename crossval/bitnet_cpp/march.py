@@ -134,7 +134,7 @@ BITNET: Nodes = {
     "kq_soft_max": (("kq_soft_max_ext", frozenset({"SOFT_MAX"})),),
     "attn_o_out": (("attn_o_out", None),),
     # The square comes after ReLU; ffn_silu is what a build with the wrong activation computes there.
-    "ffn_act": (("ffn_sqr(relu)", None), ("ffn_silu", None), ("ffn_gelu", None), ("ffn_relu", None)),
+    "ffn_act": (("ffn_relu", None), ("ffn_gelu", None), ("ffn_silu", None), ("ffn_sqr(relu)", None)),
     "ffn_out": (("ffn_out", None),),
 }
 """``build_bitnet_158``, ``llm_build_ffn`` and ``llm_build_kqv`` of ``src/llama.cpp``."""

@@ -37,8 +37,8 @@ ANY = object()
 Node = tuple[str, frozenset[str] | None]
 """A node of the graph: its name without the layer, and the operations that identify it (None: any)."""
 Nodes = Mapping[str, tuple[Node, ...]]
-"""Tap -> the nodes that may hold it; where several of one pass match, the last one computed is the tap. Empty:
-nothing in the graph holds it."""
+"""Tap -> the nodes that may hold it, in the order in which they are computed; where several of one pass match, the
+last one is the tap. Empty: nothing in the graph holds it."""
 LINEAR = frozenset({"MUL_MAT", "ADD", "MUL"})
 """A projection, possibly with an optional bias or scale applied."""
 

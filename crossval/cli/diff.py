@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from crossval import api
-from crossval.cli.options import CAUSAL, FULL, MODEL, PATH, REPRO, count, receipt_command
+from crossval.cli.options import CAUSAL, FULL, MODEL, PATH, REPRO, TAP_MAP, count, receipt_command
 from crossval.receipts.file import Receipt
 
 
@@ -16,10 +16,11 @@ from crossval.receipts.file import Receipt
     "diff",
     click.argument("trace_a", type=PATH),
     click.argument("trace_b", type=PATH),
-    count("--decode", "n_decode", "Decoded tokens to compare. Default: all that the longer trace holds.", low=0),
+    count("--decode", "n_decode", "Decoded tokens to compare. Default: all that the shorter trace holds.", low=0),
     FULL,
     CAUSAL,
     REPRO,
+    TAP_MAP,
     MODEL,
 )
 def command(trace_a: Path, trace_b: Path, **options: Any) -> Receipt:

@@ -5,11 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from crossval import api
-from crossval.cli.options import CAUSAL, DECODE, ENGINES, FLOORS, FOLLOW, FULL, PROMPT, REPRO, receipt_command
+from crossval.cli.options import (
+    CAUSAL,
+    DECODE,
+    ENGINES,
+    FLOORS,
+    FOLLOW,
+    FULL,
+    PROMPT,
+    REPRO,
+    TAP_MAP,
+    receipt_command,
+)
 from crossval.receipts.file import Receipt
 
 
-@receipt_command("layers", PROMPT, DECODE, FULL, FLOORS, CAUSAL, REPRO, FOLLOW, *ENGINES)
+@receipt_command("layers", PROMPT, DECODE, FULL, FLOORS, CAUSAL, REPRO, FOLLOW, TAP_MAP, *ENGINES)
 def command(**options: Any) -> Receipt:
     """Find out which of two engines is wrong, and in which layer and operation.
 
@@ -26,7 +37,7 @@ def command(**options: Any) -> Receipt:
     return api.compare_engines(**options)
 
 
-@receipt_command("triage", PROMPT, DECODE, FLOORS, CAUSAL, REPRO, *ENGINES, plain_words=True)
+@receipt_command("triage", PROMPT, DECODE, FLOORS, CAUSAL, REPRO, TAP_MAP, *ENGINES, plain_words=True)
 def triage(**options: Any) -> Receipt:
     """State in plain words which side causes bad output, and what to do next.
 

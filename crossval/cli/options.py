@@ -12,6 +12,7 @@ import click
 from bitnet_py.override_option import override_option
 from bitnet_py.template import NAMES
 from crossval.cli import output
+from crossval.engines import tap_maps
 from crossval.engines.registry import words
 from crossval.errors import UnavailableError, UsageError
 from crossval.receipts.file import Receipt
@@ -103,6 +104,12 @@ FOLLOW = click.option(
     is_flag=True,
     help="Let bitnet_py compute what the other engine's generation computes even where that is not the model, so "
     "that everything else can be compared to the bit.",
+)
+TAP_MAP = click.option(
+    "--tap-map",
+    metavar="NAME|FILE",
+    help="What the engines of traces call their tensors: a file, or the name of a shipped map "
+    f"({', '.join(tap_maps.shipped())}).",
 )
 REPRO = file(
     "--repro",

@@ -131,7 +131,9 @@ def hugging_face() -> Iterator[Available]:
             yield _row(transformers.NAME, why_not=f"{package} is not installed: {transformers.HOW_TO_GET}")
             return
     yield _row(
-        transformers.NAME, version=versions["transformers"], detail=f"float32 or bfloat16; torch {versions['torch']}"
+        transformers.NAME,
+        version=versions["transformers"],
+        detail=f"float32 or bfloat16; torch {versions['torch']}",
     )
 
 

@@ -19,11 +19,9 @@ from bitnet_py.model import KernelCount
 from bitnet_py.tq import TQ_BLOCK
 from crossval.errors import BadInputError, CrossvalError
 from crossval.model.taps import token_axis
-from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
+from crossval.passes import OF_MAIN, EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
 from crossval.terms import LOGITS, Generation
 
-OF_MAIN = ("main", "mainline")
-"""Generations that the engine computes as bitnet.cpp's main."""
 DEFAULT_SIMD_WIDTH = 8
 """Reduction lanes when the reference does not state its own."""
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 from crossval.errors import UnavailableError
 from crossval.passes import EngineIdentity, PassPlan, PassRecord, TapArray, short_list
-from crossval.traces.read import Trace, TraceInfo
+from crossval.traces.read import Trace, TraceInfo, TraceModel
+from crossval.traces.tap_map import TapMap
 
 
 class RecordedRunner:
@@ -17,13 +18,15 @@ class RecordedRunner:
 
     status: Literal["live", "recorded"] = "recorded"
 
-    def __init__(self, trace_dir: str | Path) -> None:
-        """Read ``trace.json`` of ``trace_dir``.
+    def __init__(
+        self, trace_dir: str | Path, tap_map: TapMap | None = None, model: TraceModel | None = None
+    ) -> None:
+        """Read ``trace.json`` of ``trace_dir``; ``tap_map`` and ``model`` as of ``Trace.open``.
 
         Raises:
-            BadInputError: the trace is missing or malformed.
+            BadInputError: the trace is missing, malformed, or of another model.
         """
-        self.trace = Trace.open(trace_dir)
+        self.trace = Trace.open(trace_dir, tap_map, model)
         self._next = 0
 
     @property

@@ -12,19 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitnet_py.arithmetic import Generation
 from crossval.bitnet_cpp import library
 from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.engines import llama_package
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.goldens import find_golden, goldens_dir, list_goldens
+from crossval.engines.record import trace_model
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.spec import SpecRunner
 from crossval.engines.transformers import CHOICES, NAME, TransformersRunner, parse_choices
 from crossval.engines.words import PATH, TRACE, EngineWord, parse, shown
-from crossval.errors import BadInputError, UnavailableError
+from crossval.errors import UnavailableError
 from crossval.files import file_sha256
-from crossval.passes import Numerics, Runner
+from crossval.passes import Numerics, Runner, tokenizer_rules
 from crossval.terms import SIDES, Side
+from crossval.traces.tap_map import TapMap
 
 HOW_TO_BUILD = "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB)"
 
@@ -36,7 +39,8 @@ class Asked:
     ``prompt``: text or token ids. ``numerics``: how the other engine states that it rounds.
     ``follow_reference_graph``: compute what the other engine's generation computes, even where that
     is not the model. ``n_ubatch``: longest pass needed; ``n_ctx``: tokens the cache has to hold; None: the
-    engine's own. ``as_run``: flash attention as the engine's generation has it by default, not off.
+    engine's own. ``as_run``: flash attention as the engine's generation has it by default, not off. ``tap_map``:
+    what the engine of a trace calls its tensors.
     """
 
     word: EngineWord
@@ -49,6 +53,7 @@ class Asked:
     n_ubatch: int | None = None
     n_ctx: int | None = None
     as_run: bool = False
+    tap_map: TapMap | None = None
 
     def options(self, *names: str) -> dict[str, Any]:
         """Return those of the named options that were given."""
@@ -61,10 +66,11 @@ class Engine:
     """One engine: the word that selects it, its name in receipts, and how it is opened.
 
     ``what``: it, in a few words. ``takes``: what may follow the word after a colon, such as a path that says
-    which build is meant. ``follows``: it can compute as the other engine states that it does. ``has_kernels``: one
-    of several kernel families can be chosen. ``live``: set if the engine is chosen per prompt and may be a recorded
-    one; the word of the engine to use instead where any prompt must run. ``one_way``: why it cannot run in another
-    way (in other pieces, with other threads).
+    which build is meant. ``follows``: it can compute as the other engine states that it does. ``reads``: it has a
+    tokenizer; one that has none reads by the other engine's rules. ``has_kernels``: one of several kernel families
+    can be chosen. ``live``: set if the engine is chosen per prompt and may be a recorded one; the word of the engine
+    to use instead where any prompt must run. ``one_way``: why it cannot run in another way (in other pieces, with
+    other threads).
     """
 
     word: str
@@ -74,6 +80,7 @@ class Engine:
     sides: tuple[Side, ...] = SIDES
     takes: str | None = None
     follows: bool = False
+    reads: bool = True
     has_kernels: bool = False
     live: str | None = None
     one_way: str | None = None
@@ -114,14 +121,18 @@ def _library(asked: Asked, path: str | Path | None) -> Runner:
 
 
 def _spec(asked: Asked) -> Runner:
-    return SpecRunner(asked.model_path)
+    return SpecRunner(asked.model_path, _rules(asked))
+
+
+def _rules(asked: Asked) -> Generation:
+    """Return by whose rules an engine without a tokenizer reads: the other engine's."""
+    return tokenizer_rules({} if asked.numerics is None else {"reference": asked.numerics})
 
 
 def _transformers(asked: Asked) -> Runner:
     dtype, linear_class = parse_choices(asked.word.path)
-    return TransformersRunner(
-        asked.model_path, dtype=dtype, linear_class=linear_class, **asked.options("n_threads")
-    )
+    given = asked.options("n_threads")
+    return TransformersRunner(asked.model_path, _rules(asked), dtype=dtype, linear_class=linear_class, **given)
 
 
 def _auto(asked: Asked) -> Runner:
@@ -132,19 +143,11 @@ def _auto(asked: Asked) -> Runner:
     golden = None if prompt is None else find_golden(path, file_sha256(path), prompt)
     if golden is None:
         raise UnavailableError(_nothing_found(path, prompt))
-    return RecordedRunner(golden)
+    return RecordedRunner(golden, model=trace_model(path))
 
 
 def _trace(asked: Asked) -> Runner:
-    path, model_path = Path(asked.word.path or ""), asked.model_path
-    runner = RecordedRunner(path)
-    found, recorded = file_sha256(model_path), runner.info.model
-    if recorded.sha256 != found:
-        raise BadInputError(
-            f"{path} was recorded from another model ({recorded.file_name or 'unnamed'}, sha256 "
-            f"{recorded.sha256[:12]}…) than {model_path} ({found[:12]}…)"
-        )
-    return runner
+    return RecordedRunner(Path(asked.word.path or ""), asked.tap_map, trace_model(asked.model_path))
 
 
 ENGINES = (
@@ -152,12 +155,20 @@ ENGINES = (
     Engine("bitnet_py", "bitnet_py", "this project's engine", _bitnet_py, follows=True, has_kernels=True),
     Engine("bitnet.cpp", "bitnet.cpp", "real bitnet.cpp", _bitnet_cpp, takes=PATH),
     Engine("llama.cpp", "llama.cpp", "mainline llama.cpp", _llama_cpp, takes=PATH),
-    Engine(NAME, NAME, "Hugging Face's model, built from the file's weights", _transformers, takes=CHOICES),
+    Engine(
+        NAME,
+        NAME,
+        "Hugging Face's model, built from the file's weights",
+        _transformers,
+        takes=CHOICES,
+        reads=False,
+    ),
     Engine(
         "spec",
         "specification",
         "the model's definition",
         _spec,
+        reads=False,
         one_way="the specification computes in one way only",
     ),
 )

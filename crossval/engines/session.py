@@ -21,8 +21,11 @@ from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import EngineIdentity, Runner
 from crossval.receipts.party import PATH_OF_NAME, Compute, Party
 from crossval.terms import SIDES, Side
-from crossval.traces.read import TRACE_FILE
+from crossval.traces.read import TRACE_FILE, TraceInfo
+from crossval.traces.tap_map import PLAIN, TapMap, counted
 
+MAX_NAMES = 12
+"""Unknown names that a note lists."""
 KERNEL_VARIABLE = "BITNET_KERNEL"
 
 
@@ -52,11 +55,13 @@ class Session:
         *,
         follow_reference_graph: bool = False,
         as_run: bool = False,
+        tap_map: TapMap | None = None,
     ) -> None:
         """Raise ``BadInputError`` where a word names no engine.
 
         ``as_run``: engines run as they do unless told otherwise, that is with flash attention where
-        that is on by default, which hides attention's scores and weights.
+        that is on by default, which hides attention's scores and weights. ``tap_map``: what the
+        engines of traces call their tensors.
         """
         self.model = model
         self.words: dict[Side, EngineWord] = {
@@ -66,6 +71,7 @@ class Session:
         self.n_threads = n_threads
         self.follow_reference_graph = follow_reference_graph
         self.as_run = as_run
+        self.tap_map = tap_map
         self.failed: Side | None = None
         """The engine that was not available."""
         self._stack = ExitStack()
@@ -108,9 +114,10 @@ class Session:
         return {side: self._runners[side] for side in sides}
 
     def _rank(self, side: Side) -> tuple[int, bool]:
-        """Return when an engine opens: traces, live engines, those that follow; the reference first."""
+        """Return when an engine opens: traces, live engines, those that follow the other; the reference first."""
         row = row_of(self.words[side])
-        return (0 if self.words[side].name == TRACE else 2 if row.follows else 1), side == "candidate"
+        last = row.follows or not row.reads
+        return (0 if self.words[side].name == TRACE else 2 if last else 1), side == "candidate"
 
     def reopen(self, side: Side, **options: Any) -> Runner:
         """Return another instance of an engine, not entered, with its ``n_threads`` or ``kernel`` overridden.
@@ -158,6 +165,7 @@ class Session:
 
     def _unopened(self, side: Side, text: str | None, **options: Any) -> Runner:
         word = self.words[side]
+        options["tap_map"] = self.tap_map
         if side == "reference":
             return open_reference(word, self.model.path, text, **options)
         return open_candidate(word, self.model.path, **options)
@@ -181,9 +189,33 @@ class Session:
             digest = hashlib.sha256("".join(traces).encode()).hexdigest()
         return Party(runner.status, runner.identity, digest)
 
+    def trace_notes(self) -> list[str]:
+        """Return what is to be said of the names of the tensors that traces hold."""
+        found = ((side, self._runners.get(side)) for side in SIDES)
+        return [
+            note
+            for side, runner in found
+            if isinstance(runner, RecordedRunner)
+            for note in _names_notes(side, runner.info, self.tap_map)
+        ]
+
     def compute(self) -> Compute:
         """Return what computed the candidate's numbers, read from its C library now."""
         return compute_of(self._runners.get("candidate"))
+
+
+def _names_notes(side: Side, info: TraceInfo, tap_map: TapMap | None) -> list[str]:
+    notes = []
+    if tap_map is not None and any(tap.entry is not PLAIN for one in info.passes for tap in one.taps.values()):
+        which = "" if tap_map.digest is None else f", sha256 {tap_map.digest}"
+        notes.append(f"the {side}'s tensors were read as taps by the tap map {tap_map.name}{which}")
+    if info.unknown:
+        names = counted(info.unknown)
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        notes.append(
+            f"not compared, for the {side}'s trace has no tap of that name: {', '.join(names[:MAX_NAMES])}{more}"
+        )
+    return notes
 
 
 def compute_of(runner: Runner | None) -> Compute:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from bitnet_py.arithmetic import Generation
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.tokenizer import Tokenizer
@@ -29,14 +30,16 @@ class SpecRunner:
     """Runs ``crossval.model.graphs`` on a GGUF file, with a cache of keys and values in float64.
 
     Every tap covers all tokens of the pass, except ``result_norm`` and ``result_output``: the last
-    one. Taps are rounded to float32 on the way out; inside, nothing is.
+    one. Taps are rounded to float32 on the way out; inside, nothing is. It has no tokenizer: text is read by
+    ``bitnet_py``'s, by the rules of a generation of bitnet.cpp (``passes.tokenizer_rules``).
     """
 
     status: Literal["live", "recorded"] = "live"
     plan: tuple[PassPlan, ...] | None = None
 
-    def __init__(self, model_path: str | os.PathLike[str]) -> None:
+    def __init__(self, model_path: str | os.PathLike[str], rules: Generation = "march") -> None:
         self._path = Path(model_path)
+        self._rules: Generation = rules
         self._weights: SpecWeights | None = None
         self._table: tuple[Op, ...] = ()
         self._state = KVState()
@@ -56,6 +59,7 @@ class SpecRunner:
                 "numpy": np.__version__,
                 "container_check": "bitnet_py.gguf and bitnet_py.config",
                 "tokenizer": "bitnet_py.tokenizer (the specification has none of its own)",
+                "tokenizer_rules": self._rules,
             },
         )
 
@@ -68,7 +72,7 @@ class SpecRunner:
         try:
             if self._tokenizer is None:
                 with GGUFFile.open(self._path) as gguf:
-                    self._tokenizer = Tokenizer.from_gguf(gguf)
+                    self._tokenizer = Tokenizer.from_gguf(gguf, self._rules)
             return self._tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
         except BitnetError as error:
             raise BadInputError(str(error)) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from bitnet_py.arithmetic import Generation
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.tokenizer import Tokenizer
@@ -44,7 +45,8 @@ class TransformersRunner(EngineProcess):
     """The model in a child process. ``result_output`` is of the last token; every other tap of all tokens.
 
     ``dtype``: what it computes in. ``linear_class``: of ternary matrices (``bitlinear``, ``autobitlinear``); None:
-    that of published checkpoints. ``timeout_s`` limits each load and each pass.
+    that of published checkpoints. ``rules``: whose ``bitnet_py``'s tokenizer reads by (``passes.tokenizer_rules``).
+    ``timeout_s`` limits each load and each pass.
     """
 
     status: Literal["live", "recorded"] = "live"
@@ -53,6 +55,7 @@ class TransformersRunner(EngineProcess):
     def __init__(
         self,
         model_path: str | Path,
+        rules: Generation = "march",
         *,
         dtype: Dtype = "f32",
         linear_class: str | None = None,
@@ -63,6 +66,7 @@ class TransformersRunner(EngineProcess):
         self._path = Path(model_path)
         self._asked = {"dtype": dtype, "linear_class": linear_class, "n_threads": n_threads}
         self._identity = EngineIdentity(NAME, numerics=Numerics(compute_dtype=dtype, kv_dtype=dtype))
+        self._rules: Generation = rules
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -82,7 +86,11 @@ class TransformersRunner(EngineProcess):
                 source_digest=facts["source_digest"],
                 library_digest=facts["library_digest"],
                 numerics=self._identity.numerics,
-                settings={**facts["settings"], "tokenizer": "bitnet_py.tokenizer (the GGUF file's vocabulary)"},
+                settings={
+                    **facts["settings"],
+                    "tokenizer": "bitnet_py.tokenizer (a model built from the file has none of its own)",
+                    "tokenizer_rules": self._rules,
+                },
             )
         except BaseException:
             self.close()
@@ -98,7 +106,7 @@ class TransformersRunner(EngineProcess):
         try:
             if self._tokenizer is None:
                 with GGUFFile.open(self._path) as gguf:
-                    self._tokenizer = Tokenizer.from_gguf(gguf)
+                    self._tokenizer = Tokenizer.from_gguf(gguf, self._rules)
             return self._tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
         except BitnetError as error:
             raise BadInputError(str(error)) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from crossval.formats import Dtype
-from crossval.passes import EngineIdentity, Numerics
+from crossval.passes import EngineIdentity, Numerics, tokenizer_rules
 from crossval.terms import SIDES, Side
 
 Status = Literal["live", "recorded", "unavailable", "unused"]
@@ -23,6 +23,8 @@ PATH_OF_NAME: dict[str, ComputePath] = {
     "specification": "specification",
 }
 """Name of a live engine -> what computes its numbers: ``real`` counts its kernels, a ``library`` does not."""
+WITHOUT_RULES = ("bitnet_py", "specification")
+"""Engines that read text by the rules of another: a generation that they state is followed, or the default."""
 SAME_IF_EQUAL = ("library_digest", "trace_digest")
 OTHER_IF_DIFFERENT = ("library_digest", "source_digest", "source_commit", "version")
 """Fields by which two parties of one name are known to be one build, or two."""
@@ -57,6 +59,11 @@ class Party:
         facts = {k: v for k, v in data.items() if k not in ("status", "trace_digest", "note", "numerics")}
         identity = EngineIdentity(**facts, numerics=Numerics(**data["numerics"]))
         return cls(data["status"], identity, data["trace_digest"], data["note"])
+
+
+def rules_between(parties: Mapping[Side, Party]) -> str:
+    """Return the generation by whose rules text is read (``passes.tokenizer_rules``)."""
+    return tokenizer_rules({side: party.identity.numerics for side, party in parties.items()})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from crossval.console import VERDICT_STYLE, clip, new_table, plain, show_line
 from crossval.receipts.file import Receipt
-from crossval.receipts.party import names_of
+from crossval.receipts.party import WITHOUT_RULES, names_of
 from crossval.receipts.policy import GateCheck
 from crossval.terms import SIDES, UNREAD
 
@@ -26,9 +26,23 @@ def show_headline(out: Console, receipt: Receipt) -> None:
     for side in SIDES:
         if receipt[side]["status"] != "unused":
             show_line(out, f"{side:10} {_engine(receipt[side], names[side])}")
+    _show_rules(out, receipt)
     prompt = receipt["prompt"]
     if prompt["text"] is not None and receipt["kind"] != "smoke":
         show_line(out, f"prompt     {clip(prompt['text'], 60)!r}  {len(prompt['token_ids'])} tokens")
+
+
+def _show_rules(out: Console, receipt: Receipt) -> None:
+    """Print by whose rules text was read, unless an engine of March's generation shows it by itself."""
+    rules = receipt["tokenizer"].get("rules")
+    stating = [
+        side
+        for side in SIDES
+        if receipt[side]["name"] not in WITHOUT_RULES and receipt[side]["numerics"].get("generation")
+    ]
+    if rules is not None and (rules != "march" or not stating):
+        default = "" if stating else " (the default: no engine here has rules of its own)"
+        show_line(out, f"tokenizer  rules of bitnet.cpp {rules}{default}")
 
 
 def _shape(shape: Mapping[str, Any]) -> str:

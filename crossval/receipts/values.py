@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from crossval.passes import PassPlan, pass_kind
+from crossval.passes import Numerics, PassPlan, pass_kind, tokenizer_rules
+from crossval.terms import SIDES
 
 
 def number(value: float | None) -> float | None:
@@ -56,7 +57,14 @@ def plan_conflicts(plan: Sequence[PassPlan], what: str = "pass") -> Iterator[str
 
 
 def vocabulary_conflicts(receipt: Mapping[str, Any], *ids: Sequence[int]) -> list[str]:
-    """Check that tokenizer and token ids (the prompt's and ``ids``) belong to the model's vocabulary."""
+    """Check that tokenizer and token ids (the prompt's and ``ids``) belong to the model's vocabulary.
+
+    And that text was read by the rules that follow from the engines, where the receipt states whose.
+    """
+    rules = receipt["tokenizer"].get("rules")
+    expected = tokenizer_rules({side: Numerics(**receipt[side]["numerics"]) for side in SIDES})
+    if rules not in (None, expected):
+        return [f"tokenizer.rules is {rules}, from the engines follows {expected}"]
     size, stated = receipt["model"]["shape"]["vocab_size"], receipt["tokenizer"]["vocab_size"]
     if stated != size:
         return [f"tokenizer.vocab_size is {stated}, the model's is {size}"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitnet_py.arithmetic import Generation
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.special_tokens import TokenKind
 from bitnet_py.tokenizer import Tokenizer
@@ -29,10 +30,13 @@ class Decoder:
     """Tokens that are not text: control, unknown, unused."""
 
     @classmethod
-    def of_model(cls, path: Path) -> Decoder:
-        """Read the vocabulary of a model file. Raises ``ModelError`` or ``TokenizerError``."""
+    def of_model(cls, path: Path, rules: Generation) -> Decoder:
+        """Read the vocabulary of a model file, by the rules of a generation of bitnet.cpp.
+
+        Raises ``ModelError`` or ``TokenizerError``.
+        """
         with GGUFFile.open(path) as gguf:
-            tokenizer = Tokenizer.from_gguf(gguf)
+            tokenizer = Tokenizer.from_gguf(gguf, rules)
         kinds = enumerate(tokenizer.vocabulary.kinds)
         special = frozenset(token for token, kind in kinds if kind not in _TEXT_KINDS)
         return cls(tokenizer, tokenizer.eos_ids, special)

@@ -35,7 +35,9 @@ class HookedModel:
     ) -> None:
         """Raise ``BadInputError`` where the model cannot be recorded."""
         if model.training:
-            raise BadInputError("the model is in training mode, where modules such as dropout act: call model.eval()")
+            raise BadInputError(
+                "the model is in training mode, where modules such as dropout act: call model.eval()"
+            )
         self._forward = CachedModel(model) if forward is None else forward
         self._map, self._shape = tap_map, shape
         self._paths = [path for path, _ in model.named_modules() if path]
@@ -103,7 +105,9 @@ class HookedModel:
         """Return what is to be copied for some taps."""
         if select not in self._selections:
             names = [*self._hooks.names, *map(keys_name, range(self._shape.n_layers))]
-            self._selections[select] = frozenset(name for name in names if not select.isdisjoint(self._targets(name)))
+            self._selections[select] = frozenset(
+                name for name in names if not select.isdisjoint(self._targets(name))
+            )
         return self._selections[select]
 
     def _targets(self, name: str) -> list[str]:
@@ -116,9 +120,7 @@ class HookedModel:
         except ValueError as error:
             raise BadInputError(f"tap map {self._map.name}: {error}") from error
 
-    def _tap(
-        self, tap: str, name: str, entry: Entry, array: npt.NDArray[np.float32], plan: PassPlan
-    ) -> TapArray:
+    def _tap(self, tap: str, name: str, entry: Entry, array: npt.NDArray[np.float32], plan: PassPlan) -> TapArray:
         """Return a tap of all tokens, or of the last one where the model computed no others."""
         last = (len(plan.token_ids) - 1,)
         expected = expected_shape(tap, self._shape, plan, None)

@@ -8,9 +8,9 @@ Everything is checked before it is used.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, permutations
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from crossval.model import taps
 from crossval.model.taps import shape_hint
 from crossval.passes import EngineIdentity, Numerics, PassPlan, TapArray, check_rows, pass_kind
 from crossval.schema import one_line, parse_json, validate_trace
+from crossval.traces.tap_map import PLAIN, Entry, Resolved, TapMap, WrongShape, counted, resolve
 
 FORMAT = "crossval-trace"
 FORMAT_VERSION = 1
 TRACE_FILE = "trace.json"
 MAX_TRACE_JSON_BYTES = 32 << 20
 
-
+USE_A_MAP = "name what they are with --tap-map (docs/tap-maps.md)"
 SHAPE_FIELDS = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
 """The fields from which the shape of every tap follows."""
 
@@ -56,6 +57,23 @@ class TraceModel:
         return cls(sha256=model["sha256"], **{name: model["shape"][name] for name in SHAPE_FIELDS})
 
 
+def check_model(recorded: TraceModel, model: TraceModel) -> None:
+    """Check that a trace is one of a model.
+
+    Raises:
+        ValueError: it is of another file, or states another shape.
+    """
+    if recorded.sha256 != model.sha256:
+        raise ValueError(
+            f"it was recorded from another model ({recorded.file_name or 'unnamed'}, sha256 "
+            f"{recorded.sha256[:12]}…) than {model.file_name or 'this one'} ({model.sha256[:12]}…)"
+        )
+    for name in SHAPE_FIELDS:
+        stated, real = getattr(recorded, name), getattr(model, name)
+        if stated != real:
+            raise ValueError(f"model.{name} is {stated}, {model.file_name or 'the model'} has {real}")
+
+
 @dataclass(frozen=True)
 class TraceTap:
     """One recorded tap of a pass, as ``trace.json`` states it."""
@@ -63,6 +81,10 @@ class TraceTap:
     name: str
     shape: tuple[int, ...]
     rows: tuple[int, ...] | None = None
+    source: str = ""
+    """Name of the tensor that holds it."""
+    entry: Entry = PLAIN
+    """How the tap is made of that tensor."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +95,8 @@ class TracePass:
     file: str
     sha256: str
     taps: Mapping[str, TraceTap]
+    tensors: Mapping[str, tuple[int, ...]]
+    """Every tensor of the file, those included that are no taps: name -> shape."""
     elapsed_s: float | None = None
 
 
@@ -87,6 +111,10 @@ class TraceInfo:
     passes: tuple[TracePass, ...]
     notes: tuple[str, ...] = ()
     created_at: str | None = None
+    ignored: tuple[str, ...] = ()
+    """Names of tensors that the tap map says to ignore, or replaces by another name of the same tap."""
+    unknown: tuple[str, ...] = ()
+    """Names of tensors that are neither taps nor in the tap map: they are not compared."""
 
     @property
     def plan(self) -> tuple[PassPlan, ...]:
@@ -131,11 +159,14 @@ class Trace:
         self._digest_checked: set[int] = set()
 
     @classmethod
-    def open(cls, directory: str | Path) -> Trace:
+    def open(cls, directory: str | Path, tap_map: TapMap | None = None, model: TraceModel | None = None) -> Trace:
         """Read and check ``trace.json``; pass files are checked when they are first read.
 
+        ``tap_map``: what the engine calls its tensors; ``model``: the model that it has to be a trace of.
+
         Raises:
-            BadInputError: missing, malformed, or contradicting itself; the message names the field.
+            BadInputError: missing, malformed, contradicting itself, or of another model; the message names the
+            field.
         """
         root = Path(directory)
         path = root / TRACE_FILE
@@ -147,7 +178,8 @@ class Trace:
             raise BadInputError(
                 f"{root} holds no finished trace (no {TRACE_FILE}); it is written last, by `crossval record`"
             ) from error
-        return cls(root, parse_info(read_limited(path, "trace", MAX_TRACE_JSON_BYTES), str(path)))
+        data = read_limited(path, "trace", MAX_TRACE_JSON_BYTES)
+        return cls(root, parse_info(data, str(path), tap_map, model))
 
     def taps(self, index: int) -> Mapping[str, TapArray]:
         """Return the taps of a pass, name -> array, each read from disk on access.
@@ -182,18 +214,18 @@ class Trace:
         try:
             file: Any = safe_open(str(path), framework="numpy")
             keys = set(file.keys())
-            expected = {tensor_key(index, name): tap for name, tap in recorded.taps.items()}
+            expected = {tensor_key(index, name): shape for name, shape in recorded.tensors.items()}
             if keys != set(expected):
                 odd = sorted(keys ^ set(expected))[0]
                 where = "trace.json" if odd in keys else "the file"
                 raise BadInputError(f"{path}: tensor {odd!r} is missing from {where}")
             if index not in self._digest_checked:
-                for key, tap in expected.items():
+                for key, stated in expected.items():
                     part = file.get_slice(key)
                     dtype, shape = part.get_dtype(), tuple(part.get_shape())
-                    if dtype != "F32" or shape != tap.shape:
+                    if dtype != "F32" or shape != stated:
                         raise BadInputError(
-                            f"{path}: tensor {key!r} is {dtype} {shape}, trace.json says F32 {tap.shape}"
+                            f"{path}: tensor {key!r} is {dtype} {shape}, trace.json says F32 {stated}"
                         )
         except (SafetensorError, OSError, ValueError) as error:
             raise BadInputError(f"{path}: not a usable safetensors file: {one_line(error)}") from error
@@ -215,10 +247,11 @@ class _LazyTaps(Mapping[str, TapArray]):
         if self._file is None:
             self._file = self._trace._open_pass(self._index)
         try:
-            array = self._file.get_tensor(tensor_key(self._index, name))
+            array = self._file.get_tensor(tensor_key(self._index, tap.source))
         except (SafetensorError, OSError, ValueError) as error:
             where = self._trace.directory / pass_file_name(self._index)
             raise BadInputError(f"{where}: cannot read {name}: {one_line(error)}") from error
+        array = tap.entry.apply(array, tap.shape, self._trace.info.model)
         return TapArray(np.ascontiguousarray(array, dtype=np.float32), tap.rows)
 
     def __contains__(self, name: object) -> bool:
@@ -231,32 +264,44 @@ class _LazyTaps(Mapping[str, TapArray]):
         return len(self._taps)
 
 
-def parse_info(data: bytes, where: str) -> TraceInfo:
-    """Parse and check the bytes of a ``trace.json``.
+def parse_info(
+    data: bytes, where: str, tap_map: TapMap | None = None, against: TraceModel | None = None
+) -> TraceInfo:
+    """Parse and check the bytes of a ``trace.json``; ``against``: the model that it has to be a trace of.
 
     Raises:
-        BadInputError: not strict JSON, against the schema, or contradicting itself; the message
-        names the field.
+        BadInputError: not strict JSON, against the schema, contradicting itself, or of another model; the
+        message names the field.
     """
     value = parse_json(data, where)
     validate_trace(value, where)
     try:
         _check_text(value)
-        return _info(value)
+        return _info(value, tap_map, against)
     except ValueError as problem:
         raise BadInputError(f"{where}: {one_line(problem)}") from problem
 
 
-def _info(value: dict[str, Any]) -> TraceInfo:
+def _info(value: dict[str, Any], tap_map: TapMap | None, against: TraceModel | None) -> TraceInfo:
     model = _model(value["model"])
+    if against is not None:
+        check_model(model, against)
+    architecture = model.architecture if against is None else against.architecture
+    resolved: dict[tuple[str, ...], Resolved] = {}
     prompt_ids = tuple(map(int, value["prompt"]["token_ids"]))
     passes: list[TracePass] = []
     start = 0
-    ends = itertools.accumulate(len(item["token_ids"]) for item in value["passes"])
+    ends = accumulate(len(item["token_ids"]) for item in value["passes"])
     keys_of = dict(enumerate(ends))
     for index, item in enumerate(value["passes"]):
-        passes.append(_pass(item, index, start, model, keys_of))
+        names = tuple(dict.fromkeys(entry["name"] for entry in item["taps"]))
+        if names not in resolved:
+            resolved[names] = resolve(names, tap_map, architecture)
+        passes.append(_pass(item, index, start, model, keys_of, resolved[names].found))
         start += len(passes[-1].plan.token_ids)
+    unknown = tuple(dict.fromkeys(name for one in resolved.values() for name in one.unknown))
+    if not any(one.taps for one in passes):
+        raise ValueError(f"none of its tensors is a tap: {', '.join(counted(unknown)[:4])}; {USE_A_MAP}")
     fed = tuple(token for p in passes for token in p.plan.token_ids)
     if fed[: len(prompt_ids)] != prompt_ids[: len(fed)]:
         raise ValueError("prompt.token_ids are not what the passes were fed first")
@@ -268,6 +313,8 @@ def _info(value: dict[str, Any]) -> TraceInfo:
         prompt_text=value["prompt"].get("text"),
         prompt_ids=prompt_ids,
         passes=tuple(passes),
+        ignored=tuple(dict.fromkeys(name for one in resolved.values() for name in one.ignored)),
+        unknown=unknown,
         notes=tuple(value.get("notes", ())),
         created_at=value.get("created_at"),
     )
@@ -292,7 +339,12 @@ def _engine(value: dict[str, Any]) -> EngineIdentity:
 
 
 def _pass(
-    item: dict[str, Any], index: int, start: int, model: TraceModel, keys_of: Mapping[int, int]
+    item: dict[str, Any],
+    index: int,
+    start: int,
+    model: TraceModel,
+    keys_of: Mapping[int, int],
+    known: Mapping[str, tuple[str, Entry]],
 ) -> TracePass:
     where = f"passes.{index}"
     ids = tuple(map(int, item["token_ids"]))
@@ -308,21 +360,51 @@ def _pass(
     if item["file"] != pass_file_name(index):
         raise ValueError(f"{where}.file is {item['file']!r}, expected {pass_file_name(index)!r}")
     plan = PassPlan(kind, ids, start)
-    recorded: dict[str, TraceTap] = {}
+    tensors: dict[str, tuple[int, ...]] = {}
+    rows_of: dict[str, tuple[int, ...] | None] = {}
     for entry in item["taps"]:
-        name = entry["name"]
-        rows = None if entry.get("rows") is None else tuple(map(int, entry["rows"]))
-        shape = tuple(map(int, entry["shape"]))
-        check_rows(f"{where}: {name}", rows, len(ids))
-        expected = expected_shape(name, model, plan, rows)
-        if shape != expected:
-            why = shape_hint(name, shape, expected, keys_of)
-            given = f"{where}: {name} has shape {list(shape)}, the model and rows give {list(expected)}"
-            raise ValueError(f"{given}: {why}" if why else given)
-        if name in recorded:
-            raise ValueError(f"{where}: {name} is listed twice")
-        recorded[name] = TraceTap(name, shape, rows)
-    return TracePass(plan, item["file"], item["sha256"], recorded, item.get("elapsed_s"))
+        source = entry["name"]
+        if source in tensors:
+            raise ValueError(f"{where}: {source} is listed twice")
+        tensors[source] = tuple(map(int, entry["shape"]))
+        rows_of[source] = None if entry.get("rows") is None else tuple(map(int, entry["rows"]))
+        check_rows(f"{where}: {source}", rows_of[source], len(ids))
+    recorded = {}
+    for name, (source, one) in known.items():
+        expected = expected_shape(name, model, plan, rows_of[source])
+        _check_shape(where, name, source, tensors[source], expected, one, model, keys_of)
+        recorded[name] = TraceTap(name, expected, rows_of[source], source, one)
+    return TracePass(plan, item["file"], item["sha256"], recorded, tensors, item.get("elapsed_s"))
+
+
+def _check_shape(
+    where: str,
+    name: str,
+    source: str,
+    stored: tuple[int, ...],
+    expected: tuple[int, ...],
+    entry: Entry,
+    model: TraceModel,
+    keys_of: Mapping[int, int],
+) -> None:
+    called = name if source == name else f"{source}, which is {name},"
+    try:
+        entry.check(stored, expected, model)
+    except WrongShape as error:
+        given = f"{where}: {called} has shape {list(stored)}, the model and rows give {list(expected)}"
+        why = shape_hint(name, error.shape, expected, keys_of)
+        orders = [
+            order for order in permutations(range(len(error.shape))) if _ordered(error.shape, order) == expected
+        ]
+        if why and len(orders) == 1:
+            why += f'; or give a tap map with the step {{"transpose": {list(orders[0])}}}'
+        raise ValueError(f"{given}: {why}" if why else given) from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {called} has shape {list(stored)}: {error}") from error
+
+
+def _ordered(shape: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in order)
 
 
 def _check_text(value: Any) -> None:

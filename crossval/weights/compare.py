@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gguf.constants import GGMLQuantizationType
 
 from bitnet_py.checkpoint_model import CheckpointModel, Source, permute
 from bitnet_py.errors import ModelError
@@ -17,6 +18,7 @@ from bitnet_py.tensor_facts import FLOATS, TensorFacts, float_values, packed_cod
 from bitnet_py.ternarise import Ternary, absmean
 from crossval.formats import BF16, F16, F32
 from crossval.terms import Progress
+from crossval.weights.blocks import CRITERIA, Tally
 from crossval.weights.readings import Stored, Targets, find_matches
 from crossval.weights.rows import Compared, Expected, Match, TensorRow
 from crossval.weights.scales import summation_error
@@ -143,11 +145,13 @@ class _Comparison:
         assert row.facts is not None
         info = self.gguf.tensors[row.name]
         n_values = int(np.prod(source.shape))
-        if info.type not in FLOATS:
+        if info.type not in FLOATS and info.type.name not in CRITERIA:
             return replace(row, skipped=f"values of type {info.type.name} are not compared")
         if info.shape != source.shape:
             return replace(row, compared=Compared(n_values, n_values, 0))
         other = {HEAD: "model.embed_tokens.weight", EMBEDDING: "lm_head.weight"}[row.name]
+        if info.type.name in CRITERIA:
+            return replace(row, compared=self.in_blocks(info, source, other))
         candidates: dict[Match, str] = {
             Match(row.name, (how,)): source.name for how in ("in bfloat16", "in float16")
         }
@@ -157,6 +161,21 @@ class _Comparison:
         return replace(
             row, compared=Compared(n_values, n_different, 0, tuple(sorted(left)) if n_different else ())
         )
+
+    def in_blocks(self, info: TensorInfo, source: Source, other: str) -> Compared:
+        """Compare a table in blocks with the checkpoint's, and where it differs with the other table there."""
+        names = [source.name, *([other] if other in self.model.checkpoint else [])]
+        kind = GGMLQuantizationType(int(info.type))
+        tallies = {name: Tally(kind) for name in names}
+        stored = self.gguf.data(info.name).reshape(info.shape[0], -1)
+        for first in range(0, info.shape[0], _ROWS):
+            some = slice(first, min(first + _ROWS, info.shape[0]))
+            for name, tally in tallies.items():
+                tally.add(stored[some], self.model.checkpoint.rows(name, some).astype(np.float32))
+        criterion, n_different = tallies[source.name].outcome
+        holds = [name for name in names[1:] if n_different and not tallies[name].outcome[1]]
+        matches = tuple(Match(EMBEDDING if info.name == HEAD else HEAD, ()) for _ in holds)
+        return Compared(int(np.prod(info.shape)), n_different, 0, matches, criterion)
 
     def count_different(
         self, info: TensorInfo, source: Source, candidates: dict[Match, str]

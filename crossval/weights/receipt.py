@@ -17,6 +17,7 @@ from crossval.receipts.kind import Amount, Kind, Summary
 from crossval.receipts.party import REFERENCE_NAME, Party
 from crossval.terms import SIDES
 from crossval.weights import judge, scales
+from crossval.weights.blocks import CRITERIA
 from crossval.weights.readings import HOW
 from crossval.weights.rows import CheckpointFile, Compared, Expected, KeyRow, Match, TensorRow, WeightsResult
 
@@ -210,6 +211,13 @@ def _conflicts(row: TensorRow, known: set[str]) -> Iterator[str]:
         yield "only matrices have a scale"
     if (expected.largest is not None) != (expected.role == "matrix" and expected.dtype != "uint8"):
         yield "only matrices of float weights have a largest weight"
+    allowed = (
+        CRITERIA.get(facts.type, (None,))
+        if expected.role == "table" and facts.shape == expected.shape
+        else (None,)
+    )
+    if compared.criterion not in allowed:
+        yield f"compared by {compared.criterion}, a {expected.role} of type {facts.type} is not"
     if compared.matches and compared.n_different == compared.n_at_ties:
         yield "readings explain a difference that there is not"
     for match in compared.matches:

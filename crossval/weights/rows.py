@@ -7,6 +7,7 @@ from typing import Literal
 
 from bitnet_py.checkpoint_model import Role
 from bitnet_py.tensor_facts import TensorFacts
+from crossval.weights.blocks import Criterion
 
 Scalar = bool | int | float | str | None
 Level = Literal["wrong", "note"]
@@ -48,6 +49,8 @@ class Compared:
     """Of those, codes of weights so near to a rounding tie that the order of a float32 sum decides."""
     matches: tuple[Match, ...] = ()
     """Where they differ otherwise: the simplest readings that explain every value."""
+    criterion: Criterion | None = None
+    """Tables in blocks: by what values count as equal (``blocks``)."""
 
 
 @dataclass(frozen=True)

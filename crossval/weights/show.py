@@ -46,8 +46,14 @@ def _kinds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for (name, kind), group in groups.items():
         pairs = [row["compared"] for row in group if row["compared"] is not None]
         different = sum(pair["n_different"] > pair["n_at_ties"] for pair in pairs)
+        by = ", ".join(sorted({pair["criterion"] for pair in pairs if pair.get("criterion")}))
         table.add_row(
-            clip(name, 40), kind, str(len(group)), _values(group), str(len(pairs)), str(different or "-")
+            clip(name, 40),
+            kind,
+            str(len(group)),
+            _values(group) or by,
+            str(len(pairs)),
+            str(different or "-"),
         )
     return table
 

@@ -18,6 +18,24 @@ PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """Llama 3's pre-tokenizer, as its tokenizer.json has it."""
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+_FALCON = [{"type": "Punctuation", "behavior": "Contiguous"}, {**_BYTES, "use_regex": True}]
+PRE_TOKENIZERS = {
+    "llama-bpe": [
+        {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
+        {**_BYTES, "use_regex": False},
+    ],
+    "falcon3": [*_FALCON, {"type": "Digits", "individual_digits": True}],
+    "falcon_e": [
+        {"type": "Punctuation", "behavior": "Contiguous"},
+        {"type": "Split", "pattern": {"Regex": r"\s+|\S+"}, "behavior": "Isolated", "invert": False},
+        {**_BYTES, "use_regex": False},
+    ],
+}
+"""Steps of a tokenizer.json's pre-tokenizer, by the name that bitnet.cpp's converter has for such a one; that of
+Falcon-E reads some texts otherwise than bitnet.cpp, as the real one is said to do."""
+PLAIN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+"""What an added token of a tokenizer.json does not do."""
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 FAMILIES = {
     "2b-4t": ("BitNetForCausalLM", "relu2", "self_attn.attn_sub_norm", "mlp.ffn_sub_norm"),
@@ -66,6 +84,8 @@ class Small:
     family: str = "2b-4t"
     seed: int = 0
     dtype: str = "BF16"
+    rule: str = "llama-bpe"
+    """Key of ``PRE_TOKENIZERS``."""
     packed: str | None = None
     """``linear_class`` of a checkpoint with packed matrices."""
     tied: bool = True
@@ -151,7 +171,7 @@ class Small:
     def write(self, folder: Path, *, shards: int = 1) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(self.config))
-        write_tokenizer(folder, self.vocab)
+        write_tokenizer(folder, self.vocab, self.rule)
         names = list(self.tensors)
         if shards == 1:
             write_safetensors(folder / "model.safetensors", self.tensors)
@@ -179,34 +199,34 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[str, np.ndarray]]) ->
         file.writelines(np.ascontiguousarray(array).tobytes() for _, array in tensors.values())
 
 
-def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Write a Llama-3-like tokenizer.json and a tokenizer_config.json with a chat template."""
+def write_tokenizer(folder: Path, vocab_size: int, rule: str) -> None:
+    """Write tokenizer.json and tokenizer_config.json; but for llama-bpe they add no BOS and name none."""
     vocab = build_vocab(vocab_size, 0)
     special = [i for i, kind in enumerate(vocab.token_types) if kind == 3]
     bos = vocab.tokens[vocab.bos_id]
+    with_bos = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {bos: {"id": bos, "ids": [vocab.bos_id], "tokens": [bos]}},
+    }
+    is_llama = rule == "llama-bpe"
     data = {
         "version": "1.0",
-        "added_tokens": [{"id": i, "content": vocab.tokens[i], "special": True} for i in special],
+        "added_tokens": [{"id": i, "content": vocab.tokens[i], "special": True, **PLAIN} for i in special],
         "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-            ],
-        },
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "special_tokens": {bos: {"id": bos, "ids": [vocab.bos_id], "tokens": [bos]}},
-        },
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[rule]},
+        "post_processor": with_bos if is_llama else None,
         "model": {
             "type": "BPE",
-            "ignore_merges": True,
+            "ignore_merges": is_llama,
             "vocab": {token: i for i, token in enumerate(vocab.tokens) if i not in special},
             "merges": list(vocab.merges),
         },
     }
     (folder / "tokenizer.json").write_text(json.dumps(data))
-    config = {"eos_token": vocab.tokens[vocab.eos_id], "bos_token": bos, "chat_template": TEMPLATE}
+    eos = {"eos_token": vocab.tokens[vocab.eos_id], "chat_template": TEMPLATE}
+    config = (
+        {**eos, "bos_token": bos} if is_llama else {**eos, "pad_token": {"content": vocab.tokens[special[-1]]}}
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -75,7 +75,9 @@ def fused_model(path: Path) -> tuple[Any, Any]:
             return x @ self.weight.T
 
     def rotate(x: Any, positions: Any) -> Any:
-        angles = positions[:, None] * c.rope_base ** (-torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim)
+        angles = positions[:, None] * c.rope_base ** (
+            -torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim
+        )
         cos, sin = (f(angles).float()[:, None] for f in (torch.cos, torch.sin))
         a, b = x[..., ::2], x[..., 1::2]
         return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
@@ -96,7 +98,8 @@ def fused_model(path: Path) -> tuple[Any, Any]:
             self.cache = [] if positions[0] == 0 else self.cache
             self.cache.append((rotate(k, positions), v))
             keys, values = (
-                torch.cat(parts).repeat_interleave(c.n_heads // c.n_kv_heads, 1) for parts in zip(*self.cache, strict=True)
+                torch.cat(parts).repeat_interleave(c.n_heads // c.n_kv_heads, 1)
+                for parts in zip(*self.cache, strict=True)
             )
             scores = torch.einsum("qhd,khd->hqk", rotate(q, positions), keys) / c.head_dim**0.5
             later = torch.arange(len(keys))[None] > positions[:, None]

@@ -60,10 +60,58 @@ def test_head_sizes_the_engine_cannot_run(tmp_path: Path, head_dim: int, expecte
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_what_an_architecture_implies(tmp_path: Path, arch: str) -> None:
     architecture = read(tmp_path, model_container(arch=arch)).architecture
-    activation = "silu" if arch in ("bitnet", "llama") else "relu_squared"
+    activation = {"bitnet": "silu", "llama": "silu", "qwen3": "silu", "gemma3": "gelu"}.get(arch, "relu_squared")
     pairing = "adjacent" if arch == "llama" else "halves"
     assert (architecture.activation, architecture.rope_pairing) == (activation, pairing)
     assert architecture.sub_norms == (arch != "llama")
+    of_vectors = arch in ("qwen3", "gemma3")
+    assert (architecture.head_norms, architecture.input_norms, architecture.in_march) == (
+        of_vectors,
+        of_vectors,
+        not of_vectors,
+    )
+    only_gemma = (architecture.post_norms, architecture.scales_embedding, architecture.scales_query)
+    assert only_gemma == (arch == "gemma3",) * 3
+
+
+@pytest.mark.parametrize(("n_layers", "width"), [(1, 128), (62, 64)])
+def test_gemma3_scales_embedding_and_query(tmp_path: Path, n_layers: int, width: int) -> None:
+    """The 27B model, known by its layers, has another factor: that of dim / n_heads."""
+    container = model_container(arch="gemma3").with_key("gemma3.block_count", U32, n_layers)
+    for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        container = container.with_key(f"gemma3.{key}", U32, 128)
+    container = container.with_key("gemma3.attention.head_count", U32, 2)
+    config = read(tmp_path, container)
+    assert config.embedding_scale == float(np.sqrt(np.float32(128)))
+    assert config.query_scale == float(1 / np.sqrt(np.float32(width)))
+
+
+def test_others_scale_scores(tmp_path: Path) -> None:
+    config = read(tmp_path, model_container(arch="qwen3"))
+    assert (config.embedding_scale, config.query_scale) == (1.0, None)
+
+
+@pytest.mark.parametrize(("number", "name"), [*enumerate(("none", "mean", "cls", "last"))])
+def test_pooling(tmp_path: Path, number: int, name: str) -> None:
+    assert read(tmp_path, model_container().with_key(f"{ARCH}.pooling_type", U32, number)).pooling == name
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "value", "expected"),
+    [
+        ("pooling_type", U32, 4, r"0 \(none\), 1 \(mean\), 2 \(cls\), 3 \(last\), found '4'"),
+        ("attention.causal", BOOL, False, "true"),
+        ("attention.sliding_window", U32, 512, "0"),
+        ("final_logit_softcapping", F32, 30.0, "0"),
+    ],
+)
+@pytest.mark.parametrize("arch", ["qwen3", "gemma3"])
+def test_what_embedding_models_must_not_have(
+    tmp_path: Path, arch: str, key: str, kind: int, value: object, expected: str
+) -> None:
+    name = f"{arch}.{key}"
+    with pytest.raises(ModelError, match=f"key {name}: expected {expected}"):
+        read(tmp_path, model_container(arch=arch).with_key(name, kind, value))
 
 
 def test_rows_of_3b_are_no_blocks(tmp_path: Path) -> None:
@@ -209,7 +257,7 @@ def test_vocabulary_size_needs_a_key_or_tokens(tmp_path: Path) -> None:
     ("kind", "value", "found"), [(STRING, "mamba", "'mamba'"), (STRING, "bitnet2", "'bitnet2'"), (U32, 3, "'3'")]
 )
 def test_other_architectures(tmp_path: Path, kind: int, value: object, found: str) -> None:
-    with pytest.raises(ModelError, match=rf"expected bitnet-b1.58 or bitnet-25 or bitnet or llama, found {found}"):
+    with pytest.raises(ModelError, match=rf"expected {' or '.join(ARCHITECTURES)}, found {found}"):
         read(tmp_path, model_container().with_key("general.architecture", kind, value))
 
 

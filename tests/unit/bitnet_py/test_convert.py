@@ -126,6 +126,8 @@ def test_command_says_that_it_is_another_model(tmp_path: Path, make_model: MakeM
         ({"arch": "llama"}, "bitnet"),
         ({"arch": "bitnet", "sub_norms": False}, "llama"),
         ({"arch": "bitnet", "scales": True}, "bitnet-b1.58"),
+        ({"arch": "bitnet"}, "qwen3"),
+        ({"arch": "qwen3"}, "gemma3"),
     ],
 )
 def test_an_architecture_that_cannot_compute_the_model(

@@ -10,15 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tokenizers import Tokenizer
 
-from bitnet_py import cli
+from bitnet_py import cli, tokenizer_names
+from bitnet_py.arithmetic import GENERATIONS
 from bitnet_py.checkpoint import Checkpoint
 from bitnet_py.config import ARCHITECTURES
-from bitnet_py.errors import BitnetError
+from bitnet_py.errors import BitnetError, TokenizerError
 from bitnet_py.gguf import GGMLType, GGUFFile
 from bitnet_py.model import Model
+from bitnet_py.pretokenizer import get_pre_type
 from bitnet_py.quantize import quantize
 from bitnet_py.ternarise import absmean, convention_of, unpacked
+from bitnet_py.tokenizer import Tokenizer as OurTokenizer
 from crossval import api
 from tests.support.checkpoints import TEMPLATE, Small, from_bfloat16, to_bfloat16, write_safetensors
 
@@ -75,6 +79,65 @@ def test_header_and_tokenizer(converted: Callable[[str], Path]) -> None:
         assert gguf.metadata["tokenizer.ggml.pre"] == "llama-bpe"
         assert gguf.metadata["tokenizer.chat_template"] == TEMPLATE
         assert len(gguf.metadata["tokenizer.ggml.tokens"]) == small.vocab
+
+
+def known_as(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+    """Let the converter's table name this tokenizer."""
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(tokenizer_names.TEXT).ids
+    digest = hashlib.sha256(str(ids).encode()).hexdigest()
+    monkeypatch.setitem(tokenizer_names.NAMES, digest, name)
+
+
+def test_a_tokenizer_of_falcon3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Small("llama", packed="bitlinear", rule="falcon3", tied=False, n_layers=1)
+    small.config |= {"bos_token_id": 298, "eos_token_id": 0, "head_dim": 128}
+    folder = small.write(tmp_path)
+    with pytest.raises(TokenizerError, match="not one of llama-bpe"):
+        quantize(folder, folder / "m.gguf")
+    known_as(monkeypatch, folder, "falcon3")
+    made = quantize(folder, folder / "m.gguf")
+    assert (made.arch, made.pre, made.warnings) == ("llama", "falcon3", ())
+    with GGUFFile.open(folder / "m.gguf") as gguf:
+        keys = {key.removeprefix("tokenizer.ggml."): value for key, value in gguf.metadata.items()}
+        eos = list(keys["tokens"]).index(json.loads((folder / "tokenizer_config.json").read_text())["eos_token"])
+        named = {name: keys.get(f"{name}_token_id") for name in ("bos", "eos", "padding", "unknown")}
+        # BOS by its id in config.json; EOS by its text, which comes before the id.
+        assert named == {"bos": 298, "eos": eos, "padding": 299, "unknown": None}
+        assert (keys["pre"], keys["add_bos_token"], keys["add_eos_token"]) == ("falcon3", False, False)
+        theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        for generation in GENERATIONS:  # main's rule for falcon3 is another, but no BOS is added there either
+            ours = OurTokenizer.from_gguf(gguf, generation)
+            assert ours.encode("old river") == theirs.encode("old river").ids
+        text = "It's 1234 (or 5), isn't it?\n\n  x=`1`;"
+        assert OurTokenizer.from_gguf(gguf).encode(text) == theirs.encode(text).ids
+    assert api.check_weights(folder / "m.gguf", against=folder).verdict == "pass"
+
+
+def test_a_tokenizer_that_bitnet_cpp_reads_otherwise_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Small("llama", rule="falcon_e", n_layers=1).write(tmp_path)
+    known_as(monkeypatch, folder, "falcon_e")
+    result = CliRunner().invoke(cli.main, ["quantize", str(folder), str(folder / "m.gguf")])
+    assert result.exit_code == 0, result.output
+    assert "warning: bitnet.cpp's rule falcon_e reads text otherwise than tokenizer.json" in result.stderr
+
+
+def test_a_name_is_that_of_one_vocabulary() -> None:
+    assert tokenizer_names.name_of([1, 2]) is None
+    assert {get_pre_type(name).name for name in tokenizer_names.NAMES.values()} == set(
+        tokenizer_names.NAMES.values()
+    )
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_the_tokenizers_configuration_says_whether_bos_is_added(tmp_path: Path, stated: bool) -> None:
+    folder = Small(n_layers=1).write(tmp_path)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": stated}))
+    quantize(folder, folder / "m.gguf")
+    with GGUFFile.open(folder / "m.gguf") as gguf:
+        assert gguf.metadata["tokenizer.ggml.add_bos_token"] is stated
 
 
 def test_rows_without_a_token_are_padding(tmp_path: Path) -> None:

@@ -54,11 +54,11 @@ NUMBERS_OF_STREAM = [892, 444, 145, 410]
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_shape_and_settings_reach_the_file(make_model: MakeModel, arch: str) -> None:
-    shape = {"n_layers": 3, "dim": 256, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 384, "vocab_size": 310}
+    shape = {"n_layers": 3, "dim": 256, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 384, "vocab_size": 512}
     path = make_model(**shape, arch=arch, context_length=77, rope_base=10000.0, rms_eps=1e-6)
     config = dataclasses.asdict(load(path).config)
     expected = {**shape, "arch": arch, "head_dim": 64, "context_length": 77, "rope_base": 10000.0}
-    assert config == {**expected, "rms_eps": float(np.float32(1e-6)), "rope_scale": 1.0}
+    assert config == {**expected, "rms_eps": float(np.float32(1e-6)), "rope_scale": 1.0, "pooling": "none"}
 
 
 def test_same_configuration_same_bytes_other_seed_other_weights(tmp_path: Path) -> None:

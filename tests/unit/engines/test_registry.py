@@ -53,7 +53,9 @@ def runners(monkeypatch: pytest.MonkeyPatch) -> dict[str, type]:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that holds no model; what reads it is told the shape of the engine that is recorded here."""
+    monkeypatch.setattr(registry, "trace_model", lambda path: replace(MODEL, sha256=file_sha256(path)))
     path = tmp_path / "m.gguf"
     path.write_bytes(b"weights")
     return path
@@ -163,6 +165,17 @@ def test_trace_directories_must_belong_to_the_model(model: Path, tmp_path: Path)
         open_candidate(named("candidate", str(path)), other)
     with pytest.raises(BadInputError, match="recorded from another model"):
         open_reference(named("reference", str(path)), other)
+
+
+@pytest.mark.parametrize("word", ["auto", "DIR"])
+def test_traces_must_have_the_shape_of_the_model(word: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library(monkeypatch, None)
+    path = golden(model)
+    monkeypatch.setattr(
+        registry, "trace_model", lambda path: replace(MODEL, sha256=file_sha256(path), n_layers=MODEL.n_layers + 1)
+    )
+    with pytest.raises(BadInputError, match=r"model\.n_layers is 3, numpy\.gguf has 4"):
+        open_reference(named("reference", word.replace("DIR", str(path))), model, "hello")
 
 
 @pytest.mark.parametrize("module", ["crossval.engines", "crossval.engines.registry", "crossval.engines.session"])

@@ -60,6 +60,8 @@ def open_session(candidate: str, reference: str, **options: Any) -> None:
         ("bitnet.cpp:a", "bitnet.cpp", ["reference", "candidate"]),
         ("DIR", "bitnet.cpp", ["candidate", "reference"]),
         ("bitnet_py", "spec", ["reference", "candidate"]),
+        ("bitnet.cpp", "spec", ["candidate", "reference"]),  # the specification reads text by the other's rules
+        ("spec", "bitnet.cpp", ["reference", "candidate"]),
     ],
 )
 def test_who_states_its_arithmetic_opens_before_who_follows(opened, tmp_path, candidate, reference, order):

@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from crossval.engines.registry import find_word, open_candidate
 from crossval.engines.spec import SpecRunner
 from crossval.errors import BadInputError
 from crossval.model import taps
-from crossval.passes import PassPlan
+from crossval.passes import Numerics, PassPlan
+from tests.support import vocabularies
 from tests.support.tiny_gguf import F16, tiny_model, write_gguf
 
 N_LAYERS = 2
@@ -163,3 +165,17 @@ def test_unusable_files_and_use_outside_the_context_are_refused(tmp_path):
             SpecRunner(path).tokenize("x")
     with pytest.raises(RuntimeError, match="context manager"):
         SpecRunner(tmp_path / "none.gguf").eval([1], [])
+
+
+@pytest.mark.parametrize(
+    ("stated", "rules"),
+    [(None, "march"), ("march", "march"), ("main", "main"), ("mainline", "main")],
+)
+def test_text_is_read_by_the_rules_of_the_other_engine(tmp_path, stated, rules):
+    path = vocabularies.write(tmp_path / "v.gguf", "falcon3")
+    numerics = None if stated is None else Numerics(generation=stated)
+    runner = open_candidate(find_word("candidate", "spec"), path, numerics=numerics)
+    expected = {one: vocabularies.tokenizer_of("falcon3", one).encode("It's 1234") for one in ("march", "main")}
+    assert expected["march"] != expected["main"]
+    assert runner.tokenize("It's 1234") == expected[rules]
+    assert runner.identity.settings["tokenizer_rules"] == rules

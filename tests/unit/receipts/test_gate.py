@@ -14,10 +14,11 @@ from crossval.compare.receipt import metrics
 from crossval.compare.rows import Skip
 from crossval.errors import BadInputError
 from crossval.examine import layers_receipt
+from crossval.examine.layers_receipt import LAYERS
 from crossval.passes import EngineIdentity, Numerics
 from crossval.receipts import file as receipt
 from crossval.receipts import gate
-from crossval.receipts.file import Receipt
+from crossval.receipts.file import Receipt, seal
 from crossval.receipts.kind import build_unavailable
 from crossval.receipts.party import Compute, Party
 from crossval.receipts.policy import Policy, read_policy
@@ -73,6 +74,30 @@ def test_disagreeing_tokenizers_fail_even_when_every_row_is_equal() -> None:
     made = samples.layers_receipt(tokenizer={**samples.TOKENIZER, "engines_agree": False})
     assert made["verdict"] == "divergence"
     assert failures(made) == ["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "rules", "passes"),
+    [
+        ("march", "march", None, True),  # of an older version
+        ("march", "march", "march", True),
+        ("march", "march", "main", False),
+        ("march", "main", "main", True),
+        ("march", "main", "march", False),
+        ("mainline", None, "main", True),
+        (None, None, "march", True),
+        (None, None, "main", False),
+    ],
+)
+def test_text_is_read_by_the_rules_that_follow_from_the_engines(
+    ours: Any, theirs: Any, rules: str | None, passes: bool
+) -> None:
+    stated = {} if rules is None else {"rules": rules}
+    made = dict(samples.layers_receipt(tokenizer={**samples.TOKENIZER, **stated}))
+    for side, generation in (("candidate", ours), ("reference", theirs)):
+        made[side] = {**made[side], "numerics": {"simd_width": None, "fused_quantizer": None}}
+        made[side]["numerics"] |= {} if generation is None else {"generation": generation}
+    assert (not LAYERS.checks["structure"](seal(made))) is passes
 
 
 def test_anything_skipped_fails() -> None:

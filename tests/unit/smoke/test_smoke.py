@@ -21,6 +21,7 @@ from crossval.smoke import ask as smoke
 from crossval.smoke.answers import Answer
 from crossval.smoke.ask import Decoder, Limits
 from crossval.smoke.suite import SmokePrompt, Suite
+from tests.support import vocabularies
 
 PROMPT = "What is 2+2?"
 
@@ -69,7 +70,7 @@ def model_path(make_model: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def decoder(model_path: Path) -> Decoder:
-    return Decoder.of_model(model_path)
+    return Decoder.of_model(model_path, "march")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,14 @@ def ask(
 
 def ids(decoder: Decoder, text: str) -> list[int | None]:
     return list(decoder.tokenizer.encode(text, add_bos=False))
+
+
+@pytest.mark.parametrize(("rules", "ends"), [("march", {1}), ("main", {1, 2})])
+def test_what_ends_generation_depends_on_the_rules(tmp_path: Path, rules: Any, ends: set[int]) -> None:
+    tokens = {"tokens": ["a", "<|endoftext|>", "<|end_of_text|>", "b", "ab"], "token_type": [1, 3, 1, 1, 1]}
+    tokens["merges"] = ["a b"]
+    path = vocabularies.write(tmp_path / "v.gguf", "gpt-2", **tokens, bos_token_id=1, eos_token_id=1)
+    assert Decoder.of_model(path, rules).stop_ids == ends
 
 
 # The token loop

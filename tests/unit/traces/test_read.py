@@ -7,6 +7,7 @@ import json
 import os
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from crossval.engines.record import record_trace
 from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.passes import PassPlan, PassRecord, TapArray
-from crossval.traces.read import Trace, expected_shape
+from crossval.traces import tap_map
+from crossval.traces.read import SHAPE_FIELDS, Trace, expected_shape
 from crossval.traces.write import TraceWriter, write_safetensors
 from tests.support.numpy_engine import MODEL, NumpyRunner
 
@@ -192,8 +194,8 @@ def set_in(*path: Any) -> Any:
         (set_in("passes", 0, "sha256", "0" * 64), "sha256"),
         (set_in("passes", 0, "elapsed_s", -1), "elapsed_s"),
         (set_in("passes", 0, "taps", 0, "dtype", "F16"), "dtype"),
-        (set_in("passes", 0, "taps", 0, "name", "blk.0.nope"), "unknown tap"),
-        (set_in("passes", 0, "taps", 0, "name", "blk.00.q"), "unknown tap"),
+        (set_in("passes", 0, "taps", 0, "name", "blk.0.nope"), "missing from the file"),
+        (set_in("passes", 0, "taps", 0, "name", "blk.9.q"), "has 3 layers"),
         (set_in("passes", 0, "taps", 0, "shape", [4, 9]), "has shape"),
         (set_in("passes", 0, "taps", 0, "shape", [4]), "shape"),
         (set_in("passes", 0, "taps", 0, "rows", [0, 1, 1, 2]), "ascending"),
@@ -358,3 +360,123 @@ def test_the_document_names_every_tap_and_field() -> None:
     fields = {field for item in objects for field in item["properties"]}
     assert not [field for field in fields if field not in text]
     assert all(item["additionalProperties"] is False for item in objects)
+
+
+# --- an engine's own names and layouts ------------------------------------------------------------------------
+
+
+def write_foreign(out: Path, tensors: dict[str, np.ndarray], rows: dict[str, list[int]] | None = None) -> Path:
+    """Write a trace of one pass whose tensors have any names and shapes."""
+    record_trace(NumpyRunner(), MODEL, out, prompt_ids=PROMPT)
+    digest = write_safetensors(out / "pass-0000.safetensors", {f"p0.{name}": a for name, a in tensors.items()})
+    entries = [{"name": name, "dtype": "F32", "shape": list(array.shape)} for name, array in tensors.items()]
+    for one in entries:
+        if one["name"] in (rows or {}):
+            one["rows"] = (rows or {})[one["name"]]
+
+    def change(value: Any) -> None:
+        value["passes"][0].update(taps=entries, sha256=digest)
+
+    edit(out, change)
+    return out
+
+
+@pytest.fixture
+def given() -> dict[str, np.ndarray]:
+    record = NumpyRunner().eval(PROMPT, taps.all_taps(MODEL.n_layers))
+    return {name: tap.array for name, tap in record.taps.items()}
+
+
+A_MAP = """{"format": "crossval-tap-map", "format_version": 1, "taps": [
+  {"tap": "inp_embd", "from": "embed"},
+  {"tap": "blk.{i}.q", "from": "layers.{i}.q", "do": [{"transpose": [1, 0, 2]}]},
+  {"tap": "blk.{i}.ffn_gate", "from": "layers.{i}.gate_up",
+   "do": [{"take": {"part": 0, "of": ["hidden_dim", "hidden_dim"]}}]},
+  {"tap": "blk.{i}.ffn_up", "from": "layers.{i}.gate_up",
+   "do": [{"take": {"part": 1, "of": ["hidden_dim", "hidden_dim"]}}]},
+  {"tap": "result_output", "from": "head"}], "ignore": ["debug.*"]}"""
+
+
+def test_an_engines_tensors_are_read_by_its_map_to_the_bit(tmp_path: Path, given: dict[str, np.ndarray]) -> None:
+    out = write_foreign(
+        tmp_path / "t",
+        {
+            "embed": given["inp_embd"][None],
+            "layers.1.q": np.ascontiguousarray(given["blk.1.q"].swapaxes(0, 1)[None]),
+            "layers.1.gate_up": np.concatenate([given["blk.1.ffn_gate"], given["blk.1.ffn_up"]], axis=1),
+            "head": given["result_output"][-1:],
+            "debug.7": np.zeros((1,), np.float32),
+            "cache.3": np.zeros((2, 2), np.float32),
+            "blk.2.l_out": given["blk.2.l_out"][None, None],
+        },
+        {"head": [3]},
+    )
+    trace = Trace.open(out, tap_map.parse(A_MAP.encode(), "m", "m"))
+    trace.verify()
+    stored = trace.taps(0)
+    names = {"inp_embd", "blk.1.q", "blk.1.ffn_gate", "blk.1.ffn_up", "blk.2.l_out", "result_output"}
+    assert set(stored) == names
+    for name in names - {"result_output"}:
+        assert stored[name].array.tobytes() == given[name].tobytes(), name
+        assert stored[name].array.flags.c_contiguous
+    assert (stored["result_output"].rows, stored["result_output"].array.shape) == ((3,), (1, MODEL.vocab_size))
+    assert (trace.info.ignored, trace.info.unknown) == (("debug.7",), ("cache.3",))
+
+
+def test_without_a_map_only_the_taps_own_names_count(tmp_path: Path, given: dict[str, np.ndarray]) -> None:
+    out = write_foreign(tmp_path / "t", {"embed": given["inp_embd"], "inp_embd": given["inp_embd"]})
+    info = Trace.open(out).info
+    assert (set(info.passes[0].taps), info.unknown) == ({"inp_embd"}, ("embed",))
+
+
+def test_a_trace_without_any_tap_is_refused(tmp_path: Path, given: dict[str, np.ndarray]) -> None:
+    out = write_foreign(tmp_path / "t", {"model.0.x": given["inp_embd"], "model.1.x": given["inp_embd"]})
+    refused(out, r"none of its tensors is a tap: model\.\{i\}\.x \(2\); name what they are with --tap-map")
+
+
+def test_a_tensor_that_is_no_tap_is_checked_like_any_other(tmp_path: Path, given: dict[str, np.ndarray]) -> None:
+    out = write_foreign(tmp_path / "t", {"x": given["blk.0.ffn_up"], "inp_embd": given["inp_embd"]})
+    edit(out, set_in("passes", 0, "taps", 0, "shape", [1, 1]))
+    refused(out, r"tensor 'p0\.x' is F32 \(4, 12\), trace\.json says F32 \(1, 1\)")
+
+
+def test_a_transposed_tensor_is_recognised_by_its_shape(tmp_path: Path, given: dict[str, np.ndarray]) -> None:
+    out = write_foreign(tmp_path / "t", {"inp_embd": np.ascontiguousarray(given["inp_embd"].T)[None]})
+    refused(
+        out,
+        r"inp_embd has shape \[1, 8, 4\], the model and rows give \[4, 8\]: the axes are in another order: write "
+        r"\(token, feature\), the last running fastest; or give a tap map with the step .\"transpose\": \[1, 0\].",
+    )
+
+
+def test_an_order_that_the_shape_leaves_open_is_not_named(tmp_path: Path) -> None:
+    one = np.zeros((2, 4, 4), np.float32)  # as (heads, tokens, values) and in other orders, too
+    out = write_foreign(tmp_path / "t", {"blk.0.q": one})
+    with pytest.raises(BadInputError, match="another order") as caught:
+        Trace.open(out)
+    assert "transpose" not in str(caught.value)
+
+
+def test_a_mapped_tensor_of_another_shape_names_both(tmp_path: Path, given: dict[str, np.ndarray]) -> None:
+    out = write_foreign(tmp_path / "t", {"layers.0.gate_up": given["blk.0.ffn_up"]})
+    with pytest.raises(
+        BadInputError, match=r"layers\.0\.gate_up, which is blk\.0\.ffn_gate, has shape \[4, 12\]: take"
+    ):
+        Trace.open(out, tap_map.parse(A_MAP.encode(), "m", "m"))
+
+
+# --- the model ------------------------------------------------------------------------------------------------
+
+
+def test_a_trace_of_another_file_is_refused(trace_dir: Path) -> None:
+    assert Trace.open(trace_dir, model=MODEL).info.model == MODEL
+    with pytest.raises(BadInputError, match=r"another model \(numpy\.gguf, sha256 abab.*\) than other\.gguf"):
+        Trace.open(trace_dir, model=replace(MODEL, sha256="cd" * 32, file_name="other.gguf"))
+
+
+@pytest.mark.parametrize("field", SHAPE_FIELDS)
+def test_a_trace_that_states_another_shape_is_refused(trace_dir: Path, field: str) -> None:
+    real = getattr(MODEL, field)
+    other = replace(MODEL, **{field: real + 1})
+    with pytest.raises(BadInputError, match=rf"model\.{field} is {real}, numpy\.gguf has {real + 1}"):
+        Trace.open(trace_dir, model=other)

@@ -495,9 +495,9 @@ def test_an_embedding_in_bfloat16_or_in_a_type_that_is_not_compared(edited: Edit
     assert found_in(file.save(), folder) == set()
     file.data(table).view("<u2")[77] ^= 1
     assert found_in(file.save(), folder) == {(table, "values", UNDETERMINED)}
-    kind[0] = 2  # Q4_0, smaller
+    kind[0] = 3  # Q4_1, smaller
     receipt = api.check_weights(file.save(), against=folder)
     assert (receipt.verdict, receipt["coverage"]["required"] - receipt["coverage"]["compared"]) == ("fail", 1)
     (row,) = [one for one in receipt["results"]["rows"] if one["name"] == table]
-    assert row["skipped"] == "values of type Q4_0 are not compared"
+    assert row["skipped"] == "values of type Q4_1 are not compared"
     assert [one["aspect"] for one in receipt["results"]["findings"]] == ["size"]
