@@ -80,7 +80,7 @@ class HookedModel:
         if bad is not None:
             raise BadInputError(f"token id {bad} is outside the vocabulary of {self._shape.vocab_size} tokens")
         self._hooks.selected = None if select is None else self._names_of(frozenset(select))
-        with torch.no_grad():
+        with torch.no_grad(), self._hooks.calls:
             logits = self._forward(plan.token_ids, plan.start)
         self._n_past += len(plan.token_ids)
         if isinstance(self._forward, CachedModel):

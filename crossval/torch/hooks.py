@@ -1,7 +1,9 @@
 """Forward hooks on the modules of a PyTorch model: what goes in and what comes out, copied when it is computed.
 
 Names, as tap maps use them: a module's path is its output (of several, the first), ``PATH:input`` its first tensor
-argument, ``PATH:output.1`` its second result.
+argument, ``PATH:output.1`` its second result. What no module computes is seen where it goes into a function of
+PyTorch or comes out: ``PATH:matmul`` is the result of the first ``torch.matmul`` called inside the module,
+``PATH:matmul.input`` its first argument, and the same of ``scaled_dot_product_attention``.
 """
 
 from __future__ import annotations
@@ -13,12 +15,39 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.overrides import TorchFunctionMode
 
 from crossval.errors import BadInputError
 
 MAX_RESULTS = 4
 """Results of a module that have names."""
 _FLOATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+_FUNCTIONS = {
+    torch.matmul: "matmul",
+    torch.nn.functional.scaled_dot_product_attention: "scaled_dot_product_attention",
+}
+
+
+class _Calls(TorchFunctionMode):
+    """Sees the functions of PyTorch that are called while a module runs."""
+
+    def __init__(self, keep: Callable[[str, Any], None]) -> None:
+        super().__init__()
+        self._keep = keep
+        self.inside: list[tuple[str, set[str]]] = []
+        """Modules that run now and of which calls are wanted, with the functions they have called."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function; of the first call inside a module, keep argument and result."""
+        name = _FUNCTIONS.get(func)
+        if name is None or not self.inside or name in self.inside[-1][1]:
+            return func(*args, **(kwargs or {}))
+        path, called = self.inside[-1]
+        called.add(name)
+        self._keep(f"{path}:{name}.input", args[0] if args else None)
+        result = func(*args, **(kwargs or {}))
+        self._keep(f"{path}:{name}", result)
+        return result
 
 
 class Hooks:
@@ -34,6 +63,8 @@ class Hooks:
         """What the hooks may give."""
         self.selected: Collection[str] | None = None
         """What they are to copy; None: all."""
+        self.calls = _Calls(self.keep)
+        """To be entered around each pass."""
         self.dtypes: dict[str, str] = {}
         """Name -> the format its tensor had: ``f32``, ``bf16``, ``f16``, ``f64``."""
 
@@ -46,7 +77,11 @@ class Hooks:
                 self._handles.append(hook)
             if results:
                 self._handles.append(module.register_forward_hook(self._on_output(path, frozenset(results))))
-            self.names += inputs + results
+            calls = [name for name in call_names(path) if self._wanted(name)]
+            if calls:
+                self._handles.append(module.register_forward_pre_hook(self._on_begin(path)))
+                self._handles.append(module.register_forward_hook(self._on_end, always_call=True))
+            self.names += inputs + results + calls
         return self
 
     def __exit__(
@@ -79,6 +114,12 @@ class Hooks:
         taken, self._taken = self._taken, {}
         return taken
 
+    def _on_begin(self, path: str) -> Callable[..., None]:
+        return lambda *_: self.calls.inside.append((path, set()))
+
+    def _on_end(self, *_: Any) -> None:
+        self.calls.inside.pop()
+
     def _on_input(self, name: str) -> Callable[..., None]:
         def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)]
@@ -94,6 +135,12 @@ class Hooks:
                     self.keep(name, result)
 
         return hook
+
+
+def call_names(path: str) -> Iterator[str]:
+    """Yield what arguments and results of functions inside a module are called."""
+    for name in _FUNCTIONS.values():
+        yield from (f"{path}:{name}", f"{path}:{name}.input")
 
 
 def dtype_name(tensor: Any) -> str | None:
