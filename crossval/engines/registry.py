@@ -68,9 +68,9 @@ class Engine:
     ``what``: it, in a few words. ``takes``: what may follow the word after a colon, such as a path that says
     which build is meant. ``follows``: it can compute as the other engine states that it does. ``reads``: it has a
     tokenizer; one that has none reads by the other engine's rules. ``has_kernels``: one of several kernel families
-    can be chosen. ``live``: set if the engine is chosen per prompt and may be a recorded one; the word of the engine
-    to use instead where any prompt must run. ``one_way``: why it cannot run in another way (in other pieces, with
-    other threads).
+    can be chosen. ``live``: set if the engine is chosen per prompt and may be a recorded one; the word of the
+    engine to use instead where any prompt must run. ``one_way``: why it cannot run in another way (in other
+    pieces, with other threads).
     """
 
     word: str

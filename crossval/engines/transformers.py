@@ -33,8 +33,8 @@ def parse_choices(text: str | None) -> tuple[Dtype, str | None]:
     Raises:
         BadInputError: it is none of these.
     """
-    dtype, _, linear_class = (text or "f32").partition("+")
-    if dtype not in _DTYPES or linear_class not in ("", *_LINEAR_CLASSES):
+    dtype, plus, linear_class = (text or "f32").partition("+")
+    if dtype not in _DTYPES or (plus and linear_class not in _LINEAR_CLASSES):
         raise BadInputError(
             f"{NAME}:{text}: expected {' or '.join(_DTYPES)}, alone or with +{' or +'.join(_LINEAR_CLASSES)}"
         )
@@ -45,7 +45,7 @@ class TransformersRunner(EngineProcess):
     """The model in a child process. ``result_output`` is of the last token; every other tap of all tokens.
 
     ``dtype``: what it computes in. ``linear_class``: of ternary matrices (``bitlinear``, ``autobitlinear``); None:
-    that of published checkpoints. ``rules``: whose ``bitnet_py``'s tokenizer reads by (``passes.tokenizer_rules``).
+    that of published checkpoints. ``rules``: by whose rules text is read (``passes.tokenizer_rules``).
     ``timeout_s`` limits each load and each pass.
     """
 
@@ -71,7 +71,7 @@ class TransformersRunner(EngineProcess):
 
     @property
     def identity(self) -> EngineIdentity:
-        """Versions, a digest of transformers' source of the model, and how it computes; complete after entering."""
+        """Versions, digests of the source and the library, and how it computes; complete after entering."""
         return self._identity
 
     def __enter__(self) -> TransformersRunner:

@@ -132,7 +132,8 @@ class HookedModel:
                 made = entry.apply(array, expected_shape(tap, self._shape, plan, rows), self._shape)
         except ValueError as error:
             raise ValueError(
-                f"{tap} of module {name}: {list(array.shape)} gives {error}, the GGUF file's model {list(expected)}"
+                f"{tap} of module {name}: {list(array.shape)} gives {error}, "
+                f"the GGUF file's model {list(expected)}"
             ) from error
         if tap == LOGITS:
             made, rows = made[-1:], last

@@ -103,8 +103,8 @@ class Hooks:
             return
         if name in self._taken:
             raise BadInputError(
-                f"module {name} was called more than once in one pass: which of its tensors is meant is not clear; "
-                "leave it out of the tap map"
+                f"module {name} was called more than once in one pass: which of its tensors is meant is not "
+                "clear; leave it out of the tap map"
             )
         self._taken[name] = tensor.detach().to("cpu", torch.float32, copy=True).numpy()
         self.dtypes[name] = dtype

@@ -1,8 +1,8 @@
-"""Build transformers' model from a GGUF file: configuration and weights are the file's, the arithmetic is transformers'.
+"""Build transformers' model from a GGUF file: configuration and weights are the file's, the arithmetic is theirs.
 
-Weights are decoded by the specification's reader. Ternary matrices become ``BitLinear`` (class ``bitlinear``: packed
-codes, int8 activations, one division) or ``AutoBitLinear`` (``autobitlinear``, offline: activations are quantised and
-dequantised before a product in floating point), as published checkpoints of either family have them.
+Weights are decoded by the specification's reader. Ternary matrices become ``BitLinear`` (class ``bitlinear``:
+packed codes, int8 activations, one division) or ``AutoBitLinear`` (``autobitlinear``, offline: activations are
+quantised and dequantised before a product in floating point), as published checkpoints of either family have them.
 """
 
 from __future__ import annotations

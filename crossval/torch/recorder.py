@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from crossval.capture import greedy_token
+from crossval.engines import tap_maps as maps
 from crossval.engines.record import trace_model
 from crossval.errors import BadInputError
 from crossval.passes import EngineIdentity
 from crossval.torch.hooked import Forward, HookedModel
-from crossval.engines import tap_maps as maps
 from crossval.traces.read import TraceInfo
 from crossval.traces.write import TraceWriter
 
@@ -84,8 +85,6 @@ def identity(model: Any, hooked: HookedModel, name: str | None = None) -> Engine
 def versions() -> str:
     """Return the versions of PyTorch and transformers."""
     found = [f"torch {torch.__version__}"]
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         found.append(f"transformers {importlib.metadata.version('transformers')}")
-    except importlib.metadata.PackageNotFoundError:
-        pass
     return ", ".join(found)

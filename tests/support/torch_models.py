@@ -25,8 +25,8 @@ def need(*packages: str) -> None:
 def fused_model(path: Path) -> tuple[Any, Any]:
     """Return a module named and fused as the one in bitnet.cpp's ``gpu/`` folder, and a function that runs it.
 
-    One matrix for q, k and v, another for gate and up; heads ordered for rotation of adjacent pairs; tokens without
-    a batch axis; activations and weights are quantised, dequantised and multiplied in float32.
+    One matrix for q, k and v, another for gate and up; heads ordered for rotation of adjacent pairs; tokens
+    without a batch axis; activations and weights are quantised, dequantised and multiplied in float32.
     """
     import torch
     from torch import nn
