@@ -30,7 +30,7 @@ test: $(INSTALLED)  ## Run all tests
 lint: $(INSTALLED)  ## Check style of Python and C
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror bitnet_py/csrc/*.[ch] tests/csrc/*.[ch]
+	$(BIN)/clang-format --dry-run --Werror bitnet_py/csrc/*.[ch] tests/csrc/*.[ch] examples/*.[ch]
 
 types: $(INSTALLED)  ## Check types
 	$(BIN)/mypy

@@ -2,6 +2,7 @@
 
 from bitnet_py.arithmetic import Arithmetic
 from bitnet_py.cache import KVCache
+from bitnet_py.embedding import embed
 from bitnet_py.errors import BitnetError, InputError, ModelError, NativeError, TokenizerError
 from bitnet_py.model import Forward, Model
 
@@ -15,4 +16,5 @@ __all__ = [
     "ModelError",
     "NativeError",
     "TokenizerError",
+    "embed",
 ]

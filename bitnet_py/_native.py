@@ -32,8 +32,8 @@ import numpy.typing as npt
 
 from bitnet_py.errors import NativeError
 
-ABI_VERSION = 8
-ACTIVATIONS = ("relu_squared", "silu")
+ABI_VERSION = 9
+ACTIVATIONS = ("relu_squared", "silu", "gelu")
 """In the order of the enum in csrc/bitnet.h."""
 ROPE_PAIRINGS = ("halves", "adjacent")
 """In the order of the enum in csrc/bitnet.h."""
@@ -54,11 +54,18 @@ class Matrix(Structure):
     ]
 
 
+LAYER_NORMS = (
+    *("attn_norm", "attn_q_norm_in", "attn_k_norm_in", "attn_v_norm_in", "q_norm", "k_norm", "attn_sub_norm"),
+    *("attn_post_norm", "ffn_norm", "ffn_gate_norm_in", "ffn_up_norm_in", "ffn_sub_norm", "ffn_post_norm"),
+)
+"""In the order of the fields of ``bn_layer``; names of ``LayerWeights``."""
+
+
 class Layer(Structure):
     """``bn_layer``: the tensors of one layer."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")),
+        *((name, c_void_p) for name in LAYER_NORMS),
         *((name, Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
     ]
 
@@ -79,6 +86,8 @@ class ModelStruct(Structure):
         ("rope_base", c_float),
         ("rope_scale", c_float),
         ("rope_factors", c_void_p),
+        ("embedding_scale", c_float),
+        ("query_scale", c_float),
         ("token_embd", TableStruct),
         ("output", TableStruct),
         ("own_head", c_int32),
@@ -140,6 +149,8 @@ class Pass(Structure):
         ("v_cache", c_void_p),
         ("logits", c_void_p),
         ("top", POINTER(TopStruct)),
+        ("pooling", c_int32),
+        ("pooled", c_void_p),
         ("taps", c_void_p),
     ]
 

@@ -24,7 +24,7 @@ def _matrix(matrix: I2SMatrix) -> _native.Matrix:
 
 def _layer(weights: LayerWeights) -> _native.Layer:
     layer = _native.Layer()
-    for name in ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm"):
+    for name in _native.LAYER_NORMS:
         setattr(layer, name, _native.address(getattr(weights, name)))
     for name in ("q", "k", "v", "o", "gate", "up", "down"):
         setattr(layer, name, _matrix(getattr(weights, name)))
@@ -52,6 +52,8 @@ def model_struct(weights: Weights) -> _native.ModelStruct:
         rope_base=config.rope_base,
         rope_scale=config.rope_scale,
         rope_factors=_native.address(weights.rope_factors),
+        embedding_scale=config.embedding_scale,
+        query_scale=config.query_scale or 0.0,
         token_embd=_table(weights.token_embd, weights.token_embd_type),
         output=_table(weights.head, weights.head_type),
         own_head=config.architecture.own_head,

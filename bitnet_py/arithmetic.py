@@ -71,3 +71,4 @@ class Arithmetic:
 
 
 MARCH = Arithmetic()
+MAIN = Arithmetic("main")

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from bitnet_py import _native, taps
 from bitnet_py._structs import arithmetic_struct, model_struct
-from bitnet_py.arithmetic import MARCH, Arithmetic
+from bitnet_py.arithmetic import MAIN, MARCH, Arithmetic
 from bitnet_py.cache import KVCache
-from bitnet_py.config import ModelConfig
-from bitnet_py.errors import InputError, ModelError
+from bitnet_py.config import POOLINGS, ModelConfig, Pooling
+from bitnet_py.errors import InputError
 from bitnet_py.ggml_types import GGMLType
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.logits import check_logits, largest
@@ -48,6 +48,8 @@ class Forward:
     """``(n, vocab_size)``: of the last token, of all tokens, or None."""
     taps: dict[str, Float32Array]
     """The recorded tensors by name, with the shapes of ``bitnet_py.taps``."""
+    pooled: Float32Array | None = None
+    """``(dim,)``: one vector made of those of all tokens, or None."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Model:
         *,
         n_threads: int | None = None,
         kernel: str | None = None,
-        arithmetic: Arithmetic = MARCH,
+        arithmetic: Arithmetic | None = None,
         n_ubatch: int = DEFAULT_UBATCH,
         bytes_per_thread: int = DEFAULT_BYTES_PER_THREAD,
         screen_from_bytes: int = DEFAULT_SCREEN_FROM_BYTES,
@@ -107,29 +109,25 @@ class Model:
         self.path: Path = gguf.path
         self.weights = Weights.load(gguf)
         self.config: ModelConfig = self.weights.config
-        if not self.config.architecture.in_march:  # until the engine's graph has them
-            raise ModelError(
-                f"{gguf.path}: architecture {self.config.arch} is read, but this engine cannot run it"
-            )
-        self.has_sub_norms = self.weights.layers[0].attn_sub_norm is not None
         self.n_threads = available_cores() if n_threads is None else n_threads
-        self.arithmetic = arithmetic
+        self.arithmetic = _arithmetic(self.config, arithmetic)
         self.n_ubatch = n_ubatch
         self._gguf = gguf
         self._tokenizer: Tokenizer | None = None
         self._engine: c_void_p | None = None
         fits = self.weights.head.nbytes >= screen_from_bytes and self.config.dim <= MAX_DIM
         fits = fits and self.weights.head_type is GGMLType.F16
-        self.searches_head = fits and not arithmetic.half_sums
+        self.searches_head = fits and not self.arithmetic.half_sums
         """Whether ``largest`` uses the compact copy of the LM head. Its bounds hold for a head of F16 and
         sums in binary32."""
         self._screen: Screen | None = None
         self._n_passes = 0
         self._is_first_search = True
+        self._absent_taps = taps.absent(self.weights, self.arithmetic)
 
         kernel = kernel or os.environ.get(KERNEL_VARIABLE) or None
         options = _native.Options(
-            arithmetic_struct(arithmetic),
+            arithmetic_struct(self.arithmetic),
             self.n_threads,
             bytes_per_thread,
             kernel.encode() if kernel else None,
@@ -145,7 +143,7 @@ class Model:
         *,
         n_threads: int | None = None,
         kernel: str | None = None,
-        arithmetic: Arithmetic = MARCH,
+        arithmetic: Arithmetic | None = None,
         n_ubatch: int = DEFAULT_UBATCH,
         bytes_per_thread: int = DEFAULT_BYTES_PER_THREAD,
         screen_from_bytes: int = DEFAULT_SCREEN_FROM_BYTES,
@@ -159,7 +157,8 @@ class Model:
             kernel: kernel family to force (default: ``BITNET_KERNEL``, else the best). Never
                 changes results.
             arithmetic: whose results to reproduce; by default those of an AVX2 build of bitnet.cpp
-                of March 2026.
+                of March 2026, or without flash attention of its main for architectures that only
+                main has.
             n_ubatch: a longer prompt is processed in passes of this many tokens.
             bytes_per_thread: a pass that reads fewer bytes of weights per thread uses fewer
                 threads.
@@ -168,6 +167,7 @@ class Model:
 
         Raises:
             ModelError: the file is missing, malformed, unsupported or holds unusable values.
+            InputError: the arithmetic of March for an architecture that only main has.
             NativeError: the C library is missing, or the forced kernel cannot run here.
         """
         gguf = GGUFFile.open(path)
@@ -216,34 +216,58 @@ class Model:
         *,
         taps: Collection[str] = (),
         logits: Logits = "last",
+        pooling: Pooling = "none",
     ) -> Forward:
         """Append tokens to a sequence and compute their logits; only these tokens are computed.
 
-        More than ``n_ubatch`` tokens run in several passes; taps can be recorded in a single pass
-        only.
+        More than ``n_ubatch`` tokens run in several passes, but for a pooling in one; taps can be
+        recorded in a single pass only.
 
         Args:
             ids: token ids, at least one.
             cache: the sequence so far; it grows by ``len(ids)``.
             taps: names of intermediate tensors to record.
             logits: of the last token, all tokens, or none.
+            pooling: how to make one vector of these tokens' rows of ``result_norm``; with logits of
+                all tokens, or none, and an arithmetic of main. Without logits the LM head is not
+                computed.
 
         Raises:
             InputError: no tokens, an id outside the vocabulary, more tokens than the model's
-                context.
+                context, or a pooling that cannot be computed.
         """
         tokens = np.ascontiguousarray(ids, dtype=np.int32)
         self._check(tokens, cache, taps)
         cache.reserve(cache.n_tokens + tokens.size)
         n_rows = {"last": 1, "all": tokens.size, "none": 0}[logits]
         out = np.empty((n_rows, self.config.vocab_size), np.float32)
+        if pooling != "none":
+            return self._pool(tokens, cache, out if n_rows else None, taps, pooling)
         recorded: dict[str, Float32Array] = {}
         for first, chunk in _split(tokens, self.n_ubatch):
             is_last = first + chunk.size == tokens.size
             n_outputs = chunk.size if logits == "all" else int(logits == "last" and is_last)
             rows = out[first:] if logits == "all" else out
-            recorded = self._run(chunk, cache, n_outputs, rows, taps)
+            recorded = self._run(chunk, cache, n_outputs, rows if n_outputs else None, taps)
         return Forward(out if n_rows else None, recorded)
+
+    def _pool(
+        self,
+        tokens: npt.NDArray[np.int32],
+        cache: KVCache,
+        logits: Float32Array | None,
+        names: Collection[str],
+        pooling: Pooling,
+    ) -> Forward:
+        if logits is not None and len(logits) != tokens.size:
+            raise InputError("a pooling goes with the logits of all tokens, or of none")
+        if self.arithmetic.generation != "main":
+            raise InputError(
+                "a pooling is computed as bitnet.cpp's main does: give an arithmetic of that generation"
+            )
+        pooled = np.empty(self.config.dim, np.float32)
+        recorded = self._run(tokens, cache, tokens.size, logits, names, pooling=pooling, pooled=pooled)
+        return Forward(logits, recorded, pooled)
 
     def largest(self, ids: Sequence[int] | npt.NDArray[np.int32], cache: KVCache, n: int) -> Largest:
         """Append tokens to a sequence and return the ``n`` largest logits of the last one; 0: all of them.
@@ -336,16 +360,18 @@ class Model:
         logits: Float32Array | None,
         names: Collection[str],
         top: _native.TopStruct | None = None,
+        *,
+        pooling: Pooling = "none",
+        pooled: Float32Array | None = None,
     ) -> dict[str, Float32Array]:
         at = taps.PassShape(tokens.size, cache.n_tokens, n_outputs)
         self._n_passes += 1
-        arrays, table = taps.allocate(
-            names,
-            self.config,
-            at,
-            has_sub_norms=self.has_sub_norms,
-            flash_attention=self.arithmetic.flash_attention,
-        )
+        missing = set(self._absent_taps)
+        if logits is None:
+            missing.add("result_output")
+        if pooled is None:
+            missing.add("pooled")
+        arrays, table = taps.allocate(names, self.config, at, missing)
         _native.call(
             "bn_engine_forward",
             self._handle(),
@@ -360,6 +386,8 @@ class Model:
                     v_cache=_native.address(cache.values),
                     logits=_native.address(logits),
                     top=None if top is None else pointer(top),
+                    pooling=POOLINGS.index(pooling),
+                    pooled=_native.address(pooled),
                     taps=_native.address(table) if arrays else None,
                 )
             ),
@@ -405,6 +433,17 @@ class Model:
     def __del__(self) -> None:
         if getattr(self, "_engine", None) is not None:
             self.close()
+
+
+def _arithmetic(config: ModelConfig, given: Arithmetic | None) -> Arithmetic:
+    """Return the arithmetic given, or the default of an architecture."""
+    if given is None:
+        return MARCH if config.architecture.in_march else MAIN
+    if given.generation == "march" and not config.architecture.in_march:
+        raise InputError(
+            f"bitnet.cpp of March has no architecture {config.arch}: give an arithmetic of generation main"
+        )
+    return given
 
 
 def available_cores() -> int:

@@ -6,43 +6,58 @@ so the order of the C enum is spelled out here, and a test checks that the two a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_py._native import LAYER_NORMS
+from bitnet_py.arithmetic import Arithmetic
 from bitnet_py.config import ModelConfig
 from bitnet_py.errors import InputError
+from bitnet_py.weights import Weights
 
 _LAYER_SHAPES = {
     "attn_norm": ("n_tokens", "dim"),
+    "attn_q_norm_in": ("n_tokens", "dim"),
+    "attn_k_norm_in": ("n_tokens", "dim"),
+    "attn_v_norm_in": ("n_tokens", "dim"),
     "q": ("n_tokens", "n_heads", "head_dim"),
     "k": ("n_tokens", "n_kv_heads", "head_dim"),
     "v": ("n_tokens", "n_kv_heads", "head_dim"),
+    "q_norm": ("n_tokens", "n_heads", "head_dim"),
+    "k_norm": ("n_tokens", "n_kv_heads", "head_dim"),
     "q_rope": ("n_tokens", "n_heads", "head_dim"),
     "k_rope": ("n_tokens", "n_kv_heads", "head_dim"),
+    "q_scaled": ("n_tokens", "n_heads", "head_dim"),
     "kq": ("n_heads", "n_tokens", "n_kv"),
     "kq_soft_max": ("n_heads", "n_tokens", "n_kv"),
     "kqv_out": ("n_tokens", "q_dim"),
     "attn_sub_norm": ("n_tokens", "q_dim"),
     "attn_o_out": ("n_tokens", "dim"),
+    "attn_post_norm": ("n_rows", "dim"),
     "ffn_inp": ("n_rows", "dim"),
     "ffn_norm": ("n_rows", "dim"),
+    "ffn_gate_norm_in": ("n_rows", "dim"),
+    "ffn_up_norm_in": ("n_rows", "dim"),
     "ffn_gate": ("n_rows", "hidden_dim"),
     "ffn_up": ("n_rows", "hidden_dim"),
     "ffn_act": ("n_rows", "hidden_dim"),
     "ffn_out": ("n_rows", "hidden_dim"),
     "ffn_sub_norm": ("n_rows", "hidden_dim"),
     "ffn_down": ("n_rows", "dim"),
+    "ffn_post_norm": ("n_rows", "dim"),
     "l_out": ("n_rows", "dim"),
 }
 """In the order of the enum in csrc/bitnet.h. ``n_rows`` is ``n_tokens``, except in the last layer
-``n_outputs``: from ``ffn_inp`` on, that layer computes only the tokens that get logits."""
+``n_outputs``: after ``attn_o_out``, that layer computes only the tokens that get logits."""
 _MODEL_SHAPES = {
     "inp_embd": ("n_tokens", "dim"),
+    "inp_scaled": ("n_tokens", "dim"),
     "result_norm": ("n_outputs", "dim"),
     "result_output": ("n_outputs", "vocab_size"),
+    "pooled": ("n_pooled", "dim"),
 }
 LAYER_TAPS = tuple(_LAYER_SHAPES)
 MODEL_TAPS = tuple(_MODEL_SHAPES)
@@ -69,15 +84,24 @@ def slot(name: str, config: ModelConfig) -> int:
     raise InputError(f"the model has no tap {name!r}")
 
 
-def exists(name: str, config: ModelConfig, *, has_sub_norms: bool, flash_attention: bool = False) -> bool:
-    """Return whether a pass records this tap.
+def kind(name: str) -> str:
+    """Return the name of a tap without its layer."""
+    return name.rpartition(".")[2]
 
-    Models without sub-norms lack those taps, flash attention has neither scores nor their softmax.
+
+def absent(weights: Weights, arithmetic: Arithmetic) -> frozenset[str]:
+    """Return the kinds of tap that no pass of a model records: of norms and factors that it has not, and scores
+    and their softmax with flash attention.
     """
-    slot(name, config)
-    if name.endswith("_sub_norm"):
-        return has_sub_norms
-    return not (flash_attention and name.endswith((".kq", ".kq_soft_max")))
+    layer, config = weights.layers[0], weights.config
+    missing = {name for name in LAYER_NORMS if getattr(layer, name) is None}
+    if not config.architecture.scales_embedding:
+        missing.add("inp_scaled")
+    if config.query_scale is None:
+        missing.add("q_scaled")
+    if arithmetic.flash_attention:
+        missing |= {"kq", "kq_soft_max"}
+    return frozenset(missing)
 
 
 def shape(name: str, config: ModelConfig, at: PassShape) -> tuple[int, ...]:
@@ -89,25 +113,24 @@ def shape(name: str, config: ModelConfig, at: PassShape) -> tuple[int, ...]:
         "n_outputs": at.n_outputs,
         "n_rows": at.n_outputs if layer == config.n_layers - 1 else at.n_tokens,
         "n_kv": at.start + at.n_tokens,
+        "n_pooled": 1,
     }
     return tuple(sizes[d] if d in sizes else getattr(config, d) for d in dimensions)
 
 
 def allocate(
-    names: Iterable[str],
-    config: ModelConfig,
-    at: PassShape,
-    *,
-    has_sub_norms: bool,
-    flash_attention: bool = False,
+    names: Iterable[str], config: ModelConfig, at: PassShape, missing: Collection[str]
 ) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.uintp]]:
-    """Return arrays for the taps that this pass records, and the pointer table for the C library."""
+    """Return arrays for the taps that this pass records, and the pointer table for the C library.
+
+    ``missing``: kinds of tap that it does not record.
+    """
     table = np.zeros(config.n_layers * len(LAYER_TAPS) + len(MODEL_TAPS), np.uintp)
     arrays = {}
     for name in names:
-        if exists(name, config, has_sub_norms=has_sub_norms, flash_attention=flash_attention):
-            array = np.empty(shape(name, config, at), np.float32)
-            if array.size:
-                arrays[name] = array
-                table[slot(name, config)] = array.ctypes.data
+        index = slot(name, config)
+        array = np.empty(shape(name, config, at), np.float32)
+        if array.size and kind(name) not in missing:
+            arrays[name] = array
+            table[index] = array.ctypes.data
     return arrays, table

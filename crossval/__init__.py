@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from crossval.receipts.file import Receipt
     from crossval.receipts.file import read as open_receipt
     from crossval.receipts.policy import Policy
-    from crossval.registry import judge
+    from crossval.registry import judge, write_report
+    from crossval.report.pages import read_history
 
 __all__ = [
     "CrossvalError",
@@ -47,11 +48,13 @@ __all__ = [
     "judge",
     "metamorphic",
     "open_receipt",
+    "read_history",
     "read_prompts",
     "record",
     "score_text",
     "self_test",
     "smoke_test",
+    "write_report",
 ]
 
 _ELSEWHERE = {
@@ -59,6 +62,8 @@ _ELSEWHERE = {
     "Policy": ("crossval.receipts.policy", "Policy"),
     "Receipt": ("crossval.receipts.file", "Receipt"),
     "judge": ("crossval.registry", "judge"),
+    "read_history": ("crossval.report.pages", "read_history"),
+    "write_report": ("crossval.registry", "write_report"),
     "open_receipt": ("crossval.receipts.file", "read"),
 }
 """Public names from outside ``crossval.api``: their module, and their name in it."""

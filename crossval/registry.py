@@ -7,8 +7,9 @@ results in ``schemas/receipt.v1.schema.json``, and a row here.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,7 @@ from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.show import show_headline, show_notes, show_unavailable
 from crossval.repeat.metamorphic.receipt import METAMORPHIC
 from crossval.repeat.metamorphic.show import show_metamorphic
+from crossval.report import pages
 from crossval.selftest.receipt import SELFTEST
 from crossval.selftest.show import show_selftest
 from crossval.smoke.receipt import SMOKE
@@ -68,6 +70,17 @@ def judge(receipt: Receipt, policy: Policy | None = None, now: datetime.datetime
         BadInputError: a pattern among the expected answers is unusable or takes too long.
     """
     return gate.judge(KINDS[receipt["kind"]].kind, receipt, policy, now)
+
+
+def write_report(receipts: Sequence[str | Path], html: str | Path) -> None:
+    """Write one self-contained HTML page about receipts, which are files or folders of them.
+
+    Raises:
+        BadInputError: a receipt cannot be read, or there is none.
+        UnavailableError: the renderer of figures is not installed (extra ``report``).
+        OSError: the page cannot be written.
+    """
+    pages.write(receipts, html, show_receipt)
 
 
 def show_receipt(out: Console, receipt: Receipt) -> None:

@@ -41,7 +41,7 @@ static void attend(const bn_run *r, int32_t layer, int64_t head, int64_t n_toget
     const int64_t n_kv = bn_pad(n_used, e->cell_multiple);
     const uint16_t *keys = p->k_cache + layer * p->capacity * kv_dim + kv_head * head_dim;
     const uint16_t *values = p->v_cache + layer * p->capacity * kv_dim + kv_head * head_dim * p->capacity;
-    const float *q = e->buffers.q_rope + (t * e->model.n_heads + head) * head_dim;
+    const float *q = bn_query(e) + (t * e->model.n_heads + head) * head_dim;
     float *kq_tap = bn_tap(r, layer, BN_TAP_KQ), *p_tap = bn_tap(r, layer, BN_TAP_KQ_SOFT_MAX);
     const int is_main = e->arithmetic.generation == BN_MAIN, is_batch = p->n_tokens > 1;
     const int follows = e->arithmetic.follow_reference;
@@ -61,7 +61,7 @@ static void attend(const bn_run *r, int32_t layer, int64_t head, int64_t n_toget
     const bn_dots_fn score = tiles_scores ? e->kernels->dots_tiled[e->width_index] : e->kernels->dots_f16[e->dot];
     score(keys, kv_dim, n_scores, query, head_dim, n_together, head_dim, own->scores, n_kv);
 
-    const float scale = 1.0f / sqrtf((float)head_dim);
+    const float scale = e->model.query_scale > 0 ? 1.0f : 1.0f / sqrtf((float)head_dim);
     for (int64_t h = 0; h < n_together; h++) {
         float *scores = own->scores + h * n_kv;
         const int64_t tap_row = ((head + h) * p->n_tokens + t) * n_used;

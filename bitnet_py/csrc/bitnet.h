@@ -23,7 +23,7 @@ extern "C" {
 #define BN_API __attribute__((visibility("default")))
 #endif
 
-#define BN_ABI_VERSION 8
+#define BN_ABI_VERSION 9
 
 enum {
     BN_OK = 0,
@@ -44,24 +44,36 @@ typedef struct {
     const float *bias; /* [rows], or NULL: none */
 } bn_matrix;
 
+/* Every norm but attn_norm and ffn_norm may be NULL: the model has none, in any layer. The five norms "in" come
+ * together, q_norm with k_norm, and the post norms together. */
 typedef struct {
-    const float *attn_norm;     /* [dim] */
-    const float *attn_sub_norm; /* [q_dim], or NULL: the layer has none */
-    const float *ffn_norm;      /* [dim] */
-    const float *ffn_sub_norm;  /* [hidden_dim], or NULL: the layer has none */
-    bn_matrix q;                /* [q_dim][dim] */
-    bn_matrix k;                /* [kv_dim][dim] */
-    bn_matrix v;                /* [kv_dim][dim] */
-    bn_matrix o;                /* [dim][q_dim] */
-    bn_matrix gate;             /* [hidden_dim][dim] */
-    bn_matrix up;               /* [hidden_dim][dim] */
-    bn_matrix down;             /* [dim][hidden_dim] */
+    const float *attn_norm;        /* [dim] */
+    const float *attn_q_norm_in;   /* [dim]         of the input of q alone, which is attn_norm's output */
+    const float *attn_k_norm_in;   /* [dim] */
+    const float *attn_v_norm_in;   /* [dim] */
+    const float *q_norm;           /* [head_dim]    of every head before RoPE */
+    const float *k_norm;           /* [head_dim] */
+    const float *attn_sub_norm;    /* [q_dim]       of the input of o */
+    const float *attn_post_norm;   /* [dim]         of the output of o */
+    const float *ffn_norm;         /* [dim] */
+    const float *ffn_gate_norm_in; /* [dim]         of the input of gate alone, which is ffn_norm's output */
+    const float *ffn_up_norm_in;   /* [dim] */
+    const float *ffn_sub_norm;     /* [hidden_dim]  of the input of down */
+    const float *ffn_post_norm;    /* [dim]         of the output of down */
+    bn_matrix q;                   /* [q_dim][dim] */
+    bn_matrix k;                   /* [kv_dim][dim] */
+    bn_matrix v;                   /* [kv_dim][dim] */
+    bn_matrix o;                   /* [dim][q_dim] */
+    bn_matrix gate;                /* [hidden_dim][dim] */
+    bn_matrix up;                  /* [hidden_dim][dim] */
+    bn_matrix down;                /* [dim][hidden_dim] */
 } bn_layer;
 
 /* What the feed-forward block applies to the gate. */
 enum {
     BN_RELU_SQUARED, /* max(x, 0)^2 */
     BN_SILU,         /* x / (1 + e^-x) */
+    BN_GELU,         /* x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), from a table of binary16 (gelu.h) */
     BN_ACTIVATIONS
 };
 
@@ -94,12 +106,14 @@ typedef struct {
 
 typedef struct {
     int32_t n_layers, n_heads, n_kv_heads, head_dim, dim, hidden_dim, vocab_size;
-    int32_t activation;   /* BN_RELU_SQUARED, BN_SILU */
+    int32_t activation;   /* BN_RELU_SQUARED, BN_SILU, BN_GELU */
     int32_t rope_pairing; /* BN_ROPE_HALVES, BN_ROPE_ADJACENT */
     float rms_eps;
     float rope_base;
     float rope_scale;          /* times every angle: 1 / the factor of linear RoPE scaling; 1: none */
     const float *rope_factors; /* [head_dim / 2] divisors of the angles, or NULL: none */
+    float embedding_scale;     /* times the embedding; 1: none */
+    float query_scale;         /* times Q after RoPE; 0: the scores are divided by sqrt(head_dim) instead */
     bn_table token_embd;
     bn_table output;  /* the LM head; token_embd again when tied */
     int32_t own_head; /* 1: the reference's graph has a head of its own, be it a copy of token_embd; main packs
@@ -140,29 +154,55 @@ typedef struct {
 /* Taps of one layer, in the order of crossval/model/taps.py. */
 enum {
     BN_TAP_ATTN_NORM,
+    BN_TAP_ATTN_Q_NORM_IN,
+    BN_TAP_ATTN_K_NORM_IN,
+    BN_TAP_ATTN_V_NORM_IN,
     BN_TAP_Q,
     BN_TAP_K,
     BN_TAP_V,
+    BN_TAP_Q_NORM,
+    BN_TAP_K_NORM,
     BN_TAP_Q_ROPE,
     BN_TAP_K_ROPE,
+    BN_TAP_Q_SCALED,
     BN_TAP_KQ,
     BN_TAP_KQ_SOFT_MAX,
     BN_TAP_KQV_OUT,
     BN_TAP_ATTN_SUB_NORM,
     BN_TAP_ATTN_O_OUT,
+    BN_TAP_ATTN_POST_NORM,
     BN_TAP_FFN_INP,
     BN_TAP_FFN_NORM,
+    BN_TAP_FFN_GATE_NORM_IN,
+    BN_TAP_FFN_UP_NORM_IN,
     BN_TAP_FFN_GATE,
     BN_TAP_FFN_UP,
     BN_TAP_FFN_ACT,
     BN_TAP_FFN_OUT,
     BN_TAP_FFN_SUB_NORM,
     BN_TAP_FFN_DOWN,
+    BN_TAP_FFN_POST_NORM,
     BN_TAP_L_OUT,
     BN_LAYER_TAPS
 };
 /* After the taps of all layers come the model-wide ones. */
-enum { BN_TAP_INP_EMBD, BN_TAP_RESULT_NORM, BN_TAP_RESULT_OUTPUT, BN_MODEL_TAPS };
+enum {
+    BN_TAP_INP_EMBD,
+    BN_TAP_INP_SCALED,
+    BN_TAP_RESULT_NORM,
+    BN_TAP_RESULT_OUTPUT,
+    BN_TAP_POOLED,
+    BN_MODEL_TAPS
+};
+
+/* How the normed rows of a pass become one vector. */
+enum {
+    BN_POOL_NONE,
+    BN_POOL_MEAN,
+    BN_POOL_CLS,  /* that of the first token */
+    BN_POOL_LAST, /* that of the last one */
+    BN_POOLINGS
+};
 
 /* A compact copy of the LM head: row r is scale[r] * codes[r] plus an error whose norm is at
  * most error[r]. It bounds every logit, so that only the rows that can still be among the
@@ -191,13 +231,15 @@ typedef struct {
     const int32_t *tokens;
     int32_t n_tokens;
     int32_t start;
-    int32_t n_outputs;  /* trailing tokens that get logits: 0, 1 or n_tokens */
+    int32_t n_outputs;  /* trailing tokens that get logits: 0, 1 or n_tokens, which pooling needs */
     int64_t capacity;   /* cells in the cache, >= start + n_tokens, multiple of 32 (March) or 256 (main) */
     uint16_t *k_cache;  /* [n_layers][capacity][kv_dim] binary16, zeroed before first use */
     uint16_t *v_cache;  /* [n_layers][kv_dim][capacity] binary16 (transposed), zeroed before first use;
                          * with flash attention like k_cache */
-    float *logits;      /* [n_outputs][vocab_size], or NULL when `top` is given */
+    float *logits;      /* [n_outputs][vocab_size], or NULL when `top` or `pooled` is given */
     bn_top *top;        /* instead of the logits, with n_outputs 1; or NULL */
+    int32_t pooling;    /* BN_POOL_*; other than BN_POOL_NONE in main only */
+    float *pooled;      /* [dim], with a pooling */
     float *const *taps; /* [n_layers * BN_LAYER_TAPS + BN_MODEL_TAPS], NULL entries are not recorded; or NULL */
 } bn_pass;
 

@@ -20,23 +20,54 @@ static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 static size_t lay_out(bn_engine *e, char *base, int32_t n_tokens, int64_t n_cells) {
     const size_t n = (size_t)n_tokens, dim = (size_t)e->model.dim, q = (size_t)e->q_dim, kv = (size_t)e->kv_dim;
-    const size_t hidden = (size_t)e->model.hidden_dim, longest = larger(larger(dim, q), hidden);
+    const size_t hidden = (size_t)e->model.hidden_dim;
+    /* what only some models have */
+    const bn_layer *w = &e->layers[0];
+    const size_t own = w->attn_q_norm_in ? dim : 0, post = w->attn_post_norm ? dim : 0;
+    const size_t head_q = w->q_norm ? q : 0, head_k = w->k_norm ? kv : 0;
+    const size_t scaled_q = e->model.query_scale > 0 ? q : 0, embd = e->model.embedding_scale != 1.0f ? dim : 0;
+    const size_t longest = larger(larger(larger(dim, q), hidden), 3 * own), rows = own ? 3 * n : n;
     arena a = {base, 0};
     bn_buffers *b = &e->buffers;
     const struct {
         float **buffer;
         size_t width;
     } floats[] = {
-        {&b->x, dim},           {&b->attn_norm, dim},  {&b->q, q},         {&b->q_rope, q},     {&b->kqv, q},
-        {&b->attn_sub, q},      {&b->attn_out, dim},   {&b->ffn_inp, dim}, {&b->ffn_norm, dim}, {&b->down, dim},
-        {&b->result_norm, dim}, {&b->head_in, dim},    {&b->gate, hidden}, {&b->up, hidden},    {&b->act, hidden},
-        {&b->prod, hidden},     {&b->ffn_sub, hidden}, {&b->k, kv},        {&b->k_rope, kv},    {&b->v, kv},
+        {&b->x, dim},
+        {&b->attn_norm, dim},
+        {&b->q, q},
+        {&b->q_rope, q},
+        {&b->kqv, q},
+        {&b->attn_sub, q},
+        {&b->attn_out, dim},
+        {&b->ffn_inp, dim},
+        {&b->ffn_norm, dim},
+        {&b->down, dim},
+        {&b->result_norm, dim},
+        {&b->head_in, dim},
+        {&b->gate, hidden},
+        {&b->up, hidden},
+        {&b->act, hidden},
+        {&b->prod, hidden},
+        {&b->ffn_sub, hidden},
+        {&b->k, kv},
+        {&b->k_rope, kv},
+        {&b->v, kv},
+        {&b->embd, embd},
+        {&b->inputs[0], own},
+        {&b->inputs[1], own},
+        {&b->inputs[2], own},
+        {&b->q_norm, head_q},
+        {&b->k_norm, head_k},
+        {&b->q_scaled, scaled_q},
+        {&b->attn_post, post},
+        {&b->ffn_post, post},
     };
     for (size_t i = 0; i < sizeof floats / sizeof *floats; i++)
         *floats[i].buffer = take(&a, n * floats[i].width, sizeof(float));
     b->q8 = take(&a, n * longest, 1);
-    b->q8_scale = take(&a, n, sizeof(float));
-    b->q8_sum = take(&a, n, sizeof(int32_t));
+    b->q8_scale = take(&a, rows, sizeof(float));
+    b->q8_sum = take(&a, rows, sizeof(int32_t));
     b->steps = take(&a, n * longest / BN_GROUP, sizeof(float));
     b->groups = take(&a, n * longest / BN_GROUP, sizeof(int32_t));
     b->half = take(&a, n * kv, sizeof(uint16_t));

@@ -4,6 +4,7 @@
 #include "error.h"
 #include "families.h"
 #include "forward.h"
+#include "gelu.h"
 #include "head.h"
 #include "tables.h"
 
@@ -20,6 +21,18 @@ static int table_ok(const bn_table *table, int64_t dim) {
     return table->type >= 0 && table->type < BN_TABLE_TYPES && dim % bn_table_formats[table->type].values == 0;
 }
 
+/* Whether norms that come together do. */
+static int norms_ok(const bn_layer *l) {
+    const int own = l->attn_q_norm_in != NULL;
+    return own == !!l->attn_k_norm_in && own == !!l->attn_v_norm_in && own == !!l->ffn_gate_norm_in &&
+           own == !!l->ffn_up_norm_in && !l->q_norm == !l->k_norm && !l->attn_post_norm == !l->ffn_post_norm;
+}
+
+static int same_norms(const bn_layer *a, const bn_layer *b) {
+    return !a->attn_q_norm_in == !b->attn_q_norm_in && !a->q_norm == !b->q_norm &&
+           !a->attn_post_norm == !b->attn_post_norm;
+}
+
 /* NULL, or a description of what is wrong. */
 static const char *model_problem(const bn_model *m) {
     if (m->n_layers <= 0 || m->n_heads <= 0 || m->n_kv_heads <= 0 || m->head_dim <= 0 || m->dim <= 0 ||
@@ -30,6 +43,7 @@ static const char *model_problem(const bn_model *m) {
     if (m->activation < 0 || m->activation >= BN_ACTIVATIONS) return "unknown activation";
     if (m->rope_pairing < 0 || m->rope_pairing >= BN_ROPE_PAIRINGS) return "unknown RoPE pairing";
     if (!(m->rope_scale > 0)) return "rope_scale must be above 0";
+    if (!(m->embedding_scale > 0) || !(m->query_scale >= 0)) return "a scale of the model is out of range";
     if (!m->token_embd.rows || !m->output.rows || !m->output_norm || !m->layers)
         return "a tensor of the model is missing";
     const int64_t dim = m->dim, q_dim = (int64_t)m->n_heads * m->head_dim;
@@ -42,6 +56,7 @@ static const char *model_problem(const bn_model *m) {
             !matrix_ok(&l->v, kv_dim, dim) || !matrix_ok(&l->o, dim, q_dim) || !matrix_ok(&l->gate, hidden, dim) ||
             !matrix_ok(&l->up, hidden, dim) || !matrix_ok(&l->down, dim, hidden))
             return "the model's dimensions and tensors do not agree";
+        if (!norms_ok(l) || (i && !same_norms(l, m->layers))) return "the norms of the layers do not agree";
     }
     return NULL;
 }
@@ -73,9 +88,11 @@ static void choose_arithmetic(bn_engine *e, const bn_arithmetic *a) {
     e->width_index = BN_WIDTH_INDEX(a->simd_width);
     e->dot = a->half_sums ? BN_DOT_HALF_SUMS : e->width_index;
     e->quantizer = is_main ? BN_QUANTIZE_MAIN : a->fused_quantizer ? BN_QUANTIZE_MARCH_FUSED : BN_QUANTIZE_MARCH;
-    /* bitnet.cpp's main computes every model with SiLU */
-    e->activation = a->follow_reference ? BN_SILU : e->model.activation;
+    /* bitnet.cpp's main has no squared ReLU: it computes those models with SiLU */
+    const int has_none = a->follow_reference && e->model.activation == BN_RELU_SQUARED;
+    e->activation = has_none ? BN_SILU : e->model.activation;
     bn_choose_head(e);
+    bn_gelu_prepare();
     e->cell_multiple = is_main ? 256 : 32; /* llama.cpp, llama_kv_cache::get_n_kv; llama_kv_cache_get_padding */
 }
 
@@ -148,8 +165,13 @@ int bn_engine_forward(bn_engine *e, const bn_pass *pass) {
     }
     if (pass->n_outputs != 0 && pass->n_outputs != 1 && pass->n_outputs != pass->n_tokens)
         return bn_fail(BN_ERR_ARGUMENT, "n_outputs must be 0, 1 or n_tokens");
-    if (!pass->tokens || !pass->k_cache || !pass->v_cache || (pass->n_outputs && !pass->logits && !pass->top))
+    if (!pass->tokens || !pass->k_cache || !pass->v_cache ||
+        (pass->n_outputs && !pass->logits && !pass->top && !pass->pooled))
         return bn_fail(BN_ERR_ARGUMENT, "a buffer of the pass is missing");
+    if (pass->pooling < 0 || pass->pooling >= BN_POOLINGS || !pass->pooling != !pass->pooled)
+        return bn_fail(BN_ERR_ARGUMENT, "unknown pooling, or one without its buffer");
+    if (pass->pooling && (pass->n_outputs != pass->n_tokens || e->arithmetic.generation != BN_MAIN))
+        return bn_fail(BN_ERR_ARGUMENT, "pooling needs every token as an output, and the arithmetic of main");
     if (pass->top && (pass->n_outputs != 1 || pass->logits))
         return bn_fail(
             BN_ERR_ARGUMENT,
@@ -165,6 +187,6 @@ int bn_engine_forward(bn_engine *e, const bn_pass *pass) {
     if (!status && pass->top) status = bn_reserve_search(e, pass->top);
     if (status) return status;
     bn_forward(e, pass);
-    e->has_head_input = pass->n_outputs == 1;
+    e->has_head_input = pass->n_outputs == 1 && (pass->logits || pass->top);
     return BN_OK;
 }

@@ -11,26 +11,34 @@
 /* Activations of one pass. "[n]" is the number of tokens the buffers have room for. */
 typedef struct {
     float *x;           /* [n][dim]        residual stream: layer input, then layer output */
+    float *embd;        /* [n][dim]        the embedding before it is scaled */
     float *attn_norm;   /* [n][dim] */
+    float *inputs[3];   /* [n][dim]        of Q, K and V, and of gate and up, where each has a norm of its own */
     float *q, *q_rope;  /* [n][q_dim] */
     float *k, *k_rope;  /* [n][kv_dim] */
+    float *q_norm;      /* [n][q_dim] */
+    float *k_norm;      /* [n][kv_dim] */
+    float *q_scaled;    /* [n][q_dim] */
     float *v;           /* [n][kv_dim] */
     float *kqv;         /* [n][q_dim] */
     float *attn_sub;    /* [n][q_dim] */
     float *attn_out;    /* [n][dim] */
+    float *attn_post;   /* [n][dim] */
     float *ffn_inp;     /* [n][dim] */
     float *ffn_norm;    /* [n][dim] */
     float *gate, *up;   /* [n][hidden_dim] */
     float *act, *prod;  /* [n][hidden_dim] */
     float *ffn_sub;     /* [n][hidden_dim] */
     float *down;        /* [n][dim] */
+    float *ffn_post;    /* [n][dim] */
     float *result_norm; /* [n][dim] */
     float *head_in;     /* [n][dim]        result_norm as the LM head multiplies it */
-    int8_t *q8;         /* [n][max(dim, q_dim, hidden_dim)] quantised activations, row stride = the row's length */
-    float *q8_scale;    /* [n]             127 / absmax */
-    int32_t *q8_sum;    /* [n]             sum of the row of q8 */
-    float *steps;       /* [n][q8 / 32]    in blocks: what one unit of q8 stands for */
-    int32_t *groups;    /* [n][q8 / 32]    in blocks: sums of 32 */
+    int8_t *q8;         /* [n][max(dim, q_dim, hidden_dim)] quantised activations, row stride = the row's length;
+                         * with inputs of their own [3][n_tokens of the pass][dim] */
+    float *q8_scale;    /* [n], [3 n]      127 / absmax */
+    int32_t *q8_sum;    /* [n], [3 n]      sum of the row of q8 */
+    float *steps;       /* [q8 / 32]       in blocks: what one unit of q8 stands for */
+    int32_t *groups;    /* [q8 / 32]       in blocks: sums of 32 */
     uint16_t *half;     /* [n][kv_dim]     V in binary16, before it is stored transposed */
 } bn_buffers;
 
@@ -92,6 +100,11 @@ struct bn_engine {
 
     bn_counters counters;
 };
+
+/* Q as attention multiplies it with K. */
+static inline const float *bn_query(const bn_engine *e) {
+    return e->model.query_scale > 0 ? e->buffers.q_scaled : e->buffers.q_rope;
+}
 
 static inline int64_t bn_pad(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 

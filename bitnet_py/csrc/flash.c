@@ -14,7 +14,9 @@ static const uint16_t *cells_of(const bn_run *r, const uint16_t *cache, int32_t 
     return cache + layer * r->pass->capacity * e->kv_dim + kv_head * e->model.head_dim;
 }
 
-static float scale_of(const bn_engine *e) { return 1.0f / sqrtf((float)e->model.head_dim); }
+static float scale_of(const bn_engine *e) {
+    return e->model.query_scale > 0 ? 1.0f : 1.0f / sqrtf((float)e->model.head_dim);
+}
 
 /* A weighted sum that has seen some of the cells: the weights are relative to e^top. */
 typedef struct {
@@ -67,8 +69,7 @@ static void attend(const bn_run *r, int32_t layer, int64_t head, int64_t n_toget
     const int64_t head_dim = e->model.head_dim, n_visible = p->start + t + 1;
     const int64_t n_kv = bn_pad((int64_t)p->start + p->n_tokens, e->cell_multiple);
     const uint16_t *values = cells_of(r, p->v_cache, layer, head);
-    e->kernels->to_f16(e->buffers.q_rope + (t * e->model.n_heads + head) * head_dim, n_together * head_dim,
-                       own->half);
+    e->kernels->to_f16(bn_query(e) + (t * e->model.n_heads + head) * head_dim, n_together * head_dim, own->half);
     e->kernels->from_f16(own->half, n_together * head_dim, own->query);
     e->kernels->dots_f16[e->dot](cells_of(r, p->k_cache, layer, head), e->kv_dim, n_visible, own->query, head_dim,
                                  n_together, head_dim, own->scores, n_kv);
@@ -133,7 +134,7 @@ static void attend_tile(const bn_run *r, int32_t layer, int64_t head, int64_t n_
     weighed w[BN_FLASH_ROWS];
     for (int64_t i = 0; i < n; i++) /* row i * n_together + h: query i of head h */
         memcpy(own->query + i * n_together * head_dim,
-               e->buffers.q_rope + ((first + i) * e->model.n_heads + head) * head_dim,
+               bn_query(e) + ((first + i) * e->model.n_heads + head) * head_dim,
                (size_t)(n_together * head_dim) * sizeof(float));
     for (int64_t row = 0; row < rows; row++) w[row] = (weighed){-INFINITY, 0};
     memset(own->sums, 0, (size_t)(rows * head_dim) * sizeof(float));

@@ -124,6 +124,7 @@ typedef struct {
 
 extern const bn_kernels bn_kernels_scalar;
 /* Kernels of which no family has a faster version yet. */
+void bn_gated_gelu(const float *gate, const float *up, int64_t n, float *act, float *prod); /* gelu.h */
 void bn_scalar_quantize_blocks(const float *x, int64_t n, int8_t *q, float *steps, int32_t *groups);
 void bn_scalar_quantize_blocks_fused(const float *x, int64_t n, int8_t *q, float *steps, int32_t *groups);
 void bn_scalar_quantize_q8_0(const float *x, int64_t n, int8_t *q, float *steps);

@@ -128,7 +128,8 @@ void bn_avx2_from_f16(const uint16_t *x, int64_t n, float *out);
     .exponentials = {bn_avx2_exponentials_w8, bn_avx2_exponentials_w16},                                          \
     .rope = {[BN_ROPE_HALVES] = bn_avx2_rope_halves, [BN_ROPE_ADJACENT] = bn_avx2_rope_adjacent},                 \
     .gated = {[BN_RELU_SQUARED] = {bn_avx2_gated_relu_squared, bn_avx2_gated_relu_squared},                       \
-              [BN_SILU] = {bn_avx2_gated_silu_w8, bn_avx2_gated_silu_w16}},                                       \
+              [BN_SILU] = {bn_avx2_gated_silu_w8, bn_avx2_gated_silu_w16},                                        \
+              [BN_GELU] = {bn_gated_gelu, bn_gated_gelu}},                                                        \
     .rescale = {bn_avx2_rescale_march, bn_avx2_rescale_main},                                                     \
     .weigh_half = {bn_avx2_weigh_half, bn_avx2_weigh_half_sums}, .multiply_add = bn_avx2_multiply_add,            \
     .screen_row = bn_avx2_screen_row, .screen_dots = bn_avx2_screen_dots, .to_f16 = bn_avx2_to_f16,               \

@@ -2,6 +2,7 @@
 #include "bitnet.h"
 #include "error.h"
 #include "families.h"
+#include "gelu.h"
 #include "head.h"
 #include "numerics.h"
 #include "screen.h"
@@ -98,6 +99,7 @@ int bn_kernel_gated(const char *kernel, int simd_width, int activation, const fl
     if (!check(simd_width == 8 || simd_width == 16, "simd_width must be 8 or 16") ||
         !check(activation >= 0 && activation < BN_ACTIVATIONS, "unknown activation"))
         return BN_ERR_ARGUMENT;
+    bn_gelu_prepare();
     kernels->gated[activation][BN_WIDTH_INDEX(simd_width)](gate, up, n, act, prod);
     return BN_OK;
 }

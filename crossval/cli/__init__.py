@@ -11,6 +11,7 @@ from crossval.cli import (
     layers,
     metamorphic,
     record,
+    report,
     score,
     selftest,
     smoke,
@@ -22,7 +23,8 @@ from crossval.cli.app import cli
 main = cli
 """Entry point of the console script."""
 
-cli.add_command(layers.triage)
+for _command in (layers.triage, report.report, report.show, report.show_history):
+    cli.add_command(_command)
 for _module in (
     layers,
     greedy,

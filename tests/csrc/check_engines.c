@@ -6,6 +6,7 @@ typedef struct {
     int n_layers, n_heads, n_kv_heads, head_dim, dim, hidden_dim, vocab_size, sub_norms;
     int activation, rope_pairing, separate_head;
     int extras; /* biases, factors of matrices, divisors and a scale of RoPE's angles */
+    int own;    /* norms of heads and of every matrix's input; 2: also those of branches, and the factors */
 } shape;
 
 static const shape SHAPES[] = {
@@ -18,6 +19,9 @@ static const shape SHAPES[] = {
     /* heads wider than dim / n_heads, and narrower ones */
     {2, 6, 3, 64, 128, 256, 41, 0, BN_SILU, BN_ROPE_ADJACENT, 1, 1},
     {1, 4, 4, 32, 384, 128, 37, 1, BN_SILU, BN_ROPE_HALVES, 1},
+    /* norms of every kind, of one head and of six */
+    {2, 6, 2, 64, 128, 256, 41, 1, BN_SILU, BN_ROPE_HALVES, 0, 0, 1},
+    {2, 1, 1, 128, 256, 128, 37, 1, BN_GELU, BN_ROPE_HALVES, 0, 0, 2},
 };
 
 enum { ALL = -1 }; /* for n_outputs */
@@ -40,16 +44,27 @@ static bn_matrix random_matrix(int64_t rows, int64_t cols, int extras) {
     return (bn_matrix){random_codes(rows * cols / 4), rows, cols, 0.05f, extras ? 0.75f : 1.0f, bias};
 }
 
+static const float *random_norm(int exists, int64_t n) { return exists ? random_floats(n, 1.0f, 0.5f) : NULL; }
+
 static bn_model random_model(const shape *s) {
     const int64_t dim = s->dim, q_dim = s->n_heads * s->head_dim, kv_dim = s->n_kv_heads * s->head_dim;
     const int64_t hidden = s->hidden_dim;
     bn_layer *layers = room(s->n_layers, sizeof *layers, 0);
     for (int i = 0; i < s->n_layers; i++) {
         layers[i] = (bn_layer){
-            .attn_norm = random_floats(dim, 1.0f, 0.5f),
-            .attn_sub_norm = s->sub_norms ? random_floats(q_dim, 1.0f, 0.5f) : NULL,
-            .ffn_norm = random_floats(dim, 1.0f, 0.5f),
-            .ffn_sub_norm = s->sub_norms ? random_floats(hidden, 1.0f, 0.5f) : NULL,
+            .attn_norm = random_norm(1, dim),
+            .attn_q_norm_in = random_norm(s->own, dim),
+            .attn_k_norm_in = random_norm(s->own, dim),
+            .attn_v_norm_in = random_norm(s->own, dim),
+            .q_norm = random_norm(s->own, s->head_dim),
+            .k_norm = random_norm(s->own, s->head_dim),
+            .attn_sub_norm = random_norm(s->sub_norms, q_dim),
+            .attn_post_norm = random_norm(s->own > 1, dim),
+            .ffn_norm = random_norm(1, dim),
+            .ffn_gate_norm_in = random_norm(s->own, dim),
+            .ffn_up_norm_in = random_norm(s->own, dim),
+            .ffn_sub_norm = random_norm(s->sub_norms, hidden),
+            .ffn_post_norm = random_norm(s->own > 1, dim),
             .q = random_matrix(q_dim, dim, s->extras),
             .k = random_matrix(kv_dim, dim, s->extras),
             .v = random_matrix(kv_dim, dim, s->extras),
@@ -74,6 +89,8 @@ static bn_model random_model(const shape *s) {
         .rope_base = 10000.0f,
         .rope_scale = s->extras ? 0.5f : 1.0f,
         .rope_factors = s->extras ? random_floats(s->head_dim / 2, 2.0f, 1.0f) : NULL,
+        .embedding_scale = s->own > 1 ? 11.3f : 1.0f,
+        .query_scale = s->own > 1 ? 0.09f : 0.0f,
         .token_embd = {embeddings, BN_TABLE_F16},
         .output = {s->separate_head ? random_halves(s->vocab_size * dim) : embeddings, BN_TABLE_F16},
         .output_norm = random_floats(dim, 1.0f, 0.5f),
@@ -92,7 +109,24 @@ static int64_t tap_size(const bn_model *m, int32_t layer, int which, const bn_pa
     const int64_t dim = m->dim, q_dim = m->n_heads * m->head_dim, kv_dim = m->n_kv_heads * m->head_dim;
     const int64_t n_used = p->start + p->n_tokens;
     const int64_t rows = layer + 1 == m->n_layers ? p->n_outputs : p->n_tokens;
+    const bn_layer *l = &m->layers[layer];
     switch (which) {
+    case BN_TAP_ATTN_Q_NORM_IN:
+    case BN_TAP_ATTN_K_NORM_IN:
+    case BN_TAP_ATTN_V_NORM_IN:
+        return l->attn_q_norm_in ? p->n_tokens * dim : 0;
+    case BN_TAP_FFN_GATE_NORM_IN:
+    case BN_TAP_FFN_UP_NORM_IN:
+        return l->attn_q_norm_in ? rows * dim : 0;
+    case BN_TAP_Q_NORM:
+        return l->q_norm ? p->n_tokens * q_dim : 0;
+    case BN_TAP_K_NORM:
+        return l->k_norm ? p->n_tokens * kv_dim : 0;
+    case BN_TAP_Q_SCALED:
+        return m->query_scale > 0 ? p->n_tokens * q_dim : 0;
+    case BN_TAP_ATTN_POST_NORM:
+    case BN_TAP_FFN_POST_NORM:
+        return l->attn_post_norm ? rows * dim : 0;
     case BN_TAP_Q:
     case BN_TAP_Q_ROPE:
     case BN_TAP_KQV_OUT:
@@ -105,14 +139,14 @@ static int64_t tap_size(const bn_model *m, int32_t layer, int which, const bn_pa
     case BN_TAP_KQ_SOFT_MAX:
         return flash ? 0 : m->n_heads * p->n_tokens * n_used;
     case BN_TAP_ATTN_SUB_NORM:
-        return m->layers[layer].attn_sub_norm ? p->n_tokens * q_dim : 0;
+        return l->attn_sub_norm ? p->n_tokens * q_dim : 0;
     case BN_TAP_FFN_GATE:
     case BN_TAP_FFN_UP:
     case BN_TAP_FFN_ACT:
     case BN_TAP_FFN_OUT:
         return rows * m->hidden_dim;
     case BN_TAP_FFN_SUB_NORM:
-        return m->layers[layer].ffn_sub_norm ? rows * m->hidden_dim : 0;
+        return l->ffn_sub_norm ? rows * m->hidden_dim : 0;
     case BN_TAP_FFN_INP:
     case BN_TAP_FFN_NORM:
     case BN_TAP_FFN_DOWN:
@@ -125,20 +159,27 @@ static int64_t tap_size(const bn_model *m, int32_t layer, int which, const bn_pa
 
 static uint64_t digest_pass(bn_engine *engine, const bn_model *m, bn_pass *p, const variant *v, uint64_t digest) {
     const int keep = n_held;
-    const int64_t n_logits = (int64_t)p->n_outputs * m->vocab_size;
+    /* a pass may also make one vector, and of an odd number of tokens nothing else */
+    const int pools = v->arithmetic.generation == BN_MAIN && v->n_outputs == ALL;
+    const int64_t n_logits = pools && p->n_tokens % 2 ? 0 : (int64_t)p->n_outputs * m->vocab_size;
     int64_t sizes[2 * BN_LAYER_TAPS + BN_MODEL_TAPS];
     const int32_t n_layer_taps = m->n_layers * BN_LAYER_TAPS;
     float **recorded = room(n_layer_taps + BN_MODEL_TAPS, sizeof *recorded, 0);
     for (int32_t i = 0; i < n_layer_taps; i++)
         sizes[i] = tap_size(m, i / BN_LAYER_TAPS, i % BN_LAYER_TAPS, p, v->arithmetic.flash_attention);
     sizes[n_layer_taps + BN_TAP_INP_EMBD] = (int64_t)p->n_tokens * m->dim;
+    sizes[n_layer_taps + BN_TAP_INP_SCALED] = m->embedding_scale > 1 ? (int64_t)p->n_tokens * m->dim : 0;
     sizes[n_layer_taps + BN_TAP_RESULT_NORM] = (int64_t)p->n_outputs * m->dim;
     sizes[n_layer_taps + BN_TAP_RESULT_OUTPUT] = n_logits;
+    sizes[n_layer_taps + BN_TAP_POOLED] = pools ? m->dim : 0;
     for (int32_t i = 0; i < n_layer_taps + BN_MODEL_TAPS; i++)
         recorded[i] = sizes[i] ? room(sizes[i], sizeof(float), i % 4) : NULL;
     p->taps = v->record ? recorded : NULL;
     p->logits = n_logits ? room(n_logits, sizeof(float), 1) : NULL;
+    p->pooling = pools ? BN_POOL_MEAN + p->n_tokens / 2 % 3 : BN_POOL_NONE;
+    p->pooled = pools ? room(m->dim, sizeof(float), 3) : NULL;
     require(!bn_engine_forward(engine, p), "forward");
+    if (pools) digest = mix(digest, p->pooled, m->dim * (int64_t)sizeof(float));
     if (n_logits) digest = mix(digest, p->logits, n_logits * (int64_t)sizeof(float));
     for (int32_t i = 0; v->record && i < n_layer_taps + BN_MODEL_TAPS; i++)
         if (recorded[i]) digest = mix(digest, recorded[i], sizes[i] * (int64_t)sizeof(float));
@@ -321,6 +362,7 @@ void check_engines(void) {
         {{BN_MARCH, 8, 1, .attention_threads = 1}, 33, ALL, 1},
         {{BN_MARCH, 16, 1, .attention_threads = 1}, 33, 1, 1},
         {{BN_MAIN, 8, .attention_threads = 1}, 5, ALL, 1},
+        {{BN_MAIN, 16, .attention_threads = 1}, 69, ALL, 0}, /* its mean: one whole step, and five more */
         {{BN_MAIN, 16, .half_sums = 1, .attention_threads = 1, .follow_reference = 1}, 3, 1, 1},
         {{BN_MAIN, 8, .flash_attention = 1, .attention_threads = 2, .follow_reference = 1}, 5, 1, 0},
         {{BN_MAIN, 16, .flash_attention = 1, .attention_threads = 3}, 65, 1, 1},

@@ -36,10 +36,10 @@ SITES = {
     # BitLinear
     "i2s_dot": Site(
         "statement",
-        "e->kernels->i2s_dot(m->data + row * (m->cols / 4), m->cols, n_rows, b->q8 + t * m->cols, m->cols,\n"
-        "                                n_cols, acc);",
+        "e->kernels->i2s_dot(m->data + row * (m->cols / 4), m->cols, n_rows, b->q8 + (first + t) * m->cols,\n"
+        "                                m->cols, n_cols, acc);",
     ),
-    "row_scale": Site("expression", "b->q8_scale[t + c]"),
+    "row_scale": Site("expression", "b->q8_scale[first + t + c]"),
     "rescale": Site("statement", "rescale(acc + c * n_rows, n_rows, sum, s, m->scale, out);"),
     "factor": Site("statement", "y[i] *= m->factor;"),
     "bias": Site("statement", "y[i] += m->bias[row + i];"),
@@ -72,9 +72,9 @@ SITES = {
     ),
     # residuals
     "ffn_inp": Site(
-        "statement", "add_rows(r, b->attn_out + skipped, b->x + skipped, n_rows * dim, b->ffn_inp);"
+        "statement", "add_rows(r, attended, b->x + skipped, n_rows * dim, b->ffn_inp);"
     ),
-    "l_out": Site("statement", "add_rows(r, b->down, b->ffn_inp, n_rows * dim, b->x);"),
+    "l_out": Site("statement", "add_rows(r, fed, b->ffn_inp, n_rows * dim, b->x);"),
     # the ends
     "embed": Site(
         "statement",
@@ -92,17 +92,17 @@ SITES = {
 
 PLACES = (
     ("embed(r);", None, "inp_embd"),
-    ("norm_and_quantize(r, b->x,", "layer", "attn_norm"),
+    ("int64_t apart = prepare_qkv(r, w, n);", "layer", "attn_norm"),
     ("bitlinear(r, &w->q,", "layer", "q"),
     ("bitlinear(r, &w->k,", "layer", "k"),
     ("bitlinear(r, &w->v,", "layer", "v"),
-    ("rope_rows(r, b->q,", "layer", "q_rope"),
-    ("rope_rows(r, b->k,", "layer", "k_rope"),
+    ("rope_rows(r, q,", "layer", "q_rope"),
+    ("rope_rows(r, k,", "layer", "k_rope"),
     ("bn_attention(r, layer);", "layer", "kq"),
     ("norm_and_quantize(r, b->kqv,", "layer", "attn_sub_norm"),
     ("bitlinear(r, &w->o,", "layer", "attn_o_out"),
-    ("add_rows(r, b->attn_out", "layer", "ffn_inp"),
-    ("norm_and_quantize(r, b->ffn_inp,", "layer", "ffn_norm"),
+    ("add_rows(r, attended,", "layer", "ffn_inp"),
+    ("apart = prepare_gate_up(r, w, n_rows);", "layer", "ffn_norm"),
     ("bitlinear(r, &w->gate,", "layer", "ffn_gate"),
     ("bitlinear(r, &w->up,", "layer", "ffn_up"),
     (
@@ -112,7 +112,7 @@ PLACES = (
     ),
     ("norm_and_quantize(r, b->prod,", "layer", "ffn_sub_norm"),
     ("bitlinear(r, &w->down,", "layer", "ffn_down"),
-    ("add_rows(r, b->down,", "layer", "l_out"),
+    ("add_rows(r, fed,", "layer", "l_out"),
     ("norm_rows(r, b->x, e->model.output_norm,", None, "result_norm"),
     ("for (int64_t row = lo; row < hi; row += 16)\n        multiply_rows(", None, "result_output"),
 )

@@ -10,8 +10,10 @@ enum { ZOO_PREFILL = 0, ZOO_DECODE = 1 };
 /* Model-wide taps follow the layer taps. */
 enum {
     ZOO_TAP_INP_EMBD = BN_LAYER_TAPS,
+    ZOO_TAP_INP_SCALED,
     ZOO_TAP_RESULT_NORM,
     ZOO_TAP_RESULT_OUTPUT,
+    ZOO_TAP_POOLED,
 };
 
 typedef struct {

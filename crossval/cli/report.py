@@ -1,0 +1,77 @@
+"""``crossval report``, ``show`` and ``history``: receipts that were written before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from crossval.cli.options import PATH
+from crossval.cli.output import write_json
+from crossval.console import console, show_line
+from crossval.errors import UsageError
+from crossval.receipts import file as receipt
+from crossval.registry import show_receipt, write_report
+from crossval.report import history
+from crossval.report.pages import read_history
+
+RECEIPTS = click.argument("receipts", nargs=-1, required=True, type=PATH, metavar="RECEIPT...")
+
+
+@click.command("report")
+@RECEIPTS
+@click.option("--html", required=True, type=PATH, metavar="OUT", help="File to write.")
+def report(receipts: tuple[Path, ...], html: Path) -> None:
+    """Write receipts as one HTML page: verdict, figures, findings, tables, provenance.
+
+    The page needs no network and no script. RECEIPT is a file, or a folder of them. Two receipts are
+    shown side by side.
+
+    \b
+    Example:
+      crossval report receipts/layers-shipped.json --html parity.html
+    """
+    write_report(receipts, html)
+    show_line(console(), f"page: {html}")
+
+
+@click.command("show")
+@click.argument("path", type=PATH, metavar="RECEIPT")
+@click.option("--csv", "table", metavar="TABLE", help="Print this table as CSV; `rows` is in most kinds.")
+def show(path: Path, table: str | None) -> None:
+    """Print a receipt as the command printed that wrote it. Checks nothing: see `crossval gate`.
+
+    \b
+    Example:
+      crossval show receipts/greedy-shipped.json
+      crossval show receipts/greedy-shipped.json --csv steps
+    """
+    opened = receipt.read(path)
+    if table is None:
+        show_receipt(console(), opened)
+        return
+    try:
+        frame = opened.frame(table)
+    except KeyError as error:
+        raise UsageError(str(error.args[0])) from error
+    write_json(frame.to_csv(index=False))
+
+
+@click.command("history")
+@RECEIPTS
+@click.option("--csv", "as_csv", is_flag=True, help="Print every column as CSV.")
+def show_history(receipts: tuple[Path, ...], as_csv: bool) -> None:
+    """List receipts by date, with what changed since the last one of the same comparison.
+
+    RECEIPT is a file, or a folder of them. Receipts of one kind, model, prompt and reference are one
+    comparison.
+
+    \b
+    Example:
+      crossval history receipts/
+    """
+    made = read_history(receipts)
+    if as_csv:
+        write_json(made.to_csv(index=False))
+    else:
+        history.show(console(), made)

@@ -1,0 +1,1 @@
+"""Receipts as one HTML page: figures, findings, tables."""

@@ -1,0 +1,3 @@
+module tracewriter
+
+go 1.19
