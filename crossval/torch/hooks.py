@@ -28,7 +28,7 @@ _FUNCTIONS = {
 }
 
 
-class _Calls(TorchFunctionMode):
+class _Calls(TorchFunctionMode):  # type: ignore[misc]  # PyTorch is not installed where types are checked
     """Sees the functions of PyTorch that are called while a module runs."""
 
     def __init__(self, keep: Callable[[str, Any], None]) -> None:

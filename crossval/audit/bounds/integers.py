@@ -193,9 +193,9 @@ def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
     """Yield every recipe of this format, the one without its roundings first.
 
     The scale is ``127 / max|x|``, the same as PyTorch computes it (the reciprocal times 127, both rounded), or its
-    reciprocal, which is divided by; it and the scaled values are rounded to the format or kept in binary32 (or with
-    more digits: where values of few digits meet a tie exactly, the two differ); halves go to even or away from
-    zero; then integers are multiplied, or activations dequantised into the format first.
+    reciprocal, which is divided by; it and the scaled values are rounded to the format or kept in binary32 (or
+    with more digits: where values of few digits meet a tie exactly, the two differ); halves go to even or away
+    from zero; then integers are multiplied, or activations dequantised into the format first.
     """
     absmax = np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
     plain, step = 127.0 / absmax, form.round(absmax / 127.0)

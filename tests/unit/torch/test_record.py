@@ -94,14 +94,16 @@ def test_packed_weights_of_both_classes_are_parity(
 def test_checkpoints_that_transformers_loads_itself(family: str, packed: str | None, tmp_path: Path) -> None:
     """None: master weights, quantised online at every call."""
     need("accelerate")
-    checkpoint = Small(family, packed=packed, dtype="F32" if packed is None else "BF16")
+    checkpoint = Small(family, packed=packed)
     checkpoint.config["model_type"] = {"2b-4t": "bitnet", "llama": "llama"}[family]
     if packed is None:
         online = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
         checkpoint.config["quantization_config"] = online
     folder = checkpoint.write(tmp_path / "checkpoint")
     quantize(folder, tmp_path / "m.gguf")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    # transformers 5.24 keeps the other parameters of this class in bfloat16, and then runs in bfloat16 only
+    dtype = torch.bfloat16 if packed == "autobitlinear" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
     recorded(model, tmp_path / "m.gguf", tmp_path / "trace")
     assert_checked_one_by_one(receipt_of(tmp_path / "m.gguf", tmp_path / "trace"))
 
@@ -125,9 +127,9 @@ def test_the_fused_model_of_the_gpu_folder_is_recorded_by_its_own_map(bitnet_fil
     receipt = receipt_of(bitnet_file, out)
     hidden = ("kqv_out", "ffn_out")  # what no module there computes is checked together with these
     assert_checked_one_by_one(receipt, but=hidden)
-    held = torch.nn.ModuleDict({"prefill": model, "decode": model.eval()})
-    with pytest.raises(BadInputError, match="more than once"):  # one model under two names
-        recorded(held, bitnet_file, tmp_path / "both", tap_map="bitnet-gpu", forward=lambda *a: [forward(*a)] * 2)
+    twice = lambda *asked: [forward(*asked), forward(*asked)][0]  # noqa: E731
+    with pytest.raises(BadInputError, match="tok_embeddings was called more than once in one pass"):
+        recorded(model, bitnet_file, tmp_path / "twice", tap_map="bitnet-gpu", forward=twice)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
