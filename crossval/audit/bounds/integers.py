@@ -201,11 +201,10 @@ def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
     plain, step = 127.0 / absmax, form.round(absmax / 127.0)
     factor, inverse = form.round(plain), form.round(form.round(1.0 / absmax) * 127.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        single, double = to_f32(plain), to_f32(to_f32(1.0 / absmax) * 127.0)
+        single = to_f32(plain)
         ways = (
             (single, to_f32(x * single), False),
             (plain, x * plain, False),
-            (double, to_f32(x * double), False),
             (factor, x * factor, True),
             (factor, form.round(x * factor), True),
             (inverse, form.round(x * inverse), True),
