@@ -1,4 +1,4 @@
-"""Everything the commands do, as functions for programs and notebooks; all but ``explain_text`` return receipts.
+"""Everything the commands do, as functions for programs and notebooks; most return receipts.
 
 Nothing here reads a command line or prints. Errors are ``crossval.errors.CrossvalError``. A
 ``model`` is the path of a GGUF file, by default the model that ships with the project. Engines are
@@ -9,6 +9,7 @@ to show, such as where a file was written.
 
 from crossval.api.benchmark import bench_engines
 from crossval.api.comparison import audit_trace, compare_engines, compare_traces
+from crossval.api.dumps import compare_printed, import_dump
 from crossval.api.fetch import fetch_model
 from crossval.api.generation import greedy, read_prompts
 from crossval.api.score import score_text
@@ -23,11 +24,13 @@ __all__ = [
     "bench_engines",
     "check_weights",
     "compare_engines",
+    "compare_printed",
     "compare_tokens",
     "compare_traces",
     "explain_text",
     "fetch_model",
     "greedy",
+    "import_dump",
     "metamorphic",
     "read_prompts",
     "record",
