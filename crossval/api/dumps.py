@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitnet_py.resources import default_model_path
-from crossval.api.request import Progress, silent
+from crossval.api.request import silent
 from crossval.engines import dumps
 from crossval.engines.dumps import PrintedTap
 from crossval.engines.record import trace_model
 from crossval.engines.registry import find_word, open_candidate
 from crossval.engines.session import check_text
 from crossval.errors import UnavailableError
+from crossval.terms import Progress
 from crossval.traces.read import TraceInfo
 
 

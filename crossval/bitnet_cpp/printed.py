@@ -47,7 +47,8 @@ def parse(text: str, where: str) -> Iterator[Printed]:
     Raises:
         BadInputError: no tensor, or one that is cut off or of an unreasonable size.
     """
-    found, head, rows = False, None, []
+    found, head = False, None
+    rows: list[list[str]] = []
     for line in (*text.splitlines(), None):
         start = None if line is None else _HEAD.search(line)
         if line is None or start is not None:

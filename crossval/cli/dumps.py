@@ -39,8 +39,7 @@ MAX_ROWS = 12
     MODEL,
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
 )
-@click.pass_context
-def printed(ctx: click.Context, as_json: bool, **options: Any) -> None:
+def printed(as_json: bool, **options: Any) -> None:
     """Compare what llama-eval-callback or llama-debug printed with an engine.
 
     DUMP is the text that either tool printed for the prompt: of each tensor the values at the
@@ -60,7 +59,9 @@ def printed(ctx: click.Context, as_json: bool, **options: Any) -> None:
         click.echo(json.dumps({"verdict": found.verdict, **asdict(found)}))
     else:
         _show(found)
-    ctx.exit(EXIT_OF_VERDICT["agrees_within" if found.first_beyond is None else "divergence"])
+    click.get_current_context().exit(
+        EXIT_OF_VERDICT["agrees_within" if found.first_beyond is None else "divergence"]
+    )
 
 
 def _show(found: PrintedComparison) -> None:
