@@ -127,6 +127,8 @@ _Errors = Iterable[ValidationError]
 _valid: set[tuple[int, type, Any]] = set()
 """Plain values found valid, by the schema asked of them: tables hold the same few again and again."""
 _MAX_VALID = 1 << 16
+_MAX_REMEMBERED = 100
+"""Characters of a text."""
 
 
 def _properties(check: Any, asked: Any, value: Any, around: Any) -> _Errors:
@@ -137,7 +139,8 @@ def _properties(check: Any, asked: Any, value: Any, around: Any) -> _Errors:
         if name not in value:
             continue
         member = value[name]
-        known = None if isinstance(member, (dict, list)) else (id(schema), type(member), member)
+        long = isinstance(member, (dict, list)) or (isinstance(member, str) and len(member) > _MAX_REMEMBERED)
+        known = None if long else (id(schema), type(member), member)
         if known in _valid:
             continue
         wrong = list(check.descend(member, schema, path=name, schema_path=name))

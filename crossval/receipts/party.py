@@ -19,6 +19,7 @@ PATH_OF_NAME: dict[str, ComputePath] = {
     "bitnet_py": "real",
     REFERENCE_NAME: "library",
     "llama.cpp": "library",
+    "transformers": "library",
     "specification": "specification",
 }
 """Name of a live engine -> what computes its numbers: ``real`` counts its kernels, a ``library`` does not."""

@@ -198,14 +198,14 @@ MOST_ENUMERATED = 8
 def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
     """Yield every recipe of this format, the one without its roundings first.
 
-    The scale is ``127 / max|x|`` or its reciprocal, which is divided by; it and the scaled values are rounded to
-    the format or kept in binary32 (or with more digits: where values of few digits meet a tie exactly, the two
-    differ); halves go to even or away from zero; then integers are multiplied, or activations dequantised into the
-    format first.
+    The scale is ``127 / max|x|``, the same as PyTorch computes it (the reciprocal times 127, both rounded), or its
+    reciprocal, which is divided by; it and the scaled values are rounded to the format or kept in binary32 (or
+    with more digits: where values of few digits meet a tie exactly, the two differ); halves go to even or away
+    from zero; then integers are multiplied, or activations dequantised into the format first.
     """
     absmax = np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
     plain, step = 127.0 / absmax, form.round(absmax / 127.0)
-    factor = form.round(plain)
+    factor, inverse = form.round(plain), form.round(form.round(1.0 / absmax) * 127.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         single = to_f32(plain)
         ways = (
@@ -213,6 +213,7 @@ def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
             (plain, x * plain, False),
             (factor, x * factor, True),
             (factor, form.round(x * factor), True),
+            (inverse, form.round(x * inverse), True),
             (1.0 / step, x / step, True),
             (1.0 / step, form.round(x / step), True),
         )
