@@ -140,6 +140,9 @@ def test_a_cache_stated_to_be_binary32_may_not_be_rounded(shipped_model):
     assert wrong_tap(result) == "blk.0.kq"
 
 
+DIGITS = ("attn_norm", "ffn_norm", "ffn_gate")
+
+
 def more_digits(x: np.ndarray) -> np.ndarray:
     return x * np.float32(1 + 2**-20)
 
@@ -156,13 +159,13 @@ def test_a_tensor_with_more_digits_is_an_exception_that_is_named(shipped_model):
     assert precision.of_json(found.to_json()) == found
 
 
-def test_more_digits_in_a_tenth_of_the_tensors_rule_a_format_out(shipped_model):
+def test_more_digits_in_more_than_a_tenth_of_the_tensors_rule_a_format_out(shipped_model):
     engine, weights = NarrowEngine(shipped_model, Style("bf16")), SpecWeights(shipped_model)
-    result = audited(Wrapped(engine, ops=dict.fromkeys(("ffn_gate", "ffn_norm"), more_digits)), weights)
+    result = audited(Wrapped(engine, ops=dict.fromkeys(DIGITS, more_digits)), weights)
     assert result.verdict == "guilty"
     found = precision_of(result)
     assert (found.scope, found.declared, found.exceptions) == ("some", False, ())
-    assert not {"ffn_gate", "ffn_norm"} & set(found.ops)
+    assert not set(DIGITS) & set(found.ops)
     assert "l_out" in found.ops
 
 
@@ -236,8 +239,7 @@ def test_a_projection_stored_in_fewer_digits_is_judged_by_its_exact_input(shippe
     engine, weights = NarrowEngine(shipped_model, Style("f32")), SpecWeights(shipped_model)
     stored = Stored(engine, "blk.1.q", "f16")
     result = audited(stored, weights)
-    assert result.verdict == "incomplete"  # what is computed of it is not known to the last bit, the codes are
-    assert [check for check in result.checks if check.tap == "blk.1.q" and check.status != "ok"] == []
+    assert result.verdict == "clean"
     assert any(c.wrong and c.tap == "blk.1.q" for c in audited(Stored(engine, "blk.1.q", "f32"), weights).checks)
 
 
@@ -423,7 +425,9 @@ def test_a_format_needs_evidence_unless_it_is_stated(arrays, dtype):
 def test_a_receipt_holds_the_finding_and_where_it_is_missing_nothing_is_said():
     found = Precision("f16", "all", False, 2.0**-11, 5, 5, 900)
     result = AuditResult("x", (), 0, 0, None, "incomplete", precision=found)
-    assert summary.to_json(result)["precision"] == {**vars(found), "ops": []}
+    assert summary.to_json(result)["precision"] == {
+        name: value for name, value in {**vars(found), "ops": []}.items() if name != "exceptions"
+    }
     assert "precision" not in summary.to_json(replace(result, precision=None))
     made = {
         "candidate": {"numerics": Numerics().to_json()},
