@@ -72,7 +72,7 @@ def compare_engines(
     if floors:
         checked.require_tokens("be fed token by token to measure floors")
     with request.session(checked) as session, request.unavailable(session, full=full, n_decode=n_decode):
-        ours, theirs, encoded = request.open_prompt(session, prompt)
+        ours, theirs, encoded = request.open_prompt(session, prompt, n_decode or 0)
         return _examined(request, session, (ours, theirs), encoded)
 
 

@@ -143,7 +143,7 @@ def _asked(receipt: Receipt) -> list[Side]:
 
 
 def _form(receipt: Receipt, side: Side) -> Form:
-    model, numerics = receipt["model"], Numerics(**receipt[side]["numerics"])
+    model, numerics = receipt["model"], Numerics.from_json(receipt[side]["numerics"])
     return Form.of(model["shape"]["n_heads"], numerics, model["architecture"], model.get("input_norms", False))
 
 
@@ -318,7 +318,7 @@ def demands(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
 
 METAMORPHIC = Kind[MetamorphicFindings](
     name="metamorphic",
-    counted="checks",
+    counted=None,
     to_json=to_json,
     from_json=from_json,
     summarize=summarize,
