@@ -36,7 +36,8 @@ from tests.support.shared_parts import EditedCopies
 from tests.support.weights_samples import weights_receipt
 
 COARSE = [*taps.of_model(2, outline=True)[1:]]
-FINE = sorted([*taps.of_model(2, outline=True), *taps.layer_taps(0)[:9]], key=taps.execution_index)
+IN_FIRST = [name for name in taps.of_model(2) if name.startswith("blk.0.")]
+FINE = sorted([*taps.of_model(2, outline=True), *IN_FIRST[:9]], key=taps.execution_index)
 OUTLINE = samples.audit_result(names=COARSE, plan=samples.PLAN[:2])
 PARTLY = samples.audit_result(names=FINE, plan=samples.PLAN[:2])
 EXACT = samples.layers_result(plan=samples.PLAN[:2])
