@@ -20,7 +20,7 @@ from tests.support.strangers import run
 
 PROMPT = "What is 2+2?"
 LAYER = 2
-KINDS = [*taps.INPUT_TAPS, *(f"blk.{LAYER}.{tap}" for tap in taps.LAYER_TAPS), *taps.HEAD_TAPS]
+KINDS = [f"blk.{LAYER}.{tap}" if tap in taps.LAYER_TAPS else tap for tap in taps.of_graph(None)]
 OUTLINE = ("inp_embd", f"blk.{LAYER}.l_out", "result_norm", "result_output")
 PREFILL, DECODE, OUTLINE_ONLY = 0, 1, 2
 """Passes; of the last one the golden has the outline only."""
