@@ -15,7 +15,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_py import cli_quantize, cli_score
+from bitnet_py import cli_embed, cli_quantize, cli_score
 from bitnet_py.arithmetic import GENERATIONS, Generation
 from bitnet_py.bench import BenchReport, bench
 from bitnet_py.chat_template import FileTemplate
@@ -348,6 +348,7 @@ def tokenize(
         click.echo(f"{token_id:>7}  {_show_bytes(tokenizer.token_bytes(token_id, skip_special=False))}")
 
 
+main.add_command(cli_embed.command)
 main.add_command(cli_quantize.command)
 main.add_command(cli_score.command)
 

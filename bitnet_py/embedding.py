@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitnet_py.config import ModelConfig, Pooling
-from bitnet_py.errors import InputError
+from bitnet_py.errors import InputError, ModelError
 from bitnet_py.model import Model
 
 Vector = npt.NDArray[np.float32]
@@ -34,12 +34,19 @@ def embed(
 
     Raises:
         InputError: no pooling, or as ``Model.forward``.
+        ModelError: a value is not finite.
     """
     pooled = model.forward(
         ids, model.new_cache(), logits="none", pooling=pooling_for(model.config, pooling)
     ).pooled
     assert pooled is not None
-    return normalized(pooled) if normalize else pooled
+    vector = normalized(pooled) if normalize else pooled
+    if not np.isfinite(vector).all():
+        raise ModelError(
+            f"{model.path}: the vector has values that are not finite; "
+            "check the weights with `bitnet inspect --verify`"
+        )
+    return vector
 
 
 def pooling_for(config: ModelConfig, given: Pooling | None = None) -> Pooling:

@@ -79,6 +79,7 @@ class Numerics:
     not by row (Q8_K, 256 values: what llama.cpp multiplies matrices of TQ1_0 and TQ2_0 with).
     ``fused_sums``: there, the scaled sum of a block is added to the others in one rounding (gcc builds).
     ``bfloat_pairs``: products with an LM head of BF16 are added in pairs (builds for AVX512-BF16).
+    ``fused``: operations, without their layer, whose results exist only inside the kernel that reads them.
     """
 
     simd_width: int | None = None
@@ -92,8 +93,10 @@ class Numerics:
     quantizer_block: int | None = None
     fused_sums: bool | None = None
     bfloat_pairs: bool | None = None
+    fused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fused", tuple(self.fused))  # JSON has lists
         if self.generation is None and self.simd_width is not None:
             object.__setattr__(self, "generation", "march")
         if self.generation == "march" and self.binary16_sums is False:
@@ -103,7 +106,8 @@ class Numerics:
     def inside_others(self) -> frozenset[str]:
         """Taps that such an engine computes inside another operation, so that it may not have them as tensors."""
         activation = {"ffn_act"} if self.generation in ("main", "mainline") else set()
-        return frozenset(activation | ({"kq", "kq_soft_max"} if self.flash_attention else set()))
+        attention = {"kq", "kq_soft_max"} if self.flash_attention else set()
+        return frozenset(activation | attention | set(self.fused))
 
     def words(self) -> list[str]:
         """Return what is stated, for people."""
@@ -118,13 +122,15 @@ class Numerics:
             self.flash_attention and "flash attention",
             self.compute_dtype and f"computes in {self.compute_dtype}",
             self.kv_dtype and f"keys and values in {self.kv_dtype}",
+            self.fused and f"{', '.join(self.fused)} inside other kernels",
         )
         return [text for text in stated if text]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values; what is not stated only for lanes and quantiser."""
         always = ("simd_width", "fused_quantizer")
-        return {name: value for name, value in asdict(self).items() if value is not None or name in always}
+        fields = {**asdict(self), "fused": list(self.fused) or None}
+        return {name: value for name, value in fields.items() if value is not None or name in always}
 
 
 def tokenizer_rules(stated: Mapping[Side, Numerics]) -> arithmetic.Generation:

@@ -96,13 +96,25 @@ class Segment:
                 arrays = [round_to(r, a) for a, r in zip(arrays, readings[op.name].rounded, strict=True)]
             weights = [self.weights[name] for name in op.weights]
             if weights and isinstance(weights[0], TernaryMatrix):
-                result, near = bounds.propagate_bitlinear(op, arrays[0], have, weights, self.arithmetic, flips)
+                arithmetic = self._inside(op)
+                result, near = bounds.propagate_bitlinear(op, arrays[0], have, weights, arithmetic, flips)
                 ties[op.inputs[0]] = near  # the same of every BitLinear that reads it
             else:
-                arithmetic = self.arithmetic.reading(readings.get(op.name))
+                arithmetic = self._inside(op).reading(readings.get(op.name))
                 result = bounds.propagate(op, arrays, weights, arithmetic)
             made[op.output] = Part(result, have)
         return made, ties
+
+    def _inside(self, op: Op) -> Arithmetic:
+        """Return the arithmetic of an operation: what a kernel keeps to itself is rounded to no 16-bit format.
+
+        That is a result that only the kernel itself reads, and the codes it makes of one.
+        """
+        kept = set(self.arithmetic.numerics.fused)
+        quantised = {taps.parse(op.inputs[0]).tap} if isinstance(op.kind, BitLinear) else set()
+        if not self.arithmetic.low or kept.isdisjoint({op.name} | quantised):
+            return self.arithmetic
+        return replace(self.arithmetic, numerics=replace(self.arithmetic.numerics, compute_dtype=None))
 
     def _rows(self, op: Op, rows: Sequence[int], made: Mapping[str, Part]) -> tuple[int, ...]:
         """Return the rows an operation can be computed for; of the recorded output, those that were recorded."""
@@ -209,8 +221,13 @@ class Segment:
 
     def _unresolved(self, excused: Mapping[int, float]) -> dict[int, float]:
         """Return the rows whose bound is too wide to show anything, and how wide it is."""
-        wide = {row: width for row, width in self._widths(self.parts).items() if width > RESOLVES}
+        wide = {row: width for row, width in self._widths(self.parts).items() if width > self.resolves}
         return {row: max(width, excused.get(row, 0.0)) for row, width in wide.items()}
+
+    @property
+    def resolves(self) -> float:
+        """Largest bound of a token that shows something: rounding level, beside the recorded value's own."""
+        return RESOLVES + self.arithmetic.format.unit_roundoff
 
     def _widths(self, parts: Mapping[str, Part]) -> dict[int, float]:
         """Return the bound of each row that was computed, in relative L2; at most 1."""
@@ -239,7 +256,7 @@ class Segment:
             rank = (off, float(np.median(np.nan_to_num(worst, nan=math.inf))) if off else width)
             if best is None or rank < best:
                 best, self.readings, self.parts, self.ties = rank, readings, parts, ties
-            if off == 0 and width <= RESOLVES:
+            if off == 0 and width <= self.resolves:
                 return
 
     def _allowed(self) -> Iterator[Readings]:

@@ -288,6 +288,10 @@ def _info(value: dict[str, Any], tap_map: TapMap | None, against: TraceModel | N
         check_model(model, against)
     architecture = model.architecture if against is None else against.architecture
     resolved: dict[tuple[str, ...], Resolved] = {}
+    engine = _engine(value["engine"])
+    unheard = [name for name in engine.numerics.fused if name not in taps.LAYER_TAPS]
+    if unheard:
+        raise ValueError(f"engine.numerics.fused: no layer has an operation {unheard[0]!r}")
     prompt_ids = tuple(map(int, value["prompt"]["token_ids"]))
     passes: list[TracePass] = []
     start = 0
@@ -299,6 +303,12 @@ def _info(value: dict[str, Any], tap_map: TapMap | None, against: TraceModel | N
             resolved[names] = resolve(names, tap_map, architecture)
         passes.append(_pass(item, index, start, model, keys_of, resolved[names].found))
         start += len(passes[-1].plan.token_ids)
+    contradictions = (tap for one in passes for tap in one.taps if taps.parse(tap).tap in engine.numerics.fused)
+    if (tap := next(contradictions, None)) is not None:
+        raise ValueError(
+            f"{tap} is recorded, and engine.numerics.fused says that it exists only inside a kernel: leave one of "
+            "them out"
+        )
     unknown = tuple(dict.fromkeys(name for one in resolved.values() for name in one.unknown))
     if not any(one.taps for one in passes):
         raise ValueError(f"none of its tensors is a tap: {', '.join(counted(unknown)[:4])}; {USE_A_MAP}")
@@ -308,7 +318,7 @@ def _info(value: dict[str, Any], tap_map: TapMap | None, against: TraceModel | N
     if len(fed) < len(prompt_ids):
         raise ValueError(f"the passes cover {len(fed)} tokens of a prompt of {len(prompt_ids)}")
     return TraceInfo(
-        engine=_engine(value["engine"]),
+        engine=engine,
         model=model,
         prompt_text=value["prompt"].get("text"),
         prompt_ids=prompt_ids,

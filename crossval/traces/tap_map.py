@@ -87,7 +87,8 @@ class Transpose:
         """Return the array with its axes in that order."""
         if sorted(self.axes) != list(range(array.ndim)):
             raise ValueError(f"transpose: {list(self.axes)} does not list the {array.ndim} axes once each")
-        return array.transpose(self.axes)
+        found: Array = array.transpose(self.axes)
+        return found
 
 
 @dataclass(frozen=True)

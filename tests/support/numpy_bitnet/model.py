@@ -34,7 +34,8 @@ class Model:
         self.path = path
         self._file = EXAMPLE.File(path)
         self._held: dict[str, Any] = {}
-        arch = self._file.metadata["general.architecture"]
+        self.arch: str = self._file.metadata["general.architecture"]
+        arch = self.arch
 
         def number(key: str) -> Any:
             return self._file.metadata[f"{arch}.{key}"]
@@ -44,7 +45,7 @@ class Model:
         self.n_heads: int = number("attention.head_count")
         self.n_kv_heads: int = number("attention.head_count_kv")
         self.hidden_dim: int = number("feed_forward_length")
-        self.head_dim: int = self.dim // self.n_heads
+        self.head_dim: int = self._file.metadata.get(f"{arch}.attention.key_length", self.dim // self.n_heads)
         self.eps: float = number("attention.layer_norm_rms_epsilon")
         self.base: float = float(number("rope.freq_base"))
 
@@ -57,6 +58,10 @@ class Model:
     def embedding(self) -> npt.NDArray[np.float32]:
         """``(vocab_size, dim)``; also the head."""
         return self.vector("token_embd")
+
+    def has(self, name: str) -> bool:
+        """Return whether the file has a tensor."""
+        return f"{name}.weight" in self._file.infos
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         """Return a tensor that is not ternary, in float32."""

@@ -21,11 +21,11 @@ from tests.support.numpy_main.kernels import (
 
 
 def by_operations(
-    q: F32, keys: F16, values: F16, positions: npt.NDArray[np.int64], arithmetic: Arithmetic
+    q: F32, keys: F16, values: F16, positions: npt.NDArray[np.int64], scale: np.float32, arithmetic: Arithmetic
 ) -> dict[str, F32]:
     """Scores, softmax and weighted sum.
 
-    ``q (n, heads, d)``, cells ``(n_kv, kv_heads, d)`` with n_kv a multiple of 256.
+    ``q (n, heads, d)``, cells ``(n_kv, kv_heads, d)`` with n_kv a multiple of 256; ``scale`` of the scores.
     """
     n, n_heads, d = q.shape
     group = n_heads // keys.shape[1]
@@ -36,7 +36,7 @@ def by_operations(
     kq = score(k[:, None], q16[:, :, None], arithmetic)
     masked = np.arange(len(keys)) > positions[:, None]
     with np.errstate(all="ignore"):
-        w = kq * (np.float32(1) / np.sqrt(np.float32(d)))
+        w = kq * scale
         w = w + np.where(masked, -INFINITY, np.float32(0))
         e, total = exponentials(w, w.max(-1), arithmetic.simd_width)
         p = e * (1 / total).astype(np.float32)[..., None]
@@ -89,10 +89,11 @@ def _joined(scores: F32, values: F16, n_kv: int, arithmetic: Arithmetic) -> tupl
     return total, a
 
 
-def _by_tiles(q: F32, keys: F16, values: F16, positions: npt.NDArray[np.int64], width: int) -> F32:
+def _by_tiles(
+    q: F32, keys: F16, values: F16, positions: npt.NDArray[np.int64], scale: np.float32, width: int
+) -> F32:
     """Queries ``(n, d)`` of one head by tiles of 64 cells, in binary32."""
     n, d = q.shape
-    scale = np.float32(1) / np.sqrt(np.float32(d))
     top, total, a = np.full(n, -INFINITY), np.zeros(n, np.float32), np.zeros((n, d), np.float32)
     for at in range(0, int(positions[-1]) + 1, 64):
         k, v = f32(keys[at : at + 64]), f32(values[at : at + 64])
@@ -110,18 +111,20 @@ def _by_tiles(q: F32, keys: F16, values: F16, positions: npt.NDArray[np.int64], 
     return a * (np.float32(1) / total)[:, None]
 
 
-def flash(q: F32, keys: F16, values: F16, positions: npt.NDArray[np.int64], arithmetic: Arithmetic) -> F32:
+def flash(
+    q: F32, keys: F16, values: F16, positions: npt.NDArray[np.int64], scale: np.float32, arithmetic: Arithmetic
+) -> F32:
     """Flash attention: arguments as ``by_operations``; returns ``(n, heads * d)``."""
     n, n_heads, d = q.shape
     out = np.empty_like(q)
     k, v = (np.repeat(cells, n_heads // cells.shape[1], 1).transpose(1, 0, 2) for cells in (keys, values))
     if n >= 64 and d % arithmetic.simd_width == 0:
         for h in range(n_heads):
-            out[:, h] = _by_tiles(q[:, h], k[h], v[h], positions, arithmetic.simd_width)
+            out[:, h] = _by_tiles(q[:, h], k[h], v[h], positions, scale, arithmetic.simd_width)
         return out.reshape(n, -1)
     for t in range(n):
         seen = int(positions[t]) + 1
-        scores = dot(k[:, :seen], f16(q[t])[:, None], arithmetic) * (np.float32(1) / np.sqrt(np.float32(d)))
+        scores = dot(k[:, :seen], f16(q[t])[:, None], arithmetic) * scale
         if n == 1 and len(keys) >= 512:
             total, a = _joined(scores, v[:, :seen], len(keys), arithmetic)
         else:

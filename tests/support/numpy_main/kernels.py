@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ def _of_libm(name: str) -> Callable[[F32], F32]:
     return apply
 
 
-expf, cosf, sinf = _of_libm("expf"), _of_libm("cosf"), _of_libm("sinf")
+expf, cosf, sinf, tanhf = (_of_libm(name) for name in ("expf", "cosf", "sinf", "tanhf"))
 
 
 # --- rounding -------------------------------------------------------------------------------------------------
@@ -194,4 +195,21 @@ def gated(gate: F32, up: F32, width: int | None) -> tuple[F32, F32]:
             act = relu * relu
         else:
             act = gate / (np.float32(1) + exponential(np.float32(0) - gate, width))
+        return act, act * up
+
+
+@functools.cache
+def gelu_table() -> F16:
+    """Return GELU of every binary16 number, by its bits: tanh's approximation in binary32, rounded at the end."""
+    x = f32(np.arange(1 << 16, dtype=np.uint16).view(np.float16))
+    with np.errstate(all="ignore"):
+        inner = np.float32(0.79788456) * x * fused(np.float32(0.044715) * x, x, np.float32(1))
+        return f16(np.float32(0.5) * x * (np.float32(1) + tanhf(inner)))
+
+
+def gelu(gate: F32, up: F32) -> tuple[F32, F32]:
+    """Return GELU as ggml looks it up, and its product with ``up``."""
+    with np.errstate(invalid="ignore"):
+        found = f32(gelu_table()[f16(gate).view(np.uint16)])
+        act = np.where(gate <= -10, np.float32(0), np.where(gate >= 10, gate, found))
         return act, act * up

@@ -347,7 +347,7 @@ class TestTokenize:
 
 class TestHelp:
     def commands(self):
-        names = {"run", "bench", "inspect", "convert", "quantize", "score", "tokenize"}
+        names = {"run", "bench", "embed", "inspect", "convert", "quantize", "score", "tokenize"}
         assert set(cli.main.commands) == names
         return {"bitnet": cli.main, **cli.main.commands}
 

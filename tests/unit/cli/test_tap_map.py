@@ -158,3 +158,50 @@ def test_asking_for_more_than_the_shorter_trace_holds_is_incomplete(record: Reco
     result = run("diff", record(n_decode=3), record(n_decode=1), "--model", model_path, "--decode", "3")
     assert result.exit_code == 3
     assert "PARITY" not in result.stdout
+
+
+# --- fused operations -----------------------------------------------------------------------------------------
+
+
+def without_act(source: Path, out: Path, fused: list[str], also: str = ".ffn_act") -> Path:
+    """Copy a trace without its activation, and say that it is in one kernel with the product."""
+    shutil.copytree(source, out)
+    trace = Trace.open(source)
+    value = json.loads((out / "trace.json").read_text())
+    value["engine"]["numerics"]["fused"] = fused
+    for index, item in enumerate(value["passes"]):
+        item["taps"] = [entry for entry in item["taps"] if not entry["name"].endswith((".ffn_act", also))]
+        kept = {f"p{index}.{one['name']}": trace.taps(index)[one["name"]].array for one in item["taps"]}
+        item["sha256"] = write_safetensors(out / item["file"], kept)
+    (out / "trace.json").write_text(json.dumps(value))
+    return out
+
+
+def test_a_tensor_inside_a_kernel_is_not_missing(layers, record: Record, tmp_path: Path, out: Path) -> None:
+    open_ = layers("--candidate", without_act(record(), tmp_path / "open", []), "--full")
+    assert open_.exit_code == 3
+    stated = without_act(record(), tmp_path / "stated", ["ffn_act"])
+    result = layers("--candidate", stated, "--full", "--receipt", out)
+    assert result.exit_code == 0, result.output
+    made = receipt.read(out)
+    assert made["verdict"] == "parity"
+    assert made["candidate"]["numerics"]["fused"] == ["ffn_act"]
+    assert not any(row["tap"].endswith("ffn_act") for row in made["results"]["rows"])
+    gate = run("gate", out, "--allow-compute", "recorded")
+    failed = [line.split()[:2] for line in gate.output.splitlines() if "FAIL" in line]
+    assert failed == [["two", "parties"], ["FAIL", str(out)]], gate.output  # one library gave both traces
+
+
+def test_a_fault_inside_a_kernel_is_found_as_the_kernels(
+    layers, record: Record, tmp_path: Path, out: Path
+) -> None:
+    broken = record(fault=Fault(scaled=(("blk.1.ffn_out", 1.01),)))
+    plain = layers("--candidate", broken, "--full", "--receipt", tmp_path / "plain.json")
+    result = layers("--candidate", without_act(broken, tmp_path / "t", ["ffn_act"]), "--full", "--receipt", out)
+    assert result.exit_code == plain.exit_code != 0
+    assert receipt.read(out)["verdict"] == receipt.read(tmp_path / "plain.json")["verdict"] != "parity"
+
+
+def test_only_what_is_stated_may_be_missing(layers, record: Record, tmp_path: Path) -> None:
+    stated = without_act(record(), tmp_path / "stated", ["attn_sub_norm"], also=".attn_sub_norm")
+    assert layers("--candidate", stated, "--full").exit_code == 3

@@ -338,6 +338,7 @@ def test_every_object_of_the_schema_is_closed(name: str) -> None:
                     "binary16_sums",
                     "compute_dtype",
                     "flash_attention",
+                    "fused",
                     "fused_sums",
                     "generation",
                     "kv_dtype",
