@@ -40,9 +40,8 @@ def junit(judged: Sequence[Judged]) -> str:
         failures = sum(not check.passed for check in one.checks)
         errors = int(one.error is not None)
         counts = {"tests": len(one.checks) + errors, "failures": failures, "errors": errors}
-        suite = ElementTree.SubElement(
-            root, "testsuite", name=one.receipt, **{name: str(count) for name, count in counts.items()}
-        )
+        facts = {"name": one.receipt, **{name: str(count) for name, count in counts.items()}}
+        suite = ElementTree.SubElement(root, "testsuite", facts)
         if one.error is not None:
             case = ElementTree.SubElement(suite, "testcase", classname=one.receipt, name="read")
             ElementTree.SubElement(case, "error", message=_xml(one.error))
@@ -65,7 +64,7 @@ def markdown(judged: Sequence[Judged]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def annotations(judged: Sequence[Judged]) -> Iterator[str]:
+def workflow_commands(judged: Sequence[Judged]) -> Iterator[str]:
     """Yield a GitHub workflow command for each receipt that does not pass."""
     for one in judged:
         for reason in _reasons(one):
