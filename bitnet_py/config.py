@@ -224,11 +224,13 @@ class _Reader:
             raise self.error(name, "a finite number above 0", value)
         return number
 
-    def require(self, key: str, expected: Sequence[object], what: str | None = None) -> None:
+    def require(
+        self, key: str, expected: Sequence[object], what: str | None = None, remedy: str = _CONVERT
+    ) -> None:
         """Reject a key that is present with a value other than those expected."""
         value = self.raw(key)
         if value is not None and (isinstance(value, np.ndarray) or value not in expected):
-            raise self.error(f"{self.arch}.{key}", what or expected[0], clip(str(value)))
+            raise self.error(f"{self.arch}.{key}", what or expected[0], clip(str(value)), remedy)
 
     def vocab_size(self) -> int:
         tokens = self.metadata.get("tokenizer.ggml.tokens")
@@ -316,7 +318,7 @@ class _Reader:
         )
         self.require("rope.scaling.attn_factor", (1.0,))
         for key in ("expert_count", "expert_used_count"):
-            self.require(key, (0,), "0 (mixtures of experts are not supported)")
+            self.require(key, (0,), "0 (mixtures of experts are not supported)", "give a dense BitNet model")
         self.require("attention.causal", (True,), "true (only causal attention is supported)")
         if not ARCHITECTURES[self.arch].in_march:
             self.require("attention.sliding_window", (0,), "0 (sliding windows are not supported)")

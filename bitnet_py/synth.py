@@ -59,8 +59,8 @@ def _write_metadata(writer: Any, config: SynthConfig) -> None:
 
 
 def _write_tokenizer(writer: Any, config: SynthConfig) -> None:
-    """Write a vocabulary of the kind that the architecture's models have; embedding models append EOS."""
-    is_sentencepiece = config.arch == "gemma3"
+    """Write a vocabulary; embedding models append EOS."""
+    is_sentencepiece = config.sentencepiece
     build = build_sentencepiece if is_sentencepiece else build_vocab
     vocab: SentencePieceVocab | Vocab = build(config.vocab_size, config.seed)
     writer.add_string("tokenizer.ggml.model", "llama" if is_sentencepiece else "gpt2")
@@ -72,7 +72,7 @@ def _write_tokenizer(writer: Any, config: SynthConfig) -> None:
         writer.add_array("tokenizer.ggml.merges", list(vocab.merges))
     else:
         writer.add_array("tokenizer.ggml.scores", list(vocab.scores))
-        writer.add_bool("tokenizer.ggml.add_space_prefix", False)
+        writer.add_bool("tokenizer.ggml.add_space_prefix", config.arch != "gemma3")
     writer.add_uint32("tokenizer.ggml.bos_token_id", vocab.bos_id)
     writer.add_uint32("tokenizer.ggml.eos_token_id", vocab.eos_id)
     writer.add_bool("tokenizer.ggml.add_bos_token", config.arch != "qwen3")

@@ -12,7 +12,7 @@ from bitnet_py.projections import PROJECTIONS, block_of
 from bitnet_py.synth_vocab import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE
 from bitnet_py.tables import TABLES
 
-_PRE = {"qwen3": "qwen2", "gemma3": "default"}
+_PRE = {"qwen3": "qwen2"}
 NORMS = {"f32": GGMLType.F32, "f16": GGMLType.F16}
 """Name on the command line -> type of the weights of norms."""
 
@@ -43,7 +43,7 @@ class SynthConfig:
     """Type of the weights of norms, ``f32`` or ``f16``."""
     pre: str | None = None
     """Value of ``tokenizer.ggml.pre``; ``none`` omits the key, as the official 2B-4T file does. None: that of
-    the architecture's models."""
+    the architecture's models. ``sentencepiece``: that tokenizer, as 1bitLLM's models have it."""
     untied_head: bool = False
     """Write a separate ``output.weight``; bitnet.cpp uses it in ``llama`` only, others load and ignore it."""
     sub_norms: bool = True
@@ -73,8 +73,15 @@ class SynthConfig:
         return self.dim // self.n_heads if self.head_dim is None else self.head_dim
 
     @property
+    def sentencepiece(self) -> bool:
+        """Return whether the tokenizer is SentencePiece, not byte-level BPE."""
+        return self.arch == "gemma3" or self.pre == "sentencepiece"
+
+    @property
     def pre_type(self) -> str:
         """Return the value of ``tokenizer.ggml.pre``."""
+        if self.sentencepiece:
+            return "default"
         return _PRE.get(self.arch, "llama-bpe") if self.pre is None else self.pre
 
     def check(self) -> None:
@@ -130,6 +137,10 @@ PRESETS = {
     "odd": SynthConfig(n_layers=7, dim=640, n_heads=5, n_kv_heads=1, hidden_dim=1792, vocab_size=777),
     "2b-4t": SynthConfig(
         n_layers=30, dim=2560, n_heads=20, n_kv_heads=5, hidden_dim=6912, vocab_size=128256, context_length=4096
+    ),
+    "large": SynthConfig(
+        n_layers=24, dim=1536, n_heads=16, n_kv_heads=16, hidden_dim=4096, vocab_size=32002, rope_base=10000.0,
+        arch="bitnet", pre="sentencepiece",
     ),
     "falcon3-1b": SynthConfig(
         n_layers=18, dim=2048, n_heads=8, n_kv_heads=4, hidden_dim=8192, vocab_size=131072, context_length=8192,

@@ -39,10 +39,11 @@ def build_sentencepiece(
     """Return a vocabulary of ``vocab_size`` tokens: special ones, 256 bytes, pieces, characters, ``extra``.
 
     As in Llama 2's, the score of a piece is minus its rank, and characters have the lowest.
-    ``extra``: further tokens (text, kind, score).
+    ``extra``: further tokens (text, kind, score). What the sentences have no pieces for is unused
+    tokens at the end, as Gemma's vocabulary has them.
 
     Raises:
-        ModelError: ``vocab_size`` is too small, or larger than the sentences have pieces.
+        ModelError: ``vocab_size`` is too small.
     """
     n_pieces = vocab_size - MIN_SIZE - len(extra)
     if n_pieces < 0:
@@ -52,8 +53,6 @@ def build_sentencepiece(
         for word in _WORDS.findall(SPACE + sentence.replace("\n", "").replace(" ", SPACE)):
             words[tuple(word)] += 1
     pieces = [left + right for left, right in train_merges(words, n_pieces)]
-    if len(pieces) < n_pieces:
-        raise ModelError(f"vocabulary: expected {n_pieces} pieces, only {len(pieces)} could be made")
     letters = [SPACE, *map(chr, range(0x21, 0x7F)), "\u00a0", *_OTHER_LETTERS]
     rows = [
         *((text, kind, 0.0) for text, kind in _HEAD),
@@ -61,6 +60,7 @@ def build_sentencepiece(
         *((text, TokenKind.NORMAL, -float(rank)) for rank, text in enumerate([*_SPACES, *pieces])),
         *((text, TokenKind.NORMAL, -float(1e6 + rank)) for rank, text in enumerate(letters)),
         *extra,
+        *((f"<unused{n}>", TokenKind.UNUSED, 0.0) for n in range(n_pieces - len(pieces))),
     ]
     assert len(rows) == vocab_size
     tokens, kinds, scores = zip(*rows, strict=True)

@@ -28,6 +28,8 @@ from crossval.receipts.show import show_headline, show_notes, show_unavailable
 from crossval.repeat.metamorphic.receipt import METAMORPHIC
 from crossval.repeat.metamorphic.show import show_metamorphic
 from crossval.report import pages
+from crossval.score.receipt import SCORE
+from crossval.score.show import show_score
 from crossval.selftest.receipt import SELFTEST
 from crossval.selftest.show import show_selftest
 from crossval.smoke.receipt import SMOKE
@@ -58,6 +60,7 @@ KINDS: dict[str, Entry] = {
         Entry(BENCH, show_bench),
         Entry(TOKENS, show_tokens),
         Entry(WEIGHTS, show_weights),
+        Entry(SCORE, show_score),
     )
 }
 """Keyed by the receipt's ``kind``."""

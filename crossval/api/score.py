@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from bitnet_py import score as scoring
 from bitnet_py.gguf import GGUFFile
-from bitnet_py.resources import default_model_path
 from bitnet_py.tokenizer import Tokenizer
-from crossval.api.request import SAME_ENGINE_NOTE, Say, silent
-from crossval.compare.score import ScoreComparison, compare_scores
-from crossval.engines.model_file import check_model
+from crossval.api.request import Request, Say, silent
 from crossval.engines.registry import live_word
-from crossval.engines.session import Session
+from crossval.engines.session import Prompt
 from crossval.engines.words import TRACE
 from crossval.errors import BadInputError, UsageError
-from crossval.passes import Runner
-from crossval.receipts.party import same_engine
+from crossval.passes import Runner, tokenizer_rules
+from crossval.receipts.file import Receipt
+from crossval.receipts.kind import build
+from crossval.score.receipt import SCORE
+from crossval.score.run import ScoreResult, Text, compare_scores
 from crossval.terms import SIDES, Progress, Side
 
 
@@ -32,7 +33,7 @@ def score_text(
     follow_reference_graph: bool = False,
     progress: Progress = silent,
     say: Say = silent,
-) -> ScoreComparison:
+) -> Receipt:
     """Score a text with two engines, and compare the logits that predict every token bit by bit.
 
     The text is read as plain text and cut into windows by the rule of ``bitnet_py.score``. Both
@@ -47,22 +48,16 @@ def score_text(
     """
     data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
     plain = scoring.decoded(data)
-    path = default_model_path() if model is None else Path(model)
-    words = {"candidate": candidate, "reference": live_word(reference)}
-    checked = check_model(path)
-    for warning in checked.warnings:
-        say(f"warning: {warning}")
-    with Session(
-        checked,
-        words["candidate"],
-        words["reference"],
-        n_threads,
+    request = Request(
+        SCORE, model, candidate, live_word(reference), n_threads, progress=progress, say=say,
         follow_reference_graph=follow_reference_graph,
-        as_run=True,
-    ) as session:
+    )  # fmt: skip
+    checked = request.load_model()
+    with request.session(checked, as_run=True) as session:
         if any(word.name == TRACE for word in session.words.values()):
             raise UsageError("a text is scored by live engines, not by a trace of another prompt")
-        ours, theirs = session.open()
+        with request.unavailable(session):
+            ours, theirs = session.open()
         runners: dict[Side, Runner] = {"candidate": ours, "reference": theirs}
         n_context = _context(n_context, checked.config.context_length, list(runners.values()))
         ids = {
@@ -71,28 +66,24 @@ def score_text(
         bos = {side: _bos(runner, plain, ids[side]) for side, runner in runners.items()}
         agree = ids["candidate"] == ids["reference"] and bos["candidate"] == bos["reference"]
         pieces = scoring.windows(ids["reference"], bos["reference"], n_context)
-        with GGUFFile.open(path) as gguf:
-            tokenizer = Tokenizer.from_gguf(gguf)
-        n_bytes = scoring.scored_bytes(data, ids["reference"], bos["reference"], tokenizer)
-        found = compare_scores(runners, pieces, progress)
-        notes = list(checked.notes)
-        if not agree:
-            notes.append("the tokenizers disagree; both engines were fed the reference's tokens")
-        same = same_engine(session.candidate.to_json(), session.reference.to_json())
-        if same is not None:
-            notes.append(SAME_ENGINE_NOTE.format(same))
-        return ScoreComparison(
+        rules = tokenizer_rules({side: runner.identity.numerics for side, runner in runners.items()})
+        with GGUFFile.open(checked.path) as gguf:
+            tokenizer = Tokenizer.from_gguf(gguf, rules)
+        result = ScoreResult(
+            text=Text(
+                sha256=hashlib.sha256(data).hexdigest(),
+                n_bytes=len(data),
+                n_scored_bytes=scoring.scored_bytes(data, ids["reference"], bos["reference"], tokenizer),
+                n_context=n_context,
+                bos_id=bos["reference"],
+            ),
+            scored=compare_scores(runners, pieces, progress),
             engines={side: runners[side].identity for side in SIDES},
-            nll=found.nll,
-            n_equal_logits=found.n_equal_logits,
-            n_equal_nll=found.n_equal_nll,
-            first_difference=found.first_difference,
-            n_bytes=n_bytes,
-            n_windows=len(pieces),
-            n_context=n_context,
             tokenizers_agree=agree,
-            notes=tuple(notes),
         )
+        note = None if agree else "the tokenizers disagree; both engines were fed the reference's tokens"
+        prompt = Prompt(None, tuple(ids["reference"]), agree, note)
+        return build(SCORE, result, request.facts(session, [prompt]))
 
 
 def _context(asked: int | None, limit: int, runners: Sequence[Runner]) -> int:

@@ -43,13 +43,16 @@ class Assembly:
         for one in ops:
             covers[one.output] = frozenset({(state.index, one.output)})
             for name in one.inputs:
-                if is_state(name):
+                of_cache = is_state(name)
+                if of_cache:
                     if name not in cells:
                         cells[name], covers[name] = self._cells(state_source(name), state)
                     covers[one.output] |= covers[name]
                     name = state_source(name)
                 if name not in made and name not in inputs:
                     inputs[name], covers[name] = self._part(name, state)
+                if of_cache and name not in made:
+                    _check_whole(inputs[name], name, state)
                 covers[one.output] |= covers[name]
         found = Segment(output, ops, inputs, cells, self.weights, self.arithmetic, self.preferred)
         return found, covers
@@ -73,8 +76,7 @@ class Assembly:
             if isinstance(value, Pending):  # nothing recorded in that pass depended on it
                 self._resolve(value.op, earlier)
             part, computed = self._part(source, earlier)
-            if part.rows != earlier.all_rows:
-                raise ValueError(f"{source} of pass {earlier.index} was not recorded for all of its tokens")
+            _check_whole(part, source, earlier)
             parts.append(part.approx)
             covered |= computed
             n_open += part.open_up_to(earlier.n_tokens, alone=False)
@@ -86,6 +88,16 @@ class Assembly:
         found, covers = self.segment(Output(op, state, nothing))
         found.compute()
         state.values[op.output] = Computed(found.part_of(op.output), covers[op.output])
+
+
+def _check_whole(part: Part, name: str, state: PassState) -> None:
+    """Check that a tensor of the KV cache is there for all tokens of a pass: later ones attend to them.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if part.rows != state.all_rows:
+        raise ValueError(f"{name} of pass {state.index} was not recorded for all of its tokens")
 
 
 def _closure(op: Op, state: PassState) -> tuple[Op, ...]:

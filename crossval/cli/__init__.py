@@ -16,6 +16,7 @@ from crossval.cli import (
     selftest,
     smoke,
     tokens,
+    triage,
     weights,
 )
 from crossval.cli.app import cli
@@ -23,7 +24,7 @@ from crossval.cli.app import cli
 main = cli
 """Entry point of the console script."""
 
-for _command in (layers.triage, report.report, report.show, report.show_history):
+for _command in (triage.command, report.report, report.show, report.show_history):
     cli.add_command(_command)
 for _module in (
     layers,

@@ -40,6 +40,9 @@ EXIT_OF_VERDICT = {
     "agrees_within": 3,
 }
 
+EXIT_OF_JUDGEMENT = {"right": 0, "broken": 1, "not compared": 3}
+"""Of a text (``crossval.texts``)."""
+
 
 def exit_code(made: Receipt) -> int:
     """Return the exit code of a receipt's verdict; 3 when the verdict is good but a requested view is missing."""

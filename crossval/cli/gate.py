@@ -28,7 +28,7 @@ DEMANDS: tuple[tuple[str, Any, str, str], ...] = (
      "--min-token-match), bit-identical values (layers, diff), texts (smoke), passes with equal logits (bench)."),
     ("--min-token-match", _FRACTION, "R", "Minimum fraction of equal tokens (greedy; other kinds fail)."),
     ("--min-logit-match", _FRACTION, "R",
-     "Minimum fraction of bit-identical logits (greedy, layers, diff; other kinds fail)."),
+     "Minimum fraction of bit-identical logits (greedy, layers, diff, score; other kinds fail)."),
     ("--min-cosine", click.FloatRange(-1, 1), "C", "Minimum cosine similarity."),
     ("--min-correct", _POSITIVE_FRACTION, "R",
      "Minimum fraction of correct answers of every engine (smoke). Default: 0.7."),

@@ -1,4 +1,4 @@
-"""``crossval layers`` and ``crossval triage``: the same examination, shown in two ways."""
+"""``crossval layers``."""
 
 from __future__ import annotations
 
@@ -33,21 +33,5 @@ def command(**options: Any) -> Receipt:
     Example:
       crossval layers --prompt "What is 2+2?" --receipt receipt.json
       crossval layers --prompt "What is 2+2?" --candidate bitnet.cpp:../my-fork --reference bitnet.cpp
-    """
-    return api.compare_engines(**options)
-
-
-@receipt_command("triage", PROMPT, DECODE, FLOORS, CAUSAL, REPRO, TAP_MAP, *ENGINES, plain_words=True)
-def triage(**options: Any) -> Receipt:
-    """State in plain words which side causes bad output, and what to do next.
-
-    Runs the same examination as `crossval layers`, with the same receipt and exit codes. If both
-    engines give the same output, look at the model or its configuration; if the reference is correct
-    and the candidate wrong, the candidate has a bug, which is reported; if both are wrong in
-    different ways, look at what both are given: tokens and configuration.
-
-    \b
-    Example:
-      crossval triage --prompt "What is 2+2?"
     """
     return api.compare_engines(**options)

@@ -14,9 +14,10 @@ from crossval.console import show_line
 from crossval.examine import arithmetics
 from crossval.examine.graph import followed_graph
 from crossval.examine.verdict import ADVICE, Advice
+from crossval.model.taps import INPUT_TAPS
 from crossval.receipts.file import Receipt
 from crossval.receipts.show import show_verdict, sides_and_counts
-from crossval.terms import SIDES, Side
+from crossval.terms import LOGITS, SIDES, Side
 
 MAX_SKIPS_SHOWN = 5
 
@@ -70,6 +71,8 @@ _CORRECT_SIDE = {"candidate_defect": "reference", "reference_defect": "candidate
 def _advice(receipt: Receipt) -> Advice:
     verdict, audits = receipt["verdict"], receipt["audit"] or {}
     advice = ADVICE[verdict]
+    if verdict == "incomplete":
+        return _little_recorded(receipt) or advice
     different = arithmetics.stated(receipt)
     if verdict == "divergence" and different is not None:
         inside = "operation or segment" if segmented(receipt) else "operation"
@@ -105,6 +108,34 @@ def _advice(receipt: Receipt) -> Advice:
                 step = f"Report {named} to the reference's authors."
             return replace(advice, next_step=f"Do not change the candidate. {step}")
     return advice
+
+
+def _little_recorded(receipt: Receipt) -> Advice | None:
+    """Return what traces of logits, or of a pass's last tokens, do not show; None: something else is missing."""
+    if receipt["kind"] not in ("layers", "diff"):
+        return None
+    rows, passes = receipt["results"]["rows"], receipt["results"]["passes"]
+    if not rows or any(row["status"] not in ("equal", "within") for row in rows):
+        return None
+    if {row["tap"] for row in rows} == {LOGITS}:
+        return Advice(
+            "Only logits were compared, and they agree. An error in any layer that leaves these logits within "
+            "their bounds is not seen, and nothing is known of tokens whose logits were not recorded.",
+            "Record inp_embd, every l_out and result_norm as well: they find a layer; every tap finds the "
+            "operation (docs/trace-format.md).",
+        )
+    n_tokens = [len(one["token_ids"]) for one in passes]
+    inputs = (row for row in rows if row["tap"] in INPUT_TAPS)
+    row = next((row for row in inputs if row["rows_compared"] < n_tokens[row["pass_index"]]), None)
+    if row is None:
+        return None
+    index = row["pass_index"]
+    return Advice(
+        f"What was compared agrees, but of pass {index} only {row['rows_compared']} of {n_tokens[index]} tokens "
+        "were recorded. The others feed attention, which therefore could not be checked, and nothing is known of "
+        "them.",
+        "Record every token of the pass (leave rows out in trace.json).",
+    )
 
 
 def _named(receipt: Receipt, side: Side) -> str | None:

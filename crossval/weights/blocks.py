@@ -132,9 +132,9 @@ def _scales(
 def _factors(blocks: npt.NDArray[np.uint8], kind: GGMLQuantizationType) -> npt.NDArray[np.float64]:
     """Return the integer scales of 16 values each, ``(blocks, 16)``."""
     if kind is GGMLQuantizationType.Q6_K:  # [192 bytes of codes][16 int8 scales][float16]
-        factors: npt.NDArray[np.float64] = blocks[:, 192:208].view(np.int8).astype(np.float64)
-        return factors
+        return np.asarray(blocks[:, 192:208].view(np.int8), np.float64)
     # Q3_K: [96 bytes of codes][12 bytes: low halves of 16 scales, then their upper two bits][float16]
     low = np.concatenate([blocks[:, 96:104] & 15, blocks[:, 96:104] >> 4], axis=1)
     high = np.concatenate([blocks[:, 104:108] >> shift & 3 for shift in (0, 2, 4, 6)], axis=1)
-    return (low | high << 4).astype(np.float64) - 32
+    found: npt.NDArray[np.float64] = (low | high << 4).astype(np.float64) - 32
+    return found

@@ -14,6 +14,7 @@ from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp.library import build_dir_of, built_library_path, find_library
 from crossval.bitnet_cpp.remedies import GENERATION_VARIABLE, HOW_TO_GET, LIBRARY_VARIABLE, SOURCE_VARIABLE
 from crossval.bitnet_cpp.runner import open_library
+from crossval.engines import llama_package
 from crossval.passes import Generation
 
 MAIN_LIBRARY_VARIABLE = "BITNET_CPP_MAIN_LIB"
@@ -23,6 +24,11 @@ MISSING = f"real bitnet.cpp is missing: {HOW_TO_GET}"
 MISSING_MAIN = (
     f"real bitnet.cpp main is missing: run `{GENERATION_VARIABLE}=main make fetch-cpp`, or set "
     f"{MAIN_LIBRARY_VARIABLE}=<path of its libllama.so>"
+)
+LLAMA_VARIABLE = "LLAMA_CPP_LIB"
+"""A library of mainline llama.cpp, where the package is not installed."""
+MISSING_LLAMA = (
+    f"llama.cpp is missing: pip install 'bitnet-parity[llama]', or set {LLAMA_VARIABLE}=<path of its libllama.so>"
 )
 MISSING_CHECKOUT = f"llama.cpp's vocabulary tests are missing: set {SOURCE_VARIABLE}=<checkout of bitnet.cpp>"
 MISSING_MARCH = f"{LIBRARY_VARIABLE} is no bitnet.cpp of March 2026, which this test needs"
@@ -54,6 +60,16 @@ def march_library(bitnet_cpp_library: Path) -> Path:
     if generation_of(bitnet_cpp_library) != "march":
         pytest.skip(MISSING_MARCH)
     return bitnet_cpp_library
+
+
+@pytest.fixture(scope="session")
+def llama_cpp() -> Path:
+    """Path of a libllama of mainline llama.cpp."""
+    configured = os.environ.get(LLAMA_VARIABLE)
+    installed = Path(configured) if configured else llama_package.find_library()
+    if installed is None:
+        pytest.skip(MISSING_LLAMA)
+    return installed
 
 
 @pytest.fixture(scope="session")

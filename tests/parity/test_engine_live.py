@@ -83,3 +83,14 @@ def test_2b_4t_shape(tmp_path, bitnet_cpp_library):
     model = tmp_path / "2b.gguf"
     write_model(model, PRESETS["2b-4t"])
     assert_equal_bits(model, bitnet_cpp_library, None, (1, 5, 13), 1)
+
+
+def test_large_shape(tmp_path, march_library, main_library):
+    """270 MB and minutes: only on request."""
+    if os.environ.get("BITNET_TEST_2B") != "1":
+        pytest.skip("the shape of bitnet_b1_58-large takes minutes: set BITNET_TEST_2B=1 to test it")
+    model = tmp_path / "large.gguf"
+    write_model(model, PRESETS["large"])
+    for library, more in ((march_library, {}), (main_library, {}), (main_library, {"flash_attention": True})):
+        score = compare(model, library, None, (1, 5, 13), 2, **more)
+        assert not score.different, score

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from bitnet_py.ggml_types import BLOCK_LAYOUT
 from bitnet_py.gguf import GGUFFile
 from crossval.bitnet_cpp.runner import BitnetCppRunner, open_library
-from crossval.engines import llama_package
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.spec import SpecRunner
 from crossval.errors import BadInputError, EngineCrashError
@@ -23,8 +21,6 @@ from tests.support.judged import judge
 
 pytestmark = pytest.mark.live
 
-VARIABLE = "LLAMA_CPP_LIB"
-MISSING = f"llama.cpp is missing: pip install 'bitnet-parity[llama]', or set {VARIABLE}=<path of its libllama.so>"
 SHAPES = {
     "tq2_0": {"projections": "tq2_0", "n_layers": 3, "dim": 256, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 768},
     "tq1_0": {
@@ -46,17 +42,6 @@ SHAPES = {
 }  # fmt: skip
 each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 PROMPT = [3, 14, 15, 92, 65, 35]
-
-
-@pytest.fixture(scope="module")
-def llama_cpp() -> Path:
-    configured = os.environ.get(VARIABLE)
-    if configured:
-        return Path(configured)
-    installed = llama_package.find_library()
-    if installed is None:
-        pytest.skip(MISSING)
-    return installed
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from crossval import api
+from crossval import api, registry
+from crossval.receipts.policy import Policy
 
 pytestmark = pytest.mark.live
 TEXT = "the old river <|eot_id|> ran\né 42 + 17 = "
@@ -15,7 +16,7 @@ TEXT = "the old river <|eot_id|> ran\né 42 + 17 = "
 @pytest.mark.parametrize("generation", ["march", "main"])
 def test_every_token(generation: str, shipped_model: Path, request) -> None:
     library = request.getfixturevalue(f"{generation}_library")
-    found = api.score_text(
+    receipt = api.score_text(
         TEXT,
         shipped_model,
         reference=f"bitnet.cpp:{library}",
@@ -23,7 +24,10 @@ def test_every_token(generation: str, shipped_model: Path, request) -> None:
         n_threads=2,
         follow_reference_graph=True,
     )
-    assert found.equal
-    assert found.same_arithmetic
-    assert found.n_scored == found.n_equal_logits == found.n_equal_nll > 20
-    assert found.n_windows == -(-found.n_scored // 8)
+    results = receipt["results"]
+    assert receipt.verdict == "pass"
+    assert results["n_scored"] == results["n_equal_logits"] == results["n_equal_nll"] > 20
+    assert results["digests"]["candidate"] == results["digests"]["reference"]
+    followed = generation == "main"  # the shipped model's activation is not main's
+    failed = [check.name for check in registry.judge(receipt, Policy(allow_dirty=True)) if not check.passed]
+    assert failed == (["graph"] if followed else [])

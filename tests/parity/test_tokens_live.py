@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from crossval.tokens.corpus import Corpus, shipped
 from crossval.tokens.party import LiveTokenizer, OurTokenizer
 from tests.support import vocabularies
 
+pytestmark = pytest.mark.live
+MakeModel = Callable[..., Path]
 THIN = Corpus("thin", shipped().texts[::40])
 """The goldens have all texts; here it is seen that they still are what the library gives."""
 OF_MAIN = ("llama-bpe", "falcon3", "falcon_e", "no roles", "sentencepiece", "gemma-like")
@@ -41,6 +44,40 @@ def test_ids_and_pieces(generation: str, kind: str, request: pytest.FixtureReque
     assert all(row.ok for row in result.rows), result.first_difference
     assert result.n_pieces_equal == result.n_pieces == tokenizer.vocab_size
     assert sum(row.n_equal for row in result.rows) > 100
+
+
+@pytest.mark.parametrize("kind", vocabularies.KINDS)
+def test_mainline_reads_as_main(kind: str, llama_cpp: Path, tmp_path: Path) -> None:
+    path = vocabularies.write(tmp_path / "vocabulary.gguf", kind)
+    if "main" not in vocabularies.known_to(kind):
+        with pytest.raises(EngineCrashError, match="unknown pre-tokenizer type"), LiveTokenizer(path, llama_cpp):
+            pass
+        return
+    tokenizer = vocabularies.tokenizer_of(kind, "main")
+    with LiveTokenizer(path, llama_cpp) as live:
+        result = compare({"candidate": OurTokenizer.of(tokenizer), "reference": live}, tokenizer, THIN, silent)
+    assert all(row.ok for row in result.rows), result.first_difference
+    assert result.n_pieces_equal == result.n_pieces == tokenizer.vocab_size
+    assert sum(row.n_equal for row in result.rows) > 100
+
+
+def test_smoke_tests_of_main_read_and_stop_as_main(
+    main_library: Path, make_model: MakeModel, tmp_path: Path
+) -> None:
+    """Falcon3's prompts have BOS there, and none in March's rules."""
+    model, suite, out = make_model(arch="llama", pre="falcon3"), tmp_path / "q.jsonl", tmp_path / "r.json"
+    suite.write_text(json.dumps({"prompt": "It's 1234", "answer": "x"}))
+    words = ["smoke", "--suite", str(suite), "--model", str(model), "--engine", "both", "--max-tokens", "2"]
+    words += ["--reference", f"bitnet.cpp:{main_library}", "--receipt", str(out)]
+    CliRunner().invoke(cli, words)
+    made = json.loads(out.read_text())
+    assert (made["tokenizer"]["rules"], made["tokenizer"]["engines_agree"]) == ("main", True)
+    assert made["prompt"]["token_ids"][0] == made_bos(model)
+
+
+def made_bos(model: Path) -> int | None:
+    with GGUFFile.open(model) as gguf:
+        return Tokenizer.from_gguf(gguf, "main").bos_id
 
 
 def test_the_command_and_its_receipt(march_library: Path, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from tests.support.families import each_family
 from tests.zoo import models
 from tests.zoo.build import ROOT
-from tests.zoo.catalogue import CASES, FAULTS, OF_LLAMA, ON_LLAMA
+from tests.zoo.catalogue import CASES, FAULTS, OF, ON
 from tests.zoo.fault import BOTH, FAMILIES, EngineFault
-from tests.zoo.faults import llama
+from tests.zoo.faults import bitnet, llama
 from tests.zoo.names import OPEN, RIGHT, patterns
 from tests.zoo.outcome import Outcome, outcomes
 from tests.zoo.recording import first_difference, record
@@ -78,12 +78,13 @@ def test_audit_of_the_healthy_engine_is_clean(world, base):
     assert world.healthy_audit(base).verdict == "clean"
 
 
-def test_what_only_llama_has_is_found_and_named(world):
-    """``python -m tests.zoo --llama`` tries every other fault on a llama model, too."""
-    cases = [next(fault.cases()) for fault in OF_LLAMA]
-    assert set(llama.RIGHT) <= {fault.name for fault in ON_LLAMA}
+@pytest.mark.parametrize(("arch", "right"), [("llama", llama.RIGHT), ("bitnet", bitnet.RIGHT)])
+def test_what_an_architecture_has_beyond_others_is_found_and_named(world, arch, right):
+    """``python -m tests.zoo --architectures`` tries every other fault on such a model, too."""
+    cases = [next(fault.cases()) for fault in OF[arch]]
+    assert set(right) <= {fault.name for fault in ON[arch]}
     results = list(outcomes(world, FAMILY_NUMBERS, cases=cases))
-    assert len(results) == len(OF_LLAMA)
+    assert len(results) == len(OF[arch])
     assert without(results, lambda outcome: outcome.in_place and outcome.right_side and outcome.right_op) == []
     assert without(results, lambda outcome: outcome.naming in ("right", "nameless")) == []
 

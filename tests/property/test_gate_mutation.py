@@ -90,6 +90,7 @@ RECEIPTS = {
     "tokens": samples.tokens_receipt(),
     "bench": samples.bench_receipt(samples.bench_findings(pairs=(samples.bench_pair(), samples.bench_further()))),
     "weights": weights_receipt(),
+    "score": samples.score_receipt(),
 }
 
 UNPROVABLE = (
@@ -330,6 +331,20 @@ UNPROVABLE_IN_WEIGHTS = (
 )
 """Fields of a weights receipt that can be changed beyond those of a comparison."""
 
+UNPROVABLE_IN_SCORE = (
+    # Equal logits are equal whoever computes them. Of the text there is a digest, and with a BOS windows of
+    # any length score the same tokens.
+    "candidate.numerics.fused_quantizer",
+    "candidate.numerics.simd_width",
+    "reference.numerics.fused_quantizer",
+    "reference.numerics.simd_width",
+    "model.shape.n_layers",
+    "results.text.bos_id",
+    "results.text.n_context",
+    "results.text.sha256",
+)
+"""Fields of a score receipt that can be changed beyond those of a comparison."""
+
 BY_KIND = {
     "greedy apart": UNPROVABLE_APART,
     "smoke": UNPROVABLE_IN_SMOKE,
@@ -338,6 +353,7 @@ BY_KIND = {
     "bench": UNPROVABLE_IN_BENCH,
     "tokens": UNPROVABLE_IN_TOKENS,
     "weights": UNPROVABLE_IN_WEIGHTS,
+    "score": UNPROVABLE_IN_SCORE,
 }
 TAPS = frozenset(taps.all_taps(2))
 SHOWN_ROWS = {"smoke": (0, 4, 6, 7), "selftest": (0, 9, -1), "metamorphic": (0, 1, 2, 3, -1)}

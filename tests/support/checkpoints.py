@@ -227,6 +227,8 @@ def write_tokenizer(folder: Path, vocab_size: int, rule: str) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(data))
     eos = {"eos_token": vocab.tokens[vocab.eos_id], "chat_template": TEMPLATE}
     config = (
-        {**eos, "bos_token": bos} if is_llama else {**eos, "pad_token": {"content": vocab.tokens[special[-1]]}}
+        {**eos, "bos_token": bos}
+        if is_llama
+        else {**eos, "pad_token": {"__type": "AddedToken", "content": vocab.tokens[special[-1]], **PLAIN}}
     )
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

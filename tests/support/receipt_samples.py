@@ -37,6 +37,8 @@ from crossval.repeat.metamorphic.cases import MetamorphicOptions, required
 from crossval.repeat.metamorphic.notebook import MetamorphicCheck, MetamorphicResult, check_status
 from crossval.repeat.metamorphic.receipt import METAMORPHIC, MetamorphicFindings
 from crossval.repeat.metamorphic.scope import Form, n_values
+from crossval.score.receipt import SCORE
+from crossval.score.run import FirstDifference, Scored, ScoredToken, ScoreResult, Text
 from crossval.selftest import catalogue
 from crossval.selftest.receipt import SELFTEST, Found, Row, SelftestResult
 from crossval.smoke.answers import Answer, MinCorrect, SmokeResult
@@ -616,6 +618,40 @@ def bench_receipt(findings: BenchFindings | None = None, **changes: Any) -> rece
         "settings": {"n_threads": None, "n_decode": work.n_decode, "n_steps": None, "full": None},
     }  # fmt: skip
     return write(BENCH, findings, context(**{**facts, **changes}))
+
+
+SCORED_IDS = (81, 61, 7, 23, 105, 61)
+
+
+def score_result(**changes: Any) -> ScoreResult:
+    """Six tokens in windows of four, all logits equal; ``n_different``: of the tokens, in order."""
+    differ = changes.pop("n_different", (0,) * len(SCORED_IDS))
+    nll = [2.5, 0.125, 4.75, 1.5, 0.25, 3.0]
+    tokens = [
+        ScoredToken(token, n, {"candidate": value + (n > 0), "reference": value})
+        for token, n, value in zip(SCORED_IDS, differ, nll, strict=True)
+    ]
+    at = next((i for i, n in enumerate(differ) if n), None)
+    first = None
+    if at is not None:
+        first = FirstDifference(at, tokens[at].token_id, tokens[at].n_different, 0.5, tokens[at].nll)
+    digests: dict[Side, str] = {"candidate": ("1" if any(differ) else "2") * 64, "reference": "2" * 64}
+    base: dict[str, Any] = {
+        "text": Text("ab" * 32, 19, 19, 4, EOS),
+        "scored": Scored(tuple(tokens), digests, first),
+        "engines": {"candidate": OURS, "reference": THEIRS},
+        "tokenizers_agree": True,
+    }
+    return ScoreResult(**{**base, **changes})
+
+
+def score_receipt(result: ScoreResult | None = None, **changes: Any) -> receipt.Receipt:
+    """A receipt of a score."""
+    facts: dict[str, Any] = {
+        "text": None, "template": None, "token_ids": SCORED_IDS,
+        "settings": {"n_threads": 2, "n_decode": None, "n_steps": None, "full": None},
+    }  # fmt: skip
+    return write(SCORE, result or score_result(), context(**{**facts, **changes}))
 
 
 def forge(original: receipt.Receipt, *path_and_value: Any) -> receipt.Receipt:

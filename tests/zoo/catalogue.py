@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tests.zoo.fault import Case, EngineFault, Fault
-from tests.zoo.faults import attention, bitlinear, files, llama, rest, traces
+from tests.zoo.faults import attention, bitlinear, bitnet, files, llama, rest, traces
 
 ENGINE_FAULTS: tuple[EngineFault, ...] = (*bitlinear.FAULTS, *attention.FAULTS, *rest.FAULTS)
 FAULTS: tuple[Fault, ...] = (*ENGINE_FAULTS, *files.FAULTS, *traces.FAULTS)
 CASES: tuple[Case, ...] = tuple(case for fault in FAULTS for case in fault.cases())
-OF_LLAMA: tuple[Fault, ...] = llama.OWN
-"""What only a llama model can get wrong."""
-ON_LLAMA: tuple[Fault, ...] = (*OF_LLAMA, *llama.on_llama(FAULTS))
-"""Every fault that a llama model can have."""
+OF: Mapping[str, tuple[Fault, ...]] = {"llama": llama.OWN, "bitnet": bitnet.OWN}
+"""Architecture -> what its models alone can get wrong."""
+ON: Mapping[str, tuple[Fault, ...]] = {
+    "llama": (*llama.OWN, *llama.on_llama(FAULTS)),
+    "bitnet": (*bitnet.OWN, *bitnet.on_bitnet(FAULTS)),
+}
+"""Architecture -> every fault that its models can have."""

@@ -12,8 +12,9 @@ from unittest.mock import patch
 
 from bitnet_py import _native
 from tests.zoo import build
-from tests.zoo.catalogue import ENGINE_FAULTS, OF_LLAMA
+from tests.zoo.catalogue import ENGINE_FAULTS
 from tests.zoo.fault import EngineFault
+from tests.zoo.faults import llama
 from tests.zoo.faults.quiet import FAULTS as QUIET
 
 Select = Callable[[str], None]
@@ -22,7 +23,7 @@ Select = Callable[[str], None]
 
 def all_faults() -> Path:
     """Return the path of the library with every C fault, none of them switched on; built on first use."""
-    of_llama = [fault for fault in OF_LLAMA if isinstance(fault, EngineFault)]
+    of_llama = [fault for fault in llama.OWN if isinstance(fault, EngineFault)]
     return build.build((*ENGINE_FAULTS, *QUIET, *of_llama))
 
 

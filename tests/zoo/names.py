@@ -6,12 +6,13 @@ and ``{next}`` stand for the layer of the case and its neighbours, ``{tap}`` and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from crossval.model import taps
 from crossval.selftest.damage import TENSORS
 from tests.zoo.fault import Case
-from tests.zoo.faults import llama
+from tests.zoo.faults import bitnet, llama
 from tests.zoo.models import SHAPE
 
 _NEXT_MATRIX = "weights of blk.{next}.{tensor}.weight"
@@ -171,9 +172,16 @@ OPEN = frozenset({"rope-position-restarts"})
 """Faults that ought to have a name but are left ``undetermined`` at the first of their places."""
 
 
+_OF_BASE: Mapping[str, Mapping[str, str]] = {
+    llama.PLAIN: llama.RIGHT,
+    llama.EXTRAS: llama.RIGHT,
+    bitnet.BASE: bitnet.RIGHT,
+}
+
+
 def patterns(case: Case) -> tuple[str, ...]:
     """Return the correct names for a case; none: it has no name."""
-    own = llama.RIGHT if case.fault.base in (llama.PLAIN, llama.EXTRAS) else {}
+    own = _OF_BASE.get(case.fault.base, {})
     right = own.get(case.fault.name, RIGHT.get(case.fault.name, ()))
     layer = case.layer or 0
     tap = taps.parse(case.tap).tap

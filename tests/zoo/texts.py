@@ -1,4 +1,8 @@
-"""What broken engines print: every fault that the shipped model can have, and mistakes around the engine."""
+"""What broken engines print: every fault that the shipped model can have, and mistakes around the engine.
+
+``python -m tests.zoo --texts`` writes crossval/data/triage/texts.json, on which ``crossval triage --output`` ranks
+suspects, and the tables of docs/triage.md.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,14 @@ PROMPTS = (
     "Say these words backwards: sun moon star.", "Is 7 larger than 3?", "What is the plural of cat?",
     "Say these words twice: fish cake.",
 )  # fmt: skip
-"""Those of the suite ``fixed-10``."""
+"""Those of the suite ``fixed-10``: evidence is taken from them."""
+HELD_OUT = (
+    "The capital of Kenya is", "Ankara is the capital of", "What day comes before Friday?", "Is a peach a day?",
+    "What comes next: 32 30 28?", "Repeat these words: island wind map.",
+    "Say these words twice: teacher map ice.", "How many words: map boat hill pen desk?", "Is 70 larger than 8?",
+    "Is an elephant larger than a lion?",
+)  # fmt: skip
+"""Of the suite ``long-500``: they measure how good the ranking is."""
 UNUSED = (
     "file-head-not-tied",
     "file-pre-tokeniser-default",
@@ -39,7 +50,8 @@ class Broken:
 
     fault: str
     family: str
-    place: str
+    what: str
+    place: str = "everywhere"
     """Where the fault sits: ``everywhere``, one layer, one operation, one kind of pass."""
     select: str = ""
     """In the words of ``BN_FAULT``; "" for none."""
@@ -63,11 +75,11 @@ def broken() -> Iterator[Broken]:
             yield from _of_engine(fault)
         elif isinstance(fault, WeightFault) and fault.name not in UNUSED:
             places = ["everywhere"] if not fault.layers or fault.layers == (0,) else ["everywhere", "one layer"]
-            yield from (Broken(fault.name, family(fault), place, damage=fault) for place in places)
+            yield from (Broken(fault.name, family(fault), fault.what, place, damage=fault) for place in places)
         else:
             assert isinstance(fault, TraceFault) or fault.name in UNUSED  # these break no engine of this model
     for mistake in around.FAULTS:
-        yield Broken(mistake.name, mistake.family, "everywhere", around=mistake)
+        yield Broken(mistake.name, mistake.family, mistake.what, around=mistake)
 
 
 def family(fault: Fault) -> str:
@@ -85,7 +97,7 @@ def _of_engine(fault: EngineFault) -> Iterator[Broken]:
     if len(fault.passes) > 1:
         places |= {f"{kind} only": f":pass={kind}" for kind in fault.passes}
     for place, words in places.items():
-        yield Broken(fault.name, family(fault), place, select=fault.name + words)
+        yield Broken(fault.name, family(fault), fault.what, place, select=fault.name + words)
 
 
 def texts(engines: Sequence[Broken], prompts: Sequence[str], folder: Path) -> Iterator[Text]:

@@ -29,23 +29,36 @@ from tests.support.checkpoints import TEMPLATE, Small, from_bfloat16, to_bfloat1
 CONVERTED = json.loads((Path(__file__).parents[2] / "data" / "converted.json").read_text())
 """What bitnet.cpp's converters (``generation``) wrote of these checkpoints: sha256 over names and bytes of all
 tensors without the scales, and the scales. From float32 files: after ``quantize_i2_s``, as llama-quantize does.
-The converters ran with NumPy in place of PyTorch, whose mean may differ in the last bits."""
+The converters ran with NumPy in place of PyTorch, whose mean may differ in the last bits; for ``falcon3`` with
+PyTorch, transformers and llama-quantize themselves. Its ``keys``: sha256 over architecture and tokenizer."""
 CHECKPOINTS = {
     "bf16": Small(seed=11),
     "packed": Small(packed="autobitlinear", seed=12),
     "f32": Small(dtype="F32", seed=15),
     "largef16": Small("large", dtype="F16", seed=14),
     "llamapacked": Small("llama", packed="bitlinear", seed=17, tied=False),
+    "falcon3": Small("llama", packed="bitlinear", rule="falcon3", seed=21, tied=False),
 }
+CHECKPOINTS["falcon3"].config |= {"bos_token_id": 298, "head_dim": 128}
 no_llama = pytest.mark.skipif("llama" not in ARCHITECTURES, reason="the engine does not run architecture llama")
 NAMES = [pytest.param(name, marks=no_llama) if "llama" in name else name for name in CHECKPOINTS]
+
+
+def known_as(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+    """Let the converter's table name this tokenizer."""
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(tokenizer_names.TEXT).ids
+    digest = hashlib.sha256(str(ids).encode()).hexdigest()
+    monkeypatch.setitem(tokenizer_names.NAMES, digest, name)
 
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def convert(name: str) -> Path:
-        folder = tmp_path_factory.mktemp("checkpoint")
-        quantize(CHECKPOINTS[name].write(folder), folder / "m.gguf")
+        folder = CHECKPOINTS[name].write(tmp_path_factory.mktemp("checkpoint"))
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            if CHECKPOINTS[name].rule != "llama-bpe":
+                known_as(monkeypatch, folder, CHECKPOINTS[name].rule)
+            quantize(folder, folder / "m.gguf")
         return folder / "m.gguf"
 
     return convert
@@ -70,6 +83,26 @@ def test_tensors_are_those_of_the_converters(converted: Callable[[str], Path], n
         assert abs(scale.view(np.int32) - np.float32(recorded["scales"][tensor]).view(np.int32)) <= most, tensor
 
 
+def test_keys_are_those_of_the_converter(converted: Callable[[str], Path]) -> None:
+    with GGUFFile.open(converted("falcon3")) as gguf:
+        keys = {name: gguf.metadata[name] for name in gguf.metadata if name.startswith(("tokenizer.", "llama."))}
+        assert [keys.pop(f"tokenizer.ggml.add_{name}_token") for name in ("bos", "eos")] == [
+            False,
+            False,
+        ]  # ours alone
+        plain = {
+            name: value if isinstance(value, str | int | float) else list(map(_plain, value))
+            for name, value in keys.items()
+        }
+        assert (
+            hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest() == CONVERTED["falcon3"]["keys"]
+        )
+
+
+def _plain(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def test_header_and_tokenizer(converted: Callable[[str], Path]) -> None:
     small = CHECKPOINTS["bf16"]
     with GGUFFile.open(converted("bf16")) as gguf:
@@ -79,13 +112,6 @@ def test_header_and_tokenizer(converted: Callable[[str], Path]) -> None:
         assert gguf.metadata["tokenizer.ggml.pre"] == "llama-bpe"
         assert gguf.metadata["tokenizer.chat_template"] == TEMPLATE
         assert len(gguf.metadata["tokenizer.ggml.tokens"]) == small.vocab
-
-
-def known_as(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
-    """Let the converter's table name this tokenizer."""
-    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(tokenizer_names.TEXT).ids
-    digest = hashlib.sha256(str(ids).encode()).hexdigest()
-    monkeypatch.setitem(tokenizer_names.NAMES, digest, name)
 
 
 def test_a_tokenizer_of_falcon3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

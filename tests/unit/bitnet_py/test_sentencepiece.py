@@ -159,3 +159,11 @@ def test_synthetic_vocabulary_compresses_its_own_text():
     assert len(set(vocab.tokens)) == 900 > MIN_SIZE
     rows = list(zip(vocab.tokens, vocab.scores, vocab.token_types, strict=True))[len(HEAD) :]
     assert len(tokenizer_of(rows).encode("the old river moves slowly toward the mountain")) < 20
+
+
+def test_a_large_synthetic_vocabulary_ends_in_unused_tokens():
+    vocab = build_sentencepiece(3000, 0)
+    assert len(set(vocab.tokens)) == 3000 == len(vocab.token_types) == len(vocab.scores)
+    n_unused = vocab.token_types.count(TokenKind.UNUSED)
+    assert vocab.tokens[-n_unused:] == tuple(f"<unused{n}>" for n in range(n_unused))
+    assert n_unused > 1000

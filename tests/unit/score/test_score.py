@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,12 +12,15 @@ import numpy as np
 import pytest
 
 from bitnet_py.score import score
-from crossval import api
+from crossval import api, registry
 from crossval.engines import bitnet_py as ours
 from crossval.engines import session
 from crossval.errors import BadInputError, UsageError
-from crossval.passes import TapArray
+from crossval.passes import Numerics, TapArray
+from crossval.receipts.policy import Policy
+from crossval.score.run import Text
 from crossval.terms import LOGITS, SIDES
+from tests.support import receipt_samples as samples
 from tests.support.strangers import error_line, run
 
 TEXT = "the old river ran\n42"
@@ -75,29 +80,41 @@ def one_by_one(model, n_context):
 def test_equal_logits_are_counted_for_every_token(altered, tiny_model):
     result = altered("--json", "--context", "8")
     assert result.exit_code == 0, result.output
-    made = json.loads(result.stdout)
+    receipt = json.loads(result.stdout)
+    made, text = receipt["results"], receipt["results"]["text"]
     expected, alone = one_by_one(tiny_model, 8), score(tiny_model, TEXT.encode(), 8)
     assert made["n_scored"] == made["n_equal_logits"] == made["n_equal_nll"] == alone.nll.size
-    assert (made["n_windows"], made["n_bytes"], made["n_context"]) == (alone.n_windows, len(TEXT), 8)
+    assert (text["n_scored_bytes"], text["n_bytes"], text["n_context"]) == (len(TEXT), len(TEXT), 8)
+    assert text["sha256"] == hashlib.sha256(TEXT.encode()).hexdigest()
     assert made["first_difference"] is None
-    assert any("only that one engine gives the same twice" in note for note in made["notes"])
+    assert (receipt["verdict"], receipt["parity"]["logits_exact_match_rate"]) == ("pass", 1.0)
+    assert any("only that one engine gives the same twice" in note for note in receipt["notes"])
     for side in SIDES:
-        np.testing.assert_allclose(made[side]["nll"], expected, rtol=1e-13)
-        assert made[side]["mean_nll"] == pytest.approx(expected.mean(), rel=1e-13)
-        assert made[side]["perplexity"] == pytest.approx(np.exp(expected.mean()), rel=1e-12)
-        assert made[side]["bits_per_byte"] == pytest.approx(expected.sum() / np.log(2) / len(TEXT), rel=1e-13)
+        figures = made["figures"][side]
+        np.testing.assert_allclose([row["nll"][side] for row in made["rows"]], expected, rtol=1e-13)
+        assert figures["mean_nll"] == pytest.approx(expected.mean(), rel=1e-13)
+        assert figures["perplexity"] == pytest.approx(np.exp(expected.mean()), rel=1e-12)
+        assert figures["bits_per_byte"] == pytest.approx(expected.sum() / np.log(2) / len(TEXT), rel=1e-13)
 
 
-def test_one_bit_of_one_logit_is_seen(altered):
-    result = altered("--json", at=5)
+def test_one_bit_of_one_logit_is_seen(altered, tmp_path):
+    out = tmp_path / "score.json"
+    result = altered("--json", "--receipt", out, at=5)
     assert result.exit_code == 1, result.output
-    made = json.loads(result.stdout)
+    receipt = json.loads(result.stdout)
+    made = receipt["results"]
+    assert receipt["verdict"] == "fail"
     assert made["n_equal_logits"] == made["n_scored"] - 1
     assert (made["first_difference"]["position"], made["first_difference"]["n_different"]) == (5, 1)
+    assert made["digests"]["candidate"] != made["digests"]["reference"]
     shown = altered(at=5).stdout
     assert f"equal in every bit for {made['n_scored'] - 1} of {made['n_scored']} scored tokens" in shown
     assert "scored token 5" in shown
+    assert "FAIL" in shown
     assert "PARITY" not in shown
+    judged = run("gate", out, "--reference-name", "bitnet_py")
+    assert judged.exit_code == 1
+    assert "FAIL" in judged.stdout
 
 
 def test_other_tokens_are_a_difference(altered):
@@ -121,7 +138,7 @@ def test_a_text_from_standard_input(model_path, tmp_path):
     with path.open("rb") as stdin:
         done = subprocess.run([*words, "--text", "-"], stdin=stdin, capture_output=True, check=False)
     assert done.returncode == 3, done.stderr
-    assert json.loads(done.stdout)["n_bytes"] == 7
+    assert json.loads(done.stdout)["results"]["text"]["n_bytes"] == 7
 
 
 def test_what_cannot_be_scored(model_path, golden, tmp_path):
@@ -142,3 +159,71 @@ def test_what_cannot_be_scored(model_path, golden, tmp_path):
         api.score_text("some text", model_path, reference=str(golden))
     with pytest.raises(BadInputError, match="the engines hold"):
         api.score_text("some text", model_path, reference="spec", n_context=99999)
+
+
+# The receipt
+
+
+def failed(receipt, policy=None):
+    return [check.name for check in registry.judge(receipt, policy) if not check.passed]
+
+
+def test_a_receipt_of_equal_logits_passes():
+    made = samples.score_receipt()
+    assert (made["verdict"], failed(made)) == ("pass", [])
+    assert failed(made, Policy(require_bitwise=True, tolerance="same", min_logit_match=1.0)) == []
+    assert made["results"]["figures"]["candidate"]["mean_nll"] == 12.125 / 6
+
+
+def test_a_receipt_of_unequal_logits_does_not():
+    made = samples.score_receipt(samples.score_result(n_different=(0, 0, 3, 0, 1, 0)))
+    assert made["verdict"] == "fail"
+    assert failed(made, Policy(require_bitwise=True, min_logit_match=0.9)) == ["verdict", "logit match", "bitwise"]
+
+
+def test_unequal_logits_of_engines_that_round_otherwise_show_no_fault():
+    other = dataclasses.replace(samples.THEIRS, numerics=Numerics(simd_width=16, fused_quantizer=False))
+    result = samples.score_result(
+        n_different=(0, 0, 3, 0, 1, 0), engines={"candidate": samples.OURS, "reference": other}
+    )
+    made = samples.score_receipt(result, reference=samples.Party("live", other))
+    assert made["verdict"] == "incomplete"
+    assert any("do not state the same arithmetic" in note for note in made["notes"])
+
+
+FORGED = {
+    "a perplexity": ("summary", ("results", "figures", "candidate", "perplexity"), 3.0),
+    "a count": ("summary", ("results", "n_equal_logits"), 5),
+    "a likelihood": ("tokens", ("results", "rows", 1, "nll", "candidate"), 0.5),
+    "a likelihood below 0": ("tokens", ("results", "rows", 1, "nll", "candidate"), -0.5),
+    "a token": ("structure", ("results", "rows", 1, "token_id"), 62),
+    "a digest": ("tokens", ("results", "digests", "candidate"), "3" * 64),
+    "more logits than there are": ("tokens", ("results", "rows", 1, "n_different"), 301),
+    "a hidden difference": ("first difference", ("results", "rows", 1, "n_different"), 1),
+    "no BOS": ("structure", ("results", "text", "bos_id"), None),
+    "another text": ("structure", ("prompt", "token_ids"), [81, 61]),
+    "a window that no engine holds": ("structure", ("results", "text", "n_context"), 100_000),
+    "fewer bytes": ("structure", ("results", "text", "n_scored_bytes"), 18),
+    "a criterion": ("thresholds", ("thresholds", "least_equal"), 0.5),
+    "a recorded engine": ("structure", ("reference", "status"), "recorded"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_field_contradicts_the_others(name):
+    check, path, value = FORGED[name]
+    assert check in failed(samples.forge(samples.score_receipt(), *path, value))
+
+
+def test_a_first_difference_that_is_not_the_first():
+    made = samples.score_receipt(samples.score_result(n_different=(0, 0, 3, 0, 1, 0)))
+    for path, value in (("position", 4), ("n_different", 1), ("largest_difference", -1.0)):
+        assert "first difference" in failed(samples.forge(made, "results", "first_difference", path, value))
+
+
+def test_text_without_bos_is_scored_from_its_second_token_on():
+    ids = samples.SCORED_IDS
+    result = samples.score_result(text=Text("ab" * 32, 19, 17, 4, None))
+    scored = dataclasses.replace(result.scored, tokens=result.scored.tokens[1:])
+    made = samples.score_receipt(dataclasses.replace(result, scored=scored), token_ids=ids)
+    assert failed(made) == []
