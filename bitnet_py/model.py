@@ -220,7 +220,7 @@ class Model:
     ) -> Forward:
         """Append tokens to a sequence and compute their logits; only these tokens are computed.
 
-        More than ``n_ubatch`` tokens run in several passes, but for a pooling in one; taps can be
+        More than ``n_ubatch`` tokens run in several passes, but with a pooling in one; taps can be
         recorded in a single pass only.
 
         Args:
@@ -237,7 +237,7 @@ class Model:
                 context, or a pooling that cannot be computed.
         """
         tokens = np.ascontiguousarray(ids, dtype=np.int32)
-        self._check(tokens, cache, taps)
+        self._check(tokens, cache, taps if pooling == "none" else ())
         cache.reserve(cache.n_tokens + tokens.size)
         n_rows = {"last": 1, "all": tokens.size, "none": 0}[logits]
         out = np.empty((n_rows, self.config.vocab_size), np.float32)

@@ -148,6 +148,8 @@ class TestVector:
         path = make_model(**QWEN, pooling="mean")
         with Model.from_gguf(path, n_threads=1, n_ubatch=4) as few, Model.from_gguf(path, n_threads=1) as many:
             assert embed(few, tokens(9)).tobytes() == embed(many, tokens(9)).tobytes()
+            found = few.forward(tokens(9), few.new_cache(), taps=["blk.1.l_out"], logits="none", pooling="last")
+            assert found.taps["blk.1.l_out"].shape == (9, 128)
 
     def test_no_pooling(self, make_model):
         with Model.from_gguf(make_model(**QWEN), n_threads=1) as model:
