@@ -1,4 +1,4 @@
-"""Everything the commands do, as functions for programs and notebooks; all but ``explain_text`` return receipts.
+"""Everything the commands do, as functions for programs and notebooks; most return a receipt.
 
 Nothing here reads a command line or prints. Errors are ``crossval.errors.CrossvalError``. A
 ``model`` is the path of a GGUF file, by default the model that ships with the project. Engines are
@@ -13,6 +13,7 @@ from crossval.api.fetch import fetch_model
 from crossval.api.generation import greedy, read_prompts
 from crossval.api.score import score_text
 from crossval.api.single import metamorphic, record, self_test, smoke_test
+from crossval.api.snapshots import changed_ops, environments
 from crossval.api.texts import MAX_TEXT_BYTES, explain_text
 from crossval.api.tokens import compare_tokens
 from crossval.api.weights import check_weights
@@ -21,10 +22,12 @@ __all__ = [
     "MAX_TEXT_BYTES",
     "audit_trace",
     "bench_engines",
+    "changed_ops",
     "check_weights",
     "compare_engines",
     "compare_tokens",
     "compare_traces",
+    "environments",
     "explain_text",
     "fetch_model",
     "greedy",

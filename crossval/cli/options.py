@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,14 @@ def which_engine(help_text: str) -> Option:
     return click.option("--engine", type=choice, default="candidate", show_default=True, help=help_text)
 
 
-def receipt_command(name: str, *options: Option, plain_words: bool = False) -> Callable[[Any], click.Command]:
+def receipt_command(
+    name: str, *options: Option, plain_words: bool = False, also: Callable[..., None] | None = None
+) -> Callable[[Any], click.Command]:
     """Turn a function that returns a receipt into a command, which writes and shows it and exits by its verdict.
 
     The function takes the options under their names in ``crossval.api``, and two callbacks,
     ``progress`` and ``say``. The options of ``OUTPUT`` are added here. ``plain_words``: show what
-    ``crossval triage`` shows.
+    ``crossval triage`` shows. ``also``: called with the console and the options, shows more below.
     """
 
     def make(function: Callable[..., Receipt]) -> click.Command:
@@ -146,11 +148,23 @@ def receipt_command(name: str, *options: Option, plain_words: bool = False) -> C
                 raise
             except UsageError as error:
                 raise click.UsageError(str(error)) from error
-            output.finish(made, receipt_path, as_json, plain_words=plain_words)
+            more = None if also is None else functools.partial(also, **given)
+            output.finish(made, receipt_path, as_json, plain_words=plain_words, more=more)
 
         return plain_command(name, *options, *OUTPUT)(run)
 
     return make
+
+
+def refuse_others(context: click.Context, allowed: Collection[str], why: str) -> None:
+    """Raise a usage error that names the first option given that is none of ``allowed``: it would be ignored.
+
+    ``why``: follows the option's name.
+    """
+    for param in context.command.params:
+        given = context.get_parameter_source(str(param.name)) is click.core.ParameterSource.COMMANDLINE
+        if given and param.name not in allowed:
+            raise click.UsageError(f"{param.opts[0]} {why}")
 
 
 def plain_command(name: str, *options: Option) -> Callable[[Any], click.Command]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,13 +34,22 @@ def write_json(text: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def finish(made: receipt.Receipt, path: Path | None, as_json: bool, *, plain_words: bool = False) -> NoReturn:
+def finish(
+    made: receipt.Receipt,
+    path: Path | None,
+    as_json: bool,
+    *,
+    plain_words: bool = False,
+    more: Callable[[Console], None] | None = None,
+) -> NoReturn:
     """Publish the receipt, show the tables (or the finding in plain words), and exit by the verdict."""
     publish(made, path, as_json)
     if not as_json:
         out = console()
         show = show_triage if plain_words else show_receipt
         show(out, made)
+        if more is not None:
+            more(out)
         if path is not None:
             show_line(out, f"receipt: {path}")
     raise click.exceptions.Exit(exit_code(made))

@@ -22,6 +22,7 @@ from crossval.cli.options import (
     file,
     plain_command,
     receipt_command,
+    refuse_others,
 )
 from crossval.console import console
 from crossval.errors import BadInputError
@@ -66,14 +67,7 @@ def command(context: click.Context, /, text_path: Path | None, **options: Any) -
         assert _examined.callback is not None
         _examined.callback(**options)
         return
-    given = [
-        param.opts[0]
-        for param in context.command.params
-        if param.name not in OF_TEXTS
-        and context.get_parameter_source(str(param.name)) is click.core.ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(f"{given[0]} is about engines, and --output judges a text: no engine of it is run")
+    refuse_others(context, OF_TEXTS, "is about engines, and --output judges a text: no engine of it is run")
     found = api.explain_text(_read(text_path), options["prompt"], options["model"], template=options["template"])
     if options["as_json"]:
         output.write_json(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
