@@ -145,6 +145,9 @@ def bench(model: Model, *, n_prompt: int, n_decode: int, n_rounds: int, seed: in
     """
     if min(n_prompt, n_decode, n_rounds) < 1:
         raise InputError("a benchmark needs at least one prompt token, one decoded token and one round")
+    if n_prompt + n_decode > model.config.context_length:
+        held = model.config.context_length
+        raise InputError(f"{n_prompt} prompt tokens and {n_decode} decoded ones, the model's context holds {held}")
     ids = random_ids(seed, n_prompt + n_decode, model.config.vocab_size)
     cache = model.new_cache()
     prefill_s, decode_s = [], []

@@ -12,7 +12,7 @@ from typing import Any
 
 import tokenizers
 
-from bitnet_py.errors import InputError, TokenizerError
+from bitnet_py.errors import InputError, TokenizerError, shortened
 from bitnet_py.pretokenizer import build_pre_tokenizer, build_splits
 from bitnet_py.vocabulary import Vocabulary, byte_alphabet
 
@@ -38,7 +38,8 @@ class ByteLevelBPE:
                 )
             )
         except Exception as error:  # tokenizers raises bare Exception
-            raise TokenizerError(f"tokenizer.ggml.merges does not fit the vocabulary: {error}") from error
+            reason = shortened(str(error), 100)
+            raise TokenizerError(f"tokenizer.ggml.merges does not fit the vocabulary: {reason}") from error
         self._bpe.pre_tokenizer = build_pre_tokenizer(vocabulary.pre_type)
         self._splits = build_splits(vocabulary.pre_type)
         self._known = frozenset(vocab)

@@ -18,10 +18,11 @@ import numpy.typing as npt
 from bitnet_py import cli_embed, cli_quantize, cli_score
 from bitnet_py.arithmetic import GENERATIONS, Generation
 from bitnet_py.bench import BenchReport, bench
+from bitnet_py.bus_error import explain_bus_errors
 from bitnet_py.chat_template import FileTemplate
 from bitnet_py.config import ARCHITECTURES
 from bitnet_py.convert import convert
-from bitnet_py.errors import BitnetError, InputError
+from bitnet_py.errors import BitnetError, InputError, error_line
 from bitnet_py.generate import Token, generate
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.inspection import describe, describe_deep, print_description
@@ -49,11 +50,16 @@ class BadInput(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message to stderr."""
-        click.echo(f"error: {' '.join(self.message.split())}", err=True)
+        click.echo(f"error: {error_line(self.message)}", err=True)
 
 
 class Commands(click.Group):
     """A command group that turns expected failures into exit codes; only bugs print a traceback."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as the program that owns the process."""
+        explain_bus_errors()
+        return super().__call__(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and flush its output, so that a closed pipe is noticed here."""
@@ -63,12 +69,13 @@ class Commands(click.Group):
         except BitnetError as error:
             raise BadInput(str(error)) from error
         except BrokenPipeError:
-            # Python flushes stdout once more at exit, and would report the closed pipe again.
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             ctx.exit(EXIT_BROKEN_PIPE)
         except OSError as error:
-            raise BadInput(str(error)) from error
+            if error.filename is None:
+                _drop_output()
+            where = "cannot write the output" if error.filename is None else error.filename
+            raise BadInput(f"{where}: {error.strerror or error}") from error
         except KeyboardInterrupt:
             click.echo(err=True)
             ctx.exit(EXIT_INTERRUPTED)
@@ -351,6 +358,12 @@ def tokenize(
 main.add_command(cli_embed.command)
 main.add_command(cli_quantize.command)
 main.add_command(cli_score.command)
+
+
+def _drop_output() -> None:
+    """Let what is left in stdout's buffer go nowhere: Python would report its failure once more at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _flush() -> None:

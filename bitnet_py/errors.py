@@ -33,6 +33,24 @@ def model_error(path: object, what: str, *, expected: object, found: object, rem
     return ModelError("".join(c if c.isprintable() else "\ufffd" for c in line))
 
 
+MAX_LINE = 300
+"""Characters of an error line; what is longer was put into a file or a name by somebody."""
+
+
+def error_line(text: str) -> str:
+    """Return a message as one printable line of at most ``MAX_LINE`` characters; of a longer one both ends."""
+    shown = shortened(text.strip())  # before it is escaped, too: it may be megabytes
+    return shortened(
+        "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in shown)
+    )
+
+
+def shortened(text: str, limit: int = MAX_LINE) -> str:
+    """Return a text of at most ``limit`` characters; of a longer one both ends."""
+    n_head = 2 * limit // 3
+    return text if len(text) <= limit else f"{text[:n_head]}…{text[n_head + 1 - limit :]}"
+
+
 def clip(text: str, limit: int = 60) -> str:
     """Return ``text`` quoted and shortened, fit for an error message."""
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")

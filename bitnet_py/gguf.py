@@ -38,7 +38,10 @@ from bitnet_py.string_array import MAX_STRING_BYTES, StringArray, find_strings, 
 __all__ = ["GGMLType", "GGUFFile", "TensorInfo"]
 
 DEFAULT_ALIGNMENT = 32
-_MAX_STRINGS = 1 << 22
+# Each takes memory beside the file: known vocabularies have up to 262,144 tokens and 514,906 merges.
+_MAX_STRINGS = 1 << 19
+_MAX_KEYS = 1 << 16
+_MAX_TENSORS = 1 << 16
 _MAX_NAME_BYTES = 64
 _MAX_DIMS = 4
 _MIN_KV_BYTES = 8 + 4 + 1
@@ -239,7 +242,8 @@ class _Parser:
             self.refuse_length(what, 0, limit)
         self.pos += 8
         try:
-            text = self.mapping[self.pos : offsets[1]].decode()
+            with memoryview(self.mapping) as whole, whole[self.pos : offsets[1]] as part:
+                text = str(part, "utf-8")
         except UnicodeDecodeError as error:
             self.fail(f"{what}, string 0", "UTF-8", f"{error.reason} at its byte {error.start}")
         self.pos = offsets[1]
@@ -341,9 +345,14 @@ class _Parser:
         n_tensors = self.scalar("<Q", "number of tensors")
         n_kv = self.scalar("<Q", "number of keys")
         left = self.end - self.pos
-        for what, count, size in (("keys", n_kv, _MIN_KV_BYTES), ("tensors", n_tensors, _MIN_TENSOR_INFO_BYTES)):
+        for what, count, size, most in (
+            ("keys", n_kv, _MIN_KV_BYTES, _MAX_KEYS),
+            ("tensors", n_tensors, _MIN_TENSOR_INFO_BYTES, _MAX_TENSORS),
+        ):
             if count > left // size:
                 self.fail(f"number of {what}", f"at most {left // size} in {left} bytes", count, _TRUNCATED)
+            if count > most:
+                self.fail(f"number of {what}", f"at most {most}", count)
         return version, n_tensors, n_kv
 
     def alignment(self, metadata: Mapping[str, Any]) -> int:

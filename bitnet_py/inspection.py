@@ -19,7 +19,10 @@ from bitnet_py.tensor_facts import tensor_facts
 
 MAX_ITEMS = 16
 """Longer arrays are shown by their length and first entries."""
+MAX_TEXT = 1 << 16
+"""Longer texts are shown by their length and first characters."""
 _N_FIRST = 4
+_N_FIRST_CHARACTERS = 64
 
 
 def describe(gguf: GGUFFile) -> tuple[dict[str, Any], BitnetError | None]:
@@ -124,6 +127,8 @@ def _plain(value: Any) -> Any:
         if len(value) > MAX_ITEMS:
             return {"length": len(value), "first": [_plain(item) for item in value[:_N_FIRST]]}
         return [_plain(item) for item in value]
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        return {"length": len(value), "first": value[:_N_FIRST_CHARACTERS]}
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -49,7 +49,11 @@ class Tokenizer:
         Raises ``TokenizerError`` when its metadata is unusable, ``ModelError`` for a string that is
         not UTF-8.
         """
-        return cls(Vocabulary.from_metadata(gguf.metadata, generation))
+        try:
+            return cls(Vocabulary.from_metadata(gguf.metadata, generation))
+        except TokenizerError as error:
+            path = getattr(gguf, "path", None)
+            raise TokenizerError(str(error) if path is None else f"{path}: {error}") from error
 
     @classmethod
     def from_json(cls, path: str | Path) -> Tokenizer:

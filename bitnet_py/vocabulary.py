@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from bitnet_py import special_tokens
 from bitnet_py.arithmetic import Generation
-from bitnet_py.errors import TokenizerError
+from bitnet_py.errors import TokenizerError, clip
 from bitnet_py.pretokenizer import PreType, get_pre_type
 from bitnet_py.special_tokens import OLD_KEYS, ROLES, TokenKind
 from bitnet_py.string_array import StringArray
@@ -90,7 +90,8 @@ class Vocabulary:
         model = _get(metadata, _KEY + "model", str)
         if model not in _DEFAULT_IDS:
             raise TokenizerError(
-                f"tokenizer.ggml.model is {model!r}; expected 'gpt2' (byte-level BPE) or 'llama' (SentencePiece)"
+                f"tokenizer.ggml.model is {clip(model)}; expected 'gpt2' (byte-level BPE) or "
+                "'llama' (SentencePiece)"
             )
         tokens = _strings(metadata, _KEY + "tokens")
         raw_kinds = metadata.get(_KEY + "token_type")
@@ -161,7 +162,7 @@ class Vocabulary:
         if len(index) != len(texts):
             twice = next(i for i, text in enumerate(texts) if index[text] != i)
             raise TokenizerError(
-                f"token {texts[twice]!r} occurs twice in the vocabulary (ids {twice}, {index[texts[twice]]})"
+                f"token {clip(texts[twice])} occurs twice in the vocabulary (ids {twice}, {index[texts[twice]]})"
             )
         for role, token_id in ids.items():
             if token_id is not None and not 0 <= token_id < len(texts):
@@ -222,7 +223,7 @@ def _added_ids(
             if model == "llama":
                 continue  # these are SentencePiece's own
             warnings.append(
-                f"tokenizer.ggml.{role}_token_id is missing: token {default} ({texts[default]!r}) is added to "
+                f"tokenizer.ggml.{role}_token_id is missing: token {default} ({clip(texts[default])}) is added to "
                 "every text, as bitnet.cpp does"
             )
     return added, warnings
@@ -231,7 +232,9 @@ def _added_ids(
 def _check_byte_tokens(texts: Sequence[str], kinds: Sequence[int]) -> None:
     for token_id, (text, kind) in enumerate(zip(texts, kinds, strict=True)):
         if kind == TokenKind.BYTE and not _BYTE_TOKEN.fullmatch(text):
-            raise TokenizerError(f"token {token_id} is of kind BYTE: expected <0x00> to <0xFF>, found {text!r}")
+            raise TokenizerError(
+                f"token {token_id} is of kind BYTE: expected <0x00> to <0xFF>, found {clip(text)}"
+            )
 
 
 def _stripping(index: Mapping[str, int], kinds: Sequence[int]) -> frozenset[int]:
@@ -307,6 +310,6 @@ def _split_merges(texts: list[str]) -> list[tuple[str, str]]:
     for text, pair in zip(texts, pairs, strict=True):
         if len(pair) != 2 or not pair[0] or not pair[1]:
             raise TokenizerError(
-                f"tokenizer.ggml.merges holds {text!r}, expected two tokens with one space between"
+                f"tokenizer.ggml.merges holds {clip(text)}, expected two tokens with one space between"
             )
     return pairs

@@ -20,7 +20,15 @@ VERDICT_STYLE = {
     "fail": "bold red",
     "incomplete": "bold yellow",
     "agrees_within": "bold yellow",
+    "deviates": "bold yellow",
 }
+
+
+class _Console(Console):
+    """Leaves it to the command line what a closed pipe means; rich would exit with 1, which is a divergence."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def console(file: TextIO | None = None) -> Console:
@@ -29,7 +37,7 @@ def console(file: TextIO | None = None) -> Console:
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?" instead of failing
     width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
+    return _Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
 
 
 def plain(text: str) -> str:

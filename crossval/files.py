@@ -43,11 +43,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def read_limited(path: Path, what: str, max_bytes: int) -> bytes:
-    """Return the bytes of a file; ``what`` names it in messages.
+    """Return the bytes of a regular file; ``what`` names it in messages.
 
     Raises:
-        BadInputError: it cannot be read, or is larger than ``max_bytes``.
+        BadInputError: it cannot be read, is not a regular file, or is larger than ``max_bytes``.
     """
+    check_regular(path, what)
     try:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
@@ -58,7 +59,7 @@ def read_limited(path: Path, what: str, max_bytes: int) -> bytes:
     return data
 
 
-def check_regular(path: Path) -> None:
+def check_regular(path: Path, what: str = "") -> None:
     """Check that a path names a regular file: reading anything else may block forever.
 
     Raises:
@@ -68,7 +69,8 @@ def check_regular(path: Path) -> None:
         if not stat.S_ISREG(path.stat().st_mode):
             raise BadInputError(f"{path}: not a regular file")
     except (OSError, ValueError) as error:
-        raise BadInputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise BadInputError(f"cannot read {what}{' ' * bool(what)}{path}: {reason}") from error
 
 
 def file_sha256(path: str | Path) -> str:

@@ -19,6 +19,14 @@ from bitnet_py import arithmetic
 from crossval.formats import Dtype
 from crossval.terms import Generation, Side
 
+Activations = Literal["int8", "q8_k", "none"]
+"""What a projection multiplies: int8 codes with one step per token (the model's definition), int8 codes with a
+step per 256 values (llama.cpp's Q8_K), or the activations as they are."""
+Weights = Literal["packed", "f32", "f16", "bf16"]
+"""What it multiplies them with: signs, whose scale comes afterwards; or weights brought back to their size, each
+``scale * sign`` rounded to this format."""
+Q8_K_BLOCK = 256
+
 PassKind = Literal["prefill", "decode"]
 OF_MAIN = ("main", "mainline")
 """Generations that compute, and read text, as bitnet.cpp's main does."""
@@ -43,11 +51,13 @@ class TapArray:
     """One recorded tensor: float32, C-contiguous, shaped as ``crossval.model.taps`` says.
 
     ``rows`` lists which tokens of the pass the token axis covers, or is None when it covers all of them
-    (bitnet.cpp's last layer keeps only the output rows after attention).
+    (bitnet.cpp's last layer keeps only the output rows after attention). ``dtype``: what it was stored in, so that
+    its values were rounded to that when they were recorded, if not before.
     """
 
     array: npt.NDArray[np.float32]
     rows: tuple[int, ...] | None = None
+    dtype: Dtype = "f32"
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,11 @@ class Numerics:
     rounding the product first.
     ``compute_dtype``: what tensors between operations, and elementwise steps, are rounded to; sums are carried in
     binary32 or better. None: not stated, ``f32`` is assumed.
+    ``op_dtypes``: operations, or kinds of operations, that compute in another format than that; in JSON both are
+    one object, ``{"default": "f32", "ops": {"bitlinear": "bf16"}}``.
+    ``activation_quantization``: see ``Activations``. None: not stated, ``int8`` is assumed.
+    ``weights``: see ``Weights``. None: not stated, ``packed`` is assumed.
+    ``accumulate``: what projections that multiply floating-point numbers are summed in. None: binary32 or better.
     ``kv_dtype``: what keys and values are rounded to when they enter the cache. None: not stated.
     ``generation``: whose arithmetic it is, beyond lanes and quantiser (docs/numerics.md). None: not stated; an
     engine that states its lanes and nothing here computes as bitnet.cpp of March 2026 does.
@@ -75,9 +90,8 @@ class Numerics:
     ``flash_attention``: scores, softmax and weighted sum are one operation that rounds otherwise.
     ``attention_threads``: over how many threads flash attention splits the cells of a single token, which changes
     its bits.
-    ``quantizer_block``: activations are quantised in blocks of so many values, each with a step of its own, and
-    not by row (Q8_K, 256 values: what llama.cpp multiplies matrices of TQ1_0 and TQ2_0 with).
-    ``fused_sums``: there, the scaled sum of a block is added to the others in one rounding (gcc builds).
+    ``fused_sums``: of activations in blocks (Q8_K), the scaled sum of a block is added to the others in one
+    rounding (gcc builds).
     ``bfloat_pairs``: products with an LM head of BF16 are added in pairs (builds for AVX512-BF16).
     ``fused``: operations, without their layer, whose results exist only inside the kernel that reads them.
     """
@@ -90,9 +104,12 @@ class Numerics:
     binary16_sums: bool | None = None
     flash_attention: bool | None = None
     attention_threads: int | None = None
-    quantizer_block: int | None = None
     fused_sums: bool | None = None
     bfloat_pairs: bool | None = None
+    op_dtypes: tuple[tuple[str, Dtype], ...] = ()
+    activation_quantization: Activations | None = None
+    weights: Weights | None = None
+    accumulate: Dtype | None = None
     fused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -101,6 +118,34 @@ class Numerics:
             object.__setattr__(self, "generation", "march")
         if self.generation == "march" and self.binary16_sums is False:
             object.__setattr__(self, "binary16_sums", None)  # no build of that generation has such sums
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Numerics:
+        """Return what ``to_json`` wrote, or an older version did (``quantizer_block``).
+
+        Raises:
+            ValueError: both ways to state the quantiser, contradicting each other.
+        """
+        fields: dict[str, Any] = {k: int(one) if isinstance(one, float) else one for k, one in data.items()}
+        compute = fields.get("compute_dtype")
+        if isinstance(compute, Mapping):
+            fields["compute_dtype"] = compute["default"]
+            fields["op_dtypes"] = tuple(sorted(compute.get("ops", {}).items()))
+        if fields.pop("quantizer_block", None) is not None:
+            if fields.get("activation_quantization", "q8_k") not in ("q8_k", None):
+                raise ValueError("numerics: quantizer_block contradicts activation_quantization")
+            fields["activation_quantization"] = "q8_k"
+        return cls(**fields)
+
+    @property
+    def quantizer_block(self) -> int | None:
+        """How many activations share a step, where that is not a whole row."""
+        return Q8_K_BLOCK if self.activation_quantization == "q8_k" else None
+
+    @property
+    def formats(self) -> frozenset[Dtype]:
+        """Every format that it states to compute in; binary32 where it states none."""
+        return frozenset({self.compute_dtype or "f32", *(dtype for _, dtype in self.op_dtypes)})
 
     @property
     def inside_others(self) -> frozenset[str]:
@@ -116,11 +161,15 @@ class Numerics:
             self.simd_width and f"{self.simd_width} lanes",
             self.fused_quantizer and "fused quantiser",
             self.quantizer_block and f"activations in blocks of {self.quantizer_block}",
+            self.activation_quantization == "none" and "activations not quantised",
+            self.weights not in (None, "packed") and f"weights dequantised to {self.weights}",
+            self.accumulate and f"projections summed in {self.accumulate}",
             self.fused_sums and "fused sums of blocks",
             self.binary16_sums and "sums in binary16",
             self.bfloat_pairs and "bfloat16 in pairs",
             self.flash_attention and "flash attention",
             self.compute_dtype and f"computes in {self.compute_dtype}",
+            self.op_dtypes and ", ".join(f"{name} in {dtype}" for name, dtype in self.op_dtypes),
             self.kv_dtype and f"keys and values in {self.kv_dtype}",
             self.fused and f"{', '.join(self.fused)} inside other kernels",
         )
@@ -130,6 +179,9 @@ class Numerics:
         """Return it as plain JSON values; what is not stated only for lanes and quantiser."""
         always = ("simd_width", "fused_quantizer")
         fields = {**asdict(self), "fused": list(self.fused) or None}
+        ops = dict(fields.pop("op_dtypes"))
+        if ops:
+            fields["compute_dtype"] = {"default": self.compute_dtype or "f32", "ops": ops}
         return {name: value for name, value in fields.items() if value is not None or name in always}
 
 

@@ -380,6 +380,10 @@ int main(int argc, char **argv) {
     trace_model shape = {"", n_layers, n_heads, n_kv_heads, head_dim, dim, hidden_dim, vocab_size};
     trace_sha256_file(argv[1], shape.sha256);
     trace_open(&trace, argv[2], "C engine", &shape, ids, n_prompt);
+    trace_state(&trace, "version", "0.1");
+#ifdef __VERSION__
+    trace_state(&trace, "compiler", __VERSION__);
+#endif
     int32_t next = forward(ids, 0, n_prompt);
     for (size_t i = 0; i < n_decode; i++) {
         int32_t token = next;

@@ -7,6 +7,7 @@
                             .dim = 256, .hidden_dim = 640, .vocab_size = 1024};
        trace_sha256_file("model.gguf", model.sha256);
        trace_open(&t, "my-trace", "my engine", &model, prompt_ids, n_prompt);
+       trace_state(&t, "version", "1.2");                          // and source_commit, compiler, flags: see diff
        trace_begin_pass(&t, prompt_ids, n_prompt);                 // the prompt; then one pass per decoded token
        trace_tap(&t, -1, "inp_embd", x, n_prompt, dim, 0);         // layer -1: of the whole model
        trace_tap(&t, 0, "q", q, n_prompt, n_heads, head_dim);      // blk.0.q; an unused dimension is 0
@@ -44,6 +45,8 @@ typedef struct {
 /* Make `directory`, which must not exist, and state engine, model and the token ids that are fed first. */
 int trace_open(trace_writer *t, const char *directory, const char *engine, const trace_model *model,
                const int32_t *prompt_ids, size_t n_prompt);
+/* State a fact of the build, before the first pass: "version", "source_commit", "compiler" or "flags". */
+int trace_state(trace_writer *t, const char *fact, const char *value);
 /* Begin the next pass: one call of the engine, with the tokens that follow those of the passes before it. */
 int trace_begin_pass(trace_writer *t, const int32_t *token_ids, size_t n_tokens);
 /* Write one tensor of all tokens of the pass; its dimensions are in docs/trace-format.md, the last 0 if unused. */
@@ -173,6 +176,13 @@ static void trace_ids(FILE *out, const int32_t *ids, size_t n) {
     fputc(']', out);
 }
 
+static void trace_text(FILE *out, const char *text) {
+    fputc('"', out);
+    for (; *text; text++)
+        fprintf(out, "%s%c", strchr("\"\\", *text) ? "\\" : "", (uint8_t)*text < 32 ? ' ' : *text);
+    fputc('"', out);
+}
+
 int trace_open(trace_writer *t, const char *directory, const char *engine, const trace_model *model,
                const int32_t *prompt_ids, size_t n_prompt) {
     static const uint16_t one = 1;
@@ -184,17 +194,26 @@ int trace_open(trace_writer *t, const char *directory, const char *engine, const
     if (trace_mkdir(directory)) return trace_fail(t, "the directory exists, or cannot be made");
     strcpy(t->directory, directory);
     if (!(t->json = trace_file(t, "trace.json.part", "wb"))) return -1;
-    fputs("{\"format\": \"crossval-trace\", \"format_version\": 1, \"engine\": {\"name\": \"", t->json);
-    for (const char *c = engine; *c; c++)
-        fprintf(t->json, "%s%c", strchr("\"\\", *c) ? "\\" : "", (uint8_t)*c < 32 ? ' ' : *c);
-    fprintf(
-        t->json,
-        "\"},\n \"model\": {\"sha256\": \"%s\", \"n_layers\": %d, \"n_heads\": %d, \"n_kv_heads\": %d, "
-        "\"head_dim\": %d, \"dim\": %d, \"hidden_dim\": %d, \"vocab_size\": %d},\n \"prompt\": {\"token_ids\": ",
-        model->sha256, model->n_layers, model->n_heads, model->n_kv_heads, model->head_dim, model->dim,
-        model->hidden_dim, model->vocab_size);
+    fprintf(t->json,
+            "{\"format\": \"crossval-trace\", \"format_version\": 1,\n \"model\": {\"sha256\": \"%s\", "
+            "\"n_layers\": %d, \"n_heads\": %d, \"n_kv_heads\": %d, \"head_dim\": %d, \"dim\": %d, "
+            "\"hidden_dim\": %d, "
+            "\"vocab_size\": %d},\n \"prompt\": {\"token_ids\": ",
+            model->sha256, model->n_layers, model->n_heads, model->n_kv_heads, model->head_dim, model->dim,
+            model->hidden_dim, model->vocab_size);
     trace_ids(t->json, prompt_ids, n_prompt);
-    fputs("},\n \"passes\": [", t->json);
+    fputs("},\n \"engine\": {\"name\": ", t->json);
+    trace_text(t->json, engine);
+    return 0;
+}
+
+int trace_state(trace_writer *t, const char *fact, const char *value) {
+    if (t->error) return -1;
+    if (t->pass || t->n_pass) return trace_fail(t, "trace_state comes before the first pass");
+    fputs(", ", t->json);
+    trace_text(t->json, fact);
+    fputs(": ", t->json);
+    trace_text(t->json, value);
     return 0;
 }
 
@@ -207,6 +226,7 @@ int trace_begin_pass(trace_writer *t, const int32_t *token_ids, size_t n_tokens)
     t->n_pass = n_tokens;
     t->n_taps = 0;
     t->n_bytes = 0;
+    if (!t->pass) fputs("},\n \"passes\": [", t->json);
     fprintf(t->json, "%s\n  {\"kind\": \"%s\", \"start\": %zu, \"token_ids\": ", t->pass ? "," : "",
             t->n_tokens && n_tokens == 1 ? "decode" : "prefill", t->n_tokens);
     trace_ids(t->json, token_ids, n_tokens);

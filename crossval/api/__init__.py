@@ -9,6 +9,7 @@ to show, such as where a file was written.
 
 from crossval.api.benchmark import bench_engines
 from crossval.api.comparison import audit_trace, compare_engines, compare_traces
+from crossval.api.dumps import compare_printed, import_dump
 from crossval.api.fetch import fetch_model
 from crossval.api.generation import greedy, read_prompts
 from crossval.api.score import score_text
@@ -25,12 +26,14 @@ __all__ = [
     "changed_ops",
     "check_weights",
     "compare_engines",
+    "compare_printed",
     "compare_tokens",
     "compare_traces",
     "environments",
     "explain_text",
     "fetch_model",
     "greedy",
+    "import_dump",
     "metamorphic",
     "read_prompts",
     "record",

@@ -70,7 +70,7 @@ def compare_engines(
     check_text(prompt)
     checked = request.load_model()
     with request.session(checked) as session, request.unavailable(session, full=full, n_decode=n_decode):
-        ours, theirs, encoded = request.open_prompt(session, prompt)
+        ours, theirs, encoded = request.open_prompt(session, prompt, n_decode or 0)
         return _examined(request, session, (ours, theirs), encoded)
 
 

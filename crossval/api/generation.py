@@ -26,6 +26,7 @@ from crossval.schema import parse_json
 from crossval.terms import Progress
 
 MAX_PROMPTS_BYTES = 16 << 20
+MAX_PROMPTS = 100_000
 
 
 def greedy(
@@ -58,6 +59,8 @@ def greedy(
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts:
         raise BadInputError("no prompt; comparing nothing is not a comparison")
+    if len(texts) > MAX_PROMPTS:
+        raise BadInputError(f"{len(texts)} prompts; a receipt holds {MAX_PROMPTS}")
     for text in texts:
         check_text(text)
     request = Request(
@@ -95,7 +98,7 @@ def _compare_all(
     """Compare every prompt, or take it from the journal; the engines are those of the first prompt."""
     results, encoded, engines = [], [], []
     for index, text in enumerate(texts):
-        ours, theirs, one = request.open_prompt(session, text)
+        ours, theirs, one = request.open_prompt(session, text, n_steps - 1)
         encoded.append(one)
         engines.append((ours, theirs))
         found = resume.take(one, ours, theirs)

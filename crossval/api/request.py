@@ -102,8 +102,8 @@ class Request:
         with GGUFFile.open(default_model_path() if self.model is None else Path(self.model)) as gguf:
             return get_template(AUTO, gguf.metadata)
 
-    def open_prompt(self, session: Session, text: str) -> tuple[Runner, Runner, Prompt]:
-        """Open candidate and reference for a prompt and tokenize it.
+    def open_prompt(self, session: Session, text: str, n_after: int) -> tuple[Runner, Runner, Prompt]:
+        """Open candidate and reference for a prompt and tokenize it; ``n_after`` tokens will be read after it.
 
         Raises:
             BadInputError: the prompt is empty, not Unicode, or too long.
@@ -112,7 +112,7 @@ class Request:
         check_text(text)
         rendered = self.render(text)
         candidate, reference = session.open(rendered)
-        prompt = encode(candidate, reference, text, rendered, session.model.config.context_length)
+        prompt = encode(candidate, reference, text, rendered, session.model.config.context_length, n_after)
         return candidate, reference, prompt
 
     def settings(self, **more: Any) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def record(
     checked = request.load_model()
     with registry.open_live(engine, checked.path, n_threads=n_threads) as runner:
         rendered = request.render(prompt)
-        encoded = encode(runner, runner, prompt, rendered, checked.config.context_length)
+        encoded = encode(runner, runner, prompt, rendered, checked.config.context_length, n_decode)
         select = outline_taps(checked.config.n_layers) if outline else None
         return record_trace(
             runner,

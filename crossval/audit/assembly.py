@@ -11,6 +11,7 @@ from crossval.audit.bounds import Arithmetic
 from crossval.audit.bounds.approx import Approx, joined, recorded
 from crossval.audit.segments import Cells, Outcome, Readings, Segment
 from crossval.audit.state import Computed, Covered, Output, Part, PassState, Pending, Value
+from crossval.formats import F32
 from crossval.model.op import Op, WeightSource
 from crossval.model.taps import is_state, state_source
 from crossval.passes import TapArray
@@ -63,7 +64,7 @@ class Assembly:
         if isinstance(value, Computed):
             return value.part, value.covered
         if isinstance(value, Value):
-            return Part(recorded(value.array, self.arithmetic), value.rows), frozenset()
+            return Part(recorded(value.array, self.arithmetic.storing(value.form, F32)), value.rows), frozenset()
         raise ValueError(f"{name} was not recorded and cannot be computed")
 
     def _cells(self, source: str, state: PassState) -> tuple[Cells, Covered]:

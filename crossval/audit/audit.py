@@ -6,28 +6,33 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from crossval import capture
-from crossval.audit import bounds, zero_rows
+from crossval.audit import bounds, precision, zero_rows
 from crossval.audit import evaluate as ev
 from crossval.audit.assembly import Assembly, keep
 from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.checks import AuditResult, OpCheck, decide, first_guilty, only_recorded
 from crossval.audit.precision import Survey, arithmetic_of
+from crossval.audit.products import StatedWeights, Votes
 from crossval.audit.state import Covered, Output, PassState, Pending, Value, stack_state
 from crossval.capture import Place, Source
 from crossval.errors import BadInputError
 from crossval.model.graphs import op_table
-from crossval.model.kinds import FloatArray, Weight
+from crossval.model.kinds import BitLinear, FloatArray, Weight
 from crossval.model.op import Op, WeightSource
 from crossval.model.taps import is_state, state_source
 from crossval.model.weights import SpecWeights
-from crossval.passes import PassPlan, TapArray
+from crossval.passes import Numerics, PassPlan, TapArray
 from crossval.terms import Progress
 
+MOST_AUDITS = 4
+"""As the engine states; at the format found; as merely recorded in it; with what its projections multiply."""
 Watch = Callable[[Sequence[str]], None]
 """Called with the taps of each stage (the embedding, a layer, the head) while they are held."""
 
@@ -38,7 +43,8 @@ class _Engine:
 
     source: Source
     arithmetic: Arithmetic
-    weights: WeightSource
+    file_weights: WeightSource
+    """As the model file has them; ``weights``: as the engine multiplies them."""
     distrusted: frozenset[Place]
     states: list[PassState] = field(init=False)
     checks: list[OpCheck] = field(default_factory=list)
@@ -48,9 +54,13 @@ class _Engine:
     """Readings that fitted segments of single-token passes (True), and of others: tried first in the next."""
     failed_trials: int = 0
     """Choices of int8 flips tried in vain in all segments."""
-    survey: Survey = field(default_factory=Survey)
+    survey: Survey = field(init=False)
+    votes: Votes = field(default_factory=Votes)
+    weights: WeightSource = field(init=False)
 
     def __post_init__(self) -> None:
+        self.survey = Survey(self.source.runner.identity.numerics)
+        self.weights = StatedWeights(self.file_weights, self.arithmetic.numerics)
         self.states = [PassState(index, plan) for index, plan in enumerate(self.source.plans)]
 
     def take(self, names: Collection[str]) -> None:
@@ -69,7 +79,7 @@ class _Engine:
     def output(self, op: Op, state: PassState) -> Output | None:
         """Return what was recorded of an operation."""
         tap = self.recorded[state.index].get(op.output)
-        return None if tap is None else Output(op, state, tap)
+        return None if tap is None else Output(op, state, tap, precision.lost(tap, op, self.arithmetic))
 
     def judge(self, output: Output) -> OpCheck:
         """Judge one recorded output, alone or as the end of a segment."""
@@ -85,10 +95,18 @@ class _Engine:
                 check = ev.unchecked(output, str(error))
             else:
                 check = ev.check(output, inputs, self.weights, self.arithmetic)
+                if isinstance(output.op.kind, BitLinear) and check.status in ("ok", "guilty"):
+                    self._vote(output, inputs[0], wrong=check.wrong)
         else:
             check, covered = self._judge_segment(output)
         self.note(output, check, covered)
         return check
+
+    def _vote(self, output: Output, x: npt.NDArray[Any], *, wrong: bool) -> None:
+        weights = [self.file_weights[name] for name in output.op.weights]
+        arithmetic = self.arithmetic.of(output.op).storing(output.form_of_inputs(), output.form)
+        flat, recorded = x.reshape(len(x), -1), output.array.reshape(len(output.array), -1)
+        self.votes.add(flat, recorded, weights, arithmetic, wrong=wrong)
 
     def _judge_rest(self, output: Output, kept: Output | None, n_aside: int) -> OpCheck:
         """Judge the tokens of an output that are not set aside; it is wrong, or not judged as a whole."""
@@ -121,7 +139,8 @@ class _Engine:
             n_covered=n_covered,
             first_guilty=first_guilty(checks),
             verdict=decide(checks, n_ops, n_covered),
-            precision=self.survey.found(identity.numerics),
+            precision=self.survey.found(),
+            products=self.votes.found(self.arithmetic.numerics, identity.numerics),
         )
 
     def _audit_op(self, op: Op, state: PassState) -> None:
@@ -132,7 +151,7 @@ class _Engine:
                     state.values[name] = stacked
         output = self.output(op, state)
         if output is not None and self.judge(output).status != "invalid" and output.place not in self.distrusted:
-            state.values[op.output] = Value(output.array, output.rows)
+            state.values[op.output] = Value(output.array, output.rows, output.form)
         else:  # what follows is judged as if this tensor had not been recorded, not blamed for it
             state.values[op.output] = Pending(op)
 
@@ -193,7 +212,8 @@ def audit(
     does not give are bridged by segments of several operations. ``distrusted``: these are judged, but what reads
     them is judged as if they had not been recorded. ``watch`` sees each stage once.
 
-    An engine that is found to compute in another format than it states is audited again, judged at that format.
+    An engine that is found to compute in another format than it states, or to multiply something else in its
+    projections, is audited again, judged as such.
 
     Raises:
         BadInputError: no passes, or passes that do not continue each other.
@@ -204,9 +224,11 @@ def audit(
     numerics = [source.runner.identity.numerics for source in sources]
     judged_by = [arithmetic_of(one, None, weights.config) for one in numerics]
     results = _audit(sources, judged_by, weights, progress, distrusted, watch)
-    for _ in range(2):  # at the format found; then, if that explains less, as merely recorded in it
-        found = [one.precision for one in results]
-        meant = [arithmetic_of(*one, weights.config) for one in zip(numerics, found, strict=True)]
+    for _ in range(MOST_AUDITS - 1):
+        meant = [
+            _arithmetic_of(one, stated, judged, weights)
+            for one, stated, judged in zip(results, numerics, judged_by, strict=True)
+        ]
         again = [i for i in range(len(sources)) if meant[i] != judged_by[i]]
         if not again:
             break
@@ -214,11 +236,22 @@ def audit(
             [sources[i] for i in again], [meant[i] for i in again], weights, progress, distrusted, None
         )
         for i, other in zip(again, others, strict=True):
-            precision = found[i]
-            if precision is not None and only_recorded(precision, other.checks):
-                precision = replace(precision, scope="recorded")
-            results[i], judged_by[i] = replace(other, precision=precision), meant[i]
+            found = results[i].precision
+            if found is not None and only_recorded(found, other.checks):
+                found = replace(found, scope="recorded")
+            results[i], judged_by[i] = replace(other, precision=found), meant[i]
     return results
+
+
+def _arithmetic_of(
+    result: AuditResult, stated: Numerics, judged_by: Arithmetic, weights: SpecWeights
+) -> Arithmetic:
+    """Return the arithmetic that an audit shows: its format first, then what projections multiply in it."""
+    at_format = arithmetic_of(stated, result.precision, weights.config)
+    before = replace(judged_by.numerics, activation_quantization=None, weights=None)
+    if before != replace(at_format.numerics, activation_quantization=None, weights=None):
+        return at_format
+    return arithmetic_of(stated, result.precision, weights.config, result.products)
 
 
 def _audit(

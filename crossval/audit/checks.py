@@ -8,6 +8,7 @@ from typing import Literal
 
 from crossval.audit import bounds
 from crossval.audit.precision import Precision
+from crossval.audit.products import Products
 from crossval.capture import Place
 from crossval.model import taps
 from crossval.passes import PassKind
@@ -109,6 +110,8 @@ class AuditResult:
     """Recording errors: what they concern is not among the checks."""
     precision: Precision | None = None
     """The 16-bit format the engine computes in, or some of its tensors are in."""
+    products: Products | None = None
+    """What its projections multiply, where that is not what the model defines."""
 
 
 def decide(checks: Sequence[OpCheck], n_ops: int, n_covered: int) -> AuditVerdict:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit import bounds, precision
-from crossval.audit.bounds import Arithmetic
+from crossval.audit.bounds import Arithmetic, floats
 from crossval.audit.checks import CheckStatus, OpCheck, Worst
 from crossval.audit.segments import Outcome
 from crossval.audit.state import Covered, Output
@@ -26,6 +26,7 @@ Arrays = Sequence[npt.NDArray[Any]]
 def check(output: Output, inputs: Arrays, weights: WeightSource, arithmetic: Arithmetic) -> OpCheck:
     """Judge an output against the specification of its recorded inputs."""
     op, unusable = output.op, invalid(output)
+    arithmetic = arithmetic.of(op).storing(output.form_of_inputs(), output.form)
     loaded = [weights[name] for name in op.weights]
     if unusable is not None:
         return replace(unusable, note=_overflow(output, inputs, loaded) or unusable.note)
@@ -63,6 +64,7 @@ def check_head(
     if unusable is not None:
         why = precision.overflow(output.array, expected) if np.isfinite(x).all() else None
         return replace(unusable, note=why or unusable.note)
+    arithmetic = arithmetic.of(output.op).storing(output.form_of_inputs(), output.form)
     allowed = bounds.head_bound(x, norms, arithmetic.reading(reading), expected)
     return _judge(output, expected, allowed, reading=reading.name or None)
 
@@ -86,13 +88,13 @@ def _check_bitlinear(
         misfit = f"shape {recorded.shape} from {x.shape} does not fit a matrix of {weight.signs.shape}"
         return _check(output, "invalid", note=misfit)
     x, flat, form = x.reshape(len(x), -1), recorded.reshape(len(recorded), -1), arithmetic.recorded
-    if form is not F32:
+    if form is not F32 and not floats.is_float(arithmetic):
         # what no codes explain is wrong; what some explain is left open, for they need not be the engine's
         result = bounds.check_bitlinear(x, flat, weights, arithmetic, form)
         found = _judge(output, result.expected.reshape(recorded.shape), result.bound.reshape(recorded.shape))
         why = f"its input was recorded in {form.label} only, so its codes are not known"
         return found if found.wrong else unchecked(output, why)
-    result = bounds.check_bitlinear(x, flat, weights, arithmetic)
+    result = bounds.check_bitlinear(x, flat, weights, arithmetic, form)
     expected = result.expected.reshape(recorded.shape)
     allowed = result.bound.reshape(recorded.shape) + arithmetic.cached(output.op, expected, recorded)
     note = f"{result.flips} int8 flips at rounding ties explain every integer" if result.flips else None

@@ -1,9 +1,10 @@
 """Which floating-point format an engine really computes in, found from everything it recorded.
 
 A value of binary32 is one of bfloat16's with a chance of 2^-16, one of binary16's with 2^-13. An engine whose
-every recorded tensor holds nothing else rounds to that format, whatever it states. That is one property of
+recorded tensors hold nothing else rounds to that format, whatever it states. That is one property of
 the engine, not a fault of its first operation; it is found once, said once, and everything is then judged at its
-unit roundoff. A single tensor with more digits rules it out: what rounds in one place is a fault in that place.
+unit roundoff. Nine of ten tensors have to be in it: a mistake in one operation may leave more digits there, and is
+named as an exception. What rounds in fewer places is a fault in those places.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from crossval.audit.bounds import Arithmetic
+from crossval.audit.products import Products
 from crossval.formats import BF16, F16, F32, FORMATS, Dtype, Format
 from crossval.model import taps
 from crossval.model.config import SpecConfig
@@ -34,6 +37,9 @@ MIN_DISTINCT = 16
 MIN_TAPS = 3
 MIN_VALUES = 256
 """Least evidence for a property of the engine: tensors, and values in them."""
+LEAST_IN_FORMAT = Fraction(9, 10)
+"""Of the tensors that say anything: one operation of 19 in all layers may have more digits, or a layer of ten."""
+MOST_NAMED = 5
 _PROBE = 64
 """Values looked at first: they are enough to recognise a tensor of binary32."""
 
@@ -50,7 +56,7 @@ class Shape(Protocol):
         """Width of one."""
 
 
-Scope = Literal["all", "some", "recorded"]
+Scope = Literal["all", "some", "recorded", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,10 @@ class Precision:
 
     dtype: Dtype
     scope: Scope
-    """``all``: every recorded tensor that says anything; ``some``: the operations in ``ops``, in all layers and
-    passes, and no others, which changes nothing for the audit; ``recorded``: every tensor was recorded in it, but
-    what the engine computes with has more digits."""
+    """``all``: the recorded tensors that say anything, but for ``exceptions``; ``some``: the operations in
+    ``ops``, in all layers and passes, and no others, which changes nothing for the audit; ``recorded``: every
+    tensor was recorded in it, but what the engine computes with has more digits; ``mixed``: the operations in
+    ``ops``, for which the engine states it."""
     declared: bool
     """Whether the engine states so itself, and what it recorded agrees."""
     unit_roundoff: float
@@ -73,11 +80,14 @@ class Precision:
     n_values: int
     """Values in those."""
     ops: tuple[str, ...] = ()
-    """With ``some``: the operations whose outputs are in the format."""
+    """With ``some`` and ``mixed``: the operations whose outputs are in the format."""
+    exceptions: tuple[str, ...] = ()
+    """With ``all``: full names of the tensors that hold other values in some pass, in execution order."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the receipt's ``audit.*.precision``."""
-        return {**asdict(self), "ops": list(self.ops)}
+        data = {**asdict(self), "ops": list(self.ops), "exceptions": list(self.exceptions)}
+        return data if self.exceptions else {name: value for name, value in data.items() if name != "exceptions"}
 
 
 @dataclass
@@ -87,18 +97,27 @@ class _Seen:
     n_taps: int = 0
     n_held: Counter[Dtype] = field(default_factory=Counter)
     n_values: Counter[Dtype] = field(default_factory=Counter)
+    others: dict[Dtype, set[str]] = field(default_factory=lambda: {form.name: set() for form in NARROW})
+    """Full names of those that hold other values."""
 
 
 @dataclass
 class Survey:
     """Looks at everything one engine recorded, pass by pass."""
 
+    numerics: Numerics = field(default_factory=Numerics)
+    """What the engine states."""
     _seen: dict[str, _Seen] = field(default_factory=dict)
 
     def add(self, recorded: Mapping[str, TapArray]) -> None:
-        """Take in the tensors of one pass, by full tap name; each is to be given once."""
+        """Take in the tensors of one pass, by full tap name; each is to be given once.
+
+        Of an engine that states binary32, one stored in 16 bits says how it was stored and nothing more.
+        """
         for name, tap in recorded.items():
             op = taps.op_of(name)
+            if tap.dtype != "f32" and self.numerics.formats == {"f32"} and self.numerics.compute_dtype == "f32":
+                continue
             # rows of a table in F16 are in F16 whatever the engine does
             if not isinstance(op.kind, Embedding) and _says_something(tap.array):
                 seen = self._seen.setdefault(op.name, _Seen())
@@ -107,14 +126,18 @@ class Survey:
                     if form.holds(tap.array.reshape(-1)[:_PROBE]) and form.holds(tap.array):
                         seen.n_held[form.name] += 1
                         seen.n_values[form.name] += tap.array.size
+                    else:
+                        seen.others[form.name].add(name)
 
-    def found(self, numerics: Numerics) -> Precision | None:
+    def found(self) -> Precision | None:
         """Return the format the tensors are in, or the one the engine states; None: it is binary32."""
-        stated = numerics.compute_dtype or "f32"
+        stated = self.numerics.compute_dtype or "f32"
+        if self.numerics.op_dtypes:
+            return self._mixed()
         for form in NARROW:
             every = self._over(form, self._seen)
-            if every.n_in_format == every.n_taps and _is_evidence(every):
-                return replace(every, declared=stated == form.name)
+            if every.n_in_format >= LEAST_IN_FORMAT * every.n_taps and _is_evidence(every):
+                return replace(every, declared=stated == form.name and not every.exceptions)
         if stated != "f32":
             every = self._over(FORMATS[stated], self._seen)
             return replace(every, declared=every.n_in_format == every.n_taps)
@@ -123,8 +146,32 @@ class Survey:
             some = self._over(form, whole)
             if _is_evidence(some):
                 ops = tuple(sorted(whole, key=list(taps.OPS).index))
-                return replace(some, scope="some", unit_roundoff=F32.unit_roundoff, ops=ops)
+                return replace(some, scope="some", unit_roundoff=F32.unit_roundoff, ops=ops, exceptions=())
         return None
+
+    def _mixed(self) -> Precision | None:
+        """Return whether the operations for which a 16-bit format is stated hold values of it."""
+        judged = Arithmetic(self.numerics, 1)
+        forms = {name: judged.of(op).format for name, op in taps.OPS.items()}
+        narrow = [name for name in forms if forms[name] is not F32]
+        if not narrow:
+            return None
+        widest = max((forms[name] for name in narrow), key=lambda form: form.unit_roundoff)
+        seen = {name: self._seen[name] for name in narrow if name in self._seen}
+        n_taps, n_held = (
+            sum(one.n_taps for one in seen.values()),
+            sum(one.n_held[forms[name].name] for name, one in seen.items()),
+        )
+        return Precision(
+            widest.name,
+            "mixed",
+            n_held == n_taps,
+            widest.unit_roundoff,
+            n_taps,
+            n_held,
+            sum(one.n_values[forms[name].name] for name, one in seen.items()),
+            tuple(narrow),
+        )
 
     def _over(self, form: Format, names: Collection[str]) -> Precision:
         """Count what the operations of these names hold in a format, out of all tensors."""
@@ -136,6 +183,12 @@ class Survey:
             n_taps=sum(seen.n_taps for seen in self._seen.values()),
             n_in_format=sum(self._seen[name].n_held[form.name] for name in names),
             n_values=sum(self._seen[name].n_values[form.name] for name in names),
+            exceptions=tuple(
+                sorted(
+                    set().union(*(seen.others[form.name] for seen in self._seen.values())),
+                    key=taps.execution_index,
+                )
+            ),
         )
 
 
@@ -155,8 +208,11 @@ def differs(found: Precision) -> bool:
     return found.scope != "some" and not found.declared
 
 
-def arithmetic_of(numerics: Numerics, found: Precision | None, model: Shape) -> Arithmetic:
+def arithmetic_of(
+    numerics: Numerics, found: Precision | None, model: Shape, products: Products | None = None
+) -> Arithmetic:
     """Return the arithmetic an engine is judged by: what it states, and what was found."""
+    numerics = numerics if products is None else products.stated_in(numerics)
     follows = isinstance(model, SpecConfig) and model.follows is not None
     stated = Arithmetic(
         numerics,
@@ -165,16 +221,32 @@ def arithmetic_of(numerics: Numerics, found: Precision | None, model: Shape) -> 
         head_table=model.head_type if isinstance(model, SpecConfig) else "F16",
         zero_rows_nan=follows and numerics.generation in ZERO_ROWS,
     )
-    if found is None or found.scope == "some":
+    if found is None or found.scope in ("some", "mixed"):
         return stated
     if found.scope == "recorded":
         return replace(stated, numerics=replace(numerics, compute_dtype=None), recorded=FORMATS[found.dtype])
     return replace(stated, numerics=replace(numerics, compute_dtype=found.dtype))
 
 
+def storing(arithmetic: Arithmetic, op: Op, recorded: Mapping[str, TapArray]) -> Arithmetic:
+    """Return the arithmetic of an operation, and what its output and inputs in a pass were stored in."""
+    names = [taps.state_source(name) if taps.is_state(name) else name for name in op.inputs]
+    forms = [lost(recorded[name], taps.op_of(name), arithmetic) for name in names if name in recorded]
+    inputs = max(forms, key=lambda form: form.unit_roundoff, default=F32)
+    return arithmetic.of(op).storing(inputs, lost(recorded[op.output], op, arithmetic))
+
+
 def of_json(data: Mapping[str, Any] | None) -> Precision | None:
     """Return the finding of a receipt that is valid by the schema."""
-    return None if data is None else Precision(**{**data, "ops": tuple(data["ops"])})
+    if data is None:
+        return None
+    return Precision(**{**data, "ops": tuple(data["ops"]), "exceptions": tuple(data.get("exceptions", ()))})
+
+
+def lost(tap: TapArray, op: Op, arithmetic: Arithmetic) -> Format:
+    """Return what a tensor was stored in, where that has fewer digits than it was computed or is read with."""
+    had = {arithmetic.of(op).format.name, arithmetic.numerics.kv_dtype if op.appends_to is not None else None}
+    return F32 if tap.dtype in had else FORMATS[tap.dtype]
 
 
 # --- in words -------------------------------------------------------------------------------------------------
@@ -200,13 +272,22 @@ def sentence(found: Mapping[str, Any]) -> str:
             "products do not come out in it: the engine computes with more digits. int8 codes do not follow from "
             "such a record; record binary32"
         )
+    if found["scope"] == "mixed":
+        how = f"{', '.join(found['ops'])} are computed in 16 bits, as this engine states: {taken} hold just that"
+        return f"{how}; each is judged in its own format, the widest unit roundoff is {form.unit_roundoff:.3g}"
     if found["declared"]:
         how = f"this engine computes in {form.label}, as it states: {taken}, {found['n_values']} values"
     elif found["n_in_format"] == found["n_taps"]:
         how = (
-            f"this engine rounds every recorded tensor to {form.label} and does not state so: {taken}, "
+            f"this engine rounds everything to {form.label} and does not state so: {taken}, "
             f"{found['n_values']} values"
         )
+    elif found["n_in_format"] >= LEAST_IN_FORMAT * found["n_taps"]:
+        names = list(found["exceptions"])
+        listed = ", ".join(names[:MOST_NAMED]) + (
+            f" and {len(names) - MOST_NAMED} more" * (len(names) > MOST_NAMED)
+        )
+        how = f"this engine rounds everything to {form.label} ({taken}) but for {listed}, which hold more digits"
     else:
         how = f"this engine states that it computes in {form.label}, but only {taken} hold just that"
     u = form.unit_roundoff

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from crossval.audit import bounds, diagnosis_checks, extent, precision, summary
+from crossval.audit import bounds, diagnosis_checks, extent, precision, products, summary
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import CheckStatus
 from crossval.audit.summary import AuditRow, WorstElement
@@ -26,7 +26,7 @@ from crossval.model.taps import token_axis
 from crossval.passes import Numerics, PassPlan
 from crossval.receipts.file import Receipt
 from crossval.receipts.policy import GateCheck, Policy
-from crossval.receipts.values import plan_from_json
+from crossval.receipts.values import number, plan_from_json
 from crossval.terms import SIDES, Side
 from crossval.traces import read as trace
 from crossval.traces.read import TraceModel
@@ -74,6 +74,7 @@ def demands(
         detail += "; its logits are bit-equal to those of the other engine, which is correct"
     accepted = verdict == "within" and policy.accepts(summary.within_of(audit))
     yield GateCheck(f"audit of the {side}", verdict == "clean" or vouched or accepted, detail)
+    yield from products.demands(side, audit, policy)
     found = (audit or {}).get("precision")
     if found is None or found["scope"] == "some":
         return
@@ -97,15 +98,16 @@ def _version(receipt: Receipt) -> Iterator[str]:
 
 def _world(receipt: Receipt, side: str) -> _World:
     model, plan = TraceModel.of_receipt(receipt), plan_from_json(receipt["results"]["passes"])
-    numerics = Numerics(**receipt[side]["numerics"])
-    found = precision.of_json(receipt["audit"][side].get("precision"))
-    return _World(model, plan, precision.arithmetic_of(numerics, found, model), numerics)
+    numerics = Numerics.from_json(receipt[side]["numerics"])
+    audit = receipt["audit"][side]
+    found, multiplied = precision.of_json(audit.get("precision")), products.of_json(audit.get("products"))
+    return _World(model, plan, precision.arithmetic_of(numerics, found, model, multiplied), numerics)
 
 
 def _audit(audit: Mapping[str, Any], world: _World) -> Iterator[str]:
     rows = [summary.row_from_json(row) for row in audit["rows"]]
     known = [row for row in rows if _known(row.tap, world)]
-    yield from (f"the model has no tap {row.tap}" for row in rows if row not in known)
+    yield from (f"the model has no tap {row.tap}" for row in rows if not _known(row.tap, world))
     order = [taps.execution_index(row.tap) for row in known]
     if order != sorted(set(order)):
         yield "rows are repeated or out of execution order"
@@ -113,6 +115,8 @@ def _audit(audit: Mapping[str, Any], world: _World) -> Iterator[str]:
         yield from (f"{row.tap}: {what}" for what in _row(row, world))
     yield from _totals(audit, rows, world)
     yield from _precision(audit.get("precision"), world)
+    multiplied = products.complaints(audit.get("products"), world.stated, world.arithmetic.numerics)
+    yield from (f"products: {what}" for what in multiplied)
     yield from _first(audit["first_guilty"], rows, world)
     yield from _misrecorded(audit.get("misrecorded", ()), rows, world)
     verdict = summary.audit_verdict(audit)
@@ -157,21 +161,30 @@ def _precision(found: Mapping[str, Any] | None, world: _World) -> Iterator[str]:
     """Check a finding of a 16-bit format: whether it follows from the counts, and which bounds it gives."""
     stated = world.stated.compute_dtype or "f32"
     if found is None:
-        if stated != "f32":
+        if world.stated.formats != {"f32"}:
             yield f"the engine states that it computes in {stated}, its precision was not looked at"
         return
-    n_taps, n_held = found["n_taps"], found["n_in_format"]
-    whole, every = found["scope"] != "some", n_held == n_taps
+    n_taps, n_held, exceptions = found["n_taps"], found["n_in_format"], found.get("exceptions", [])
+    scope, every = found["scope"], n_held == n_taps
     if n_held > n_taps or (n_held > 0) != (found["n_values"] > 0):
         yield f"precision: {n_held} of {n_taps} tensors, {found['n_values']} values"
     enough = n_taps >= precision.MIN_TAPS and found["n_values"] >= precision.MIN_VALUES
-    if found["declared"] != (found["scope"] == "all" and every and stated == found["dtype"]):
+    enough = enough and n_held >= precision.LEAST_IN_FORMAT * n_taps
+    is_stated = scope == "mixed" or (scope == "all" and stated == found["dtype"])
+    if found["declared"] != (is_stated and every):
         yield f"precision: declared is {found['declared']}, the engine states {stated}"
-    if whole and stated != found["dtype"] and not (every and enough):
+    if (scope == "mixed") != bool(world.stated.op_dtypes) or found["dtype"] not in (
+        world.stated.formats if scope == "mixed" else FORMATS
+    ):
+        yield f"precision: {scope} in {found['dtype']}, which is not what the engine states"
+    if scope in ("all", "recorded") and stated != found["dtype"] and not enough:
         yield f"precision: {n_held} of {n_taps} tensors do not show that everything is in {found['dtype']}"
-    if whole == bool(found["ops"]) or (not whole and every):
-        yield f"precision: {found['scope']} with {n_held} of {n_taps} tensors, {len(found['ops'])} operations"
-    u = FORMATS[found["dtype"]].unit_roundoff if whole else bounds.U
+    if (scope in ("all", "recorded")) == bool(found["ops"]) or (scope == "some" and every):
+        yield f"precision: {scope} with {n_held} of {n_taps} tensors, {len(found['ops'])} operations"
+    if bool(exceptions) != (scope in ("all", "recorded") and not every):
+        yield f"precision: {len(exceptions)} exceptions, {n_held} of {n_taps} tensors are in the format"
+    yield from (f"precision: the model has no tap {name}" for name in exceptions if not _known(name, world))
+    u = bounds.U if scope == "some" else FORMATS[found["dtype"]].unit_roundoff
     if found["unit_roundoff"] != u:
         yield f"precision: unit_roundoff is {found['unit_roundoff']:.6g}, that of the bounds is {u:.6g}"
 
@@ -304,9 +317,10 @@ def _belongs(ratio: float | None, worst: WorstElement) -> bool:
         return True
     if gap == 0.0:
         return ratio == 0.0
-    if worst.bound == 0.0:
-        return ratio is None
-    return ratio is not None and math.isclose(ratio, gap / worst.bound, rel_tol=_ROUNDING)
+    wanted = number(gap / worst.bound) if worst.bound > 0.0 else None
+    if wanted is None or ratio is None:
+        return ratio is wanted
+    return math.isclose(ratio, wanted, rel_tol=_ROUNDING)
 
 
 def _readings(op: Op, one: PassPlan, world: _World) -> set[str]:

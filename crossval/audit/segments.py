@@ -22,6 +22,7 @@ from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.bounds.approx import Approx, Flips, Ties, joined, round_to
 from crossval.audit.flips import most_trials, search
 from crossval.audit.state import Output, Part
+from crossval.formats import F32
 from crossval.model import taps
 from crossval.model.kinds import Attend, BitLinear, FloatArray, Softmax, TernaryMatrix
 from crossval.model.op import Op, WeightSource
@@ -112,9 +113,10 @@ class Segment:
         """
         kept = set(self.arithmetic.numerics.fused)
         quantised = {taps.parse(op.inputs[0]).tap} if isinstance(op.kind, BitLinear) else set()
-        if not self.arithmetic.low or kept.isdisjoint({op.name} | quantised):
-            return self.arithmetic
-        return replace(self.arithmetic, numerics=replace(self.arithmetic.numerics, compute_dtype=None))
+        own = self.arithmetic.of(op)
+        if not own.low or kept.isdisjoint({op.name} | quantised):
+            return own
+        return replace(own, numerics=replace(own.numerics, compute_dtype=None))
 
     def _rows(self, op: Op, rows: Sequence[int], made: Mapping[str, Part]) -> tuple[int, ...]:
         """Return the rows an operation can be computed for; of the recorded output, those that were recorded."""
@@ -165,7 +167,7 @@ class Segment:
         bound = bound * bounds.SECOND_ORDER
         if not self.arithmetic.known:
             bound = bound + bounds.U * np.abs(target)  # it was rounded once more to be recorded
-        bound = bound + self.arithmetic.stored(target)
+        bound = bound + self.arithmetic.of(output.op).storing(F32, output.form).stored(target)
         off = np.abs(target - expected)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(off == 0, 0.0, off / bound)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from crossval.audit import extent, precision, summary
+from crossval.audit import extent, precision, products, summary
 from crossval.audit.checks import WRONG
 from crossval.audit.diagnosis_checks import UNDETERMINED
 from crossval.console import plain, show_line
@@ -24,6 +24,11 @@ def show_audits(out: Console, receipt: Receipt) -> None:
     """Print a line per engine, and what explains each wrong operation."""
     if receipt["audit"] is None:
         return
+    how = list(computes(receipt))
+    if how:
+        show_line(out, "")
+    for label, side, text in how:
+        show_line(out, f"{label:10} {side}: {text}")
     show_line(
         out, "\nEvery operation recomputed from the engine's own inputs and checked against its error bound."
     )
@@ -34,13 +39,21 @@ def show_audits(out: Console, receipt: Receipt) -> None:
         text = "not audited" if audit is None else audit_line(audit, receipt["model"]["shape"]["n_layers"])
         head = f"{side:10} {plain(receipt[side]['name']):{width}}  "
         out.print(Text.assemble(head, (plain(text), _STYLE[verdict])), soft_wrap=True)
-        if audit is not None and "precision" in audit:
-            show_line(out, f"precision  {side}: {precision.sentence(audit['precision'])}")
     for side, found in misrecorded(receipt):
         show_line(out, f"recording  {side}: {recording_line(found)}")
     for found in receipt["diagnosis"] or ():
         show_line(out, f"diagnosis  {found['party']}: {cause(found)}")
         show_line(out, f"reproduce  {found['command']}")
+
+
+def computes(receipt: Receipt) -> Iterator[tuple[str, Side, str]]:
+    """Yield how each engine computes where that is not as expected: a label, the side, and a sentence."""
+    for side in SIDES:
+        audit = (receipt["audit"] or {}).get(side) or {}
+        if "precision" in audit:
+            yield "precision", side, precision.sentence(audit["precision"])
+        if "products" in audit:
+            yield "deviation", side, products.sentence(audit["products"])
 
 
 def misrecorded(receipt: Receipt) -> list[tuple[Side, Mapping[str, Any]]]:

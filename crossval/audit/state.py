@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from crossval.audit.bounds.approx import Approx
 from crossval.capture import Place
+from crossval.formats import F32, Format
 from crossval.model.kinds import FloatArray
 from crossval.model.op import Op
 from crossval.model.taps import is_state, take_rows, visible
@@ -48,6 +49,8 @@ class Value:
     array: npt.NDArray[Any]
     rows: tuple[int, ...]
     """Token indices within the pass; for KV state, cells."""
+    form: Format = F32
+    """What it was stored in, where the engine had more digits."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Output:
     state: PassState
     """Of the pass."""
     tap: TapArray
+    form: Format = F32
+    """What it was stored in, where the engine had more digits."""
 
     @property
     def array(self) -> npt.NDArray[np.float32]:
@@ -137,6 +142,12 @@ class Output:
             arrays.append(value.array if is_state(name) else take_rows(name, value.array, value.rows, self.rows))
         return arrays
 
+    def form_of_inputs(self) -> Format:
+        """Return the format with the fewest digits that an input was stored in, where the engine had more."""
+        values = (self.state.value(name) for name in self.op.inputs)
+        forms = [value.form for value in values if isinstance(value, Value)]
+        return max(forms, key=lambda form: form.unit_roundoff, default=F32)
+
 
 def recorded_value(tap: TapArray, n_tokens: int) -> Value:
     """Wrap a recorded tap of a pass of ``n_tokens``."""
@@ -145,11 +156,12 @@ def recorded_value(tap: TapArray, n_tokens: int) -> Value:
 
 def stack_state(passes: Sequence[PassState], source: str) -> Value | None:
     """Concatenate one tap over all passes so far: the KV state. None unless each pass recorded all of its rows."""
-    arrays = []
+    arrays, form = [], F32
     for state in passes:
         value = state.values.get(source)
         if not isinstance(value, Value) or value.rows != state.all_rows:
             return None
         arrays.append(value.array)
+        form = max(form, value.form, key=lambda form: form.unit_roundoff)
     array = np.concatenate(arrays)
-    return Value(array, tuple(range(array.shape[0])))
+    return Value(array, tuple(range(array.shape[0])), form)

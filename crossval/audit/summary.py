@@ -25,6 +25,7 @@ from crossval.audit.checks import (
 from crossval.model import taps
 from crossval.model.kinds import BitLinear
 from crossval.passes import PassKind
+from crossval.receipts.values import number
 
 _SEVERITY: dict[CheckStatus, int] = {"ok": 0, "within": 0, "unchecked": 1, "invalid": 2, "guilty": 3}
 
@@ -163,10 +164,12 @@ def rows_of(result: AuditResult) -> list[AuditRow]:
 
 def _row(tap: str, checks: Sequence[OpCheck]) -> AuditRow:
     worst = max(checks, key=_badness)
+    written = worst_of(worst)
     checked = [check for check in checks if check.status != "unchecked"]
     beyond = [check.pass_index for check in checks if check.wrong]
     ratios = [check.ratio for check in checks if check.ratio is not None]
     endless = any(check.status == "guilty" and check.ratio is None for check in checks)
+    endless |= worst.worst is not None and written is None  # a ratio is the distance of an element that is shown
     row = AuditRow(
         tap=tap,
         n_passes=len(checks),
@@ -175,11 +178,11 @@ def _row(tap: str, checks: Sequence[OpCheck]) -> AuditRow:
         n_elements=sum(check.n_elements for check in checks),
         n_beyond=sum(check.n_beyond for check in checks),
         n_ops=sum(check.n_ops for check in checked),
-        ratio=None if endless else max(ratios, default=None),
+        ratio=None if endless else number(max(ratios, default=None)),
         status=worst.status,
         first_beyond=min(beyond, default=None),
         flips=sum(check.flips for check in checks),
-        worst=worst_of(worst),
+        worst=written,
         reading=worst.reading,
         note=worst.note,
         within=max((check.within for check in checks if check.within is not None), default=None),
@@ -198,7 +201,7 @@ def _badness(check: OpCheck) -> tuple[int, float]:
 def worst_of(check: OpCheck) -> WorstElement | None:
     """Return the worst element of a check; None when it has none, or its numbers cannot be written."""
     found = check.worst
-    if found is None or not all(map(math.isfinite, (found.recorded, found.expected, found.bound))):
+    if found is None or None in map(number, (found.recorded, found.expected, found.bound)):
         return None
     return WorstElement(**vars(found), pass_index=check.pass_index, pass_kind=check.pass_kind, n_ops=check.n_ops)
 
@@ -217,6 +220,7 @@ def to_json(result: AuditResult) -> dict[str, Any]:
         "first_guilty": None if result.first_guilty is None else check_to_json(result.first_guilty),
         "rows": [row_to_json(row) for row in rows],
         **({} if result.precision is None else {"precision": result.precision.to_json()}),
+        **({} if result.products is None else {"products": result.products.to_json()}),
     }
     found = [{**asdict(one), "taps": list(one.taps), "passes": list(one.passes)} for one in result.misrecorded]
     return {**data, "misrecorded": found} if found else data
@@ -258,6 +262,7 @@ def check_to_json(check: OpCheck) -> dict[str, Any]:
         "pass_index": check.pass_index,
         "pass_kind": check.pass_kind,
         **{name: getattr(check, name) for name in _CHECK_FIELDS},
+        "ratio": number(check.ratio),
         "worst": _worst_to_json(worst_of(check)),
         **({} if segment is None else {"segment": segment}),
     }

@@ -92,7 +92,7 @@ class BitnetPyProcess(EngineProcess):
         except BaseException:
             self.close()
             raise
-        self._identity = EngineIdentity(**{**facts, "numerics": Numerics(**facts["numerics"])})
+        self._identity = EngineIdentity(**{**facts, "numerics": Numerics.from_json(facts["numerics"])})
         return self
 
     @property

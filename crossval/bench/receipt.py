@@ -42,7 +42,7 @@ from crossval.compare.rows import choose_policy
 from crossval.model.tolerance import PolicyName
 from crossval.passes import Numerics
 from crossval.receipts.file import Receipt
-from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.kind import Amount, Kind, Summary, no_numbers
 from crossval.receipts.party import PATH_OF_NAME, Party, family_of, is_quantized, same_engine
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import vocabulary_conflicts
@@ -174,7 +174,9 @@ def from_json(receipt: Receipt) -> BenchFindings:
     ours, theirs = (Party.from_json(receipt[side]) for side in SIDES)
     pairs = [_pair_from_json(results, n_threads, choose_policy(ours.identity, theirs.identity))]
     for one in results.get("references", ()):
-        further = Further(one["word"], Party.from_json(one["reference"]), Numerics(**one["candidate_numerics"]))
+        further = Further(
+            one["word"], Party.from_json(one["reference"]), Numerics.from_json(one["candidate_numerics"])
+        )
         ours_there = replace(ours.identity, numerics=further.candidate)
         policy = choose_policy(ours_there, further.reference.identity)
         pairs.append(replace(_pair_from_json(one, n_threads, policy), further=further))
@@ -372,6 +374,7 @@ def exactness(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
         rate = receipt["parity"]["exact_match_rate"]
         shown = "null" if rate is None else f"{rate:.6g}"
         yield GateCheck("bitwise", rate == 1.0, f"{shown} of the passes have equal logits")
+    yield from no_numbers(receipt, replace(policy, require_bitwise=False))
 
 
 BENCH = Kind[BenchFindings](

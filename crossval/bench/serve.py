@@ -40,7 +40,7 @@ class Served:
         header = dict(request.header)
         command = header.pop("command", None)
         if command == "load":
-            numerics = Numerics(**header.pop("numerics"))
+            numerics = Numerics.from_json(header.pop("numerics"))
             self._runner = BitnetPyRunner(header.pop("model"), numerics=numerics, **header)
             return self._runner.__enter__().identity.to_json(), {}
         runner = self._runner

@@ -11,7 +11,7 @@ from bitnet_py import overrides
 from bitnet_py.errors import BitnetError
 from bitnet_py.ggml_types import GGMLType
 from bitnet_py.gguf import GGUFFile
-from bitnet_py.tq import TQ_BLOCK, TQ_TYPES
+from bitnet_py.tq import TQ_TYPES
 from crossval.bitnet_cpp import library as cpp_library
 from crossval.bitnet_cpp.manifest import combined_digest, manifest_for
 from crossval.child.client import EngineProcess, array_of
@@ -108,7 +108,7 @@ class BitnetCppRunner(EngineProcess):
             self._model = LoadedModel(**{field.name: loaded[field.name] for field in fields(LoadedModel)})
             types = _types(self._model_path)
             if any(kind in TQ_TYPES for name, kind in types.items() if name.startswith("blk.")):
-                facts = {**facts, **facts["in_blocks"], "quantizer_block": TQ_BLOCK}
+                facts = {**facts, **facts["in_blocks"], "activation_quantization": "q8_k"}
             if GGMLType.BF16 not in (types.get("token_embd.weight"), types.get("output.weight")):
                 facts = {**facts, "bfloat_pairs": None}
             self._identity = _identity(facts, loaded)
@@ -290,7 +290,7 @@ def _numerics(facts: Mapping[str, Any], loaded: Mapping[str, Any]) -> Numerics:
         binary16_sums=facts["binary16_sums"],
         flash_attention=flash,
         attention_threads=loaded["n_threads"] if flash else None,
-        quantizer_block=facts.get("quantizer_block"),
+        activation_quantization=facts.get("activation_quantization"),
         fused_sums=facts.get("fused_sums"),
         bfloat_pairs=facts["bfloat_pairs"],
     )

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bitnet_py.bus_error import explain_bus_errors
 from crossval.child.protocol import Frame, PeerClosedError, read_frame, write_frame
 
 Handle = Callable[[Frame], tuple[Any, dict[str, Any]]]
@@ -39,6 +40,7 @@ def serve(fds: Sequence[int], handle: Handle, kinds: Kinds) -> None:
 def live_with_parent(lifeline_fd: int) -> None:
     """Let the harness alone decide when this process ends: Ctrl-C reaches the whole process group."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    explain_bus_errors()
     threading.Thread(target=_exit_with_parent, args=(lifeline_fd,), daemon=True).start()
 
 

@@ -4,6 +4,7 @@ from crossval.cli import (
     bench,
     diff,
     doctor,
+    dumps,
     engines,
     fetch_model,
     gate,
@@ -24,7 +25,14 @@ from crossval.cli.app import cli
 main = cli
 """Entry point of the console script."""
 
-for _command in (triage.command, report.report, report.show, report.show_history):
+for _command in (
+    triage.command,
+    report.report,
+    report.show,
+    report.show_history,
+    dumps.printed,
+    dumps.import_dump,
+):
     cli.add_command(_command)
 for _module in (
     layers,

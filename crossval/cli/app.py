@@ -2,35 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
 from typing import Any, NoReturn
 
 import click
 
-from crossval.cli.exits import BROKEN_PIPE, DEBUG_VARIABLE, INTERRUPTED, of_error
+from bitnet_py.bus_error import explain_bus_errors
+from crossval.cli.exits import BROKEN_PIPE, DEBUG_VARIABLE, INTERRUPTED, TERMINATED, of_error
+from crossval.errors import BadInputError
 
 
 class Group(click.Group):
     """A command group that never lets an exception escape as a traceback, unless ``--debug`` asks for it."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as the program that owns the process."""
+        explain_bus_errors()
+        signal.signal(signal.SIGTERM, _terminate)
+        return super().__call__(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn every exception into a line on stderr and an exit code."""
+        if sys.stdout is None:
+            fail(ctx, "stdout is closed: there is nowhere to print to", BadInputError.exit_code)
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()  # what is wrong with it is noticed here
         except (click.ClickException, click.exceptions.Exit):
             raise
         except (KeyboardInterrupt, click.Abort):
             fail(ctx, "interrupted", INTERRUPTED)
+        except Terminated:
+            fail(ctx, "terminated", TERMINATED)
         except BrokenPipeError:
-            # Otherwise Python reports the closed pipe once more when it flushes stdout at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             ctx.exit(BROKEN_PIPE)
         except Exception as error:
             if debugging(ctx):
                 traceback.print_exc()
+            if isinstance(error, OSError) and error.filename is None:
+                _drop_output()
             fail(ctx, *of_error(error))
+
+
+class Terminated(BaseException):
+    """SIGTERM: everything is left as by Ctrl-C, so that children, temporary files and locks go."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated
+
+
+def _drop_output() -> None:
+    """Let what is left in stdout's buffer go nowhere: Python would report its failure once more at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:

@@ -4,13 +4,14 @@
 code  meaning
 ====  ==========================================================================================
 0     parity or pass
-1     divergence or gate failure
+1     divergence, deviation from the model's definition, or gate failure
 2     usage
 3     reference unavailable, coverage incomplete, or agreement shown only within a distance
-4     bad input: model, trace, receipt
+4     bad input: model, trace, receipt; a file or stdout that cannot be read or written
 5     an engine crashed or timed out, or a bug in crossval itself
 130   interrupted
 141   the reader of the output closed it
+143   terminated (SIGTERM), after cleaning up
 ====  ==========================================================================================
 
 Each class of ``crossval.errors`` defines its own code; those of the verdicts are here.
@@ -18,7 +19,7 @@ Each class of ``crossval.errors`` defines its own code; those of the verdicts ar
 
 from __future__ import annotations
 
-from bitnet_py.errors import BitnetError
+from bitnet_py.errors import BitnetError, error_line
 from crossval.errors import BadInputError, CrossvalError, EngineCrashError, UnavailableError
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import VIEWS
@@ -27,6 +28,7 @@ DEBUG_VARIABLE = "CROSSVAL_DEBUG"
 """Environment variable: when it is set, failures print a traceback."""
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+TERMINATED = 143
 EXIT_OF_VERDICT = {
     "parity": 0,
     "pass": 0,
@@ -35,6 +37,7 @@ EXIT_OF_VERDICT = {
     "reference_defect": 1,
     "candidate_defect": 1,
     "both_differ": 1,
+    "deviates": 1,
     "fail": 1,
     "incomplete": 3,
     "agrees_within": 3,
@@ -58,11 +61,14 @@ def of_error(error: Exception) -> tuple[str, int]:
         return _one_line(error), error.exit_code
     if isinstance(error, BitnetError):
         return _one_line(error), BadInputError.exit_code
+    if isinstance(error, OSError):
+        where = "cannot write the output" if error.filename is None else str(error.filename)
+        return _one_line(f"{where}: {error.strerror or error}"), BadInputError.exit_code
     if isinstance(error, MemoryError):
         return "out of memory; use a shorter prompt or fewer decoded tokens", EngineCrashError.exit_code
     hint = f"this is a bug in crossval; set {DEBUG_VARIABLE}=1 for a traceback and report it"
     return f"{type(error).__name__}: {_one_line(error)} ({hint})", EngineCrashError.exit_code
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _one_line(error: object) -> str:
+    return error_line(str(error)) or type(error).__name__

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from crossval.cli.exits import of_error
 from crossval.cli.output import write_json
 from crossval.console import console
 from crossval.errors import BadInputError
 from crossval.receipts import file as receipt
 from crossval.receipts import gate
 from crossval.receipts.policy import GateCheck, Policy, read_policy
-from crossval.receipts.show import show_checks
+from crossval.receipts.show import show_checks, show_verdict
 from crossval.registry import judge
 
 _FRACTION = click.FloatRange(0, 1)
@@ -25,10 +26,11 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 DEMANDS: tuple[tuple[str, Any, str, str], ...] = (
     ("--min-exact-match", _FRACTION, "R",
      "Minimum fraction of equal results, as the kind of receipt counts them: tokens (greedy, the same as "
-     "--min-token-match), bit-identical values (layers, diff), texts (smoke), passes with equal logits (bench)."),
-    ("--min-token-match", _FRACTION, "R", "Minimum fraction of equal tokens (greedy; other kinds fail)."),
+     "--min-token-match), bit-identical values (layers, diff), texts (smoke, tokens), passes with "
+     "equal logits (bench), values of a checkpoint (weights)."),
+    ("--min-token-match", _FRACTION, "R", "Minimum fraction of equal tokens (greedy)."),
     ("--min-logit-match", _FRACTION, "R",
-     "Minimum fraction of bit-identical logits (greedy, layers, diff, score; other kinds fail)."),
+     "Minimum fraction of bit-identical logits (greedy, layers, diff, score)."),
     ("--min-cosine", click.FloatRange(-1, 1), "C", "Minimum cosine similarity."),
     ("--min-correct", _POSITIVE_FRACTION, "R",
      "Minimum fraction of correct answers of every engine (smoke). Default: 0.7."),
@@ -77,6 +79,12 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Accept an engine that computes in this format without stating it. Repeatable.",
 )
 @click.option(
+    "--allow-deviation",
+    multiple=True,
+    type=click.Choice(["float_activations", "weights_f16", "weights_bf16"]),
+    help="Accept engines that do this otherwise than the model defines. Repeatable.",
+)
+@click.option(
     "--reference-name",
     "reference_names",
     multiple=True,
@@ -90,7 +98,8 @@ def command(receipts: tuple[Path, ...], policy_path: Path | None, as_json: bool,
 
     Trusts no status, verdict or summary: digest, row states, coverage, parity numbers, first
     divergence and verdict are recomputed. Exit 0 when every receipt passes, 1 when one fails, 4 when
-    one cannot be read or violates the schema. Options override the policy file.
+    one cannot be read or violates the schema. Options override the policy file. A demand holds the
+    kinds of receipts that it means; it fails when none of them is given.
 
     \b
     Example:
@@ -98,26 +107,47 @@ def command(receipts: tuple[Path, ...], policy_path: Path | None, as_json: bool,
       crossval gate receipts/greedy-*.json --require-live --min-exact-match 1
     """
     policy = _policy(policy_path, demands)
-    judged: list[dict[str, Any]] = []
-    for path in receipts:
-        try:
-            checks = judge(receipt.read(path), policy)
-        except BadInputError as error:
-            judged.append({"receipt": str(path), "passed": False, "error": str(error), "checks": []})
-            continue
-        judged.append({"receipt": str(path), "passed": gate.passed(checks), "error": None, "checks": checks})
+    judged = [_judged(path, policy) for path in receipts]
+    for one, checks in zip(judged, gate.together([one.checks for one in judged]), strict=True):
+        one.checks = checks
     _show(judged, as_json)
     for one in judged:
-        if one["error"]:
-            click.echo(f"error: {one['error']}", err=True)
+        if one.error is not None:
+            click.echo(f"error: {one.error}", err=True)
     raise click.exceptions.Exit(exit_code(judged))
 
 
-def exit_code(judged: list[dict[str, Any]]) -> int:
-    """Return 4 when a receipt is unreadable, else 1 when one failed or there is none, else 0."""
-    if any(one["error"] for one in judged):
-        return BadInputError.exit_code
-    return 0 if judged and all(one["passed"] for one in judged) else 1
+@dataclass
+class Judged:
+    """One receipt on the command line."""
+
+    receipt: str
+    checks: list[GateCheck] = field(default_factory=list)
+    error: str | None = None
+    code: int = 0
+    """Of the error."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was read and every check passed."""
+        return self.error is None and gate.passed(self.checks)
+
+
+def _judged(path: Path, policy: Policy) -> Judged:
+    """Judge one receipt; whatever goes wrong with it is its own error, and the others are judged."""
+    try:
+        return Judged(str(path), judge(receipt.read(path), policy))
+    except Exception as error:
+        message, code = of_error(error)
+        return Judged(
+            str(path), error=message if isinstance(error, BadInputError) else f"{path}: {message}", code=code
+        )
+
+
+def exit_code(judged: Sequence[Judged]) -> int:
+    """Return the largest exit code of those that could not be judged, else 1 when one failed or there is none."""
+    code = max((one.code for one in judged), default=0)
+    return code or (0 if judged and all(one.passed for one in judged) else 1)
 
 
 def _policy(path: Path | None, demands: dict[str, Any]) -> Policy:
@@ -131,14 +161,26 @@ def _policy(path: Path | None, demands: dict[str, Any]) -> Policy:
     return replace(policy, **given)
 
 
-def _show(judged: list[dict[str, Any]], as_json: bool) -> None:
+def _show(judged: Sequence[Judged], as_json: bool) -> None:
     if as_json:
-        plain = [{**one, "checks": [asdict(check) for check in one["checks"]]} for one in judged]
+        plain = [
+            {
+                "receipt": one.receipt,
+                "passed": one.passed,
+                "error": one.error,
+                "checks": list(map(asdict, one.checks)),
+            }
+            for one in judged
+        ]
         report = {"passed": exit_code(judged) == 0, "receipts": plain}
         write_json(json.dumps(report, indent=1, ensure_ascii=True) + "\n")
         return
     out = console()
     for one in judged:
-        checks: list[GateCheck] = one["checks"]
-        if checks:
-            show_checks(out, one["receipt"], checks, one["passed"])
+        if one.checks:
+            show_checks(out, one.receipt, one.checks, one.passed)
+    if len(judged) > 1:
+        n_passed, n_unread = sum(one.passed for one in judged), sum(one.error is not None for one in judged)
+        counts = {"pass": n_passed, "fail": len(judged) - n_passed - n_unread, "could not be judged": n_unread}
+        shown = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+        show_verdict(out, "fail" if exit_code(judged) else "pass", f"{len(judged)} receipts: {shown}")

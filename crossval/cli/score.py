@@ -12,6 +12,7 @@ from crossval import api
 from crossval.cli.options import CANDIDATE, FOLLOW, MODEL, THREADS, count, file, receipt_command
 from crossval.engines.registry import live_words
 from crossval.errors import BadInputError
+from crossval.files import check_regular
 from crossval.receipts.file import Receipt
 
 
@@ -49,6 +50,8 @@ def command(path: Path, **options: Any) -> Receipt:
 
 
 def _read(path: Path) -> bytes:
+    if str(path) != "-":
+        check_regular(path, "the text")
     try:
         with click.open_file(str(path), "rb") as stream:
             return bytes(stream.read())

@@ -10,9 +10,9 @@ from crossval import api
 from crossval.cli.options import MODEL, file, receipt_command
 from crossval.engines.words import shown
 from crossval.receipts.file import Receipt
-from crossval.tokens.party import NAMES, WITH_PATH
+from crossval.tokens.party import NAMES, TAKES
 
-_WORDS = "|".join(shown(name, WITH_PATH) for name in NAMES)
+_WORDS = "|".join(shown(name, TAKES) for name in NAMES)
 
 
 @receipt_command(

@@ -18,7 +18,7 @@ from crossval.passes import PassPlan
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Checks
 from crossval.receipts.party import Party, compute_dtypes
-from crossval.receipts.policy import GateCheck, Policy
+from crossval.receipts.policy import GateCheck, Policy, at_least
 from crossval.receipts.values import number, show
 from crossval.terms import LOGITS, SIDES
 from crossval.traces.read import TraceModel, expected_shape
@@ -202,7 +202,9 @@ ROW_CHECKS: Checks = {"metrics": metrics, "row status": statuses}
 
 
 def exactness(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
-    """Check that every row is bit-identical, and which tolerance table applies, where a policy demands it."""
+    """Check the cosine, that every row is bit-identical, and which tolerance table applies, where demanded."""
+    if policy.min_cosine is not None:
+        yield at_least("cosine", receipt["parity"]["cosine_similarity"], policy.min_cosine)
     if policy.require_bitwise:
         inexact = [where for where, row in rows_of(receipt) if compare.row_status(row) != "equal"]
         detail = f"first inexact: {inexact[0]}" if inexact else "all bits equal"

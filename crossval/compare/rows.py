@@ -411,7 +411,7 @@ def choose_policy(
     activations in blocks and the other does not.
     """
     ours, theirs = candidate.numerics, reference.numerics
-    formats = {ours.compute_dtype, theirs.compute_dtype, *computed}
+    formats = {*ours.formats, *theirs.formats, *computed}
     if "bf16" in formats:
         return "bf16"
     if "f16" in formats:

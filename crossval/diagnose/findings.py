@@ -11,7 +11,8 @@ from threadpoolctl import threadpool_limits
 from crossval.audit import extent, feeding
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck, first_guilty
-from crossval.audit.precision import arithmetic_of
+from crossval.audit.precision import arithmetic_of, storing
+from crossval.audit.products import StatedWeights
 from crossval.capture import Source
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis
 from crossval.diagnose.probing import by_the_head, tell_apart
@@ -24,7 +25,7 @@ from crossval.model import taps
 from crossval.model.config import SpecConfig
 from crossval.model.graphs import op_table
 from crossval.model.kinds import Attend, AttentionScores, Softmax
-from crossval.model.op import Op
+from crossval.model.op import Op, WeightSource
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, PassRecord
 from crossval.terms import LOGITS, Side
@@ -77,7 +78,8 @@ def find(side: Side, source: Source, result: AuditResult, weights: SpecWeights) 
 def _of_check(side: Side, source: Source, result: AuditResult, check: OpCheck, weights: SpecWeights) -> Finding:
     """Diagnose one wrong operation."""
     runner = source.runner
-    arithmetic = arithmetic_of(runner.identity.numerics, result.precision, weights.config)
+    arithmetic = arithmetic_of(runner.identity.numerics, result.precision, weights.config, result.products)
+    multiplied = StatedWeights(weights, arithmetic.numerics)
     why = _why_not(check)
     if why is not None:
         return Finding(side, check, arithmetic, _undetermined(why), None)
@@ -88,24 +90,27 @@ def _of_check(side: Side, source: Source, result: AuditResult, check: OpCheck, w
     names = _names(check.tap, weights.config, check.n_ops)
     if check.n_ops > 1:
         records = source.records(names, n_passes)
-        return Finding(side, check, arithmetic, _inside(check, records, passes, weights, arithmetic), None)
+        return Finding(
+            side, check, arithmetic, _inside(check, records, passes, weights.config, multiplied, arithmetic), None
+        )
     names = list(dict.fromkeys([*names, *_elsewhere(op, weights.config, plans)]))
     records = source.records(names, n_passes)
+    arithmetic = storing(arithmetic, op, records[check.pass_index].taps)
     contexts = []
     for index in passes:
         try:
-            contexts.append(of_records(op, records, weights.config, weights, index=index))
+            contexts.append(of_records(op, records, weights.config, multiplied, index=index))
         except (
             BadInputError
         ) as error:  # not recorded there: values that are not finite are wrong whatever they were computed from
             if index == check.pass_index:
                 return Finding(side, check, arithmetic, _undetermined(str(error)), None)
     right = [
-        of_records(op, records, weights.config, weights, index=index) for index in _right(result, check, passes)
+        of_records(op, records, weights.config, multiplied, index=index) for index in _right(result, check, passes)
     ]
     with threadpool_limits(1, user_api="blas"):
         found = diagnose_passes(contexts, arithmetic, right=right)
-        found = tell_apart(found, runner, op, names, plans[0].token_ids, weights.config, weights, arithmetic)
+        found = tell_apart(found, runner, op, names, plans[0].token_ids, weights.config, multiplied, arithmetic)
     if check.tap == feeding.EMBEDDING:
         found = by_the_head(found, source.records([check.tap, LOGITS], n_passes), weights.config)
     if check.tap == feeding.EMBEDDING and not found.determined:
@@ -122,18 +127,17 @@ def _inside(
     check: OpCheck,
     records: Sequence[PassRecord],
     passes: Sequence[int],
-    weights: SpecWeights,
+    config: SpecConfig,
+    weights: WeightSource,
     arithmetic: Arithmetic,
 ) -> Diagnosis:
     """Look for the cause inside a segment."""
-    table = op_table(weights.config)
+    table = op_table(config)
     layers = {taps.parse(name).layer for record in records for name in record.taps} | {taps.parse(check.tap).layer}
     own = {name for op in table if taps.parse(op.output).layer in layers for name in op.weights}
     held = HeldWeights(weights, own)
     try:
-        replays = [
-            Replay(table, weights.config, held, records[: index + 1], check.tap, arithmetic) for index in passes
-        ]
+        replays = [Replay(table, config, held, records[: index + 1], check.tap, arithmetic) for index in passes]
         with threadpool_limits(1, user_api="blas"):
             return diagnose_segment(replays, arithmetic)
     except Inapplicable:

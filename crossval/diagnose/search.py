@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from crossval.audit.bounds import Arithmetic, readings
+from crossval.audit.bounds import Arithmetic, floats, readings
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis, combine, explanation_of, finite, joined, verdict
 from crossval.diagnose.variants import VARIANTS, Candidate, Context, candidates, fitted
 from crossval.diagnose.variants.context import Array, Quantizer, quantizer_of
@@ -255,7 +255,7 @@ def _forgiving(context: Context, arithmetic: Arithmetic) -> Array | None:
 
     The other tokens have to be the majority, or there would be too little left to judge by.
     """
-    if not context.is_linear or arithmetic.known:
+    if not context.is_linear or arithmetic.known or floats.is_float(arithmetic):
         return None
     near = near_ties(context.inputs[0])
     return near if near.any() and 2 * np.count_nonzero(near) < near.size else None
@@ -265,7 +265,7 @@ def _readings(context: Context, arithmetic: Arithmetic) -> list[Context]:
     """Return the operation with each way an engine like this may round before it computes."""
     if context.is_linear:
         names: tuple[Quantizer, ...] = ("float32", "fused", "float64", "divide")
-        if arithmetic.known:
+        if arithmetic.known or floats.is_float(arithmetic):
             names = (quantizer_of(arithmetic),)
         return [replace(context, quantizer=name) for name in names]
     found = readings(context.op, arithmetic, context.n_tokens, context.n_rows)

@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit import extent
-from crossval.audit.bounds import Arithmetic, readings
+from crossval.audit.bounds import Arithmetic, floats, readings
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis, Explanation, finite, verdict
 from crossval.diagnose.hypotheses import SAME, Hypothesis, hypotheses
 from crossval.diagnose.replay import Mode, Replay
 from crossval.diagnose.variants import Inapplicable
-from crossval.diagnose.variants.context import quantizer_of
+from crossval.diagnose.variants.context import Quantizer, quantizer_of
 from crossval.diagnose.variants.distance import LINEAR_FLOOR, TABLE_FLOOR
 from crossval.diagnose.variants.weights import matrix_shape
 from crossval.model import taps
@@ -312,7 +312,8 @@ def _modes(segment: Sequence[Op], arithmetic: Arithmetic) -> tuple[list[Mode], M
         allowed = readings(op, arithmetic, 2, 2)
         if len(allowed) > 1 or any(allowed[0].rounded):
             choices.append([(op.name, number) for number in range(len(allowed))])
-    wide = [Mode(tuple(one)) for one in product(*choices)]
+    inexact: Quantizer = "none" if floats.is_float(arithmetic) else "float64"
+    wide = [Mode(tuple(one), quantizer=inexact) for one in product(*choices)]
     return wide, replace(wide[0], quantizer=quantizer_of(arithmetic), narrow=True)
 
 

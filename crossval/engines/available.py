@@ -16,7 +16,7 @@ from crossval.bitnet_cpp import runner as cpp_runner
 from crossval.bitnet_cpp.builder import built_library_path
 from crossval.bitnet_cpp.manifest import combined_digest, manifest_for
 from crossval.bitnet_cpp.remedies import HOW_TO_GET
-from crossval.engines import llama_package, registry
+from crossval.engines import llama_package, registry, transformers
 from crossval.engines.goldens import Golden, goldens_dir, list_goldens
 from crossval.errors import CrossvalError
 from crossval.files import file_sha256
@@ -62,6 +62,7 @@ def collect() -> list[Available]:
         ("bitnet_py", bitnet_py),
         ("bitnet.cpp", bitnet_cpp),
         ("llama.cpp", llama_cpp),
+        ("transformers", hugging_face),
         ("spec", spec),
         ("auto", goldens),
     ):
@@ -118,6 +119,22 @@ def llama_cpp() -> Iterator[Available]:
         yield _row("llama.cpp", why_not=f"not installed: {llama_package.HOW_TO_GET}")
     else:
         yield replace(examined("llama.cpp", path, detail=llama_package.DISTRIBUTION), version=version)
+
+
+def hugging_face() -> Iterator[Available]:
+    """Yield the installed transformers, if PyTorch is there, too."""
+    versions = {}
+    for package in transformers.PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield _row(transformers.NAME, why_not=f"{package} is not installed: {transformers.HOW_TO_GET}")
+            return
+    yield _row(
+        transformers.NAME,
+        version=versions["transformers"],
+        detail=f"float32 or bfloat16; torch {versions['torch']}",
+    )
 
 
 def examined(word: str, path: Path, detail: str | None = None) -> Available:

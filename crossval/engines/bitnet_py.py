@@ -16,7 +16,6 @@ import bitnet_py
 from bitnet_py import _native
 from bitnet_py.errors import InputError
 from bitnet_py.model import KernelCount
-from bitnet_py.tq import TQ_BLOCK
 from crossval.errors import BadInputError, CrossvalError
 from crossval.model.taps import token_axis
 from crossval.passes import OF_MAIN, EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
@@ -66,7 +65,7 @@ def numerics_of(arithmetic: bitnet_py.Arithmetic, asked: Numerics | None = None)
         binary16_sums=arithmetic.half_sums if is_main else None,
         flash_attention=arithmetic.flash_attention if is_main else None,
         attention_threads=arithmetic.attention_threads if arithmetic.flash_attention else None,
-        quantizer_block=TQ_BLOCK if arithmetic.block_quantizer else None,
+        activation_quantization="q8_k" if arithmetic.block_quantizer else None,
         fused_sums=arithmetic.fused_sums if arithmetic.block_quantizer else None,
         bfloat_pairs=None if asked is None or asked.bfloat_pairs is None else arithmetic.bfloat_pairs,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitnet_py.arithmetic import Generation
 from crossval.bitnet_cpp import library
 from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.engines import llama_package
@@ -20,7 +21,8 @@ from crossval.engines.goldens import find_golden, goldens_dir, list_goldens
 from crossval.engines.record import trace_model
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.spec import SpecRunner
-from crossval.engines.words import TRACE, EngineWord, parse, shown
+from crossval.engines.transformers import CHOICES, NAME, TransformersRunner, parse_choices
+from crossval.engines.words import PATH, TRACE, EngineWord, parse, shown
 from crossval.errors import UnavailableError
 from crossval.files import file_sha256
 from crossval.passes import Numerics, Runner, tokenizer_rules
@@ -63,12 +65,12 @@ class Asked:
 class Engine:
     """One engine: the word that selects it, its name in receipts, and how it is opened.
 
-    ``what``: it, in a few words. ``takes_path``: a path may say which build is meant. ``follows``: it
-    can compute as the other engine states that it does. ``reads``: it has a tokenizer; one that has none reads by
-    the other engine's rules. ``has_kernels``: one of several kernel families can be
-    chosen. ``live``: set if the engine is chosen per
-    prompt and may be a recorded one; the word of the engine to use instead where any prompt must
-    run. ``one_way``: why it cannot run in another way (in other pieces, with other threads).
+    ``what``: it, in a few words. ``takes``: what may follow the word after a colon, such as a path that says
+    which build is meant. ``follows``: it can compute as the other engine states that it does. ``reads``: it has a
+    tokenizer; one that has none reads by the other engine's rules. ``has_kernels``: one of several kernel families
+    can be chosen. ``live``: set if the engine is chosen per prompt and may be a recorded one; the word of the
+    engine to use instead where any prompt must run. ``one_way``: why it cannot run in another way (in other
+    pieces, with other threads).
     """
 
     word: str
@@ -76,7 +78,7 @@ class Engine:
     what: str
     open: Callable[[Asked], Runner]
     sides: tuple[Side, ...] = SIDES
-    takes_path: bool = False
+    takes: str | None = None
     follows: bool = False
     reads: bool = True
     has_kernels: bool = False
@@ -119,8 +121,18 @@ def _library(asked: Asked, path: str | Path | None) -> Runner:
 
 
 def _spec(asked: Asked) -> Runner:
-    stated: dict[Side, Numerics] = {} if asked.numerics is None else {"reference": asked.numerics}
-    return SpecRunner(asked.model_path, tokenizer_rules(stated))
+    return SpecRunner(asked.model_path, _rules(asked))
+
+
+def _rules(asked: Asked) -> Generation:
+    """Return by whose rules an engine without a tokenizer reads: the other engine's."""
+    return tokenizer_rules({} if asked.numerics is None else {"reference": asked.numerics})
+
+
+def _transformers(asked: Asked) -> Runner:
+    dtype, linear_class = parse_choices(asked.word.path)
+    given = asked.options("n_threads")
+    return TransformersRunner(asked.model_path, _rules(asked), dtype=dtype, linear_class=linear_class, **given)
 
 
 def _auto(asked: Asked) -> Runner:
@@ -141,8 +153,16 @@ def _trace(asked: Asked) -> Runner:
 ENGINES = (
     Engine("auto", "bitnet.cpp", "bitnet.cpp, live or recorded", _auto, sides=("reference",), live="bitnet.cpp"),
     Engine("bitnet_py", "bitnet_py", "this project's engine", _bitnet_py, follows=True, has_kernels=True),
-    Engine("bitnet.cpp", "bitnet.cpp", "real bitnet.cpp", _bitnet_cpp, takes_path=True),
-    Engine("llama.cpp", "llama.cpp", "mainline llama.cpp", _llama_cpp, takes_path=True),
+    Engine("bitnet.cpp", "bitnet.cpp", "real bitnet.cpp", _bitnet_cpp, takes=PATH),
+    Engine("llama.cpp", "llama.cpp", "mainline llama.cpp", _llama_cpp, takes=PATH),
+    Engine(
+        NAME,
+        NAME,
+        "Hugging Face's model, built from the file's weights",
+        _transformers,
+        takes=CHOICES,
+        reads=False,
+    ),
     Engine(
         "spec",
         "specification",
@@ -155,7 +175,7 @@ ENGINES = (
 _TRACE = Engine(TRACE, "trace", "a recorded engine", _trace, one_way="a trace cannot be run again")
 """A directory with a trace, which also acts as an engine."""
 _ROWS = {row.word: row for row in (*ENGINES, _TRACE)}
-_WITH_PATH = frozenset(row.word for row in ENGINES if row.takes_path)
+_TAKES = {row.word: row.takes for row in ENGINES if row.takes is not None}
 
 
 def find_word(side: Side, text: str) -> EngineWord:
@@ -164,7 +184,7 @@ def find_word(side: Side, text: str) -> EngineWord:
     Raises:
         BadInputError: it is neither an engine nor a directory; the message lists the words.
     """
-    return parse(text, [row.word for row in ENGINES if side in row.sides], _WITH_PATH, side)
+    return parse(text, [row.word for row in ENGINES if side in row.sides], _TAKES, side)
 
 
 def row_of(word: EngineWord) -> Engine:
@@ -174,12 +194,12 @@ def row_of(word: EngineWord) -> Engine:
 
 def words(side: Side) -> list[str]:
     """Return what is accepted for a side, as it is listed."""
-    return [*(shown(row.word, _WITH_PATH) for row in ENGINES if side in row.sides), TRACE]
+    return [*(shown(row.word, _TAKES) for row in ENGINES if side in row.sides), TRACE]
 
 
 def live_words() -> list[str]:
     """Return what names an engine that runs any prompt, as it is listed."""
-    return [shown(row.word, _WITH_PATH) for row in ENGINES if row.live is None]
+    return [shown(row.word, _TAKES) for row in ENGINES if row.live is None]
 
 
 def live_word(text: str) -> str:
@@ -225,7 +245,7 @@ def open_live(text: str, model_path: str | Path, *, n_threads: int | None = None
         UnavailableError: it is not here.
         BadInputError: the word is none of these.
     """
-    word = parse(text, [row.word for row in ENGINES if row.live is None], _WITH_PATH, "engine", traces=False)
+    word = parse(text, [row.word for row in ENGINES if row.live is None], _TAKES, "engine", traces=False)
     return row_of(word).open(Asked(word, Path(model_path), n_threads=n_threads))
 
 

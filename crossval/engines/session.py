@@ -263,10 +263,13 @@ def check_text(text: str) -> None:
         raise BadInputError(f"the prompt is not valid UTF-8 at character {error.start}") from error
 
 
-def encode(candidate: Runner, reference: Runner, text: str, rendered: str, context_length: int) -> Prompt:
+def encode(
+    candidate: Runner, reference: Runner, text: str, rendered: str, context_length: int, n_after: int = 0
+) -> Prompt:
     """Return the token ids of ``rendered`` by the reference, and whether the candidate's tokenizer agrees.
 
-    ``text``: the prompt, checked by ``check_text``; ``rendered``: the same in its chat template.
+    ``text``: the prompt, checked by ``check_text``; ``rendered``: the same in its chat template; ``n_after``: how
+    many tokens the engines will read after it.
 
     Raises:
         BadInputError: longer than the context, without tokens, or no engine can tokenize it.
@@ -277,8 +280,9 @@ def encode(candidate: Runner, reference: Runner, text: str, rendered: str, conte
         raise BadInputError("neither engine can tokenize this prompt: both are traces of other prompts")
     if not ids:
         raise BadInputError("the prompt has no tokens")
-    if len(ids) > context_length:
-        raise BadInputError(f"the prompt has {len(ids)} tokens, the model's context holds {context_length}")
+    if len(ids) + n_after > context_length:
+        more = f" and {n_after} are to follow" if n_after else ""
+        raise BadInputError(f"the prompt has {len(ids)} tokens{more}, the model's context holds {context_length}")
     if ours is None or theirs is None:
         return Prompt(text, tuple(ids), None)
     return Prompt(text, tuple(ids), ours == theirs, _difference(ours, theirs))

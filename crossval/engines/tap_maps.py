@@ -20,7 +20,7 @@ from crossval.traces.tap_map import LAYER, Entry, TapMap, read
 MAPS = Path(__file__).parent / "maps"
 OPERATION = ":"
 """Between a node's name and its operation."""
-_TABLES: Mapping[str, Table] = {
+FAMILY: Mapping[str, Table] = {
     f"{table.engine}-{table.generation}" if table.engine == "bitnet.cpp" else table.engine: table
     for table in abi.TABLES
 }
@@ -28,7 +28,7 @@ _TABLES: Mapping[str, Table] = {
 
 def shipped() -> list[str]:
     """Return the names of the maps that ship with ``crossval``."""
-    return sorted([*_TABLES, *(path.stem for path in MAPS.glob("*.json"))])
+    return sorted([*FAMILY, *(path.stem for path in MAPS.glob("*.json"))])
 
 
 def load(word: str | Path) -> TapMap:
@@ -38,8 +38,8 @@ def load(word: str | Path) -> TapMap:
         BadInputError: it is neither, or the file is not a tap map.
     """
     name = str(word)
-    if name in _TABLES:
-        return of_table(name, _TABLES[name])
+    if name in FAMILY:
+        return of_table(name, FAMILY[name])
     if name in shipped():
         return read(MAPS / f"{name}.json", name)
     if not Path(word).is_file():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +42,12 @@ class EngineWord:
 
 
 def parse(
-    text: str, names: Collection[str], with_path: Collection[str], what: str, *, traces: bool = True
+    text: str, names: Collection[str], takes: Mapping[str, str], what: str, *, traces: bool = True
 ) -> EngineWord:
     """Return the engine that a text names.
 
-    ``names``: those accepted; ``with_path``: those of them that take a path; ``what``: the side, for messages;
-    ``traces``: whether a directory with a trace will do.
+    ``names``: those accepted; ``takes``: what may follow some of them, after a colon; ``what``: the side, for
+    messages; ``traces``: whether a directory with a trace will do.
 
     Raises:
         BadInputError: it is neither of the names nor a directory, or its path is missing or not accepted.
@@ -56,20 +56,22 @@ def parse(
     if not colon and name in names:
         return EngineWord(text, name)
     if colon and name in names:
-        if name not in with_path:
+        if name not in takes:
             raise BadInputError(f"{what} {text!r}: {name} takes no path")
         if not path:
-            raise BadInputError(f"{what} {text!r}: expected {name}:{PATH}, a library, a build or its source")
+            which = ", a library, a build or its source" if takes[name] == PATH else ""
+            raise BadInputError(f"{what} {text!r}: expected {name}:{takes[name]}{which}")
         return EngineWord(text, name, os.path.expanduser(path))
     if traces and text and Path(text).is_dir():
         return EngineWord(text, TRACE, text)
     hint = ""
-    if text and Path(text).is_file() and with_path:
-        hint = f"; write {sorted(with_path)[0]}:{text} if it is a library"
-    listed = [shown(name, with_path) for name in names] + (["a directory with a trace"] if traces else [])
+    libraries = sorted(name for name, taken in takes.items() if taken == PATH)
+    if text and Path(text).is_file() and libraries:
+        hint = f"; write {libraries[0]}:{text} if it is a library"
+    listed = [shown(name, takes) for name in names] + (["a directory with a trace"] if traces else [])
     raise BadInputError(f"{what} {text!r} is neither {', '.join(listed[:-1])} nor {listed[-1]}{hint}")
 
 
-def shown(name: str, with_path: Collection[str]) -> str:
-    """Return a name as it is listed, with the path that it may have."""
-    return f"{name}[:{PATH}]" if name in with_path else name
+def shown(name: str, takes: Mapping[str, str]) -> str:
+    """Return a name as it is listed, with what may follow it."""
+    return f"{name}[:{takes[name]}]" if name in takes else name

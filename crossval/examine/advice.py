@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from crossval.audit import extent, precision, summary
+from crossval.audit import extent, precision, products, summary
 from crossval.audit.show import before, counts, misrecorded, segmented
 from crossval.console import show_line
 from crossval.examine import arithmetics
@@ -44,6 +44,14 @@ def advice_of(receipt: Receipt) -> Advice:
             f" The {' and the '.join(lanes)} adds products in binary16: of its logits, and of attention in passes "
             "of one token, this shows only what such sums leave (docs/audit.md)."
         )
+    deviating = products.words(receipt)
+    if deviating:
+        other = receipt["verdict"] != "deviates"
+        limits.append(f" {'Beside that' if other else 'That is'}: {'; '.join(deviating)}.")
+        if not other:
+            step = advice.next_step.replace(products.FLAG, products.flags(receipt))
+            advice = replace(advice, next_step=step)
+            limits.append(" How far the engines are apart shows that, and nothing else was looked for in it.")
     precise = precision.within(receipt)
     if precise:
         limits.append(f" This is seen at the precision of {precise} only.")
@@ -158,7 +166,7 @@ def show_conclusion(
     ``counts``: shown beside the verdict. ``where`` and ``skip`` name a first difference and a skipped comparison.
     """
     verdict = receipt["verdict"]
-    within = precision.within(receipt) if verdict == "parity" else None
+    within = precision.within(receipt) if verdict in ("parity", "deviates") else None
     text = sides_and_counts(receipt) + ("" if within is None else f", within {within}")
     if followed_graph(receipt) is not None:
         text += ", held to the reference's graph, not to the model"

@@ -82,7 +82,7 @@ def _quantiser(one: Numerics) -> str:
 
 
 def _numerics(receipt: Receipt, side: str) -> Numerics:
-    return Numerics(**receipt[side]["numerics"])
+    return Numerics.from_json(receipt[side]["numerics"])
 
 
 def _known(one: Numerics) -> bool:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crossval.audit import products
 from crossval.audit import show as audit_show
 from crossval.audit.checks import AuditVerdict
 from crossval.audit.summary import audit_verdict
@@ -153,6 +154,10 @@ def conclude(receipt: Receipt) -> Advice:
             whose = f"The {guilty[0]}'s arithmetic is wrong; the other's is not known."
         more = "" if len(guilty) > 1 else f"; {_what_to_record(receipt, audits)}"
         return Advice(f"{head}. {whose}", f"Fix the operation named above{more}.")
+    if verdict == "deviates":
+        deviating = "; ".join(products.words(receipt))
+        step = ADVICE[verdict].next_step.replace(products.FLAG, products.flags(receipt))
+        return Advice(f"{head}. {ADVICE[verdict].meaning} That is: {deviating}.", step)
     if verdict == "parity":
         return Advice(f"{head}; {_proof(receipt, audits)}.", ADVICE[verdict].next_step)
     if receipt["parity"]["status"] == "divergence":

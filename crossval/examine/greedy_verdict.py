@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from crossval.audit.products import any_deviates
 from crossval.audit.summary import audit_verdict
 from crossval.examine.verdict import Agreement, Audits, Verdict, arbitrate
 from crossval.terms import SIDES, Side
@@ -37,9 +38,11 @@ def decide(agreement: Agreement, exact: bool, audits: Audits | None) -> Verdict:
         if agreement == "agree":
             return "parity" if exact else "incomplete"
         return "divergence" if agreement == "differ" else "incomplete"
-    if agreement == "agree" and any(vouched(side, audits, exact) for side in SIDES):
+    deviates = any_deviates(audits)
+    if agreement == "agree" and not deviates and any(vouched(side, audits, exact) for side in SIDES):
         return "parity"
-    verdict = arbitrate(agreement, audit_verdict(audits["candidate"]), audit_verdict(audits["reference"]))
+    found = [audit_verdict(audits[side]) for side in SIDES]
+    verdict = arbitrate(agreement, *found, deviates=deviates)
     return "divergence" if agreement == "differ" and verdict == "incomplete" else verdict
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from crossval.audit import receipt_checks as audit_checks
+from crossval.audit.products import any_deviates
 from crossval.audit.summary import audit_verdict, within_of
 from crossval.causal import receipt as causal_receipt
 from crossval.compare import receipt as compared
@@ -168,7 +169,7 @@ def verdict(found: Examined, summary: Summary) -> Verdict:
     What people run has to hold as well: the run with flash attention can only weaken agreement.
     """
     audits = [audit_verdict(found.audits.get(side)) for side in SIDES]
-    reached = arbitrate(AGREEMENT[summary.status], *audits)
+    reached = arbitrate(AGREEMENT[summary.status], *audits, deviates=any_deviates(found.audits))
     if found.default_run is None:
         return reached
     run = found.default_run.examined
@@ -196,7 +197,7 @@ def structure(receipt: Receipt) -> list[str]:
         complaints += _row_shape(receipt, result.plan, row)
     present = {(row.pass_index, row.tap) for row in result.rows}
     present |= {(skip.pass_index, skip.tap) for skip in result.coverage.skipped}
-    inside = frozenset().union(*(Numerics(**receipt[side]["numerics"]).inside_others for side in SIDES))
+    inside = frozenset().union(*(Numerics.from_json(receipt[side]["numerics"]).inside_others for side in SIDES))
     required = [tap for tap in _required(result, n_layers) if taps.parse(tap).tap not in inside]
     for index in range(len(result.plan)):
         missing = [tap for tap in required if (index, tap) not in present]

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 
-from crossval.audit import precision
 from crossval.audit.show import (
     before,
     cause,
+    computes,
     misrecorded,
     place,
     recording_line,
@@ -46,6 +46,8 @@ _WRONG_SIDE = {
     "divergence": "no operation: each of {candidate} and {reference} is correct given its own inputs, "
     "but they differ",
     "agrees_within": "none as far as was recorded: {candidate} and {reference} agree within a distance",
+    "deviates": "none: each of {candidate} and {reference} is correct as it computes, which is not what the model "
+    "defines",
     "incomplete": "not known: something that had to be compared was not",
 }
 
@@ -86,16 +88,14 @@ def explain(receipt: Receipt) -> Lines:
         return
     yield "tokens", _tokens(receipt)
     yield "output", _output(receipt)
+    for label, side, text in computes(receipt):
+        yield label, f"{side} {names[side]}: {text}"
     for side in SIDES:
         first = (receipt["audit"][side] or {}).get("first_guilty")
         if first is not None:
             yield "first wrong", f"{side} {names[side]}: {wrong_line(first)}"
     for side, one in recorded:
         yield "recorded", f"{side} {names[side]}: {recording_line(one)}"
-    for side in SIDES:
-        found = (receipt["audit"][side] or {}).get("precision")
-        if found is not None:
-            yield "precision", f"{side} {names[side]}: {precision.sentence(found)}"
     different, inexact = arithmetics.stated(receipt), receipt["first_inexact"]
     if different is not None and inexact is not None:
         yield "arithmetic", different
@@ -156,6 +156,8 @@ def _steps(receipt: Receipt, names: Mapping[Side, str]) -> Iterator[str]:
         yield from _reproduce(receipt)
     elif verdict == "agrees_within":
         yield "Record the quantised tensors of the layers named in the audit, then run this again."
+    elif verdict == "deviates":
+        yield advice_of(receipt).next_step
     elif verdict == "divergence" and arithmetics.stated(receipt) is not None:
         yield advice_of(receipt).next_step
         yield "crossval layers --full compares every operation of every layer directly."

@@ -21,6 +21,7 @@ Verdict = Literal[
     "candidate_defect",
     "both_differ",
     "divergence",
+    "deviates",
     "incomplete",
 ]
 Agreement = Literal["agree", "differ", "not_compared"]
@@ -68,6 +69,11 @@ ADVICE: dict[Verdict, Advice] = {
         "The engines differ from each other, but every operation of each is correct given its own inputs.",
         "The difference entered before the first operation or through the state: tokens, positions, KV cache.",
     ),
+    "deviates": Advice(
+        "No operation is wrong as it is stated or was found to be computed. But that is not what the model "
+        "defines.",
+        "Accept it where it is meant (crossval gate --allow-deviation), or compute what the model defines.",
+    ),
     "incomplete": Advice(
         "Something that had to be compared was not.",
         "See the coverage below: record the missing tensors, or run both engines live.",
@@ -77,16 +83,20 @@ ADVICE: dict[Verdict, Advice] = {
 
 def weaker(captured: Verdict, default_run: Verdict) -> Verdict:
     """Return the verdict of two runs of the same engines: what the first found, or else what the second did."""
-    strength: dict[Verdict, int] = {"parity": 2, "agrees_within": 1}
+    strength: dict[Verdict, int] = {"parity": 3, "agrees_within": 2, "deviates": 1}
     return min(captured, default_run, key=lambda verdict: strength.get(verdict, 0))
 
 
-def arbitrate(agreement: Agreement, candidate: AuditVerdict, reference: AuditVerdict) -> Verdict:
+def arbitrate(
+    agreement: Agreement, candidate: AuditVerdict, reference: AuditVerdict, *, deviates: bool = False
+) -> Verdict:
     """Return the verdict of three parties.
 
     ``agreement``: of candidate and reference, end to end. An engine whose audit is ``clean`` agrees with the
     specification; one that is ``within`` agrees as far as its recording can show. Anything not compared leaves the
     verdict ``incomplete``, unless a defect is already proven on the one side while the other side agrees.
+    ``deviates``: an engine computes otherwise than the model defines, as it states or as was found in all of its
+    projections, and was judged as such: whether the two agree or differ then says nothing about the model.
     """
     agreeing = ("clean", "within")
     if candidate == "guilty" and reference in agreeing:
@@ -99,6 +109,8 @@ def arbitrate(agreement: Agreement, candidate: AuditVerdict, reference: AuditVer
         return "shared_deviation" if agreement == "agree" else "both_differ"
     if "incomplete" in (candidate, reference) or agreement == "not_compared":
         return "incomplete"
+    if deviates:
+        return "deviates"
     if agreement == "differ":
         return "divergence"
     return "agrees_within" if "within" in (candidate, reference) else "parity"

@@ -22,6 +22,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from crossval.formats import Format
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -40,6 +42,10 @@ class TernaryMatrix:
     scale: float
     factor: float = 1.0
     """Part of ``scale`` that the file has in a tensor of its own (``.scale``): engines apply it separately."""
+
+    def dequantised(self, form: Format) -> TernaryMatrix:
+        """Return the matrix with weights brought back to their size in a format: each is ``scale * sign``."""
+        return TernaryMatrix(self.signs, float(form.round(np.asarray([self.scale]))[0]))
 
 
 Weight = npt.NDArray[np.floating[Any]] | TernaryMatrix

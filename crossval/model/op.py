@@ -53,6 +53,11 @@ class Op:
         return self.name if self.layer is None else f"blk.{self.layer}.{self.name}"
 
     @property
+    def kind_name(self) -> str:
+        """Name of its kind, as people write it: ``bitlinear``, ``rmsnorm``."""
+        return type(self.kind).__name__.lower()
+
+    @property
     def token_axis(self) -> int:
         """Axis of the output that counts tokens."""
         return self.axes.index("n_tokens")

@@ -135,6 +135,18 @@ def execution_index(name: str, n_layers: int = 1 << 20) -> int:
     return 1 + tap.layer * len(LAYER_TAPS) + LAYER_TAPS.index(tap.tap)
 
 
+def check_op_names(names: Iterable[str]) -> None:
+    """Check that every name is one of an operation or of a kind of operation.
+
+    Raises:
+        ValueError: one is not.
+    """
+    known = [*dict.fromkeys(op.kind_name for op in OPS.values()), *OPS]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no operation {name!r}; known: {', '.join(known)}")
+
+
 def op_of(name: str) -> Op:
     """Return the operation that computes a tap: only its kind and axes mean something, not its hyper-parameters.
 

@@ -17,6 +17,10 @@ from crossval.errors import BadInputError
 ROWS = "$rows"
 MAX_CELLS = 1 << 23
 """Cells of all tables of one file: a few bytes can state a table of any size."""
+MAX_ROWS = 1 << 20
+"""Rows of all of them; each is an object of 230 bytes and more."""
+FEW_ROWS = 1 << 12
+"""So many may be alike. Beyond, rows that differ take two bytes of the file each, in one column at least."""
 FIRST = ("schema_version", "kind", "verdict", "parity", "coverage", "first_divergence", "diagnosis", "notes")
 """Fields that lead the file; the others follow by name."""
 _LINE = 100
@@ -32,19 +36,17 @@ def to_text(receipt: Mapping[str, Any]) -> str:
     return _layout({key: _pack(receipt[key]) for key in order}) + "\n"
 
 
-def unpack(value: Any, where: str) -> Any:
-    """Return the receipt that a file's JSON value states; one without tables is returned as it is.
+def unpack(value: Any, size_bytes: int, where: str) -> Any:
+    """Return the receipt that a file of this size states; one without tables is returned as it is.
 
     Raises:
-        BadInputError: a malformed table, or tables of more than ``MAX_CELLS`` cells; the message
-        starts with ``where``.
+        BadInputError: a malformed table, tables of more than ``MAX_CELLS`` cells or ``MAX_ROWS``
+        rows, or of more rows than differ in a file of this size; the message starts with ``where``.
     """
     try:
-        return _Unpacker().value(value)
+        return _Unpacker(min(MAX_ROWS, max(FEW_ROWS, size_bytes // 2))).value(value)
     except ValueError as error:
         raise BadInputError(f"{where}: {error}") from error
-    except RecursionError as error:
-        raise BadInputError(f"{where}: nested too deeply") from error
 
 
 def _pack(value: Any) -> Any:
@@ -84,10 +86,11 @@ def _column(values: Sequence[Any]) -> Any:
 
 
 class _Unpacker:
-    """Unpacks the value of one file, counting the cells of its tables."""
+    """Unpacks the value of one file, counting rows and cells of its tables."""
 
-    def __init__(self) -> None:
-        self.n_cells = 0
+    def __init__(self, max_rows: int) -> None:
+        self.max_rows = max_rows
+        self.n_rows = self.n_cells = 0
 
     def value(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -104,9 +107,10 @@ class _Unpacker:
     def rows(self, fields: Any, n_rows: int) -> list[dict[str, Any]]:
         if not isinstance(fields, dict) or not fields:
             raise ValueError("the fields of a table are an object with at least one column")
+        self.n_rows += n_rows
         self.n_cells += n_rows * len(fields)
-        if self.n_cells > MAX_CELLS:
-            raise ValueError(f"tables of more than {MAX_CELLS} cells")
+        if self.n_rows > self.max_rows or self.n_cells > MAX_CELLS:
+            raise ValueError(f"tables of more than {self.max_rows} rows or {MAX_CELLS} cells")
         columns = [self.column(key, column, n_rows) for key, column in fields.items()]
         return [dict(zip(fields, row, strict=True)) for row in zip(*columns, strict=True)]
 

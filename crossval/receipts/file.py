@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossval.errors import BadInputError
-from crossval.files import write_atomically
+from crossval.files import read_limited, write_atomically
 from crossval.receipts import columns
 from crossval.receipts.frames import MAIN, frames
 from crossval.schema import one_line, parse_json, validate
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
-MAX_SIZE_BYTES = 64 << 20
+MAX_SIZE_BYTES = 32 << 20
 
 
 class Receipt(dict[str, Any]):
@@ -119,19 +119,11 @@ def read(path: str | Path) -> Receipt:
     """Return the receipt in a file, valid by the schema; its digest and statuses are not checked here.
 
     Raises:
-        BadInputError: unreadable, larger than 64 MiB, not JSON, duplicate keys, NaN, a malformed table, or invalid
+        BadInputError: unreadable, larger than 32 MiB, not JSON, duplicate keys, NaN, a malformed table, or invalid
         by the schema.
     """
     file = Path(path)
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise BadInputError(f"{file}: not a regular file")
-        with file.open("rb") as stream:
-            data = stream.read(MAX_SIZE_BYTES + 1)
-    except OSError as error:
-        raise BadInputError(f"cannot read receipt {file}: {error.strerror or error}") from error
-    if len(data) > MAX_SIZE_BYTES:
-        raise BadInputError(f"{file}: larger than {MAX_SIZE_BYTES} bytes; a receipt is a summary, not a trace")
-    receipt = columns.unpack(parse_json(data, str(file)), str(file))
+    data = read_limited(file, "receipt", MAX_SIZE_BYTES)
+    receipt = columns.unpack(parse_json(data, str(file)), len(data), str(file))
     validate(receipt, str(file))
     return Receipt(receipt)

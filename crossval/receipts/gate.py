@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from crossval.receipts.file import Receipt, digest
@@ -18,7 +19,7 @@ from crossval.receipts.party import (
     names_of,
     same_engine,
 )
-from crossval.receipts.policy import GateCheck, Policy
+from crossval.receipts.policy import GateCheck, Policy, at_least, not_meant
 from crossval.terms import OUTPUT_IGNORED, SEPARATE_OUTPUT_NOTE, SIDES
 
 CLOCK_SKEW = datetime.timedelta(minutes=5)
@@ -58,6 +59,18 @@ def passed(checks: Sequence[GateCheck]) -> bool:
     return bool(checks) and all(check.passed for check in checks)
 
 
+def together(judged: Sequence[Sequence[GateCheck]]) -> list[list[GateCheck]]:
+    """Return the checks of several receipts that one policy is for.
+
+    A demand holds receipts of the kinds that it means; of the others nothing is demanded, as long as it holds one.
+    """
+    held = {check.name for checks in judged for check in checks if check.applies}
+    return [
+        [replace(one, passed=True) if not one.applies and one.name in held else one for one in checks]
+        for checks in judged
+    ]
+
+
 def _recomputed(name: str, found: Sequence[str]) -> GateCheck:
     more = len(found) - _MAX_COMPLAINTS
     detail = "; ".join(found[:_MAX_COMPLAINTS]) + (f"; and {more} more" if more > 0 else "")
@@ -93,7 +106,7 @@ def _policy_checks(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterato
     yield GateCheck("compared", enough, f"{amount.words} ({policy.min_tokens} required)")
     yield from kind.demands(receipt, policy)
     yield from _ratios(kind, receipt, policy)
-    yield from _reference(receipt, policy)
+    yield from _reference(kind, receipt, policy)
     yield _distinct(receipt)
     if kind.computes:
         yield from _compute(receipt, policy)
@@ -111,6 +124,8 @@ def _verdict(kind: Kind[Any], receipt: Receipt, policy: Policy) -> GateCheck:
         distance = kind.within(receipt)
         asked = "no distance" if policy.accept_within is None else f"{policy.accept_within:g}"
         good, detail = policy.accepts(distance), f"agrees within {distance:.3g} (recomputed), {asked} accepted"
+    if verdict == "deviates":  # which deviations are accepted is a check of its own
+        good = bool(policy.allow_deviation)
     return GateCheck("verdict", good and verdict == receipt["verdict"], detail)
 
 
@@ -119,22 +134,18 @@ def _ratios(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateC
     measured = kind.ratios(receipt) if policy.min_ratios else {}
     for name, least in policy.min_ratios.items():
         if name not in measured:
-            yield GateCheck(f"{name} ratio", False, f"a {kind.name} receipt holds no speeds")
+            yield not_meant(f"{name} ratio", f"a {kind.name} receipt holds no speeds")
             continue
         yield at_least(f"{name} ratio", measured[name], least)
 
 
-def at_least(name: str, value: float | None, least: float, what: str = "") -> GateCheck:
-    """Return the check that a number, null where nothing was counted, is at least what is required."""
-    shown = "null" if value is None else f"{value:.6g}"
-    return GateCheck(name, value is not None and value >= least, f"{shown}{what}, {least:g} required")
-
-
-def _reference(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
+def _reference(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     reference = receipt["reference"]
     name, status = reference["name"], reference["status"]
     if status == "unused":
-        if policy.require_live:
+        if policy.require_live and kind.one_sided:
+            yield not_meant("live reference", f"a {kind.name} receipt needs no reference")
+        elif policy.require_live:
             yield GateCheck("live reference", False, "the reference did not take part")
         return
     allowed = ", ".join(policy.reference_names)
@@ -211,9 +222,12 @@ def _model(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
 def _rates(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     """Check the fractions of equal results; engines checked independently have none unless it is demanded."""
     parity = receipt["parity"]
-    rate, cosine = parity["exact_match_rate"], parity["cosine_similarity"]
+    rate = parity["exact_match_rate"]
     one_sided = kind.one_sided or "unused" in [receipt[side]["status"] for side in SIDES]
-    if policy.min_exact_match > 0 or not one_sided:
+    if kind.counted is None:
+        if policy.min_exact_match > 0:
+            yield not_meant("exact match", f"a {kind.name} receipt counts no equal results")
+    elif policy.min_exact_match > 0 or not one_sided:
         yield at_least("exact match", rate, policy.min_exact_match, f" of the {kind.counted}")
     asked = (
         ("token match", "tokens", policy.min_token_match, rate),
@@ -225,6 +239,4 @@ def _rates(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCh
         if unit in kind.rates:
             yield at_least(name, found, least, f" of the {unit}")
         else:
-            yield GateCheck(name, False, f"a {kind.name} receipt counts no {unit}")
-    if policy.min_cosine is not None:
-        yield at_least("cosine", cosine, policy.min_cosine)
+            yield not_meant(name, f"a {kind.name} receipt counts no {unit}")

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from crossval.receipts import provenance, values
 from crossval.receipts.file import SCHEMA_VERSION, Receipt, seal
 from crossval.receipts.party import Compute, Party
-from crossval.receipts.policy import GateCheck, Policy
+from crossval.receipts.policy import GateCheck, Policy, not_meant
 from crossval.receipts.values import number
 
 SETTINGS = ("n_threads", "n_decode", "n_steps", "full", "reference", "candidate")
@@ -87,11 +87,15 @@ class Amount:
     words: str
 
 
-def _no_numbers(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
-    """Fail every demand on numbers that compare two engines: this kind has none."""
-    asked = {"bitwise": policy.require_bitwise, "tolerance": policy.tolerance == "same"}
+def no_numbers(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
+    """Say of every demand on numbers that compare two engines that it means other kinds: this one has none."""
+    asked = {
+        "bitwise": policy.require_bitwise,
+        "tolerance": policy.tolerance == "same",
+        "cosine": policy.min_cosine is not None,
+    }
     detail = f"a {receipt['kind']} receipt holds no numbers"
-    yield from (GateCheck(name, False, detail) for name in asked if asked[name])
+    yield from (not_meant(name, detail) for name in asked if asked[name])
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ class Kind(Generic[Result]):
     """One kind of receipt; functions from ``notes`` on have a default that suits most kinds."""
 
     name: str
-    counted: str
-    """What ``parity.exact_match_rate`` is a fraction of."""
+    counted: str | None
+    """What ``parity.exact_match_rate`` is a fraction of; None: this kind has none."""
     to_json: Callable[[Result], dict[str, Any]]
     """Result -> fields of the receipt that hold it: ``thresholds``, ``results``, and ``audit`` or others."""
     from_json: Callable[[Receipt], Result]
@@ -124,13 +128,13 @@ class Kind(Generic[Result]):
     further_checks: Callable[[Receipt], Checks] = lambda receipt: {}
     """Checks of what a receipt holds beyond rows and summary."""
     one_sided: bool = False
-    """Whether the engines are checked independently even where both take part."""
+    """Whether an engine is checked by itself, also where both take part: a reference is not needed."""
 
     # What a policy can demand (``gate``).
     demands: Callable[[Receipt, Policy], Iterator[GateCheck]] = lambda receipt, policy: iter(())
     """Checks against a policy that only this kind has."""
-    exactness: Callable[[Receipt, Policy], Iterator[GateCheck]] = _no_numbers
-    """Checks of ``require_bitwise`` and ``tolerance``."""
+    exactness: Callable[[Receipt, Policy], Iterator[GateCheck]] = no_numbers
+    """Checks of ``require_bitwise``, ``tolerance`` and ``min_cosine``."""
     rates: frozenset[str] = frozenset()
     """Which of ``tokens`` and ``logits`` this kind counts the equal ones of."""
     ratios: Callable[[Receipt], Mapping[str, float | None]] = lambda receipt: {}

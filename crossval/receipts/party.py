@@ -19,6 +19,7 @@ PATH_OF_NAME: dict[str, ComputePath] = {
     "bitnet_py": "real",
     REFERENCE_NAME: "library",
     "llama.cpp": "library",
+    "transformers": "library",
     "specification": "specification",
 }
 """Name of a live engine -> what computes its numbers: ``real`` counts its kernels, a ``library`` does not."""
@@ -56,7 +57,7 @@ class Party:
     def from_json(cls, data: Mapping[str, Any]) -> Party:
         """Return the party of a receipt that is valid by the schema."""
         facts = {k: v for k, v in data.items() if k not in ("status", "trace_digest", "note", "numerics")}
-        identity = EngineIdentity(**facts, numerics=Numerics(**data["numerics"]))
+        identity = EngineIdentity(**facts, numerics=Numerics.from_json(data["numerics"]))
         return cls(data["status"], identity, data["trace_digest"], data["note"])
 
 
@@ -122,8 +123,8 @@ def compute_dtypes(receipt: Mapping[str, Any]) -> set[Dtype]:
     for side in SIDES:
         audit = (receipt.get("audit") or {}).get(side)
         found = None if audit is None else audit.get("precision")
-        if found is None or found["scope"] == "some":
-            used.add(receipt[side]["numerics"].get("compute_dtype") or "f32")
+        if found is None or found["scope"] in ("some", "mixed"):
+            used |= Numerics.from_json(receipt[side]["numerics"]).formats
         else:
             used.add(found["dtype"])
     return used

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossval.errors import BadInputError
+from crossval.files import read_limited
 from crossval.receipts.party import REFERENCE_NAME
 from crossval.schema import parse_json, validate_policy
 
@@ -38,6 +38,8 @@ class Policy:
     tolerance: str = "independent"
     allow_precision: tuple[str, ...] = ()
     """16-bit formats accepted of engines that do not state them (``layers``, ``diff``)."""
+    allow_deviation: tuple[str, ...] = ()
+    """What engines may do otherwise than the model defines, stated or found (``layers``, ``diff``, ``greedy``)."""
     min_correct: float = 0.7
     """Minimum fraction of correct answers of every engine (``smoke``), whatever the command required."""
     min_prefill_ratio: float | None = None
@@ -71,6 +73,19 @@ class GateCheck:
     name: str
     passed: bool
     detail: str
+    applies: bool = True
+    """False: a demand that means other kinds of receipts; it fails unless one of those is judged with this one."""
+
+
+def at_least(name: str, value: float | None, least: float, what: str = "") -> GateCheck:
+    """Return the check that a number, null where nothing was counted, is at least what is required."""
+    shown = "null" if value is None else f"{value:.6g}"
+    return GateCheck(name, value is not None and value >= least, f"{shown}{what}, {least:g} required")
+
+
+def not_meant(name: str, detail: str) -> GateCheck:
+    """Return the check of a demand that means other kinds of receipts."""
+    return GateCheck(name, False, detail, applies=False)
 
 
 def read_policy(path: str | Path) -> Policy:
@@ -80,14 +95,7 @@ def read_policy(path: str | Path) -> Policy:
         BadInputError: unreadable, not strict JSON, or against the schema.
     """
     file = Path(path)
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_POLICY_BYTES + 1)
-    except OSError as error:
-        raise BadInputError(f"cannot read policy {file}: {error.strerror or error}") from error
-    if len(data) > MAX_POLICY_BYTES:
-        raise BadInputError(f"{file}: larger than {MAX_POLICY_BYTES} bytes")
-    value = parse_json(data, str(file))
+    value = parse_json(read_limited(file, "policy", MAX_POLICY_BYTES), str(file))
     validate_policy(value, str(file))
     given: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
     given.pop("schema_version")

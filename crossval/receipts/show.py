@@ -107,7 +107,8 @@ def show_checks(out: Console, name: str, checks: Sequence[GateCheck], passed: bo
     table.add_column("result", no_wrap=True)
     table.add_column("detail", overflow="fold")
     for check in checks:
-        state = Text("pass", "green") if check.passed else Text("FAIL", "bold red")
+        waived = Text("-", "dim") if not check.applies else Text("pass", "green")
+        state = waived if check.passed else Text("FAIL", "bold red")
         table.add_row(check.name, state, plain(check.detail))
     out.print(table)
     style = "bold green" if passed else "bold red"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from crossval.passes import Numerics, PassPlan, pass_kind, tokenizer_rules
 from crossval.terms import SIDES
 
+MAX_NUMBER = 1e100
+"""The largest that a receipt holds, by its schema: above any ratio of binary32 values, with a finite square."""
+
 
 def number(value: float | None) -> float | None:
-    """Return a float as JSON can hold it: None for NaN and infinities."""
-    return float(value) if value is not None and math.isfinite(value) else None
+    """Return a float as a receipt can hold it: None for NaN, infinities and what is beyond ``MAX_NUMBER``."""
+    return float(value) if value is not None and abs(value) <= MAX_NUMBER else None
 
 
 def same(expected: Any, found: Any) -> bool:
@@ -62,7 +64,7 @@ def vocabulary_conflicts(receipt: Mapping[str, Any], *ids: Sequence[int]) -> lis
     And that text was read by the rules that follow from the engines, where the receipt states whose.
     """
     rules = receipt["tokenizer"].get("rules")
-    expected = tokenizer_rules({side: Numerics(**receipt[side]["numerics"]) for side in SIDES})
+    expected = tokenizer_rules({side: Numerics.from_json(receipt[side]["numerics"]) for side in SIDES})
     if rules not in (None, expected):
         return [f"tokenizer.rules is {rules}, from the engines follows {expected}"]
     size, stated = receipt["model"]["shape"]["vocab_size"], receipt["tokenizer"]["vocab_size"]

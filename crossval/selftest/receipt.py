@@ -11,6 +11,7 @@ from crossval.examine.verdict import AGREEMENT, Verdict, arbitrate
 from crossval.passes import PassKind
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.party import REFERENCE_NAME
 from crossval.receipts.values import vocabulary_conflicts
 from crossval.selftest import catalogue
 from crossval.selftest.catalogue import Case, Shape
@@ -127,7 +128,7 @@ def structure(receipt: Receipt) -> list[str]:
     complaints = []
     if (receipt["candidate"]["name"], receipt["candidate"]["status"]) != ("bitnet_py", "live"):
         complaints.append("the faults are injected into live bitnet_py; another candidate is named")
-    if receipt["reference"]["status"] != "unused":
+    if (receipt["reference"]["name"], receipt["reference"]["status"]) != (REFERENCE_NAME, "unused"):
         complaints.append("no reference takes part; one is named")
     ids = receipt["prompt"]["token_ids"]
     if len(ids) != catalogue.prompt_length(shape):
@@ -172,7 +173,8 @@ def amount(receipt: Receipt) -> Amount:
 
 SELFTEST = Kind[SelftestResult](
     name="selftest",
-    counted="comparisons",
+    counted=None,
+    one_sided=True,
     to_json=to_json,
     from_json=from_json,
     summarize=summarize,

@@ -22,13 +22,13 @@ from crossval.bitnet_cpp import library
 from crossval.bitnet_cpp.runner import identity_of
 from crossval.bitnet_cpp.vocabulary import LiveVocabulary, Refused
 from crossval.engines import llama_package
-from crossval.engines.words import EngineWord, parse
+from crossval.engines.words import PATH, EngineWord, parse
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import EngineIdentity, Numerics
 
 Ids = list[int] | Refused
 NAMES = ("bitnet_py", "bitnet.cpp", "llama.cpp", "tiktoken")
-WITH_PATH = ("bitnet.cpp", "llama.cpp", "tiktoken")
+TAKES = dict.fromkeys(("bitnet.cpp", "llama.cpp", "tiktoken"), PATH)
 OURS = "bitnet_py"
 _LIBRARIES = ("bitnet.cpp", "llama.cpp")
 _LLAMA3_PATTERN = (
@@ -181,7 +181,7 @@ def find(text: str, side: str) -> EngineWord:
     Raises:
         BadInputError: it names none.
     """
-    word = parse(text, NAMES, WITH_PATH, side, traces=False)
+    word = parse(text, NAMES, TAKES, side, traces=False)
     if word.name == "tiktoken" and word.path is None:
         raise BadInputError(f"{side} 'tiktoken': expected tiktoken:PATH, Llama 3's tokenizer.model")
     return word

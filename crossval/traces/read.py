@@ -19,10 +19,12 @@ from safetensors import SafetensorError, safe_open
 
 from crossval.errors import BadInputError
 from crossval.files import check_regular, file_sha256, read_limited
+from crossval.formats import Dtype
 from crossval.model import taps
 from crossval.model.taps import shape_hint
 from crossval.passes import EngineIdentity, Numerics, PassPlan, TapArray, check_rows, pass_kind
 from crossval.schema import one_line, parse_json, validate_trace
+from crossval.traces import dtypes
 from crossval.traces.tap_map import PLAIN, Entry, Resolved, TapMap, WrongShape, counted, resolve
 
 FORMAT = "crossval-trace"
@@ -85,6 +87,8 @@ class TraceTap:
     """Name of the tensor that holds it."""
     entry: Entry = PLAIN
     """How the tap is made of that tensor."""
+    dtype: Dtype = "f32"
+    """What that tensor is stored in."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class TracePass:
     taps: Mapping[str, TraceTap]
     tensors: Mapping[str, tuple[int, ...]]
     """Every tensor of the file, those included that are no taps: name -> shape."""
+    dtypes: Mapping[str, Dtype]
+    """What each of these is stored in."""
     elapsed_s: float | None = None
 
 
@@ -214,18 +220,18 @@ class Trace:
         try:
             file: Any = safe_open(str(path), framework="numpy")
             keys = set(file.keys())
-            expected = {tensor_key(index, name): shape for name, shape in recorded.tensors.items()}
+            expected = {tensor_key(index, name): (name, shape) for name, shape in recorded.tensors.items()}
             if keys != set(expected):
                 odd = sorted(keys ^ set(expected))[0]
                 where = "trace.json" if odd in keys else "the file"
                 raise BadInputError(f"{path}: tensor {odd!r} is missing from {where}")
             if index not in self._digest_checked:
-                for key, stated in expected.items():
-                    part = file.get_slice(key)
+                for key, (name, stated) in expected.items():
+                    part, form = file.get_slice(key), dtypes.NAME_OF[recorded.dtypes[name]]
                     dtype, shape = part.get_dtype(), tuple(part.get_shape())
-                    if dtype != "F32" or shape != stated:
+                    if dtype != form or shape != stated:
                         raise BadInputError(
-                            f"{path}: tensor {key!r} is {dtype} {shape}, trace.json says F32 {stated}"
+                            f"{path}: tensor {key!r} is {dtype} {shape}, trace.json says {form} {stated}"
                         )
         except (SafetensorError, OSError, ValueError) as error:
             raise BadInputError(f"{path}: not a usable safetensors file: {one_line(error)}") from error
@@ -246,13 +252,13 @@ class _LazyTaps(Mapping[str, TapArray]):
         tap = self._taps[name]
         if self._file is None:
             self._file = self._trace._open_pass(self._index)
+        where, key = self._trace.directory / pass_file_name(self._index), tensor_key(self._index, tap.source)
         try:
-            array = self._file.get_tensor(tensor_key(self._index, tap.source))
-        except (SafetensorError, OSError, ValueError) as error:
-            where = self._trace.directory / pass_file_name(self._index)
+            array = dtypes.read_bf16(where, key) if tap.dtype == "bf16" else self._file.get_tensor(key)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise BadInputError(f"{where}: cannot read {name}: {one_line(error)}") from error
-        array = tap.entry.apply(array, tap.shape, self._trace.info.model)
-        return TapArray(np.ascontiguousarray(array, dtype=np.float32), tap.rows)
+        array = tap.entry.apply(dtypes.widened(array, tap.dtype), tap.shape, self._trace.info.model)
+        return TapArray(np.ascontiguousarray(array, dtype=np.float32), tap.rows, tap.dtype)
 
     def __contains__(self, name: object) -> bool:
         return name in self._taps
@@ -337,13 +343,11 @@ def _model(value: dict[str, Any]) -> TraceModel:
 
 
 def _engine(value: dict[str, Any]) -> EngineIdentity:
-    # JSON may write an integer as 2.0.
-    numerics: dict[str, Any] = {
-        name: int(one) if isinstance(one, float) else one for name, one in value.get("numerics", {}).items()
-    }
+    numerics = Numerics.from_json(value.get("numerics", {}))
+    taps.check_op_names(name for name, _ in numerics.op_dtypes)
     return EngineIdentity(
         **{key: item for key, item in value.items() if key not in ("numerics", "settings")},
-        numerics=Numerics(**numerics),
+        numerics=numerics,
         settings=dict(value.get("settings", {})),
     )
 
@@ -371,20 +375,22 @@ def _pass(
         raise ValueError(f"{where}.file is {item['file']!r}, expected {pass_file_name(index)!r}")
     plan = PassPlan(kind, ids, start)
     tensors: dict[str, tuple[int, ...]] = {}
+    stored: dict[str, Dtype] = {}
     rows_of: dict[str, tuple[int, ...] | None] = {}
     for entry in item["taps"]:
         source = entry["name"]
         if source in tensors:
             raise ValueError(f"{where}: {source} is listed twice")
         tensors[source] = tuple(map(int, entry["shape"]))
+        stored[source] = dtypes.OF_NAME[entry["dtype"]]
         rows_of[source] = None if entry.get("rows") is None else tuple(map(int, entry["rows"]))
         check_rows(f"{where}: {source}", rows_of[source], len(ids))
     recorded = {}
     for name, (source, one) in known.items():
         expected = expected_shape(name, model, plan, rows_of[source])
         _check_shape(where, name, source, tensors[source], expected, one, model, keys_of)
-        recorded[name] = TraceTap(name, expected, rows_of[source], source, one)
-    return TracePass(plan, item["file"], item["sha256"], recorded, tensors, item.get("elapsed_s"))
+        recorded[name] = TraceTap(name, expected, rows_of[source], source, one, stored[source])
+    return TracePass(plan, item["file"], item["sha256"], recorded, tensors, stored, item.get("elapsed_s"))
 
 
 def _check_shape(

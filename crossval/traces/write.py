@@ -6,6 +6,8 @@ import datetime
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +20,7 @@ from crossval.files import write_atomically
 from crossval.model import taps
 from crossval.model.taps import shape_hint
 from crossval.passes import EngineIdentity, PassRecord, TapArray, check_rows, pass_kind
+from crossval.traces import dtypes
 from crossval.traces.read import (
     FORMAT,
     FORMAT_VERSION,
@@ -37,6 +40,8 @@ class TraceWriter:
     def __init__(self, directory: str | Path, model: TraceModel, *, overwrite: bool = False) -> None:
         """Prepare ``directory``: it must be absent, empty, or (``overwrite``) hold an earlier trace.
 
+        An earlier trace stays until ``finish``: the new one is written beside it and then takes its place.
+
         Raises:
             BadInputError: the directory holds something else, or cannot be written.
         """
@@ -53,12 +58,20 @@ class TraceWriter:
                     f"{self.directory} is not empty ({present[0]}); choose a new directory"
                     + ("" if ours != present else " or ask to overwrite the trace in it")
                 )
-            for name in sorted(ours, key=lambda name: name != TRACE_FILE):
-                (self.directory / name).unlink()
         except OSError as error:
-            raise BadInputError(f"cannot write a trace to {self.directory}: {error.strerror or error}") from error
+            raise self._unusable(error) from error
+        self._replaces = bool(present)
+        self._into = self.directory
+        """Where files are written until all of them are."""
+
+    def _unusable(self, error: OSError) -> BadInputError:
+        return BadInputError(f"cannot write a trace to {self.directory}: {error.strerror or error}")
 
     def __enter__(self) -> TraceWriter:
+        try:
+            self._into = _folder_beside(self.directory) if self._replaces else self.directory
+        except OSError as error:
+            raise self._unusable(error) from error
         return self
 
     def __exit__(
@@ -67,7 +80,9 @@ class TraceWriter:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if not (self.directory / TRACE_FILE).exists():
+        if self._replaces:
+            shutil.rmtree(self._into, ignore_errors=True)
+        elif not (self.directory / TRACE_FILE).exists():
             for index in range(len(self._passes) + 1):
                 (self.directory / pass_file_name(index)).unlink(missing_ok=True)
 
@@ -95,8 +110,8 @@ class TraceWriter:
                 self._check(name, arrays[name], record)
         except ValueError as error:
             raise BadInputError(f"pass {index}: {error}") from error
-        path = self.directory / pass_file_name(index)
-        tensors = {tensor_key(index, name): tap.array for name, tap in arrays.items()}
+        path = self._into / pass_file_name(index)
+        tensors = {tensor_key(index, name): tap for name, tap in arrays.items()}
         self._passes.append(
             {
                 "kind": plan.kind,
@@ -117,6 +132,10 @@ class TraceWriter:
             why = shape_hint(name, tap.array.shape, expected)
             given = f"{name} is {tap.array.dtype} {tap.array.shape}, expected float32 {expected}"
             raise ValueError(f"{given}: {why}" if why else given)
+        try:
+            dtypes.stored(tap.array, tap.dtype)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     def finish(
         self,
@@ -130,7 +149,7 @@ class TraceWriter:
 
         Raises:
             BadInputError: the result would not be a valid trace (no passes, or other tokens fed than
-            the prompt's).
+            the prompt's), or it cannot be written.
         """
         value = {
             "format": FORMAT,
@@ -148,12 +167,37 @@ class TraceWriter:
         except (TypeError, ValueError) as error:
             raise BadInputError(f"{path}: cannot be written as JSON: {error}") from error
         info = parse_info(data, str(path))
-        write_atomically(path, data)
+        try:
+            write_atomically(self._into / TRACE_FILE, data)
+            if self._replaces:
+                _take_place_of(self.directory.resolve(), self._into)
+        except OSError as error:
+            raise BadInputError(f"cannot write {path}: {error.strerror or error}") from error
         return info
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]) -> str:
-    """Write float32 arrays as a safetensors file, one at a time, and return the file's sha256.
+def _folder_beside(directory: Path) -> Path:
+    """Return a new folder in which a trace is written that is to replace the one in ``directory``."""
+    place = directory.resolve()
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name[:200]}.", dir=place.parent))
+    shutil.copymode(place, folder)
+    return folder
+
+
+def _take_place_of(old: Path, new: Path) -> None:
+    """Put the folder ``new`` where ``old`` is; one of the two is there, whatever fails."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{old.name[:200]}.", dir=old.parent))
+    os.replace(old, aside)
+    try:
+        os.replace(new, old)
+    except BaseException:
+        os.replace(aside, old)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, TapArray]) -> str:
+    """Write arrays in the formats they state as a safetensors file, one at a time, and return the file's sha256.
 
     Layout: uint64 little-endian header length, JSON header (padded with spaces to a multiple of 8),
     then the arrays one after another, little-endian (https://github.com/huggingface/safetensors,
@@ -161,9 +205,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray[Any, np.dtype
     """
     header: dict[str, Any] = {}
     offset = 0
-    for key, array in tensors.items():
-        header[key] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
+    for key, tap in tensors.items():
+        end = offset + tap.array.size * dtypes.N_BYTES[tap.dtype]
+        name = dtypes.NAME_OF[tap.dtype]
+        header[key] = {"dtype": name, "shape": list(tap.array.shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
@@ -173,8 +219,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray[Any, np.dtype
             for head in (len(text).to_bytes(8, "little"), text):
                 digest.update(head)
                 file.write(head)
-            for array in tensors.values():
-                view = np.ascontiguousarray(array, dtype="<f4").reshape(-1).view(np.uint8).data
+            for tap in tensors.values():
+                view = dtypes.stored(tap.array, tap.dtype).reshape(-1).view(np.uint8).data
                 digest.update(view)
                 file.write(view)
         os.replace(temporary, path)
@@ -185,7 +231,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray[Any, np.dtype
 
 
 def _tap_entry(name: str, tap: TapArray) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": name, "dtype": "F32", "shape": list(tap.array.shape)}
+    entry: dict[str, Any] = {"name": name, "dtype": dtypes.NAME_OF[tap.dtype], "shape": list(tap.array.shape)}
     if tap.rows is not None:
         entry["rows"] = list(map(int, tap.rows))
     return entry

@@ -278,6 +278,7 @@ WEIGHTS = Kind[WeightsResult](
     notes=notes,
     same_tokens=False,
     computes=False,
+    one_sided=True,
     checks={"thresholds": thresholds, "structure": structure, "tensors": tensors},
     amount=amount,
 )

@@ -3,6 +3,7 @@
 //	model := tracewriter.Model{SHA256: digest, NLayers: 4, NHeads: 4, NKVHeads: 2, HeadDim: 64, Dim: 256,
 //		HiddenDim: 640, VocabSize: 1024}
 //	trace, err := tracewriter.Create("my-trace", "my engine", model, prompt)
+//	trace.State("version", "1.2")                            // and source_commit, compiler, flags
 //	trace.BeginPass(prompt)                                  // the prompt; then one pass per decoded token
 //	trace.Tap(-1, "inp_embd", x, len(prompt), 256)           // layer -1: of the whole model
 //	trace.Tap(0, "q", q, len(prompt), 4, 64)                 // blk.0.q
@@ -56,15 +57,16 @@ type pass struct {
 
 // Writer is a trace being written.
 type Writer struct {
-	directory, engine string
-	model             Model
-	prompt            []int32
-	passes            []pass
-	nTokens           int
-	pass              *pass
-	data              bytes.Buffer
-	header            map[string]any
-	err               error
+	directory string
+	engine    map[string]string
+	model     Model
+	prompt    []int32
+	passes    []pass
+	nTokens   int
+	pass      *pass
+	data      bytes.Buffer
+	header    map[string]any
+	err       error
 }
 
 // Create makes the directory, which must not exist; engine, model and the first token ids are stated in the trace.
@@ -72,8 +74,12 @@ func Create(directory, engine string, model Model, promptIDs []int32) (*Writer, 
 	if len(promptIDs) == 0 {
 		return nil, fmt.Errorf("the prompt has no tokens")
 	}
-	return &Writer{directory: directory, engine: engine, model: model, prompt: promptIDs}, os.Mkdir(directory, 0o777)
+	named := map[string]string{"name": engine}
+	return &Writer{directory: directory, engine: named, model: model, prompt: promptIDs}, os.Mkdir(directory, 0o777)
 }
+
+// State states a fact of the build: "version", "source_commit", "compiler" or "flags".
+func (w *Writer) State(fact, value string) { w.engine[fact] = value }
 
 func (w *Writer) check(good bool, why string) bool {
 	if w.err == nil && !good {
@@ -153,7 +159,7 @@ func (w *Writer) Close() error {
 		return w.err
 	}
 	text, err := json.MarshalIndent(map[string]any{
-		"format": "crossval-trace", "format_version": 1, "engine": map[string]string{"name": w.engine},
+		"format": "crossval-trace", "format_version": 1, "engine": w.engine,
 		"model": w.model, "prompt": map[string]any{"token_ids": w.prompt}, "passes": w.passes,
 	}, "", " ")
 	part := filepath.Join(w.directory, "trace.json.part")

@@ -85,6 +85,7 @@ def test_2b_4t_shape(tmp_path, bitnet_cpp_library):
     assert_equal_bits(model, bitnet_cpp_library, None, (1, 5, 13), 1)
 
 
+@pytest.mark.timeout(1800)
 def test_large_shape(tmp_path, march_library, main_library):
     """270 MB and minutes: only on request."""
     if os.environ.get("BITNET_TEST_2B") != "1":

@@ -71,7 +71,8 @@ def test_a_healthy_engine_is_parity_within_its_precision_which_the_gate_wants_st
     assert made["audit"]["candidate"]["precision"]["declared"] is False
     assert made["thresholds"]["policy"] == style.compute
     label = {"bf16": "bfloat16", "f16": "binary16 (F16)"}[style.compute]
-    assert f"this engine rounds every recorded tensor to {label} and does not state so" in output
+    assert f"this engine rounds everything to {label} and does not state so" in output
+    assert output.index("this engine rounds") < output.index("Every operation recomputed")
     assert f"comparisons, within {label}" in output
     held = path.with_suffix(".json")
     assert gate(held) == 1
@@ -98,6 +99,36 @@ def test_a_mistake_is_found_where_it_is_at_every_precision(shipped_model, golden
     assert (code, made["verdict"]) == (1, "candidate_defect")
     assert made["audit"]["candidate"]["first_guilty"]["tap"] == MISTAKES[name]
     assert gate(path.with_suffix(".json"), "--allow-precision", "bf16", "--allow-precision", "f16") == 1
+
+
+@pytest.mark.parametrize(
+    ("style", "named"),
+    [(Style("f32", activations="none"), "float_activations"), (Style("f32", weights="bf16"), "weights_bf16")],
+    ids=["float activations", "weights"],
+)
+@pytest.mark.parametrize("states", [False, True])
+def test_a_deviation_is_a_verdict_of_its_own_which_the_gate_wants_allowed(
+    shipped_model, golden, traced, style, named, states
+):
+    path = traced(replace(style, states=states))
+    code, output, made = layers(shipped_model, golden, path)
+    assert (code, made["verdict"]) == (1, "deviates")
+    found = made["audit"]["candidate"]["products"]
+    assert (found["deviations"], found["declared"]) == ([named], states)
+    assert output.index("deviation  candidate: its ") < output.index("Every operation recomputed")
+    assert f"crossval gate --allow-deviation {named})" in output
+    held = path.with_suffix(".json")
+    other = "weights_f16"
+    assert [gate(held), gate(held, "--allow-deviation", other), gate(held, "--allow-deviation", named)] == [
+        1,
+        1,
+        0,
+    ]
+    if states:
+        hidden = json.loads(json.dumps(made))
+        del hidden["audit"]["candidate"]["products"]
+        hidden["verdict"] = made["parity"]["status"]
+        assert gate_complains(hidden)
 
 
 def test_two_traces_differ_only_in_precision(shipped_model, traced):
@@ -129,6 +160,7 @@ EDITS = {
     "scope": "some",
     "ops": ["q"],
     "dtype": "f16",
+    "exceptions": ["blk.0.q"],
 }
 
 

@@ -122,6 +122,19 @@ def test_a_quantiser_that_truncates_is_named_and_a_prompt_alone_is_enough(follow
     assert receipt["diagnosis"][0]["name"] == "truncation"
 
 
+@pytest.mark.parametrize("followed", COMPILERS, indirect=True)
+def test_two_versions_of_an_engine_are_compared(followed, golden, tmp_path):
+    followed.judged(golden)
+    shutil.copytree(followed.folder / "judged", tmp_path / "before")
+    followed.judged(golden, "--mistake", "interleaved-rope", "--layer", "2", "--decode", "1")
+    found = crossval.changed_ops(tmp_path / "before", followed.folder / "judged")
+    assert (found.first.pass_index, found.first.tap) == (0, "blk.2.q_rope")
+    assert (found.n_passes, found.held) == (2, (5, 2))
+    before, after = crossval.environments(tmp_path / "before", followed.folder / "judged")
+    assert before == after
+    assert before["engine"]["version"].startswith("0.1")
+
+
 BAD_INPUT = [
     (["nowhere.gguf", "t", "1"], "nowhere.gguf"),
     (["{page}", "t", "1"], "not a GGUF file"),

@@ -85,6 +85,7 @@ RECEIPTS = {
         samples.smoke_answer(3, text=" warm.", token_ids=(81, 61, samples.EOS)),
         samples.smoke_answer(3, "reference", text="\x07", token_ids=(5,) * 24, finish="limit"),
     ),
+    "smoke alone": samples.one_sided("candidate"),
     "selftest": samples.selftest_receipt(),
     "metamorphic": samples.metamorphic_receipt(),
     "tokens": samples.tokens_receipt(),
@@ -229,11 +230,27 @@ UNPROVABLE_IN_SMOKE = (
     "results.rows.*.text",
 )
 """Fields of a smoke receipt that can be changed beyond those."""
+UNPROVABLE_IN_SMOKE_ALONE = (
+    # The other engine took no part: nothing says which it would have been, or how it reads the prompts.
+    "candidate.numerics.simd_width",
+    "candidate.numerics.fused_quantizer",
+    "reference.name",
+    "reference.numerics.simd_width",
+    "reference.numerics.fused_quantizer",
+    "results.rows.*.prompt_ids",
+    "results.rows.*.prompt_ids.*",
+    "results.rows.*.text",
+    "results.rows.*.token_ids",
+    "results.rows.*.token_ids.*",
+    "results.special_ids",
+    "results.special_ids.*",
+    "results.suite.name",
+)
+"""Fields of a smoke receipt of one engine that can be changed beyond those of a comparison."""
 UNPROVABLE_IN_SELFTEST = (
     # No engine is compared with another build; end to end a small fault is parity or divergence.
     "candidate.numerics.fused_quantizer",
     "candidate.numerics.simd_width",
-    "reference.name",
     "reference.numerics.fused_quantizer",
     "reference.numerics.simd_width",
     "results.rows.*.found.comparison",
@@ -348,6 +365,7 @@ UNPROVABLE_IN_SCORE = (
 BY_KIND = {
     "greedy apart": UNPROVABLE_APART,
     "smoke": UNPROVABLE_IN_SMOKE,
+    "smoke alone": UNPROVABLE_IN_SMOKE_ALONE,
     "selftest": UNPROVABLE_IN_SELFTEST,
     "metamorphic": UNPROVABLE_IN_METAMORPHIC,
     "bench": UNPROVABLE_IN_BENCH,
@@ -360,6 +378,7 @@ SHOWN_ROWS = {"smoke": (0, 4, 6, 7), "selftest": (0, 9, -1), "metamorphic": (0, 
 SHOWN_FIELDS = {
     "greedy": ("audit", "diagnosis", "results", "verdict", "digest"),
     "greedy apart": ("candidate", "reference", "thresholds", "results", "parity"),
+    "smoke alone": ("candidate", "reference", "results"),
 }
 COMPARED_ROWS = (0, 2, 3)
 FLOOR_ROWS = (0, 23, 121, 127)

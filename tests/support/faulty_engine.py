@@ -30,7 +30,7 @@ def _four_codes_in_a_row(call: Call) -> Array:
     return call.right(*call.inputs, matrix=Matrix(signs, right.scale, right.packed))
 
 
-_CODE = {
+CODE = {
     "no attention sub-norm": Mistake("", ("attn_sub_norm",), skipped),
     "no feed-forward sub-norm": Mistake("", ("ffn_sub_norm",), skipped),
     "SiLU": Mistake("", ("ffn_act",), silu),
@@ -47,7 +47,7 @@ _CODE = {
     "no attention residual": Mistake("", ("ffn_inp",), skipped),
     "no feed-forward residual": Mistake("", ("l_out",), skipped),
 }
-FAULTS = {name: mistake.ops[0] for name, mistake in _CODE.items()} | {"gate and up swapped": "ffn_out"}
+FAULTS = {name: mistake.ops[0] for name, mistake in CODE.items()} | {"gate and up swapped": "ffn_out"}
 """The faults, and the first operation in which an outline shows them."""
 
 
@@ -64,7 +64,7 @@ class FaultyRunner(NumpyBitnetRunner):
         *,
         only: Collection[str] | None = None,
     ) -> None:
-        mistakes = [] if fault is None else [_CODE[fault]]
+        mistakes = [] if fault is None else [CODE[fault]]
         if layers is not None:
             mistakes = [in_layers(mistake, sorted(layers)) for mistake in mistakes]
         super().__init__(Model(model), ENGINE, mistakes, keeps=lambda name: only is None or name in only)

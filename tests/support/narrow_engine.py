@@ -6,16 +6,17 @@ PyTorch's bfloat16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from crossval.model import taps
 from crossval.model.taps import all_taps
-from crossval.passes import EngineIdentity, Numerics, PassPlan
+from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray
 from tests.support.numpy_bitnet import engine as numpy_bitnet
 from tests.support.numpy_bitnet.engine import Call, Quantised, to_bf16, to_f16
 from tests.support.numpy_bitnet.mistakes import MISTAKES, silu, skipped
@@ -41,6 +42,33 @@ class Style:
     """Statistics of norms and exponentials in binary32 (``wide``), or every step in the format (``narrow``)."""
     states: bool = False
     """Whether its traces state the formats."""
+    activations: str = "int8"
+    """``int8``, or ``none``: they are multiplied as they are."""
+    weights: str = "packed"
+    """``packed``, or the format of weights that are brought back to their size before they are multiplied."""
+    stored: str = "f32"
+    """What every tensor is rounded to when it is recorded, and stored in."""
+    ops: tuple[tuple[str, str], ...] = ()
+    """Operations, or kinds, that compute in another format; they round what they read to it first."""
+
+    def format_of(self, op: str) -> str:
+        """Return what an operation computes in."""
+        own = dict(self.ops)
+        return own.get(op, own.get(taps.OPS[op].kind_name, self.compute) if op in taps.OPS else self.compute)
+
+    @property
+    def numerics(self) -> Numerics:
+        """What it states, if it does."""
+        if not self.states:
+            return Numerics()
+        choice: dict[str, Any] = {"compute_dtype": self.compute, "kv_dtype": self.kv}
+        if self.activations != "int8":
+            choice["activation_quantization"] = self.activations
+        if self.weights != "packed":
+            choice["weights"] = self.weights
+        if self.ops:
+            choice["op_dtypes"] = self.ops
+        return Numerics(**choice)
 
 
 @dataclass(frozen=True)
@@ -103,6 +131,13 @@ class _Engine(numpy_bitnet.Engine):
         self.round, self.stored = ROUND[self.narrow.compute], ROUND[self.narrow.kv or self.narrow.compute]
         self.inside = self.round if self.narrow.norm == "narrow" else ROUND["f32"]
 
+    def _do(self, op: str, layer: int | None, right: Callable[..., Array], *inputs: Any) -> Array:
+        if self.narrow.ops:
+            self.round = read = ROUND[self.narrow.format_of(op)]
+            self.inside = self.round if self.narrow.norm == "narrow" else ROUND["f32"]
+            inputs = tuple(read(x) if np.asarray(x).dtype == np.float32 else x for x in inputs)
+        return super()._do(op, layer, right, *inputs)
+
     def rounded(self, value: Array) -> Array:
         return self.round(value)
 
@@ -118,12 +153,16 @@ class _Engine(numpy_bitnet.Engine):
     def quantise(
         self, x: Array, *, levels: float = 127, rounding: Callable[[Array], Array] = np.rint
     ) -> Quantised:
+        if self.narrow.activations == "none" and levels == 127 and rounding is np.rint:
+            return x, np.ones((len(x), 1), x.dtype)
         step = self.round if self.narrow.scale == "narrow" else ROUND["f32"]
         scale = step(np.float32(levels) / np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-5)))
         return np.clip(rounding(step(x * scale)), -128, 127), scale
 
     def multiply_codes(self, codes: Array, scale: Array, m: Matrix) -> Array:
         r, weight_scale = self.round, np.float32(m.scale)
+        if self.narrow.weights != "packed":
+            return codes @ (ROUND[self.narrow.weights](m.signs * weight_scale)).T / scale
         match self.narrow.scale:
             case "fake":
                 return r(r(codes / scale) @ m.signs.T) * r(weight_scale)
@@ -132,9 +171,9 @@ class _Engine(numpy_bitnet.Engine):
             case _:
                 return codes @ m.signs.T * (weight_scale / scale)
 
-    def rope(self, x: Array, positions: np.ndarray, **_: object) -> Array:
+    def rope(self, x: Array, positions: np.ndarray, *, base: float | None = None, **_: object) -> Array:
         half, r = x.shape[-1] // 2, self.inside
-        cos, sin = map(r, self._turns(positions, half, self.model.base, x.dtype))
+        cos, sin = map(r, self._turns(positions, half, self.model.base if base is None else base, x.dtype))
         a, b = x[..., :half], x[..., half:]
         return np.concatenate([r(a * cos) - r(b * sin), r(a * sin) + r(b * cos)], axis=-1)
 
@@ -154,17 +193,32 @@ class _Engine(numpy_bitnet.Engine):
 class NarrowEngine(NumpyBitnetRunner):
     """A live runner."""
 
-    def __init__(self, path: Path, style: Style, mistake: Mistake | None = None) -> None:
+    def __init__(
+        self, path: Path, style: Style, mistake: Mistake | None = None, *, made: numpy_bitnet.Mistake | None = None
+    ) -> None:
+        """Compute in a style, with a mistake, or one that is made already."""
         self.style, self.mistake = style, mistake
         self.round, self.stored = ROUND[style.compute], ROUND[style.kv or style.compute]
         self.model = model = _RoundedModel(path, self.round)
         self.n_heads, self.n_kv_heads, self.head_dim = model.n_heads, model.n_kv_heads, model.head_dim
-        mistakes = [mistake.made()] if mistake else []
+        mistakes = [mistake.made()] if mistake else [made] if made else []
         super().__init__(model, mistakes=mistakes)
-        stated = Numerics(compute_dtype=style.compute, kv_dtype=style.kv)  # type: ignore[arg-type]
-        self.identity = EngineIdentity("narrow engine", numerics=stated if style.states else Numerics())
+        self.identity = EngineIdentity("narrow engine", numerics=style.numerics)
         self._new = lambda: _Engine(model, mistakes=mistakes, narrow=style)
         self.reset()
+
+    def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
+        """Run the next pass."""
+        record, store = super().eval(token_ids, select), ROUND[self.style.stored]
+        if self.style.stored == "f32":
+            return record
+        return replace(
+            record,
+            taps={
+                name: TapArray(store(tap.array), tap.rows, self.style.stored)  # type: ignore[arg-type]
+                for name, tap in record.taps.items()
+            },
+        )
 
     def _linear(self, layer: int, tensor: str, x: Array) -> Array:
         """Return a BitLinear of these activations, without a mistake."""

@@ -25,7 +25,8 @@ class EditedCopies:
         self._valid: Parts = {}  # by identity of part and schema; it keeps the part alive
         self._learning = True
         members = {"properties": self._properties, "items": self._items}
-        self._validator = extend(Draft202012Validator, members)(schema.validator("receipt.v1").schema)
+        whole = schema.validator("receipt.v1")
+        self._validator = extend(type(whole), members)(whole.schema)
         for original in originals:
             assert self._validator.is_valid(original)
         self._learning = False

@@ -2,6 +2,7 @@
 
 ``python -m tests.zoo > docs/zoo.md``: every fault in every place, all taps recorded.
 ``python -m tests.zoo --recordings > docs/recordings.md``: every fault, less and less recorded.
+``python -m tests.zoo --precisions > docs/precisions-zoo.md``: faults in engines of other precisions.
 ``python -m tests.zoo --architectures > docs/zoo-architectures.md``: faults of models of other architectures.
 ``python -m tests.zoo --texts``: what broken engines print; writes crossval/data/triage and docs/triage.md.
 ``python -m tests.zoo --drawn 400 --seed 1``: faults whose family, parameter and place are drawn at random.
@@ -17,7 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from tests.zoo import coarse, coarse_table, drawn, texts_table
+from bitnet_py.resources import default_model_path
+from tests.zoo import coarse, coarse_table, drawn, precisions, texts_table
 from tests.zoo.catalogue import CASES, FAULTS, OF, ON
 from tests.zoo.fault import FAMILIES, Fault
 from tests.zoo.outcome import Outcome, outcomes
@@ -69,7 +71,10 @@ def main() -> int:
     parser.add_argument(
         "--texts", action="store_true", help="what broken engines print, as data and documentation"
     )
+    parser.add_argument("--precisions", action="store_true", help="faults in engines of other precisions")
     asked = parser.parse_args()
+    if asked.precisions:
+        return _precisions()
     if asked.texts:
         texts_table.main()
         return 0
@@ -98,6 +103,7 @@ def _architectures(quick: bool) -> int:
         lines += [heading.replace("Result", f"Architecture `{arch}`"), *rest]
         lines += [*COLUMNS, *(_row(fault, _of(results, fault)) for fault in OF[arch]), ""]
         lines += [line.replace("## Not", "### Not") for line in _confusions(results)]
+        lines.append("")
     print("\n".join(lines))
     return 0 if good else 1
 
@@ -119,6 +125,18 @@ def _drawn(n: int, seed: int, first: int) -> int:
             _progress(len(results), n)
     print("\n".join(drawn.report(results)))
     return 0 if all(one.detected and one.side and one.op and one.naming != "wrong" for one in results) else 1
+
+
+def _precisions() -> int:
+    """Print the table of precisions; 1 when a healthy engine is called defective or a fault gets a wrong name."""
+    results = []
+    for one in precisions.outcomes(default_model_path()):
+        results.append(one)
+        if not one.good:
+            print(one, file=sys.stderr)
+        _progress(len(results), precisions.N_CASES)
+    print(precisions.document(results))
+    return 0 if all(one.good for one in results) else 1
 
 
 def _recordings(everywhere: bool) -> int:

@@ -23,11 +23,12 @@ BASES = (
     "llama",
     "llama-extras",
     "bitnet",
+    "bitnet-scales",
 )
 """``untied`` has an ``output.weight``; ``large-eps`` an eps that matters; ``saturated`` drives every int8
 activation of layer 0 to 127 at one token; ``ties`` puts activations of layer 0 exactly between two integers there;
 two name another pre-tokeniser, or none; ``llama`` is one with a head of its own, ``llama-extras`` has everything
-that such a file may have; ``bitnet`` has a ``.scale`` for every matrix."""
+that such a file may have; ``bitnet-scales`` has a ``.scale`` for every matrix."""
 SPECIAL_TOKEN = 100
 """The token whose embedding ``saturated`` and ``ties`` change."""
 OF_ARCHITECTURES = {
@@ -35,7 +36,8 @@ OF_ARCHITECTURES = {
     "llama-extras": {
         "arch": "llama", "biases": True, "rope_freqs": True, "scales": True, "rope_scaling": 4.0,
     },
-    "bitnet": {"arch": "bitnet", "scales": True},
+    "bitnet": {"arch": "bitnet"},
+    "bitnet-scales": {"arch": "bitnet", "scales": True},
 }  # fmt: skip
 LOUD = 4
 """Factor of every ``ffn_norm``: gates of ±6 and more, where activation functions with a limit differ."""

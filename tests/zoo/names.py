@@ -176,6 +176,7 @@ _OF_BASE: Mapping[str, Mapping[str, str]] = {
     llama.PLAIN: llama.RIGHT,
     llama.EXTRAS: llama.RIGHT,
     bitnet.BASE: bitnet.RIGHT,
+    bitnet.SCALED: bitnet.RIGHT,
 }
 
 

@@ -24,6 +24,8 @@ PROMPT = (1019, 273, 271, 220, 17, 10, 17, 30)
 """What is 2+2?"""
 N_DECODE = 3
 LAYER = 2
+IN_ALL_LAYERS_A_DEVIATION = "float activations"
+"""What is found out as a property of the engine, where projections were recorded with what they read."""
 INVISIBLE = frozenset({"eps x 10"})
 """Bugs that are smaller than a rounding in the middle of the model: not tried there."""
 
@@ -62,6 +64,8 @@ def _cells(
             n_decode=N_DECODE, diagnosed=False,
         )  # fmt: skip
         place = placed(found, places, "prefill", kept.keeps, config)
+        if found.verdict == "deviates" and mistake == MISTAKES[IN_ALL_LAYERS_A_DEVIATION]:
+            place = "found"
         if place == "parity" and leaves_no_trace(healthy, faulty, kept.keeps):
             place = "no trace"
         yield Cell(mistake.name, f"{mistake.name}, {where}", kept.name, place, found.verdict, said(found.guilty))

@@ -11,7 +11,8 @@ rounded. Sums are not among these: every such engine carries them in binary32, a
 ``n u`` of a sum. What it recorded is what it had, so its inputs carry no error of their own.
 
 There is one rule for every kind of operation. BitLinear is judged in integers instead (``integers``), or,
-where activations are quantised in blocks, on the codes of its input (``blocks``).
+where activations are quantised in blocks, on the codes of its input (``blocks``); of an engine that does not
+quantise them, as the sum of floating-point products that it is (``floats``).
 """
 
 from __future__ import annotations
@@ -76,7 +77,19 @@ def readings(op: Op, arithmetic: Arithmetic, n_tokens: int, n_rows: int) -> tupl
     """
     if isinstance(op.kind, BitLinear):
         return (Reading("", (None,)),)
-    return RULES[type(op.kind)].readings(op.kind, len(op.inputs), arithmetic, n_tokens, n_rows)
+    arithmetic = arithmetic.of(op)
+    found = RULES[type(op.kind)].readings(op.kind, len(op.inputs), arithmetic, n_tokens, n_rows)
+    return _mixed(found, arithmetic) if arithmetic.mixed and arithmetic.low else found
+
+
+def _mixed(found: Sequence[Reading], arithmetic: Arithmetic) -> tuple[Reading, ...]:
+    """Return readings of inputs with more digits than an operation computes with: as they are, and rounded."""
+    form = arithmetic.format
+    return tuple(
+        replace(one, name=", ".join(filter(None, (one.name, name))), rounded=tuple(r or to for r in one.rounded))
+        for one in found
+        for name, to in (("as recorded", None), (f"inputs in {form.name.upper()}", form.name))
+    )
 
 
 def bound(
@@ -86,7 +99,7 @@ def bound(
 
     ``inputs`` are the arrays as the reading has them, float64; ``expected`` is the op's output on them.
     """
-    return RULES[type(op.kind)].bound(op.kind, inputs, expected, weights, arithmetic)
+    return RULES[type(op.kind)].bound(op.kind, inputs, expected, weights, arithmetic.of(op))
 
 
 def is_one_rounding(op: Op) -> bool:
@@ -96,7 +109,7 @@ def is_one_rounding(op: Op) -> bool:
 
 def propagate(op: Op, inputs: Sequence[Approx], weights: Sequence[Any], arithmetic: Arithmetic) -> Approx:
     """Compute an operation other than BitLinear with its error; inputs are rounded to binary16 already."""
-    rule = RULES[type(op.kind)]
+    rule, arithmetic = RULES[type(op.kind)], arithmetic.of(op)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         found = rule.propagate(op.kind, inputs, weights, arithmetic)
         if not arithmetic.low:

@@ -49,6 +49,29 @@ class Arithmetic:
     """Of the operation that is judged."""
     zero_rows_nan: bool = False
     """Whether NaN for an all-zero activation row, and what follows from it, is left unjudged."""
+    written: Format | None = None
+    """The output that is judged was stored in this format; None: in ``recorded``."""
+    mixed: bool = False
+    """Whether operations compute in several formats, so that one may read more digits than it computes with."""
+
+    def of(self, op: Op) -> Arithmetic:
+        """Return the arithmetic of one operation: the format stated for it, for its kind, or for all."""
+        stated = dict(self.numerics.op_dtypes)
+        if not stated:
+            return self
+        dtype = stated.get(op.name, stated.get(op.kind_name, self.numerics.compute_dtype))
+        return replace(self, numerics=replace(self.numerics, compute_dtype=dtype, op_dtypes=()), mixed=True)
+
+    def storing(self, inputs: Format, output: Format) -> Arithmetic:
+        """Return the arithmetic of an operation whose tensors were stored with fewer digits than computed."""
+        if self.recorded is not F32 or (inputs is F32 and output is F32):
+            return self
+        return replace(self, recorded=inputs, written=output)
+
+    @property
+    def lost(self) -> Format:
+        """What the output was stored in, where that has fewer digits than it was computed with."""
+        return self.recorded if self.written is None else self.written
 
     @property
     def known(self) -> bool:
@@ -93,9 +116,9 @@ class Arithmetic:
         return n / width + np.log2(width) + 3 if width else float(n)
 
     def stored(self, exact: FloatArray) -> FloatArray | float:
-        """Return what the rounding of a binary32 result to a 16-bit format may change; nothing in binary32."""
-        form = self.format if self.low else self.recorded
-        return 0.0 if form is F32 else form.unit_roundoff * np.abs(exact) + form.tiny
+        """Return what the rounding of a binary32 result to 16-bit formats may change; nothing in binary32."""
+        forms = [form for form in (self.format, self.lost) if form is not F32]
+        return sum((form.unit_roundoff * np.abs(exact) + form.tiny for form in forms), 0.0)
 
     def cached(self, op: Op, exact: FloatArray, recorded: Array) -> FloatArray | float:
         """Return what the stated format of keys and values may change of them, where they were recorded in it."""
@@ -116,7 +139,7 @@ class Reading:
 
     def apply(self, index: int, array: Array) -> Array:
         """Return an input as the operation reads it, float64; integers as they are."""
-        return read_as(self.rounded[index], array)
+        return read_as(self.rounded[index] if array.dtype.kind == "f" else None, array)
 
 
 def read_as(rounding: Rounding | None, array: Array) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit.bounds import blocks, integers
+from crossval.audit.bounds import blocks, floats, integers
 from crossval.audit.bounds.approx import Approx, Flips, Ties, random_sum
 from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, Arithmetic, U
 from crossval.formats import F32, Format
@@ -36,8 +36,8 @@ def check_bitlinear(
     with np.errstate(invalid="ignore", over="ignore"):
         product = recorded - bias if biases else recorded
         added = _after_product(product, weights, arithmetic)
-        if biases and form is not F32:
-            added = added + form.unit_roundoff * np.abs(recorded) + form.tiny
+        for lost in {form, arithmetic.lost} - {F32} if biases else ():
+            added = added + lost.unit_roundoff * np.abs(recorded) + lost.tiny
         found = _check_product(x, product, weight, arithmetic, form, added)
     return replace(found, expected=found.expected + bias) if biases else found
 
@@ -67,12 +67,15 @@ def _check_product(
     form: Format,
     added: FloatArray,
 ) -> integers.BitLinearCheck:
+    if floats.is_float(arithmetic):
+        return floats.check(x, recorded, weight, arithmetic, added)
     if form is not F32:
         return integers.check_recorded(x, weight, arithmetic, form, added)
     if not blocks.is_blocked(arithmetic, x.shape[1]):
         return integers.check(x, recorded, weight, arithmetic, added)
     quantized = blocks.quantize(x, arithmetic)
     expected, allowed = blocks.multiply(quantized, weight)
+    allowed = allowed + arithmetic.stored(expected)
     return integers.BitLinearCheck(expected, allowed + added, 0, quantized.values, np.ones((len(x), 1)))
 
 
@@ -85,6 +88,7 @@ def propagate_bitlinear(
     ``weights`` as in ``check_bitlinear``.
     """
     assert isinstance(op.kind, BitLinear)
+    arithmetic = arithmetic.of(op)
     weight, *biases = weights
     product, ties = _carry_product(op, x, rows, weight, arithmetic, flips)
     product = replace(product, noise=product.noise + _after_product(product.value, weights, arithmetic))
@@ -105,6 +109,10 @@ def _carry_product(
     tap = op.inputs[0]
     n_rows = x.value.shape[0]
     flat = x.value.reshape(n_rows, -1)
+    if floats.is_float(arithmetic):
+        whole = Approx(flat, x.noise.reshape(n_rows, -1), x.jump.reshape(n_rows, -1), x.shared)
+        nowhere = np.zeros(0, np.intp)
+        return floats.propagate(whole, weight, arithmetic), Ties(nowhere, nowhere, np.zeros(0))
     if blocks.is_blocked(arithmetic, flat.shape[1]):
         return _in_blocks(op, x, rows, weight, arithmetic, flips)
     codes, scale, scaled = integers.quantize(flat, arithmetic)

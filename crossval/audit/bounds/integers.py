@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossval.audit.bounds.arithmetic import SECOND_ORDER, TINY, Arithmetic, U
-from crossval.formats import Format, to_f32
+from crossval.formats import F32, FORMATS, Format, to_f32
 from crossval.model.kinds import FloatArray, TernaryMatrix, accumulate, quantize_activations
 
 TIE_DISTANCE = 127 * 4 * U
@@ -64,6 +64,10 @@ def check(
     if arithmetic.low:
         return _check_low(x, recorded, weight, arithmetic, added)
     codes, scale, scaled = quantize(x, arithmetic)
+    if arithmetic.lost is not F32:  # the integers are no longer there to be read, the codes are
+        recipe = _Recipe(codes.astype(np.float64), scale, scaled, None, False, ONE_RESCALE)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            return _by_recipe(recipe, recorded.astype(np.float64), weight, arithmetic.lost, added)
     sums = accumulate(codes, weight).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         found = recorded.astype(np.float64) * scale / weight.scale
@@ -81,6 +85,9 @@ def check(
     if not arithmetic.known:
         magnitudes = np.abs(codes.astype(np.float64)).sum(axis=-1, keepdims=True)
         bound += np.minimum(codes.shape[-1] * U * magnitudes, HALF_UNIT) / scale * weight.scale
+        few = FORMATS[arithmetic.numerics.accumulate or "f32"]
+        if few is not F32:
+            bound += codes.shape[-1] * few.unit_roundoff * magnitudes / scale * weight.scale
     return BitLinearCheck(expected, bound, flips)
 
 
@@ -169,11 +176,8 @@ class _Recipe:
     """Activations are brought back to their size in this format before they are multiplied; None: they are not."""
     exact_ties: bool
     """Whether ``scaled`` is what the engine had to the last bit, so that nothing can fall the other way."""
-
-    @property
-    def steps(self) -> float:
-        """Roundings to the format after the sum."""
-        return RESCALES if self.exact_ties or self.dequantised is not None else FUSED_RESCALES
+    steps: float
+    """Roundings to the format after the sum."""
 
     def values(self, token: slice | int, codes: FloatArray) -> FloatArray:
         """Return what is multiplied, in units of the codes."""
@@ -181,6 +185,8 @@ class _Recipe:
         return codes if self.dequantised is None else self.dequantised.round(codes / scale) * scale
 
 
+ONE_RESCALE = 1.0
+"""Roundings after a sum in binary32 whose result was only stored in the format."""
 RESCALES = 4.0
 """Roundings after the sum where nothing is in binary32: the sum, the weight's scale, two products."""
 FUSED_RESCALES = 2.0
@@ -192,14 +198,14 @@ MOST_ENUMERATED = 8
 def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
     """Yield every recipe of this format, the one without its roundings first.
 
-    The scale is ``127 / max|x|`` or its reciprocal, which is divided by; it and the scaled values are rounded to
-    the format or kept in binary32 (or with more digits: where values of few digits meet a tie exactly, the two
-    differ); halves go to even or away from zero; then integers are multiplied, or activations dequantised into the
-    format first.
+    The scale is ``127 / max|x|``, the same as PyTorch computes it (the reciprocal times 127, both rounded), or its
+    reciprocal, which is divided by; it and the scaled values are rounded to the format or kept in binary32 (or
+    with more digits: where values of few digits meet a tie exactly, the two differ); halves go to even or away
+    from zero; then integers are multiplied, or activations dequantised into the format first.
     """
     absmax = np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
     plain, step = 127.0 / absmax, form.round(absmax / 127.0)
-    factor = form.round(plain)
+    factor, inverse = form.round(plain), form.round(form.round(1.0 / absmax) * 127.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         single = to_f32(plain)
         ways = (
@@ -207,6 +213,7 @@ def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
             (plain, x * plain, False),
             (factor, x * factor, True),
             (factor, form.round(x * factor), True),
+            (inverse, form.round(x * inverse), True),
             (1.0 / step, x / step, True),
             (1.0 / step, form.round(x / step), True),
         )
@@ -214,7 +221,8 @@ def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
             even = np.clip(np.rint(scaled), -128, 127)
             codes = np.clip(half_away(scaled), -128, 127) if away else even
             if not away or not np.array_equal(codes, even, equal_nan=True):
-                yield _Recipe(codes, scale, scaled, dequantised, exact)
+                steps = RESCALES if exact or dequantised is not None else FUSED_RESCALES
+                yield _Recipe(codes, scale, scaled, dequantised, exact, steps)
 
 
 def _check_low(
@@ -226,9 +234,11 @@ def _check_low(
 ) -> BitLinearCheck:
     """Try the recipes of the engine's format; return the first that fits, else the first."""
     first: BitLinearCheck | None = None
-    for recipe in _recipes(x.astype(np.float64), arithmetic.format):
+    form, wide = arithmetic.format, x.astype(np.float64)
+    given = [wide] if form.holds(x) else [wide, form.round(wide)]  # of more digits, as it is or rounded first
+    for recipe in (one for values in given for one in _recipes(values, form)):
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            found = _by_recipe(recipe, recorded.astype(np.float64), weight, arithmetic.format, added)
+            found = _by_recipe(recipe, recorded.astype(np.float64), weight, form, added)
             fits = (np.abs(recorded - found.expected) <= found.bound).all()
         if fits:
             return found

@@ -50,10 +50,11 @@ def in_parts(
 
     def bound(kind: Kind, inputs: Arrays, expected: FloatArray, weights: Any, a: Arithmetic) -> FloatArray:
         allowed = (low if a.low else single)(kind, inputs, expected, a)
-        if a.recorded is F32:
-            return allowed
-        changed = of_inputs(kind, inputs, expected, a.recorded)
-        return allowed + (changed + rounding(expected, a.recorded)) * SECOND_ORDER
+        if a.recorded is not F32:
+            allowed = allowed + of_inputs(kind, inputs, expected, a.recorded) * SECOND_ORDER
+        if a.lost is not F32:
+            allowed = allowed + rounding(expected, a.lost) * SECOND_ORDER
+        return allowed
 
     return bound
 

@@ -10,20 +10,21 @@ from typing import Any, Literal
 import numpy as np
 
 from bitnet_py.tq import TQ_BLOCK
-from crossval.audit.bounds import Arithmetic, blocks
+from crossval.audit.bounds import Arithmetic, blocks, floats
 from crossval.audit.recorded_op import Array, Inapplicable, RecordedOp
 from crossval.model.kinds import BitLinear, Head, IntArray, TernaryMatrix, widen
 from crossval.passes import Numerics
 
 __all__ = ["Array", "Context", "Inapplicable", "Quantizer", "head", "linear", "of_records"]
 
-Quantizer = Literal["float64", "float32", "fused", "divide", "main", "blocks", "fused blocks"]
+Quantizer = Literal["float64", "float32", "fused", "divide", "main", "blocks", "fused blocks", "none"]
 """How an engine gets from a float activation to its code (see ``scaled``); where blocks have steps of their own,
-what is multiplied with the weights stands for codes (``quantize``)."""
+or nothing is quantised, what is multiplied with the weights stands for codes (``quantize``)."""
 BLOCK_QUANTIZERS: Mapping[Quantizer, Arithmetic] = {
-    "blocks": Arithmetic(Numerics(fused_quantizer=False, quantizer_block=TQ_BLOCK), n_heads=0),
-    "fused blocks": Arithmetic(Numerics(fused_quantizer=True, quantizer_block=TQ_BLOCK), n_heads=0),
+    "blocks": Arithmetic(Numerics(fused_quantizer=False, activation_quantization="q8_k"), n_heads=0),
+    "fused blocks": Arithmetic(Numerics(fused_quantizer=True, activation_quantization="q8_k"), n_heads=0),
 }
+WITHOUT_CODES: tuple[Quantizer, ...] = (*BLOCK_QUANTIZERS, "none")
 RowsOf = Callable[[TernaryMatrix, IntArray], Array]
 """Returns some rows of a matrix as an engine sees them: ``(features, cols)``."""
 Product = Callable[[Array, Array], Array]
@@ -35,6 +36,8 @@ CHUNK_FEATURES = 512
 
 def quantizer_of(arithmetic: Arithmetic) -> Quantizer:
     """Return how an engine of binary32 gets from an activation to its code, as far as it states it."""
+    if floats.is_float(arithmetic):
+        return "none"
     if arithmetic.numerics.quantizer_block is not None:
         return "fused blocks" if arithmetic.numerics.fused_quantizer else "blocks"
     if arithmetic.is_main:
@@ -212,12 +215,12 @@ def input_scale(context: Context, x: Array, *, largest: Array | None = None, lev
     """Return what activations are multiplied by: ``levels / max(largest, 1e-5)``, rounded as the engine does.
 
     ``main`` has no least magnitude; the scale of an all-zero row is then 1. In blocks, ``quantize`` gives values
-    and no codes, of which the scale is 1.
+    and no codes, of which the scale is 1; so it does where nothing is quantised.
 
     Raises:
-        Inapplicable: in blocks there is no other.
+        Inapplicable: in both there is no other.
     """
-    if context.quantizer in BLOCK_QUANTIZERS:
+    if context.quantizer in WITHOUT_CODES:
         if largest is not None or levels != blocks.LEVELS:
             raise Inapplicable
         return np.ones((*x.shape[:-1], 1))
@@ -254,15 +257,17 @@ def quantize(
 ) -> Array:
     """Return integer codes as float32 (exact); ``rounding``: another one than the engine's to nearest.
 
-    In blocks: what is multiplied with the weights, in float64.
+    In blocks, and where nothing is quantised: what is multiplied with the weights, in float64.
 
     Raises:
-        Inapplicable: in blocks there is no other scale or rounding.
+        Inapplicable: in both there is no other scale or rounding.
     """
-    if context.quantizer in BLOCK_QUANTIZERS:
+    if context.quantizer in WITHOUT_CODES:
         is_own = rounding is None and (low, high) == (-128.0, 127.0) and np.all(np.asarray(scale) == 1.0)
-        if not is_own or x.shape[-1] % TQ_BLOCK:
+        if not is_own or (context.quantizer != "none" and x.shape[-1] % TQ_BLOCK):
             raise Inapplicable
+        if context.quantizer == "none":
+            return x
         return blocks.quantize(x, BLOCK_QUANTIZERS[context.quantizer]).values.reshape(x.shape)
     rounding = rounding or (half_away if context.quantizer == "main" else np.rint)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -143,7 +143,7 @@ def _asked(receipt: Receipt) -> list[Side]:
 
 
 def _form(receipt: Receipt, side: Side) -> Form:
-    return Form.of(receipt["model"]["shape"]["n_heads"], Numerics(**receipt[side]["numerics"]))
+    return Form.of(receipt["model"]["shape"]["n_heads"], Numerics.from_json(receipt[side]["numerics"]))
 
 
 def _required(receipt: Receipt, side: Side, options: MetamorphicOptions) -> list[PlannedCheck]:
@@ -317,7 +317,7 @@ def demands(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
 
 METAMORPHIC = Kind[MetamorphicFindings](
     name="metamorphic",
-    counted="checks",
+    counted=None,
     to_json=to_json,
     from_json=from_json,
     summarize=summarize,

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -422,6 +423,8 @@ func main() {
 	demand(len(prompt) > 0, "the prompt has no tokens")
 	load(f)
 	trace = must(tracewriter.Create(out, "Go engine", shape, prompt))
+	trace.State("version", "0.1")
+	trace.State("compiler", runtime.Version())
 	next := forward(prompt, 0)
 	for i := 0; i < *decode; i++ {
 		fmt.Println(next)

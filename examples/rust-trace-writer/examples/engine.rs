@@ -337,7 +337,8 @@ fn main() -> Result<(), Fault> {
         hidden_dim: number("feed_forward_length")? as usize,
         vocab_size,
     };
-    let trace = TraceWriter::create(out, "Rust engine", &shape, &prompt)?;
+    let mut trace = TraceWriter::create(out, "Rust engine", &shape, &prompt)?;
+    trace.state("version", env!("CARGO_PKG_VERSION"))?;
     let cache = vec![[vec![], vec![]]; shape.n_layers];
     let (mistake, broken) = (mistake.to_string(), option("--layer", 0)?);
     let mut engine = Engine { file, shape, eps, base, mistake, broken, weights: HashMap::new(), cache, trace };

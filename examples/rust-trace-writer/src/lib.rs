@@ -9,6 +9,7 @@
 //!     n_layers: 4, n_heads: 4, n_kv_heads: 2, head_dim: 64, dim: 256, hidden_dim: 640, vocab_size: 1024,
 //! };
 //! let mut trace = TraceWriter::create("my-trace", "my engine", &model, &prompt)?;
+//! trace.state("version", "1.2")?;                               // and source_commit, compiler, flags
 //! trace.begin_pass(&prompt)?;                                   // the prompt; then one pass per decoded token
 //! trace.tap(None, "inp_embd", &x, &[prompt.len(), 256])?;
 //! trace.tap(Some(0), "q", &q, &[prompt.len(), 4, 64])?;         // blk.0.q
@@ -44,6 +45,7 @@ pub struct Model {
 pub struct TraceWriter {
     directory: PathBuf,
     head: String,
+    engine: String,
     passes: Vec<String>,
     n_tokens: usize,
     pass: Option<Pass>,
@@ -61,6 +63,10 @@ fn misuse<T>(why: &str) -> Result<T> {
     Err(Error::new(ErrorKind::InvalidInput, why))
 }
 
+fn printable(c: char) -> bool {
+    (' '..='~').contains(&c)
+}
+
 /// Lists, and texts without control characters, are written in JSON as Rust writes them.
 fn json(value: impl Debug) -> String {
     format!("{value:?}")
@@ -69,12 +75,12 @@ fn json(value: impl Debug) -> String {
 impl TraceWriter {
     /// Make `directory`, which must not exist, and state engine, model and the token ids that are fed first.
     pub fn create(directory: impl AsRef<Path>, engine: &str, model: &Model, prompt_ids: &[u32]) -> Result<Self> {
-        if engine.chars().any(|c| !(' '..='~').contains(&c)) || prompt_ids.is_empty() {
+        if engine.chars().any(|c| !printable(c)) || prompt_ids.is_empty() {
             return misuse("the engine's name is not printable ASCII, or the prompt has no tokens");
         }
         std::fs::create_dir(&directory)?;
         let mut head = String::from("{\"format\": \"crossval-trace\", \"format_version\": 1,");
-        let _ = write!(head, "\n \"engine\": {{\"name\": {}}},\n \"model\": {{", json(engine));
+        head += "\n \"model\": {";
         let numbers = [
             ("n_layers", model.n_layers),
             ("n_heads", model.n_heads),
@@ -90,7 +96,17 @@ impl TraceWriter {
         let _ = write!(head, "\"sha256\": {}}},\n \"prompt\": {{\"token_ids\": ", json(&model.sha256));
         head += &json(prompt_ids);
         let directory = directory.as_ref().to_path_buf();
-        Ok(TraceWriter { directory, head, passes: Vec::new(), n_tokens: 0, pass: None })
+        let engine = json(engine);
+        Ok(TraceWriter { directory, head, engine, passes: Vec::new(), n_tokens: 0, pass: None })
+    }
+
+    /// State a fact of the build, before the first pass: "version", "source_commit", "compiler" or "flags".
+    pub fn state(&mut self, fact: &str, value: &str) -> Result<()> {
+        if self.pass.is_some() || !self.passes.is_empty() || (fact.to_owned() + value).chars().any(|c| !printable(c)) {
+            return misuse("a fact comes before the first pass, in printable ASCII");
+        }
+        let _ = write!(self.engine, ", {}: {}", json(fact), json(value));
+        Ok(())
     }
 
     /// Begin the next pass: one call of the engine, with the tokens that follow those of the passes before it.
@@ -160,7 +176,8 @@ impl TraceWriter {
         }
         let part = self.directory.join("trace.json.part");
         let mut file = std::fs::File::create(&part)?;
-        write!(file, "{}}},\n \"passes\": [{}]}}\n", self.head, self.passes.join(","))?;
+        let engine = format!("\"engine\": {{\"name\": {}}}", self.engine);
+        write!(file, "{}}},\n {engine},\n \"passes\": [{}]}}\n", self.head, self.passes.join(","))?;
         file.sync_all()?;
         std::fs::rename(part, self.directory.join("trace.json"))
     }

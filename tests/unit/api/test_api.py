@@ -91,6 +91,8 @@ def test_every_command_has_its_function_with_the_same_options() -> None:
         "tokens": "compare_tokens",
         "score": "score_text",
         "fetch-model": "fetch_model",
+        "printed": "compare_printed",
+        "import-dump": "import_dump",
     }
     for name, command in cli.commands.items():
         if name in ("gate", "doctor", "engines", "report", "show", "history"):

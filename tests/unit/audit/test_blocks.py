@@ -14,7 +14,8 @@ from crossval.passes import Numerics
 from tests.support import q8_k
 
 F32 = np.float32
-STATED = Arithmetic(Numerics(8, False, generation="mainline", quantizer_block=256, fused_sums=True), n_heads=4)
+BLOCKS = Numerics(8, False, generation="mainline", activation_quantization="q8_k", fused_sums=True)
+STATED = Arithmetic(BLOCKS, n_heads=4)
 OP = Op("ffn_down", 0, BitLinear(), ("blk.0.ffn_sub_norm",), ("w",), ("n_tokens", "dim"))
 
 
@@ -65,7 +66,7 @@ class TestHealthy:
         ties = np.array([(k + 0.5) / np.float64(factor) for k in range(100)]).astype(F32)
         x[0, 1:101] = ties
         separate = blocks.quantize(x, STATED)
-        once = blocks.quantize(x, Arithmetic(Numerics(8, True, quantizer_block=256), 4))
+        once = blocks.quantize(x, Arithmetic(Numerics(8, True, activation_quantization="q8_k"), 4))
         exact_product = x.astype(np.float64) * np.float64(factor)
         np.testing.assert_array_equal(once.codes[0, 0], np.rint(exact_product[0]))
         assert (separate.codes != once.codes).any()

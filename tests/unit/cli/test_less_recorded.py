@@ -13,6 +13,7 @@ import pytest
 from crossval.examine.advice import advice_of
 from crossval.examine.verdict import ADVICE
 from crossval.model import taps
+from crossval.passes import TapArray
 from crossval.receipts import file as receipt
 from crossval.traces.read import Trace
 from crossval.traces.write import write_safetensors
@@ -32,7 +33,7 @@ def last_token(source: Path, out: Path) -> Path:
         for entry in item["taps"]:
             tap = trace.taps(index)[entry["name"]]
             last = np.take(tap.array, [-1], axis=taps.token_axis(entry["name"]))
-            tensors[f"p{index}.{entry['name']}"] = last
+            tensors[f"p{index}.{entry['name']}"] = TapArray(last)
             entry.update(shape=list(last.shape), rows=[n_tokens - 1])
         item["sha256"] = write_safetensors(out / item["file"], tensors)
     (out / "trace.json").write_text(json.dumps(value))

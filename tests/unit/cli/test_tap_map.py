@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from crossval.model import taps
+from crossval.passes import TapArray
 from crossval.receipts import file as receipt
 from crossval.traces.read import Trace
 from crossval.traces.write import write_safetensors
@@ -31,7 +32,7 @@ def rewritten(source: Path, out: Path, change: Renamed, **model: int) -> Path:
         tensors = {}
         for entry in item["taps"]:
             name, array = change(entry["name"], trace.taps(index)[entry["name"]].array)
-            tensors[f"p{index}.{name}"] = array
+            tensors[f"p{index}.{name}"] = TapArray(array)
             entry.update(name=name, shape=list(array.shape))
         item["sha256"] = write_safetensors(out / item["file"], tensors)
     (out / "trace.json").write_text(json.dumps(value))
@@ -171,7 +172,7 @@ def without_act(source: Path, out: Path, fused: list[str], also: str = ".ffn_act
     value["engine"]["numerics"]["fused"] = fused
     for index, item in enumerate(value["passes"]):
         item["taps"] = [entry for entry in item["taps"] if not entry["name"].endswith((".ffn_act", also))]
-        kept = {f"p{index}.{one['name']}": trace.taps(index)[one["name"]].array for one in item["taps"]}
+        kept = {f"p{index}.{one['name']}": trace.taps(index)[one["name"]] for one in item["taps"]}
         item["sha256"] = write_safetensors(out / item["file"], kept)
     (out / "trace.json").write_text(json.dumps(value))
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,19 @@ def test_a_row_is_plain_json(library: Path) -> None:
     row = only("bitnet.cpp").to_json()
     assert row["ok"] is True
     assert row["numerics"] == FACTS
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers", None])
+def test_transformers_needs_pytorch(missing: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package == missing:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return f"{package} 1.2"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    (found,) = available.hugging_face()
+    if missing is None:
+        assert (found.ok, found.version) == (True, "transformers 1.2")
+        assert "torch 1.2" in str(found.detail)
+    else:
+        assert found.why_not == f"{missing} is not installed: run `pip install 'bitnet-parity[hf]'`"

@@ -23,7 +23,7 @@ MAINLINE = Numerics(
     generation="mainline",
     binary16_sums=False,
     flash_attention=False,
-    quantizer_block=256,
+    activation_quantization="q8_k",
     fused_sums=True,
 )
 SHAPE = {"dim": 256, "hidden_dim": 512, "arch": "bitnet", "projections": "tq2_0"}
@@ -35,7 +35,7 @@ SHAPE = {"dim": 256, "hidden_dim": 512, "arch": "bitnet", "projections": "tq2_0"
         MAINLINE,
         replace(MAINLINE, fused_sums=False, fused_quantizer=True, simd_width=16),
         replace(MAINLINE, generation="main", flash_attention=True, attention_threads=2),
-        Numerics(8, True, generation="march", quantizer_block=256, fused_sums=True),
+        Numerics(8, True, generation="march", activation_quantization="q8_k", fused_sums=True),
     ],
 )
 def test_the_engine_states_what_it_was_asked_for(stated: Numerics) -> None:
@@ -73,7 +73,7 @@ def test_without_being_asked_it_quantises_by_row(make_model: Callable[..., Path]
     with (
         BitnetPyRunner(make_model(**SHAPE)) as engine,
         BitnetPyRunner(
-            make_model(**SHAPE), numerics=replace(MAINLINE, quantizer_block=None, fused_sums=None)
+            make_model(**SHAPE), numerics=replace(MAINLINE, activation_quantization=None, fused_sums=None)
         ) as other,
     ):
         assert engine.identity.numerics.quantizer_block is None
@@ -93,7 +93,7 @@ def test_one_engine_in_blocks_and_one_by_row_have_a_tolerance_of_their_own() -> 
     def identity(numerics: Numerics) -> EngineIdentity:
         return EngineIdentity("x", numerics=numerics)
 
-    by_row = replace(MAINLINE, quantizer_block=None, fused_sums=None)
+    by_row = replace(MAINLINE, activation_quantization=None, fused_sums=None)
     assert choose_policy(identity(MAINLINE), identity(MAINLINE)) == "same"
     assert choose_policy(identity(MAINLINE), identity(replace(MAINLINE, fused_sums=False))) == "independent"
     assert choose_policy(identity(MAINLINE), identity(by_row)) == "blocks"

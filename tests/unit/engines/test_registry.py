@@ -202,14 +202,15 @@ def test_opening_engines_loads_nothing_that_judges_them(module: str) -> None:
 
 def test_every_engine_is_one_row_that_says_how_it_can_take_part() -> None:
     rows = {row.word: row for row in registry.ENGINES}
-    assert list(rows) == ["auto", "bitnet_py", "bitnet.cpp", "llama.cpp", "spec"]
-    assert words("candidate") == ["bitnet_py", "bitnet.cpp[:PATH]", "llama.cpp[:PATH]", "spec", "DIR"]
+    assert list(rows) == ["auto", "bitnet_py", "bitnet.cpp", "llama.cpp", "transformers", "spec"]
+    live = ["bitnet_py", "bitnet.cpp[:PATH]", "llama.cpp[:PATH]", "transformers[:DTYPE]", "spec"]
+    assert words("candidate") == [*live, "DIR"]
     assert words("reference") == ["auto", *words("candidate")]
     for side in SIDES:
         for row in rows.values():
             if side in row.sides:
                 assert row_of(find_word(side, row.word)) is row
-    assert live_words() == ["bitnet_py", "bitnet.cpp[:PATH]", "llama.cpp[:PATH]", "spec"]
+    assert live_words() == live
     assert [live_word(word) for word in ("auto", "spec", "traces/x")] == ["bitnet.cpp", "spec", "traces/x"]
 
 
@@ -222,7 +223,7 @@ def test_unopened_engines_have_the_name_that_receipts_give_them(tmp_path: Path) 
 
 def test_only_engines_that_run_any_prompt_are_opened_live(runners: dict[str, type], tmp_path: Path) -> None:
     assert isinstance(open_live("spec", "m.gguf"), runners["SpecRunner"])
-    listed = r"neither bitnet_py, bitnet\.cpp\[:PATH\], llama\.cpp\[:PATH\] nor spec"
+    listed = r"neither bitnet_py, bitnet\.cpp\[:PATH\], llama\.cpp\[:PATH\], transformers\[:DTYPE\] nor spec"
     for text in ("auto", str(tmp_path)):
         with pytest.raises(BadInputError, match=listed):
             open_live(text, "m.gguf")

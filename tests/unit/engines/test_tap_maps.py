@@ -19,7 +19,7 @@ TABLES = {"bitnet.cpp-march": "march", "bitnet.cpp-main": "main", "llama.cpp": "
 
 
 def test_every_generation_has_a_map_and_the_package_its_files() -> None:
-    assert set(tap_maps.shipped()) == {*TABLES, "huggingface"}
+    assert set(tap_maps.shipped()) == {*TABLES, "bitnet-gpu", "huggingface"}
     assert {table.generation for table in abi.TABLES} == set(TABLES.values())
     for name in tap_maps.shipped():
         assert tap_maps.load(name).name == name
@@ -80,7 +80,7 @@ def test_hugging_face_names_give_each_tap_once(architecture: str) -> None:
 
 
 def test_a_word_that_is_no_map_lists_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=r"neither a file nor one of bitnet\.cpp-main, .*huggingface"):
+    with pytest.raises(BadInputError, match=r"nor one of bitnet-gpu, bitnet\.cpp-main, .*huggingface"):
         tap_maps.load("nonsense")
     copy = tmp_path / "mine.json"
     copy.write_bytes((tap_maps.MAPS / "huggingface.json").read_bytes())

@@ -13,7 +13,7 @@ from crossval.terms import SIDES, Side
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("word", ["bitnet_py", "bitnet.cpp", "llama.cpp", "spec"])
+@pytest.mark.parametrize("word", ["bitnet_py", "bitnet.cpp", "llama.cpp", "transformers", "spec"])
 def test_a_name_is_a_word_on_both_sides(side: Side, word: str) -> None:
     assert find_word(side, word) == EngineWord(word, word)
 
@@ -45,7 +45,8 @@ def test_auto_is_a_word_of_the_reference_only() -> None:
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("word", ["bitnet", "", "BITNET.CPP", "no/such/dir", "march:x", ":x"])
 def test_unknown_words_are_refused_with_the_known_ones(word: str, side: Side) -> None:
-    listed = r"bitnet_py, bitnet\.cpp\[:PATH\], llama\.cpp\[:PATH\], spec nor a directory with a trace$"
+    builds = r"bitnet_py, bitnet\.cpp\[:PATH\], llama\.cpp\[:PATH\], transformers\[:DTYPE\]"
+    listed = rf"{builds}, spec nor a directory with a trace$"
     with pytest.raises(BadInputError, match=rf"^{side} '{word}' is neither (auto, )?{listed}"):
         find_word(side, word)
 

@@ -67,6 +67,9 @@ def test_results_and_dates_are_no_environment(facts):
 def test_what_neither_states_is_said_to_be_unknown(facts):
     assert "candidate.flags" in unstated(facts, facts)
     assert "candidate.version" not in unstated(facts, facts)
+    stated = {**facts, "candidate": {**facts["candidate"], "flags": "-O3"}}
+    assert "candidate.flags" not in unstated(facts, stated)
+    assert "candidate.flags" not in unstated(stated, facts)
 
 
 def test_the_command_compares_receipts():

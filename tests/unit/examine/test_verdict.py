@@ -39,6 +39,13 @@ def test_every_row_of_the_table(comparison, candidate, reference, verdict):
     assert ADVICE[verdict].next_step
 
 
+@pytest.mark.parametrize(("comparison", "candidate", "reference", "verdict"), TABLE)
+def test_a_deviation_takes_the_place_of_agreement_and_of_nothing_else(comparison, candidate, reference, verdict):
+    agreement = ("parity", "agrees_within", "divergence")
+    expected = "deviates" if verdict in agreement else verdict
+    assert arbitrate(comparison, candidate, reference, deviates=True) == expected
+
+
 def test_parity_needs_everything_compared_and_clean():
     audits = ("clean", "within", "guilty", "incomplete")
     every = itertools.product(("agree", "differ", "not_compared"), audits, audits)

@@ -38,7 +38,7 @@ def strictly(value: Any) -> str:
 
 
 def through_file(value: dict[str, Any]) -> Any:
-    return columns.unpack(json.loads(columns.to_text(value)), "x")
+    return columns.unpack(json.loads(columns.to_text(value)), 1 << 20, "x")
 
 
 @settings(max_examples=300, deadline=None)
@@ -107,24 +107,28 @@ def table(n: Any = 2, **more: Any) -> dict[str, Any]:
         ({"$rows": 2, "fields": {"a": {"fields": {"b": [1]}, "null": [True]}}}, "column 'a'"),
         ({"$rows": 2, "fields": {"a": {"fields": {"b": []}, "null": [1, 1]}}}, "column 'a'"),
         ({"$rows": 2, "fields": {"a": {"fields": {"b": [1, 2]}, "null": [1]}}}, "column 'b' .* each of 1 rows"),
-        ({"$rows": columns.MAX_CELLS + 1, "fields": {"a": {"same": 1}}}, "more than 8388608 cells"),
-        ([table()] * 2 + [{"$rows": columns.MAX_CELLS - 3, "fields": {"a": {"same": 1}}}], "more than"),
+        ({"$rows": columns.MAX_ROWS + 1, "fields": {"a": {"same": 1}}}, "more than 1048576 rows"),
+        ([table()] * 2 + [{"$rows": columns.MAX_ROWS - 3, "fields": {"a": {"same": 1}}}], "more than"),
+        ({"$rows": 900_000, "fields": {str(i): {"same": 1} for i in range(10)}}, "or 8388608 cells"),
         ({"$rows": 10**4000, "fields": {"a": {"same": 1}}}, "more than"),
     ],
 )  # fmt: skip
 def test_a_malformed_table_is_refused_in_one_line(value, message):
     with pytest.raises(BadInputError, match=f"^where: .*{message}") as error:
-        columns.unpack({"rows": value}, "where")
+        columns.unpack({"rows": value}, 1 << 30, "where")
     assert len(str(error.value)) < 300
     assert "\n" not in str(error.value)
 
 
-def test_a_deep_value_is_refused():
-    value: Any = []
-    for _ in range(100_000):
-        value = [value]
-    with pytest.raises(BadInputError, match="nested too deeply"):
-        columns.unpack(value, "where")
+def test_a_small_file_cannot_state_a_large_table():
+    """Rows that differ take two bytes each; few may be alike."""
+    same = {"$rows": columns.FEW_ROWS, "fields": {"a": {"same": 1}}}
+    assert columns.unpack(same, 50, "where") == [{"a": 1}] * columns.FEW_ROWS
+    with pytest.raises(BadInputError, match="more than 4096 rows"):
+        columns.unpack({**same, "$rows": columns.FEW_ROWS + 1}, 50, "where")
+    different = [{"a": i % 2, "b": 1} for i in range(5 * columns.FEW_ROWS)]
+    text = columns.to_text({"x": different})
+    assert columns.unpack(json.loads(text), len(text), "where") == {"x": different}
 
 
 def test_the_key_of_tables_cannot_be_a_field():

@@ -139,8 +139,10 @@ def test_a_directory_with_anything_in_it_is_not_touched(trace_dir: Path) -> None
         TraceWriter(trace_dir, MODEL, overwrite=True)
     assert (trace_dir / "trace.json").read_bytes() == before
     (trace_dir / "thesis.tex").unlink()
-    TraceWriter(trace_dir, MODEL, overwrite=True)
-    assert list(trace_dir.iterdir()) == []
+    with TraceWriter(trace_dir, MODEL, overwrite=True):
+        assert (trace_dir / "trace.json").read_bytes() == before
+    assert (trace_dir / "trace.json").read_bytes() == before
+    assert [path.name for path in trace_dir.parent.iterdir()] == [trace_dir.name]
 
 
 def test_finish_refuses_a_prompt_that_was_not_fed(tmp_path: Path) -> None:
@@ -196,7 +198,7 @@ def set_in(*path: Any) -> Any:
         (set_in("engine", "numerics", "fused", ["nonsense"]), "fused: no layer has an operation 'nonsense'"),
         (set_in("engine", "numerics", "fused", ["ffn_act"]), r"blk\.0\.ffn_act is recorded, and engine\.numerics"),
         (set_in("passes", 0, "elapsed_s", -1), "elapsed_s"),
-        (set_in("passes", 0, "taps", 0, "dtype", "F16"), "dtype"),
+        (set_in("passes", 0, "taps", 0, "dtype", "F64"), "dtype"),
         (set_in("passes", 0, "taps", 0, "name", "blk.0.nope"), "missing from the file"),
         (set_in("passes", 0, "taps", 0, "name", "blk.9.q"), "has 3 layers"),
         (set_in("passes", 0, "taps", 0, "shape", [4, 9]), "has shape"),
@@ -318,7 +320,8 @@ def test_safetensors_are_readable_by_the_official_library(tmp_path: Path) -> Non
 
     arrays = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.zeros((1, 1), np.float32)}
     arrays["t"] = np.asfortranarray(arrays["b"])
-    digest = write_safetensors(tmp_path / "x.safetensors", arrays)
+    taps = {key: TapArray(array) for key, array in arrays.items()}
+    digest = write_safetensors(tmp_path / "x.safetensors", taps)
     assert digest == hashlib.sha256((tmp_path / "x.safetensors").read_bytes()).hexdigest()
     loaded = load_file(tmp_path / "x.safetensors")
     assert set(loaded) == set(arrays)
@@ -371,7 +374,9 @@ def test_the_document_names_every_tap_and_field() -> None:
 def write_foreign(out: Path, tensors: dict[str, np.ndarray], rows: dict[str, list[int]] | None = None) -> Path:
     """Write a trace of one pass whose tensors have any names and shapes."""
     record_trace(NumpyRunner(), MODEL, out, prompt_ids=PROMPT)
-    digest = write_safetensors(out / "pass-0000.safetensors", {f"p0.{name}": a for name, a in tensors.items()})
+    digest = write_safetensors(
+        out / "pass-0000.safetensors", {f"p0.{name}": TapArray(a) for name, a in tensors.items()}
+    )
     entries = [{"name": name, "dtype": "F32", "shape": list(array.shape)} for name, array in tensors.items()]
     for one in entries:
         if one["name"] in (rows or {}):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,12 +166,12 @@ def test_merging_heads_undoes_splitting_them() -> None:
 
 
 def test_rope_orders_are_each_others_inverse_and_pair_the_right_values() -> None:
-    head = np.arange(WIDTH, dtype=np.float32).reshape(1, 1, WIDTH)
-    adjacent = entry(do=["rope_halves_to_adjacent"]).apply(head, (1, 1, WIDTH), MODEL)
-    half = WIDTH // 2
+    sizes, half = replace(MODEL, head_dim=6), 3  # two halves of three are no three pairs
+    head = np.arange(6, dtype=np.float32).reshape(1, 1, 6)
+    adjacent = entry(do=["rope_halves_to_adjacent"]).apply(head, (1, 1, 6), sizes)
     np.testing.assert_array_equal(adjacent[0, 0, ::2], head[0, 0, :half])  # the pair (j, j + half) becomes
     np.testing.assert_array_equal(adjacent[0, 0, 1::2], head[0, 0, half:])  # (2j, 2j + 1)
-    back = entry(do=["rope_adjacent_to_halves"]).apply(adjacent, (1, 1, WIDTH), MODEL)
+    back = entry(do=["rope_adjacent_to_halves"]).apply(adjacent, (1, 1, 6), sizes)
     np.testing.assert_array_equal(back, head)
 
 

@@ -8,11 +8,14 @@ from dataclasses import replace
 from tests.zoo.fault import Fault
 from tests.zoo.faults import llama
 
-BASE = "bitnet"
-OTHERWISE = frozenset({"act-silu"})
-"""Faults of other models that are right here."""
-_SHARED = ("matrix-scale-skipped", "matrix-scale-twice", "act-relu-squared")
-OWN: tuple[Fault, ...] = tuple(replace(fault, base=BASE) for fault in llama.OWN if fault.name in _SHARED)
+BASE, SCALED = "bitnet", "bitnet-scales"
+OTHERWISE = frozenset({"act-silu", "file-head-not-tied"})
+"""Faults of other models that are right here, or need a head of their own, which these models have not."""
+_SHARED = {"matrix-scale-skipped": SCALED, "matrix-scale-twice": SCALED, "act-relu-squared": BASE}
+"""Fault that llama models can have, too -> base."""
+OWN: tuple[Fault, ...] = tuple(
+    replace(fault, base=_SHARED[fault.name]) for fault in llama.OWN if fault.name in _SHARED
+)
 RIGHT = {name: llama.RIGHT[name] for name in (*_SHARED, "act-on-up")}
 """As ``names.RIGHT``, which counts for the others."""
 

@@ -1,0 +1,143 @@
+"""Every reader's time is proportional to its input, whatever is in it: measured at n, 2 n and 4 n."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_py.errors import BitnetError
+from bitnet_py.tokenizer import Tokenizer
+from crossval import registry, schema
+from crossval.api.generation import read_prompts
+from crossval.audit import receipt_checks
+from crossval.errors import BadInputError
+from crossval.receipts import file as receipt
+from crossval.receipts.journal import Journal
+from crossval.receipts.policy import read_policy
+from crossval.smoke.suite import read_suite
+from crossval.traces.read import parse_info
+from tests.support import receipt_samples as samples
+from tests.support.growth import MOST, growth
+
+GOOD = json.loads(receipt.canonical_json(samples.layers_receipt({(0, "blk.1.l_out"): 1e-6})))
+
+
+def keys(n: int) -> str:
+    """Return an object of ``n`` keys, the last of which occurs twice."""
+    return "{" + ",".join(f'"k{i}":{i}' for i in [*range(n), n - 1]) + "}"
+
+
+def different_keys(n: int) -> str:
+    return "{" + ",".join(f'"k{i}":{i}' for i in range(n)) + "}"
+
+
+def with_field(name: str, text: str) -> str:
+    return json.dumps({**GOOD, name: "HERE"}).replace('"HERE"', text)
+
+
+def many_rows(n: int) -> str:
+    """Return a receipt that is valid by the schema, with one row ``n`` times."""
+    made = copy.deepcopy(GOOD)
+    made["results"]["rows"] = [made["results"]["rows"][-1]] * n
+    return json.dumps(made)
+
+
+def audited_rows(n: int) -> str:
+    """Return one with ``n`` different rows about one audited operation."""
+    made = copy.deepcopy(GOOD)
+    row = made["audit"]["candidate"]["rows"][0]
+    made["audit"]["candidate"]["rows"] = [{**row, "n_elements": i} for i in range(n)]
+    return json.dumps(made)
+
+
+def judged(path: Path) -> Any:
+    return registry.judge(receipt.read(path))
+
+
+def audits(path: Path) -> Any:
+    return receipt_checks.complaints(receipt.Receipt(json.loads(path.read_bytes())))
+
+
+def journal(path: Path) -> list[Any]:
+    with Journal(path, {"run": 1}) as opened:
+        return list(opened.entries())
+
+
+def trace(n: int) -> str:
+    """Return a ``trace.json`` with one tap ``n`` times."""
+    tap = {"name": "result_norm", "dtype": "F32", "shape": [1, 128]}
+    model = dict.fromkeys(
+        ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size"), 128
+    )
+    one = {"kind": "decode", "start": 0, "token_ids": [1], "file": "pass-0000.safetensors", "sha256": "0" * 64}
+    return json.dumps(
+        {
+            "format": "crossval-trace",
+            "format_version": 1,
+            "engine": {"name": "x"},
+            "model": {"sha256": "0" * 64, **model},
+            "prompt": {"token_ids": [1]},
+            "passes": [{**one, "taps": [{**tap, "name": f"t{i}"} for i in range(n)]}],
+        }
+    )
+
+
+def tokenizer_json(vocab: str, merges: str = "[]", added: str = "[]") -> str:
+    return f'{{"model":{{"type":"BPE","vocab":{vocab},"merges":{merges}}},"added_tokens":{added}}}'
+
+
+def read_trace(path: Path) -> Any:
+    return parse_info(path.read_bytes(), "here")
+
+
+CASES: dict[str, tuple[Callable[[Path], Any], Callable[[int], str], int]] = {
+    "a receipt of many keys": (receipt.read, keys, 1000),
+    "a receipt of many unknown keys": (receipt.read, different_keys, 2000),
+    "a receipt of many notes": (receipt.read, lambda n: with_field("notes", json.dumps([1] * n)), 4000),
+    "a receipt of many lists": (receipt.read, lambda n: f"[{','.join(['[]'] * n)}]", 4000),
+    "a receipt of lists for rows": (receipt.read, lambda n: with_field("results", f'{{"rows":{[[]] * n}}}'), 4000),
+    "a receipt of many rows": (judged, many_rows, 60),
+    "a receipt of many audited operations": (audits, audited_rows, 500),
+    "a policy": (read_policy, keys, 1000),
+    "a trace of many keys": (read_trace, keys, 1000),
+    "a trace of many taps": (read_trace, trace, 150),
+    "a suite of many prompts": (
+        read_suite,
+        lambda n: "\n".join(f'{{"prompt":"{i}","answer":"1"}}' for i in range(n)),
+        200,
+    ),
+    "a suite of many keys": (read_suite, keys, 1000),
+    "prompts": (read_prompts, lambda n: "\n".join(['"x"'] * n), 500),
+    "a journal of many entries": (
+        journal,
+        lambda n: '{"run":{"run":1}}\n' + "".join(f'{{"entry":{{"n":{i}}}}}\n' for i in range(n)),
+        300,
+    ),
+    "a journal of many keys": (journal, lambda n: '{"run":{"run":1}}\n{"entry":' + keys(n) + "}\n", 1000),
+    "a tokenizer.json of many keys": (Tokenizer.from_json, keys, 1000),
+    "a tokenizer.json of many tokens": (Tokenizer.from_json, lambda n: tokenizer_json(different_keys(n)), 2000),
+    "a tokenizer.json of many merges": (
+        Tokenizer.from_json,
+        lambda n: tokenizer_json('{"a":0}', json.dumps(["a a"] * n)),
+        3000,
+    ),
+}
+SUFFIX = {"prompts": ".jsonl"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_time_is_proportional_to_the_input(name: str, tmp_path: Path) -> None:
+    read, text, n = CASES[name]
+    schema.validator("receipt.v1")  # made once
+
+    def make(size: int) -> Path:
+        path = tmp_path / f"{size}{SUFFIX.get(name, '')}"
+        path.write_text(text(size), encoding="utf-8")
+        return path
+
+    assert growth(make, read, n, (BadInputError, BitnetError)) < MOST

@@ -1,0 +1,42 @@
+"""The quantiser's scale as PyTorch computes it in bfloat16 (reciprocal, then times 127) gives codes of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crossval.audit.bounds import Arithmetic, integers
+from crossval.formats import BF16
+from crossval.model.kinds import TernaryMatrix
+from crossval.passes import Numerics
+
+WIDTH, ROWS, SCALE = 256, 64, 0.0625
+
+
+def product(x: np.ndarray, signs: np.ndarray, *, mistake: bool = False) -> np.ndarray:
+    """Return what transformers' BitLinear gives in bfloat16, every step rounded to the format."""
+    scale = BF16.round(BF16.round(1 / np.abs(x).max(axis=-1, keepdims=True)) * 127)
+    scaled = BF16.round(x * scale)
+    codes = np.clip(np.trunc(scaled) if mistake else np.rint(scaled), -128, 127)
+    made: np.ndarray = BF16.round(
+        BF16.round(codes @ signs.T) / BF16.round(scale * BF16.round(np.asarray(1 / SCALE)))
+    )
+    return made.astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_is_a_recipe_of_the_format_and_another_rounding_is_none(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = BF16.round(rng.normal(size=(16, WIDTH)))
+    signs = rng.integers(-1, 2, (ROWS, WIDTH)).astype(np.float64)
+    weight = TernaryMatrix(signs.astype(np.float32), SCALE)
+    arithmetic = Arithmetic(Numerics(compute_dtype="bf16"), 1)
+
+    def fits(recorded: np.ndarray) -> bool:
+        found: Any = integers.check(x.astype(np.float32), recorded, weight, arithmetic, np.zeros(1))
+        return bool((np.abs(recorded - found.expected) <= found.bound).all())
+
+    assert fits(product(x, signs))
+    assert not fits(product(x, signs, mistake=True))
