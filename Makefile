@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 DEMO_RECEIPT := build/demo-receipt.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types docs fetch-cpp record bench bench-kernels sanitize tsan valgrind clean
+.PHONY: help demo test lint types site fetch-cpp record bench bench-kernels sanitize tsan valgrind clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -34,6 +34,9 @@ lint: $(INSTALLED)  ## Check style of Python and C
 
 types: $(INSTALLED)  ## Check types
 	$(BIN)/mypy
+
+site: $(INSTALLED)  ## Build the documentation as a site in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 fetch-cpp: $(INSTALLED)  ## Build bitnet.cpp: downloaded (BITNET_CPP_GENERATION=march or main), or the source in BITNET_CPP_DIR
 	$(BIN)/python -m crossval.bitnet_cpp.build

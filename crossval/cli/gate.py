@@ -11,11 +11,13 @@ from typing import Any
 import click
 
 from crossval.cli.exits import of_error
+from crossval.cli.options import PATH
 from crossval.cli.output import write_json
 from crossval.console import console
 from crossval.errors import BadInputError
+from crossval.files import write_atomically
+from crossval.receipts import ci, gate
 from crossval.receipts import file as receipt
-from crossval.receipts import gate
 from crossval.receipts.policy import GateCheck, Policy, read_policy
 from crossval.receipts.show import show_checks, show_verdict
 from crossval.registry import judge
@@ -92,8 +94,21 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Accepted reference. Default: bitnet.cpp.",
 )
 @click.option("--model-sha256", multiple=True, metavar="HEX", help="Accepted model file. Repeatable.")
+@click.option("--junit", type=PATH, metavar="OUT", help="Write the checks as JUnit XML.")
+@click.option("--markdown", type=PATH, metavar="OUT", help="Write a summary for a pull request.")
+@click.option("--badge", type=PATH, metavar="OUT", help="Write the JSON of a badge, as shields.io reads it.")
+@click.option("--annotations", is_flag=True, help="Print a GitHub ::error line for each check that failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print every check as JSON on stdout.")
-def command(receipts: tuple[Path, ...], policy_path: Path | None, as_json: bool, **demands: Any) -> None:
+def command(
+    receipts: tuple[Path, ...],
+    policy_path: Path | None,
+    as_json: bool,
+    junit: Path | None,
+    markdown: Path | None,
+    badge: Path | None,
+    annotations: bool,
+    **demands: Any,
+) -> None:
     """Check receipts in CI: recompute everything from the rows, then apply a policy.
 
     Trusts no status, verdict or summary: digest, row states, coverage, parity numbers, first
@@ -110,7 +125,13 @@ def command(receipts: tuple[Path, ...], policy_path: Path | None, as_json: bool,
     judged = [_judged(path, policy) for path in receipts]
     for one, checks in zip(judged, gate.together([one.checks for one in judged]), strict=True):
         one.checks = checks
+    for path, text in ((junit, ci.junit), (markdown, ci.markdown), (badge, ci.badge)):
+        if path is not None:
+            write_atomically(path, text(judged).encode())
     _show(judged, as_json)
+    if annotations:
+        for line in ci.workflow_commands(judged):
+            click.echo(line)
     for one in judged:
         if one.error is not None:
             click.echo(f"error: {one.error}", err=True)

@@ -31,6 +31,7 @@ NOT_RUN = {
     r"prompts\.txt|mine\.jsonl|greedy\.json": "the reader's file",
     r"bitnet\.cpp|bitnet_cpp\.build|llama\.cpp|--engine both|crossval (?:bench|record)": "a live engine",
     r"train\.|\[|\bbench\b": "a usage line, or training and measuring, which take long",
+    r"garbage": "docs/tutorial.md has a test of its own",
     r"selftest|smoke|doctor": "has tests of its own, or an exit code that depends on the machine",
 }
 """Commands that need more than a checkout; only their words are checked."""
