@@ -237,12 +237,12 @@ def record(
     check_text(prompt)
     request = Request(LAYERS, model, template=template, progress=progress)
     checked = request.load_model()
+    if n_decode is None:
+        n_decode = DEFAULT_N_DECODE if checked.pooling is None else 0
     with registry.open_live(engine, checked.path, n_threads=n_threads) as runner:
         rendered = request.render(prompt)
         encoded = encode(runner, runner, prompt, rendered, checked.config.context_length, n_decode)
         select = outline_taps(checked.config.n_layers) if outline else None
-        if n_decode is None:
-            n_decode = DEFAULT_N_DECODE if checked.pooling is None else 0
         return record_trace(
             runner,
             trace_model(checked.path),
