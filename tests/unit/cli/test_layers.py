@@ -55,7 +55,7 @@ def test_full_compares_every_operation(layers, out):
 def test_the_specification_as_reference(layers, out):
     result = layers("--decode", "1", "--receipt", out, reference="spec")
     assert result.exit_code == 0, result.output
-    assert "bitnet.cpp" not in result.stdout
+    assert "against bitnet.cpp" not in result.stdout
     made = receipt.read(out)
     assert made["parity"]["cpp_available"] is False
     assert made["parity"]["exact_match_rate"] < 1.0

@@ -75,9 +75,10 @@ def test_who_states_its_arithmetic_opens_before_who_follows(opened, tmp_path, ca
 def test_the_second_engine_is_told_how_the_first_computes(opened, as_run, follow):
     open_session("bitnet_py", "bitnet.cpp", follow_reference_graph=follow, as_run=as_run)
     first, second = (options for _, options in opened)
-    assert first == {"n_threads": 2, "as_run": as_run}
+    assert first == {"n_threads": 2, "as_run": as_run, "tap_map": None}
     assert second == {
-        "n_threads": 2, "as_run": as_run, "numerics": STATED["reference"], "follow_reference_graph": follow,
+        "n_threads": 2, "as_run": as_run, "tap_map": None, "numerics": STATED["reference"],
+        "follow_reference_graph": follow,
         "n_ubatch": 700,
     }  # fmt: skip
 
