@@ -12,11 +12,15 @@ from crossval.model.kinds import (
     AttentionScores,
     BitLinear,
     Embedding,
+    Gelu,
     Head,
     Kind,
+    L2Norm,
     Multiply,
+    Pool,
     RmsNorm,
     Rope,
+    Scale,
     Silu,
     Softmax,
     SquaredRelu,
@@ -30,6 +34,10 @@ INPUT_NAMES: dict[type[Kind], tuple[str, ...]] = {
     Attend: ("weights", "v"),
     SquaredRelu: ("gate",),
     Silu: ("gate",),
+    Gelu: ("gate",),
+    Scale: ("x",),
+    Pool: ("states", "position"),
+    L2Norm: ("x",),
     Multiply: ("a", "b"),
     Add: ("a", "b"),
 }
@@ -203,6 +211,28 @@ return np.maximum({gate}, 0.0) ** 2
 # SiLU
 gate = {gate}
 return gate * np.exp(np.minimum(gate, 0.0)) / (1.0 + np.exp(-np.abs(gate)))
+""",
+    Gelu: """
+# GELU by its tanh approximation: gate * sigmoid(2 u)
+gate = {gate}
+twice = 2.0 * np.sqrt(2.0 / np.pi) * gate * (1.0 + 0.044715 * gate * gate)
+return gate * np.exp(np.minimum(twice, 0.0)) / (1.0 + np.exp(-np.abs(twice)))
+""",
+    Scale: """
+# The product with a constant of the model
+return {x} * {factor!r}
+""",
+    Pool: """
+# One vector of the text up to this token: the mean of its states, the last one or the first
+states, position = {states}, {position!r}
+pooled = dict(mean=states[: position + 1].mean(axis=0), last=states[position], cls=states[0])
+return pooled[{pooling!r}][None]
+""",
+    L2Norm: """
+# Divided by its Euclidean norm
+x = {x}
+norm = np.linalg.norm(x, axis=-1, keepdims=True)
+return x / np.where(norm > 0, norm, 1.0)
 """,
     Multiply: """
 # The activated gate times the up projection

@@ -338,6 +338,7 @@ UNPROVABLE_IN_WEIGHTS = (
     "results.checkpoint.*.name",
     "results.checkpoint.*.sha256",
     "results.keys.*.key",
+    "results.rows.*.compared.criterion",
     "results.rows.*.expected.largest",
     "results.rows.*.expected.source",
     "results.rows.*.facts.stored_bytes",

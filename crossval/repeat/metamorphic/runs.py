@@ -15,6 +15,7 @@ from crossval.passes import PassPlan, PassRecord, Runner, TapArray
 from crossval.repeat.metamorphic.cases import Sizes
 from crossval.repeat.metamorphic.digests import TapDifference, TapDigests, compare_digests, digest_tap, join, until
 
+LOGITS = "result_output"
 UNSTEADY = "a second run gave other numbers: the engine is not deterministic, or recording changes it"
 
 
@@ -40,7 +41,7 @@ class Recorded:
         kept: list[dict[str, TapArray]] = [{} for _ in chunks]
         plans: list[PassPlan] = []
         for group in names.groups(names.all, chunks):
-            select = list(dict.fromkeys([*group, *names.all[-1:]]))  # the last one, the logits, in every run
+            select = list(dict.fromkeys([*group, LOGITS]))  # the logits in every run
             passes: list[Mapping[str, TapDigests | str]] = []
             plans = []
             _start(runner, before)

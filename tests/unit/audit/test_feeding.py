@@ -59,7 +59,7 @@ def test_scores_tell_of_the_order_by_their_shape(model_path: Path, record: Recor
     [
         (
             [2, 7, 8],
-            "the KV cache is padded or holds one cell more; cut the last axis to the cells of positions 0 to 6",
+            "e cells of positions 0 to 6 (array[:, :, :7]); pass 1 sees 8 keys",
         ),
         ([2, 7, 32], "holds 25 cells more; cut the last axis to the cells of positions 0 to 6 (array[:, :, :7])"),
         ([2, 7, 6], "it has 6 keys, the tokens so far are 7: cells of the KV cache are missing"),

@@ -112,6 +112,8 @@ FACTS = {
     "binary16_sums": False,
     "in_blocks": {"fused_quantizer": True, "fused_sums": True},
     "system_info": "stand-in",
+    "title": "bitnet.cpp main",
+    "architectures": ["bitnet", "bitnet-b1.58"],
 }
 
 

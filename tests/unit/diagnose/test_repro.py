@@ -20,7 +20,7 @@ from crossval.diagnose import findings, repro, repro_script
 from crossval.diagnose.findings import Finding
 from crossval.errors import BadInputError
 from crossval.model import taps
-from crossval.model.kinds import KINDS, SquaredRelu
+from crossval.model.kinds import KINDS, Gelu, Kind, L2Norm, Pool, Scale, SquaredRelu
 from crossval.model.taps import token_axis
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, TapArray
@@ -174,6 +174,21 @@ def test_tables_of_every_quantiser_have_a_script(
 
 def test_every_kind_has_a_formula() -> None:
     assert set(repro_script._FORMULAS) == KINDS
+
+
+@pytest.mark.parametrize("kind", [Gelu(), Scale(0.3), Pool("mean"), Pool("last"), Pool("cls"), L2Norm()], ids=repr)
+def test_the_formulas_of_embedding_models_are_those_of_the_specification(kind: Kind) -> None:
+    random = np.random.default_rng(1)
+    names = repro_script.INPUT_NAMES[type(kind)]
+    given = {name: random.standard_normal((5, 8)) * 4 for name in names if name != "position"}
+    inputs: list[Any] = list(given.values())
+    if "position" in names:
+        inputs.append(np.array([3]))
+    text = repro_script._formula(type(kind), {**vars(kind), "position": 3})
+    body = "def formula(given):\n" + "".join(f"    {line}\n" for line in text.strip().splitlines())
+    scope: dict[str, Any] = {"np": np}
+    exec(body, scope)
+    np.testing.assert_allclose(scope["formula"](given), kind.compute(*inputs), rtol=1e-14)
 
 
 @pytest.mark.parametrize("tap", TAPS)
