@@ -25,7 +25,7 @@ SOURCES = [
 COMMAND = re.compile(r"^ *(?:\$ )?((?:[A-Z_]+=\S+ )*(?:crossval|bitnet|python3?) [^`|]+?)(?: +#.*)?$", re.M)
 NOT_RUN = {
     r"[\w-]*(?:model|m|big)\.gguf|2b-4t": "a model of the reader's",
-    r"my-[\w-]+|bitnet-cpp-trace|before\.json": "a trace of the reader's",
+    r"my-[\w-]+|bitnet-cpp-trace|before[./]": "a trace of the reader's",
     r"fetch-model": "the network",
     r"record_mine|transformers": "PyTorch, and has a test of its own (tests/unit/torch)",
     r"prompts\.txt|mine\.jsonl|greedy\.json": "the reader's file",
