@@ -14,9 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bitnet_py.arithmetic import Generation
-from bitnet_py.errors import BitnetError
-from bitnet_py.gguf import GGUFFile
-from bitnet_py.tokenizer import Tokenizer
+from crossval.engines.file_tokenizer import FileTokenizer
 from crossval.errors import BadInputError
 from crossval.model import graphs
 from crossval.model.graphs import op_table
@@ -39,11 +37,10 @@ class SpecRunner:
 
     def __init__(self, model_path: str | os.PathLike[str], rules: Generation = "march") -> None:
         self._path = Path(model_path)
-        self._rules: Generation = rules
         self._weights: SpecWeights | None = None
         self._table: tuple[Op, ...] = ()
         self._state = KVState()
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer = FileTokenizer(self._path, rules)
 
     @property
     def identity(self) -> EngineIdentity:
@@ -59,7 +56,7 @@ class SpecRunner:
                 "numpy": np.__version__,
                 "container_check": "bitnet_py.gguf and bitnet_py.config",
                 "tokenizer": "bitnet_py.tokenizer (the specification has none of its own)",
-                "tokenizer_rules": self._rules,
+                "tokenizer_rules": self._tokenizer.rules,
             },
         )
 
@@ -69,13 +66,7 @@ class SpecRunner:
         Raises:
             BadInputError: the model's tokenizer metadata is missing or unusable.
         """
-        try:
-            if self._tokenizer is None:
-                with GGUFFile.open(self._path) as gguf:
-                    self._tokenizer = Tokenizer.from_gguf(gguf, self._rules)
-            return self._tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
-        except BitnetError as error:
-            raise BadInputError(str(error)) from error
+        return self._tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
     def reset(self) -> None:
         """Forget all keys and values; the next ``eval`` starts at position 0."""

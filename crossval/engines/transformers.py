@@ -9,10 +9,8 @@ from types import TracebackType
 from typing import Any, Literal
 
 from bitnet_py.arithmetic import Generation
-from bitnet_py.errors import BitnetError
-from bitnet_py.gguf import GGUFFile
-from bitnet_py.tokenizer import Tokenizer
 from crossval.child.client import EngineProcess, array_of
+from crossval.engines.file_tokenizer import FileTokenizer
 from crossval.errors import BadInputError, UnavailableError
 from crossval.formats import Dtype
 from crossval.passes import EngineIdentity, Numerics, PassPlan, PassRecord, TapArray, pass_kind
@@ -66,8 +64,7 @@ class TransformersRunner(EngineProcess):
         self._path = Path(model_path)
         self._asked = {"dtype": dtype, "linear_class": linear_class, "n_threads": n_threads}
         self._identity = EngineIdentity(NAME, numerics=Numerics(compute_dtype=dtype, kv_dtype=dtype))
-        self._rules: Generation = rules
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer = FileTokenizer(self._path, rules)
 
     @property
     def identity(self) -> EngineIdentity:
@@ -89,7 +86,7 @@ class TransformersRunner(EngineProcess):
                 settings={
                     **facts["settings"],
                     "tokenizer": "bitnet_py.tokenizer (a model built from the file has none of its own)",
-                    "tokenizer_rules": self._rules,
+                    "tokenizer_rules": self._tokenizer.rules,
                 },
             )
         except BaseException:
@@ -103,13 +100,7 @@ class TransformersRunner(EngineProcess):
         Raises:
             BadInputError: the model's tokenizer metadata is missing or unusable.
         """
-        try:
-            if self._tokenizer is None:
-                with GGUFFile.open(self._path) as gguf:
-                    self._tokenizer = Tokenizer.from_gguf(gguf, self._rules)
-            return self._tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
-        except BitnetError as error:
-            raise BadInputError(str(error)) from error
+        return self._tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
     def eval(self, token_ids: Sequence[int], select: Collection[str]) -> PassRecord:
         """Run one pass; ``elapsed_s`` includes the copying.
