@@ -16,7 +16,7 @@ from crossval.bitnet_cpp import runner as cpp_runner
 from crossval.bitnet_cpp.abi import TABLES, Library
 from crossval.bitnet_cpp.engine import Engine
 from crossval.bitnet_cpp.runner import BitnetCppRunner
-from crossval.errors import UnavailableError
+from crossval.errors import BadInputError, UnavailableError
 from tests.support.c_compiler import compile_library, needs_compiler
 
 BY_GENERATION = {table.generation: table for table in TABLES}
@@ -130,6 +130,14 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(BitnetCppRunner, "request", request)
     monkeypatch.setattr(cpp_runner, "open_in", lambda child, library: FACTS)
     return asked
+
+
+def test_an_architecture_that_the_generation_lacks_is_refused_before_it_is_loaded(requests, make_model):
+    model = make_model(arch="llama")
+    with pytest.raises(BadInputError, match="llama") as refused, BitnetCppRunner(model, library="libllama.so"):
+        pass
+    assert "bitnet.cpp main" in str(refused.value)
+    assert not requests
 
 
 def test_scores_are_captured_unless_flash_attention_is_asked_for(requests, make_model):
