@@ -235,9 +235,13 @@ def _shared_prompt(ours: Runner, theirs: Runner) -> Prompt:
     first, second = _prompt_of(ours), _prompt_of(theirs)
     if first.token_ids != second.token_ids:
         places = [runner.trace.directory for runner in (ours, theirs) if isinstance(runner, RecordedRunner)]
+        pairs = zip(first.token_ids, second.token_ids, strict=False)
+        n_same = next(
+            (at for at, (a, b) in enumerate(pairs) if a != b), min(map(len, (first.token_ids, second.token_ids)))
+        )
         raise BadInputError(
-            f"the traces were recorded with different prompts: {list(first.token_ids[:8])} in {places[0]}, "
-            f"{list(second.token_ids[:8])} in {places[1]}"
+            f"the traces were recorded with different prompts, which differ from token {n_same} on: "
+            f"{_from(first, n_same)} in {places[0]}, {_from(second, n_same)} in {places[1]}"
         )
     return second
 
@@ -251,6 +255,11 @@ def _lengths_note(engines: Engines, n_compared: int) -> list[str]:
         f"the candidate's trace holds {held[0]} passes and the reference's {held[1]}: the first {n_compared} were "
         "compared, and nothing is shown about the others"
     ]
+
+
+def _from(prompt: Prompt, at: int) -> str:
+    ids = prompt.token_ids
+    return f"{list(ids[at : at + 8])} of {len(ids)} tokens"
 
 
 def _n_decode(runner: Runner) -> int:

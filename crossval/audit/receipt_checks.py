@@ -222,7 +222,8 @@ def _row(row: AuditRow, world: _World) -> Iterator[str]:
         yield "a ratio without an element"
     if row.worst is not None and not 1 <= row.worst.n_ops <= row.n_ops - max(0, n_checked - 1):
         yield f"its worst check spans {row.worst.n_ops} of the {row.n_ops} operations in {n_checked} checks"
-    yield from _numbers(row.tap, row.ratio, row.worst, row.reading, row.flips, world)
+    yield from _numbers(row.tap, row.ratio, row.worst, row.reading, world)
+    yield from _flips(row.tap, row.flips, row.segments > 0)
 
 
 def _elements(row: AuditRow, world: _World) -> Iterator[str]:
@@ -271,13 +272,17 @@ def _segment(found: Mapping[str, Any], world: _World) -> Iterator[str]:
         yield f"its segment spans layers {first}, its taps {ends}"
 
 
+def _flips(tap: str, flips: int, segment: bool) -> Iterator[str]:
+    """Check that int8 activations explain only what quantises: a BitLinear, or a segment, which may have some."""
+    if flips and not segment and not isinstance(taps.op_of(tap).kind, BitLinear):
+        yield f"{flips} int8 flips in an operation without int8"
+
+
 def _numbers(
-    tap: str, ratio: float | None, worst: WorstElement | None, reading: str | None, flips: int, world: _World
+    tap: str, ratio: float | None, worst: WorstElement | None, reading: str | None, world: _World
 ) -> Iterator[str]:
     """Check the worst element: where it is, and that its ratio is made of its values."""
     op = taps.op_of(tap)
-    if flips and not isinstance(op.kind, BitLinear):
-        yield f"{flips} int8 flips in an operation without int8"
     if worst is None:
         return
     if worst.pass_index >= len(world.plan) or world.plan[worst.pass_index].kind != worst.pass_kind:
@@ -367,10 +372,9 @@ def _first(found: Mapping[str, Any] | None, rows: Sequence[AuditRow], world: _Wo
             yield f"{where}: it is not what its row shows of the same pass"
     elif row.ratio is not None and (found["ratio"] or 0.0) > row.ratio:
         yield f"{where}: ratio {found['ratio']:.6g} is above the worst of all passes"
-    yield from (
-        f"{where}: {what}"
-        for what in _numbers(found["tap"], found["ratio"], worst, found["reading"], found["flips"], world)
-    )
+    numbers = _numbers(found["tap"], found["ratio"], worst, found["reading"], world)
+    flips = _flips(found["tap"], found["flips"], found["n_ops"] > 1)
+    yield from (f"{where}: {what}" for what in (*numbers, *flips))
 
 
 def _check_status(found: Mapping[str, Any]) -> CheckStatus:

@@ -18,6 +18,8 @@ from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp.remedies import SOURCE_VARIABLE
 from tests.parity.conftest import MISSING_CHECKOUT
 
+pytestmark = pytest.mark.live
+
 MODELS = Path("3rdparty/llama.cpp/models")
 SEPARATOR = "\n__ggml_vocab_test__\n"
 SUPPORTED = ("falcon", "gpt-2", "llama-spm", "mpt", "phi-3", "refact", "starcoder")

@@ -11,6 +11,8 @@ from bitnet_py.template import get_template
 from crossval.bitnet_cpp.vocabulary import LiveVocabulary
 from tests.support import vocabularies
 
+pytestmark = pytest.mark.live
+
 KNOWN = {
     "llama3": (
         "{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim "

@@ -47,6 +47,20 @@ def test_a_right_engine_is_parity(shipped_model, golden, tmp_path, taps):
     assert receipt["audit"]["candidate"]["first_guilty"] is None
 
 
+def test_int8_ties_inside_a_segment_pass_the_gate(shipped_model, golden, tmp_path):
+    """The golden of this prompt has two activations at a tie, in layers of which only the output is recorded."""
+    golden = golden.parent / "is-a-whale-larger-than-a-mouse-answer-ye"
+    ids = json.loads((golden / "trace.json").read_text())["prompt"]["token_ids"]
+    out, receipt = tmp_path / "trace", tmp_path / "receipt.json"
+    numbers = ",".join(map(str, ids))
+    third_engine().main([str(shipped_model), "--tokens", numbers, "--out", str(out), "--taps", "outline"])
+    assert run("diff", out, golden, "--model", shipped_model, "--receipt", receipt).exit_code == 0
+    rows = crossval.open_receipt(receipt)["audit"]["reference"]["rows"]
+    assert {row["tap"] for row in rows if row["flips"]} == {"blk.1.l_out", "blk.2.l_out"}
+    done = run("gate", receipt, "--allow-compute", "recorded")
+    assert done.exit_code == 0, done.output
+
+
 def test_a_right_engine_that_records_little_is_incomplete(shipped_model, golden, tmp_path):
     receipt = receipt_of(shipped_model, golden, tmp_path, "--taps", "few")
     assert receipt["verdict"] == "incomplete"
