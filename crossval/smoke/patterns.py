@@ -19,8 +19,9 @@ from crossval.errors import BadInputError
 TIMEOUT_S = 10.0
 MAX_CHARS = 1000
 
-_CHILD = """
-import json, re, sys
+_CHILD = f"""
+import json, re, resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, ({TIMEOUT_S:.0f} + 1, {TIMEOUT_S:.0f} + 1))
 for line in sys.stdin:
     pattern, text = json.loads(line)
     print(int(re.search(pattern, text) is not None), flush=True)
