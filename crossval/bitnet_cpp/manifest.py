@@ -7,15 +7,19 @@ actually loaded, never from a file next to them.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossval.errors import BadInputError
+from crossval.files import read_limited
+from crossval.schema import parse_json
+
 LIBRARY_NAME = "libllama.so"
 MANIFEST_NAME = "bitnet_cpp_build.json"
 MANIFEST_VERSION = 1
+MAX_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,14 @@ class BuildManifest:
 def read_manifest(directory: Path) -> BuildManifest | None:
     """Return the manifest in a directory, or None when there is none of this version."""
     try:
-        data = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+        path = directory / MANIFEST_NAME
+        data = parse_json(read_limited(path, "manifest", MAX_BYTES), str(path))
         if data["version"] != MANIFEST_VERSION:
             return None
         compiler, flags = data["compiler"]["version"], data["cmake"]["flags"]
         libraries = {str(name): str(digest) for name, digest in data["libraries"].items()}
         commit, digest = data["source"]["commit"], data["source"]["digest"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (BadInputError, KeyError, TypeError, AttributeError):
         return None
     if not all(isinstance(text, str) for text in (compiler, flags, digest)) or not isinstance(commit, str | None):
         return None

@@ -16,16 +16,19 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitnet_py._native import LIBRARY_VARIABLE, library_path
 from tests.fuzz.crashers import CRASHERS
 from tests.fuzz.native import NATIVE, build_native
 from tests.fuzz.native import seeds as native_seeds
 from tests.fuzz.run_one import MAX_BYTES
 from tests.fuzz.seeds import SEEDS
+from tests.fuzz.targets import TARGETS
 
 FOLDER = Path(__file__).parents[2] / "build" / "fuzz"
 TIMEOUT_S = 60
 """For one input, wall time."""
 MEMORY_MB = 3072
+SEARCH = (sys.executable, "-m", "tests.fuzz.search")
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,19 @@ def search(target: str, seconds: int, folder: Path) -> Searched:
         program = (
             [str(build_native(folder / "library")), *options]
             if target == NATIVE
-            else [sys.executable, "-m", "tests.fuzz.search", target, scratch, *options]
+            else [
+                sys.executable,
+                "-m",
+                "tests.fuzz.search",
+                target,
+                scratch,
+                ",".join(TARGETS[target].covers),
+                *options,
+            ]
         )
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", LIBRARY_VARIABLE: str(library_path())}
         with (place / "log.txt").open("wb") as log:
-            done = subprocess.run(
-                program, stdout=log, stderr=log, check=False, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-            )
+            done = subprocess.run(program, stdout=log, stderr=log, check=False, env=environment)
     text = (place / "log.txt").read_text("utf-8", "replace")
     crashes = sorted(set(place.glob("*-*")) - before)
     numbers = {name: int(value) for name, value in re.findall(r"stat::(\w+):\s+(\d+)", text)}

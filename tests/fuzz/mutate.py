@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
@@ -80,14 +81,14 @@ def _change(root: list[Any], choices: random.Random) -> None:
     item = holder[key]
     kind = choices.randrange(7)
     if kind == 0:
-        holder[key] = choices.choice(ODD)
+        holder[key] = copy.deepcopy(choices.choice(ODD))
     elif kind == 1:  # another value of the same text
         other, name = choices.choice(places)
-        holder[key] = json.loads(json.dumps(other[name]))
+        holder[key] = copy.deepcopy(other[name])
     elif kind == 2 and holder is not root:
         del holder[key]
     elif kind == 3 and isinstance(holder, list):
-        holder.insert(key, json.loads(json.dumps(item)))
+        holder.insert(key, copy.deepcopy(item))
     elif kind == 4 and isinstance(holder, dict):
         name = choices.choice([choices.choice(list(holder)), str(key)[:-1], f"{key}x", "$rows"])
         holder[name] = holder.pop(key)
@@ -100,4 +101,4 @@ def _change(root: list[Any], choices: random.Random) -> None:
         part = choices.choice(ODD)
         holder[key] = item[:at] + (part if isinstance(part, str) else "") + item[at + choices.randrange(3) :]
     else:
-        holder[key] = choices.choice(ODD)
+        holder[key] = copy.deepcopy(choices.choice(ODD))

@@ -11,7 +11,7 @@ from tests.support.checked_library import CHECKS, ROOT, MissingTool, Mistake, bu
 SOURCES = ("bitnet_py/csrc", "tests/csrc")
 NATIVE = "engine"
 """The target's word."""
-CHECK = replace(CHECKS["sanitize"], mistakes=())
+CHECK = replace(CHECKS["sanitize"], options=(*CHECKS["sanitize"].options, "-O2"), mistakes=())
 
 
 def compiler() -> str:

@@ -32,6 +32,8 @@ class Target:
     read: Callable[[bytes, Path], None]
     refusals: Refusals
     """What it may raise, as its docstring says."""
+    covers: tuple[str, ...]
+    """Packages and modules whose branches guide the search."""
     json: bool = False
     """Its inputs are JSON texts: they are also mutated as values."""
 

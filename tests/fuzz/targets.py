@@ -289,25 +289,29 @@ def manifest(data: bytes, scratch: Path) -> None:
 _ENGINE: Any = (BitnetError,)
 _HARNESS: Any = (BadInputError,)
 _BOTH: Any = (BitnetError, BadInputError)
+_JUDGED = ("schema", "receipts", "examine", "audit", "compare", "smoke", "score", "selftest", "tokens", "weights")
+_RECEIPTS = tuple(f"crossval.{name}" for name in (*_JUDGED, "bench", "repeat", "causal", "report.history"))
+_TRACES = ("crossval.traces", "crossval.schema", "crossval.model.taps", "crossval.passes")
+_MAPS = ("crossval.traces.tap_map", "crossval.schema")
 TARGETS: dict[str, Target] = {
-    "gguf": Target(model_file, _ENGINE),
-    "gguf-spec": Target(specification, _BOTH),
-    "weights": Target(weights_of_file, _BOTH),
-    "checkpoint": Target(checkpoint, _ENGINE, json=True),
-    "tokenizer-json": Target(tokenizer_json, _ENGINE, json=True),
-    "tokenizer-model": Target(tokenizer_model, _ENGINE),
-    "template": Target(template, (InputError,)),
-    "receipt": Target(stored_receipt, _HARNESS, json=True),
-    "policy": Target(policy, _HARNESS, json=True),
-    "journal": Target(journal, _HARNESS, json=True),
-    "trace": Target(trace_json, _HARNESS, json=True),
-    "trace-pass": Target(trace_pass, _HARNESS),
-    "tap-map": Target(map_of_taps, _HARNESS, json=True),
-    "printed": Target(printed_dump, _HARNESS),
-    "logits": Target(saved_logits, _HARNESS),
-    "suite": Target(suite, _HARNESS, json=True),
-    "prompts": Target(prompts, _HARNESS, json=True),
-    "frame": Target(frame, (ProtocolError, PeerClosedError)),
-    "manifest": Target(manifest, (), json=True),
+    "gguf": Target(model_file, _ENGINE, ("bitnet_py",)),
+    "gguf-spec": Target(specification, _BOTH, ("crossval.model", "bitnet_py.gguf", "bitnet_py.config")),
+    "weights": Target(weights_of_file, _BOTH, ("crossval.weights", "bitnet_py.gguf")),
+    "checkpoint": Target(checkpoint, _ENGINE, ("bitnet_py",), json=True),
+    "tokenizer-json": Target(tokenizer_json, _ENGINE, ("bitnet_py",), json=True),
+    "tokenizer-model": Target(tokenizer_model, _ENGINE, ("bitnet_py.sentencepiece_file",)),
+    "template": Target(template, (InputError,), ("jinja2", "bitnet_py.chat_template")),
+    "receipt": Target(stored_receipt, _HARNESS, _RECEIPTS, json=True),
+    "policy": Target(policy, _HARNESS, ("crossval.receipts", "crossval.schema"), json=True),
+    "journal": Target(journal, _HARNESS, ("crossval.receipts", "crossval.schema"), json=True),
+    "trace": Target(trace_json, _HARNESS, _TRACES, json=True),
+    "trace-pass": Target(trace_pass, _HARNESS, _TRACES),
+    "tap-map": Target(map_of_taps, _HARNESS, _MAPS, json=True),
+    "printed": Target(printed_dump, _HARNESS, ("crossval.bitnet_cpp.printed", "crossval.engines.dumps")),
+    "logits": Target(saved_logits, _HARNESS, ("crossval.engines.dumps",)),
+    "suite": Target(suite, _HARNESS, ("crossval.smoke", "crossval.schema"), json=True),
+    "prompts": Target(prompts, _HARNESS, ("crossval.api.generation", "crossval.schema"), json=True),
+    "frame": Target(frame, (ProtocolError, PeerClosedError), ("crossval.child",)),
+    "manifest": Target(manifest, (), ("crossval.bitnet_cpp.manifest",), json=True),
 }
 """By the word that `make fuzz TARGET=` takes."""

@@ -26,6 +26,8 @@ def test_a_manifest_is_believed_for_the_files_it_lists_only(tmp_path):
     for broken in (
         "",
         "[]",
+        "[" * 3000,
+        '{"version": 1, "version": 1}',
         "{}",
         json.dumps({**manifest, "version": 2}),
         json.dumps({**manifest, "libraries": []}),
