@@ -1,11 +1,11 @@
-/* libFuzzer on the engine (`make fuzz TARGET=engine`, docs/reliability.md): a model, an arithmetic and a few passes
- * made of the input's bytes, run by one kernel family and some threads, and again by the scalar one with one thread.
- * Under AddressSanitizer and UndefinedBehaviorSanitizer, in buffers that end where their data end; and the bits have
- * to be the same.
+/* libFuzzer on the engine (`make fuzz TARGET=engine`, docs/reliability.md): a model, an arithmetic and a few
+ * passes made of the input's bytes, run by one kernel family and some threads, and again by the scalar one with
+ * one thread. Under AddressSanitizer and UndefinedBehaviorSanitizer, in buffers that end where their data end; and
+ * the bits have to be the same.
  *
- * The first N_KNOBS bytes choose shapes, types and passes, all within what bitnet_py's loader lets through, but for
- * one in 16 inputs, which gets one number of the options, the model or the pass that no caller should give. The
- * bytes after them seed the values. */
+ * The first N_KNOBS bytes choose shapes, types and passes, all within what bitnet_py's loader lets through, but
+ * for one in 16 inputs, which gets one number of the options, the model or the pass that no caller should give.
+ * The bytes after them seed the values. */
 #include "checks.h"
 #include "tables.h"
 
@@ -56,8 +56,10 @@ static const float *norm(int exists, int64_t n) { return exists ? floats(n, 0) :
 static bn_matrix matrix(int64_t rows, int64_t cols, int extras) {
     const int64_t n_bytes = rows * cols / 4;
     uint8_t *w = room(n_bytes, 1, 8 * knob(4));
-    for (int64_t i = 0; i < n_bytes; i++) w[i] = (uint8_t)bits(); /* code 3 as well: it is found late, or not at all */
-    return (bn_matrix){w, rows, cols, number(1), extras & 1 ? number(1) : 1.0f, extras & 2 ? floats(rows, 0) : NULL};
+    for (int64_t i = 0; i < n_bytes; i++)
+        w[i] = (uint8_t)bits(); /* code 3 as well: it is found late, or not at all */
+    return (bn_matrix){
+        w, rows, cols, number(1), extras & 1 ? number(1) : 1.0f, extras & 2 ? floats(rows, 0) : NULL};
 }
 
 /* A type whose rows of this length are whole blocks. */
@@ -152,7 +154,8 @@ static bn_model model(void) {
 static bn_arithmetic arithmetic(const bn_model *m) {
     bn_arithmetic a = {.generation = knob(BN_GENERATIONS), .simd_width = 8 + 8 * knob(2)};
     const int is_main = a.generation == BN_MAIN;
-    a.block_quantizer = knob(2) && m->dim % 256 == 0 && m->hidden_dim % 256 == 0 && m->n_heads * m->head_dim % 256 == 0;
+    a.block_quantizer =
+        knob(2) && m->dim % 256 == 0 && m->hidden_dim % 256 == 0 && m->n_heads * m->head_dim % 256 == 0;
     a.fused_quantizer = knob(2) && (!is_main || a.block_quantizer);
     a.fused_sums = knob(2) && a.block_quantizer;
     a.bfloat_pairs = knob(2) && a.simd_width == 16;
@@ -195,7 +198,11 @@ static uint64_t run(const bn_model *m, const bn_options *options, const script *
         const int keep_pass = n_held, n_tokens = s->n_tokens[i];
         int32_t *tokens = room(n_tokens, sizeof *tokens, 1);
         memcpy(tokens, s->tokens, (size_t)n_tokens * sizeof *tokens);
-        bn_pass p = {.tokens = tokens, .n_tokens = n_tokens, .start = start, .capacity = capacity, .k_cache = keys,
+        bn_pass p = {.tokens = tokens,
+                     .n_tokens = n_tokens,
+                     .start = start,
+                     .capacity = capacity,
+                     .k_cache = keys,
                      .v_cache = values};
         p.n_outputs = s->outputs == 0 ? 0 : s->outputs == 1 ? 1 : n_tokens;
         const int searches = s->top && p.n_outputs == 1 && m->vocab_size >= N_BEST;
@@ -238,12 +245,22 @@ static uint64_t run(const bn_model *m, const bn_options *options, const script *
 /* A number that no caller should give, where it is checked. */
 static void spoil(bn_model *m, bn_options *options, script *s) {
     static const int32_t odd[] = {-1, INT32_MIN, INT32_MAX, 1 << 16, 0, 1, 2, 3, 63, 127, 129};
-    int32_t *const places[] = {&m->token_embd.type, &m->output.type, &m->head_dim, &m->n_heads, &m->n_kv_heads,
-                               &m->dim, &m->hidden_dim, &m->activation, &m->rope_pairing,
-                               &options->arithmetic.generation, &options->arithmetic.simd_width,
-                               &options->arithmetic.attention_threads, &s->tokens[0]};
+    int32_t *const places[] = {&m->token_embd.type,
+                               &m->output.type,
+                               &m->head_dim,
+                               &m->n_heads,
+                               &m->n_kv_heads,
+                               &m->dim,
+                               &m->hidden_dim,
+                               &m->activation,
+                               &m->rope_pairing,
+                               &options->arithmetic.generation,
+                               &options->arithmetic.simd_width,
+                               &options->arithmetic.attention_threads,
+                               &s->tokens[0]};
     const int place = knob(sizeof places / sizeof *places);
-    *places[place] = odd[knob(place < 2 ? 4 : sizeof odd / sizeof *odd)]; /* of a known type, rows would be too few */
+    *places[place] =
+        odd[knob(place < 2 ? 4 : sizeof odd / sizeof *odd)]; /* of a known type, rows would be too few */
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -254,10 +271,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     content = 0x9e3779b97f4a7c15u;
     for (size_t i = N_KNOBS; i < size; i++) content = (content ^ data[i]) * 0x100000001b3u;
     content |= 1;
-    script s = {.outputs = knob(3), .record = knob(2), .pooling = knob(4), .top = knob(2), .start = knob(4) ? 0 : knob(40)};
+    script s = {.outputs = knob(3),
+                .record = knob(2),
+                .pooling = knob(4),
+                .top = knob(2),
+                .start = knob(4) ? 0 : knob(40)};
     s.n_tokens[0] = knob(4) ? 1 + knob(3) : 1 + knob(MAX_TOKENS);
     s.n_tokens[1] = 1 + knob(4) / 2;
-    /* few inputs for what is slow: threads that wait for each other, and the emulated families, which come first */
+    /* few inputs for what is slow: threads that wait for each other, and the emulated families, which come first
+     */
     const int n_threads = knob(16) == 15 ? 2 + knob(2) : 1, is_spoilt = knob(16) == 15;
     const int which = knob(16), wanted = which < bn_kernel_count() ? which : which % 2 ? bn_kernel_count() - 1 : 2;
     const int bytes_per_thread = knob(2) ? 1 : 1 << 16;
