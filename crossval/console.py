@@ -107,14 +107,13 @@ def fitting(out: Console, table: Table) -> Iterator[Table]:
         return
     wraps = [not column.no_wrap and column.justify != "right" for column, _ in columns]
     least = [min(n, MIN_TEXT) if wrap else n for n, wrap in zip(natural, wraps, strict=True)]
-    parts: list[list[int]] = []
+    parts = [[0]]
     for index in range(1, len(columns)):
-        together = [*(parts[-1] if parts else [0]), index]
-        fits = sum(least[one] for one in together) + 2 * len(together) <= out.width
-        if parts and not fits:
-            parts.append([0, index])
+        together = [*parts[-1], index]
+        if len(together) == 2 or sum(least[one] for one in together) + 2 * len(together) <= out.width:
+            parts[-1] = together
         else:
-            parts[len(parts) - 1 :] = [together]
+            parts.append([0, index])
     for part in parts:
         made = new_table()
         for column, wrap in ((columns[index][0], wraps[index]) for index in part):
