@@ -18,8 +18,10 @@ from crossval.errors import BadInputError
 from crossval.files import write_atomically
 from crossval.receipts import ci, gate
 from crossval.receipts import file as receipt
-from crossval.receipts.policy import GateCheck, Policy, read_policy
+from crossval.receipts.policy import GateCheck, Policy, policy_of, read_policy
 from crossval.receipts.show import show_checks, show_verdict
+from crossval.receipts.trusted import policy_text
+from crossval.receipts.yaml_text import parse_yaml
 from crossval.registry import judge
 
 _FRACTION = click.FloatRange(0, 1)
@@ -65,7 +67,17 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("gate")
 @click.argument("receipts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECEIPT...")
-@click.option("--policy", "policy_path", type=click.Path(path_type=Path), metavar="FILE", help="Policy as JSON.")
+@click.option(
+    "--policy",
+    "policy_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Policy as YAML or JSON, or `strict`, which ships with crossval.",
+)
+@click.option(
+    "--init", is_flag=True, help="Write a policy of the one receipt given, which you trust; judge nothing else."
+)
+@click.option("-o", "--output", type=PATH, metavar="OUT", help="Where `--init` writes. Default: stdout.")
 @_demands
 @click.option(
     "--allow-compute",
@@ -102,6 +114,8 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
 def command(
     receipts: tuple[Path, ...],
     policy_path: Path | None,
+    init: bool,
+    output: Path | None,
     as_json: bool,
     junit: Path | None,
     markdown: Path | None,
@@ -119,9 +133,13 @@ def command(
     \b
     Example:
       crossval gate receipts/*.json
-      crossval gate receipts/greedy-*.json --require-live --min-exact-match 1
+      crossval gate receipts/*.json --require-live --min-exact-match 1
+      crossval gate --init receipts/layers-shipped.json -o policy.yaml
     """
     policy = _policy(policy_path, demands)
+    if init or output is not None:
+        _init(receipts, policy, output, init)
+        return
     judged = [_judged(path, policy) for path in receipts]
     for one, checks in zip(judged, gate.together([one.checks for one in judged]), strict=True):
         one.checks = checks
@@ -180,6 +198,25 @@ def _policy(path: Path | None, demands: dict[str, Any]) -> Policy:
         if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
             raise click.BadParameter("expected 64 lower-case hexadecimal digits", param_hint="--model-sha256")
     return replace(policy, **given)
+
+
+def _init(receipts: Sequence[Path], policy: Policy, output: Path | None, init: bool) -> None:
+    """Write a policy of one receipt, which must pass the gate by itself and by the policy."""
+    if not init or len(receipts) != 1:
+        raise click.UsageError("--init takes one receipt, and -o belongs to it")
+    trusted = receipt.read(receipts[0])
+    text = policy_text(trusted)
+    made = policy_of(parse_yaml(text.encode(), "the policy"), "the policy")
+    for asked in (replace(policy, allow_compute_paths=made.allow_compute_paths), made):
+        failed = [check for check in judge(trusted, asked) if not check.passed and check.applies]
+        if failed:
+            raise BadInputError(
+                f"{receipts[0]}: no policy of a receipt that fails: {failed[0].name}: {failed[0].detail}"
+            )
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomically(output, text.encode())
 
 
 def _show(judged: Sequence[Judged], as_json: bool) -> None:
