@@ -58,7 +58,7 @@ def clean_audit_rows(good: Receipt) -> Receipt:
     assert guilty["verdict"] == "reference_defect"
     forged = copy.deepcopy(dict(guilty))
     forged["audit"]["reference"] = copy.deepcopy(forged["audit"]["candidate"])
-    forged["diagnosis"] = None
+    forged["diagnosis"] = []
     return seal(forged)
 
 
