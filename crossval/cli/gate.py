@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
+from crossval.api.rerun import Rerun
 from crossval.cli.exits import of_error
 from crossval.cli.options import PATH
 from crossval.cli.output import write_json
 from crossval.console import console
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
-from crossval.receipts import ci, gate
+from crossval.receipts import ci, gate, signature
 from crossval.receipts import file as receipt
 from crossval.receipts.policy import GateCheck, Policy, policy_of, read_policy
 from crossval.receipts.show import show_checks, show_verdict
@@ -106,6 +107,26 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Accepted reference. Default: bitnet.cpp.",
 )
 @click.option("--model-sha256", multiple=True, metavar="HEX", help="Accepted model file. Repeatable.")
+@click.option(
+    "--require-signature",
+    "keys",
+    multiple=True,
+    type=PATH,
+    metavar="KEY",
+    help="Each receipt must be signed (`crossval sign`) with this key, given as its public half. Repeatable.",
+)
+@click.option(
+    "--rerun",
+    is_flag=False,
+    flag_value="1",
+    type=_POSITIVE_FRACTION,
+    metavar="[FRACTION]",
+    help="Run each receipt's command again here and compare every row (layers, greedy, diff); of a fraction, a "
+    "sample that follows from the receipt's digest. Write it after the receipts, or with a number.",
+)
+@click.option("--model", type=PATH, metavar="PATH", help="Model for --rerun. Default: the shipped one.")
+@click.option("--candidate", metavar="WORD", help="Candidate for --rerun. Default: the receipt's word.")
+@click.option("--reference", metavar="WORD", help="Reference for --rerun. Default: the receipt's word.")
 @click.option("--junit", type=PATH, metavar="OUT", help="Write the checks as JUnit XML.")
 @click.option("--markdown", type=PATH, metavar="OUT", help="Write a summary for a pull request.")
 @click.option("--badge", type=PATH, metavar="OUT", help="Write the JSON of a badge, as shields.io reads it.")
@@ -121,6 +142,11 @@ def command(
     markdown: Path | None,
     badge: Path | None,
     annotations: bool,
+    keys: tuple[Path, ...],
+    rerun: float | None,
+    model: Path | None,
+    candidate: str | None,
+    reference: str | None,
     **demands: Any,
 ) -> None:
     """Check receipts in CI: recompute everything from the rows, then apply a policy.
@@ -133,27 +159,31 @@ def command(
     \b
     Example:
       crossval gate receipts/*.json
-      crossval gate receipts/*.json --require-live --min-exact-match 1
-      crossval gate --init receipts/layers-shipped.json -o policy.yaml
+      crossval gate receipts/greedy-*.json --require-live --min-exact-match 1
+      crossval gate --init receipts/layers-shipped.json
+      crossval gate my-receipt.json --policy strict --rerun
     """
     policy = _policy(policy_path, demands)
     if init or output is not None:
         _init(receipts, policy, output, init)
         return
-    judged = [_judged(path, policy) for path in receipts]
-    for one, checks in zip(judged, gate.together([one.checks for one in judged]), strict=True):
+    again = None if rerun is None else Rerun(rerun, model, candidate, reference)
+    if again is None and (model, candidate, reference) != (None, None, None):
+        raise click.UsageError("--model, --candidate and --reference are for --rerun")
+    found = [judged(path, policy, keys, again) for path in receipts]
+    for one, checks in zip(found, gate.together([one.checks for one in found]), strict=True):
         one.checks = checks
     for path, text in ((junit, ci.junit), (markdown, ci.markdown), (badge, ci.badge)):
         if path is not None:
-            write_atomically(path, text(judged).encode())
-    _show(judged, as_json)
+            write_atomically(path, text(found).encode())
+    _show(found, as_json)
     if annotations:
-        for line in ci.workflow_commands(judged):
+        for line in ci.workflow_commands(found):
             click.echo(line)
-    for one in judged:
+    for one in found:
         if one.error is not None:
             click.echo(f"error: {one.error}", err=True)
-    raise click.exceptions.Exit(exit_code(judged))
+    raise click.exceptions.Exit(exit_code(found))
 
 
 @dataclass
@@ -172,10 +202,14 @@ class Judged:
         return self.error is None and gate.passed(self.checks)
 
 
-def _judged(path: Path, policy: Policy) -> Judged:
+def judged(path: Path, policy: Policy, keys: Sequence[Path] = (), again: Rerun | None = None) -> Judged:
     """Judge one receipt; whatever goes wrong with it is its own error, and the others are judged."""
     try:
-        return Judged(str(path), judge(receipt.read(path), policy))
+        made = receipt.read(path)
+        checks = [*judge(made, policy), *([signature.check(path, made, keys)] if keys else [])]
+        # What is not even true by itself is not worth running again.
+        more = again.checks(made) if again and gate.passed(checks) else ()
+        return Judged(str(path), [*checks, *more])
     except Exception as error:
         message, code = of_error(error)
         return Judged(
