@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
 from crossval.api.rerun import Rerun
+from crossval.cli import output
 from crossval.cli.exits import of_error
-from crossval.cli.options import PATH
-from crossval.cli.output import write_json
-from crossval.console import console
+from crossval.cli.options import COLOR, DETAIL, PATH
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
 from crossval.receipts import ci, gate, signature
@@ -78,7 +78,9 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--init", is_flag=True, help="Write a policy of the one receipt given, which you trust; judge nothing else."
 )
-@click.option("-o", "--output", type=PATH, metavar="OUT", help="Where `--init` writes. Default: stdout.")
+@click.option(
+    "-o", "--output", "policy_out", type=PATH, metavar="OUT", help="Where `--init` writes. Default: stdout."
+)
 @_demands
 @click.option(
     "--allow-compute",
@@ -132,11 +134,13 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--badge", type=PATH, metavar="OUT", help="Write the JSON of a badge, as shields.io reads it.")
 @click.option("--annotations", is_flag=True, help="Print a GitHub ::error line for each check that failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print every check as JSON on stdout.")
+@COLOR
+@DETAIL
 def command(
     receipts: tuple[Path, ...],
     policy_path: Path | None,
     init: bool,
-    output: Path | None,
+    policy_out: Path | None,
     as_json: bool,
     junit: Path | None,
     markdown: Path | None,
@@ -154,7 +158,8 @@ def command(
     Trusts no status, verdict or summary: digest, row states, coverage, parity numbers, first
     divergence and verdict are recomputed. Exit 0 when every receipt passes, 1 when one fails, 4 when
     one cannot be read or violates the schema. Options override the policy file. A demand holds the
-    kinds of receipts that it means; it fails when none of them is given.
+    kinds of receipts that it means; it fails when none of them is given. RECEIPT may be -, which is
+    stdin, and OUT -, which is stdout.
 
     \b
     Example:
@@ -163,9 +168,10 @@ def command(
       crossval gate --init receipts/layers-shipped.json
       crossval gate my-receipt.json --policy strict --rerun
     """
+    output.one_stdout(json=as_json, junit=junit, markdown=markdown, badge=badge)
     policy = _policy(policy_path, demands)
-    if init or output is not None:
-        _init(receipts, policy, output, init)
+    if init or policy_out is not None:
+        _init(receipts, policy, policy_out, init)
         return
     again = None if rerun is None else Rerun(rerun, model, candidate, reference)
     if again is None and (model, candidate, reference) != (None, None, None):
@@ -176,7 +182,7 @@ def command(
     for path, text in ((junit, ci.junit), (markdown, ci.markdown), (badge, ci.badge)):
         if path is not None:
             write_atomically(path, text(found).encode())
-    _show(found, as_json)
+    _show(found, as_json, output.screen(junit, markdown, badge))
     if annotations:
         for line in ci.workflow_commands(found):
             click.echo(line)
@@ -234,7 +240,7 @@ def _policy(path: Path | None, demands: dict[str, Any]) -> Policy:
     return replace(policy, **given)
 
 
-def _init(receipts: Sequence[Path], policy: Policy, output: Path | None, init: bool) -> None:
+def _init(receipts: Sequence[Path], policy: Policy, out: Path | None, init: bool) -> None:
     """Write a policy of one receipt, which must pass the gate by itself and by the policy."""
     if not init or len(receipts) != 1:
         raise click.UsageError("--init takes one receipt, and -o belongs to it")
@@ -247,13 +253,13 @@ def _init(receipts: Sequence[Path], policy: Policy, output: Path | None, init: b
             raise BadInputError(
                 f"{receipts[0]}: no policy of a receipt that fails: {failed[0].name}: {failed[0].detail}"
             )
-    if output is None:
+    if out is None:
         click.echo(text, nl=False)
     else:
-        write_atomically(output, text.encode())
+        write_atomically(out, text.encode())
 
 
-def _show(judged: Sequence[Judged], as_json: bool) -> None:
+def _show(judged: Sequence[Judged], as_json: bool, out: Console) -> None:
     if as_json:
         plain = [
             {
@@ -265,9 +271,8 @@ def _show(judged: Sequence[Judged], as_json: bool) -> None:
             for one in judged
         ]
         report = {"passed": exit_code(judged) == 0, "receipts": plain}
-        write_json(json.dumps(report, indent=1, ensure_ascii=True) + "\n")
+        output.write_json(json.dumps(report, indent=1, ensure_ascii=True) + "\n")
         return
-    out = console()
     for one in judged:
         if one.checks:
             show_checks(out, one.receipt, one.checks, one.passed)
