@@ -1,4 +1,4 @@
-"""Tokens that differ from the specification's: an audit tells near ties from errors, and never calls them parity."""
+"""Tokens that differ from the specification's: an audit tells near ties from errors, never from parity."""
 
 from __future__ import annotations
 
