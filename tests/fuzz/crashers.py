@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tests.fuzz.seeds import MANIFEST
+
 _TEXT: dict[str, Any] = {"Sequence": {"id": "A", "type_id": 0}}
 _POST_PROCESSOR = {
     "type": "TemplateProcessing",
@@ -28,6 +30,7 @@ CRASHERS: dict[str, dict[str, bytes]] = {
     },
     "manifest": {
         "nested deeper than Python's stack": b"[" * 3000,
+        "a path with a NUL": json.dumps({**MANIFEST, "source": {**MANIFEST["source"], "path": "\0"}}).encode(),
     },
 }
 """Target -> what went wrong -> input."""

@@ -226,12 +226,12 @@ def _printed() -> list[bytes]:
     return [b"".join(f"ggml_debug:{one}".encode() for one in tensors[:n]) for n in (1, 7)]
 
 
-_MANIFEST = {
+MANIFEST: dict[str, Any] = {
     "version": 1,
     "compiler": {"version": "clang 18"},
-    "cmake": {"flags": "-O3"},
+    "cmake": {"flags": "-O3", "cache": {"A": "ON"}},
     "libraries": {"libllama.so": "0" * 64},
-    "source": {"commit": None, "digest": "1" * 64},
+    "source": {"commit": None, "digest": "1" * 64, "path": "/source"},
 }
 _TEMPLATES = (
     b"{% for m in messages %}{{ m['role'] ~ ': ' ~ m.content|trim }}{% endfor %}",
@@ -260,6 +260,6 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     ],
     "prompts": lambda: [b"a\nb c\r\n", _lines("a", {"prompt": "b"})],
     "frame": _frames,
-    "manifest": lambda: [json.dumps(_MANIFEST).encode()],
+    "manifest": lambda: [json.dumps(MANIFEST).encode()],
 }
 """By target."""

@@ -34,7 +34,7 @@ from bitnet_py.tokenizer import Tokenizer
 from bitnet_py.weights import Weights
 from crossval import registry
 from crossval.api.generation import read_prompts
-from crossval.bitnet_cpp.manifest import MANIFEST_NAME, manifest_for
+from crossval.bitnet_cpp.manifest import CMAKE_CACHE, CMAKE_DIR, MANIFEST_NAME, manifest_for
 from crossval.child.protocol import PeerClosedError, ProtocolError, read_frame
 from crossval.engines import dumps, tap_maps
 from crossval.errors import BadInputError
@@ -281,9 +281,14 @@ def frame(data: bytes, scratch: Path) -> None:
 
 
 def manifest(data: bytes, scratch: Path) -> None:
-    """Read the manifest beside a library."""
-    fresh(scratch, MANIFEST_NAME, data)
-    manifest_for({str(scratch / "libllama.so"): "0" * 64})
+    """Read the manifest beside a library, in a build directory with CMake's own record."""
+    lib, cmake = scratch / "lib", scratch / CMAKE_DIR
+    for folder in (lib, cmake):
+        folder.mkdir(exist_ok=True)
+    entries = {"CMAKE_CACHEFILE_DIR": cmake, "CMAKE_HOME_DIRECTORY": "/source", "A": "ON"}
+    fresh(cmake, CMAKE_CACHE, "".join(f"{name}:STRING={value}\n" for name, value in entries.items()).encode())
+    fresh(lib, MANIFEST_NAME, data)
+    manifest_for({str(lib / "libllama.so"): "0" * 64})
 
 
 _ENGINE: Any = (BitnetError,)
