@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import math
 import os
 import random
 import shutil
@@ -151,10 +152,11 @@ class Run:
         outcome = Outcome(self.case.name, f"{number.name} {'child' if at_child else 'parent'}", code)
         self.check_gone(outcome)
         # before the command has taken over its signals, Python and the kernel end it
-        allowed = {0, 5} if at_child else {0, -number, *({130} if number is signal.SIGINT else {143})}
+        # a library whose child dies while it is checked is no usable one: exit 3, and a receipt that says so
+        allowed = {0, 3, 5} if at_child else {0, -number, *({130} if number is signal.SIGINT else {143})}
         if code not in allowed or "bug in crossval" in self.said():
             outcome.problems.append(f"exit {code} after {outcome.kill}: {self.said()}")
-        self.check_files(outcome, whole=code == 0)
+        self.check_files(outcome, whole=code == 0, verdict="incomplete" if code == 3 else "parity")
         left = self.left()
         if left and not (number is signal.SIGKILL and not at_child):
             outcome.problems.append(f"left behind after {outcome.kill}: {left}")
@@ -184,7 +186,7 @@ class Run:
             outcome.problems.append(f"orphan after {outcome.kill}: {command!r}")
             os.kill(pid, signal.SIGKILL)
 
-    def check_files(self, outcome: Outcome, *, whole: bool) -> None:
+    def check_files(self, outcome: Outcome, *, whole: bool, verdict: str = "parity") -> None:
         """Check that what is there is whole; ``whole``: and that there is something."""
         try:
             if TRACE in self.case.files and (whole or (self.work / TRACE / "trace.json").exists()):
@@ -192,8 +194,9 @@ class Run:
             path = self.work / RECEIPT
             if RECEIPT in self.case.files and (whole or path.exists()):
                 made = receipt.read(path)
-                if made.verdict != "parity" or not passed(registry.judge(made)):
-                    outcome.problems.append(f"a receipt that says {made.verdict} and does not pass the gate")
+                passes = passed(registry.judge(made))
+                if made.verdict != verdict or passes != (verdict == "parity"):
+                    outcome.problems.append(f"a receipt says {made.verdict}, and the gate passes it: {passes}")
         except BadInputError as error:
             outcome.problems.append(f"half written after {outcome.kill or 'no kill'}: {error}")
 
@@ -210,43 +213,45 @@ class Run:
         return lines[-1][:300] if lines else "nothing"
 
 
-def timed(case: Case, folder: Path, seed: int) -> float:
+def timed(case: Case, number: int, folder: Path) -> float:
     """Return how long one run of a case takes in seconds; its problems end the soak."""
     start = time.monotonic()
-    run, outcome = Run(case, -1 - len(list(folder.iterdir())), folder, seed), Outcome(case.name, "", 0)
+    run, outcome = Run(case, number, folder, seed=0), Outcome(case.name, "", 0)
     run.again(outcome)
     if outcome.problems:
         raise SystemExit(f"{case.name}: {outcome.problems[0]}")
     return time.monotonic() - start
 
 
-def soak(n_runs: int, n_jobs: int, seed: int, folder: Path) -> list[Outcome]:
-    """Run all; a folder of a run without a problem is removed."""
+def soak(n_runs: int, n_jobs: int, seed: int, most_s: float, folder: Path) -> list[Outcome]:
+    """Run all that begin within ``most_s`` seconds; the folder of a run without a problem is removed."""
     every = cases(LIBRARY_VARIABLE in os.environ)
-    expected_s = {case.name: timed(case, folder, seed) for case in every}
-    print("alone:", ", ".join(f"{name} {spent:.1f} s" for name, spent in expected_s.items()), flush=True)
+    end = time.monotonic() + most_s
     choices = random.Random(seed)
-    plan = [
-        (choices.choices(every, [case.share for case in every])[0], choices.random() < KILLED_SHARE)
-        for _ in range(n_runs)
-    ]
-
-    def one(number: int) -> Outcome:
-        case, is_killed = plan[number]
-        run = Run(case, number, folder, seed)
-        if is_killed:
-            outcome = run.killed(expected_s[case.name])
-        else:
-            outcome = Outcome(case.name, "", 0)
-            run.again(outcome)
-        if not outcome.problems:
-            shutil.rmtree(run.folder)
-        for problem in outcome.problems:
-            print(f"run {number}, {case.name}: {problem}", flush=True)
-        return outcome
-
+    drawn = choices.choices(every, [case.share for case in every], k=n_runs)
+    plan = [(case, choices.random() < KILLED_SHARE) for case in drawn]
     with ThreadPoolExecutor(n_jobs) as pool:
-        return list(pool.map(one, range(n_runs)))
+        spent_s = pool.map(lambda at: timed(every[at], -1 - at, folder), range(len(every)))
+        expected_s = {case.name: spent for case, spent in zip(every, spent_s, strict=True)}
+        print("at first:", ", ".join(f"{name} {spent:.1f} s" for name, spent in expected_s.items()), flush=True)
+
+        def one(number: int) -> Outcome | None:
+            if time.monotonic() > end:
+                return None
+            case, is_killed = plan[number]
+            run = Run(case, number, folder, seed)
+            if is_killed:
+                outcome = run.killed(expected_s[case.name])
+            else:
+                outcome = Outcome(case.name, "", 0)
+                run.again(outcome)
+            if not outcome.problems:
+                shutil.rmtree(run.folder)
+            for problem in outcome.problems:
+                print(f"run {number}, {case.name}: {problem}", flush=True)
+            return outcome
+
+        return [outcome for outcome in pool.map(one, range(n_runs)) if outcome is not None]
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
@@ -278,9 +283,10 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="within which a run has to begin")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        outcomes = soak(asked.runs, asked.jobs, asked.seed, Path(folder))
+        outcomes = soak(asked.runs, asked.jobs, asked.seed, asked.seconds, Path(folder))
     print(f"{datetime.date.today()}, seed {asked.seed}\n{summary(outcomes)}")
     return int(any(one.problems for one in outcomes))
 
