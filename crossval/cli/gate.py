@@ -21,6 +21,7 @@ from crossval.receipts import file as receipt
 from crossval.receipts.policy import GateCheck, Policy, read_policy
 from crossval.receipts.show import show_checks, show_verdict
 from crossval.registry import judge
+from crossval.sweep import check, summary
 
 _FRACTION = click.FloatRange(0, 1)
 _POSITIVE_FRACTION = click.FloatRange(0, 1, min_open=True)
@@ -157,6 +158,8 @@ class Judged:
 def _judged(path: Path, policy: Policy) -> Judged:
     """Judge one receipt; whatever goes wrong with it is its own error, and the others are judged."""
     try:
+        if summary.is_summary(path):
+            return Judged(str(path), check.judge(path, summary.read(path), policy, judge))
         return Judged(str(path), judge(receipt.read(path), policy))
     except Exception as error:
         message, code = of_error(error)
