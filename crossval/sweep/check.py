@@ -92,7 +92,11 @@ def _receipts(summary: Receipt, opened: Sequence[Receipt | str]) -> Iterator[str
             "model": (summary["models"][row["model"]]["sha256"], found["model"]["sha256"]),
             "candidate": (summary["candidates"][row["candidate"]], found["settings"]["candidate"]),
             "reference": (summary["reference"], found["settings"]["reference"]),
+            "tool": (summary["tool"], found["tool"]),
+            "n_threads": (summary["settings"]["n_threads"], found["settings"]["n_threads"]),
         }
+        lengths = {name: summary["settings"][name] for name in ("n_decode", "n_steps")}
+        stated |= {name: (n, found["settings"][name]) for name, n in lengths.items() if n is not None}
         if found["thresholds"] is not None:
             kernel = row["kernel"] if row["kernel"] is None else found["candidate"]["settings"].get("kernel")
             stated |= {
