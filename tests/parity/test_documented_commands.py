@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ NOT_RUN = {
     r"prompts\.txt|mine\.jsonl|greedy\.json": "the reader's file",
     r"bitnet\.cpp|bitnet_cpp\.build|llama\.cpp|--engine both|crossval (?:bench|record)": "a live engine",
     r"train\.|\[|\bbench\b": "a usage line, or training and measuring, which take long",
+    r"-m venv": "an installation (tools/ci/tutorial.sh)",
     r"garbage": "docs/tutorial.md has a test of its own",
     r"selftest|smoke|doctor": "has tests of its own, or an exit code that depends on the machine",
 }
@@ -82,6 +84,20 @@ def test_commands_are_found_where_they_are_printed():
     assert {"README.md", "docs/metamorphic.md", "docs/trace-format.md"} <= {names(path) for path, _ in COMMANDS}
 
 
+@pytest.mark.parametrize("program", ["crossval", "bitnet"])
+def test_the_examples_of_every_help_are_among_them(program: str) -> None:
+    group = {"crossval": crossval.cli.cli, "bitnet": bitnet_py.cli.main}[program]
+    assert isinstance(group, click.Group)
+    known = {command for _, command in COMMANDS}
+    examples = [
+        found
+        for command in group.commands.values()
+        for found in COMMAND.findall((command.help or "").partition("Example")[2])
+    ]
+    assert len(examples) > 8
+    assert not [example for example in examples if example not in known]
+
+
 @pytest.mark.parametrize("path", list(dict.fromkeys(path for path, _ in COMMANDS)), ids=names)
 def test_the_words_of_a_documented_command_exist(path):
     commands = [command for source, command in COMMANDS if source == path and "[" not in command]
@@ -89,6 +105,8 @@ def test_the_words_of_a_documented_command_exist(path):
         words = [word for word in part.split() if not re.match(r"[A-Z_]+=", word)]
         if words[0].startswith("python"):
             target = words[2] if words[1] == "-m" else words[1]
+            if target in sys.stdlib_module_names:
+                continue
             if f"Write `{target}`" in path.read_text(encoding="utf-8"):
                 continue  # the reader does
             file = ROOT / (target.replace(".", "/") if words[1] == "-m" else target)
