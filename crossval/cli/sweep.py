@@ -13,7 +13,7 @@ from bitnet_py.resources import default_model_path
 from crossval import api
 from crossval.cli import output
 from crossval.cli.options import PATH, REFERENCE, TEMPLATE, THREADS, count, file, plain_command
-from crossval.console import console, show_line
+from crossval.console import show_line
 from crossval.engines.registry import words
 from crossval.errors import UsageError
 from crossval.files import write_atomically
@@ -93,12 +93,11 @@ def command(
     """
     if asked["n_steps"] is not None and asked["n_decode"] is not None:
         raise UsageError("--decode is for tensors: give --steps N or --decode N")
-    sweep = Sweep(
-        models or (default_model_path(),),
-        tuple(api.read_prompts(prompts_path)),
-        candidates or ("bitnet_py",),
-        **asked,
-    )
+    read = api.read_prompts(prompts_path)
+    prompts = [text for text in read if isinstance(text, str)]
+    if len(prompts) < len(read):
+        raise UsageError("prompts of a sweep are texts, not token ids")
+    sweep = Sweep(models or (default_model_path(),), tuple(prompts), candidates or ("bitnet_py",), **asked)
     with output.progress() as progress, _executors(address, n_jobs, memory_gib) as (executor_of, n, memory_bytes):
         rows = run.run(
             sweep,
@@ -116,8 +115,8 @@ def command(
     if as_json:
         output.write_json(to_text(made))
     else:
-        show_sweep(console(), made)
-        show_line(console(), f"summary: {path}")
+        show_sweep(output.screen(), made)
+        show_line(output.screen(), f"summary: {path}")
     raise click.exceptions.Exit(summary.exit_code(made))
 
 

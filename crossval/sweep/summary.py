@@ -11,7 +11,7 @@ from typing import Any
 
 from crossval.engines.registry import find_word
 from crossval.errors import BadInputError, UnavailableError
-from crossval.files import read_limited
+from crossval.files import STREAM, read_limited
 from crossval.receipts import provenance
 from crossval.receipts.columns import unpack
 from crossval.receipts.file import MAX_SIZE_BYTES, Receipt, digest, write
@@ -127,7 +127,9 @@ def exit_code(summary: Mapping[str, Any]) -> int:
 
 
 def is_summary(path: Path) -> bool:
-    """Return whether a file is the summary of a sweep; a file that cannot be read is none."""
+    """Return whether a file is the summary of a sweep; one that cannot be read is none, and stdin is not tried."""
+    if path == STREAM:
+        return False
     try:
         data = parse_json(read_limited(path, "receipt", MAX_SIZE_BYTES), str(path))
     except BadInputError:

@@ -13,6 +13,7 @@ import pytest
 from crossval.api.request import ENVIRONMENT, Request
 from crossval.audit import segments
 from crossval.capture import Capture
+from crossval.engines.session import Prompt
 from crossval.examine.layers_receipt import LAYERS
 from crossval.model import taps
 from crossval.receipts import file as receipt
@@ -219,7 +220,8 @@ def test_a_diagnosis_gives_a_command_to_be_pasted(
     )
     monkeypatch.setenv("BITNET_KERNEL", "scalar")
     monkeypatch.setenv("BITNET_CPP_LIB", "my libs/libllama.so")
-    made_by = Request(LAYERS, None, "bitnet.cpp:../a fork").command("-x", 0)
+    prompt = Prompt("-x", (1, 2), None)
+    made_by = Request(LAYERS, None, "bitnet.cpp:../a fork").command(prompt, 0)
     assert made_by == (
         "BITNET_KERNEL=scalar BITNET_CPP_LIB='my libs/libllama.so' crossval layers --prompt=-x "
         "--candidate 'bitnet.cpp:../a fork' --reference auto --decode 0 --repro repro"
