@@ -20,14 +20,9 @@ def blocks(page: str) -> list[list[str]]:
 
 
 def plain(text: str) -> list[str]:
-<<<<<<< HEAD
     text = re.sub(r"kernel \w+", "kernel", text.replace(f"{ROOT}/", ""))
     text = re.sub(r"BITNET_LIBRARY=\S*/", "BITNET_LIBRARY=", text)
-    return [line.rstrip() for line in text.rstrip().splitlines()]
-=======
-    lines = (line.rstrip() for line in text.rstrip().splitlines() if not PROGRESS.fullmatch(line))
-    return [re.sub(r"kernel \w+", "kernel", line) for line in lines]
->>>>>>> main
+    return [line.rstrip() for line in text.rstrip().splitlines() if not PROGRESS.fullmatch(line.rstrip())]
 
 
 def test_the_readme_shows_what_the_demo_prints() -> None:
