@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from crossval import api
-from crossval.cli.options import ENGINES, FOLLOW, count, file, receipt_command
+from crossval.cli.options import ENGINES, FOLLOW, TAP_MAP, count, file, receipt_command
 from crossval.errors import BadInputError
 from crossval.receipts.file import Receipt
 
@@ -40,6 +40,7 @@ MAX_RECEIPT_STEPS = 50_000
         "model), but where tokens agree the verdict stays incomplete (exit 3).",
     ),
     FOLLOW,
+    TAP_MAP,
     *ENGINES,
 )
 def command(prompt: str | None, prompts_path: Path | None, n_steps: int, **options: Any) -> Receipt:
