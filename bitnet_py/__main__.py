@@ -1,6 +1,12 @@
-"""Run the command line as ``python -m bitnet_py``."""
+"""The program ``bitnet``, and ``python -m bitnet_py``."""
 
-from bitnet_py.cli import main
+from bitnet_py.start import run
+
+
+def main() -> None:
+    """Run the command line."""
+    run("bitnet_py.cli", "bitnet")
+
 
 if __name__ == "__main__":
-    main(prog_name="bitnet")
+    main()

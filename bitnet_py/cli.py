@@ -1,15 +1,13 @@
-"""The ``bitnet`` command and its subcommands. Exit codes: 0 ok, 2 usage, 4 bad input, 130 Ctrl-C."""
+"""The ``bitnet`` command and its subcommands. Exit codes: see ``main``."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 import numpy as np
@@ -18,7 +16,6 @@ import numpy.typing as npt
 from bitnet_py import cli_embed, cli_quantize, cli_score
 from bitnet_py.arithmetic import GENERATIONS, Generation
 from bitnet_py.bench import BenchReport, bench
-from bitnet_py.bus_error import explain_bus_errors
 from bitnet_py.chat_template import FileTemplate
 from bitnet_py.config import ARCHITECTURES
 from bitnet_py.convert import convert
@@ -28,61 +25,33 @@ from bitnet_py.gguf import GGUFFile
 from bitnet_py.inspection import describe, describe_deep, print_description
 from bitnet_py.model import Model
 from bitnet_py.override_option import override_option
+from bitnet_py.program import BAD_INPUT, CONTEXT, Program
 from bitnet_py.projections import PROJECTIONS
 from bitnet_py.resources import default_model_path
 from bitnet_py.sampler import MAX_SEED, GreedySampler, RandomSampler
 from bitnet_py.special_tokens import TokenKind
 from bitnet_py.template import NAMES as TEMPLATE_NAMES
 from bitnet_py.template import Template, get_template
+from bitnet_py.token_ids import check_ids, tokens_option
 from bitnet_py.tokenizer import Tokenizer
 from bitnet_py.weights import Weights
 
-EXIT_BAD_INPUT = 4
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
-"""128 + SIGPIPE: the exit status of a program that the signal kills."""
 
+class Commands(Program):
+    """The commands of ``bitnet``; only bugs print a traceback."""
 
-class BadInput(click.ClickException):
-    """An error of the package as the command line shows it: ``error: ...`` on one line, exit 4."""
-
-    exit_code = EXIT_BAD_INPUT
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the message to stderr."""
-        click.echo(f"error: {error_line(self.message)}", err=True)
-
-
-class Commands(click.Group):
-    """A command group that turns expected failures into exit codes; only bugs print a traceback."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run as the program that owns the process."""
-        explain_bus_errors()
-        return super().__call__(*args, **kwargs)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command and flush its output, so that a closed pipe is noticed here."""
-        try:
-            result = super().invoke(ctx)
-            _flush()
-        except BitnetError as error:
-            raise BadInput(str(error)) from error
-        except BrokenPipeError:
-            _drop_output()
-            ctx.exit(EXIT_BROKEN_PIPE)
-        except OSError as error:
-            if error.filename is None:
-                _drop_output()
+    def explain(self, ctx: click.Context, error: Exception) -> tuple[str, int] | None:
+        """Return message and exit code of the package's errors and the system's."""
+        if isinstance(error, BitnetError):
+            return error_line(str(error)), BAD_INPUT
+        if isinstance(error, OSError):
             where = "cannot write the output" if error.filename is None else error.filename
-            raise BadInput(f"{where}: {error.strerror or error}") from error
-        except KeyboardInterrupt:
-            click.echo(err=True)
-            ctx.exit(EXIT_INTERRUPTED)
-        return result
+            return error_line(f"{where}: {error.strerror or error}"), BAD_INPUT
+        return None
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings=CONTEXT)
+@click.version_option(package_name="bitnet-parity", prog_name="bitnet")
 def main() -> None:
     """Run and inspect 1.58-bit BitNet models in GGUF files.
 
@@ -90,7 +59,8 @@ def main() -> None:
     Example:
       bitnet run --prompt "The capital of France is" --max-tokens 16 --greedy
 
-    Exit codes: 0 ok, 2 usage, 4 bad input (model, prompt), 130 interrupted.
+    Exit codes: 0 ok, 2 usage, 4 bad input (model, prompt), 130 interrupted, 141 the reader of the
+    output closed it, 143 terminated.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets its escape, not an exception.
@@ -111,7 +81,8 @@ def model_option(function: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @model_option
 @override_option
-@click.option("--prompt", required=True, help="Text to continue.")
+@click.option("--prompt", metavar="TEXT", help="Text to continue.")
+@tokens_option("Token ids to continue in place of a text, as they are.")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Stop after this many."
 )
@@ -138,7 +109,8 @@ def model_option(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def run(
     model_path: Path,
-    prompt: str,
+    prompt: str | None,
+    tokens: tuple[int, ...] | None,
     max_tokens: int,
     template: str,
     greedy: bool,
@@ -160,6 +132,10 @@ def run(
       bitnet run --prompt "The capital of France is" --max-tokens 16 --greedy
       bitnet run --model m.gguf --template bitnet --prompt "What is 2+2?" --seed 1
     """
+    if (prompt is None) == (tokens is None):
+        raise click.UsageError("give either --prompt TEXT or --tokens ID,ID,...")
+    if tokens is not None and template != "raw":
+        raise click.UsageError(f"--template {template} applies to text: --tokens are fed as they are")
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     given = {name: value for name, value in settings.items() if value is not None}
     if greedy and given:
@@ -171,30 +147,34 @@ def run(
     with Model.from_gguf(model_path, n_threads=n_threads, kernel=kernel) as model:
         _warn(model.tokenizer)
         chosen = get_template(template, model.metadata)
-        prompt_ids = _prompt_ids(model.tokenizer, chosen, prompt)
+        if prompt is None:
+            prompt_ids = list(tokens or ())
+            check_ids(prompt_ids, model.config.vocab_size, model_path.name)
+        else:
+            prompt_ids = _prompt_ids(model.tokenizer, chosen, prompt)
         stop_ids = model.tokenizer.eos_ids
-        tokens, text = [], []
+        made: list[Token] = []
+        text = []
         stream = model.tokenizer.decode_stream()
         for token in generate(model, prompt_ids, max_tokens=max_tokens, sampler=sampler, stop_ids=stop_ids):
-            tokens.append(token)
+            made.append(token)
             piece = "" if token.id in stop_ids else stream.push(token.id)
             piece += stream.flush() if token.finish else ""
             text.append(piece)
             if piece and not as_json:
                 click.echo(piece, nl=False)
-                _flush()
-        speed = _speed(tokens, len(prompt_ids))
+        speed = _speed(made, len(prompt_ids))
         counters = [{"name": c.name, "calls": c.calls, "bytes": c.bytes} for c in model.counters()]
-        last_logits = tokens[-1].all_logits()
+        last_logits = made[-1].all_logits()
         if as_json:
             report = {
                 "model": str(model_path),
                 "prompt": prompt,
-                "template": template,
+                "template": None if prompt is None else template,
                 "prompt_ids": prompt_ids,
-                "ids": [token.id for token in tokens],
+                "ids": [token.id for token in made],
                 "text": "".join(text),
-                "finish": tokens[-1].finish,
+                "finish": made[-1].finish,
                 "sampling": _sampling(sampler),
                 **speed,
                 "logits_hash": logits_hash(last_logits),
@@ -358,17 +338,6 @@ def tokenize(
 main.add_command(cli_embed.command)
 main.add_command(cli_quantize.command)
 main.add_command(cli_score.command)
-
-
-def _drop_output() -> None:
-    """Let what is left in stdout's buffer go nowhere: Python would report its failure once more at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _flush() -> None:
-    if sys.stdout:  # None when the process was started with it closed
-        sys.stdout.flush()
 
 
 def logits_hash(logits: npt.NDArray[np.float32]) -> str:

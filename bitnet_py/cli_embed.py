@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import click
@@ -11,11 +10,9 @@ import click
 from bitnet_py.arithmetic import MAIN, Arithmetic
 from bitnet_py.config import POOLINGS, Pooling
 from bitnet_py.embedding import embed, pooling_for
-from bitnet_py.errors import InputError
 from bitnet_py.model import Model
 from bitnet_py.override_option import override_option
-
-_IDS = re.compile(r"\d+(,\d+)*")
+from bitnet_py.token_ids import check_ids, tokens_option
 
 
 @click.command("embed")
@@ -24,7 +21,7 @@ _IDS = re.compile(r"\d+(,\d+)*")
 )
 @override_option
 @click.option("--text", help="Text; special tokens in it are read as such, BOS and EOS added as the file says.")
-@click.option("--tokens", metavar="ID,ID,...", help="Token ids, as they are.")
+@tokens_option("Token ids, as they are.")
 @click.option(
     "--pooling", type=click.Choice(POOLINGS[1:]), help="How the tokens' vectors become one.  [default: the file's]"
 )
@@ -35,7 +32,7 @@ _IDS = re.compile(r"\d+(,\d+)*")
 def command(
     model_path: Path,
     text: str | None,
-    tokens: str | None,
+    tokens: tuple[int, ...] | None,
     pooling: Pooling | None,
     no_normalize: bool,
     flash_attention: bool,
@@ -54,7 +51,6 @@ def command(
     """
     if (text is None) == (tokens is None):
         raise click.UsageError("give either --text or --tokens")
-    ids = [] if tokens is None else _ids(tokens)
     arithmetic = Arithmetic("main", flash_attention=True) if flash_attention else MAIN
     with Model.from_gguf(model_path, n_threads=n_threads, arithmetic=arithmetic) as model:
         chosen = pooling_for(model.config, pooling)
@@ -62,6 +58,9 @@ def command(
             for warning in model.tokenizer.vocabulary.warnings:
                 click.echo(f"warning: {warning}", err=True)
             ids = model.tokenizer.encode(text)
+        else:
+            ids = list(tokens or ())
+            check_ids(ids, model.config.vocab_size, model_path.name)
         vector = embed(model, ids, pooling=chosen, normalize=not no_normalize)
     if not as_json:
         click.echo(" ".join(map(str, vector)))
@@ -74,12 +73,3 @@ def command(
         "embedding": [float(value) for value in vector],
     }
     click.echo(json.dumps(report, allow_nan=False))
-
-
-def _ids(text: str) -> list[int]:
-    if not _IDS.fullmatch(text):
-        raise click.UsageError("--tokens: expected ids with commas between them, for example 1,17,42")
-    ids = [int(part) for part in text.split(",")]
-    if max(ids) >= 1 << 31:
-        raise InputError(f"token id {max(ids)} is no token of any vocabulary")
-    return ids

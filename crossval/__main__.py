@@ -1,6 +1,12 @@
-"""``python -m crossval``."""
+"""The program ``crossval``, and ``python -m crossval``."""
 
-from crossval.cli import main
+from bitnet_py.start import run
+
+
+def main() -> None:
+    """Run the command line."""
+    run("crossval.cli", "crossval")
+
 
 if __name__ == "__main__":
-    main(prog_name="crossval")
+    main()

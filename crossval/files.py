@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import stat
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from crossval.errors import BadInputError
 
 CACHE_NAME = "bitnet-parity"
 """Folder of this package within the user's cache."""
+STREAM = Path("-")
+"""Names stdin where a file is read, stdout where one is written."""
 _CHUNK_BYTES = 4 << 20
 _CACHE_MIN_BYTES = 64 << 20
 _CACHE_SETTLED_S = 2.0
@@ -21,11 +26,15 @@ _CACHE_MAX_ENTRIES = 256
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old or the new file, never a part.
+    """Write ``data`` to ``path`` so that a reader sees the old or the new file, never a part; ``-``: to stdout.
 
     Raises:
         OSError: the directory cannot be created or written.
     """
+    if path == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -43,20 +52,27 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def read_limited(path: Path, what: str, max_bytes: int) -> bytes:
-    """Return the bytes of a regular file; ``what`` names it in messages.
+    """Return the bytes of a regular file, or of stdin (``-``); ``what`` names it in messages.
 
     Raises:
         BadInputError: it cannot be read, is not a regular file, or is larger than ``max_bytes``.
     """
-    check_regular(path, what)
+    if path != STREAM:
+        check_regular(path, what)
     try:
-        with path.open("rb") as file:
+        with contextlib.nullcontext(_stdin()) if path == STREAM else path.open("rb") as file:
             data = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
         raise BadInputError(f"cannot read {what} {path}: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > max_bytes:
         raise BadInputError(f"{path}: larger than {max_bytes} bytes")
     return data
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise ValueError("stdin is closed")
+    return sys.stdin.buffer
 
 
 def check_regular(path: Path, what: str = "") -> None:

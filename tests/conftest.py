@@ -31,6 +31,7 @@ from crossval.bitnet_cpp.remedies import (
 )
 from crossval.diagnose import segment as segment_diagnosis
 
+TERMINAL_VARIABLES = ("COLUMNS", "NO_COLOR", "FORCE_COLOR")
 MakeModel = Callable[..., Path]
 
 TINY = {"n_layers": 2, "dim": 128, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 256, "vocab_size": 300}
@@ -49,7 +50,9 @@ def nothing_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_live_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, nothing_built: Path) -> None:
-    """Hide a live bitnet.cpp, built or configured, from tests without the marker ``live`` and their children."""
+    """Hide the user's settings, and from tests without the marker ``live`` a bitnet.cpp, built or configured."""
+    for variable in (*(name for name in os.environ if name.startswith("CROSSVAL_")), *TERMINAL_VARIABLES):
+        monkeypatch.delenv(variable, raising=False)
     if request.node.get_closest_marker("live") is not None:
         return
     for variable in (LIBRARY_VARIABLE, SOURCE_VARIABLE, GENERATION_VARIABLE):

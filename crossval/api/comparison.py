@@ -12,7 +12,7 @@ from crossval.diagnose import findings, repro
 from crossval.diagnose.findings import Finding
 from crossval.engines.model_file import ModelFile
 from crossval.engines.recorded import RecordedRunner
-from crossval.engines.session import Prompt, Session, check_text
+from crossval.engines.session import Given, Prompt, Session, check_prompt
 from crossval.errors import BadInputError
 from crossval.examine.examination import examine
 from crossval.examine.layers_receipt import DIFF, LAYERS, DefaultRun, Examined, has_default_run
@@ -31,7 +31,7 @@ Engines = tuple[Runner, Runner]
 
 
 def compare_engines(
-    prompt: str,
+    prompt: Given,
     model: str | Path | None = None,
     *,
     candidate: str = "bitnet_py",
@@ -50,7 +50,8 @@ def compare_engines(
 ) -> Receipt:
     """Run a prompt through two engines, compare and audit them tap by tap, and diagnose what is wrong.
 
-    ``n_decode``: tokens decoded after the prompt; None: 4, or fewer where a trace holds fewer.
+    ``prompt``: a text, or token ids, which are fed as they are. ``n_decode``: tokens decoded after
+    it; None: 4, or fewer where a trace holds fewer.
     ``full``: compare every operation of every layer. ``floors`` and ``causal``: measure both as
     well (docs/numerics.md). ``repro_dir``: write a reproducer of each finding there.
     ``follow_reference_graph``: our engine computes what the other engine's generation does, even
@@ -67,7 +68,7 @@ def compare_engines(
         progress, say, follow_reference_graph, tap_map,
     )  # fmt: skip
     views.check_words(request)
-    check_text(prompt)
+    check_prompt(prompt)
     checked = request.load_model()
     if floors:
         checked.require_tokens("be fed token by token to measure floors")
@@ -164,7 +165,7 @@ def _examined(request: Request, session: Session, engines: Engines, prompt: Prom
     found_plan = found.result.plan
     n_decoded = n_after(found_plan, len(prompt.token_ids))
     facts = request.facts(session, [prompt], full=request.full, n_decode=n_decoded)
-    command = request.command(model, prompt.text, n_decoded)
+    command = request.command(model, prompt, n_decoded)
     diagnosis = [findings.to_json(one, command) for one in found.findings]
     _write_reproducers(request, found.findings, engines)
     seen, notes = views.make(request, session, found.captures, prompt, found.result)
@@ -187,7 +188,7 @@ def _default_run(request: Request, model: ModelFile, prompt: Prompt, n_decode: i
         UnavailableError, EngineCrashError: from the engines.
     """
     with request.session(model, as_run=True) as session:
-        engines = session.open(prompt.text)
+        engines = session.open(prompt.text or prompt.token_ids)
         found = examine(
             *engines,
             prompt.token_ids,
@@ -198,7 +199,7 @@ def _default_run(request: Request, model: ModelFile, prompt: Prompt, n_decode: i
             follow_reference_graph=request.follow_reference_graph,
         )
         numerics = {side: engine.identity.numerics.to_json() for side, engine in zip(SIDES, engines, strict=True)}
-        command = request.command(model, prompt.text, n_decode)
+        command = request.command(model, prompt, n_decode)
         diagnosis = [findings.to_json(one, command) for one in found.findings]
         is_bitnet_cpp = engines[-1].identity.name == REFERENCE_NAME
         return DefaultRun(numerics, Examined(found.result, found.audits_json(), diagnosis), is_bitnet_cpp)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitnet_py.resources import default_model_path
+from bitnet_py.token_ids import check_ids
 from crossval.api.request import silent
 from crossval.engines import dumps
 from crossval.engines.dumps import PrintedTap
 from crossval.engines.record import trace_model
 from crossval.engines.registry import find_word, open_candidate
-from crossval.engines.session import check_text
+from crossval.engines.session import Given, check_prompt
 from crossval.errors import UnavailableError
+from crossval.passes import Runner
 from crossval.terms import Progress
 from crossval.traces.read import TraceInfo
 
@@ -44,7 +47,7 @@ class PrintedComparison:
 
 def compare_printed(
     dump: str | Path,
-    prompt: str,
+    prompt: Given,
     model: str | Path | None = None,
     *,
     engine: str = "bitnet_py",
@@ -60,7 +63,7 @@ def compare_printed(
         BadInputError: an unusable dump, model or prompt, or a dump of other tokens.
         UnavailableError, EngineCrashError: from the engine, or it has none of the printed tensors.
     """
-    check_text(prompt)
+    check_prompt(prompt)
     path = default_model_path() if model is None else Path(model)
     shape = trace_model(path)
     printed = dumps.read_dump(dump, shape.architecture)
@@ -74,7 +77,7 @@ def compare_printed(
         as_run=printed.flash_attention,
     ) as runner:
         runner.reset()
-        record = runner.eval(runner.tokenize(prompt), list(printed.tensors))
+        record = runner.eval(_ids(prompt, runner, path, shape.vocab_size), list(printed.tensors))
         rows = dumps.beside(printed, record, shape.head_dim)
         name = runner.identity.name
     progress("comparing", 1, 1)
@@ -83,6 +86,13 @@ def compare_printed(
     compared = {row.tap for row in rows}
     missing = tuple(tap for tap in printed.tensors if tap not in compared)
     return PrintedComparison(printed.tap_map, name, len(record.plan.token_ids), tuple(rows), missing)
+
+
+def _ids(given: Given, runner: Runner, path: Path, vocab_size: int) -> Sequence[int]:
+    if isinstance(given, str):
+        return runner.tokenize(given)
+    check_ids(given, vocab_size, path.name)
+    return given
 
 
 def import_dump(

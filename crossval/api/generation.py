@@ -12,7 +12,7 @@ from crossval.audit.summary import audit_verdict
 from crossval.compare.greedy import compare_greedy, merge_greedy, name_near_ties
 from crossval.compare.rows import GreedyResult
 from crossval.diagnose import findings
-from crossval.engines.session import Prompt, Session, check_text
+from crossval.engines.session import Given, Prompt, Session, check_prompt
 from crossval.errors import BadInputError
 from crossval.examine.greedy_audit import GreedyAudit, audit_prompt
 from crossval.examine.greedy_receipt import GREEDY, GreedyExamined
@@ -30,7 +30,7 @@ MAX_PROMPTS = 100_000
 
 
 def greedy(
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[Given],
     model: str | Path | None = None,
     *,
     candidate: str = "bitnet_py",
@@ -47,12 +47,12 @@ def greedy(
 ) -> Receipt:
     """Generate ``n_steps`` tokens greedily with two engines per prompt and compare them, free-running and forced.
 
-    ``journal``: a file to which every finished prompt is appended; prompts that it holds are not
-    run again. ``audit``: recompute every operation of both engines in the first prompt's pass and
-    one decoded token; without it, equal tokens leave the verdict ``incomplete``.
-    ``follow_reference_graph``: our engine computes what the other engine's generation does, even
-    where that is not the model. ``tap_map``: what the engines of traces call their tensors, as in
-    ``compare_engines``.
+    ``prompts``: texts, or token ids, which are fed as they are. ``journal``: a file to which every
+    finished prompt is appended; prompts that it holds are not run again. ``audit``: recompute every
+    operation of both engines in the first prompt's pass and one decoded token; without it, equal
+    tokens leave the verdict ``incomplete``. ``follow_reference_graph``: our engine computes what
+    the other engine's generation does, even where that is not the model. ``tap_map``: what the
+    engines of traces call their tensors, as in ``compare_engines``.
 
     Raises:
         BadInputError, ModelError: an unusable prompt, model, tap map, trace or journal.
@@ -64,7 +64,7 @@ def greedy(
     if len(texts) > MAX_PROMPTS:
         raise BadInputError(f"{len(texts)} prompts; a receipt holds {MAX_PROMPTS}")
     for text in texts:
-        check_text(text)
+        check_prompt(text)
     request = Request(
         GREEDY, model, candidate, reference, n_threads, template, progress=progress, say=say,
         follow_reference_graph=follow_reference_graph, tap_map=tap_map,
@@ -89,14 +89,14 @@ def greedy(
         facts = replace(facts, compute=resume.compute(facts.compute))
         if found is None:
             return build(GREEDY, GreedyExamined(result, {}), facts)
-        command = request.command(checked, texts[0], n_after(found.passes, len(encoded[0].token_ids)))
+        command = request.command(checked, encoded[0], n_after(found.passes, len(encoded[0].token_ids)))
         diagnosis = [findings.to_json(one, command) for one in found.findings]
         facts = replace(facts, notes=[*facts.notes, *found.notes])
         return build(GREEDY, GreedyExamined(result, found.audits, diagnosis), facts)
 
 
 def _compare_all(
-    request: Request, session: Session, resume: Resume, texts: Sequence[str], n_steps: int
+    request: Request, session: Session, resume: Resume, texts: Sequence[Given], n_steps: int
 ) -> tuple[GreedyResult, list[Prompt], tuple[Runner, Runner]]:
     """Compare every prompt, or take it from the journal; the engines are those of the first prompt."""
     results, encoded, engines = [], [], []
@@ -112,7 +112,7 @@ def _compare_all(
                 one.token_ids,
                 n_steps,
                 n_layers=session.model.config.n_layers,
-                text=text,
+                text=one.text,
                 progress=of_prompt(request.progress, index, len(texts)),
             )
             resume.keep(found, ours, theirs)
@@ -152,8 +152,10 @@ def _told(request: Request, resume: Resume, n_prompts: int) -> Iterator[None]:
         raise
 
 
-def read_prompts(path: str | Path) -> list[str]:
+def read_prompts(path: str | Path) -> list[Given]:
     """Return the prompts in a file: one per line, or JSON lines (``.jsonl``); lines of whitespace are skipped.
+
+    A JSON line is a string, or an object with a ``prompt``, or with ``tokens``, a list of token ids.
 
     Raises:
         BadInputError: unreadable, not UTF-8, a JSON line without a prompt, or no prompts.
@@ -166,7 +168,7 @@ def read_prompts(path: str | Path) -> list[str]:
     # str.splitlines would also cut at characters that belong inside a prompt (U+2028, form feed).
     lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if path.suffix == ".jsonl":
-        found = [_json_prompt(line, f"{path}:{number}") for number, line in lines]
+        found: list[Given] = [_json_prompt(line, f"{path}:{number}") for number, line in lines]
     else:
         found = [line for _, line in lines]
     if not found:
@@ -174,10 +176,14 @@ def read_prompts(path: str | Path) -> list[str]:
     return found
 
 
-def _json_prompt(line: str, where: str) -> str:
+def _json_prompt(line: str, where: str) -> Given:
     value = parse_json(line.encode(), where)
     if isinstance(value, dict):
-        value = value.get("prompt")
+        value = value.get("tokens") if "prompt" not in value else value["prompt"]
+        if isinstance(value, list) and value and all(type(one) is int and one >= 0 for one in value):
+            return tuple(value)
     if not isinstance(value, str) or not value:
-        raise BadInputError(f'{where}: expected a string, or an object like {{"prompt": "text"}}')
+        raise BadInputError(
+            f'{where}: expected a string, or an object like {{"prompt": "text"}} or {{"tokens": [1]}}'
+        )
     return value

@@ -15,11 +15,12 @@ from bitnet_py.chat_template import AUTO, FileTemplate
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.resources import default_model_path
 from bitnet_py.template import Template, get_template
+from bitnet_py.token_ids import check_ids
 from crossval.engines import tap_maps
 from crossval.engines.model_file import ModelFile, check_model, missing_tokens
 from crossval.engines.registry import find_word
-from crossval.engines.session import Prompt, Session, check_text, encode
-from crossval.errors import BadInputError, UnavailableError
+from crossval.engines.session import Given, Prompt, Session, check_prompt, encode
+from crossval.errors import BadInputError, UnavailableError, UsageError
 from crossval.passes import Runner
 from crossval.receipts.kind import Kind, RunFacts, build_unavailable
 from crossval.receipts.party import Party, rules_between, same_engine
@@ -92,8 +93,22 @@ class Request:
         )
 
     def render(self, text: str) -> str:
-        """Return the prompt in its chat template, as it is tokenized."""
+        """Return a text in the chat template, as it is tokenized."""
         return self._template.render(text)
+
+    def as_fed(self, given: Given, model: ModelFile) -> Given:
+        """Return a prompt that is a text in its chat template, token ids as they are.
+
+        Raises:
+            UsageError: token ids, and a template, which applies to text.
+            InputError: token ids that are not in the vocabulary.
+        """
+        if isinstance(given, str):
+            return self.render(given)
+        if self.template not in (None, "raw"):
+            raise UsageError(f"template {self.template} applies to text: token ids are fed as they are")
+        check_ids(given, model.config.vocab_size, model.path.name)
+        return tuple(given)
 
     @cached_property
     def _template(self) -> Template | FileTemplate:
@@ -102,17 +117,18 @@ class Request:
         with GGUFFile.open(default_model_path() if self.model is None else Path(self.model)) as gguf:
             return get_template(AUTO, gguf.metadata)
 
-    def open_prompt(self, session: Session, text: str, n_after: int) -> tuple[Runner, Runner, Prompt]:
+    def open_prompt(self, session: Session, given: Given, n_after: int) -> tuple[Runner, Runner, Prompt]:
         """Open candidate and reference for a prompt and tokenize it; ``n_after`` tokens will be read after it.
 
         Raises:
             BadInputError: the prompt is empty, not Unicode, or too long.
+            InputError: token ids that are not in the vocabulary.
             UnavailableError, EngineCrashError: from the engines.
         """
-        check_text(text)
-        rendered = self.render(text)
+        check_prompt(given)
+        rendered = self.as_fed(given, session.model)
         candidate, reference = session.open(rendered)
-        prompt = encode(candidate, reference, text, rendered, session.model.config.context_length, n_after)
+        prompt = encode(candidate, reference, given, rendered, session.model.config.context_length, n_after)
         return candidate, reference, prompt
 
     def settings(self, **more: Any) -> dict[str, Any]:
@@ -131,14 +147,15 @@ class Request:
         given: dict[Side, str] = {"candidate": self.candidate, "reference": self.reference}
         return {side: find_word(side, text).plain for side, text in given.items()}
 
-    def command(self, model: ModelFile, text: str | None, n_decode: int) -> str:
+    def command(self, model: ModelFile, prompt: Prompt, n_decode: int) -> str:
         """Return the command line that writes the reproducer of this comparison's finding; files without paths."""
         given: list[str] = []
         named = self.plain_words()
         if self.kind.name == "diff":
             words = ["diff", named["candidate"], named["reference"]]
         else:
-            words = ["layers", "--prompt", text or ""]
+            ids = ",".join(map(str, prompt.token_ids))
+            words = ["layers", *(["--tokens", ids] if prompt.text is None else ["--prompt", prompt.text])]
             given += ["--candidate", named["candidate"], "--reference", named["reference"]]
             given += ["--follow-reference-graph"] if self.follow_reference_graph else []
             given += [] if self.template in (None, "raw") else ["--template", str(self.template)]
@@ -162,7 +179,7 @@ class Request:
                 "rules": rules_between(parties),
             },
             text=prompts[0].text if prompts else None,
-            template=self.template,
+            template=None if prompts and prompts[0].text is None else self.template,
             token_ids=prompts[0].token_ids if prompts else (),
             compute=session.compute(),
             settings=self.settings(**settings),

@@ -15,7 +15,7 @@ from crossval.compare.layers import DEFAULT_N_DECODE
 from crossval.engines import registry
 from crossval.engines.model_file import ModelFile
 from crossval.engines.record import record_trace, trace_model
-from crossval.engines.session import Prompt, Session, check_text, compute_of, encode
+from crossval.engines.session import Given, Prompt, Session, check_prompt, compute_of, encode
 from crossval.engines.words import EngineWord
 from crossval.errors import BadInputError, UsageError
 from crossval.examine.layers_receipt import LAYERS
@@ -126,7 +126,7 @@ def _tokenizer_note(answers: tuple[Answer, ...]) -> str | None:
 def metamorphic(
     model: str | Path | None = None,
     *,
-    prompt: str | None = None,
+    prompt: Given | None = None,
     engine: Which = "candidate",
     lengths: Sequence[int] = LENGTHS,
     thread_counts: Sequence[int] = THREAD_COUNTS,
@@ -139,8 +139,9 @@ def metamorphic(
 ) -> Receipt:
     """Check engines against themselves: the same work done in another way must give the same result.
 
-    ``prompt``: what the checks start with; None: arbitrary tokens. ``lengths``: prompt lengths in
-    tokens. ``kernels``: kernel families of ``bitnet_py``; None: all that this CPU runs.
+    ``prompt``: what the checks start with, a text or token ids; None: arbitrary tokens.
+    ``lengths``: prompt lengths in tokens. ``kernels``: kernel families of ``bitnet_py``; None: all
+    that this CPU runs.
 
     Raises:
         UsageError: ``kernels`` without ``bitnet_py``.
@@ -151,7 +152,7 @@ def metamorphic(
     """
     sides = ENGINES[engine]
     if prompt is not None:
-        check_text(prompt)
+        check_prompt(prompt)
     asked: dict[Side, str] = {"candidate": candidate, "reference": reference}
     with_kernels = [side for side in sides if registry.row_of(registry.find_word(side, asked[side])).has_kernels]
     if kernels and not with_kernels:
@@ -161,14 +162,15 @@ def metamorphic(
     request = Request(METAMORPHIC, model, candidate, reference, n_threads, template, progress=progress)
     checked = request.load_model()
     checked.require_tokens("check that passes of other lengths give the same")
+    fed: Given = () if prompt is None else request.as_fed(prompt, checked)
     longest = checked.config.context_length
     if options.n_tokens > longest:
         raise BadInputError(f"these lengths need {options.n_tokens} tokens, the model's context holds {longest}")
     with Session(checked, candidate, registry.live_word(reference), n_threads) as session:
         with request.unavailable(session, sides):
             runners = _open_sides(session, sides, "be run in another way")
-        ids = [] if prompt is None else runners[sides[0]].tokenize(request.render(prompt))[: options.n_tokens]
-        tokens = enough_tokens(ids, checked.config.vocab_size, options.n_tokens)
+        ids = runners[sides[0]].tokenize(fed) if isinstance(fed, str) else list(fed)
+        tokens = enough_tokens(ids[: options.n_tokens], checked.config.vocab_size, options.n_tokens)
         results = tuple(
             run_metamorphic(
                 _Reopen(session, side, runners[side]),
@@ -182,7 +184,8 @@ def metamorphic(
             )
             for side in sides
         )
-        facts = request.facts(session, [Prompt(prompt, tokens, None)], sides)
+        text = prompt if isinstance(prompt, str) else None
+        facts = request.facts(session, [Prompt(text, tokens, None)], sides)
         return build(METAMORPHIC, MetamorphicFindings(options, results), facts)
 
 
@@ -213,7 +216,7 @@ def _open_sides(session: Session, sides: tuple[Side, ...], recorded_cannot: str)
 
 
 def record(
-    prompt: str,
+    prompt: Given,
     out_dir: str | Path,
     model: str | Path | None = None,
     *,
@@ -234,13 +237,13 @@ def record(
         BadInputError, ModelError: an unusable prompt, model or directory.
         UnavailableError, EngineCrashError: from the engine.
     """
-    check_text(prompt)
+    check_prompt(prompt)
     request = Request(LAYERS, model, template=template, progress=progress)
     checked = request.load_model()
     if n_decode is None:
         n_decode = DEFAULT_N_DECODE if checked.pooling is None else 0
+    rendered = request.as_fed(prompt, checked)
     with registry.open_live(engine, checked.path, n_threads=n_threads) as runner:
-        rendered = request.render(prompt)
         encoded = encode(runner, runner, prompt, rendered, checked.config.context_length, n_decode)
         select = outline_taps(checked.config.n_layers) if outline else None
         return record_trace(
@@ -248,7 +251,7 @@ def record(
             trace_model(checked.path),
             out_dir,
             prompt_ids=encoded.token_ids,
-            prompt_text=rendered,
+            prompt_text=rendered if isinstance(rendered, str) else None,
             n_decode=n_decode,
             select_prefill=select,
             select_decode=select,

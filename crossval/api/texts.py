@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bitnet_py.errors import InputError
 from crossval.api.request import Request
-from crossval.engines.session import check_text
+from crossval.engines.session import check_prompt
 from crossval.errors import BadInputError
 from crossval.examine.layers_receipt import LAYERS
 from crossval.texts.finding import TextFinding, judge, without_prompt
@@ -27,7 +27,7 @@ def explain_text(
     Raises:
         BadInputError, ModelError: the prompt, the text or the model is unusable.
     """
-    check_text(prompt)
+    check_prompt(prompt)
     if len(text) > MAX_TEXT_BYTES:
         raise BadInputError(f"the text has more than {MAX_TEXT_BYTES} bytes; give its beginning")
     printed = text.decode("utf-8", "replace") if isinstance(text, bytes) else text

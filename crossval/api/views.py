@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from crossval.api.request import Request
+from crossval.bitnet_cpp.remedies import BUILD
 from crossval.capture import Capture
 from crossval.causal import receipt as causal_receipt
 from crossval.causal.view import view_of_engines
@@ -52,8 +53,8 @@ def check_reference(request: Request, reference: Runner, prompt: Prompt) -> None
     if reference.plan is not None:
         raise UnavailableError(
             f"--floors runs the reference against itself, and this one is a trace of {reference.identity.name}, "
-            "which cannot be run; our own engine does not stand in for it. Build bitnet.cpp (`make fetch-cpp`) or "
-            "leave --floors out"
+            "which cannot be run; our own engine does not stand in for it. Build bitnet.cpp "
+            f"(`{BUILD}`) or leave --floors out"
         )
     if len(prompt.token_ids) < 2:
         raise UsageError("--floors needs a prompt of at least 2 tokens: one token can be fed in one way only")

@@ -248,12 +248,12 @@ def audit(
             results[i], judged_by[i] = replace(other, precision=found), meant[i]
     for i, (source, arithmetic) in enumerate(zip(sources, judged_by, strict=True)):
 
-        def again(choice: Choice, source: Source = source, judged: Arithmetic = arithmetic) -> AuditResult:
-            multiplies = dict(zip(("activation_quantization", "weights"), choice, strict=True))
-            other = replace(judged, numerics=replace(judged.numerics, **multiplies))
+        def under(choice: Choice, source: Source = source, judged: Arithmetic = arithmetic) -> AuditResult:
+            multiplies = replace(judged.numerics, activation_quantization=choice[0], weights=choice[1])
+            other = replace(judged, numerics=multiplies)
             return _audit([source], [other], weights, progress, distrusted, None)[0]
 
-        results[i] = trials.search(results[i], arithmetic.numerics, again) or results[i]
+        results[i] = trials.search(results[i], arithmetic.numerics, under) or results[i]
     return results
 
 

@@ -9,7 +9,7 @@ import click
 from crossval import api
 from crossval.bench.measures import BOUNDED
 from crossval.cli.metamorphic import check_kernel
-from crossval.cli.options import FOLLOW, MAX_THREADS, MODEL, count, receipt_command
+from crossval.cli.options import FOLLOW, MAX_THREADS, MODEL, count, engine_option, receipt_command
 from crossval.engines.registry import live_words
 from crossval.receipts.file import Receipt
 
@@ -26,7 +26,7 @@ _RATIOS = [
     for name in BOUNDED
 ]
 """``--min-NAME-ratio`` of every measure that can have a bound."""
-_LIVE = "|".join(word for word in live_words() if word != "spec")
+_LIVE = [word for word in live_words() if word != "spec"]
 
 
 def _kernel(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -53,22 +53,22 @@ def _kernel(ctx: click.Context, param: click.Parameter, value: str | None) -> st
         help="Kernel family of bitnet_py as the candidate. Default: the best of this CPU.",
     ),
     count("--seed", "seed", "Seed of the random token ids.", 0, low=0, high=MAX_SEED),
-    click.option(
-        "--candidate",
-        default="bitnet_py",
-        show_default=True,
-        metavar=_LIVE,
-        help="Engine under test: ours, or a build of bitnet.cpp or llama.cpp (PATH: a library, a build directory "
+    engine_option(
+        "candidate",
+        _LIVE,
+        "bitnet_py",
+        "Engine under test: ours, or a build of bitnet.cpp or llama.cpp (PATH: a library, a build directory "
         "or a source checkout).",
     ),
-    click.option(
-        "--reference",
-        multiple=True,
-        default=["auto"],
-        show_default="auto",
-        metavar=f"auto|{_LIVE}",
-        help="What it is measured beside; may be repeated. auto: live bitnet.cpp. Only live engines: a recorded "
+    engine_option(
+        "reference",
+        ("auto", *_LIVE),
+        ["auto"],
+        "What it is measured beside; may be repeated. auto: live bitnet.cpp. Only live engines: a recorded "
         "trace has no speed.",
+        multiple=True,
+        show_default="auto",
+        envvar=None,
     ),
     *_RATIOS,
     FOLLOW,

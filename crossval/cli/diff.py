@@ -26,7 +26,6 @@ from crossval.cli.options import (
     receipt_command,
     refuse_others,
 )
-from crossval.console import console
 from crossval.examine.changes_show import show_changes, show_environment
 from crossval.examine.environment import differences
 from crossval.receipts.file import Receipt
@@ -88,7 +87,7 @@ def command(context: click.Context, /, trace_a: Path, trace_b: Path, environment
     if options["as_json"]:
         output.write_json(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False) + "\n")
     else:
-        show_environment(console(), before, after, _names(trace_a, trace_b))
+        show_environment(output.screen(), before, after, _names(trace_a, trace_b))
     context.exit(EXIT_OF_VERDICT["divergence" if found else "pass"])
 
 

@@ -57,7 +57,9 @@ def _option(option: click.Option) -> str:
         words.append("Required.")
     if option.show_default:
         words.append(f"Default: `{option.default}`.")
-    name = f"{', '.join(option.opts)}{value}".replace("|", "\\|")
+    if option.show_envvar and option.envvar:
+        words.append(f"Environment: `{option.envvar}`.")
+    name = f"{', '.join(option.opts)}{'/'.join(['', *option.secondary_opts])}{value}".replace("|", "\\|")
     return f"| `{name}` | {' '.join(words).strip()} |"
 
 

@@ -10,8 +10,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from crossval.cli.output import write_json
-from crossval.console import console, new_table, plain, show_line
+from crossval.cli.options import COLOR
+from crossval.cli.output import screen, write_json
+from crossval.console import new_table, plain, show_line
 from crossval.engines import doctor
 from crossval.engines.doctor import PartCheck
 from crossval.errors import BadInputError, UnavailableError
@@ -19,6 +20,7 @@ from crossval.errors import BadInputError, UnavailableError
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print every check as JSON on stdout.")
+@COLOR
 def command(as_json: bool) -> None:
     """Report what is installed, what is missing, and what to do about it.
 
@@ -35,7 +37,7 @@ def command(as_json: bool) -> None:
         report = {"ok": code == 0, "checks": [asdict(check) for check in checks]}
         write_json(json.dumps(report, indent=1) + "\n")
     else:
-        show_parts(console(), checks)
+        show_parts(screen(), checks)
     raise click.exceptions.Exit(code)
 
 

@@ -13,8 +13,8 @@ from crossval import api
 from crossval.api.dumps import PrintedComparison
 from crossval.cli import output
 from crossval.cli.exits import EXIT_OF_VERDICT
-from crossval.cli.options import FOLLOW, MODEL, PATH, PROMPT, THREADS, file, plain_command
-from crossval.console import console, new_table, show_line
+from crossval.cli.options import FOLLOW, MODEL, PATH, PROMPT, THREADS, engine_option, file, plain_command
+from crossval.console import new_table, show_line
 from crossval.engines.dumps import UNIT, PrintedTap
 from crossval.engines.registry import words
 from crossval.model.taps import INPUT_TAPS
@@ -27,12 +27,12 @@ MAX_ROWS = 12
     "printed",
     click.argument("dump", type=PATH),
     PROMPT,
-    click.option(
-        "--engine",
-        default="bitnet_py",
-        show_default=True,
-        metavar="|".join(words("candidate")),
-        help="Engine whose values are held beside the printed ones.",
+    engine_option(
+        "engine",
+        words("candidate"),
+        "bitnet_py",
+        "Engine whose values are held beside the printed ones.",
+        envvar=None,
     ),
     FOLLOW,
     THREADS,
@@ -65,7 +65,7 @@ def printed(as_json: bool, **options: Any) -> None:
 
 
 def _show(found: PrintedComparison) -> None:
-    out = console()
+    out = output.screen()
     show_line(out, f"dump       {len(found.rows) + len(found.missing)} taps, node names of {found.tap_map}")
     show_line(out, f"engine     {found.engine}  {found.n_tokens} tokens")
     unlike = [row for row in found.rows if row.n_alike < row.n_values]
@@ -128,4 +128,4 @@ def import_dump(out_dir: Path, **options: Any) -> None:
       crossval import-dump data/llamacpp-m.bin --model m.gguf --out traces/logits
     """
     info = api.import_dump(out_dir=out_dir, **options)
-    show_line(console(), f"imported the logits after {len(info.prompt_ids)} tokens: {out_dir}")
+    show_line(output.screen(), f"imported the logits after {len(info.prompt_ids)} tokens: {out_dir}")

@@ -9,8 +9,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from crossval.cli.output import write_json
-from crossval.console import console, new_table, plain, show_line
+from crossval.cli.options import COLOR
+from crossval.cli.output import screen, write_json
+from crossval.console import new_table, plain, show_line
 from crossval.engines import available
 from crossval.engines.available import Available
 from crossval.errors import UnavailableError
@@ -20,6 +21,7 @@ COLUMNS = ("engine", "state", "arithmetic", "build")
 
 @click.command("engines")
 @click.option("--json", "as_json", is_flag=True, help="Print every engine as JSON on stdout.")
+@COLOR
 def command(as_json: bool) -> None:
     """List the engines that can be compared here, with build and arithmetic, or why one cannot be.
 
@@ -37,7 +39,7 @@ def command(as_json: bool) -> None:
         report = {"ok": code == 0, "engines": [one.to_json() for one in found]}
         write_json(json.dumps(report, indent=1) + "\n")
     else:
-        show_engines(console(), found)
+        show_engines(screen(), found)
     raise click.exceptions.Exit(code)
 
 

@@ -26,9 +26,6 @@ from crossval.receipts.kind import VIEWS
 
 DEBUG_VARIABLE = "CROSSVAL_DEBUG"
 """Environment variable: when it is set, failures print a traceback."""
-INTERRUPTED = 130
-BROKEN_PIPE = 141
-TERMINATED = 143
 EXIT_OF_VERDICT = {
     "parity": 0,
     "pass": 0,

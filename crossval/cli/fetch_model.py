@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from crossval import api
+from crossval.cli import output
 from crossval.cli.options import file, plain_command
-from crossval.console import console, show_line
+from crossval.console import show_line
 
 
 def _digest(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
@@ -40,7 +41,7 @@ def command(repo: str, **options: Any) -> None:
     checks = [("the hub states the same", fetched.stated_by_hub), ("as asked for", fetched.asked_for)]
     compared = ", ".join(words for words, done in checks if done) or "the hub states none"
     known = "" if fetched.asked_for else "; not known to crossval"
-    out = console()
+    out = output.screen()
     show_line(out, f"file    {fetched.path}")
     show_line(out, f"from    {fetched.repo}, commit {fetched.commit}")
     show_line(out, f"size    {fetched.size_bytes} bytes")

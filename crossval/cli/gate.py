@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 
+from crossval.cli import output
 from crossval.cli.exits import of_error
-from crossval.cli.options import PATH
-from crossval.cli.output import write_json
-from crossval.console import console
+from crossval.cli.options import COLOR, DETAIL, PATH
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
 from crossval.receipts import ci, gate
@@ -99,6 +99,8 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--badge", type=PATH, metavar="OUT", help="Write the JSON of a badge, as shields.io reads it.")
 @click.option("--annotations", is_flag=True, help="Print a GitHub ::error line for each check that failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print every check as JSON on stdout.")
+@COLOR
+@DETAIL
 def command(
     receipts: tuple[Path, ...],
     policy_path: Path | None,
@@ -114,13 +116,15 @@ def command(
     Trusts no status, verdict or summary: digest, row states, coverage, parity numbers, first
     divergence and verdict are recomputed. Exit 0 when every receipt passes, 1 when one fails, 4 when
     one cannot be read or violates the schema. Options override the policy file. A demand holds the
-    kinds of receipts that it means; it fails when none of them is given.
+    kinds of receipts that it means; it fails when none of them is given. RECEIPT may be -, which is
+    stdin, and OUT -, which is stdout.
 
     \b
     Example:
       crossval gate receipts/*.json
       crossval gate receipts/greedy-*.json --require-live --min-exact-match 1
     """
+    output.one_stdout(json=as_json, junit=junit, markdown=markdown, badge=badge)
     policy = _policy(policy_path, demands)
     judged = [_judged(path, policy) for path in receipts]
     for one, checks in zip(judged, gate.together([one.checks for one in judged]), strict=True):
@@ -128,7 +132,7 @@ def command(
     for path, text in ((junit, ci.junit), (markdown, ci.markdown), (badge, ci.badge)):
         if path is not None:
             write_atomically(path, text(judged).encode())
-    _show(judged, as_json)
+    _show(judged, as_json, output.screen(junit, markdown, badge))
     if annotations:
         for line in ci.workflow_commands(judged):
             click.echo(line)
@@ -182,7 +186,7 @@ def _policy(path: Path | None, demands: dict[str, Any]) -> Policy:
     return replace(policy, **given)
 
 
-def _show(judged: Sequence[Judged], as_json: bool) -> None:
+def _show(judged: Sequence[Judged], as_json: bool, out: Console) -> None:
     if as_json:
         plain = [
             {
@@ -194,9 +198,8 @@ def _show(judged: Sequence[Judged], as_json: bool) -> None:
             for one in judged
         ]
         report = {"passed": exit_code(judged) == 0, "receipts": plain}
-        write_json(json.dumps(report, indent=1, ensure_ascii=True) + "\n")
+        output.write_json(json.dumps(report, indent=1, ensure_ascii=True) + "\n")
         return
-    out = console()
     for one in judged:
         if one.checks:
             show_checks(out, one.receipt, one.checks, one.passed)

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from crossval import api
-from crossval.cli.options import ENGINES, FOLLOW, TAP_MAP, count, file, receipt_command
+from crossval.cli.options import ENGINES, FOLLOW, TAP_MAP, count, file, prompt_option, receipt_command
+from crossval.engines.session import Given
 from crossval.errors import BadInputError
 from crossval.receipts.file import Receipt
 
@@ -18,11 +19,11 @@ MAX_RECEIPT_STEPS = 50_000
 
 @receipt_command(
     "greedy",
-    click.option("--prompt", metavar="TEXT", help="Text both engines continue."),
+    prompt_option("Text both engines continue.", required=False),
     file(
         "--prompts",
         "prompts_path",
-        "Many prompts: one per line, or JSON lines (*.jsonl: strings, or objects with a `prompt`).",
+        "Many prompts: one per line, or JSON lines (*.jsonl: strings, or objects with a `prompt` or `tokens`).",
     ),
     count("--steps", "n_steps", "Tokens to generate per prompt.", 32),
     file(
@@ -43,7 +44,7 @@ MAX_RECEIPT_STEPS = 50_000
     TAP_MAP,
     *ENGINES,
 )
-def command(prompt: str | None, prompts_path: Path | None, n_steps: int, **options: Any) -> Receipt:
+def command(prompt: Given | None, prompts_path: Path | None, n_steps: int, **options: Any) -> Receipt:
     """Generate greedily with two engines and compare token by token.
 
     Free-running (each engine follows its own choices) and teacher-forced (both read the reference's
@@ -59,8 +60,8 @@ def command(prompt: str | None, prompts_path: Path | None, n_steps: int, **optio
       crossval greedy --steps 32 --prompts prompts.txt --journal run.jsonl --receipt r.json
     """
     if (prompt is None) == (prompts_path is None):
-        raise click.UsageError("give either --prompt TEXT or --prompts FILE")
-    texts = [str(prompt)] if prompts_path is None else api.read_prompts(prompts_path)
+        raise click.UsageError("give one of --prompt TEXT, --tokens ID,ID,... and --prompts FILE")
+    texts: list[Given] = [prompt] if prompt is not None else api.read_prompts(str(prompts_path))
     given = click.get_current_context().params
     if (given["as_json"] or given["receipt_path"]) and len(texts) * n_steps > MAX_RECEIPT_STEPS:
         raise BadInputError(

@@ -8,7 +8,7 @@ import click
 
 from bitnet_py._native import kernel_families
 from crossval import api
-from crossval.cli.options import ENGINES, receipt_command, which_engine
+from crossval.cli.options import ENGINES, prompt_option, receipt_command, which_engine
 from crossval.receipts.file import Receipt
 from crossval.repeat.metamorphic.cases import LENGTHS, THREAD_COUNTS
 
@@ -59,7 +59,7 @@ def check_kernel(name: str) -> None:
 
 @receipt_command(
     "metamorphic",
-    click.option("--prompt", metavar="TEXT", help="Text the checks start with. Default: arbitrary tokens."),
+    prompt_option("Text the checks start with. Default: arbitrary tokens.", required=False),
     which_engine("Which engine is checked; with both, each against itself."),
     click.option(
         "--lengths",

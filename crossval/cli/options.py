@@ -11,7 +11,8 @@ import click
 
 from bitnet_py.override_option import override_option
 from bitnet_py.template import NAMES
-from crossval.cli import output
+from bitnet_py.token_ids import tokens_option
+from crossval.cli import completion, output
 from crossval.engines import tap_maps
 from crossval.engines.registry import words
 from crossval.errors import UnavailableError, UsageError
@@ -41,28 +42,78 @@ def together(*options: Option) -> Option:
     return lambda function: functools.reduce(lambda made, option: option(made), reversed(options), function)
 
 
-PROMPT = click.option("--prompt", required=True, metavar="TEXT", help="Text both engines read.")
+def prompt_option(help_text: str, *, required: bool = True) -> Option:
+    """Return the options ``--prompt TEXT`` and ``--tokens ID,ID,...``, of which one is given, as ``prompt``."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def run(*args: Any, prompt: str | None, tokens: tuple[int, ...] | None, **given: Any) -> Any:
+            if prompt is not None and tokens is not None:
+                raise click.UsageError("--prompt and --tokens exclude each other")
+            if required and prompt is None and tokens is None:
+                raise click.UsageError("give either --prompt TEXT or --tokens ID,ID,...")
+            return function(*args, prompt=prompt if tokens is None else tokens, **given)
+
+        text = click.option("--prompt", metavar="TEXT", help=help_text)
+        return text(tokens_option(TOKENS_HELP)(run))
+
+    return add
+
+
+TOKENS_HELP = "Token ids to read in place of a text, as they are: no BOS is added, no template applied."
+PROMPT = prompt_option("Text both engines read.")
 MODEL = together(
-    file("--model", "model", "GGUF model both engines run. Default: the model that ships with crossval.", "PATH"),
+    click.option(
+        "--model",
+        type=PATH,
+        metavar="PATH",
+        envvar="CROSSVAL_MODEL",
+        show_envvar=True,
+        help="GGUF model both engines run. Default: the model that ships with crossval.",
+    ),
     override_option,
 )
-CANDIDATE = click.option(
-    "--candidate",
-    default="bitnet_py",
-    show_default=True,
-    metavar="|".join(words("candidate")),
-    help="Engine under test: ours, a build of bitnet.cpp or llama.cpp (PATH: a library, a build directory or a "
+
+
+def engine_option(name: str, accepted: Collection[str], default: Any, help_text: str, **more: Any) -> Option:
+    """Return an option that names an engine by one of the words ``accepted``, as they are listed.
+
+    Its default can be set in the environment: ``CROSSVAL_CANDIDATE`` for ``--candidate``.
+    """
+    given = {
+        "default": default,
+        "show_default": True,
+        "metavar": "|".join(accepted),
+        "envvar": f"CROSSVAL_{name.upper()}",
+        "show_envvar": True,
+        "shell_complete": completion.of_words(accepted),
+    }
+    return click.option(f"--{name}", help=help_text, **{**given, **more})
+
+
+CANDIDATE = engine_option(
+    "candidate",
+    words("candidate"),
+    "bitnet_py",
+    "Engine under test: ours, a build of bitnet.cpp or llama.cpp (PATH: a library, a build directory or a "
     "source checkout), the float64 specification, or a trace directory of any engine.",
 )
-REFERENCE = click.option(
-    "--reference",
-    default="auto",
-    show_default=True,
-    metavar="|".join(words("reference")),
-    help="auto: live bitnet.cpp when it is built, else its recorded trace of this model and prompt; the others as "
+REFERENCE = engine_option(
+    "reference",
+    words("reference"),
+    "auto",
+    "auto: live bitnet.cpp when it is built, else its recorded trace of this model and prompt; the others as "
     "for --candidate.",
 )
-THREADS = count("--threads", "n_threads", "Threads of each engine. Default: each engine's own.", high=MAX_THREADS)
+THREADS = click.option(
+    "--threads",
+    "n_threads",
+    type=click.IntRange(1, MAX_THREADS),
+    metavar="N",
+    envvar="CROSSVAL_THREADS",
+    show_envvar=True,
+    help="Threads of each engine. Default: each engine's own.",
+)
 TEMPLATE = click.option(
     "--template",
     type=click.Choice(sorted(NAMES)),
@@ -70,10 +121,53 @@ TEMPLATE = click.option(
     show_default=True,
     help="Chat template to apply to the prompt; auto: the model file's own.",
 )
+
+
+def _set_color(context: click.Context, param: click.Parameter, value: bool | None) -> None:
+    if value is not None:
+        context.color = value
+
+
+def _set_detail(context: click.Context, param: click.Parameter, value: bool) -> None:
+    if not value:
+        return
+    if context.meta.setdefault(output.DETAIL, param.name) != param.name:
+        raise click.UsageError("--quiet and --verbose exclude each other")
+
+
+COLOR: Option = click.option(
+    "--color/--no-color",
+    default=None,
+    expose_value=False,
+    callback=_set_color,
+    help="Color or none. Default: as NO_COLOR and FORCE_COLOR say, else color on a terminal.",
+)
+DETAIL = together(
+    click.option(
+        "-q",
+        "--quiet",
+        "quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_detail,
+        help="Print the verdict line only, and no progress.",
+    ),
+    click.option(
+        "-v",
+        "--verbose",
+        "verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_detail,
+        help="Print every row that was compared, not only the first or the worst.",
+    ),
+)
 ENGINES = (MODEL, REFERENCE, CANDIDATE, THREADS, TEMPLATE)
 """Options of every command that runs or replays a candidate and a reference."""
 OUTPUT = (
-    file("--receipt", "receipt_path", "Write the receipt to this file.", "PATH"),
+    file(
+        "--receipt", "receipt_path", "Write the receipt to this file; -: to stdout, the tables to stderr.", "PATH"
+    ),
     click.option(
         "--json", "as_json", is_flag=True, help="Print the receipt as JSON on stdout, and nothing else there."
     ),
@@ -108,6 +202,7 @@ FOLLOW = click.option(
 TAP_MAP = click.option(
     "--tap-map",
     metavar="NAME|FILE",
+    shell_complete=completion.of_words(tap_maps.shipped(), otherwise="file"),
     help="What the engines of traces call their tensors: a file, or the name of a shipped map "
     f"({', '.join(tap_maps.shipped())}).",
 )
@@ -139,6 +234,7 @@ def receipt_command(
     def make(function: Callable[..., Receipt]) -> click.Command:
         @functools.wraps(function)
         def run(receipt_path: Path | None, as_json: bool, **given: Any) -> None:
+            output.one_stdout(json=as_json, receipt=receipt_path)
             try:
                 with output.progress() as progress:
                     made = function(**given, progress=progress, say=functools.partial(click.echo, err=True))
@@ -151,7 +247,7 @@ def receipt_command(
             more = None if also is None else functools.partial(also, **given)
             output.finish(made, receipt_path, as_json, plain_words=plain_words, more=more)
 
-        return plain_command(name, *options, *OUTPUT)(run)
+        return plain_command(name, *options, *OUTPUT, DETAIL)(run)
 
     return make
 
@@ -163,7 +259,7 @@ def refuse_others(context: click.Context, allowed: Collection[str], why: str) ->
     """
     for param in context.command.params:
         given = context.get_parameter_source(str(param.name)) is click.core.ParameterSource.COMMANDLINE
-        if given and param.name not in allowed:
+        if given and param.name not in (*allowed, "color"):
             raise click.UsageError(f"{param.opts[0]} {why}")
 
 
@@ -171,7 +267,7 @@ def plain_command(name: str, *options: Option) -> Callable[[Any], click.Command]
     """Turn a function into a command with these options in this order; its docstring is the command's help."""
 
     def make(function: Callable[..., Any]) -> click.Command:
-        for option in reversed(options):
+        for option in reversed((*options, COLOR)):
             function = option(function)
         return click.command(name)(function)
 

@@ -9,26 +9,29 @@ import click
 
 from crossval import api
 from crossval.cli import output
-from crossval.cli.options import MAX_THREADS, MODEL, TEMPLATE, count, file, plain_command
-from crossval.console import console, show_line
+from crossval.cli.options import (
+    MODEL,
+    TEMPLATE,
+    THREADS,
+    count,
+    engine_option,
+    file,
+    plain_command,
+    prompt_option,
+)
+from crossval.console import show_line
 from crossval.engines.registry import live_words
 
 
 @plain_command(
     "record",
-    click.option("--prompt", required=True, metavar="TEXT", help="Text the engine reads."),
+    prompt_option("Text the engine reads."),
     file("--out", "out_dir", "New trace.", "DIR", required=True),
-    click.option(
-        "--engine",
-        default="bitnet.cpp",
-        metavar="|".join(live_words()),
-        show_default=True,
-        help="Engine to record.",
-    ),
+    engine_option("engine", live_words(), "bitnet.cpp", "Engine to record.", envvar=None),
     count("--decode", "n_decode", "Decoded tokens. Default: 4, of an embedding model 0.", low=0),
     click.option("--outline", is_flag=True, help="Record layer outputs and logits only, not every tap."),
     TEMPLATE,
-    count("--threads", "n_threads", "Threads of the engine.", high=MAX_THREADS),
+    THREADS,
     click.option("--overwrite", is_flag=True, help="Replace an earlier trace in DIR."),
     MODEL,
 )
@@ -43,7 +46,7 @@ def command(out_dir: Path, **options: Any) -> None:
     """
     with output.progress() as progress:
         info = api.record(out_dir=out_dir, progress=progress, **options)
-    out = console()
+    out = output.screen()
     n_taps = sum(len(one.taps) for one in info.passes)
     show_line(out, f"recorded {len(info.passes)} passes, {n_taps} taps of {info.engine.name}")
     show_line(out, f"trace: {out_dir}")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from crossval.cli.options import PATH
-from crossval.cli.output import write_json
-from crossval.console import console, show_line
+from crossval.cli.options import COLOR, DETAIL, PATH
+from crossval.cli.output import screen, write_json
+from crossval.console import show_line
 from crossval.errors import UsageError
+from crossval.files import STREAM
 from crossval.receipts import file as receipt
 from crossval.registry import show_receipt, write_report
 from crossval.report import history
@@ -20,7 +21,8 @@ RECEIPTS = click.argument("receipts", nargs=-1, required=True, type=PATH, metava
 
 @click.command("report")
 @RECEIPTS
-@click.option("--html", required=True, type=PATH, metavar="OUT", help="File to write.")
+@click.option("--html", required=True, type=PATH, metavar="OUT", help="File to write; -: stdout.")
+@COLOR
 def report(receipts: tuple[Path, ...], html: Path) -> None:
     """Write receipts as one HTML page: verdict, figures, findings, tables, provenance.
 
@@ -32,14 +34,19 @@ def report(receipts: tuple[Path, ...], html: Path) -> None:
       crossval report receipts/layers-shipped.json --html parity.html
     """
     write_report(receipts, html)
-    show_line(console(), f"page: {html}")
+    if html != STREAM:
+        show_line(screen(), f"page: {html}")
 
 
 @click.command("show")
 @click.argument("path", type=PATH, metavar="RECEIPT")
 @click.option("--csv", "table", metavar="TABLE", help="Print this table as CSV; `rows` is in most kinds.")
+@COLOR
+@DETAIL
 def show(path: Path, table: str | None) -> None:
     """Print a receipt as the command printed that wrote it. Checks nothing: see `crossval gate`.
+
+    RECEIPT may be -, stdin.
 
     \b
     Example:
@@ -48,7 +55,7 @@ def show(path: Path, table: str | None) -> None:
     """
     opened = receipt.read(path)
     if table is None:
-        show_receipt(console(), opened)
+        show_receipt(screen(), opened)
         return
     try:
         frame = opened.frame(table)
@@ -60,6 +67,7 @@ def show(path: Path, table: str | None) -> None:
 @click.command("history")
 @RECEIPTS
 @click.option("--csv", "as_csv", is_flag=True, help="Print every column as CSV.")
+@COLOR
 def show_history(receipts: tuple[Path, ...], as_csv: bool) -> None:
     """List receipts by date, with what changed since the last one of the same comparison.
 
@@ -74,4 +82,4 @@ def show_history(receipts: tuple[Path, ...], as_csv: bool) -> None:
     if as_csv:
         write_json(made.to_csv(index=False))
     else:
-        history.show(console(), made)
+        history.show(screen(), made)

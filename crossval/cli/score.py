@@ -9,7 +9,7 @@ import click
 
 from bitnet_py.score import MIN_CONTEXT
 from crossval import api
-from crossval.cli.options import CANDIDATE, FOLLOW, MODEL, THREADS, count, file, receipt_command
+from crossval.cli.options import CANDIDATE, FOLLOW, MODEL, THREADS, count, engine_option, file, receipt_command
 from crossval.engines.registry import live_words
 from crossval.errors import BadInputError
 from crossval.files import check_regular
@@ -20,13 +20,7 @@ from crossval.receipts.file import Receipt
     "score",
     file("--text", "path", "Text in UTF-8; -: stdin.", required=True),
     MODEL,
-    click.option(
-        "--reference",
-        default="bitnet.cpp",
-        show_default=True,
-        metavar="|".join(live_words()),
-        help="Engine that is right.",
-    ),
+    engine_option("reference", live_words(), "bitnet.cpp", "Engine that is right."),
     CANDIDATE,
     count("--context", "n_context", "Tokens of a window. Default: what both engines hold.", low=MIN_CONTEXT),
     FOLLOW,

@@ -9,9 +9,12 @@ from typing import Any
 import click
 
 from crossval import api
+from crossval.cli import completion
 from crossval.cli.options import ENGINES, count, receipt_command, which_engine
 from crossval.receipts.file import Receipt
 from crossval.smoke.answers import MinCorrect
+
+SUITES = ("fixed", "long", "everyday", "FILE")
 
 
 def _read_fraction(ctx: click.Context, param: click.Parameter, value: str) -> MinCorrect:
@@ -33,7 +36,8 @@ def _read_fraction(ctx: click.Context, param: click.Parameter, value: str) -> Mi
         "--suite",
         default="fixed",
         show_default=True,
-        metavar="fixed|long|everyday|FILE",
+        metavar="|".join(SUITES),
+        shell_complete=completion.of_words(SUITES, otherwise="file"),
         help="Ten questions or 500 for the shipped model, everyday questions for others, or JSON lines of your "
         "own.",
     ),

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from crossval import api
-from crossval.cli.options import MODEL, file, receipt_command
+from crossval.cli.options import MODEL, engine_option, file, receipt_command
 from crossval.engines.words import shown
 from crossval.receipts.file import Receipt
 from crossval.tokens.party import NAMES, TAKES
 
-_WORDS = "|".join(shown(name, TAKES) for name in NAMES)
+_WORDS = [shown(name, TAKES) for name in NAMES]
 
 
 @receipt_command(
     "tokens",
     MODEL,
-    click.option(
-        "--reference",
-        default="bitnet.cpp",
-        show_default=True,
-        metavar=_WORDS,
-        help="Whose token ids are right. tiktoken: a second opinion on llama-bpe, over Llama 3's tokenizer.model.",
+    engine_option(
+        "reference",
+        _WORDS,
+        "bitnet.cpp",
+        "Whose token ids are right. tiktoken: a second opinion on llama-bpe, over Llama 3's tokenizer.model.",
+        envvar=None,
     ),
-    click.option(
-        "--candidate",
-        default="bitnet_py",
-        show_default=True,
-        metavar=_WORDS,
-        help="Tokenizer under test; bitnet_py follows the generation of the library it is compared with.",
+    engine_option(
+        "candidate",
+        _WORDS,
+        "bitnet_py",
+        "Tokenizer under test; bitnet_py follows the generation of the library it is compared with.",
+        envvar=None,
     ),
     file("--corpus", "corpus", "Compare the lines of this file instead of the texts that ship with crossval."),
 )

@@ -24,8 +24,8 @@ from crossval.cli.options import (
     receipt_command,
     refuse_others,
 )
-from crossval.console import console
 from crossval.errors import BadInputError
+from crossval.files import STREAM, read_limited
 from crossval.receipts.file import Receipt
 from crossval.texts.show import show_text
 
@@ -33,8 +33,8 @@ OPTIONS = (PROMPT, DECODE, FLOORS, CAUSAL, REPRO, *ENGINES)
 TEXT = file(
     "--output",
     "text_path",
-    "Judge this text, which an engine printed after the prompt, and run no engine under test; with --model, "
-    "compare it with the right continuation.",
+    "Judge this text (-: stdin), which an engine printed after the prompt, and run no engine under test; with "
+    "--model, compare it with the right continuation.",
 )
 OF_TEXTS = ("prompt", "model", "override", "template", "text_path", "as_json")
 """Options that a text is judged with; the others are about engines."""
@@ -72,11 +72,13 @@ def command(context: click.Context, /, text_path: Path | None, **options: Any) -
     if options["as_json"]:
         output.write_json(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
     else:
-        show_text(console(), found)
+        show_text(output.screen(), found)
     context.exit(EXIT_OF_JUDGEMENT[found.judgement])
 
 
 def _read(path: Path) -> bytes:
+    if path == STREAM:
+        return read_limited(path, "the text", api.MAX_TEXT_BYTES)
     try:
         with path.open("rb") as source:
             return source.read(api.MAX_TEXT_BYTES + 1)

@@ -14,6 +14,7 @@ from typing import Any
 
 from bitnet_py.arithmetic import Generation
 from crossval.bitnet_cpp import library
+from crossval.bitnet_cpp.remedies import BUILD, HOW_TO_BUILD
 from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.engines import llama_package
 from crossval.engines.bitnet_py import BitnetPyRunner
@@ -28,8 +29,6 @@ from crossval.files import file_sha256
 from crossval.passes import Numerics, Runner, tokenizer_rules
 from crossval.terms import SIDES, Side
 from crossval.traces.tap_map import TapMap
-
-HOW_TO_BUILD = "run `make fetch-cpp` (or set BITNET_CPP_DIR or BITNET_CPP_LIB)"
 
 
 @dataclass(frozen=True)
@@ -263,7 +262,7 @@ def require_bitnet_cpp(recorded: str, otherwise: str = "") -> None:
 
 def _nothing_found(model_path: Path, prompt: str | Sequence[int] | None) -> str:
     """Explain which references exist, and what to do."""
-    remedy = "run `make fetch-cpp` to build bitnet.cpp, or --reference spec to compare with the specification"
+    remedy = f"run `{BUILD}` to build bitnet.cpp, or --reference spec to compare with the specification"
     goldens = list_goldens(model_path)
     if not goldens:
         return f"bitnet.cpp is not built here and {goldens_dir(model_path)} holds no recorded reference; {remedy}"

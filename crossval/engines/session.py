@@ -27,11 +27,16 @@ from crossval.traces.tap_map import PLAIN, TapMap, counted
 MAX_NAMES = 12
 """Unknown names that a note lists."""
 KERNEL_VARIABLE = "BITNET_KERNEL"
+Given = str | Sequence[int]
+"""A prompt as a user gives it: a text, or token ids."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as it is fed to both engines; ``tokenizers_agree`` is None if only one of them could tokenize."""
+    """A prompt as it is fed to both engines.
+
+    ``text``: None where token ids were given. ``tokenizers_agree``: None unless both tokenized it.
+    """
 
     text: str | None
     token_ids: tuple[int, ...]
@@ -89,7 +94,7 @@ class Session:
     ) -> None:
         self._stack.__exit__(exc_type, exc, tb)
 
-    def open(self, text: str | None = None) -> tuple[Runner, Runner]:
+    def open(self, text: Given | None = None) -> tuple[Runner, Runner]:
         """Return candidate and reference, both entered, for a prompt.
 
         The engine that states how it computes opens first; one that can follow then rounds, and cuts
@@ -103,7 +108,7 @@ class Session:
         opened = self.open_sides(SIDES, text)
         return opened["candidate"], opened["reference"]
 
-    def open_sides(self, sides: Sequence[Side], text: str | None = None) -> dict[Side, Runner]:
+    def open_sides(self, sides: Sequence[Side], text: Given | None = None) -> dict[Side, Runner]:
         """Return the engines of these sides, entered; a lone engine rounds by its default.
 
         Raises:
@@ -128,7 +133,7 @@ class Session:
         given = {name: value for name, value in options.items() if value is not None}
         return self._unopened(side, None, **{**self._given[side], **given})
 
-    def _open(self, side: Side, text: str | None) -> None:
+    def _open(self, side: Side, text: Given | None) -> None:
         word, before = self.words[side], self._runners.get(side)
         if before is not None and (before.status == "live" or row_of(word).live is None):
             return
@@ -163,7 +168,7 @@ class Session:
             "n_ubatch": longest if longest > DEFAULT_UBATCH else None,
         }
 
-    def _unopened(self, side: Side, text: str | None, **options: Any) -> Runner:
+    def _unopened(self, side: Side, text: Given | None, **options: Any) -> Runner:
         word = self.words[side]
         options["tap_map"] = self.tap_map
         if side == "reference":
@@ -249,43 +254,69 @@ def trace_digest(runner: Runner) -> str | None:
     return hashlib.sha256((Path(runner.trace.directory) / TRACE_FILE).read_bytes()).hexdigest()
 
 
-def check_text(text: str) -> None:
-    """Reject a prompt that is empty or not valid Unicode.
+def check_prompt(given: Given) -> None:
+    """Reject a prompt that is empty, or a text that is not valid Unicode.
 
     Raises:
         BadInputError: either of them.
     """
-    if not text:
-        raise BadInputError("the prompt is empty; give at least one character")
+    if not given:
+        raise BadInputError(f"the prompt is empty; give at least one {_unit(given)}")
     try:
-        text.encode()
+        if isinstance(given, str):
+            given.encode()
     except UnicodeEncodeError as error:
         raise BadInputError(f"the prompt is not valid UTF-8 at character {error.start}") from error
 
 
+def _unit(given: Given) -> str:
+    return "character" if isinstance(given, str) else "token"
+
+
 def encode(
-    candidate: Runner, reference: Runner, text: str, rendered: str, context_length: int, n_after: int = 0
+    candidate: Runner, reference: Runner, given: Given, rendered: Given, context_length: int, n_after: int = 0
 ) -> Prompt:
     """Return the token ids of ``rendered`` by the reference, and whether the candidate's tokenizer agrees.
 
-    ``text``: the prompt, checked by ``check_text``; ``rendered``: the same in its chat template; ``n_after``: how
-    many tokens the engines will read after it.
+    ``given``: the prompt, checked by ``check_prompt``; ``rendered``: the same in its chat template. Token ids are
+    fed as they are, checked before. ``n_after``: how many tokens the engines will read after the prompt.
 
     Raises:
         BadInputError: longer than the context, without tokens, or no engine can tokenize it.
     """
-    ours, theirs = _try_tokenize(candidate, rendered), _try_tokenize(reference, rendered)
-    ids = ours if theirs is None else theirs
+    ours = theirs = None
+    if isinstance(rendered, str):
+        ours, theirs = (_try_tokenize(one, rendered) for one in (candidate, reference))
+        ids = ours if theirs is None else theirs
+    else:
+        ids = list(rendered)
     if ids is None:
         raise BadInputError("neither engine can tokenize this prompt: both are traces of other prompts")
     if not ids:
         raise BadInputError("the prompt has no tokens")
-    if len(ids) + n_after > context_length:
-        more = f" and {n_after} are to follow" if n_after else ""
-        raise BadInputError(f"the prompt has {len(ids)} tokens{more}, the model's context holds {context_length}")
+    check_room(len(ids), n_after, context_length)
+    text = given if isinstance(given, str) else None
     if ours is None or theirs is None:
         return Prompt(text, tuple(ids), None)
     return Prompt(text, tuple(ids), ours == theirs, _difference(ours, theirs))
+
+
+def check_room(n_prompt: int, n_after: int, context_length: int) -> None:
+    """Check that a prompt and what follows it fit the model's context.
+
+    Raises:
+        BadInputError: they do not; the message says which of the two has to be shorter.
+    """
+    room = context_length - n_prompt
+    if room < 0:
+        raise BadInputError(
+            f"the prompt has {n_prompt} tokens, the model's context holds {context_length}: shorten the prompt"
+        )
+    if n_after > room:
+        raise BadInputError(
+            f"the prompt has {n_prompt} tokens and {n_after} are to follow, the model's context holds "
+            f"{context_length}: let at most {room} follow"
+        )
 
 
 def _try_tokenize(runner: Runner, text: str) -> list[int] | None:

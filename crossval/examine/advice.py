@@ -10,7 +10,7 @@ from rich.console import Console
 
 from crossval.audit import extent, precision, products, summary
 from crossval.audit.show import before, counts, misrecorded, segmented
-from crossval.console import show_line
+from crossval.console import at_most, show_line
 from crossval.examine import arithmetics
 from crossval.examine.graph import followed_graph
 from crossval.examine.verdict import ADVICE, Advice
@@ -185,7 +185,8 @@ def show_conclusion(
         if why is not None:
             show_line(out, f"           bits need not be equal: {why}")
     skipped = receipt["coverage"]["skipped"]
-    for one in skipped[:MAX_SKIPS_SHOWN]:
+    most = at_most(out, MAX_SKIPS_SHOWN)
+    for one in skipped[:most]:
         show_line(out, f"not compared: {skip(one)}: {one['why']}")
-    if len(skipped) > MAX_SKIPS_SHOWN:
-        show_line(out, f"not compared: {len(skipped) - MAX_SKIPS_SHOWN} more")
+    if len(skipped) > most:
+        show_line(out, f"not compared: {len(skipped) - most} more")

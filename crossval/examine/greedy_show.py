@@ -16,7 +16,7 @@ from crossval.audit.summary import audit_verdict
 from crossval.compare import rows as compare
 from crossval.compare.receipt import fraction_equal
 from crossval.compare.rows import GreedyPrompt, TapRow
-from crossval.console import clip, new_table, percent, show_line
+from crossval.console import at_most, clip, new_table, percent, show_line
 from crossval.examine import greedy_receipt
 from crossval.examine.advice import show_conclusion
 from crossval.examine.greedy_receipt import SAME_ARITHMETIC
@@ -40,13 +40,14 @@ def show_greedy(out: Console, receipt: Receipt) -> None:
     result = greedy_receipt.from_json(receipt).result
     everything, policy = list(enumerate(result.prompts)), result.policy
     listed = everything
-    if len(everything) > MAX_PROMPT_LINES:
+    most = at_most(out, MAX_PROMPT_LINES)
+    if len(everything) > most:
         listed = [one for one in everything if compare.decide_greedy([one[1]], policy) != "parity"]
     show_line(out, "\nToken by token; '=': all bits of the logits are equal.")
     if listed:
-        out.print(greedy_table(listed[:MAX_PROMPT_LINES]))
-    if len(listed) > MAX_PROMPT_LINES:
-        show_line(out, f"{len(listed) - MAX_PROMPT_LINES} more prompts differ or are incomplete: see the receipt.")
+        out.print(greedy_table(listed[:most]))
+    if len(listed) > most:
+        show_line(out, f"{len(listed) - most} more prompts differ or are incomplete: see the receipt.")
     if len(everything) > len(listed):
         show_line(out, f"{len(everything) - len(listed)} of {len(everything)} prompts agree and are not listed.")
     if any(prompt.steps for prompt in result.prompts):
@@ -119,7 +120,7 @@ def greedy_table(prompts: Sequence[tuple[int, GreedyPrompt]]) -> Table:
         margins = [step.reference_margin for step in prompt.steps if step.reference_margin is not None]
         table.add_row(
             str(index),
-            clip(prompt.text or "", 28),
+            clip(",".join(map(str, prompt.prompt_ids)) if prompt.text is None else prompt.text, 28),
             f"{prompt.free_running_matches}/{prompt.steps_required}",
             percent(prompt.teacher_forced_agreement),
             _first_difference(prompt),

@@ -13,7 +13,7 @@ from crossval.audit import show as audit_show
 from crossval.causal import show as causal_show
 from crossval.compare import rows as compare
 from crossval.compare.rows import LayersResult, TapRow
-from crossval.console import new_table, percent, show_line
+from crossval.console import at_most, new_table, percent, show_line
 from crossval.examine import layers_receipt
 from crossval.examine.advice import advice_of, show_conclusion
 from crossval.model import taps
@@ -52,8 +52,8 @@ def _show_run(out: Console, receipt: Receipt, title: str, floors: FloorTable | N
     """Print the tables and the audits of one run."""
     result = layers_receipt.from_json(receipt).result
     show_line(out, f"\n{title}")
-    out.print(layers_table(result, floors))
-    for index, layer in _detailed(result):
+    out.print(layers_table(result, floors, at_most(out, MAX_PASS_COLUMNS)))
+    for index, layer in _detailed(result, everything=bool(at_most(out, 0))):
         rows = [row for row in result.rows if row.pass_index == index and taps.parse(row.tap).layer == layer]
         if len(rows) > 1:
             show_line(out, f"\nOperations of layer {layer} in pass {index} ({rows[0].pass_kind}).")
@@ -67,15 +67,17 @@ def _where(receipt: Receipt, place: Mapping[str, Any]) -> str:
     return where + (f": {place['note']}" if place["note"] else "")
 
 
-def layers_table(result: LayersResult, floors: FloorTable | None = None) -> Table:
+def layers_table(
+    result: LayersResult, floors: FloorTable | None = None, most_columns: int = MAX_PASS_COLUMNS
+) -> Table:
     """Return one line per embedding, layer and head tap, one column per pass; many decoded tokens share one.
 
-    ``floors``: measured ones, to use in the place of the tolerance table's.
+    ``floors``: measured ones, to use in the place of the tolerance table's. ``most_columns``: of passes.
     """
     found = {(row.pass_index, row.tap): row for row in result.rows}
     skipped = {(skip.pass_index, skip.tap) for skip in result.coverage.skipped}
     n_passes = max([len(result.plan), *(key[0] + 1 for key in skipped)], default=0)
-    groups = _columns(result, n_passes)
+    groups = _columns(result, n_passes, most_columns)
     table = new_table()
     table.add_column("tap", no_wrap=True)
     for title, _ in groups:
@@ -89,13 +91,13 @@ def layers_table(result: LayersResult, floors: FloorTable | None = None) -> Tabl
     return table
 
 
-def _columns(result: LayersResult, n_passes: int) -> list[tuple[str, list[int]]]:
+def _columns(result: LayersResult, n_passes: int, most: int) -> list[tuple[str, list[int]]]:
     titles = {}
     for index, plan in enumerate(result.plan):
         titles[index] = f"{plan.kind} {len(plan.token_ids)}" if plan.kind == "prefill" else f"decode @{plan.start}"
-    if n_passes <= MAX_PASS_COLUMNS:
+    if n_passes <= most:
         return [(titles.get(index, f"pass {index}"), [index]) for index in range(n_passes)]
-    single = [index for index, plan in enumerate(result.plan) if plan.kind == "prefill"][:MAX_PASS_COLUMNS]
+    single = [index for index, plan in enumerate(result.plan) if plan.kind == "prefill"][:most]
     rest = [index for index in range(n_passes) if index not in single]
     return [(titles[index], [index]) for index in single] + [(f"{len(rest)} more, worst", rest)]
 
@@ -105,10 +107,20 @@ def _tap_label(tap: str) -> str:
     return parsed.tap if parsed.layer is None else f"layer {parsed.layer}"
 
 
-def _detailed(result: LayersResult) -> list[tuple[int, int]]:
-    """Return (pass, layer) of the tables to show: where it first diverges, else where bits first differ."""
+def _detailed(result: LayersResult, *, everything: bool) -> list[tuple[int, int]]:
+    """Return (pass, layer) of the tables to show: where it first diverges, else where bits first differ.
+
+    ``everything``: all others as well.
+    """
     place = result.first_divergence or result.first_inexact
-    return [(place.pass_index, place.layer)] if place is not None and place.layer is not None else []
+    first = [(place.pass_index, place.layer)] if place is not None and place.layer is not None else []
+    if not everything:
+        return first
+    known = dict.fromkeys((row.pass_index, taps.parse(row.tap).layer) for row in result.rows)
+    return [
+        *first,
+        *((index, layer) for index, layer in known if layer is not None and (index, layer) not in first),
+    ]
 
 
 def ops_table(rows: Sequence[TapRow], floors: FloorTable | None = None) -> Table:

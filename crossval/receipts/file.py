@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossval.errors import BadInputError
-from crossval.files import read_limited, write_atomically
+from crossval.files import STREAM, read_limited, write_atomically
 from crossval.receipts import columns
 from crossval.receipts.frames import MAIN, frames
 from crossval.schema import one_line, parse_json, validate
@@ -96,14 +96,14 @@ def seal(receipt: Mapping[str, Any]) -> Receipt:
 
 
 def write(path: str | Path, receipt: Mapping[str, Any]) -> None:
-    """Write a sealed receipt as JSON, its tables by column (``receipts.columns``), atomically.
+    """Write a sealed receipt as JSON, its tables by column (``receipts.columns``), atomically; ``-``: to stdout.
 
     Raises:
         BadInputError: the path cannot be written, or names something that is not a regular file.
     """
     file = Path(path)
     try:
-        if file.exists() and not stat.S_ISREG(file.stat().st_mode):
+        if file != STREAM and file.exists() and not stat.S_ISREG(file.stat().st_mode):
             raise BadInputError(f"cannot write the receipt to {file}: not a regular file")
         write_atomically(file, columns.to_text(receipt).encode("utf-8"))
     except OSError as error:

@@ -8,11 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from crossval.console import VERDICT_STYLE, clip, new_table, plain, show_line
+from crossval.console import VERDICT_STYLE, clip, insist, new_table, plain, show_line
 from crossval.receipts.file import Receipt
 from crossval.receipts.party import WITHOUT_RULES, names_of
 from crossval.receipts.policy import GateCheck
 from crossval.terms import SIDES, UNREAD
+
+OF_ONE_PROMPT = ("layers", "diff", "greedy")
+"""Kinds of receipts about what engines do with a prompt, which may be given as token ids."""
 
 
 def show_headline(out: Console, receipt: Receipt) -> None:
@@ -27,9 +30,18 @@ def show_headline(out: Console, receipt: Receipt) -> None:
         if receipt[side]["status"] != "unused":
             show_line(out, f"{side:10} {_engine(receipt[side], names[side])}")
     _show_rules(out, receipt)
-    prompt = receipt["prompt"]
-    if prompt["text"] is not None and receipt["kind"] != "smoke":
-        show_line(out, f"prompt     {clip(prompt['text'], 60)!r}  {len(prompt['token_ids'])} tokens")
+    if receipt["kind"] in OF_ONE_PROMPT or (receipt["prompt"]["text"] is not None and receipt["kind"] != "smoke"):
+        show_line(out, f"prompt     {prompt_words(receipt['prompt'])}")
+
+
+def prompt_words(prompt: Mapping[str, Any], limit: int = 60) -> str:
+    """Return a prompt in at most ``limit`` characters and how long it is: its text, else its token ids."""
+    ids = prompt["token_ids"]
+    if not ids:
+        return "none"
+    text = prompt["text"]
+    shown = f"tokens {clip(','.join(map(str, ids)), limit)}" if text is None else repr(clip(text, limit))
+    return f"{shown}  {len(ids)} tokens"
 
 
 def _show_rules(out: Console, receipt: Receipt) -> None:
@@ -74,7 +86,7 @@ def _engine(party: Mapping[str, Any], name: str) -> str:
 def show_verdict(out: Console, verdict: str, text: str) -> None:
     """Print the verdict, and in one line what it is based on."""
     style = VERDICT_STYLE.get(verdict, "bold red")
-    out.print(Text.assemble((verdict.upper(), style), f"  {plain(text)}"), soft_wrap=True)
+    insist(out, Text.assemble((verdict.upper(), style), f"  {plain(text)}"))
 
 
 def sides_and_counts(receipt: Receipt) -> str:
@@ -112,4 +124,4 @@ def show_checks(out: Console, name: str, checks: Sequence[GateCheck], passed: bo
         table.add_row(check.name, state, plain(check.detail))
     out.print(table)
     style = "bold green" if passed else "bold red"
-    out.print(Text.assemble(("PASS" if passed else "FAIL", style), f"  {plain(name)}"), soft_wrap=True)
+    insist(out, Text.assemble(("PASS" if passed else "FAIL", style), f"  {plain(name)}"))

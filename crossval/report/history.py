@@ -11,6 +11,7 @@ from rich.text import Text
 from crossval.audit import summary
 from crossval.console import VERDICT_STYLE, new_table, percent, plain, show_line
 from crossval.receipts.file import Receipt
+from crossval.receipts.show import OF_ONE_PROMPT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +58,7 @@ def _row(name: str, receipt: Receipt) -> dict[str, Any]:
         "receipt": name,
         "kind": receipt.kind,
         "model": f"{receipt['model']['file_name']} {receipt['model']['sha256'][:8]}",
-        "prompt": receipt["prompt"]["text"] or "",
+        "prompt": _prompt(receipt),
         "reference": receipt["reference"]["name"],
         "candidate": receipt["candidate"]["name"],
         "version": receipt["candidate"]["source_commit"] or receipt["candidate"]["version"] or "",
@@ -66,6 +67,12 @@ def _row(name: str, receipt: Receipt) -> dict[str, Any]:
         "worst_ratio": max(ratios, default=None),
         "decode_ratio": None if decode is None else decode["median"],
     }
+
+
+def _prompt(receipt: Receipt) -> str:
+    """Return what tells prompts apart: the text, or the token ids that were given in its place."""
+    text, ids = receipt["prompt"]["text"], receipt["prompt"]["token_ids"]
+    return str(text or (",".join(map(str, ids)) if receipt.kind in OF_ONE_PROMPT else ""))
 
 
 def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from bitnet_py.arithmetic import Generation
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.special_tokens import TokenKind
 from bitnet_py.tokenizer import Tokenizer
+from crossval.bitnet_cpp.remedies import BUILD
 from crossval.capture import greedy_token
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Runner, cut_prompt, longest_pass
@@ -92,11 +93,7 @@ def require_any_prompt(runner: Runner, side: Side, cannot: str = "answer other p
         UnavailableError: it is a recorded trace, which ``cannot``.
     """
     if runner.plan is not None:
-        live = (
-            "--candidate bitnet_py"
-            if side == "candidate"
-            else "--reference bitnet.cpp (`make fetch-cpp` builds it)"
-        )
+        live = "--candidate bitnet_py" if side == "candidate" else f"--reference bitnet.cpp (`{BUILD}` builds it)"
         raise UnavailableError(f"the {side} is a recorded trace of one prompt and cannot {cannot}; use {live}")
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossval.console import clip, new_table, percent, show_line
+from crossval.console import at_most, clip, new_table, percent, show_line
 from crossval.receipts.file import Receipt
 from crossval.receipts.show import show_verdict
 from crossval.smoke import answers
@@ -88,11 +88,12 @@ def _show_wrong(out: Console, receipt: Receipt) -> None:
         if row["class"] != "correct":
             key = (answer.prompt.id, answer.text, row["class"])
             wrong.setdefault(key, (answer, []))[1].append(answer.side)
-    for (name, _, kind), (answer, sides) in list(wrong.items())[:MAX_WRONG_SHOWN]:
+    most = at_most(out, MAX_WRONG_SHOWN)
+    for (name, _, kind), (answer, sides) in list(wrong.items())[:most]:
         who = "" if len(result.sides) == 1 else "both, " if len(sides) == 2 else f"{sides[0]}, "
         show_line(out, f"wrong: {who}{name}: {_quoted(answer, kind, result.special_ids)}")
-    if len(wrong) > MAX_WRONG_SHOWN:
-        show_line(out, f"wrong: {len(wrong) - MAX_WRONG_SHOWN} more (all are in the receipt)")
+    if len(wrong) > most:
+        show_line(out, f"wrong: {len(wrong) - most} more (all are in the receipt)")
 
 
 def _quoted(answer: Answer, kind: str, special_ids: tuple[int, ...]) -> str:

@@ -262,8 +262,9 @@ class TestCommand:
             (("--tokens", "1,,2"), 2, "ids with commas"),
             (("--tokens", "1", "--pooling", "max"), 2, "'max' is not one of"),
             (("--tokens", "1"), 4, "the file gives no pooling"),
-            (("--tokens", "300", "--pooling", "mean"), 4, "token id 300 is outside"),
-            (("--tokens", "99999999999", "--pooling", "mean"), 4, "no token of any vocabulary"),
+            (("--tokens", "300", "--pooling", "mean"), 4, "token 300 is not in the vocabulary"),
+            (("--tokens", "99999999999", "--pooling", "mean"), 2, "expected token ids"),
+            (("--tokens", "9999999999", "--pooling", "mean"), 4, "token 9999999999 is not in the vocabulary"),
         ],
     )
     def test_errors_are_one_line(self, make_model, args, code, message):
