@@ -348,7 +348,6 @@ LAYERS = Kind[Examined](
     notes=lambda found: found.result.notes,
     demands=demands,
     exactness=compared.exactness,
-    rates=frozenset({"logits"}),
     within=within,
 )
 DIFF = replace(LAYERS, name="diff")
