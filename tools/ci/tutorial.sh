@@ -25,4 +25,5 @@ awk '/^```sh$/ {inside = 1; next} /^```$/ {inside = 0} inside' docs/tutorial.md 
 grep -q 'WRONG  layer 1, op q_rope' "$work/printed"
 grep -q 'diagnosis  candidate: interleaved pairs (RoPE)' "$work/printed"
 echo "from clone to the named bug: $((SECONDS - begun)) s, $(wc -l <"$work/commands") commands; load $(cut -d' ' -f1 /proc/loadavg), $(nproc) cores"
-times | tail -1 | sed 's/^/processor time (user, system): /'
+times >"$work/times"
+echo "processor time of all commands (user, system): $(tail -1 "$work/times")"
