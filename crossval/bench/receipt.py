@@ -42,7 +42,7 @@ from crossval.compare.rows import choose_policy
 from crossval.model.tolerance import PolicyName
 from crossval.passes import Numerics
 from crossval.receipts.file import Receipt
-from crossval.receipts.kind import Amount, Kind, Summary, no_numbers
+from crossval.receipts.kind import Amount, Kind, Summary
 from crossval.receipts.party import PATH_OF_NAME, Party, family_of, is_quantized, same_engine
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import vocabulary_conflicts
@@ -374,7 +374,6 @@ def exactness(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
         rate = receipt["parity"]["exact_match_rate"]
         shown = "null" if rate is None else f"{rate:.6g}"
         yield GateCheck("bitwise", rate == 1.0, f"{shown} of the passes have equal logits")
-    yield from no_numbers(receipt, replace(policy, require_bitwise=False))
 
 
 BENCH = Kind[BenchFindings](

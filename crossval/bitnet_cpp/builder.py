@@ -21,10 +21,14 @@ from typing import Any
 
 from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp.manifest import (
+    CMAKE_CACHE,
+    CMAKE_DIR,
     LIBRARY_NAME,
     MANIFEST_NAME,
     MANIFEST_VERSION,
+    SHADOW_DIR,
     BuildManifest,
+    read_cmake_cache,
     read_manifest,
 )
 from crossval.bitnet_cpp.remedies import STILL_WORKS
@@ -118,7 +122,7 @@ def _build(source: Source, tools: Toolchain, options: Options) -> FoundLibrary:
     say(f"compiler {tools.cc} ({tools.version}), {tools.generator}, isa {options.isa}")
     for adaptation in adaptations:
         say(f"adapted in a copy: {adaptation}")
-    cmake_dir = build_dir / "cmake"
+    cmake_dir = build_dir / CMAKE_DIR
     _run(_configure_command(tools, tree, cmake_dir, options), log, "configuring")
     jobs = options.n_jobs or len(os.sched_getaffinity(0))
     _run(
@@ -186,9 +190,9 @@ def _prepare(build_dir: Path, source: Source, options: Options) -> tuple[Path, t
         )
     try:
         build_dir.mkdir(parents=True, exist_ok=True)
-        prepared = cpp_source.buildable_tree(source, build_dir / "source")
+        prepared = cpp_source.buildable_tree(source, build_dir / SHADOW_DIR)
         # CMake does not allow a build directory to change its source or compiler.
-        shutil.rmtree(build_dir / "cmake", ignore_errors=True)
+        shutil.rmtree(build_dir / CMAKE_DIR, ignore_errors=True)
     except OSError as error:
         raise UnavailableError(f"cannot write the build directory {build_dir}: {error}") from error
     return prepared
@@ -265,7 +269,7 @@ def _manifest(
     library_dir: Path,
     elapsed_s: float,
 ) -> dict[str, Any]:
-    cache = read_cmake_cache(cmake_dir / "CMakeCache.txt")
+    cache = read_cmake_cache(cmake_dir / CMAKE_CACHE)
     recorded = {key: value for key, value in sorted(cache.items()) if _RECORDED.fullmatch(key)}
     flags = [f"isa={options.isa}", f"-O: {cache.get('CMAKE_C_FLAGS_RELEASE', '')}"]
     flags += [f"cflags: {options.cflags}"] if options.cflags else []
@@ -299,13 +303,3 @@ def _manifest(
         "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "elapsed_s": round(elapsed_s, 1),
     }
-
-
-def read_cmake_cache(path: Path) -> dict[str, str]:
-    """Return the entries of a CMakeCache.txt (``NAME:TYPE=VALUE`` lines)."""
-    entries = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        match = re.match(r"([A-Za-z_][\w.+-]*):\w+=(.*)$", line)
-        if match:
-            entries[match.group(1)] = match.group(2)
-    return entries

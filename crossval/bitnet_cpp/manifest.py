@@ -1,13 +1,15 @@
 """The manifest beside a built library, which says how it was built, and when to believe it.
 
-It is trusted only if the library's files have the digests it lists: identity comes from the files that a process
-actually loaded, never from a file next to them.
+It is believed only for the files whose digests it lists, and only where it was written: in the build directory
+that CMake itself recorded, with the options that the manifest states. Otherwise a library's provenance is unknown.
+That a whole build directory was forged is not seen here (docs/trust.md).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,9 @@ from typing import Any
 LIBRARY_NAME = "libllama.so"
 MANIFEST_NAME = "bitnet_cpp_build.json"
 MANIFEST_VERSION = 1
+CMAKE_DIR, SHADOW_DIR = "cmake", "source"
+"""Within a build directory, beside the folder of the library: CMake's own files, and the tree that was built."""
+CMAKE_CACHE = "CMakeCache.txt"
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,41 @@ def read_manifest(directory: Path) -> BuildManifest | None:
 
 
 def manifest_for(files: Mapping[str, str]) -> BuildManifest | None:
-    """Return the manifest of the loaded files (path -> sha256), or None when no manifest matches them all."""
-    for path in files:
-        manifest = read_manifest(Path(path).parent)
-        if manifest is not None and {Path(p).name: digest for p, digest in files.items()} == manifest.libraries:
+    """Return the manifest of the loaded files (path -> sha256), or None when none is to be believed."""
+    for directory in {Path(path).parent for path in files}:
+        manifest = read_manifest(directory)
+        if manifest is None or {Path(p).name: digest for p, digest in files.items()} != manifest.libraries:
+            continue
+        if _built_in(directory.parent, manifest.data):
             return manifest
     return None
+
+
+def _built_in(directory: Path, data: Mapping[str, Any]) -> bool:
+    """Return whether CMake's record in a build directory is that of the build which a manifest describes."""
+    try:
+        cache = read_cmake_cache(directory / CMAKE_DIR / CMAKE_CACHE)
+        here = Path(cache["CMAKE_CACHEFILE_DIR"]).resolve() == (directory / CMAKE_DIR).resolve()
+        trees = {Path(data["source"]["path"]).resolve(), (directory / SHADOW_DIR).resolve()}
+        stated = data["cmake"]["cache"]
+        same = bool(stated) and all(cache.get(name) == value for name, value in stated.items())
+        return here and same and Path(cache["CMAKE_HOME_DIRECTORY"]).resolve() in trees
+    except (OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def read_cmake_cache(path: Path) -> dict[str, str]:
+    """Return the entries of a CMakeCache.txt (``NAME:TYPE=VALUE`` lines).
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    entries = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        match = re.match(r"([A-Za-z_][\w.+-]*):\w+=(.*)$", line)
+        if match:
+            entries[match.group(1)] = match.group(2)
+    return entries
 
 
 def combined_digest(files: Mapping[str, str]) -> str:

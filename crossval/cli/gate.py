@@ -11,15 +11,18 @@ from typing import Any
 import click
 from rich.console import Console
 
+from crossval.api.rerun import Rerun
 from crossval.cli import output
 from crossval.cli.exits import of_error
 from crossval.cli.options import COLOR, DETAIL, PATH
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
-from crossval.receipts import ci, gate
+from crossval.receipts import ci, gate, signature
 from crossval.receipts import file as receipt
-from crossval.receipts.policy import GateCheck, Policy, read_policy
+from crossval.receipts.policy import GateCheck, Policy, policy_of, read_policy
 from crossval.receipts.show import show_checks, show_verdict
+from crossval.receipts.trusted import policy_text
+from crossval.receipts.yaml_text import parse_yaml
 from crossval.registry import judge
 
 _FRACTION = click.FloatRange(0, 1)
@@ -65,7 +68,19 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("gate")
 @click.argument("receipts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECEIPT...")
-@click.option("--policy", "policy_path", type=click.Path(path_type=Path), metavar="FILE", help="Policy as JSON.")
+@click.option(
+    "--policy",
+    "policy_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Policy as YAML or JSON, or `strict`, which ships with crossval.",
+)
+@click.option(
+    "--init", is_flag=True, help="Write a policy of the one receipt given, which you trust; judge nothing else."
+)
+@click.option(
+    "-o", "--output", "policy_out", type=PATH, metavar="OUT", help="Where `--init` writes. Default: stdout."
+)
 @_demands
 @click.option(
     "--allow-compute",
@@ -94,6 +109,26 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Accepted reference. Default: bitnet.cpp.",
 )
 @click.option("--model-sha256", multiple=True, metavar="HEX", help="Accepted model file. Repeatable.")
+@click.option(
+    "--require-signature",
+    "keys",
+    multiple=True,
+    type=PATH,
+    metavar="KEY",
+    help="Each receipt must be signed (`crossval sign`) with this key, given as its public half. Repeatable.",
+)
+@click.option(
+    "--rerun",
+    is_flag=False,
+    flag_value="1",
+    type=_POSITIVE_FRACTION,
+    metavar="[FRACTION]",
+    help="Run each receipt's command again here and compare every row (layers, greedy, diff); of a fraction, a "
+    "sample that follows from the receipt's digest. Write it after the receipts, or with a number.",
+)
+@click.option("--model", type=PATH, metavar="PATH", help="Model for --rerun. Default: the shipped one.")
+@click.option("--candidate", metavar="WORD", help="Candidate for --rerun. Default: the receipt's word.")
+@click.option("--reference", metavar="WORD", help="Reference for --rerun. Default: the receipt's word.")
 @click.option("--junit", type=PATH, metavar="OUT", help="Write the checks as JUnit XML.")
 @click.option("--markdown", type=PATH, metavar="OUT", help="Write a summary for a pull request.")
 @click.option("--badge", type=PATH, metavar="OUT", help="Write the JSON of a badge, as shields.io reads it.")
@@ -104,11 +139,18 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
 def command(
     receipts: tuple[Path, ...],
     policy_path: Path | None,
+    init: bool,
+    policy_out: Path | None,
     as_json: bool,
     junit: Path | None,
     markdown: Path | None,
     badge: Path | None,
     annotations: bool,
+    keys: tuple[Path, ...],
+    rerun: float | None,
+    model: Path | None,
+    candidate: str | None,
+    reference: str | None,
     **demands: Any,
 ) -> None:
     """Check receipts in CI: recompute everything from the rows, then apply a policy.
@@ -123,23 +165,31 @@ def command(
     Example:
       crossval gate receipts/*.json
       crossval gate receipts/greedy-*.json --require-live --min-exact-match 1
+      crossval gate --init receipts/layers-shipped.json
+      crossval gate my-receipt.json --policy strict --rerun
     """
     output.one_stdout(json=as_json, junit=junit, markdown=markdown, badge=badge)
     policy = _policy(policy_path, demands)
-    judged = [_judged(path, policy) for path in receipts]
-    for one, checks in zip(judged, gate.together([one.checks for one in judged]), strict=True):
+    if init or policy_out is not None:
+        _init(receipts, policy, policy_out, init)
+        return
+    again = None if rerun is None else Rerun(rerun, model, candidate, reference)
+    if again is None and (model, candidate, reference) != (None, None, None):
+        raise click.UsageError("--model, --candidate and --reference are for --rerun")
+    found = [judged(path, policy, keys, again) for path in receipts]
+    for one, checks in zip(found, gate.together([one.checks for one in found]), strict=True):
         one.checks = checks
     for path, text in ((junit, ci.junit), (markdown, ci.markdown), (badge, ci.badge)):
         if path is not None:
-            write_atomically(path, text(judged).encode())
-    _show(judged, as_json, output.screen(junit, markdown, badge))
+            write_atomically(path, text(found).encode())
+    _show(found, as_json, output.screen(junit, markdown, badge))
     if annotations:
-        for line in ci.workflow_commands(judged):
+        for line in ci.workflow_commands(found):
             click.echo(line)
-    for one in judged:
+    for one in found:
         if one.error is not None:
             click.echo(f"error: {one.error}", err=True)
-    raise click.exceptions.Exit(exit_code(judged))
+    raise click.exceptions.Exit(exit_code(found))
 
 
 @dataclass
@@ -158,10 +208,14 @@ class Judged:
         return self.error is None and gate.passed(self.checks)
 
 
-def _judged(path: Path, policy: Policy) -> Judged:
+def judged(path: Path, policy: Policy, keys: Sequence[Path] = (), again: Rerun | None = None) -> Judged:
     """Judge one receipt; whatever goes wrong with it is its own error, and the others are judged."""
     try:
-        return Judged(str(path), judge(receipt.read(path), policy))
+        made = receipt.read(path)
+        checks = [*judge(made, policy), *([signature.check(path, made, keys)] if keys else [])]
+        # What is not even true by itself is not worth running again.
+        more = again.checks(made) if again and gate.passed(checks) else ()
+        return Judged(str(path), [*checks, *more])
     except Exception as error:
         message, code = of_error(error)
         return Judged(
@@ -184,6 +238,25 @@ def _policy(path: Path | None, demands: dict[str, Any]) -> Policy:
         if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
             raise click.BadParameter("expected 64 lower-case hexadecimal digits", param_hint="--model-sha256")
     return replace(policy, **given)
+
+
+def _init(receipts: Sequence[Path], policy: Policy, out: Path | None, init: bool) -> None:
+    """Write a policy of one receipt, which must pass the gate by itself and by the policy."""
+    if not init or len(receipts) != 1:
+        raise click.UsageError("--init takes one receipt, and -o belongs to it")
+    trusted = receipt.read(receipts[0])
+    text = policy_text(trusted)
+    made = policy_of(parse_yaml(text.encode(), "the policy"), "the policy")
+    for asked in (replace(policy, allow_compute_paths=made.allow_compute_paths), made):
+        failed = [check for check in judge(trusted, asked) if not check.passed and check.applies]
+        if failed:
+            raise BadInputError(
+                f"{receipts[0]}: no policy of a receipt that fails: {failed[0].name}: {failed[0].detail}"
+            )
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomically(out, text.encode())
 
 
 def _show(judged: Sequence[Judged], as_json: bool, out: Console) -> None:

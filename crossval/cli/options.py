@@ -11,7 +11,7 @@ import click
 
 from bitnet_py.override_option import override_option
 from bitnet_py.template import NAMES
-from bitnet_py.token_ids import tokens_option
+from bitnet_py.tokens_option import tokens_option
 from crossval.cli import completion, output
 from crossval.engines import tap_maps
 from crossval.engines.registry import words

@@ -314,6 +314,5 @@ GREEDY = Kind[GreedyExamined](
     amount=amount,
     demands=demands,
     exactness=compared.exactness,
-    rates=frozenset({"tokens", "logits"}),
     within=within,
 )

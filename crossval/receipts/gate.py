@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from crossval.receipts import allowed
 from crossval.receipts.file import Receipt, digest
 from crossval.receipts.kind import Kind, recompute, summary_conflicts
 from crossval.receipts.party import (
@@ -23,6 +24,8 @@ from crossval.receipts.policy import GateCheck, Policy, at_least, not_meant
 from crossval.terms import OUTPUT_IGNORED, SEPARATE_OUTPUT_NOTE, SIDES
 
 CLOCK_SKEW = datetime.timedelta(minutes=5)
+METRICS = {"min_cosine": "cosine", "max_nmse": "nmse", "max_abs": "max_abs", "min_exact_match": "exact_match_rate"}
+"""Limit of a policy's ``taps`` -> the field of a row that it holds."""
 _MAX_COMPLAINTS = 5
 
 
@@ -34,13 +37,13 @@ def judge(
     Raises:
         BadInputError: a pattern among the expected answers is unusable or takes too long.
     """
-    policy = policy or Policy()
+    policy, others = (policy or Policy()).meant_for(kind.name)
     now = now or datetime.datetime.now(datetime.timezone.utc)
     checks = [_digest(receipt), _age(receipt, policy, now)]
     if receipt["reference"]["status"] == "unavailable" or receipt["thresholds"] is None:
         return [*checks, GateCheck("reference", False, "an engine was unavailable: nothing was compared")]
     checks += [_recomputed(name, found) for name, found in complaints(kind, receipt).items()]
-    return [*checks, *_policy_checks(kind, receipt, policy)]
+    return [*checks, *_policy_checks(kind, receipt, policy), *others]
 
 
 def complaints(kind: Kind[Any], receipt: Receipt) -> dict[str, list[str]]:
@@ -64,9 +67,12 @@ def together(judged: Sequence[Sequence[GateCheck]]) -> list[list[GateCheck]]:
 
     A demand holds receipts of the kinds that it means; of the others nothing is demanded, as long as it holds one.
     """
-    held = {check.name for checks in judged for check in checks if check.applies}
+    held = tuple({check.name for checks in judged for check in checks if check.applies})
     return [
-        [replace(one, passed=True) if not one.applies and one.name in held else one for one in checks]
+        [
+            replace(one, passed=True) if not one.applies and any(n.startswith(one.name) for n in held) else one
+            for one in checks
+        ]
         for checks in judged
     ]
 
@@ -101,18 +107,20 @@ def _age(receipt: Receipt, policy: Policy, now: datetime.datetime) -> GateCheck:
 def _policy_checks(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     yield _verdict(kind, receipt, policy)
     amount = kind.amount(receipt)
-    n_tokens = Policy.min_tokens if amount.n_tokens is None else amount.n_tokens  # the default asks nothing of it
-    enough = amount.n_compared > 0 and n_tokens >= policy.min_tokens
-    yield GateCheck("compared", enough, f"{amount.words} ({policy.min_tokens} required)")
+    yield GateCheck("compared", amount.n_compared > 0, amount.words)
+    if policy.min_tokens > Policy.min_tokens:
+        yield at_least("tokens", amount.n_tokens, policy.min_tokens)
+    yield from _coverage(receipt, policy)
     yield from kind.demands(receipt, policy)
     yield from _ratios(kind, receipt, policy)
     yield from _reference(kind, receipt, policy)
+    yield from allowed.checks(receipt, policy)
     yield _distinct(receipt)
     if kind.computes:
         yield from _compute(receipt, policy)
     elif receipt["compute"] != Compute("none").to_json():
         yield GateCheck("compute path", False, f"a {kind.name} receipt computes nothing, this one names a path")
-    yield from _model(receipt, policy)
+    yield from _notes(receipt)
     yield from _rates(kind, receipt, policy)
     yield from kind.exactness(receipt, policy)
 
@@ -133,9 +141,6 @@ def _ratios(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateC
     """Check the speed ratios against the policy's minimum, whatever the command itself required."""
     measured = kind.ratios(receipt) if policy.min_ratios else {}
     for name, least in policy.min_ratios.items():
-        if name not in measured:
-            yield not_meant(f"{name} ratio", f"a {kind.name} receipt holds no speeds")
-            continue
         yield at_least(f"{name} ratio", measured[name], least)
 
 
@@ -144,9 +149,11 @@ def _reference(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[Ga
     name, status = reference["name"], reference["status"]
     if status == "unused":
         if policy.require_live and kind.one_sided:
-            yield not_meant("live reference", f"a {kind.name} receipt needs no reference")
+            yield not_meant("live reference", f"not applicable: this {kind.name} receipt needs no reference")
         elif policy.require_live:
             yield GateCheck("live reference", False, "the reference did not take part")
+        if policy.reference_names != Policy.reference_names:
+            yield not_meant("reference", "not applicable: the reference did not take part")
         return
     allowed = ", ".join(policy.reference_names)
     yield GateCheck("reference", name in policy.reference_names, f"{name}; accepted: {allowed}")
@@ -206,17 +213,12 @@ def _compute(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     yield GateCheck("fallback", not fallback or policy.allow_fallback, detail)
 
 
-def _model(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
+def _notes(receipt: Receipt) -> Iterator[GateCheck]:
     model = receipt["model"]
-    if policy.model_sha256 is not None:
-        yield GateCheck("model", model["sha256"] in policy.model_sha256, model["sha256"])
     ignored = model["separate_output"] and model["architecture"] in OUTPUT_IGNORED
     if ignored != (SEPARATE_OUTPUT_NOTE in receipt["notes"]):
         state = "has an output.weight that bitnet.cpp ignores" if ignored else "has none that bitnet.cpp ignores"
         yield GateCheck("notes", False, f"the model {state}, the notes say otherwise")
-    if not policy.allow_dirty:
-        dirty = receipt["tool"]["dirty"]
-        yield GateCheck("clean tool", dirty is False, f"tool.dirty is {dirty}")
 
 
 def _rates(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
@@ -224,19 +226,35 @@ def _rates(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCh
     parity = receipt["parity"]
     rate = parity["exact_match_rate"]
     one_sided = kind.one_sided or "unused" in [receipt[side]["status"] for side in SIDES]
-    if kind.counted is None:
-        if policy.min_exact_match > 0:
-            yield not_meant("exact match", f"a {kind.name} receipt counts no equal results")
-    elif policy.min_exact_match > 0 or not one_sided:
+    if kind.counted is not None and (policy.min_exact_match > 0 or not one_sided):
         yield at_least("exact match", rate, policy.min_exact_match, f" of the {kind.counted}")
-    asked = (
-        ("token match", "tokens", policy.min_token_match, rate),
-        ("logit match", "logits", policy.min_logit_match, parity["logits_exact_match_rate"]),
-    )
-    for name, unit, least, found in asked:
-        if least is None:
-            continue
-        if unit in kind.rates:
-            yield at_least(name, found, least, f" of the {unit}")
-        else:
-            yield not_meant(name, f"a {kind.name} receipt counts no {unit}")
+    for unit, least, found in (
+        ("token", policy.min_token_match, rate),
+        ("logit", policy.min_logit_match, parity["logits_exact_match_rate"]),
+    ):
+        if least is not None:
+            yield at_least(f"{unit} match", found, least, f" of the {unit}s")
+
+
+def _coverage(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
+    """Check how much of what was required was compared, and the taps that a policy names, row by row."""
+    if policy.min_coverage is not None:
+        counts = receipt["coverage"]
+        share = counts["compared"] / counts["required"] if counts["required"] else None
+        yield at_least("coverage", share, policy.min_coverage)
+    for tap, limits in policy.taps.items():
+        rows = [one for one in receipt["results"]["rows"] if tap in (one["tap"], one["tap"].rpartition(".")[2])]
+        wrong = [
+            f"{one['tap']}, pass {one['pass_index']}: {one[METRICS[name]]}, {name} {limit:g}"
+            for one in rows
+            for name, limit in limits.items()
+            if not _within(one[METRICS[name]], name, limit)
+        ]
+        detail = f"{len(rows)} rows" if rows else "no row of this tap was compared"
+        yield GateCheck(f"taps: {tap}", bool(rows) and not wrong, wrong[0] if wrong else detail)
+
+
+def _within(value: float | None, name: str, limit: float) -> bool:
+    if value is None:
+        return False
+    return value >= limit if name.startswith("min") else value <= limit

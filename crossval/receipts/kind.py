@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from crossval.receipts import provenance, values
 from crossval.receipts.file import SCHEMA_VERSION, Receipt, seal
 from crossval.receipts.party import Compute, Party
-from crossval.receipts.policy import GateCheck, Policy, not_meant
+from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import number
 
 SETTINGS = ("n_threads", "n_decode", "n_steps", "full", "reference", "candidate")
@@ -87,17 +87,6 @@ class Amount:
     words: str
 
 
-def no_numbers(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
-    """Say of every demand on numbers that compare two engines that it means other kinds: this one has none."""
-    asked = {
-        "bitwise": policy.require_bitwise,
-        "tolerance": policy.tolerance == "same",
-        "cosine": policy.min_cosine is not None,
-    }
-    detail = f"a {receipt['kind']} receipt holds no numbers"
-    yield from (not_meant(name, detail) for name in asked if asked[name])
-
-
 @dataclass(frozen=True)
 class Kind(Generic[Result]):
     """One kind of receipt; functions from ``notes`` on have a default that suits most kinds."""
@@ -133,10 +122,8 @@ class Kind(Generic[Result]):
     # What a policy can demand (``gate``).
     demands: Callable[[Receipt, Policy], Iterator[GateCheck]] = lambda receipt, policy: iter(())
     """Checks against a policy that only this kind has."""
-    exactness: Callable[[Receipt, Policy], Iterator[GateCheck]] = no_numbers
+    exactness: Callable[[Receipt, Policy], Iterator[GateCheck]] = lambda receipt, policy: iter(())
     """Checks of ``require_bitwise``, ``tolerance`` and ``min_cosine``."""
-    rates: frozenset[str] = frozenset()
-    """Which of ``tokens`` and ``logits`` this kind counts the equal ones of."""
     ratios: Callable[[Receipt], Mapping[str, float | None]] = lambda receipt: {}
     """Measured speed ratios by name of the measure."""
     within: Callable[[Receipt], float] = lambda receipt: 0.0

@@ -26,10 +26,11 @@ ISA_FLAGS = (
 def tool_facts() -> dict[str, Any]:
     """Return version, commit and dirty flag of the running code; None where unknown."""
     commit, dirty = git_state(Path(__file__).resolve().parents[2])
-    return {"name": "crossval", "version": _version(), "commit": commit, "dirty": dirty}
+    return {"name": "crossval", "version": version(), "commit": commit, "dirty": dirty}
 
 
-def _version() -> str | None:
+def version() -> str | None:
+    """Return the version of the running code; None where it is not installed."""
     try:
         return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:

@@ -10,7 +10,7 @@ from bitnet_py import score as scoring
 from bitnet_py.errors import InputError
 from crossval.examine import graph
 from crossval.receipts.file import Receipt
-from crossval.receipts.kind import Amount, Kind, Summary, no_numbers
+from crossval.receipts.kind import Amount, Kind, Summary
 from crossval.receipts.party import Party
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import vocabulary_conflicts
@@ -150,7 +150,6 @@ def exactness(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
         yield GateCheck("bitwise", equal, f"{result.n_equal_logits} of {result.n_scored} tokens have equal logits")
     if policy.tolerance == "same":
         yield GateCheck("tolerance", result.same_arithmetic, notes(result)[0] if notes(result) else "equal bits")
-    yield from no_numbers(receipt, Policy(min_cosine=policy.min_cosine))
 
 
 def amount(receipt: Receipt) -> Amount:
@@ -178,5 +177,4 @@ SCORE = Kind[ScoreResult](
     same_tokens=False,
     demands=graph.demands,
     exactness=exactness,
-    rates=frozenset({"logits"}),
 )

@@ -9,7 +9,7 @@ from typing import Any
 from crossval.errors import BadInputError
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
-from crossval.receipts.policy import GateCheck, Policy
+from crossval.receipts.policy import MIN_CORRECT, GateCheck, Policy
 from crossval.receipts.values import vocabulary_conflicts
 from crossval.smoke import answers
 from crossval.smoke.answers import Answer, MinCorrect, SmokeResult
@@ -228,10 +228,11 @@ def amount(receipt: Receipt) -> Amount:
 
 def demands(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     """Check the fraction of correct answers of each engine against the policy's minimum, not the command's."""
+    least = MIN_CORRECT if policy.min_correct is None else policy.min_correct
     for counts in derived(from_json(receipt))["summary"]["engines"]:
         correct, n_prompts = counts["all"]["correct"], counts["all"]["n_prompts"]
-        met = n_prompts > 0 and correct / n_prompts >= policy.min_correct
-        detail = f"{correct} of {n_prompts} correct, {policy.min_correct:g} required"
+        met = n_prompts > 0 and correct / n_prompts >= least
+        detail = f"{correct} of {n_prompts} correct, {least:g} required"
         yield GateCheck(f"answers of the {counts['engine']}", met, detail)
 
 
