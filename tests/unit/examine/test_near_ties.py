@@ -19,7 +19,7 @@ SPEC = Party("live", dataclasses.replace(samples.THEIRS, name="specification"))
 WRONG = samples.audits(
     samples.audit_result({(1, "blk.1.q"): 8.0}, plan=samples.GREEDY_PLAN), plan=samples.GREEDY_PLAN
 )
-CLEAN = samples.audits(plan=PLAN)
+CLEAN = samples.audits(plan=samples.GREEDY_PLAN)
 
 
 def receipt(differs_at=1, **changes):
