@@ -32,8 +32,9 @@ from bitnet_py.sampler import MAX_SEED, GreedySampler, RandomSampler
 from bitnet_py.special_tokens import TokenKind
 from bitnet_py.template import NAMES as TEMPLATE_NAMES
 from bitnet_py.template import Template, get_template
-from bitnet_py.token_ids import check_ids, tokens_option
+from bitnet_py.token_ids import check_ids
 from bitnet_py.tokenizer import Tokenizer
+from bitnet_py.tokens_option import tokens_option
 from bitnet_py.weights import Weights
 
 

@@ -12,7 +12,8 @@ from bitnet_py.config import POOLINGS, Pooling
 from bitnet_py.embedding import embed, pooling_for
 from bitnet_py.model import Model
 from bitnet_py.override_option import override_option
-from bitnet_py.token_ids import check_ids, tokens_option
+from bitnet_py.token_ids import check_ids
+from bitnet_py.tokens_option import tokens_option
 
 
 @click.command("embed")

@@ -26,6 +26,7 @@ VERDICT_STYLE = {
     "fail": "bold red",
     "incomplete": "bold yellow",
     "agrees_within": "bold yellow",
+    "near_ties": "bold yellow",
     "deviates": "bold yellow",
 }
 

@@ -206,33 +206,18 @@ static void record_norm(const bn_run *r, int32_t layer, int which, const float *
     if (weight) bn_record(r, layer, which, normed, n);
 }
 
-/* What Q, K and V multiply, quantised: the normed rows for all three, or after another norm for each. Returns how
- * many rows those of one matrix are behind those of the one before. */
-static int64_t prepare_qkv(const bn_run *r, const bn_layer *w, int64_t n) {
+/* What several matrices multiply, quantised: the normed rows for all of them, or after another norm for each.
+ * Returns how many rows those of one matrix are behind those of the one before. */
+static int64_t prepare(const bn_run *r, const float *in, const float *norm, const float *const *norms_in, int n_in,
+                       int64_t n, float *normed) {
     const bn_buffers *b = &r->engine->buffers;
     const int64_t dim = r->engine->model.dim;
-    if (!w->attn_q_norm_in) {
-        norm_and_quantize(r, b->x, w->attn_norm, dim, n, 0, b->attn_norm);
+    if (!norms_in[0]) {
+        norm_and_quantize(r, in, norm, dim, n, 0, normed);
         return 0;
     }
-    norm_rows(r, b->x, w->attn_norm, dim, n, b->attn_norm);
-    norm_and_quantize(r, b->attn_norm, w->attn_q_norm_in, dim, n, 0, b->inputs[0]);
-    norm_and_quantize(r, b->attn_norm, w->attn_k_norm_in, dim, n, n, b->inputs[1]);
-    norm_and_quantize(r, b->attn_norm, w->attn_v_norm_in, dim, n, 2 * n, b->inputs[2]);
-    return n;
-}
-
-/* The same for gate and up. */
-static int64_t prepare_gate_up(const bn_run *r, const bn_layer *w, int64_t n) {
-    const bn_buffers *b = &r->engine->buffers;
-    const int64_t dim = r->engine->model.dim;
-    if (!w->ffn_gate_norm_in) {
-        norm_and_quantize(r, b->ffn_inp, w->ffn_norm, dim, n, 0, b->ffn_norm);
-        return 0;
-    }
-    norm_rows(r, b->ffn_inp, w->ffn_norm, dim, n, b->ffn_norm);
-    norm_and_quantize(r, b->ffn_norm, w->ffn_gate_norm_in, dim, n, 0, b->inputs[0]);
-    norm_and_quantize(r, b->ffn_norm, w->ffn_up_norm_in, dim, n, n, b->inputs[1]);
+    norm_rows(r, in, norm, dim, n, normed);
+    for (int i = 0; i < n_in; i++) norm_and_quantize(r, normed, norms_in[i], dim, n, i * n, b->inputs[i]);
     return n;
 }
 
@@ -266,7 +251,8 @@ static void forward_layer(const bn_run *r, int32_t layer, int64_t n_rows) {
     const int64_t dim = e->model.dim, q_dim = e->q_dim, kv_dim = e->kv_dim;
     const bn_gated_fn activate = e->kernels->gated[e->activation][e->width_index];
 
-    int64_t apart = prepare_qkv(r, w, n);
+    const float *const qkv_norms[] = {w->attn_q_norm_in, w->attn_k_norm_in, w->attn_v_norm_in};
+    int64_t apart = prepare(r, b->x, w->attn_norm, qkv_norms, 3, n, b->attn_norm);
     bn_barrier(r);
     bn_record(r, layer, BN_TAP_ATTN_NORM, b->attn_norm, n * dim);
     record_norm(r, layer, BN_TAP_ATTN_Q_NORM_IN, w->attn_q_norm_in, b->inputs[0], n * dim);
@@ -308,7 +294,8 @@ static void forward_layer(const bn_run *r, int32_t layer, int64_t n_rows) {
     add_rows(r, attended, b->x + skipped, n_rows * dim, b->ffn_inp);
     bn_barrier(r);
     bn_record(r, layer, BN_TAP_FFN_INP, b->ffn_inp, n_rows * dim);
-    apart = prepare_gate_up(r, w, n_rows);
+    const float *const ffn_norms[] = {w->ffn_gate_norm_in, w->ffn_up_norm_in};
+    apart = prepare(r, b->ffn_inp, w->ffn_norm, ffn_norms, 2, n_rows, b->ffn_norm);
     bn_barrier(r);
     bn_record(r, layer, BN_TAP_FFN_NORM, b->ffn_norm, n_rows * dim);
     record_norm(r, layer, BN_TAP_FFN_GATE_NORM_IN, w->ffn_gate_norm_in, b->inputs[0], n_rows * dim);

@@ -83,14 +83,15 @@ def greedy(
                 weights = weights.following(engines[1].identity.numerics.generation)
             found = audit_prompt(*engines, result.prompts[0], weights, progress=progress)
             result = _with_audit(result, found)
+        parties = tuple(one.identity.name for one in engines)
         facts = request.facts(session, encoded, n_steps=n_steps)
         facts = replace(facts, compute=resume.compute(facts.compute))
         if found is None:
-            return build(GREEDY, GreedyExamined(result, {}), facts)
+            return build(GREEDY, GreedyExamined(result, {}, parties=parties), facts)
         command = request.command(checked, encoded[0], n_after(found.passes, len(encoded[0].token_ids)))
         diagnosis = [findings.to_json(one, command) for one in found.findings]
         facts = replace(facts, notes=[*facts.notes, *found.notes])
-        return build(GREEDY, GreedyExamined(result, found.audits, diagnosis), facts)
+        return build(GREEDY, GreedyExamined(result, found.audits, diagnosis, parties), facts)
 
 
 def _compare_all(

@@ -3,7 +3,7 @@
 ====  ==========================================================================================
 code  meaning
 ====  ==========================================================================================
-0     parity or pass
+0     parity or pass; an audit that leaves nothing but near ties
 1     divergence, deviation from the model's definition, or gate failure
 2     usage
 3     reference unavailable, coverage incomplete, or agreement shown only within a distance
@@ -29,6 +29,7 @@ DEBUG_VARIABLE = "CROSSVAL_DEBUG"
 EXIT_OF_VERDICT = {
     "parity": 0,
     "pass": 0,
+    "near_ties": 0,
     "divergence": 1,
     "shared_deviation": 1,
     "reference_defect": 1,

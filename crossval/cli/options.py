@@ -11,10 +11,11 @@ import click
 
 from bitnet_py.override_option import override_option
 from bitnet_py.template import NAMES
-from bitnet_py.token_ids import tokens_option
+from bitnet_py.tokens_option import tokens_option
 from crossval.cli import completion, output
 from crossval.engines import tap_maps
 from crossval.engines.registry import words
+from crossval.engines.session import Given
 from crossval.errors import UnavailableError, UsageError
 from crossval.receipts.file import Receipt
 
@@ -47,7 +48,7 @@ def prompt_option(help_text: str, *, required: bool = True) -> Option:
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def run(*args: Any, prompt: str | None, tokens: tuple[int, ...] | None, **given: Any) -> Any:
+        def run(*args: Any, prompt: Given | None, tokens: Given | None = None, **given: Any) -> Any:
             if prompt is not None and tokens is not None:
                 raise click.UsageError("--prompt and --tokens exclude each other")
             if required and prompt is None and tokens is None:

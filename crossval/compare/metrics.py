@@ -6,13 +6,13 @@ All sums are float64 over chunks of tokens, so that memory stays bounded; square
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 _CHUNK_ELEMENTS = 1 << 19
 
 
@@ -43,6 +43,9 @@ class Metrics:
     """Largest NMSE of one token's row; None when some token's reference row is zero and the candidate's is not."""
     worst_token: int | None
     """Index on the token axis of the largest NMSE; None when nothing differs in value."""
+    token_nmse: tuple[float | None, ...] | None
+    """NMSE of each token's row, None where the reference row is zero and the candidate's is not; None as a whole
+    when an element is not finite."""
     max_abs: float | None
     norm_ratio: float | None
     """``|c| / |r|``; 1.0 when both are all zeros, None when only the reference is."""
@@ -126,7 +129,8 @@ class _Sums:
     def result(self) -> Metrics:
         equal_bits = self.n_equal == self.n_elements
         finite = not any(self.nonfinite)
-        token, token_nmse = _worst_nmse(self.dd, self.rr)
+        each = tuple(_nmse(float(dd), float(rr)) for dd, rr in zip(self.dd, self.rr, strict=True))
+        token, token_nmse = _worst_nmse(each)
         cc, rr, dd = float(self.cc.sum()), float(self.rr.sum()), float(self.dd.sum())
         return Metrics(
             n_elements=self.n_elements,
@@ -142,6 +146,7 @@ class _Sums:
             nmse=_nmse(dd, rr) if finite else None,
             worst_token_nmse=token_nmse if finite else None,
             worst_token=token if finite else None,
+            token_nmse=each if finite else None,
             max_abs=self.max_abs if finite else None,
             norm_ratio=_norm_ratio(cc, rr) if finite else None,
         )
@@ -175,16 +180,10 @@ def _norm_ratio(cc: float, rr: float) -> float | None:
     return math.sqrt(cc / rr)
 
 
-def _worst_nmse(dd: F64, rr: F64) -> tuple[int | None, float | None]:
-    """Return (token, NMSE) of the worst token; a zero reference row with an error is worse than any number."""
-    if not dd.any():
-        return None, 0.0
-    undefined = (rr == 0.0) & (dd != 0.0)
-    if undefined.any():
-        return int(np.argmax(undefined)), None
-    each = np.divide(dd, rr, out=np.zeros_like(dd), where=rr != 0.0)
-    token = int(np.argmax(each))
-    return token, float(each[token])
+def _worst_nmse(each: Sequence[float | None]) -> tuple[int | None, float | None]:
+    """Return (token, NMSE) of the worst token, the first of several; undefined is worse than any number."""
+    worst = None if None in each else max(value for value in each if value is not None)
+    return (None, 0.0) if worst == 0.0 else (each.index(worst), worst)
 
 
 def ulp_distance(a: F32, b: F32) -> npt.NDArray[np.int64]:

@@ -33,23 +33,35 @@ def row_to_json(row: TapRow) -> dict[str, Any]:
     data = {**vars(row), "floor": number(row.floor), "bound": dict(row.bound)}
     for name in _FLOATS:
         data[name] = number(data[name])
+    if row.token_nmse is not None:
+        data["token_nmse"] = [number(value) for value in row.token_nmse]
     data["status"] = compare.row_status(row_from_json(data))
     return data
 
 
 def row_from_json(data: Mapping[str, Any]) -> TapRow:
     """Return the row of a receipt that is valid by the schema."""
-    return TapRow(**{**data, "bound": dict(data["bound"])})
+    each = data.get("token_nmse")
+    return TapRow(**{**data, "bound": dict(data["bound"]), "token_nmse": None if each is None else tuple(each)})
 
 
 def rows_of(receipt: Receipt) -> Iterator[tuple[str, TapRow]]:
     """Yield every row of a ``layers``, ``diff`` or ``greedy`` receipt with a name for messages."""
+    yield from ((where, row_from_json(row)) for where, row in _as_stated(receipt))
+
+
+def _as_stated(receipt: Receipt) -> Iterator[tuple[str, Mapping[str, Any]]]:
     results = receipt["results"]
     for row in results.get("rows", ()):
-        yield f"pass {row['pass_index']} {row['tap']}", row_from_json(row)
+        yield f"pass {row['pass_index']} {row['tap']}", row
     for index, prompt in enumerate(results.get("prompts", ())):
         for step in prompt["steps"]:
-            yield f"prompt {index} step {step['step']} logits", row_from_json(step["logits"])
+            yield f"prompt {index} step {step['step']} logits", step["logits"]
+
+
+def states_tokens(receipt: Receipt) -> bool:
+    """Return whether rows state the NMSE of each token, or that they keep none: older versions did not."""
+    return any("token_nmse" in row for _, row in _as_stated(receipt))
 
 
 def is_tap(name: str, n_layers: int) -> bool:
@@ -132,7 +144,12 @@ def thresholds(receipt: Receipt) -> list[str]:
 
 def metrics(receipt: Receipt) -> list[str]:
     """Check that the metrics of every row can belong to one and the same pair of arrays."""
-    return [f"{where}: {what}" for where, row in rows_of(receipt) for what in _metric_conflicts(row)]
+    silent = [
+        f"{where}: says nothing of the NMSE of each token, other rows do"
+        for where, row in _as_stated(receipt)
+        if "token_nmse" not in row and states_tokens(receipt)
+    ]
+    return silent + [f"{where}: {what}" for where, row in rows_of(receipt) for what in _metric_conflicts(row)]
 
 
 def _metric_conflicts(row: TapRow) -> Iterator[str]:
@@ -168,10 +185,26 @@ def _metric_conflicts(row: TapRow) -> Iterator[str]:
     if worst is not None and worst_cosine is not None and worst < 1.0 - max(0.0, worst_cosine) ** 2 - _ROUNDING:
         # At a given angle no scale brings |c - r|^2 / |r|^2 below sin^2.
         yield f"worst token cosine {worst_cosine:.6g} contradicts the worst token's NMSE {worst:.6g}"
+    yield from _token_conflicts(row)
     if row.rows_compared == 1 and not (
         _close(row.worst_token_nmse, nmse) and _close(row.worst_token_cosine, cosine)
     ):
         yield "one token was compared, but its metrics are not the whole tap's"
+
+
+def _token_conflicts(row: TapRow) -> Iterator[str]:
+    if row.token_nmse is None:
+        return
+    if row.rows_compared < 2:
+        yield "one token was compared, but the NMSE of several is kept"
+    if len(row.token_nmse) != row.rows_compared:
+        yield f"{len(row.token_nmse)} tokens have an NMSE, {row.rows_compared} were compared"
+        return
+    known = [value for value in row.token_nmse if value is not None]
+    worst = None if len(known) < len(row.token_nmse) else max(known)
+    held = None if row.worst_token_nmse is None else compare.rounded(row.worst_token_nmse)
+    if worst != held:
+        yield f"the largest NMSE of a token is {show(worst)}, the worst token's is {show(held)}"
 
 
 def _is_one(value: float | None) -> bool:

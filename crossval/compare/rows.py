@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from crossval.compare.metrics import measure
+from crossval.compare.metrics import Metrics, measure
 from crossval.formats import Dtype
 from crossval.model import taps
 from crossval.model.taps import token_axis
@@ -38,6 +38,8 @@ _SHARED_METRICS = (
     "norm_ratio",
 )
 """Fields of ``Metrics`` that a row takes over as they are."""
+MAX_TOKENS_SHOWN = 512
+"""Longest pass of which each token's error is kept."""
 _ORDER_LAYERS = 1 << 20
 """More layers than any model: ``execution_index`` only needs a consistent number to sort by."""
 
@@ -68,6 +70,10 @@ class TapRow:
     nmse: float | None = None
     """``|c - r|^2 / |r|^2``."""
     worst_token_nmse: float | None = None
+    token_nmse: tuple[float | None, ...] | None = None
+    """NMSE of each token of the pass, to three digits, where the output of a layer or of the whole model differs;
+    None in other rows, and in passes of one token or of more than ``MAX_TOKENS_SHOWN``. An entry is None where the
+    NMSE is undefined."""
     max_abs: float | None = None
     norm_ratio: float | None = None
     """``|c| / |r|``."""
@@ -374,10 +380,29 @@ def compare_tap(
         name,
         rows_compared=metrics.n_tokens,
         worst_token=None if metrics.worst_token is None else int(positions[metrics.worst_token]),
+        token_nmse=_token_nmse(name, metrics, n_tokens),
         note=unusable or None,
         **{metric: getattr(metrics, metric) for metric in _SHARED_METRICS},
     )
     return judged(row, tolerance)
+
+
+def _token_nmse(name: str, metrics: Metrics, n_tokens: int) -> tuple[float | None, ...] | None:
+    if not keeps_tokens(name, metrics.n_tokens, n_tokens):
+        return None
+    if metrics.worst_token is None or metrics.token_nmse is None:
+        return None
+    return tuple(None if value is None else rounded(value) for value in metrics.token_nmse)
+
+
+def keeps_tokens(tap: str, n_compared: int, n_tokens: int) -> bool:
+    """Return whether a row of so many tokens of a pass keeps each token's error, where values differ."""
+    return 1 < n_compared == n_tokens <= MAX_TOKENS_SHOWN and taps.in_outline(tap)
+
+
+def rounded(nmse: float) -> float:
+    """Return an NMSE to the three digits that are kept of each token's."""
+    return float(f"{nmse:.2e}")
 
 
 def _alike_nan(c: npt.NDArray[np.float32], r: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from crossval.audit import extent, precision, products, summary
 from crossval.audit.show import before, counts, misrecorded, segmented
 from crossval.console import at_most, show_line
-from crossval.examine import arithmetics
+from crossval.examine import arithmetics, locations
 from crossval.examine.graph import followed_graph
 from crossval.examine.verdict import ADVICE, Advice
 from crossval.model.taps import INPUT_TAPS
@@ -176,6 +176,7 @@ def show_conclusion(
     first, inexact = receipt["first_divergence"], receipt["first_inexact"]
     if first is not None:
         show_line(out, f"first divergence: {where(receipt, first)}")
+        locations.show_relations(out, receipt)
     if inexact is not None and inexact != first:
         show_line(out, f"first inexact bits: {where(receipt, inexact)}")
     different = arithmetics.stated(receipt)

@@ -13,6 +13,7 @@ from crossval.diagnose.findings import Finding
 from crossval.examine.examination import audit_both
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, Runner
+from crossval.receipts.party import SPECIFICATION
 from crossval.terms import LOGITS, SIDES, Progress, Side
 
 N_DECODED = 1
@@ -33,13 +34,19 @@ class GreedyAudit:
 def audited_passes(candidate: Runner, reference: Runner, prompt: GreedyPrompt) -> tuple[PassPlan, ...]:
     """Return the passes of the prompt, and the first decoded token when the comparison had more than one step.
 
+    Beside the specification every pass up to the last token that differs: only an audit of these tells a near tie
+    from an error.
+
     Raises:
         BadInputError: a trace that was recorded with other tokens.
     """
     n_decoded = min(N_DECODED, prompt.steps_required - 1)
+    if SPECIFICATION in (candidate.identity.name, reference.identity.name):
+        differ = (step.step for step in prompt.steps if step.candidate_token != step.reference_token)
+        n_decoded = max(n_decoded, max(differ, default=0))
     feed = make_feed(candidate, reference, prompt.prompt_ids, n_decoded, n_decoded)
-    token = prompt.steps[0].reference_token if prompt.steps else None
-    while feed.next_plan(token) is not None:
+    tokens = iter([step.reference_token for step in prompt.steps])
+    while feed.next_plan(next(tokens, None) if len(feed.done) >= feed.n_prompt_passes else None) is not None:
         pass
     return tuple(feed.done)
 

@@ -45,6 +45,8 @@ class GreedyExamined:
     audits: Audits | None
     """None: a receipt from before greedy comparisons were audited."""
     diagnoses: Diagnoses = ()
+    parties: tuple[str, ...] = ()
+    """Names of both engines."""
 
 
 def to_json(found: GreedyExamined) -> dict[str, Any]:
@@ -96,7 +98,8 @@ def from_json(receipt: Receipt) -> GreedyExamined:
         from_journal=results.get("from_journal"),
         audited=plan_from_json(results.get("passes", ())),
     )
-    return GreedyExamined(result, receipt.get("audit"), receipt.get("diagnosis") or ())
+    parties = tuple(receipt[side]["name"] for side in SIDES)
+    return GreedyExamined(result, receipt.get("audit"), receipt.get("diagnosis") or (), parties)
 
 
 def summarize(found: GreedyExamined) -> Summary:
@@ -153,7 +156,8 @@ def _why(step: GreedyStep, policy: PolicyName) -> str | None:
 def verdict(found: GreedyExamined, summary: Summary) -> Verdict:
     """Return the verdict: tokens, logits and audits together (``crossval.examine.greedy_verdict``)."""
     exact = summary.logits_exact_match_rate == 1.0
-    return greedy_verdict.decide(AGREEMENT[summary.status], exact, found.audits)
+    near_ties = greedy_verdict.only_near_ties(found.result, found.parties)
+    return greedy_verdict.decide(AGREEMENT[summary.status], exact, found.audits, near_ties=near_ties)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------
@@ -260,14 +264,15 @@ def audits(receipt: Receipt) -> list[str]:
 
 
 def _audited_passes(result: GreedyResult) -> Iterator[str]:
-    """Check that the first prompt was audited, whole, with one decoded token when there was one."""
+    """Check that the first prompt was audited, whole, with a decoded token when there was one, or with several."""
     prompt, plan = result.prompts[0], result.audited
     yield from plan_conflicts(plan, "audited pass")
     fed = tuple(token for one in plan for token in one.token_ids)
     n_prompt = len(prompt.prompt_ids)
-    chosen = {(), prompt.candidate_tokens[:1], prompt.reference_tokens[:1]}
+    n_decoded = min(max(0, len(fed) - n_prompt), len(prompt.steps) - 1)
+    chosen = {(), prompt.candidate_tokens[:n_decoded], prompt.reference_tokens[:n_decoded]}
     if fed[:n_prompt] != prompt.prompt_ids or fed[n_prompt:] not in chosen:
-        yield "the audited passes hold other tokens than the first prompt and the token that follows it"
+        yield "the audited passes hold other tokens than the first prompt and those that follow it"
     if len(prompt.steps) > 1 and len(fed) == n_prompt:
         yield "no decoded token was audited"
 

@@ -17,7 +17,7 @@ from crossval.compare import rows as compare
 from crossval.compare.receipt import fraction_equal
 from crossval.compare.rows import GreedyPrompt, TapRow
 from crossval.console import at_most, clip, new_table, percent, show_line
-from crossval.examine import greedy_receipt
+from crossval.examine import greedy_receipt, locations
 from crossval.examine.advice import show_conclusion
 from crossval.examine.greedy_receipt import SAME_ARITHMETIC
 from crossval.examine.greedy_verdict import is_exact
@@ -57,8 +57,10 @@ def show_greedy(out: Console, receipt: Receipt) -> None:
         show_line(out, f"from the journal: {result.from_journal} of {len(everything)} prompts")
     if result.audited:
         n_decoded = n_after(result.audited, len(receipt["prompt"]["token_ids"]))
-        show_line(out, f"\nAudited: the first prompt's pass and {n_decoded} decoded token.")
+        plural = "" if n_decoded == 1 else "s"
+        show_line(out, f"\nAudited: the first prompt's pass and {n_decoded} decoded token{plural}.")
         audit_show.show_audits(out, receipt)
+        locations.show_guilty_layers(out, receipt)
     parity, counts = receipt["parity"], ""
     if parity["exact_match_rate"] is not None:
         counts = f", {percent(parity['exact_match_rate'])} of the tokens equal"
@@ -159,6 +161,8 @@ def conclude(receipt: Receipt) -> Advice:
         deviating = "; ".join(products.words(receipt))
         step = ADVICE[verdict].next_step.replace(products.FLAG, products.flags(receipt))
         return Advice(f"{head}. {ADVICE[verdict].meaning} That is: {deviating}.", step)
+    if verdict == "near_ties":
+        return Advice(f"{head}. {ADVICE[verdict].meaning}", ADVICE[verdict].next_step)
     if verdict == "parity":
         return Advice(f"{head}; {_proof(receipt, audits)}.", ADVICE[verdict].next_step)
     if receipt["parity"]["status"] == "divergence":

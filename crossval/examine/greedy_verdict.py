@@ -7,12 +7,15 @@ pass and one decoded token. Pure functions, shared by the receipt's builder, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from crossval.audit.products import any_deviates
 from crossval.audit.summary import audit_verdict
+from crossval.compare.rows import GreedyResult, logits_agree
 from crossval.examine.verdict import Agreement, Audits, Verdict, arbitrate
+from crossval.passes import n_after
+from crossval.receipts.party import SPECIFICATION
 from crossval.terms import SIDES, Side
 
 
@@ -27,12 +30,33 @@ def vouched(side: Side, audits: Audits, exact: bool) -> bool:
     return exact and partly and audit_verdict(audits[other]) == "clean"
 
 
-def decide(agreement: Agreement, exact: bool, audits: Audits | None) -> Verdict:
+def only_near_ties(result: GreedyResult, parties: Collection[str]) -> bool:
+    """Return whether one engine is the specification, and tokens differ in near ties of audited passes only.
+
+    ``parties``: names of both engines. The audit has to hold every pass up to the last token that differs, in the
+    first prompt: then each operation of the other engine, and what its KV cache holds, was recomputed.
+    """
+    if SPECIFICATION not in parties or not result.prompts:
+        return False
+    n_decoded = n_after(result.audited, len(result.prompts[0].prompt_ids)) if result.audited else -1
+    for index, prompt in enumerate(result.prompts):
+        if len(prompt.steps) < prompt.steps_required:
+            return False
+        for step in prompt.steps:
+            differs = step.candidate_token != step.reference_token
+            if not logits_agree(step.logits, result.policy):
+                return False
+            if differs and (index or step.step > n_decoded or not step.near_tie):
+                return False
+    return True
+
+
+def decide(agreement: Agreement, exact: bool, audits: Audits | None, *, near_ties: bool = False) -> Verdict:
     """Return the verdict of a greedy comparison.
 
     ``agreement``: of tokens and logits (``crossval.compare.rows.decide_greedy``). ``exact``: the logits of all
     steps have equal bits. ``audits``: None in receipts made before greedy comparisons were audited; there
-    equal bits count as parity, as they did then.
+    equal bits count as parity, as they did then. ``near_ties``: ``only_near_ties``.
     """
     if audits is None:
         if agreement == "agree":
@@ -43,6 +67,8 @@ def decide(agreement: Agreement, exact: bool, audits: Audits | None) -> Verdict:
         return "parity"
     found = [audit_verdict(audits[side]) for side in SIDES]
     verdict = arbitrate(agreement, *found, deviates=deviates)
+    if near_ties and verdict == "divergence" and set(found) == {"clean"}:
+        return "near_ties"
     return "divergence" if agreement == "differ" and verdict == "incomplete" else verdict
 
 

@@ -5,6 +5,7 @@ The gate checks what must follow from rows, audits, model and token ids with the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -193,14 +194,15 @@ def structure(receipt: Receipt) -> list[str]:
     keys = [compare.execution_key(row) for row in result.rows if compared.is_tap(row.tap, n_layers)]
     if keys != sorted(set(keys)):
         complaints.append("rows are repeated or out of execution order")
+    stated = compared.states_tokens(receipt)
     for row in result.rows:
-        complaints += _row_shape(receipt, result.plan, row)
+        complaints += _row_shape(receipt, result.plan, row, stated=stated)
     present = {(row.pass_index, row.tap) for row in result.rows}
     present |= {(skip.pass_index, skip.tap) for skip in result.coverage.skipped}
     model = receipt["model"]
     form = model["architecture"], model.get("input_norms", False)
-    stated = (Numerics.from_json(receipt[side]["numerics"]) for side in SIDES)
-    inside = frozenset().union(*(one.inside_others(*form) for one in stated))
+    numerics = (Numerics.from_json(receipt[side]["numerics"]) for side in SIDES)
+    inside = frozenset().union(*(one.inside_others(*form) for one in numerics))
     required = [tap for tap in _required(result, n_layers) if taps.parse(tap).tap not in inside]
     for index in range(len(result.plan)):
         missing = [tap for tap in required if (index, tap) not in present]
@@ -220,8 +222,11 @@ def _required(result: LayersResult, n_layers: int) -> list[str]:
     return [name for name in names if taps.parse(name).tap not in optional]
 
 
-def _row_shape(receipt: Receipt, plan: Sequence[PassPlan], row: TapRow) -> list[str]:
-    """Check pass, token count, worst token and element count of a row; an invalid row has nothing to check."""
+def _row_shape(receipt: Receipt, plan: Sequence[PassPlan], row: TapRow, *, stated: bool) -> list[str]:
+    """Check pass, token count, worst token and element count of a row; an invalid row has nothing to check.
+
+    ``stated``: rows state the NMSE of each token, or that they keep none.
+    """
     where = f"pass {row.pass_index} {row.tap}"
     if row.pass_index >= len(plan) or plan[row.pass_index].kind != row.pass_kind:
         return [f"{where}: there is no such {row.pass_kind} pass"]
@@ -234,6 +239,13 @@ def _row_shape(receipt: Receipt, plan: Sequence[PassPlan], row: TapRow) -> list[
         return [f"{where}: {row.rows_compared} tokens compared of a pass of {n_tokens}"]
     if row.worst_token is not None and row.worst_token not in one.positions:
         return [f"{where}: worst token at position {row.worst_token}, which is not in the pass"]
+    kept = row.worst_token is not None and compare.keeps_tokens(row.tap, row.rows_compared, n_tokens)
+    if stated and kept != (row.token_nmse is not None):
+        return [f"{where}: NMSE of each token is {'missing' if kept else 'kept of a row that has none'}"]
+    each, worst = row.token_nmse or (), row.worst_token
+    # Of an undefined NMSE nothing is larger; how many there are is checked with the metrics.
+    if len(each) == n_tokens and worst is not None and each[worst - one.start] != max(each, key=_nmse_rank):
+        return [f"{where}: worst token at position {worst}, another has a larger NMSE"]
     model, n_rows = TraceModel.of_receipt(receipt), row.rows_compared
     low, high = (
         compared.n_elements(row.tap, model, one, rows)
@@ -242,6 +254,10 @@ def _row_shape(receipt: Receipt, plan: Sequence[PassPlan], row: TapRow) -> list[
     if not low <= row.n_elements <= high:
         return [f"{where}: {row.n_elements} elements, the model's shape gives {low}"]
     return []
+
+
+def _nmse_rank(nmse: float | None) -> float:
+    return math.inf if nmse is None else nmse
 
 
 _VIEW_CHECKS: Mapping[str, Callable[[Receipt, Sequence[TapRow]], list[str]]] = {

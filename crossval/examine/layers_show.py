@@ -14,7 +14,7 @@ from crossval.causal import show as causal_show
 from crossval.compare import rows as compare
 from crossval.compare.rows import LayersResult, TapRow
 from crossval.console import at_most, new_table, percent, show_line
-from crossval.examine import layers_receipt
+from crossval.examine import layers_receipt, locations
 from crossval.examine.advice import advice_of, show_conclusion
 from crossval.model import taps
 from crossval.receipts.file import Receipt
@@ -52,13 +52,16 @@ def _show_run(out: Console, receipt: Receipt, title: str, floors: FloorTable | N
     """Print the tables and the audits of one run."""
     result = layers_receipt.from_json(receipt).result
     show_line(out, f"\n{title}")
+    detailed: set[int | None] = set()
     out.print(layers_table(result, floors, at_most(out, MAX_PASS_COLUMNS)))
     for index, layer in _detailed(result, everything=bool(at_most(out, 0))):
         rows = [row for row in result.rows if row.pass_index == index and taps.parse(row.tap).layer == layer]
         if len(rows) > 1:
+            detailed.add(layer)
             show_line(out, f"\nOperations of layer {layer} in pass {index} ({rows[0].pass_kind}).")
             out.print(ops_table(rows, floors))
     audit_show.show_audits(out, receipt)
+    locations.show_guilty_layers(out, receipt, detailed)
 
 
 def _where(receipt: Receipt, place: Mapping[str, Any]) -> str:

@@ -48,6 +48,7 @@ _WRONG_SIDE = {
     "agrees_within": "none as far as was recorded: {candidate} and {reference} agree within a distance",
     "deviates": "none: each of {candidate} and {reference} is correct as it computes, which is not what the model "
     "defines",
+    "near_ties": "none: {candidate} and {reference} differ in near ties only",
     "incomplete": "not known: something that had to be compared was not",
 }
 

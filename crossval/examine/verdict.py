@@ -22,6 +22,7 @@ Verdict = Literal[
     "both_differ",
     "divergence",
     "deviates",
+    "near_ties",
     "incomplete",
 ]
 Agreement = Literal["agree", "differ", "not_compared"]
@@ -73,6 +74,12 @@ ADVICE: dict[Verdict, Advice] = {
         "No operation is wrong as it is stated or was found to be computed. But that is not what the model "
         "defines.",
         "Accept it where it is meant (crossval gate --allow-deviation), or compute what the model defines.",
+    ),
+    "near_ties": Advice(
+        "Tokens differ from the specification's, but every operation of the engine was recomputed, in all passes "
+        "up to the last token that differs, and is within its bound: those choices were near ties, which rounding "
+        "decides. This is an audit of one engine, not parity of two.",
+        "Nothing is wrong in these passes. For parity, compare with real bitnet.cpp, live or recorded.",
     ),
     "incomplete": Advice(
         "Something that had to be compared was not.",

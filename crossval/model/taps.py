@@ -153,6 +153,11 @@ def outline_taps(n_layers: int) -> list[str]:
     return [*INPUT_TAPS, *(f"blk.{layer}.{LAYER_TAPS[-1]}" for layer in range(n_layers)), *HEAD_TAPS]
 
 
+def in_outline(name: str) -> bool:
+    """Return whether a tap belongs to the coarse selection."""
+    return parse(name).tap in (*INPUT_TAPS, LAYER_TAPS[-1], *HEAD_TAPS)
+
+
 def execution_index(name: str, n_layers: int = 1 << 20) -> int:
     """Return the position of a tap in execution order, for sorting and for finding the first divergence.
 

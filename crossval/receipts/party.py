@@ -15,15 +15,16 @@ Status = Literal["live", "recorded", "unavailable", "unused"]
 ComputePath = Literal["real", "library", "recorded", "specification", "none"]
 
 REFERENCE_NAME = "bitnet.cpp"
+SPECIFICATION = "specification"
 PATH_OF_NAME: dict[str, ComputePath] = {
     "bitnet_py": "real",
     REFERENCE_NAME: "library",
     "llama.cpp": "library",
     "transformers": "library",
-    "specification": "specification",
+    SPECIFICATION: "specification",
 }
 """Name of a live engine -> what computes its numbers: ``real`` counts its kernels, a ``library`` does not."""
-WITHOUT_RULES = ("bitnet_py", "specification")
+WITHOUT_RULES = ("bitnet_py", SPECIFICATION)
 """Engines that read text by the rules of another: a generation that they state is followed, or the default."""
 SAME_IF_EQUAL = ("library_digest", "trace_digest")
 OTHER_IF_DIFFERENT = ("library_digest", "source_digest", "source_commit", "version")

@@ -1,4 +1,4 @@
-"""Heat maps: cells of a state, one row and one column each."""
+"""Heat maps: cells of a state or a value, one row and one column each."""
 
 from __future__ import annotations
 
@@ -19,32 +19,52 @@ def heat_map(
     ``cells`` have ``column``, ``row``, ``state`` and, to be shown when pointed at, ``says``. ``title``: what the
     columns are, where their names do not say it.
     """
+    signs = {
+        "transform": [{"filter": "datum.sign"}],
+        "mark": {"type": "text", "color": "var(--sign)", "fontSize": 11, "aria": False},
+        "encoding": {"text": {"field": "sign", "type": "nominal"}},
+    }
     data = [{**cell, "sign": STATES[cell["state"]][1]} for cell in cells]
+    return _map(data, columns, rows, title, colour([cell["state"] for cell in cells]), signs)
+
+
+def value_map(
+    cells: Sequence[dict[str, Any]], columns: Sequence[str], rows: Sequence[str], *, x: str, value: str
+) -> dict[str, Any]:
+    """Return the specification of a heat map of positive numbers, on a logarithmic scale.
+
+    ``cells`` have ``column``, ``row``, ``value`` and ``says``; ``x`` and ``value`` name columns and values.
+    """
+    scale = {"type": "log", "scheme": "plasma", "nice": False}
+    legend = {"title": value, "type": "symbol", "symbolType": "square", "format": ".0e", "tickCount": 4}
+    shade = {"field": "value", "type": "quantitative", "scale": scale, "legend": legend}
+    return _map(cells, columns, rows, x, shade)
+
+
+def _map(
+    data: Sequence[dict[str, Any]],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    title: str | None,
+    shade: dict[str, Any],
+    *above: dict[str, Any],
+) -> dict[str, Any]:
     place = {
         "x": {"field": "column", "type": "nominal", "sort": list(columns), "title": title,
               "scale": {"domain": list(columns)}, "axis": {"labelAngle": -90 if _long(columns) else 0}},
         "y": {"field": "row", "type": "nominal", "sort": list(rows), "title": None,
               "scale": {"domain": list(rows)}},
     }  # fmt: skip
+    cell = {
+        "mark": {"type": "rect", "stroke": "var(--paper)", "strokeWidth": 1},
+        "encoding": {"color": shade, "description": {"field": "says", "type": "nominal"}},
+    }
     return {
-        "data": {"values": data},
+        "data": {"values": list(data)},
         "width": {"step": _STEP},
         "height": {"step": _STEP},
         "encoding": place,
-        "layer": [
-            {
-                "mark": {"type": "rect", "stroke": "var(--paper)", "strokeWidth": 1},
-                "encoding": {
-                    "color": colour([cell["state"] for cell in cells]),
-                    "description": {"field": "says", "type": "nominal"},
-                },
-            },
-            {
-                "transform": [{"filter": "datum.sign"}],
-                "mark": {"type": "text", "color": "var(--sign)", "fontSize": 11, "aria": False},
-                "encoding": {"text": {"field": "sign", "type": "nominal"}},
-            },
-        ],
+        "layer": [cell, *above],
     }
 
 

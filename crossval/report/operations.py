@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from crossval.audit import summary
-from crossval.compare.rows import LayersResult, row_status
+from crossval.compare.rows import LayersResult, TapRow, row_status
 from crossval.examine import layers_receipt
 from crossval.model import taps
 from crossval.receipts.file import Receipt
 from crossval.report.figure import Figure
-from crossval.report.heat import heat_map
+from crossval.report.heat import heat_map, value_map
 from crossval.report.states import AUDITED, COMPARED, colour
 from crossval.terms import SIDES
 
@@ -49,25 +49,34 @@ def compared_figures(receipt: Receipt) -> Iterator[Figure]:
     )
     if any(row.worst_token is not None for row in result.rows):
         yield Figure(
-            "The token that is worst in each layer, over all passes, by its position in the sequence.",
-            _worst_tokens(result),
+            "Error (NMSE) of each token in the output of each layer, by its position in the sequence. A blank has "
+            "no error; of passes of one token, and of receipts that do not keep all, the worst token is shown.",
+            _tokens(result),
         )
 
 
-def _worst_tokens(result: LayersResult) -> dict[str, Any]:
-    cells = [
-        {
-            "column": str(row.worst_token),
-            "row": _label(row.tap),
-            "state": COMPARED[row_status(row)],
-            "says": f"{row.tap}, position {row.worst_token}: NMSE {row.worst_token_nmse}",
-        }
+def _tokens(result: LayersResult) -> dict[str, Any]:
+    outline = set(taps.outline_taps(result.n_layers))
+    cells: list[dict[str, Any]] = [
+        {"column": str(position), "row": _label(row.tap), "value": CEILING if nmse is None else nmse,
+         "says": f"{row.tap}, position {position}: NMSE {'undefined' if nmse is None else f'{nmse:.3g}'}"}
         for row in result.rows
-        if row.worst_token is not None and row.tap in taps.outline_taps(result.n_layers)
-    ]
+        if row.tap in outline and row.worst_token is not None
+        for position, nmse in _errors(row, result.plan[row.pass_index].start)
+        if nmse != 0.0
+    ]  # fmt: skip
     positions = [str(position) for position in range(len(result.token_ids))]
     rows = list(dict.fromkeys(cell["row"] for cell in cells))
-    return heat_map(cells, positions, rows, "position")
+    return value_map(cells, positions, rows, x="position", value="NMSE")
+
+
+def _errors(row: TapRow, start: int) -> Iterator[tuple[int, float | None]]:
+    """Yield position and NMSE of the tokens of a row that are known."""
+    if row.token_nmse is None:
+        assert row.worst_token is not None
+        yield row.worst_token, row.worst_token_nmse
+    else:
+        yield from enumerate(row.token_nmse, start)
 
 
 def audited_figures(receipt: Receipt) -> Iterator[Figure]:

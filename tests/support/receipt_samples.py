@@ -379,7 +379,9 @@ def greedy_receipt(
     audited = GREEDY_PLAN if any(held.values()) else ()
     result = greedy_result(3, differs_at, inexact_at=inexact_at, policy=policy, audited=audited)
     found = [diagnosis_of(side, audit) for side, audit in held.items() if audit and audit["first_guilty"]]
-    return write(GREEDY, GreedyExamined(result, held, found), context(settings=settings, **changes))
+    facts = context(settings=settings, **changes)
+    names = (facts.candidate.identity.name, facts.reference.identity.name)
+    return write(GREEDY, GreedyExamined(result, held, found, names), facts)
 
 
 def coarse_audit(within: float = 0.125) -> dict[str, Any]:

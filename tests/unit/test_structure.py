@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -45,8 +46,15 @@ def room(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
-IMPORTS = {name: set(imported(tree)) - {name} for name, tree in TREES.items()}
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Return every module, parsed: not before a test asks, since every worker collects all tests."""
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    return {name: set(imported(tree)) - {name} for name, tree in trees().items()}
 
 
 def floors(graph: dict[str, set[str]]) -> dict[str, int]:
@@ -58,12 +66,12 @@ def floors(graph: dict[str, set[str]]) -> dict[str, int]:
 
 
 def test_modules_do_not_import_in_circles() -> None:
-    assert floors(IMPORTS)
+    assert floors(imports())
 
 
 def test_folders_do_not_import_in_circles_and_stand_on_few_floors() -> None:
     rooms: dict[str, set[str]] = {}
-    for module, others in IMPORTS.items():
+    for module, others in imports().items():
         rooms.setdefault(room(module), set()).update(room(other) for other in others)
     graph = {name: others - {name, "crossval"} for name, others in rooms.items()}
     found = floors(graph)
@@ -78,7 +86,7 @@ def test_imports_are_at_the_top_of_modules() -> None:
     """An import within a function or only for type checkers may hide an upward dependency."""
     hidden = [
         name
-        for name, tree in TREES.items()
+        for name, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.If)
         if any(imported(statement) for statement in node.body for _ in imported(statement))

@@ -92,7 +92,7 @@ SITES = {
 
 PLACES = (
     ("embed(r);", None, "inp_embd"),
-    ("int64_t apart = prepare_qkv(r, w, n);", "layer", "attn_norm"),
+    ("int64_t apart = prepare(r, b->x, w->attn_norm, qkv_norms, 3, n, b->attn_norm);", "layer", "attn_norm"),
     ("bitlinear(r, &w->q,", "layer", "q"),
     ("bitlinear(r, &w->k,", "layer", "k"),
     ("bitlinear(r, &w->v,", "layer", "v"),
@@ -102,7 +102,7 @@ PLACES = (
     ("norm_and_quantize(r, b->kqv,", "layer", "attn_sub_norm"),
     ("bitlinear(r, &w->o,", "layer", "attn_o_out"),
     ("add_rows(r, attended,", "layer", "ffn_inp"),
-    ("apart = prepare_gate_up(r, w, n_rows);", "layer", "ffn_norm"),
+    ("apart = prepare(r, b->ffn_inp, w->ffn_norm, ffn_norms, 2, n_rows, b->ffn_norm);", "layer", "ffn_norm"),
     ("bitlinear(r, &w->gate,", "layer", "ffn_gate"),
     ("bitlinear(r, &w->up,", "layer", "ffn_up"),
     (

@@ -281,8 +281,10 @@ def half_away(x: Array) -> Array:
 
 
 def own_rows(matrix: TernaryMatrix, features: IntArray) -> Array:
-    """Return rows of a matrix as they are."""
-    return matrix.signs[features]
+    """Return rows of a matrix as they are; consecutive ones are not copied."""
+    first, n = int(features[0]), len(features)
+    consecutive = np.array_equal(features, np.arange(first, first + n))
+    return matrix.signs[first : first + n] if consecutive else matrix.signs[features]
 
 
 def product(codes: Array, rows: Array) -> Array:

@@ -99,9 +99,16 @@ def test_every_command_has_its_function_with_the_same_options() -> None:
             continue
         known = set(inspect.signature(getattr(api, functions.get(name, name))).parameters)
         given = {str(param.name) for param in command.params if param.expose_value} - {"receipt_path", "as_json"}
-        renamed = {"text_path", "environment", "prompts_path", "prompt", "trace_a", "trace_b", "path"} | {
-            one for one in given if one.endswith("_ratio")
-        }
+        renamed = {
+            "text_path",
+            "environment",
+            "prompts_path",
+            "prompt",
+            "tokens",
+            "trace_a",
+            "trace_b",
+            "path",
+        } | {one for one in given if one.endswith("_ratio")}
         assert given - renamed <= known, name
 
 

@@ -1,24 +1,11 @@
-"""Token ids in place of a text: what is read, and what is refused."""
+"""Token ids in place of a text."""
 
 from __future__ import annotations
 
-import click
 import pytest
 
 from bitnet_py.errors import InputError
-from bitnet_py.token_ids import TokenIds, check_ids
-
-
-def test_ids_are_read():
-    assert TokenIds().convert("1, 306,42", None, None) == (1, 306, 42)
-    assert TokenIds().convert((1, 2), None, None) == (1, 2)
-
-
-@pytest.mark.parametrize("text", ["", "1,,2", "1;2", "-1", "1.0", "a", "²", "12345678901", "9" * 5000])
-def test_what_is_no_list_of_ids_is_a_usage_error(text):
-    with pytest.raises(click.BadParameter, match="expected token ids") as error:
-        TokenIds().convert(text, None, None)
-    assert len(error.value.message) < 200
+from bitnet_py.token_ids import check_ids
 
 
 def test_ids_are_held_to_the_vocabulary():

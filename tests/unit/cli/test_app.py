@@ -123,7 +123,7 @@ def process(model, golden, *options, **how):
 
 def test_the_console_entry_as_a_process(model_path, golden):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = process(model_path, golden, stdout=subprocess.PIPE, env=environment)
+    done = process(model_path, golden, "--quiet", stdout=subprocess.PIPE, env=environment)
     assert done.returncode == 0, done.stderr
     assert b"PARITY" in done.stdout
     assert b"\x1b" not in done.stdout

@@ -108,3 +108,22 @@ def test_prompt_files(tmp_path):
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffone\r\n  two \u2028 still two\n".encode())
     assert read_prompts(path) == ["one", "  two \u2028 still two"]
+
+
+def test_our_own_right_engine_beside_the_specification_is_no_divergence(model_path, out):
+    """Token 0 and later ones are near ties of this model: rounding decides them."""
+    words = ("greedy", "--model", model_path, "--reference", "spec", "--tokens", "13,14,31", "--receipt", out)
+    result = run(*words, "--steps", "14", "--threads", "1")
+    made = receipt.read(out)
+    assert (result.exit_code, made["verdict"]) == (0, "near_ties"), result.output
+    assert made["first_divergence"]["step"] == 13
+    assert made["first_divergence"]["near_tie"] is True
+    assert sum(len(one["token_ids"]) for one in made["results"]["passes"]) == 3 + 13
+    assert "PARITY" not in result.stdout
+    assert "Audited: the first prompt's pass and 13 decoded tokens." in result.stdout
+    assert "This is an audit of one engine, not parity of two." in result.stdout
+    assert run("gate", out).exit_code == 1  # bitnet.cpp was not there
+    assert run("gate", out, "--reference-name", "specification").exit_code == 0
+    assert run("gate", out, "--reference-name", "specification", "--min-exact-match", "1").exit_code == 1
+    unaudited = run(*words, "--steps", "14", "--threads", "1", "--no-audit")
+    assert (unaudited.exit_code, receipt.read(out)["verdict"]) == (1, "divergence")

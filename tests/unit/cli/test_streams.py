@@ -89,7 +89,7 @@ def test_a_name_that_is_too_long_is_bad_input(option, golden, model_path, tmp_pa
 
 def test_a_full_disk_behind_stdout_is_not_a_bug(golden, model_path):
     words = ("layers", "--prompt", PROMPT, "--model", model_path, "--reference", golden)
-    for more in ((), ("--json",)):
+    for more in (("--quiet",), ("--quiet", "--json")):
         with Path("/dev/full").open("wb") as full:
             code, err = finish(start(*words, *more, stdout=full))
         assert (code, err) == (4, "error: cannot write the output: No space left on device\n")

@@ -185,6 +185,7 @@ def test_quiet_is_the_verdict_alone_and_verbose_every_row(made, monkeypatch):
 
 
 def test_progress_is_a_line_every_ten_seconds(monkeypatch):
+    monkeypatch.setattr(output, "EVERY_S", 10.0)
     seconds, lines = iter([0.0, 9.9, 10.0, 19.0, 20.5, 21.0]), []
     report = output.Lines(lines.append, lambda: next(seconds))
     for done in range(5):

@@ -36,6 +36,7 @@ def test_values_follow_their_formulas() -> None:
     each = np.sum((c64 - r64) ** 2, 1) / np.sum(r64**2, 1)
     assert m.worst_token == int(np.argmax(each))
     assert m.worst_token_nmse == pytest.approx(each.max())
+    assert m.token_nmse == pytest.approx(each)
     cosines = [np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(c64, r64, strict=True)]
     assert m.worst_token_cosine == pytest.approx(min(cosines))
 

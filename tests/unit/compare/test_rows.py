@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from crossval.compare.rows import (
+    MAX_TOKENS_SHOWN,
     Coverage,
     GreedyPrompt,
     GreedyStep,
@@ -77,6 +78,24 @@ def test_one_wrong_token_among_many_diverges_and_is_named_by_position() -> None:
     assert found.nmse is not None
     assert found.nmse < found.bound["nmse"]
     assert (found.status, found.worst_token) == ("diverged", 87)
+
+
+def test_the_error_of_each_token_is_kept_where_the_output_of_a_layer_differs() -> None:
+    y = X.copy()
+    y[1] *= np.float32(1.25)
+    y[2] *= np.float32(1.5)
+    assert row(TapArray(y), TapArray(X)).token_nmse == (0.0, 0.0625, 0.25)
+    assert row(TapArray(y), TapArray(np.where([[1], [1], [0]], X, 0))).token_nmse == (0.0, 0.0625, None)
+    assert row(TapArray(y), TapArray(X), "result_norm").token_nmse == (0.0, 0.0625, 0.25)
+    assert row(TapArray(y), TapArray(X), "blk.0.attn_norm").token_nmse is None, "not of every tensor"
+    assert EQUAL.token_nmse is None
+    part = row(TapArray(y[1:], rows=(1, 2)), TapArray(X))
+    assert (part.rows_compared, part.token_nmse) == (2, None), "not of every token"
+    long = array(MAX_TOKENS_SHOWN + 1, 4)
+    plan = PassPlan("prefill", tuple(range(len(long))), 0)
+    found = compare(TapArray(-long), TapArray(long), plan=plan)
+    assert isinstance(found, TapRow)
+    assert found.token_nmse is None
 
 
 def test_rows_are_intersected() -> None:

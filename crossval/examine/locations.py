@@ -1,0 +1,99 @@
+"""Where an error enters and where it shows: the operations that audits find wrong, beside the first divergence.
+
+An audit judges each operation by its bound, which is tight; two engines are compared within what two correct
+ones may differ by, which grows from layer to layer. So an operation is often found wrong before the engines part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from crossval.audit import show as audit_show
+from crossval.audit import summary
+from crossval.console import new_table, show_line
+from crossval.model import taps
+from crossval.receipts.file import Receipt
+from crossval.repeat.cells import number
+from crossval.terms import LOGITS, SIDES, Side
+
+STYLE = {"ok": "green", "within": "yellow", "guilty": "bold red", "invalid": "bold red", "unchecked": "yellow"}
+WORDS = {"ok": "ok", "guilty": "WRONG", "invalid": "INVALID", "within": "within", "unchecked": "not judged"}
+
+Place = tuple[int, int]
+"""Pass, and position in execution order."""
+
+
+def guilty(receipt: Receipt) -> Iterator[tuple[Side, Mapping[str, Any]]]:
+    """Yield the first wrong operation of each engine that has one."""
+    for side in SIDES:
+        found = ((receipt["audit"] or {}).get(side) or {}).get("first_guilty")
+        if found is not None:
+            yield side, found
+
+
+def first_place(receipt: Receipt) -> Place | None:
+    """Return where the engines first differ; None: nowhere, or in a prompt that was not audited."""
+    first = receipt["first_divergence"]
+    if first is None or first.get("prompt_index"):
+        return None
+    if "tap" in first:
+        return first["pass_index"], taps.execution_index(first["tap"])
+    step = receipt["results"]["prompts"][0]["steps"][first["step"]]
+    return step["logits"]["pass_index"], taps.execution_index(LOGITS)
+
+
+def relations(receipt: Receipt) -> Iterator[str]:
+    """Yield how each wrong operation stands to the first divergence, where these are two places."""
+    first = first_place(receipt)
+    if first is None:
+        return
+    for side, found in guilty(receipt):
+        at = found["pass_index"], taps.execution_index(found["tap"])
+        where = f"{audit_show.place(found)} of the {side}"
+        if at < first:
+            yield (
+                f"cause: {where}, wrong given its own inputs; effect: the first divergence, which comes after it, "
+                "where the engines are first farther apart than two correct ones may be"
+            )
+        elif at > first:
+            yield f"{where} comes after the first divergence, and so does not explain it"
+
+
+def show_relations(out: Console, receipt: Receipt) -> None:
+    """Print a line for each wrong operation that is not where the engines first differ."""
+    for text in relations(receipt):
+        show_line(out, f"locations  {text}")
+
+
+def show_guilty_layers(out: Console, receipt: Receipt, shown: Collection[int | None] = ()) -> None:
+    """Print the audit of every operation of each wrong operation's layer, but of layers that are ``shown``."""
+    if not any(True for _ in relations(receipt)):
+        return
+    for side, found in guilty(receipt):
+        layer = found["layer"]
+        if layer in shown:
+            continue
+        rows = [summary.row_from_json(row) for row in receipt["audit"][side]["rows"]]
+        mine = [row for row in rows if taps.parse(row.tap).layer == layer]
+        what = "embedding and head" if layer is None else f"layer {layer}"
+        show_line(out, f"\nOperations of {what} of the {side}, each against its own bound.")
+        table = new_table()
+        for index, name in enumerate(
+            ("op", "state", "worst of its bound", "values beyond", "of", "first in pass")
+        ):
+            table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
+        for row in mine:
+            state = summary.status_of(row)
+            table.add_row(
+                taps.parse(row.tap).tap,
+                Text(WORDS[state], STYLE[state]),
+                number(row.ratio, ".3g"),
+                str(row.n_beyond),
+                str(row.n_elements),
+                "-" if row.first_beyond is None else str(row.first_beyond),
+            )
+        out.print(table)
