@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import socket
 import subprocess
@@ -86,6 +87,12 @@ def test_what_is_said_to_be_forbidden_is(found: dict[str, Any]) -> None:
         assert after[action] == ("PermissionError" if words in said else found["before"][action]), action
     assert {after[name] for name in ("read", "null", "thread")} == {"done"}
     assert WRITABLE[0] == "/dev/null"
+
+
+def test_what_the_kernel_offers_is_in_force(found: dict[str, Any]) -> None:
+    version = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)
+    offered = {1: "files read-only", 4: "no TCP", 6: "no signals to others"}
+    assert found["said"][3:] == [words for since, words in offered.items() if version >= since]
 
 
 def test_it_costs_next_to_nothing(found: dict[str, Any]) -> None:
