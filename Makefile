@@ -6,10 +6,13 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard bitnet_py/csrc/*)
 # An editable installation lists the modules it found: it is renewed when folders are added or removed.
 SOURCES += $(shell find bitnet_py crossval -type d -not -name __pycache__)
 INSTALLED := $(VENV)/.installed
+FUZZER := $(VENV)/.fuzzer
+SECONDS ?= 60
+TARGET ?= all
 DEMO_RECEIPT := build/demo-receipt.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types site fetch-cpp record bench bench-kernels sanitize tsan valgrind clean
+.PHONY: help demo test lint types site fetch-cpp record bench bench-kernels sanitize tsan valgrind fuzz clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -58,6 +61,13 @@ tsan: $(INSTALLED)  ## Check the C library's threads with ThreadSanitizer
 
 valgrind: $(INSTALLED)  ## Check the C library with valgrind: nothing uninitialised is read
 	$(BIN)/python -m tests.support.checked_library valgrind
+
+$(FUZZER): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[fuzz]"
+	@touch $@
+
+fuzz: $(FUZZER)  ## Search for input that breaks a reader, for SECONDS (60) in all TARGETs or one
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --target $(TARGET)
 
 clean:  ## Remove everything built or installed here
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -12,7 +12,7 @@ from typing import Any
 
 import tokenizers
 
-from bitnet_py.errors import InputError, TokenizerError, shortened
+from bitnet_py.errors import InputError, TokenizerError, raised_by_library, shortened
 from bitnet_py.pretokenizer import build_pre_tokenizer, build_splits
 from bitnet_py.vocabulary import Vocabulary, byte_alphabet
 
@@ -37,7 +37,9 @@ class ByteLevelBPE:
                     vocab=vocab, merges=list(vocabulary.merges), ignore_merges=vocabulary.ignore_merges
                 )
             )
-        except Exception as error:  # tokenizers raises bare Exception
+        except BaseException as error:
+            if not raised_by_library(error):
+                raise
             reason = shortened(str(error), 100)
             raise TokenizerError(f"tokenizer.ggml.merges does not fit the vocabulary: {reason}") from error
         self._bpe.pre_tokenizer = build_pre_tokenizer(vocabulary.pre_type)

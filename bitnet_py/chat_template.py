@@ -23,7 +23,8 @@ KEY = "tokenizer.chat_template"
 MAX_SOURCE_BYTES = 1 << 20
 MAX_TEXT_BYTES = 16 << 20
 _CPU_S = 2
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 60.0
+"""Of which a busy machine may give the process little."""
 _MEMORY_BYTES = 1 << 30
 _PROGRAM = Path(__file__).with_name("_render_template.py")
 

@@ -23,6 +23,14 @@ class NativeError(BitnetError):
     """The C library is missing, of another ABI version, or rejected a call (forced kernel not available)."""
 
 
+def raised_by_library(error: BaseException) -> bool:
+    """Return whether the ``tokenizers`` package raised this: bare ``Exception``, or what a panic of Rust code is.
+
+    A panic is no ``Exception``, and its class cannot be imported.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 DAMAGED = "the file is damaged: copy or download it again"
 """A remedy for ``model_error``."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
@@ -61,7 +62,7 @@ class TensorFacts:
 def tensor_facts(gguf: GGUFFile) -> Iterator[TensorFacts]:
     """Yield the facts of every tensor in the order of the file; one is in memory at a time."""
     starts = sorted(info.offset for info in gguf.tensors.values())
-    ends = dict(zip(starts, [*starts[1:], gguf.size_bytes], strict=True))
+    ends = dict(pairwise([*starts, gguf.size_bytes]))
     for info in gguf.tensors.values():
         stored = ends[info.offset] - info.offset
         facts = TensorFacts(info.name, info.type.name, info.shape, info.size_bytes, stored)

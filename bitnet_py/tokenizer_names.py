@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from bitnet_py.errors import TokenizerError
+from bitnet_py.errors import TokenizerError, raised_by_library
 
 TEXT = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n"
@@ -47,7 +47,9 @@ def ids_of_text(path: Path) -> list[int]:
     """
     try:
         return list(Tokenizer.from_file(str(path)).encode(TEXT).ids)
-    except Exception as error:  # the package raises nothing narrower
+    except BaseException as error:
+        if not raised_by_library(error):
+            raise
         raise TokenizerError(f"{path}: not a tokenizer.json that can be read: {error}") from None
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
+import shutil
 import stat
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +23,9 @@ CACHE_NAME = "bitnet-parity"
 """Folder of this package within the user's cache."""
 STREAM = Path("-")
 """Names stdin where a file is read, stdout where one is written."""
+_SUFFIX = ".crossval"
+_OURS = re.compile(rf"[a-z0-9_]+{re.escape(_SUFFIX)}")
+_TO_LOCK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CHUNK_BYTES = 4 << 20
 _CACHE_MIN_BYTES = 64 << 20
 _CACHE_SETTLED_S = 2.0
@@ -36,19 +43,85 @@ def write_atomically(path: Path, data: bytes) -> None:
         sys.stdout.buffer.flush()
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with temporary(path.parent, f".{path.name}.") as made:
+        with made.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        os.chmod(made, 0o666 & ~umask)
+        os.replace(made, path)
+
+
+@contextlib.contextmanager
+def temporary(place: Path, prefix: str, *, is_folder: bool = False) -> Iterator[Path]:
+    """Make a file or folder that is removed when the block ends, or moved away in it.
+
+    Nothing cleans up after a process that was killed (SIGKILL): what such ones left under the same prefix is
+    removed first. It is told by its lock, which the system releases with the process.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    prefix = prefix[:200]
+    with contextlib.suppress(OSError):
+        for path in place.iterdir():
+            if path.name.startswith(prefix) and _OURS.fullmatch(path.name[len(prefix) :]):
+                _remove_left(path)
+    while True:
+        made = _new(place, prefix, is_folder=is_folder)
+        lock = _lock(made, without=True)
+        try:
+            if lock is not None and made.exists():  # else another process took it for one that was left
+                yield made
+                return
+        finally:
+            _remove(made)
+            if lock is not None:
+                os.close(lock)
+
+
+def _new(place: Path, prefix: str, *, is_folder: bool) -> Path:
+    if is_folder:
+        return Path(tempfile.mkdtemp(_SUFFIX, prefix, place))
+    handle, name = tempfile.mkstemp(_SUFFIX, prefix, place)
+    os.close(handle)
+    return Path(name)
+
+
+def _lock(path: Path, *, without: bool) -> int | None:
+    """Open and lock a file or folder and return the descriptor; None: another process has it, or it is gone.
+
+    ``without``: whether to do without the lock on file systems that have none.
+    """
+    try:
+        handle = os.open(path, _TO_LOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if isinstance(error, BlockingIOError) or not without:
+            os.close(handle)
+            return None
+    return handle
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what a process of this user left, unless one still has it."""
+    lock = _lock(path, without=False)
+    if lock is not None:
+        if os.fstat(lock).st_uid == os.geteuid():
+            _remove(path)
+        os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_limited(path: Path, what: str, max_bytes: int) -> bytes:

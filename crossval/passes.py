@@ -72,8 +72,10 @@ class PassRecord:
 _GATED = ("ffn_act",)
 _INSIDE: Mapping[str, tuple[str, ...]] = {"qwen3": (), "gemma3": ("q_scaled",)}
 _WITHOUT_INPUT_NORMS = {"qwen3": (*_GATED, "attn_o_out"), "gemma3": ("attn_o_out",)}
+_IN_MAINLINE = {"gemma3": _GATED}
 """What main computes inside other operations, or does not name: SiLU in the product with the gate, where a graph
-is not given here; the scaled queries; with no norm in between, the projection of the merged heads."""
+is not given here; the scaled queries; with no norm in between, the projection of the merged heads. Mainline has
+GELU in the product, too."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,8 @@ class Numerics:
         if self.generation in ("main", "mainline"):
             unnamed = _INSIDE.get(architecture or "", _GATED)
             unnamed += () if input_norms else _WITHOUT_INPUT_NORMS.get(architecture or "", ())
+        if self.generation == "mainline":
+            unnamed += _IN_MAINLINE.get(architecture or "", ())
         attention = ("kq", "kq_soft_max") if self.flash_attention else ()
         return frozenset((*unnamed, *attention, *self.fused))
 

@@ -1,6 +1,8 @@
 """False alarms: healthy engines in many situations, each of which has to be parity (``python -m tests.healthy``).
 
-With ``--recordings``: engines of many arithmetics, and less and less recorded (``healthy_recordings``).
+With ``--recordings``: engines of many arithmetics, and less and less recorded (``healthy_recordings``). With
+``--strangers``: the engines of ``examples/``, ours under another name on every architecture, and those in other
+precisions (``healthy_strangers``).
 
 Every run draws a model, a prompt, threads and a kernel from its own number, so that run 137 is the same
 today and tomorrow. The reference is live bitnet.cpp where it is built, and otherwise our engine in another
@@ -32,7 +34,7 @@ from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.examine.examination import Examination, examine
 from crossval.examine.verdict import AGREEMENT, Verdict, arbitrate
 from crossval.passes import Runner
-from tests.support import healthy_recordings
+from tests.support import healthy_recordings, healthy_strangers
 
 SHAPES: dict[str, dict[str, int]] = {
     "two heads share one": {"n_layers": 3, "dim": 256, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 640},
@@ -125,10 +127,27 @@ def run(n_runs: int, *, first: int = 0, live: bool | None = None) -> Iterator[tu
 @click.command(help=__doc__)
 @click.option("--runs", "n_runs", type=click.IntRange(1), default=500, show_default=True)
 @click.option("--first", type=click.IntRange(0), default=0, show_default=True, help="Number of the first run.")
-@click.option("--recordings", is_flag=True, help="Many arithmetics, and fewer taps recorded.")
-def main(n_runs: int, first: int, recordings: bool) -> None:
+@click.option("--recordings", "which", flag_value="recordings", help="Many arithmetics, and fewer taps recorded.")
+@click.option("--strangers", "which", flag_value="strangers", help="Engines of other makes.")
+def main(n_runs: int, first: int, which: str | None) -> None:
     """Print every run that is not parity, and how many there were."""
-    sys.exit(_recordings(n_runs, first) if recordings else _live(n_runs, first))
+    sys.exit({"recordings": _recordings, "strangers": _strangers, None: _live}[which](n_runs, first))
+
+
+def _strangers(n_runs: int, first: int) -> int:
+    """Print every false alarm with the number that repeats it, and the verdicts of each engine's runs."""
+    counts: Counter[tuple[str, str]] = Counter()
+    start_s, alarms = time.perf_counter(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        for situation, judged in healthy_strangers.run(range(first, first + n_runs), Path(folder)):
+            counts[situation.engine, judged.verdict] += 1
+            if judged.verdict not in situation.allowed:
+                alarms += 1
+                click.echo(f"{judged.verdict}: {situation}, {judged.guilty}")
+    click.echo("\n".join(healthy_strangers.table(counts)))
+    elapsed_s = time.perf_counter() - start_s
+    click.echo(f"{n_runs} runs from {first} on, {alarms} false alarms, in {elapsed_s:.0f} s")
+    return 1 if alarms else 0
 
 
 def _recordings(n_runs: int, first: int) -> int:

@@ -41,6 +41,7 @@ def greedy(
     journal: str | Path | None = None,
     audit: bool = True,
     follow_reference_graph: bool = False,
+    tap_map: str | Path | None = None,
     progress: Progress = silent,
     say: Say = silent,
 ) -> Receipt:
@@ -50,10 +51,11 @@ def greedy(
     finished prompt is appended; prompts that it holds are not run again. ``audit``: recompute every
     operation of both engines in the first prompt's pass and one decoded token; without it, equal
     tokens leave the verdict ``incomplete``. ``follow_reference_graph``: our engine computes what
-    the other engine's generation does, even where that is not the model.
+    the other engine's generation does, even where that is not the model. ``tap_map``: what the
+    engines of traces call their tensors, as in ``compare_engines``.
 
     Raises:
-        BadInputError, ModelError: an unusable prompt, model, trace or journal.
+        BadInputError, ModelError: an unusable prompt, model, tap map, trace or journal.
         UnavailableError, EngineCrashError: from the engines.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -65,7 +67,7 @@ def greedy(
         check_prompt(text)
     request = Request(
         GREEDY, model, candidate, reference, n_threads, template, progress=progress, say=say,
-        follow_reference_graph=follow_reference_graph,
+        follow_reference_graph=follow_reference_graph, tap_map=tap_map,
     )  # fmt: skip
     checked = request.load_model()
     checked.require_tokens("generate tokens")

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from crossval import capture
-from crossval.audit import bounds, precision, zero_rows
+from crossval.audit import bounds, precision, trials, zero_rows
 from crossval.audit import evaluate as ev
 from crossval.audit.assembly import Assembly, keep
 from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.checks import AuditResult, OpCheck, decide, first_guilty, only_recorded
 from crossval.audit.precision import Survey, arithmetic_of
-from crossval.audit.products import StatedWeights, Votes
+from crossval.audit.products import Choice, StatedWeights, Votes
 from crossval.audit.state import Covered, Output, PassState, Pending, Value, stack_state
 from crossval.capture import Place, Source
 from crossval.errors import BadInputError
@@ -246,6 +246,14 @@ def audit(
             if found is not None and only_recorded(found, other.checks):
                 found = replace(found, scope="recorded")
             results[i], judged_by[i] = replace(other, precision=found), meant[i]
+    for i, (source, arithmetic) in enumerate(zip(sources, judged_by, strict=True)):
+
+        def under(choice: Choice, source: Source = source, judged: Arithmetic = arithmetic) -> AuditResult:
+            multiplies = replace(judged.numerics, activation_quantization=choice[0], weights=choice[1])
+            other = replace(judged, numerics=multiplies)
+            return _audit([source], [other], weights, progress, distrusted, None)[0]
+
+        results[i] = trials.search(results[i], arithmetic.numerics, under) or results[i]
     return results
 
 

@@ -9,6 +9,7 @@ what is wrong with most projections. It is always said, and never agreement with
 The rule for what is not stated: of the projections judged by themselves, at least ``LEAST_EXPLAINED`` are outside
 the bounds of what the model defines and within those of one and the same other choice. A mistake in one layer, or
 in one projection of every layer, leaves that many; a choice made in fewer places is a mistake in those places.
+Where projections lie inside segments, ``trials`` decides by the same rule.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Products:
     weights: Weights
     declared: bool
     n_checked: int
-    """Projections judged by themselves, each counted once per pass."""
+    """Projections judged, by themselves or with what is around them, each counted once per pass."""
     n_explained: int
     """Of these, how many are within the bounds of this."""
     deviations: tuple[Deviation, ...]
@@ -106,7 +107,7 @@ class Votes:
         """
         for choice in choices(judged_by):
             n = self.explained[choice]
-            if _is_enough(n, self.n_checked):
+            if is_enough(n, self.n_checked):
                 return Products(*choice, False, self.n_checked, n, deviations_of(choice, judged_by))
         held = _chosen(judged_by)
         if not _deviates(*held):
@@ -115,7 +116,8 @@ class Votes:
         return Products(*held, held == _chosen(stated), self.n_checked, self.n_right, named)
 
 
-def _is_enough(n_explained: int, n_checked: int) -> bool:
+def is_enough(n_explained: int, n_checked: int) -> bool:
+    """Return whether so many of the projections show what all of them multiply."""
     return n_checked >= MIN_CHECKED and n_explained >= LEAST_EXPLAINED * n_checked
 
 
@@ -218,7 +220,7 @@ def complaints(data: Mapping[str, Any] | None, stated: Numerics, judged_by: Nume
         yield "found otherwise than stated, which a statement rules out"
     if found.n_explained > found.n_checked:
         yield f"{found.n_explained} of {found.n_checked} projections"
-    elif not found.declared and not _is_enough(found.n_explained, found.n_checked):
+    elif not found.declared and not is_enough(found.n_explained, found.n_checked):
         yield f"{found.n_explained} of {found.n_checked} projections do not show it"
 
 

@@ -22,15 +22,16 @@ from crossval.audit.bounds import Arithmetic, Reading
 from crossval.audit.bounds.approx import Approx, Flips, Ties, joined, round_to
 from crossval.audit.flips import most_trials, search
 from crossval.audit.state import Output, Part
-from crossval.formats import F32
+from crossval.formats import BF16, F16, F32, Format
 from crossval.model import taps
 from crossval.model.kinds import Attend, BitLinear, FloatArray, Softmax, TernaryMatrix
 from crossval.model.op import Op, WeightSource
 from crossval.model.taps import state_source, token_axis
-from crossval.model.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, tap_class
+from crossval.model.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, PolicyName, tap_class
 
 RESOLVES = 2e-3
 """Largest bound of a token, relative L2, that counts as rounding level (docs/audit.md: bugs lie above it)."""
+_POLICY: Mapping[Format, PolicyName] = {F16: "f16", BF16: "bf16"}
 Readings = dict[str, Reading]
 """Where the engine rounds to a 16-bit format, by the name of the operation; without those that leave no choice."""
 
@@ -315,11 +316,16 @@ class Segment:
 
     @property
     def tolerance(self) -> float:
-        """Relative L2 distance that flips may explain at most: two correct engines end to end, over its layers."""
+        """Relative L2 distance that flips may explain at most: two correct engines end to end, over its layers.
+
+        One that computes in a 16-bit format has more of them: the table for that format holds.
+        """
         n_layers = len({taps.parse(op.output).layer for op in self.ops})
         kind = tap_class(self.output.op.output)
         factor = 1.0 if kind == "exact" else CLASSES[kind].error_factor
-        return FLOOR_PER_SQRT_LAYER["independent"] * math.sqrt(n_layers) * factor * SAFETY * WORST_TOKEN
+        formats = {self.arithmetic.of(op).format for op in self.ops}
+        per_layer = max(FLOOR_PER_SQRT_LAYER[_POLICY.get(one, "independent")] for one in formats)
+        return per_layer * math.sqrt(n_layers) * factor * SAFETY * WORST_TOKEN
 
     def n_open(self, row: int) -> float:
         """Return how many ties a row depends on that nothing outside decides."""

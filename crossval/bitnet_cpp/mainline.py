@@ -10,7 +10,7 @@ from __future__ import annotations
 from ctypes import c_bool, c_float, c_int32, c_size_t, c_uint32, c_void_p
 
 from crossval.bitnet_cpp import main
-from crossval.bitnet_cpp.table import TYPE_F16, Layout, Table
+from crossval.bitnet_cpp.table import TYPE_F16, Layout, Nodes, Table
 
 MODEL_PARAMS = Layout(
     "llama_model_params",
@@ -76,6 +76,10 @@ CONTEXT_PARAMS = Layout(
         ("ctx_other", c_void_p, None),
     ),
 )
+QWEN3: Nodes = {**main.PLAIN_QWEN3, **{tap: main.LLAMA[tap] for tap in ("q", "k", "v")}}
+"""``src/models/qwen3.cpp``: there are no norms of inputs in mainline's graphs."""
+GEMMA3: Nodes = {**main.PLAIN_GEMMA3, "ffn_act": (), "ffn_out": (("ffn_geglu", None),)}
+"""``src/models/gemma3.cpp``: GELU and product are one operation."""
 TABLE = Table(
     generation="mainline",
     engine="llama.cpp",
@@ -86,7 +90,7 @@ TABLE = Table(
     batch=main.BATCH,
     tensor=main.TENSOR,
     types={34: b"tq1_0", 35: b"tq2_0", 42: b"q2_0"},
-    graphs={"bitnet": main.BITNET, "llama": main.LLAMA},
+    graphs={"bitnet": main.BITNET, "llama": main.LLAMA, "qwen3": QWEN3, "gemma3": GEMMA3},
     flash_attention="flash_attn_type",
     gone_with_flash_attention=main.TABLE.gone_with_flash_attention,
     dot=main.TABLE.dot,

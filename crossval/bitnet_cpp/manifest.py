@@ -8,16 +8,20 @@ That a whole build directory was forged is not seen here (docs/trust.md).
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossval.errors import BadInputError
+from crossval.files import read_limited
+from crossval.schema import parse_json
+
 LIBRARY_NAME = "libllama.so"
 MANIFEST_NAME = "bitnet_cpp_build.json"
 MANIFEST_VERSION = 1
+MAX_BYTES = 16 << 20
 CMAKE_DIR, SHADOW_DIR = "cmake", "source"
 """Within a build directory, beside the folder of the library: CMake's own files, and the tree that was built."""
 CMAKE_CACHE = "CMakeCache.txt"
@@ -38,13 +42,14 @@ class BuildManifest:
 def read_manifest(directory: Path) -> BuildManifest | None:
     """Return the manifest in a directory, or None when there is none of this version."""
     try:
-        data = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+        path = directory / MANIFEST_NAME
+        data = parse_json(read_limited(path, "manifest", MAX_BYTES), str(path))
         if data["version"] != MANIFEST_VERSION:
             return None
         compiler, flags = data["compiler"]["version"], data["cmake"]["flags"]
         libraries = {str(name): str(digest) for name, digest in data["libraries"].items()}
         commit, digest = data["source"]["commit"], data["source"]["digest"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (BadInputError, KeyError, TypeError, AttributeError):
         return None
     if not all(isinstance(text, str) for text in (compiler, flags, digest)) or not isinstance(commit, str | None):
         return None
@@ -71,7 +76,7 @@ def _built_in(directory: Path, data: Mapping[str, Any]) -> bool:
         stated = data["cmake"]["cache"]
         same = bool(stated) and all(cache.get(name) == value for name, value in stated.items())
         return here and same and Path(cache["CMAKE_HOME_DIRECTORY"]).resolve() in trees
-    except (OSError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # ValueError: a path with a NUL
         return False
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from crossval import api
-from crossval.cli.options import ENGINES, FOLLOW, count, file, prompt_option, receipt_command
+from crossval.cli.options import ENGINES, FOLLOW, TAP_MAP, count, file, prompt_option, receipt_command
 from crossval.engines.session import Given
 from crossval.errors import BadInputError
 from crossval.receipts.file import Receipt
@@ -41,6 +41,7 @@ MAX_RECEIPT_STEPS = 50_000
         "model), but where tokens agree the verdict stays incomplete (exit 3).",
     ),
     FOLLOW,
+    TAP_MAP,
     *ENGINES,
 )
 def command(prompt: Given | None, prompts_path: Path | None, n_steps: int, **options: Any) -> Receipt:

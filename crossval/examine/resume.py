@@ -121,6 +121,7 @@ class Resume:
         return replace(compute, kernels=tuple(_to_json(total, order)))
 
     def _header(self, candidate: Runner, reference: Runner) -> dict[str, Any]:
+        tap_map = self._session.tap_map
         return {
             "format": FORMAT,
             "model": {"sha256": self._session.model.sha256},
@@ -130,6 +131,7 @@ class Resume:
                 "template": self._template,
                 "n_threads": self._session.n_threads,
                 **({"follow_reference_graph": True} if self._session.follow_reference_graph else {}),
+                **({} if tap_map is None else {"tap_map": tap_map.digest or tap_map.name}),
             },
             "candidate": {"status": candidate.status, **candidate.identity.to_json()},
             "reference": {"status": reference.status, **reference.identity.to_json()},

@@ -15,6 +15,7 @@ from crossval.errors import BadInputError
 from crossval.examine import examination as examine
 from crossval.examine.examination import Examination
 from crossval.examine.verdict import AGREEMENT, arbitrate
+from crossval.files import temporary
 from crossval.model import taps
 from crossval.passes import Runner
 from crossval.selftest import catalogue, damage
@@ -53,7 +54,7 @@ def open_bench(model: ModelFile) -> Iterator[Bench]:
         BadInputError: its context is too small for any prompt.
     """
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossval-selftest-")))
+        folder = stack.enter_context(temporary(Path(tempfile.gettempdir()), "crossval-selftest-", is_folder=True))
         healthy = {side: stack.enter_context(_engine(model, model.path, side)) for side in SIDES}
         yield Bench(model, _prompt(healthy["candidate"], model), healthy, folder)
 

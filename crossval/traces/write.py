@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import datetime
 import hashlib
 import json
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from crossval.errors import BadInputError
-from crossval.files import write_atomically
+from crossval.files import temporary, write_atomically
 from crossval.model import taps
 from crossval.model.taps import shape_hint
 from crossval.passes import EngineIdentity, PassRecord, TapArray, check_rows, pass_kind
@@ -32,6 +34,9 @@ from crossval.traces.read import (
     pass_file_name,
     tensor_key,
 )
+
+_PART = ".part"
+"""Ends the name of a file that is not whole yet."""
 
 
 class TraceWriter:
@@ -63,15 +68,20 @@ class TraceWriter:
         self._replaces = bool(present)
         self._into = self.directory
         """Where files are written until all of them are."""
+        self._held = contextlib.ExitStack()
 
     def _unusable(self, error: OSError) -> BadInputError:
         return BadInputError(f"cannot write a trace to {self.directory}: {error.strerror or error}")
 
     def __enter__(self) -> TraceWriter:
-        try:
-            self._into = _folder_beside(self.directory) if self._replaces else self.directory
-        except OSError as error:
-            raise self._unusable(error) from error
+        if self._replaces:
+            place = self.directory.resolve()
+            try:
+                self._into = self._held.enter_context(temporary(place.parent, f".{place.name}.", is_folder=True))
+                shutil.copymode(place, self._into)
+            except OSError as error:
+                self._held.close()
+                raise self._unusable(error) from error
         return self
 
     def __exit__(
@@ -80,9 +90,8 @@ class TraceWriter:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if self._replaces:
-            shutil.rmtree(self._into, ignore_errors=True)
-        elif not (self.directory / TRACE_FILE).exists():
+        self._held.close()
+        if not self._replaces and not (self.directory / TRACE_FILE).exists():
             for index in range(len(self._passes) + 1):
                 (self.directory / pass_file_name(index)).unlink(missing_ok=True)
 
@@ -176,16 +185,14 @@ class TraceWriter:
         return info
 
 
-def _folder_beside(directory: Path) -> Path:
-    """Return a new folder in which a trace is written that is to replace the one in ``directory``."""
-    place = directory.resolve()
-    folder = Path(tempfile.mkdtemp(prefix=f".{place.name[:200]}.", dir=place.parent))
-    shutil.copymode(place, folder)
-    return folder
-
-
 def _take_place_of(old: Path, new: Path) -> None:
-    """Put the folder ``new`` where ``old`` is; one of the two is there, whatever fails."""
+    """Put the folder ``new`` where ``old`` is, which is where ``new`` was afterwards; neither is ever missing.
+
+    Systems that cannot exchange two names take two steps: a process killed (SIGKILL) between them leaves the old
+    folder beside its place.
+    """
+    if _exchanged(old, new):
+        return
     aside = Path(tempfile.mkdtemp(prefix=f".{old.name[:200]}.", dir=old.parent))
     os.replace(old, aside)
     try:
@@ -194,6 +201,16 @@ def _take_place_of(old: Path, new: Path) -> None:
         os.replace(aside, old)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names in one step (Linux's ``renameat2``); False: it is not there, or not for these files."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        call = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, TapArray]) -> str:
@@ -213,9 +230,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, TapArray]) -> str:
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    temporary = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + _PART)
     try:
-        with temporary.open("wb") as file:
+        with partial.open("wb") as file:
             for head in (len(text).to_bytes(8, "little"), text):
                 digest.update(head)
                 file.write(head)
@@ -223,10 +240,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, TapArray]) -> str:
                 view = dtypes.stored(tap.array, tap.dtype).reshape(-1).view(np.uint8).data
                 digest.update(view)
                 file.write(view)
-        os.replace(temporary, path)
+        os.replace(partial, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise BadInputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
     return digest.hexdigest()
 
 
@@ -238,7 +256,7 @@ def _tap_entry(name: str, tap: TapArray) -> dict[str, Any]:
 
 
 def _is_pass_file(name: str) -> bool:
-    return name.startswith("pass-") and name.endswith(".safetensors")
+    return name.startswith("pass-") and name.removesuffix(_PART).endswith(".safetensors")
 
 
 def _dump(value: dict[str, Any]) -> str:

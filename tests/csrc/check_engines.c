@@ -157,6 +157,17 @@ static int64_t tap_size(const bn_model *m, int32_t layer, int which, const bn_pa
     }
 }
 
+void tap_sizes(const bn_model *m, const bn_pass *p, int flash, int64_t *sizes) {
+    const int32_t n_layer_taps = m->n_layers * BN_LAYER_TAPS;
+    for (int32_t i = 0; i < n_layer_taps; i++)
+        sizes[i] = tap_size(m, i / BN_LAYER_TAPS, i % BN_LAYER_TAPS, p, flash);
+    sizes[n_layer_taps + BN_TAP_INP_EMBD] = (int64_t)p->n_tokens * m->dim;
+    sizes[n_layer_taps + BN_TAP_INP_SCALED] = m->embedding_scale > 1 ? (int64_t)p->n_tokens * m->dim : 0;
+    sizes[n_layer_taps + BN_TAP_RESULT_NORM] = (int64_t)p->n_outputs * m->dim;
+    sizes[n_layer_taps + BN_TAP_RESULT_OUTPUT] = p->logits ? (int64_t)p->n_outputs * m->vocab_size : 0;
+    sizes[n_layer_taps + BN_TAP_POOLED] = p->pooled ? m->dim : 0;
+}
+
 static uint64_t digest_pass(bn_engine *engine, const bn_model *m, bn_pass *p, const variant *v, uint64_t digest) {
     const int keep = n_held;
     /* a pass may also make one vector, and of an odd number of tokens nothing else */
@@ -164,20 +175,14 @@ static uint64_t digest_pass(bn_engine *engine, const bn_model *m, bn_pass *p, co
     const int64_t n_logits = pools && p->n_tokens % 2 ? 0 : (int64_t)p->n_outputs * m->vocab_size;
     int64_t sizes[2 * BN_LAYER_TAPS + BN_MODEL_TAPS];
     const int32_t n_layer_taps = m->n_layers * BN_LAYER_TAPS;
-    float **recorded = room(n_layer_taps + BN_MODEL_TAPS, sizeof *recorded, 0);
-    for (int32_t i = 0; i < n_layer_taps; i++)
-        sizes[i] = tap_size(m, i / BN_LAYER_TAPS, i % BN_LAYER_TAPS, p, v->arithmetic.flash_attention);
-    sizes[n_layer_taps + BN_TAP_INP_EMBD] = (int64_t)p->n_tokens * m->dim;
-    sizes[n_layer_taps + BN_TAP_INP_SCALED] = m->embedding_scale > 1 ? (int64_t)p->n_tokens * m->dim : 0;
-    sizes[n_layer_taps + BN_TAP_RESULT_NORM] = (int64_t)p->n_outputs * m->dim;
-    sizes[n_layer_taps + BN_TAP_RESULT_OUTPUT] = n_logits;
-    sizes[n_layer_taps + BN_TAP_POOLED] = pools ? m->dim : 0;
-    for (int32_t i = 0; i < n_layer_taps + BN_MODEL_TAPS; i++)
-        recorded[i] = sizes[i] ? room(sizes[i], sizeof(float), i % 4) : NULL;
-    p->taps = v->record ? recorded : NULL;
     p->logits = n_logits ? room(n_logits, sizeof(float), 1) : NULL;
     p->pooling = pools ? BN_POOL_MEAN + p->n_tokens / 2 % 3 : BN_POOL_NONE;
     p->pooled = pools ? room(m->dim, sizeof(float), 3) : NULL;
+    tap_sizes(m, p, v->arithmetic.flash_attention, sizes);
+    float **recorded = room(n_layer_taps + BN_MODEL_TAPS, sizeof *recorded, 0);
+    for (int32_t i = 0; i < n_layer_taps + BN_MODEL_TAPS; i++)
+        recorded[i] = sizes[i] ? room(sizes[i], sizeof(float), i % 4) : NULL;
+    p->taps = v->record ? recorded : NULL;
     require(!bn_engine_forward(engine, p), "forward");
     if (pools) digest = mix(digest, p->pooled, m->dim * (int64_t)sizeof(float));
     if (n_logits) digest = mix(digest, p->logits, n_logits * (int64_t)sizeof(float));

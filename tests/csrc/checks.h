@@ -26,6 +26,10 @@ uint16_t *random_halves(int64_t n);
 /* n_bytes bytes of four codes 0, 1 or 2 */
 uint8_t *random_codes(int64_t n_bytes);
 
+/* Sets sizes[i] to the floats that tap i of a pass takes, all layers' and then the model's; 0: it is not recorded.
+ */
+void tap_sizes(const bn_model *m, const bn_pass *p, int flash, int64_t *sizes);
+
 /* All kernels of one family beside the scalar ones. */
 void check_kernels(const char *family);
 /* Whole passes of small engines: what comes out must not depend on threads and kernels. */

@@ -23,7 +23,21 @@ if(definitions)
 endif()
 target_link_libraries(checks PRIVATE Threads::Threads m)
 
-foreach(target bitnet_native checks)
+set(targets bitnet_native checks)
+if(CMAKE_C_COMPILER_ID MATCHES "Clang") # libFuzzer is clang's
+    add_executable(fuzz_engine EXCLUDE_FROM_ALL
+        ${here}/fuzz_engine.c ${here}/check_engines.c ${here}/support.c ${sources})
+    target_include_directories(fuzz_engine PRIVATE ${src})
+    target_compile_options(fuzz_engine PRIVATE ${options} -fsanitize=fuzzer-no-link)
+    if(definitions)
+        target_compile_definitions(fuzz_engine PRIVATE ${definitions})
+    endif()
+    target_link_libraries(fuzz_engine PRIVATE Threads::Threads m)
+    target_link_options(fuzz_engine PRIVATE -fsanitize=fuzzer)
+    list(APPEND targets fuzz_engine)
+endif()
+
+foreach(target ${targets})
     target_compile_options(${target} PRIVATE ${BITNET_TEST_OPTIONS})
     target_link_options(${target} PRIVATE ${BITNET_TEST_OPTIONS})
 endforeach()

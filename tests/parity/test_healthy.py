@@ -1,11 +1,11 @@
-"""Healthy engines raise no alarm; ``python -m tests.healthy [--recordings]`` makes 500 runs."""
+"""Healthy engines raise no alarm; ``python -m tests.healthy [--recordings | --strangers]`` makes 500 runs."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests import healthy
-from tests.support import healthy_recordings
+from tests.support import healthy_recordings, healthy_strangers
 from tests.support.families import FAMILIES
 from tests.support.recordings import RECORDINGS
 
@@ -48,3 +48,23 @@ def test_every_engine_takes_its_turn():
     assert [one.engine for one in drawn] == list(healthy_recordings.ENGINES)
     assert len(drawn) > 12
     assert drawn == [healthy_recordings.Situation.draw(number) for number in range(len(drawn))]
+
+
+@pytest.mark.long
+def test_no_false_alarm_on_strangers(tmp_path):
+    engines = (healthy_strangers.THIRD, healthy_strangers.OURS, "bfloat16", "weights dequantised to binary16")
+    drawn = [healthy_strangers.Situation.draw(number) for number in range(400)]
+    short = [
+        one for one in drawn if sum(one.pieces) <= 3 and one.left_out not in ("logits only", "every third `l_out`")
+    ]
+    numbers = [next(one.number for one in short if one.engine == engine) for engine in engines]
+    seen = list(healthy_strangers.run(numbers, tmp_path))
+    assert [one for one in seen if one[1].verdict not in one[0].allowed] == []
+
+
+def test_every_stranger_takes_its_turn():
+    drawn = [healthy_strangers.Situation.draw(number) for number in range(500)]
+    assert [one.engine for one in drawn[: len(healthy_strangers.ENGINES)]] == list(healthy_strangers.ENGINES)
+    assert {one.model for one in drawn} == {*healthy_strangers.SHAPES, *healthy_strangers.OF_TEXT}
+    assert {one.left_out for one in drawn} == set(healthy_strangers.CHOICES)
+    assert len({one.states for one in drawn if one.engine == "bfloat16"}) == 2

@@ -182,8 +182,10 @@ def edited(text: str, edit: Mistake) -> str:
     return text.replace(edit.old, edit.new)
 
 
-def run(check: Check, folder: Path, mistake: Mistake | None = None) -> subprocess.CompletedProcess[str]:
-    """Build the program from a copy of the sources and run it; stdout holds the output of program and check."""
+def build_copy(
+    check: Check, folder: Path, mistake: Mistake | None = None, *options: str, target: str = "checks"
+) -> Path:
+    """Build a program from a copy of the sources and return its path; ``options``: more of CMake's."""
     shutil.rmtree(folder, ignore_errors=True)  # nothing of an earlier mistake
     source = folder / "source"
     for part in ("bitnet_py/csrc", "tests/csrc"):
@@ -192,11 +194,17 @@ def run(check: Check, folder: Path, mistake: Mistake | None = None) -> subproces
     for edit in (*check.instruments, *([mistake] if mistake else [])):
         path = source / "bitnet_py" / "csrc" / edit.file
         path.write_text(edited(path.read_text(), edit))
-    options = ";".join(check.options)
     build_dir = folder / "build"
-    build(source, build_dir, "-DBITNET_TEST_BUILD=ON", f"-DBITNET_TEST_OPTIONS={options}", target="checks")
+    every = ("-DBITNET_TEST_BUILD=ON", f"-DBITNET_TEST_OPTIONS={';'.join(check.options)}", *options)
+    build(source, build_dir, *every, target=target)
+    return build_dir / target
+
+
+def run(check: Check, folder: Path, mistake: Mistake | None = None) -> subprocess.CompletedProcess[str]:
+    """Build the program from a copy of the sources and run it; stdout holds the output of program and check."""
+    program = build_copy(check, folder, mistake)
     return subprocess.run(
-        [*check.command, build_dir / "checks"],
+        [*check.command, program],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

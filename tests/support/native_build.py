@@ -18,5 +18,5 @@ def build(source: Path, build_dir: Path, *options: str, target: str = "bitnet_na
          f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", *options],
         [tools / "cmake", "--build", build_dir, "--target", target],
     ):  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from bitnet_py.gguf import GGUFFile
+from crossval.audit.bounds import Arithmetic
+from crossval.audit.segments import Segment
+from crossval.audit.state import Output, PassState
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.spec import SpecRunner
-from crossval.passes import Numerics, PassPlan
+from crossval.model.graphs import op_table
+from crossval.passes import Numerics, PassPlan, TapArray
 from tests.support.wrapped import Wrapped
 from tests.unit.audit.test_audit import ALL, PLANS, run
 
@@ -63,3 +67,22 @@ def test_coarse_trace_names_the_layer(make_model, weights):
     assert coarse.verdict == fine.verdict == "guilty"
     assert coarse.first_guilty.tap == "blk.1.l_out"
     assert fine.first_guilty.tap == "blk.1.ffn_down"
+
+
+@pytest.mark.parametrize(
+    ("stated", "floor"),
+    [
+        ({}, 0.03),
+        ({"compute_dtype": "f16"}, 0.045),
+        ({"compute_dtype": "bf16"}, 0.09),
+        ({"compute_dtype": "f32", "op_dtypes": (("bitlinear", "f16"),)}, 0.045),
+        ({"kv_dtype": "bf16"}, 0.03),
+    ],
+    ids=str,
+)
+def test_how_far_flips_may_move_a_token_follows_from_the_format(weights, stated, floor):
+    """``blk.0.l_out``: one layer, 2 x 2 for safety and for the worst token."""
+    ops = [op for op in op_table(weights.config) if op.layer == 0]
+    output = Output(ops[-1], PassState(0, PLANS[0]), TapArray(np.zeros((1, 1), np.float32)))
+    segment = Segment(output, tuple(ops), {}, {}, weights, Arithmetic(Numerics(**stated), 4), {})
+    assert segment.tolerance == pytest.approx(4 * floor)

@@ -37,7 +37,7 @@ def test_a_manifest_is_believed_for_the_files_it_lists_only(tmp_path):
     llama = str(tmp_path / "lib/libllama.so")
     assert cpp_manifest.manifest_for({**files, llama: "3"}) is None
     assert cpp_manifest.manifest_for({llama: "2"}) is None
-    for broken in ("", "[]", "{}", {**MANIFEST, "version": 2}, {**MANIFEST, "libraries": []}):
+    for broken in ("", "[]", "[" * 3000, "{}", {**MANIFEST, "version": 2}, {**MANIFEST, "libraries": []}):
         path = tmp_path / "lib" / cpp_manifest.MANIFEST_NAME
         path.write_text(broken if isinstance(broken, str) else json.dumps(broken))
         assert cpp_manifest.manifest_for(files) is None

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from crossval.traces.read import Trace
+from crossval.traces.write import _take_place_of
 from tests.support.strangers import PROMPT, error_line, run
 
 ROOT = Path(__file__).parents[3]
@@ -227,3 +228,34 @@ def test_a_trace_that_is_replaced_stays_until_the_new_one_is_whole(model_path, t
     assert len(Trace.open(out).info.passes) == 3
     assert out.stat().st_mode == mode
     assert [path.name for path in tmp_path.iterdir()] == ["trace"]
+
+
+def test_an_unfinished_trace_of_a_killed_command_can_be_overwritten(model_path, tmp_path):
+    out = tmp_path / "trace"
+    out.mkdir()
+    for name in ("pass-0000.safetensors", "pass-0001.safetensors.part"):
+        (out / name).write_bytes(b"part")
+    (tmp_path / ".trace.abcd1234.crossval").mkdir()
+    refused = recorded(out, "--model", model_path)
+    assert refused.exit_code == 4
+    assert "overwrite" in error_line(refused)
+    assert recorded(out, "--model", model_path, "--overwrite").exit_code == 0
+    assert Trace.open(out).info.passes
+    assert not (out / "pass-0001.safetensors.part").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["trace"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_names_are_exchanged_in_one_step_where_the_system_can(tmp_path, monkeypatch, can_exchange):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for path in (old, new):
+        path.mkdir()
+        (path / path.name).touch()
+    steps = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *names: (steps.append(names), replace(*names)))
+    if not can_exchange:
+        monkeypatch.setattr("crossval.traces.write._exchanged", lambda *_: False)
+    _take_place_of(old, new)
+    assert [path.name for path in old.iterdir()] == ["new"]
+    assert (len(steps), new.exists()) == ((0, True) if can_exchange else (2, False))

@@ -16,7 +16,7 @@ from crossval.passes import TapArray
 from crossval.receipts import file as receipt
 from crossval.traces.read import Trace
 from crossval.traces.write import write_safetensors
-from tests.support.strangers import Fault, error_line, run
+from tests.support.strangers import PROMPT, Fault, error_line, run
 
 Record = Callable[..., Path]
 Renamed = Callable[[str, np.ndarray], tuple[str, np.ndarray]]
@@ -206,3 +206,35 @@ def test_a_fault_inside_a_kernel_is_found_as_the_kernels(
 def test_only_what_is_stated_may_be_missing(layers, record: Record, tmp_path: Path) -> None:
     stated = without_act(record(), tmp_path / "stated", ["attn_sub_norm"], also=".attn_sub_norm")
     assert layers("--candidate", stated, "--full").exit_code == 3
+
+
+def test_greedy_reads_a_trace_through_a_map(
+    record: Record, model_path: Path, own_map: Path, tmp_path: Path, out: Path
+) -> None:
+    plain = record()
+    other = rewritten(plain, tmp_path / "other", in_other_words)
+    words = ("greedy", "--prompt", PROMPT, "--steps", "3", "--model", model_path)
+    assert run(*words, "--reference", plain, "--receipt", tmp_path / "plain.json").exit_code == 0
+    journal = ("--journal", tmp_path / "j.jsonl", "--receipt", out)
+    result = run(*words, "--reference", other, "--tap-map", own_map, *journal)
+    assert result.exit_code == 0, result.output
+    made = receipt.read(out)
+    first = receipt.read(tmp_path / "plain.json")
+    assert made["results"]["prompts"] == first["results"]["prompts"]
+    assert (made["verdict"], made["audit"]) == ("parity", first["audit"])
+    assert any("read as taps by the tap map own.json, sha256 " in note for note in made["notes"])
+    own_map.write_text(own_map.read_text() + "\n")
+    result = run(*words, "--reference", other, "--tap-map", own_map, *journal)
+    assert "belongs to another run: settings.tap_map" in error_line(result)
+
+
+def test_greedy_finds_a_fault_behind_a_map(
+    record: Record, model_path: Path, own_map: Path, tmp_path: Path, out: Path
+) -> None:
+    fault = Fault(scaled=(("result_output", 1.01),))
+    broken = rewritten(record(fault=fault), tmp_path / "other", in_other_words)
+    words = ("greedy", "--prompt", PROMPT, "--steps", "3", "--model", model_path, "--reference", broken)
+    assert run(*words, "--tap-map", own_map, "--receipt", out).exit_code == 1
+    made = receipt.read(out)
+    assert made["audit"]["reference"]["first_guilty"]["tap"] == "result_output"
+    assert made["diagnosis"] == [] or f"--tap-map {own_map.name}" in made["diagnosis"][0]["command"]

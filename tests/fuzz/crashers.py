@@ -1,0 +1,36 @@
+"""The smallest input of every kind of crash that a search has found, by target; each is a test for ever."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.fuzz.seeds import MANIFEST
+
+_TEXT: dict[str, Any] = {"Sequence": {"id": "A", "type_id": 0}}
+_POST_PROCESSOR = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "x", "type_id": 0}}, _TEXT],
+    "pair": [_TEXT],
+    "special_tokens": {},
+}
+_TOKENIZER: dict[str, Any] = {
+    **dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "decoder")),
+    "version": "1.0",
+    "added_tokens": [],
+    "post_processor": _POST_PROCESSOR,
+    "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+}
+CRASHERS: dict[str, dict[str, bytes]] = {
+    "gguf": {
+        "describing the tensors of a file without tensors": b"GGUF\x03\0\0\0" + bytes(16),
+    },
+    "checkpoint": {
+        "a panic of the tokenizers package, no Exception": json.dumps({"tokenizer.json": _TOKENIZER}).encode(),
+    },
+    "manifest": {
+        "nested deeper than Python's stack": b"[" * 3000,
+        "a path with a NUL": json.dumps({**MANIFEST, "source": {**MANIFEST["source"], "path": "\0"}}).encode(),
+    },
+}
+"""Target -> what went wrong -> input."""

@@ -1,0 +1,101 @@
+"""The soak notices what it is there for: orphans, things left behind, half-written files, wrong exit codes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import soak
+from tests.soak import JOURNAL, RECEIPT, Case, Outcome, Run, processes, summary
+from tests.support import receipt_samples
+
+GOOD = """
+import os, shutil, subprocess, sys, tempfile, time
+shutil.copy(sys.argv[1], "r.json")
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    receipt_samples.layers_receipt().save(tmp_path / "good.json")
+    return tmp_path / "good.json"
+
+
+def case(good: Path, code: str) -> Case:
+    return Case("fake", (str(good),), 1, program=(sys.executable, "-c", GOOD + code))
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("", None),
+        ("sys.exit(3)", "exit 3 without a kill: nothing"),
+        ("print('a\\nb'); sys.exit(1)", "exit 1 without a kill: b"),
+        ("tempfile.mkdtemp('', 'mine')", "left behind: ['mine"),
+        ("open('.r.json.x', 'w')", "left behind: ['.r.json.x']"),
+        ("open('r.json', 'r+').truncate(99)", "half written after no kill"),
+        ("os.remove('r.json')", "half written after no kill"),
+        ("subprocess.Popen(['sleep', '60'], start_new_session=True)", "orphan after : b'sleep 60 '"),
+        ("open('r.json', 'r+').write('{\"schema_version\":1,\"kind\":\"diff\"')", "half written after no kill"),
+    ],
+)
+def test_what_a_command_leaves_is_a_problem(
+    good: Path, code: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak, "GRACE_S", 0.3)
+    run, outcome = Run(case(good, code), 0, good.parent / "runs", seed=0), Outcome("fake", "", 0)
+    run.again(outcome)
+    assert len(outcome.problems) == (problem is not None)
+    assert problem is None or problem in outcome.problems[0]
+    assert processes(run.mark) == []
+
+
+def test_a_killed_command_runs_again_and_what_it_left_is_counted(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(run: Run, seconds: float) -> None:
+        while not (run.temporary / "left").exists():
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Run, "wait", wait)
+    code = """
+left = os.path.join(tempfile.gettempdir(), "left")
+if os.path.exists(left):
+    os.remove(left)
+else:
+    open(left, "w")
+    time.sleep(60)
+"""
+    found = {}
+    for number in range(6):
+        outcome = Run(case(good, code), number, good.parent / "runs", seed=1).killed(expected_s=1.0)
+        found.setdefault(outcome.kill, outcome)
+    assert {"SIGKILL parent", "SIGTERM parent"} <= set(found)
+    assert found["SIGKILL parent"].problems == []
+    assert found["SIGKILL parent"].exit_code == -9
+    assert found["SIGKILL parent"].n_left == 1
+    assert found["SIGTERM parent"].problems[0].startswith("left behind after SIGTERM parent: ['left']")
+
+
+def test_prompts_of_a_journal_are_counted_without_its_first_line(good: Path) -> None:
+    run = Run(Case("fake", (), 1, files=frozenset({JOURNAL, RECEIPT})), 0, good.parent / "runs", seed=0)
+    assert run.n_journaled() is None
+    for text, n_done in (("", 0), ("{}\n", 0), ("{}\n{}\n{}\n{", 2)):
+        (run.work / JOURNAL).write_text(text)
+        assert run.n_journaled() == n_done
+
+
+def test_the_summary_counts() -> None:
+    outcomes = [
+        Outcome("a", "", 0),
+        Outcome("a", "SIGKILL parent", -9, n_left=1),
+        Outcome("b", "SIGTERM child", 5, ["bad"]),
+    ]
+    text = summary(outcomes)
+    assert "3 runs, 2 killed, 2 repeated after that" in text
+    assert "runs: a 2, b 1" in text
+    assert "removed by the next: 1" in text
+    assert "with a problem: 1" in text
