@@ -237,6 +237,12 @@ def _stage_bytes(stage: Collection[str], config: SpecConfig, plans: Sequence[Pas
     return sum(size * (n_scores if taps.has_keys(name) else n_tokens) for name, size in one.items())
 
 
+def held_bytes(config: SpecConfig, plans: Sequence[PassPlan]) -> int:
+    """Return the bytes of tensors of one engine that a ``Capture`` holds at most over these passes."""
+    sizes = [_stage_bytes(stage, config, plans) for stage in stages(config)]
+    return min(sum(sizes), max(MAX_BYTES, *sizes))
+
+
 # --- running --------------------------------------------------------------------------------------------------
 
 

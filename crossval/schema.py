@@ -124,6 +124,15 @@ def validate_tap_map(value: Any, where: str) -> None:
     _validate(value, "tap-map.v1", where)
 
 
+def validate_sweep(value: Any, where: str) -> None:
+    """Check the summary of a sweep against ``schemas/sweep.v1.schema.json``.
+
+    Raises:
+        BadInputError: naming the field and what is wrong with it.
+    """
+    _validate(value, "sweep.v1", where)
+
+
 _Errors = Iterable[ValidationError]
 _valid: set[tuple[int, type, Any]] = set()
 """Plain values found valid, by the schema asked of them: tables hold the same few again and again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +103,7 @@ def compare_traces(
     for path in (candidate, reference):
         if not Path(path).is_dir():
             raise BadInputError(f"{path} is not a directory with a trace")
-    ours, theirs = (str(Path(path).resolve()) for path in (candidate, reference))
+    ours, theirs = map(_as_path, (candidate, reference))
     request = Request(
         DIFF, model, ours, theirs, n_decode=n_decode, full=full, causal=causal, repro_dir=repro_dir,
         progress=progress, say=say, tap_map=tap_map,
@@ -112,6 +113,11 @@ def compare_traces(
         if n_decode is None:
             request = replace(request, n_decode=min(map(_n_decode, engines)))
         return _examined(request, session, engines, _shared_prompt(*engines))
+
+
+def _as_path(trace: str | Path) -> str:
+    """Return a trace's path as it was given, and so that it is no engine's word."""
+    return os.path.join(*([] if os.path.isabs(trace) else [os.curdir]), os.path.normpath(trace))
 
 
 def audit_trace(
@@ -134,7 +140,7 @@ def audit_trace(
     if not Path(trace).is_dir():
         raise BadInputError(f"{trace} is not a directory with a trace")
     request = Request(
-        LAYERS, model, str(Path(trace).resolve()), "spec", n_decode=n_decode, full=full, progress=progress,
+        LAYERS, model, _as_path(trace), "spec", n_decode=n_decode, full=full, progress=progress,
         tap_map=tap_map,
     )  # fmt: skip
     with request.session(request.load_model()) as session:
@@ -165,7 +171,7 @@ def _examined(request: Request, session: Session, engines: Engines, prompt: Prom
     found_plan = found.result.plan
     n_decoded = n_after(found_plan, len(prompt.token_ids))
     facts = request.facts(session, [prompt], full=request.full, n_decode=n_decoded)
-    command = request.command(model, prompt, n_decoded)
+    command = request.command(prompt, n_decoded)
     diagnosis = [findings.to_json(one, command) for one in found.findings]
     _write_reproducers(request, found.findings, engines)
     seen, notes = views.make(request, session, found.captures, prompt, found.result)
@@ -199,7 +205,7 @@ def _default_run(request: Request, model: ModelFile, prompt: Prompt, n_decode: i
             follow_reference_graph=request.follow_reference_graph,
         )
         numerics = {side: engine.identity.numerics.to_json() for side, engine in zip(SIDES, engines, strict=True)}
-        command = request.command(model, prompt, n_decode)
+        command = request.command(prompt, n_decode)
         diagnosis = [findings.to_json(one, command) for one in found.findings]
         is_bitnet_cpp = engines[-1].identity.name == REFERENCE_NAME
         return DefaultRun(numerics, Examined(found.result, found.audits_json(), diagnosis), is_bitnet_cpp)

@@ -90,7 +90,7 @@ def greedy(
         facts = replace(facts, compute=resume.compute(facts.compute))
         if found is None:
             return build(GREEDY, GreedyExamined(result, {}, parties=parties), facts)
-        command = request.command(checked, encoded[0], n_after(found.passes, len(encoded[0].token_ids)))
+        command = request.command(encoded[0], n_after(found.passes, len(encoded[0].token_ids)))
         diagnosis = [findings.to_json(one, command) for one in found.findings]
         facts = replace(facts, notes=[*facts.notes, *found.notes])
         return build(GREEDY, GreedyExamined(result, found.audits, diagnosis, parties), facts)

@@ -147,22 +147,26 @@ class Request:
         given: dict[Side, str] = {"candidate": self.candidate, "reference": self.reference}
         return {side: find_word(side, text).plain for side, text in given.items()}
 
-    def command(self, model: ModelFile, prompt: Prompt, n_decode: int) -> str:
-        """Return the command line that writes the reproducer of this comparison's finding; files without paths."""
+    def command(self, prompt: Prompt, n_decode: int) -> str:
+        """Return the command that writes the reproducer of this comparison's finding, to be pasted into a shell.
+
+        Paths are those that were given, so it runs in the folder in which this command ran.
+        """
         given: list[str] = []
-        named = self.plain_words()
         if self.kind.name == "diff":
-            words = ["diff", named["candidate"], named["reference"]]
+            words = ["diff", self.candidate, self.reference]
         else:
             ids = ",".join(map(str, prompt.token_ids))
-            words = ["layers", *(["--tokens", ids] if prompt.text is None else ["--prompt", prompt.text])]
-            given += ["--candidate", named["candidate"], "--reference", named["reference"]]
+            read = ["--tokens", ids] if prompt.text is None else ["--prompt", prompt.text]
+            words = ["layers", *(["=".join(read)] if read[1].startswith("-") else read)]
+            given += ["--candidate", self.candidate, "--reference", self.reference]
             given += ["--follow-reference-graph"] if self.follow_reference_graph else []
             given += [] if self.template in (None, "raw") else ["--template", str(self.template)]
             given += [] if self.n_threads is None else ["--threads", str(self.n_threads)]
-        given += [] if self.tap_map is None else ["--tap-map", Path(self.tap_map).name]
+        given += [] if self.tap_map is None else ["--tap-map", str(self.tap_map)]
         given += ["--decode", str(n_decode), *(["--full"] if self.full else []), "--repro", REPRO_DIR]
-        return shlex.join([*_environment(), "crossval", *words, "--model", model.path.name, *given])
+        named = [] if self.model is None else ["--model", str(self.model)]
+        return " ".join([*_environment(), shlex.join(["crossval", *words, *named, *given])])
 
     def facts(
         self, session: Session, prompts: Sequence[Prompt], sides: tuple[Side, ...] = SIDES, **settings: Any
@@ -218,9 +222,9 @@ class Request:
 
 
 def _environment() -> list[str]:
-    """Return the variables that choose libraries and kernels, as words before a command; files without paths."""
+    """Return the variables that choose libraries and kernels, as a shell sets them before a command."""
     held = ((name, os.environ.get(name, "")) for name in ENVIRONMENT)
-    return [f"{name}={Path(value).name}" for name, value in held if value]
+    return [f"{name}={shlex.quote(value)}" for name, value in held if value]
 
 
 def _engine_notes(parties: Mapping[Side, Party]) -> list[str]:

@@ -24,6 +24,7 @@ from crossval.receipts.show import show_checks, show_verdict
 from crossval.receipts.trusted import policy_text
 from crossval.receipts.yaml_text import parse_yaml
 from crossval.registry import judge
+from crossval.sweep import check, summary
 
 _FRACTION = click.FloatRange(0, 1)
 _POSITIVE_FRACTION = click.FloatRange(0, 1, min_open=True)
@@ -211,8 +212,13 @@ class Judged:
 def judged(path: Path, policy: Policy, keys: Sequence[Path] = (), again: Rerun | None = None) -> Judged:
     """Judge one receipt; whatever goes wrong with it is its own error, and the others are judged."""
     try:
-        made = receipt.read(path)
-        checks = [*judge(made, policy), *([signature.check(path, made, keys)] if keys else [])]
+        if summary.is_summary(path):
+            made = summary.read(path)
+            checks = check.judge(path, made, policy, judge)
+        else:
+            made = receipt.read(path)
+            checks = judge(made, policy)
+        checks += [signature.check(path, made, keys)] if keys else []
         # What is not even true by itself is not worth running again.
         more = again.checks(made) if again and gate.passed(checks) else ()
         return Judged(str(path), [*checks, *more])

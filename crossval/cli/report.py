@@ -10,11 +10,14 @@ from crossval.cli.options import COLOR, DETAIL, PATH
 from crossval.cli.output import screen, write_json
 from crossval.console import show_line
 from crossval.errors import UsageError
-from crossval.files import STREAM
+from crossval.files import STREAM, write_atomically
 from crossval.receipts import file as receipt
 from crossval.registry import show_receipt, write_report
 from crossval.report import history
 from crossval.report.pages import read_history
+from crossval.sweep import summary
+from crossval.sweep.page import make_page
+from crossval.sweep.show import show_sweep
 
 RECEIPTS = click.argument("receipts", nargs=-1, required=True, type=PATH, metavar="RECEIPT...")
 
@@ -27,13 +30,16 @@ def report(receipts: tuple[Path, ...], html: Path) -> None:
     """Write receipts as one HTML page: verdict, figures, findings, tables, provenance.
 
     The page needs no network and no script. RECEIPT is a file, or a folder of them. Two receipts are
-    shown side by side.
+    shown side by side. The summary of a sweep, alone, gives the sweep's page.
 
     \b
     Example:
       crossval report receipts/layers-shipped.json --html parity.html
     """
-    write_report(receipts, html)
+    if len(receipts) == 1 and summary.is_summary(receipts[0]):
+        write_atomically(html, make_page(summary.read(receipts[0])).encode())
+    else:
+        write_report(receipts, html)
     if html != STREAM:
         show_line(screen(), f"page: {html}")
 
@@ -53,7 +59,10 @@ def show(path: Path, table: str | None) -> None:
       crossval show receipts/greedy-shipped.json
       crossval show receipts/greedy-shipped.json --csv steps
     """
-    opened = receipt.read(path)
+    if summary.is_summary(path) and table is None:
+        show_sweep(screen(), summary.read(path))
+        return
+    opened = summary.read(path) if summary.is_summary(path) else receipt.read(path)
     if table is None:
         show_receipt(screen(), opened)
         return

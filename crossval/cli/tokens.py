@@ -41,7 +41,7 @@ def command(**options: Any) -> Receipt:
     difference is shown as pieces. Of the file nothing but the vocabulary is read. Exit 0 when all
     ids agree and the pieces give every text back, 1 when not, 3 when a text could not be compared.
 
-    \\b
+    \b
     Example:
       crossval tokens --model m.gguf
       crossval tokens --model m.gguf --override tokenizer.ggml.pre=llama-bpe --receipt tokens.json

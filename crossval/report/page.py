@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import jinja2
@@ -100,7 +99,7 @@ class Section:
     def provenance(self) -> Iterator[tuple[str, str]]:
         """Every fact about the run, by its field name."""
         for part in ("model", "tokenizer", *SIDES, "settings", "host", "tool"):
-            yield from _flat(part, self.receipt[part])
+            yield from flat(part, self.receipt[part])
         yield "created_at", self.receipt["created_at"]
         yield "digest", self.receipt["digest"]
 
@@ -120,11 +119,19 @@ def make_page(receipts: Sequence[tuple[str, Receipt, str]]) -> str:
         Section(name, receipt, [(one.caption, Markup(render(one))) for one in _figures(receipt)], text)
         for name, receipt, text in receipts
     ]
+    return template("page.html.jinja").render(sections=sections, states=STATES)
+
+
+def template(name: str) -> jinja2.Template:
+    """Return one of the templates of pages, which share their head and style."""
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("crossval", "data/report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    template = (resources.files("crossval") / "data" / "report" / "page.html.jinja").read_text("utf-8")
-    return environment.from_string(template).render(sections=sections, states=STATES)
+    return environment.get_template(name)
 
 
 def _figures(receipt: Receipt) -> Iterator[Figure]:
@@ -133,9 +140,10 @@ def _figures(receipt: Receipt) -> Iterator[Figure]:
             yield from draw(receipt)
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+def flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the facts in a part of a receipt, by the names that lead to them."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _flat(f"{name}.{key}", item)
+            yield from flat(f"{name}.{key}", item)
     elif value is not None:
         yield name, plain(", ".join(map(str, value)) if isinstance(value, list) else str(value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,13 +25,14 @@ SOURCES = [
 ]
 COMMAND = re.compile(r"^ *(?:\$ )?((?:[A-Z_]+=\S+ )*(?:crossval|bitnet|python3?) [^`|]+?)(?: +#.*)?$", re.M)
 NOT_RUN = {
-    r"[\w-]*(?:model|m|big)\.gguf|2b-4t": "a model of the reader's",
+    r"[\w-]*(?:model|m|big|0\.6b)\.gguf|2b-4t": "a model of the reader's",
     r"my-[\w-]+|bitnet-cpp-trace|before[./]": "a trace of the reader's",
     r"fetch-model": "the network",
     r"record_mine|transformers": "PyTorch, and has a test of its own (tests/unit/torch)",
-    r"prompts\.txt|mine\.jsonl|greedy\.json": "the reader's file",
+    r"prompts\.txt|text\.txt|mine\.jsonl|greedy\.json": "the reader's file",
     r"bitnet\.cpp|bitnet_cpp\.build|llama\.cpp|--engine both|crossval (?:bench|record)": "a live engine",
     r"train\.|\[|\bbench\b": "a usage line, or training and measuring, which take long",
+    r"-m venv": "an installation (tools/ci/tutorial.sh)",
     r"garbage": "docs/tutorial.md has a test of its own",
     r"selftest|smoke|doctor": "has tests of its own, or an exit code that depends on the machine",
 }
@@ -50,14 +52,27 @@ def documented(path: Path) -> Iterator[str]:
         yield from COMMAND.findall(block)
 
 
+def examples(group: click.Command) -> list[str]:
+    """Return the examples in the help of every command of a group."""
+    assert isinstance(group, click.Group)
+    helps = ((command.help or "").partition("Example")[2] for command in group.commands.values())
+    return [example for text in helps for example in COMMAND.findall(text)]
+
+
+HELP = ROOT / "bitnet_py/cli.py"
+"""Stands for the help of ``bitnet``; that of ``crossval`` is docs/commands.md."""
 COMMANDS = [(path, command) for path in SOURCES for command in documented(path)]
+COMMANDS += [(HELP, command) for command in examples(bitnet_py.cli.main)]
 
 
 def runs(command: str) -> bool:
     return not any(re.search(pattern, command) for pattern in NOT_RUN)
 
 
-RUN = {path: [command for source, command in COMMANDS if source == path and runs(command)] for path in SOURCES}
+RUN = {
+    path: [command for source, command in COMMANDS if source == path and runs(command)]
+    for path in [*SOURCES, HELP]
+}
 
 
 def names(path: Path) -> str:
@@ -65,7 +80,7 @@ def names(path: Path) -> str:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("path", [path for path in SOURCES if RUN[path]], ids=names)
+@pytest.mark.parametrize("path", [path for path in RUN if RUN[path]], ids=names)
 def test_a_documented_command_works_as_it_is_printed(path, tmp_path):
     for name in ("examples", "models", "receipts"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -82,6 +97,13 @@ def test_commands_are_found_where_they_are_printed():
     assert {"README.md", "docs/metamorphic.md", "docs/trace-format.md"} <= {names(path) for path, _ in COMMANDS}
 
 
+def test_the_examples_of_every_help_are_among_them() -> None:
+    known = {command for _, command in COMMANDS}
+    assert set(examples(crossval.cli.cli)) <= known
+    assert len(examples(crossval.cli.cli)) > 30
+    assert len(examples(bitnet_py.cli.main)) > 5
+
+
 @pytest.mark.parametrize("path", list(dict.fromkeys(path for path, _ in COMMANDS)), ids=names)
 def test_the_words_of_a_documented_command_exist(path):
     commands = [command for source, command in COMMANDS if source == path and "[" not in command]
@@ -89,6 +111,8 @@ def test_the_words_of_a_documented_command_exist(path):
         words = [word for word in part.split() if not re.match(r"[A-Z_]+=", word)]
         if words[0].startswith("python"):
             target = words[2] if words[1] == "-m" else words[1]
+            if target in sys.stdlib_module_names:
+                continue
             if f"Write `{target}`" in path.read_text(encoding="utf-8"):
                 continue  # the reader does
             file = ROOT / (target.replace(".", "/") if words[1] == "-m" else target)

@@ -1,4 +1,4 @@
-"""The output shown in README.md and docs/output.md is what the command prints, except for the kernel's name."""
+"""The output shown in README.md and docs/output.md is what the command prints, except for kernel and folders."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def blocks(page: str) -> list[list[str]]:
 
 
 def plain(text: str) -> list[str]:
-    lines = (line.rstrip() for line in text.rstrip().splitlines() if not PROGRESS.fullmatch(line))
-    return [re.sub(r"kernel \w+", "kernel", line) for line in lines]
+    text = re.sub(r"kernel \w+", "kernel", text.replace(f"{ROOT}/", ""))
+    text = re.sub(r"BITNET_LIBRARY=\S*/", "BITNET_LIBRARY=", text)
+    return [line.rstrip() for line in text.rstrip().splitlines() if not PROGRESS.fullmatch(line.rstrip())]
 
 
 def test_the_readme_shows_what_the_demo_prints() -> None:

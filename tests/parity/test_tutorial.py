@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.M | re.S)
-COMMANDS = "".join(text for language, text in BLOCKS if language == "sh").splitlines()
+FIRST, *REST = [text.splitlines() for language, text in BLOCKS if language == "sh"]
+COMMANDS = [command for block in REST for command in block]
 SHOWN = [text.splitlines() for language, text in BLOCKS if not language]
 FRACTION = re.compile(r"-?[0-9]+\.[0-9]+(e[+-][0-9]+)?")
 """Measured values: their last digits are those of the machine's NumPy."""
@@ -37,5 +38,6 @@ def test_the_tutorial_leads_to_the_mistake(tmp_path: Path) -> None:
             printed = {FRACTION.sub("#", line.rstrip()) for line in done.stdout.splitlines()}
             assert {FRACTION.sub("#", line) for line in next(shown)} <= printed
     assert next(shown, None) is None
+    assert FIRST[-1] == "pip install ."  # run by tools/ci/tutorial.sh, in a clone
     assert COMMANDS[0].startswith("bitnet run")
     assert len(COMMANDS) == 4

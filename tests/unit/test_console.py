@@ -96,6 +96,17 @@ def test_a_table_that_fits_is_left_alone(monkeypatch):
     assert max(map(len, narrow.splitlines())) <= 60
 
 
+def test_numbers_do_not_wrap_where_texts_may(monkeypatch):
+    table = new_table()
+    table.add_column("text", overflow="fold")
+    table.add_column("number", overflow="fold", justify="right")
+    table.add_row("word " * 20, "1234567890" * 3)
+    text = printed(table, 60, monkeypatch)
+    assert "1234567890" * 3 in text
+    assert text.count("word") == 20
+    assert max(map(len, text.splitlines())) <= 60
+
+
 @pytest.mark.parametrize(("columns", "width"), [("60", 60), ("", 120), ("0", 120), ("wide", 120), ("99999", 120)])
 def test_the_width_where_there_is_no_terminal(columns, width, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)

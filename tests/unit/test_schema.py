@@ -12,7 +12,7 @@ from crossval import schema
 from crossval.errors import BadInputError
 from tests.support import receipt_samples as samples
 
-SCHEMAS = ("receipt.v1", "policy.v1", "trace.v1", "tap-map.v1")
+SCHEMAS = ("receipt.v1", "policy.v1", "trace.v1", "tap-map.v1", "sweep.v1")
 
 
 @pytest.mark.parametrize(

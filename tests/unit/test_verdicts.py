@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossval.api.request import ENVIRONMENT
+from crossval.api.request import ENVIRONMENT, Request
 from crossval.audit import segments
 from crossval.capture import Capture
+from crossval.engines.session import Prompt
+from crossval.examine.layers_receipt import LAYERS
 from crossval.model import taps
 from crossval.receipts import file as receipt
 from crossval.terms import SEPARATE_OUTPUT_NOTE
@@ -189,22 +192,37 @@ def test_the_specification_against_itself_is_clean_by_construction(model_path: P
     assert max(row["ratio"] for row in made["audit"]["reference"]["rows"]) <= 1.0
 
 
-def test_a_diagnosis_says_how_to_reproduce_it_without_paths(
+def test_a_diagnosis_gives_a_command_to_be_pasted(
     model_path: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Paths stay as they were given, relative ones too, and everything is quoted for the shell."""
     for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
-    out, golden = tmp_path / "r.json", record(fault=ROLLED)
+    monkeypatch.chdir(tmp_path)
+    Path("my models").symlink_to(model_path.parent)
+    Path("golden").symlink_to(record(fault=ROLLED))
+    model_path, out, golden = Path("my models", model_path.name), tmp_path / "r.json", Path("golden")
     args = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--threads", "1", "--full")
     result = run("layers", *args, "--receipt", out)
     (found,) = receipt.read(out)["diagnosis"]
     assert found["command"] == (
-        f"crossval layers --prompt 'Hello there' --model {model_path.name} --candidate bitnet_py "
-        f"--reference {golden.name} --threads 1 --decode 2 --full --repro repro"
+        f"crossval layers --prompt 'Hello there' --model '{model_path}' --candidate bitnet_py "
+        "--reference golden --threads 1 --decode 2 --full --repro repro"
     )
     assert f"reproduce  {found['command']}\n" in result.stdout
-    assert str(golden.parent) not in out.read_text()
+    words = shlex.split(found["command"])
+    assert words.pop(0) == "crossval"
+    assert run(*words).exit_code == 1
+    assert [path.name for path in Path("repro").iterdir() if path.suffix == ".npz"] == ["inputs.npz"]
     _, made = diff(model_path, record("other"), golden, tmp_path)
     assert made["diagnosis"][0]["command"] == (
-        f"crossval diff {record('other').name} {golden.name} --model {model_path.name} --decode 1 --repro repro"
+        f"crossval diff {record('other')} ./golden --model '{model_path}' --decode 1 --repro repro"
+    )
+    monkeypatch.setenv("BITNET_KERNEL", "scalar")
+    monkeypatch.setenv("BITNET_CPP_LIB", "my libs/libllama.so")
+    prompt = Prompt("-x", (1, 2), None)
+    made_by = Request(LAYERS, None, "bitnet.cpp:../a fork").command(prompt, 0)
+    assert made_by == (
+        "BITNET_KERNEL=scalar BITNET_CPP_LIB='my libs/libllama.so' crossval layers --prompt=-x "
+        "--candidate 'bitnet.cpp:../a fork' --reference auto --decode 0 --repro repro"
     )

@@ -84,7 +84,7 @@ def test_a_fault_behind_a_map_is_found_where_it_is(
         "candidate_defect",
         "blk.1.ffn_sub_norm",
     )
-    assert f"--tap-map {own_map.name}" in made["diagnosis"][0]["command"]
+    assert f"--tap-map {own_map}" in made["diagnosis"][0]["command"]
 
 
 def test_a_wrong_step_of_a_map_is_no_parity(layers, record: Record, own_map: Path, tmp_path: Path) -> None:

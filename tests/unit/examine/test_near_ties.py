@@ -19,6 +19,7 @@ SPEC = Party("live", dataclasses.replace(samples.THEIRS, name="specification"))
 WRONG = samples.audits(
     samples.audit_result({(1, "blk.1.q"): 8.0}, plan=samples.GREEDY_PLAN), plan=samples.GREEDY_PLAN
 )
+CLEAN = samples.audits(plan=samples.GREEDY_PLAN)
 
 
 def receipt(differs_at=1, **changes):
@@ -49,9 +50,10 @@ def test_a_near_tie_in_audited_passes_is_no_error_and_no_parity():
         ({"differs_at": 2}, "divergence"),  # after the passes that were audited
         ({"held": WRONG}, "candidate_defect"),
         ({"held": {}}, "divergence"),  # nothing was audited
+        ({"held": {**CLEAN, "candidate": samples.coarse_audit()}}, "divergence"),  # flips may explain it
         ({"differs_at": None}, "parity"),
     ],
-    ids=["another engine", "a later token", "a wrong operation", "no audit", "equal tokens"],
+    ids=["another engine", "a later token", "a wrong operation", "no audit", "audited in part", "equal tokens"],
 )
 def test_anything_else_stays_what_it_was(changes, verdict):
     assert receipt(**changes)["verdict"] == verdict

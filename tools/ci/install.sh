@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# What `pip install bitnet-parity` gives, shown: build the source distribution and the wheel, install each into an
+# empty environment, and run the demo there from another folder, where no checkout can help.
+#   bash tools/ci/install.sh [FOLDER]     FOLDER: where to work (a temporary one), kept if it is given
+# Needs Python with the package `build`, a C compiler, and PyPI or a mirror of it.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+python=${PYTHON:-python3}
+if (($#)); then
+    mkdir -p "$1"
+    work=$(cd "$1" && pwd)
+else
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+fi
+# Nothing of this shell's own environment reaches what is tested but the way to packages.
+clean=(env -i PATH=/usr/local/bin:/usr/bin:/bin HOME="$work/home" LANG=C.UTF-8)
+for name in PIP_INDEX_URL PIP_CONFIG_FILE PIP_FIND_LINKS PIP_CERT SSL_CERT_FILE HTTPS_PROXY https_proxy NO_PROXY no_proxy; do
+    [[ -n ${!name:-} ]] && clean+=("$name=${!name}")
+done
+mkdir -p "$work/home" "$work/elsewhere"
+
+# The wheel is built from the source distribution, so that neither needs the checkout.
+"$python" -m build --outdir "$work/dist" "$root"
+
+# install ARCHIVE: into an empty environment, then the demo and what else a newcomer runs first.
+install() {
+    local environment="$work/environment-$2"
+    "$python" -m venv "$environment"
+    "${clean[@]}" "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$1"
+    cd "$work/elsewhere"
+    local path="$environment/bin:/usr/local/bin:/usr/bin:/bin"
+    "${clean[@]}" PATH="$path" bash -euo pipefail -c '
+        python -c "
+import pathlib, sys, bitnet_py, crossval
+inside = pathlib.Path(sys.prefix).resolve()
+for package in (bitnet_py, crossval):
+    assert inside in pathlib.Path(package.__file__).resolve().parents, package.__file__
+"
+        crossval layers --prompt "What is 2+2?" --receipt demo.json
+        crossval gate demo.json
+        bitnet run --greedy --prompt "What is the capital of France?" --max-tokens 4
+        crossval doctor || test $? -eq 3
+        echo "!!!!!!!!!!!!" >text.txt
+        crossval triage --output text.txt --prompt "What is 2+2?" >/dev/null || test $? -eq 1
+        rm demo.json text.txt'
+    cd - >/dev/null
+}
+
+install "$work"/dist/*.whl wheel
+install "$work"/dist/*.tar.gz sdist
+echo "installed and run: $(cd "$work/dist" && ls | tr '\n' ' ')"
