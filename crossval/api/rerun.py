@@ -89,7 +89,7 @@ def _layers(receipt: Receipt, model: Path, how: Rerun) -> tuple[Receipt, Part]:
         fresh = compare_traces(how.word(receipt, "candidate"), how.word(receipt, "reference"), model, **options)
     else:
         fresh = compare_engines(
-            receipt["prompt"]["text"],
+            _given(receipt["prompt"]["text"], receipt["prompt"]["token_ids"]),
             model,
             candidate=how.word(receipt, "candidate"),
             reference=how.word(receipt, "reference"),
@@ -116,7 +116,7 @@ def _greedy(receipt: Receipt, model: Path, how: Rerun) -> tuple[Receipt, Part]:
     else:
         chosen, kept = [0], how.amount(n_steps, 2)
     fresh = greedy(
-        [prompts[index]["text"] for index in chosen],
+        [_given(prompts[index]["text"], prompts[index]["prompt_ids"]) for index in chosen],
         model,
         candidate=how.word(receipt, "candidate"),
         reference=how.word(receipt, "reference"),
@@ -137,6 +137,11 @@ def _greedy(receipt: Receipt, model: Path, how: Rerun) -> tuple[Receipt, Part]:
         pairs.append((f"results.prompts.{index}.steps", *steps))
     words = f"{len(chosen)} of {len(prompts)} prompts, {kept} of {n_steps} steps"
     return fresh, Part(words, tuple(pairs), whole)
+
+
+def _given(text: str | None, token_ids: list[int]) -> str | list[int]:
+    """Return a prompt as it was given: without a text, as ids."""
+    return token_ids if text is None else text
 
 
 _AGAIN: Mapping[str, Callable[[Receipt, Path, Rerun], tuple[Receipt, Part]]] = {

@@ -1,4 +1,4 @@
-"""Process limits bitnet.cpp needs: a large stack on every thread, and batches that fit it.
+"""Process limits of bitnet.cpp: a large stack on every thread, batches that fit it, and few rights.
 
 bitnet.cpp keeps the result of an I2_S matrix product on the stack of the thread that computes it
 (``ggml.c`` ``ggml_compute_forward_mul_mat``: ``float tmp[rows * n_tokens]``); with the usual 8 MiB
@@ -17,15 +17,18 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from crossval.child.command import child_command
+from crossval.child.confine import CONFINED_VARIABLE, confine
 
 STACK_BYTES = 64 << 20
 """Requested stack per thread: 512 tokens of 24,000 rows on one thread. Memory is used only as it
 is touched."""
 _RESERVE_BYTES = 1 << 20
+MAX_STACKS = 1024
+"""As many threads as can be asked for."""
 
 
 def main(argv: list[str]) -> NoReturn:
-    """Set a large stack, disable core files, then execute ``crossval.bitnet_cpp.serve``.
+    """Set a large stack, confine the process (``child.confine``), then execute ``crossval.bitnet_cpp.serve``.
 
     ``argv``: descriptors of requests, responses and lifeline; the server gets these and the stack
     size in bytes.
@@ -35,10 +38,9 @@ def main(argv: list[str]) -> NoReturn:
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     size_bytes = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (size_bytes, hard))
-    _, core_hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, core_hard))
+    confined = confine(MAX_STACKS * size_bytes)
     # The OpenMP runtimes, LLVM's and GNU's: both read the first, and their own variables would win.
-    environment = {**os.environ, "OMP_STACKSIZE": f"{size_bytes // 1024}K"}
+    environment = {**os.environ, "OMP_STACKSIZE": f"{size_bytes // 1024}K", CONFINED_VARIABLE: ", ".join(confined)}
     for variable in ("KMP_STACKSIZE", "GOMP_STACKSIZE"):
         environment.pop(variable, None)
     command = [*child_command("crossval.bitnet_cpp.serve"), *argv, str(size_bytes)]

@@ -295,7 +295,7 @@ def identity_of(facts: Mapping[str, Any], numerics: Numerics, settings: Mapping[
         compiler=manifest.compiler if manifest else None,
         flags=manifest.flags if manifest else None,
         numerics=numerics,
-        settings={**settings, "system_info": facts["system_info"], **mapped},
+        settings={**settings, "system_info": facts["system_info"], "confined": facts.get("confined"), **mapped},
     )
 
 

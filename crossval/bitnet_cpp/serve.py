@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from crossval.bitnet_cpp.engine import Engine, RefusedError
+from crossval.child.confine import CONFINED_VARIABLE
 from crossval.child.protocol import Frame, joined, split
 from crossval.child.serve import serve
 from crossval.errors import BadInputError, UnavailableError
@@ -39,7 +40,7 @@ def handle(engine: Engine, request: Frame) -> tuple[Any, dict[str, Any]]:
     header = request.header
     command = header.get("command")
     if command == "open":
-        return engine.open(header["library"]), {}
+        return {**engine.open(header["library"]), "confined": os.environ.get(CONFINED_VARIABLE, "")}, {}
     if command == "load":
         wanted = {key: header[key] for key in ("n_ctx", "n_ubatch", "n_threads", "flash_attention", "input_norms")}
         return engine.load(header["model"], header["overrides"], **wanted), {}

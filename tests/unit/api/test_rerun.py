@@ -13,6 +13,7 @@ from crossval.api import rerun
 from crossval.api.rerun import Rerun
 from crossval.receipts import file
 from crossval.receipts.file import Receipt, seal
+from crossval.traces.read import Trace
 from tests.support import receipt_samples as samples
 from tests.support.strangers import PROMPT, error_line, run
 
@@ -31,11 +32,13 @@ def made(model_path: Path, record: Record, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("receipts")
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
+    ids = ",".join(map(str, Trace.open(record()).info.prompt_ids))
     options = ("--model", model_path, "--reference", record())
     words: dict[str, tuple[str | Path, ...]] = {
         "layers": ("layers", "--prompt", PROMPT, *options),
         "diff": ("diff", record("other"), record(), "--model", model_path),
         "greedy": ("greedy", "--prompt", PROMPT, "--steps", "3", *options),
+        "ids": ("greedy", "--tokens", ids, "--steps", "2", *options),
         "spec": ("greedy", "--prompts", prompts, "--steps", "2", "--model", model_path, "--reference", "spec"),
     }
     for name, command in words.items():
@@ -53,6 +56,7 @@ def detail(receipt: Receipt, how: Rerun) -> tuple[bool, str]:
     [
         ("layers", 1.0, "3 of 3 passes"),
         ("layers", 0.5, "2 of 3 passes"),
+        ("ids", 1.0, "1 of 1 prompts, 2 of 2 steps: equal"),
         ("greedy", 1.0, "1 of 1 prompts, 3 of 3 steps: equal"),
         ("greedy", 0.5, "1 of 1 prompts, 2 of 3 steps: equal"),
     ],

@@ -1,0 +1,102 @@
+"""Limits of a process that loads somebody's library, which the kernel holds and nothing in the process can lift.
+
+They are set before the engine's process executes and stay in force in it; standard library only. What a kernel
+does not offer is left out, and ``confine`` returns what is in force (docs/trust.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+from collections.abc import Sequence
+
+WRITABLE = ("/dev/null", "/dev/shm")
+"""What may be written: LLVM's OpenMP registers itself in the second. Open descriptors (pipes, log) stay usable."""
+CONFINED_VARIABLE = "CROSSVAL_CONFINED"
+"""Says what is in force in the words of ``confine``, to the program that was executed."""
+_PR_SET_NO_NEW_PRIVS = 38
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+"""System calls of Landlock: the same numbers on every architecture."""
+_GET_VERSION, _PATH_BENEATH = 1, 1
+_WRITE_FILE = 1 << 1
+_MAKE_AND_REMOVE = sum(1 << bit for bit in range(4, 13))
+_SINCE = ((2, 1 << 13), (3, 1 << 14))
+"""Version of Landlock -> further accesses that write: renaming to another folder, truncating."""
+_TCP = 0b11
+_ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
+_NET_SINCE, _SCOPE_SINCE = 4, 6
+
+
+class _Ruleset(ctypes.Structure):
+    _fields_ = (("files", ctypes.c_uint64), ("net", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
+
+
+class _PathBeneath(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("allowed", ctypes.c_uint64), ("fd", ctypes.c_int32))
+
+
+def confine(reserve_bytes: int) -> list[str]:
+    """Confine this process and everything it starts; return what is in force, in words.
+
+    ``reserve_bytes``: what private memory may take beside all of the machine's, for the stacks of threads.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    limited = ["no core file", _limit_memory(reserve_bytes)]
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        return limited
+    return [*limited, "no new privileges", *_landlock(libc, WRITABLE)]
+
+
+def _limit_memory(reserve_bytes: int) -> str:
+    """Limit private memory to the machine's: mapped model files do not count, however large."""
+    n_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + reserve_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    n_bytes = n_bytes if hard == resource.RLIM_INFINITY else min(n_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, n_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return "private memory"
+
+
+def _landlock(libc: ctypes.CDLL, writable: Sequence[str]) -> list[str]:
+    """Forbid to write files, to use TCP and to signal other processes, as far as this kernel can."""
+    version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _GET_VERSION)
+    if version < 1:
+        return []
+    files = _WRITE_FILE | _MAKE_AND_REMOVE | sum(bit for since, bit in _SINCE if version >= since)
+    rules = _Ruleset(
+        files,
+        _TCP if version >= _NET_SINCE else 0,
+        _ABSTRACT_SOCKETS_AND_SIGNALS if version >= _SCOPE_SINCE else 0,
+    )
+    known = 8 if version < _NET_SINCE else 16 if version < _SCOPE_SINCE else 24
+    ruleset = libc.syscall(_CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(known), 0)
+    if ruleset < 0:
+        return []
+    try:
+        for path in writable:
+            _allow(libc, ruleset, path, files)
+        if libc.syscall(_RESTRICT_SELF, ruleset, 0) != 0:
+            return []
+    finally:
+        os.close(ruleset)
+    return [
+        "files read-only",
+        *(["no TCP"] if version >= _NET_SINCE else []),
+        *(["no signals to others"] if version >= _SCOPE_SINCE else []),
+    ]
+
+
+def _allow(libc: ctypes.CDLL, ruleset: int, path: str, files: int) -> None:
+    """Allow to write a file or below a folder; what does not exist needs no permission."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        allowed = files if os.path.isdir(path) else files & (_WRITE_FILE | 1 << 14)
+        rule = _PathBeneath(allowed, fd)
+        libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(rule), 0)
+    finally:
+        os.close(fd)

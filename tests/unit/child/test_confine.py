@@ -1,0 +1,99 @@
+"""What a process that loads somebody's library cannot do: tried in one, before and after it is confined."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crossval.child.confine import WRITABLE
+
+PROBE = """
+import json, os, resource, socket, sys, time
+from crossval.child.confine import confine
+
+folder, port = sys.argv[1], int(sys.argv[2])
+
+def attempt(action):
+    try:
+        action()
+    except BaseException as error:
+        return type(error).__name__
+    return "done"
+
+def tries():
+    return {
+        "write": attempt(lambda: open(folder + "/new", "w").close()),
+        "change": attempt(lambda: open(folder + "/old", "r+").close()),
+        "truncate": attempt(lambda: os.truncate(folder + "/old", 1)),
+        "remove": attempt(lambda: os.unlink(min(file.path for file in os.scandir(folder)))),
+        "folder": attempt(lambda: (os.mkdir(folder + "/d"), os.rmdir(folder + "/d"))),
+        "read": attempt(lambda: open(folder + "/old").read()),
+        "null": attempt(lambda: open(os.devnull, "w").close()),
+        "connect": attempt(lambda: socket.create_connection(("127.0.0.1", port)).close()),
+        "signal": attempt(lambda: os.kill(os.getppid(), 0)),
+        "thread": attempt(lambda: __import__("threading").Thread(target=int).start()),
+    }
+
+before = tries()
+began = time.process_time()
+said = confine(1 << 30)
+cpu_s = time.process_time() - began
+status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+print(json.dumps({
+    "before": before, "after": tries(), "said": said, "cpu_s": cpu_s,
+    "core": resource.getrlimit(resource.RLIMIT_CORE), "data": resource.getrlimit(resource.RLIMIT_DATA),
+    "no_new_privileges": status["NoNewPrivs"].strip(), "memory": attempt(lambda: bytearray(1 << 46)),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("confined")
+    for name in ("a1", "a2", "old"):
+        (folder / name).write_text("old")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = [sys.executable, "-c", PROBE, str(folder), str(server.getsockname()[1])]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_everything_could_be_done_before(found: dict[str, Any]) -> None:
+    assert set(found["before"].values()) == {"done"}
+
+
+def test_limits_that_every_kernel_has(found: dict[str, Any]) -> None:
+    assert found["said"][:3] == ["no core file", "private memory", "no new privileges"]
+    assert (found["core"], found["no_new_privileges"], found["memory"]) == ([0, 0], "1", "MemoryError")
+    assert 1 << 30 < found["data"][0] == found["data"][1] < 1 << 46
+
+
+def test_what_is_said_to_be_forbidden_is(found: dict[str, Any]) -> None:
+    after, said = found["after"], found["said"]
+    forbidden = {
+        **dict.fromkeys(("write", "change", "remove", "folder"), "files read-only"),
+        "connect": "no TCP",
+        "signal": "no signals to others",
+    }
+    for action, words in forbidden.items():
+        assert after[action] == ("PermissionError" if words in said else found["before"][action]), action
+    assert {after[name] for name in ("read", "null", "thread")} == {"done"}
+    assert WRITABLE[0] == "/dev/null"
+
+
+def test_what_the_kernel_offers_is_in_force(found: dict[str, Any]) -> None:
+    version = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)
+    offered = {1: "files read-only", 4: "no TCP", 6: "no signals to others"}
+    assert found["said"][3:] == [words for since, words in offered.items() if version >= since]
+
+
+def test_it_costs_next_to_nothing(found: dict[str, Any]) -> None:
+    assert found["cpu_s"] < 0.02
