@@ -1,6 +1,7 @@
-"""Limits of a process that loads somebody's library, which the kernel holds and nothing in the process can lift.
+"""Limits of a process that loads somebody's library, which the kernel holds and the process cannot lift.
 
-They are set before the engine's process executes and stay in force in it; standard library only. What a kernel
+They are set before the engine's process executes and stay in force in it (as root, it can still raise the limit
+of memory); standard library only. What a kernel
 does not offer is left out, and ``confine`` returns what is in force (docs/trust.md).
 """
 

@@ -36,8 +36,9 @@ def cli(debug: bool) -> None:
     token by token, and writes receipts that CI can check.
 
     \b
-    Exit codes: 0 parity or pass; 1 divergence or gate failure; 2 usage; 3 reference unavailable or
-    coverage incomplete; 4 bad input (model, trace, receipt); 5 an engine crashed or timed out.
+    Exit codes: 0 parity, pass or only near ties; 1 divergence or gate failure; 2 usage; 3 reference
+    unavailable or coverage incomplete; 4 bad input (model, trace, receipt); 5 an engine crashed or
+    timed out; 130, 141, 143 ended by Ctrl-C, a closed pipe, SIGTERM.
 
     \b
     Example:

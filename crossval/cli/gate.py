@@ -116,7 +116,7 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
     multiple=True,
     type=PATH,
     metavar="KEY",
-    help="Each receipt must be signed (`crossval sign`) with this key, given as its public half. Repeatable.",
+    help="Each receipt must be signed (`crossval sign`) with one of these keys (public, PEM). Repeatable.",
 )
 @click.option(
     "--rerun",

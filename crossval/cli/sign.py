@@ -11,6 +11,7 @@ from crossval.errors import BadInputError
 from crossval.receipts import file as receipt
 from crossval.receipts import gate, signature
 from crossval.registry import KINDS
+from crossval.sweep import check, summary
 
 
 @click.command("sign")
@@ -18,7 +19,7 @@ from crossval.registry import KINDS
 @click.option("--key", type=PATH, required=True, metavar="PEM", help="Private ed25519 key (PKCS #8).")
 @click.option("-o", "--output", type=PATH, metavar="OUT", help="Default: RECEIPT.intoto.jsonl, read by the gate.")
 def command(path: Path, key: Path, output: Path | None) -> None:
-    """Sign a receipt: an in-toto statement in a DSSE envelope beside it.
+    """Sign a receipt, or a sweep's summary: an in-toto statement in a DSSE envelope beside it.
 
     What is signed is the file's sha256 and the receipt's digest. A receipt that contradicts itself
     is not signed; whether it passes a policy is for the gate to say.
@@ -30,11 +31,15 @@ def command(path: Path, key: Path, output: Path | None) -> None:
       crossval sign my-receipt.json --key key.pem
       crossval gate my-receipt.json --require-signature key.pub
     """
-    made = receipt.read(path)
-    found = {} if made["thresholds"] is None else gate.complaints(KINDS[made.kind].kind, made)
-    wrong = [f"{name}: {complaints[0]}" for name, complaints in found.items() if complaints]
-    if made["digest"] != receipt.digest(made):
-        wrong.insert(0, "its digest is not that of its contents")
+    if summary.is_summary(path):
+        made = summary.read(path)
+        wrong = check.contradictions(path, made)
+    else:
+        made = receipt.read(path)
+        found = {} if made["thresholds"] is None else gate.complaints(KINDS[made.kind].kind, made)
+        wrong = [f"{name}: {complaints[0]}" for name, complaints in found.items() if complaints]
+        if made["digest"] != receipt.digest(made):
+            wrong.insert(0, "its digest is not that of its contents")
     if wrong:
         raise BadInputError(f"{path}: not signed, it contradicts itself: {wrong[0]}")
     click.echo(signature.sign(path, made, key, output))

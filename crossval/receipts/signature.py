@@ -20,7 +20,7 @@ SUFFIX = ".intoto.jsonl"
 """Not ``.json``: ``crossval gate receipts/*.json`` is for receipts."""
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE = "https://github.com/bitnet-parity/receipt/v1"
+PREDICATE_TYPE = "urn:bitnet-parity:receipt:v1"
 HOW_TO_GET = "pip install 'bitnet-parity[sign]'"
 _MAX_BYTES = 1 << 20
 _MAX_KEY_BYTES = 1 << 16

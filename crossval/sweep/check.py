@@ -23,14 +23,23 @@ def judge(path: Path, summary: Receipt, policy: Policy, judge_cell: Judge) -> li
     The receipts are looked for beside the summary. One that is missing is a failure: what the rows
     say of a cell is proved by its receipt alone.
     """
+    opened = _opened(path, summary)
+    return [*_own_checks(summary, opened), *_cells(summary, opened, policy, judge_cell)]
+
+
+def contradictions(path: Path, summary: Receipt) -> list[str]:
+    """Return in what a summary contradicts itself or the receipts beside it, whatever these say."""
+    checks = _own_checks(summary, _opened(path, summary))
+    return [f"{check.name}: {check.detail}" for check in checks if not check.passed]
+
+
+def _own_checks(summary: Receipt, opened: Sequence[Receipt | str]) -> list[GateCheck]:
     same = file.digest(summary) == summary["digest"]
-    opened = [_open(path.parent, row) for row in summary["rows"]]
     return [
         GateCheck("digest", same, summary["digest"][:16] if same else "the contents give another: edited"),
         _check("cells", _plan(summary), f"{len(summary['rows'])} of {len(summary['rows'])}"),
         _check("summary", _summary(summary), "recomputed, as stated"),
         _check("receipts", list(_receipts(summary, opened)), f"{len(opened)} beside the summary, as stated"),
-        *_cells(summary, opened, policy, judge_cell),
     ]
 
 
@@ -65,6 +74,10 @@ def _summary(summary: Receipt) -> list[str]:
     expected = derived(summary["rows"])
     return [f"{name} is {summary[name]}, the rows give {value}" for name, value in expected.items()
             if summary[name] != value]  # fmt: skip
+
+
+def _opened(path: Path, summary: Receipt) -> list[Receipt | str]:
+    return [_open(path.parent, row) for row in summary["rows"]]
 
 
 def _open(folder: Path, row: Mapping[str, Any]) -> Receipt | str:

@@ -21,7 +21,8 @@ from crossval.terms import PassFail
 
 KIND = "sweep"
 NAME = "sweep.json"
-GOOD = ("parity",)
+GOOD = ("parity", "near_ties")
+"""Verdicts with which a cell's own command ends with 0."""
 OPEN = ("incomplete", "agrees_within")
 """Verdicts of cells that show neither parity nor a defect."""
 

@@ -43,12 +43,11 @@ class Closed:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], ["layers", "--help"], []])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["tokens", "--help"], []])
 def test_a_help_that_nobody_reads_to_its_end_is_no_failure(name, words, monkeypatch, capsys):
     """``crossval --help | head -1``: click alone would exit with 1, which is a divergence."""
     program = PROGRAMS[name][1]
-    if words and words[0] in ("run", "layers") and words[0] not in program.commands:
-        return
+    words = ["tokenize" if word == "tokens" and name == "bitnet" else word for word in words]
     monkeypatch.setattr(sys, "stdout", Closed())
     with pytest.raises(SystemExit) as end:
         program.main(words, prog_name=name)

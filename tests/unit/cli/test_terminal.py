@@ -96,7 +96,8 @@ def test_a_recorded_prompt_of_ids_is_found_again(model_path, tmp_path):
 @pytest.fixture
 def made(model_path, golden, out):
     """Return a receipt's file and its text."""
-    run("layers", "--prompt", PROMPT, "--model", model_path, "--reference", golden, "--full", "--receipt", out)
+    words = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--full", "--receipt", out)
+    assert run("layers", *words).exit_code == 0
     return out, out.read_text()
 
 
@@ -104,6 +105,7 @@ def test_receipts_come_from_stdin(made):
     path, text = made
     assert given(text, "gate", "-").stdout == given("", "gate", path).stdout.replace(str(path), "-")
     assert given(text, "show", "-").stdout == run("show", path).stdout
+    assert run("show", path).exit_code == 0
     assert "1 receipts" in given(text, "history", "-").stdout
     assert given(text[:-40], "gate", "-").exit_code == 4
 

@@ -27,7 +27,8 @@ from crossval.report.states import STATES
 from crossval.sweep import cluster, job, memory, page, summary
 from crossval.sweep import run as running
 from crossval.sweep.plan import Sweep
-from tests.support.strangers import run
+from tests.support.signing import keys
+from tests.support.strangers import error_line, run
 
 KERNELS = [family.name for family in _native.kernel_families() if family.available][-2:]
 PROMPTS = ("Hello there", "Where is it?")
@@ -94,9 +95,26 @@ def test_every_cell_is_compared_and_kept(sweep, asked, tmp_path: Path) -> None:
     html = (tmp_path / "page.html").read_text()
     assert "4 cells: 4 parity" in html
     assert html.count("prompt 0: parity") == len(KERNELS)
-    assert run("show", tmp_path / "out/sweep.json").stdout in done.stdout
+    shown = run("show", tmp_path / "out/sweep.json")
+    assert shown.exit_code == 0
+    assert shown.stdout in done.stdout
     run("report", tmp_path / "out/sweep.json", "--html", tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == html
+
+
+def test_a_summary_is_signed_unless_a_receipt_beside_it_differs(sweep, asked, tmp_path: Path) -> None:
+    pytest.importorskip("securesystemslib", reason="needs securesystemslib: pip install -e '.[sign]'")
+    sweep()
+    path, (private, public) = tmp_path / "out" / summary.NAME, keys(tmp_path, "signer")
+    assert run("gate", path, "--reference-name", "specification", "--require-signature", public).exit_code == 1
+    assert run("sign", path, "--key", private).exit_code == 0
+    judged = run("gate", path, "--reference-name", "specification", "--require-signature", public)
+    assert "signature" in judged.stdout
+    assert "signature" not in "".join(line for line in judged.stdout.splitlines() if "FAIL" in line)
+    (tmp_path / "out" / written(tmp_path)["rows"][0]["file"]).unlink()
+    refused = run("sign", path, "--key", private)
+    assert refused.exit_code == 4
+    assert "contradicts itself: receipts:" in error_line(refused)
 
 
 def test_what_is_there_is_not_run_again(sweep, asked, tmp_path: Path) -> None:
