@@ -29,6 +29,8 @@ from crossval.model.op import Op, WeightSource
 from crossval.model.taps import state_source, token_axis
 from crossval.model.tolerance import CLASSES, FLOOR_PER_SQRT_LAYER, SAFETY, WORST_TOKEN, PolicyName, tap_class
 
+LARGEST_TOLERANCE = 0.9
+"""Distance that flips never explain, whatever the format: a row of zeros is 1 away, an unrelated one about 1.4."""
 RESOLVES = 2e-3
 """Largest bound of a token, relative L2, that counts as rounding level (docs/audit.md: bugs lie above it)."""
 _POLICY: Mapping[Format, PolicyName] = {F16: "f16", BF16: "bf16"}
@@ -325,7 +327,7 @@ class Segment:
         factor = 1.0 if kind == "exact" else CLASSES[kind].error_factor
         formats = {self.arithmetic.of(op).format for op in self.ops}
         per_layer = max(FLOOR_PER_SQRT_LAYER[_POLICY.get(one, "independent")] for one in formats)
-        return per_layer * math.sqrt(n_layers) * factor * SAFETY * WORST_TOKEN
+        return min(per_layer * math.sqrt(n_layers) * factor * SAFETY * WORST_TOKEN, LARGEST_TOLERANCE)
 
     def n_open(self, row: int) -> float:
         """Return how many ties a row depends on that nothing outside decides."""

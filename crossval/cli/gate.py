@@ -220,7 +220,8 @@ def judged(path: Path, policy: Policy, keys: Sequence[Path] = (), again: Rerun |
             checks = judge(made, policy)
         checks += [signature.check(path, made, keys)] if keys else []
         # What is not even true by itself is not worth running again.
-        more = again.checks(made) if again and gate.passed(checks) else ()
+        holds = all(one.passed or not one.applies for one in checks)
+        more = again.checks(made) if again and holds else ()
         return Judged(str(path), [*checks, *more])
     except Exception as error:
         message, code = of_error(error)

@@ -144,10 +144,11 @@ def thresholds(receipt: Receipt) -> list[str]:
 
 def metrics(receipt: Receipt) -> list[str]:
     """Check that the metrics of every row can belong to one and the same pair of arrays."""
+    stated = states_tokens(receipt)
     silent = [
         f"{where}: says nothing of the NMSE of each token, other rows do"
         for where, row in _as_stated(receipt)
-        if "token_nmse" not in row and states_tokens(receipt)
+        if stated and "token_nmse" not in row
     ]
     return silent + [f"{where}: {what}" for where, row in rows_of(receipt) for what in _metric_conflicts(row)]
 

@@ -38,6 +38,7 @@ def only_near_ties(result: GreedyResult, parties: Collection[str]) -> bool:
     """
     if SPECIFICATION not in parties or not result.prompts:
         return False
+    n_differing = 0
     n_decoded = n_after(result.audited, len(result.prompts[0].prompt_ids)) if result.audited else -1
     for index, prompt in enumerate(result.prompts):
         if len(prompt.steps) < prompt.steps_required:
@@ -46,9 +47,10 @@ def only_near_ties(result: GreedyResult, parties: Collection[str]) -> bool:
             differs = step.candidate_token != step.reference_token
             if not logits_agree(step.logits, result.policy):
                 return False
+            n_differing += differs
             if differs and (index or step.step > n_decoded or not step.near_tie):
                 return False
-    return True
+    return n_differing > 0
 
 
 def decide(agreement: Agreement, exact: bool, audits: Audits | None, *, near_ties: bool = False) -> Verdict:

@@ -46,18 +46,46 @@ def first_place(receipt: Receipt) -> Place | None:
     return step["logits"]["pass_index"], taps.execution_index(LOGITS)
 
 
+def _feeds(found: Mapping[str, Any], receipt: Receipt) -> bool:
+    """Return whether the first divergence, which comes later, is computed from a wrong operation.
+
+    Within a pass each layer's output is, and so are later layers and the head; later passes read keys and values,
+    of all layers that come after it.
+    """
+    n_layers, first = receipt["model"]["shape"]["n_layers"], receipt["first_divergence"]
+    last_pass, tap = (first["pass_index"], first["tap"]) if "tap" in first else (None, LOGITS)
+    if last_pass is None:
+        last_pass = receipt["results"]["prompts"][0]["steps"][first["step"]]["logits"]["pass_index"]
+    depth = _depth(found["tap"], n_layers)
+    if found["pass_index"] < last_pass:
+        return bool(depth < n_layers - 1)
+    return bool(depth < _depth(tap, n_layers)) or taps.in_outline(tap)
+
+
+def _depth(tap: str, n_layers: int) -> int:
+    """Return the layer of a tap; what precedes layer 0 is -1, what follows the last is ``n_layers``."""
+    layer = taps.parse(tap).layer
+    return layer if layer is not None else -1 if tap in taps.INPUT_TAPS else n_layers
+
+
 def relations(receipt: Receipt) -> Iterator[str]:
     """Yield how each wrong operation stands to the first divergence, where these are two places."""
     first = first_place(receipt)
     if first is None:
         return
-    for side, found in guilty(receipt):
+    wrong = list(guilty(receipt))
+    for side, found in wrong:
         at = found["pass_index"], taps.execution_index(found["tap"])
         where = f"{audit_show.place(found)} of the {side}"
-        if at < first:
+        if at < first and len(wrong) == 1 and _feeds(found, receipt):
             yield (
-                f"cause: {where}, wrong given its own inputs; effect: the first divergence, which comes after it, "
-                "where the engines are first farther apart than two correct ones may be"
+                f"cause: {where}, wrong given its own inputs; effect: the first divergence, which is computed "
+                "from it, where the engines are first farther apart than two correct ones may be"
+            )
+        elif at < first:
+            yield (
+                f"{where} is wrong given its own inputs and comes before the first divergence; whether it "
+                "explains it was not tried"
             )
         elif at > first:
             yield f"{where} comes after the first divergence, and so does not explain it"

@@ -178,10 +178,14 @@ def _frame(kind: Kind[Any], facts: RunFacts) -> dict[str, Any]:
 def _summary(kind: Kind[Result], result: Result, receipt: Receipt) -> dict[str, Any]:
     """Return the summary fields; two tokenizers that disagree are a divergence end to end."""
     summary = kind.summarize(result)
-    if kind.same_tokens and receipt["tokenizer"]["engines_agree"] is False:
+    disagree = kind.same_tokens and receipt["tokenizer"]["engines_agree"] is False
+    if disagree:
         summary = replace(summary, status="divergence")
+    verdict = kind.verdict(result, summary)
+    if disagree and verdict == "near_ties":
+        verdict = "divergence"  # what differs is not only the choice between near ties
     cpp_available = Party.from_json(receipt["reference"]).is_bitnet_cpp
-    return summary.to_json(kind.verdict(result, summary), cpp_available=cpp_available)
+    return summary.to_json(verdict, cpp_available=cpp_available)
 
 
 def recompute(kind: Kind[Any], receipt: Receipt) -> dict[str, Any]:

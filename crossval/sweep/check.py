@@ -63,7 +63,9 @@ def _plan(summary: Receipt) -> list[str]:
         for kernel in chosen[candidate]
     }
     complaints = [
-        f"candidate {n} ran with other kernels" for n, has in chosen.items() if has not in ({None}, kernels)
+        f"candidate {n} ran with other kernels"
+        for n, has in chosen.items()
+        if not has or has not in ({None}, kernels)
     ]
     if len(found) != len(set(found)) or set(found) != expected or not found:
         complaints.append("rows are missing or repeated: one per model, prompt, candidate and kernel family")

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bitnet_py
+import crossval
 from bitnet_py import _native
 from crossval.bitnet_cpp import library
 from crossval.bitnet_cpp.manifest import combined_digest
 from crossval.engines import llama_package
 from crossval.engines.goldens import list_goldens, slug
 from crossval.engines.registry import find_word, row_of
+from crossval.engines.session import KERNEL_VARIABLE
 from crossval.engines.words import PATH, TRACE, EngineWord
 from crossval.errors import BadInputError
 from crossval.files import file_sha256
@@ -66,8 +69,10 @@ class Sweep:
         for text in self.prompts:
             if "\0" in text or len(text.encode(errors="replace")) > MAX_PROMPT_BYTES:
                 raise BadInputError(f"a prompt of a sweep has at most {MAX_PROMPT_BYTES} bytes, none of them NUL")
+        shown = tuple(find_word("candidate", text).plain for text in self.candidates)
         for name in ("models", "prompts", "candidates", "kernels"):
-            values = getattr(self, name)
+            # Receipts and tables name an engine without its folder: two that are named alike cannot be told apart.
+            values = shown if name == "candidates" else getattr(self, name)
             if len(set(values)) < len(values):
                 twice = next(one for one in values if values.count(one) > 1)
                 raise BadInputError(f"{name} of a sweep: {str(twice)[:80]!r} is given twice")
@@ -118,9 +123,10 @@ class Sweep:
             "prompt": self.prompts[cell.prompt],
             "candidate": self._engine("candidate", self.candidates[cell.candidate], cell),
             "reference": self._engine("reference", self.reference, cell),
-            "kernel": cell.kernel,
+            "kernel": cell.kernel or os.environ.get(KERNEL_VARIABLE) or None,
             **self.settings,
             "tool": provenance_of_tool(),
+            "code": code_digest(),
         }
 
     @property
@@ -150,6 +156,19 @@ class Sweep:
 def provenance_of_tool() -> Mapping[str, Any]:
     """Return the running tool's version, commit and dirty flag, asked once: git takes a while."""
     return provenance.tool_facts()
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a digest of the Python code that computes and compares: a commit says nothing of edits after it."""
+    roots = [Path(one.__file__ or "").parent for one in (bitnet_py, crossval)]
+    return combined_digest(
+        {
+            f"{root.name}/{file.relative_to(root)}": file_sha256(file)
+            for root in roots
+            for file in sorted(root.rglob("*.py"))
+        }
+    )
 
 
 def _absolute(side: Side, text: str) -> str:
@@ -197,9 +216,10 @@ def _library(word: EngineWord) -> Path | None:
 
 
 def _parts(found: Path) -> Iterator[Path]:
-    """Yield a library and those built with it, each once."""
-    real = {path.resolve() for pattern in ("libllama*.so*", "libggml*.so*") for path in found.parent.glob(pattern)}
-    yield from sorted({found.resolve(), *real})
+    """Yield a library and those built with it, each once: beside it, or where CMake leaves ggml's."""
+    beside = [path for pattern in ("libllama*.so*", "libggml*.so*") for path in found.parent.glob(pattern)]
+    in_tree = (found.parent.parent / "ggml").rglob("libggml*.so*")
+    yield from sorted({found.resolve(), *(path.resolve() for path in (*beside, *in_tree))})
 
 
 def _packages(*names: str) -> str | None:

@@ -114,8 +114,11 @@ def _finished(sweep: Sweep, cell: Cell, folder: Path, outcome: job.Outcome) -> R
         code = code if code in (2, 3, 4, 5) else EngineCrashError.exit_code
         return Row.failed(cell, code, outcome.message or f"ended with {outcome.exit_code} and no receipt")
     name = sweep.file(cell)
-    made = Receipt(unpack(parse_json(outcome.printed, name), len(outcome.printed), name))
-    validate(made, name)
+    try:
+        made = Receipt(unpack(parse_json(outcome.printed, name), len(outcome.printed), name))
+        validate(made, name)
+    except BadInputError as error:
+        return Row.failed(cell, EngineCrashError.exit_code, str(error))
     why = conflict(sweep, cell, made)
     if why is not None:
         return Row.failed(cell, EngineCrashError.exit_code, f"the receipt is of another comparison: {why}")

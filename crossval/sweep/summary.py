@@ -121,10 +121,14 @@ def verdict(rows: Iterable[Mapping[str, Any]]) -> PassFail:
 
 
 def exit_code(summary: Mapping[str, Any]) -> int:
-    """Return the largest code of cells that ended with an error, else what the verdict means."""
-    errors = [row["error"]["exit_code"] for row in summary["rows"] if row["error"] is not None]
-    codes = {"pass": 0, "fail": 1, "incomplete": UnavailableError.exit_code}
-    return max(errors, default=codes[summary["verdict"]])
+    """Return the largest code of cells that ended with an error, else what the verdict means.
+
+    That a cell shows a divergence is said before that another lacked an engine.
+    """
+    worst = max((row["error"]["exit_code"] for row in summary["rows"] if row["error"] is not None), default=0)
+    if summary["verdict"] == "fail" and worst <= UnavailableError.exit_code:
+        return 1
+    return max(worst, {"pass": 0, "fail": 1, "incomplete": UnavailableError.exit_code}[summary["verdict"]])
 
 
 def is_summary(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,9 @@ def test_the_command(made: dict[str, Path], again: Rerun) -> None:
     assert run("gate", made["greedy"], *words, "--rerun").exit_code == 0
     assert run("gate", "--rerun", "0.5", made["greedy"], *words).exit_code == 0
     assert "for --rerun" in run("gate", made["greedy"], *words).stderr
+    both = run("gate", made["layers"], made["greedy"], *words, "--min-token-match", "1", "--rerun", "--json")
+    judged = json.loads(both.stdout)["receipts"]
+    assert [[one["name"] for one in each["checks"]].count("rerun") for each in judged] == [1, 1]
     missing = run("gate", made["greedy"], "--model", again.model, "--reference", "none", "--rerun")
     assert missing.exit_code == 4
     assert "reference 'none' is neither" in error_line(missing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -86,3 +88,6 @@ def test_how_far_flips_may_move_a_token_follows_from_the_format(weights, stated,
     output = Output(ops[-1], PassState(0, PLANS[0]), TapArray(np.zeros((1, 1), np.float32)))
     segment = Segment(output, tuple(ops), {}, {}, weights, Arithmetic(Numerics(**stated), 4), {})
     assert segment.tolerance == pytest.approx(4 * floor)
+    deep = tuple(replace(ops[-1], layer=layer) for layer in range(900))
+    far = Segment(output, deep, {}, {}, weights, Arithmetic(Numerics(**stated), 4), {}).tolerance
+    assert 0.5 < far < 1, "a row of zeros, or an unrelated one, is not explained by flips"

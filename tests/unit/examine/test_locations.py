@@ -31,7 +31,7 @@ def test_what_enters_in_a_layer_and_shows_in_the_logits_is_told_apart():
     assert made["first_divergence"]["tap"] == "result_output"
     (text,) = relations(made)
     assert text.startswith(
-        f"cause: {WHERE}, wrong given its own inputs; effect: the first divergence, which comes after"
+        f"cause: {WHERE}, wrong given its own inputs; effect: the first divergence, which is computed from it"
     )
     printed = shown(made)
     assert printed.index("first divergence: ") < printed.index(f"locations  {text}")
@@ -69,9 +69,10 @@ def test_a_clean_receipt_has_no_locations():
     assert not list(relations(of_layers(None, LATER)))
 
 
-def test_tokens_that_differ_are_an_effect():
+def test_what_no_later_pass_reads_is_no_cause_of_a_later_token():
     audit = samples.audits(samples.audit_result(GUILTY, plan=samples.GREEDY_PLAN), plan=samples.GREEDY_PLAN)
     made = samples.greedy_receipt(differs_at=1, held=audit)
     (text,) = relations(made)
-    assert text.startswith("cause: layer 1, op ffn_act (pass 0, prefill) of the candidate")
+    assert text.startswith("layer 1, op ffn_act (pass 0, prefill) of the candidate is wrong given its own inputs")
+    assert text.endswith("whether it explains it was not tried")
     assert "Operations of layer 1 of the candidate" in shown(made)

@@ -10,6 +10,7 @@ import pytest
 from crossval.cli.exits import exit_code
 from crossval.console import console
 from crossval.examine.greedy_audit import audited_passes
+from crossval.examine.greedy_verdict import only_near_ties
 from crossval.receipts.party import Party
 from crossval.receipts.policy import Policy
 from crossval.registry import judge, show_receipt
@@ -20,6 +21,9 @@ WRONG = samples.audits(
     samples.audit_result({(1, "blk.1.q"): 8.0}, plan=samples.GREEDY_PLAN), plan=samples.GREEDY_PLAN
 )
 CLEAN = samples.audits(plan=samples.GREEDY_PLAN)
+
+
+OTHER_TOKENS = {**samples.TOKENIZER, "engines_agree": False}
 
 
 def receipt(differs_at=1, **changes):
@@ -51,11 +55,22 @@ def test_a_near_tie_in_audited_passes_is_no_error_and_no_parity():
         ({"held": {}}, "divergence"),  # nothing was audited
         ({"held": {**CLEAN, "candidate": samples.coarse_audit()}}, "divergence"),  # flips may explain it
         ({"differs_at": None}, "parity"),
+        ({"tokenizer": OTHER_TOKENS}, "divergence"),  # the prompts were read otherwise, too
+        ({"differs_at": None, "tokenizer": OTHER_TOKENS}, "divergence"),
     ],
-    ids=["another engine", "a later token", "a wrong operation", "no audit", "audited in part", "equal tokens"],
-)
+    ids=[
+        "another engine", "a later token", "a wrong operation", "no audit", "audited in part", "equal tokens",
+        "tokenizers disagree", "equal tokens, tokenizers disagree",
+    ],
+)  # fmt: skip
 def test_anything_else_stays_what_it_was(changes, verdict):
     assert receipt(**changes)["verdict"] == verdict
+
+
+def test_without_a_token_that_differs_there_is_no_near_tie():
+    parties = ("specification", "bitnet.cpp")
+    assert only_near_ties(samples.greedy_result(differs_at=1, policy="independent"), parties)
+    assert not only_near_ties(samples.greedy_result(policy="independent"), parties)
 
 
 def test_the_gate_recomputes_it():

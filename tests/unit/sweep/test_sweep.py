@@ -24,7 +24,7 @@ from crossval.errors import BadInputError
 from crossval.receipts import file
 from crossval.receipts.columns import unpack
 from crossval.report.states import STATES
-from crossval.sweep import cluster, job, memory, page, summary
+from crossval.sweep import cluster, job, memory, page, plan, summary
 from crossval.sweep import run as running
 from crossval.sweep.plan import Sweep
 from tests.support.signing import keys
@@ -153,6 +153,25 @@ def test_other_inputs_are_other_cells(sweep, asked, tmp_path: Path, monkeypatch)
     monkeypatch.setattr("crossval.sweep.plan.engine_digest", lambda word, model: "another build")
     sweep()
     assert len(asked) == 12
+    monkeypatch.setattr("crossval.sweep.plan.code_digest", lambda: "edited since")
+    sweep()
+    assert len(asked) == 16
+
+
+def test_the_kernel_of_the_environment_is_an_input(model_path: Path, monkeypatch) -> None:
+    made = Sweep((model_path,), ("a",), reference="spec")
+    before = made.file(made.cells[0])
+    monkeypatch.setenv("BITNET_KERNEL", "scalar")
+    assert made.file(made.cells[0]) != before
+
+
+def test_a_library_in_another_folder_of_the_build_is_an_input(tmp_path: Path) -> None:
+    """A tree as CMake leaves it: the kernels are in ggml's folder."""
+    for name in ("src/libllama.so", "ggml/src/libggml.so", "ggml/src/ggml-cpu/libggml-cpu.so"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = {path.name for path in plan._parts(tmp_path / "src/libllama.so")}
+    assert found == {"libllama.so", "libggml.so", "libggml-cpu.so"}
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +237,13 @@ def _missing(made: dict[str, Any]) -> None:
     made["rows"][0]["file"] = "cells/a.b." + "0" * 24 + ".json"
 
 
+def _candidate_left_out(made: dict[str, Any]) -> None:
+    made["kernels"] = []
+    made["candidates"].append("llama.cpp:other")
+    for row in made["rows"]:
+        row["kernel"] = None
+
+
 def _other_kernels(made: dict[str, Any]) -> None:
     made["kernels"] = ["amx"]
     for row in made["rows"]:
@@ -245,6 +271,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "the decoded tokens": (lambda made: made["settings"].update(n_decode=3), "receipts"),
     "the version": (lambda made: made["tool"].update(version="9"), "receipts"),
     "a kernel": (lambda made: made["rows"][0].update(kernel=None), "cells"),
+    "a candidate without a cell": (_candidate_left_out, "cells"),
     "all kernels": (_other_kernels, "receipts"),
 }
 
@@ -296,6 +323,12 @@ def test_a_cell_that_fails_is_an_error_of_this_cell(sweep, tmp_path: Path, monke
     assert sweep().exit_code == 0  # and only what failed is run again
 
 
+def test_what_is_no_receipt_is_an_error_of_its_cell(sweep, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(job, "run", lambda *_: job.Outcome(0, b'{"kind": "layers"}', ""))
+    assert sweep().exit_code == 5
+    assert all("required" in row["error"]["message"] for row in written(tmp_path)["rows"])
+
+
 def test_a_receipt_of_something_else_is_no_cell(sweep, tmp_path: Path, monkeypatch) -> None:
     def other(arguments: Sequence[str], environment: dict[str, str]) -> job.Outcome:
         return in_process([word.replace(PROMPTS[0], PROMPTS[1]) for word in arguments], environment)
@@ -315,6 +348,7 @@ def test_a_receipt_of_something_else_is_no_cell(sweep, tmp_path: Path, monkeypat
         (["parity", None], "incomplete"),
         (["incomplete", "candidate_defect"], "fail"),
         (["parity", "deviates"], "fail"),
+        (["parity", "near_ties"], "pass"),
     ],
 )
 def test_the_verdict_of_cells(verdicts: list[str | None], expected: str) -> None:
@@ -322,6 +356,22 @@ def test_the_verdict_of_cells(verdicts: list[str | None], expected: str) -> None
     rows = [{"verdict": "parity", "exact_match_rate": 1.0}, {"verdict": None}, {"verdict": "agrees_within"}]
     assert [page._state(row) for row in rows] == ["exact", "not checked", "within, not settled"]
     assert page._state({"verdict": "reference_defect"}) in STATES
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "codes", "expected"),
+    [
+        (["parity"], [], 0),
+        (["parity"], [3], 3),
+        (["candidate_defect"], [3], 1),
+        (["candidate_defect"], [3, 4], 4),
+        (["incomplete"], [], 3),
+    ],
+)
+def test_the_exit_code_of_a_sweep(verdicts: list[str], codes: list[int], expected: int) -> None:
+    rows: list[dict[str, Any]] = [{"verdict": one, "error": None} for one in verdicts]
+    rows += [{"verdict": None, "error": {"exit_code": code}} for code in codes]
+    assert summary.exit_code({"rows": rows, "verdict": summary.verdict(rows)}) == expected
 
 
 def test_no_more_cells_at_a_time_than_fit(model_path: Path, tmp_path: Path, monkeypatch) -> None:
@@ -383,6 +433,7 @@ def test_the_limit_of_the_control_group_counts(tmp_path: Path, monkeypatch) -> N
         {"prompts": ("a" * 100_001,)},
         {"prompts": ()},
         {"prompts": ("a",), "candidates": ("nothing",)},
+        {"prompts": ("a",), "candidates": ("llama.cpp:/old/llama.cpp", "llama.cpp:/new/llama.cpp")},
     ],
 )
 def test_what_is_no_sweep(model_path: Path, words: dict[str, Any]) -> None:
