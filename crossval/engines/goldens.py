@@ -8,6 +8,7 @@ people run them; 8 steps each, in under 5 MB. ``--reference auto`` uses March's 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from pathlib import Path
 
 from crossval.engines.record import record_trace, trace_model
 from crossval.errors import BadInputError
+from crossval.files import read_limited
 from crossval.model import taps
 from crossval.passes import Runner
 from crossval.terms import Generation
-from crossval.traces.read import TRACE_FILE, Trace, TraceInfo
+from crossval.traces.read import MAX_TRACE_JSON_BYTES, TRACE_FILE, Trace, TraceInfo
 
 SUFFIX = ".goldens"
 FULL_PROMPTS = ("What is 2+2?", "The capital of France is")
@@ -67,31 +69,45 @@ def list_goldens(model_path: str | Path, generation: Generation = "march") -> li
     Raises:
         BadInputError: one of them is malformed.
     """
-    root = goldens_dir(model_path, generation)
+    return [Golden(path, Trace.open(path).info) for path in _finished(goldens_dir(model_path, generation))]
+
+
+def _finished(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     try:
-        found = sorted(path for path in root.iterdir() if (path / TRACE_FILE).exists())
+        return sorted(path for path in root.iterdir() if (path / TRACE_FILE).exists())
     except OSError as error:
         raise BadInputError(f"cannot read {root}: {error.strerror or error}") from error
-    return [Golden(path, Trace.open(path).info) for path in found]
 
 
 def find_golden(model_path: str | Path, model_sha256: str, prompt: str | Sequence[int]) -> Path | None:
     """Return the golden of exactly this model file and prompt (text or token ids), or None.
 
-    Of several, the one with the most passes, then the most taps, is chosen.
+    Of several, the one with the most passes, then the most taps, is chosen. Those that state another prompt are
+    not looked at further.
 
     Raises:
-        BadInputError: a golden beside the model is malformed.
+        BadInputError: a golden beside the model is malformed, as far as it was looked at.
     """
+    candidates = [path for path in _finished(goldens_dir(model_path)) if not _is_of_another(path, prompt)]
     matching = [
         golden
-        for golden in list_goldens(model_path)
+        for golden in (Golden(path, Trace.open(path).info) for path in candidates)
         if golden.info.model.sha256 == model_sha256 and _same_prompt(golden.info, prompt)
     ]
     best = max(matching, key=_extent, default=None)
     return None if best is None else best.path
+
+
+def _is_of_another(path: Path, prompt: str | Sequence[int]) -> bool:
+    """Return whether a trace states another prompt; what cannot be told is left to the reader of traces."""
+    try:
+        stated = json.loads(read_limited(path / TRACE_FILE, "trace", MAX_TRACE_JSON_BYTES))["prompt"]
+        found = stated["text"] if isinstance(prompt, str) else stated["token_ids"]
+    except (BadInputError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return bool(found != (prompt if isinstance(prompt, str) else list(prompt)))
 
 
 def _same_prompt(info: TraceInfo, prompt: str | Sequence[int]) -> bool:

@@ -7,12 +7,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from crossval import schema
 from crossval.errors import BadInputError
 from tests.support import receipt_samples as samples
 
 SCHEMAS = ("receipt.v1", "policy.v1", "trace.v1", "tap-map.v1", "sweep.v1")
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_schemas_are_json_schemas(name: str) -> None:
+    """Checked here and not by every command: it takes longer than most receipts."""
+    path = schema.schema_dir() / f"{name}.schema.json"
+    Draft202012Validator.check_schema(json.loads(path.read_text(encoding="utf-8")))
+    assert {file.name for file in schema.schema_dir().glob("*.json")} == {f"{one}.schema.json" for one in SCHEMAS}
 
 
 @pytest.mark.parametrize(
