@@ -99,7 +99,7 @@ def test_goldens_lie_beside_their_model(tmp_path: Path) -> None:
     assert find_golden(model, MODEL.sha256, (1,)) is None
     assert find_golden(model, "cd" * 32, "hello") is None
     (other / "trace.json").write_text("{}")
-    with pytest.raises(BadInputError, match="other/trace.json"):
+    with pytest.raises(BadInputError, match=r"other/trace\.json"):
         find_golden(model, MODEL.sha256, "hello")
 
 
