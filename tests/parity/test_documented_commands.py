@@ -32,7 +32,7 @@ NOT_RUN = {
     r"prompts\.txt|text\.txt|mine\.jsonl|greedy\.json": "the reader's file",
     r"bitnet\.cpp|bitnet_cpp\.build|llama\.cpp|--engine both|crossval (?:bench|record)": "a live engine",
     r"train\.|\[|\bbench\b": "a usage line, or training and measuring, which take long",
-    r"tests\.|metamorphic$|gate receipts/\*": "minutes to hours; all committed receipts have a test of their own",
+    r"tests\.|metamorphic$": "minutes to hours",
     r"-m venv": "an installation (tools/ci/tutorial.sh)",
     r"garbage": "docs/tutorial.md has a test of its own",
     r"selftest|smoke|doctor": "has tests of its own, or an exit code that depends on the machine",
