@@ -60,7 +60,8 @@ def test_no_recording_of_a_broken_engine_is_parity(world):
 def test_a_mistake_that_once_got_parity_is_found(kept, layer, name):
     """With a tolerance for flipped codes, segments of several operations let these pass."""
     (cell,) = unstated_cells([name], {kept}, [layer])
-    assert (cell.place, cell.verdict) == ("found", "candidate_defect"), cell
+    everywhere = name == "float activations" and layer is None  # then it is how the engine computes: not unsaid
+    assert (cell.place, cell.verdict) == ("found", "deviates" if everywhere else "candidate_defect"), cell
 
 
 def test_verdict_and_place_do_not_depend_on_the_diagnosis(world):

@@ -41,7 +41,8 @@ def model_path(make_model: Callable[..., Path]) -> Path:
 def done(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """The command's result and its receipt."""
     path = tmp_path_factory.mktemp("selftest") / "receipt.json"
-    return CliRunner().invoke(cli, ["selftest", "--model", str(model_path), "--receipt", str(path)]), path
+    words = ["selftest", "--model", str(model_path), "--receipt", str(path)]
+    return CliRunner().invoke(cli, words, env={"COLUMNS": "120"}), path
 
 
 @pytest.fixture(scope="module")

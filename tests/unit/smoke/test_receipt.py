@@ -93,7 +93,7 @@ def test_an_engine_that_could_not_be_had_fails() -> None:
         (Policy(min_cosine=0.5), ["cosine"]),
         (Policy(require_bitwise=True), ["bitwise"]),
         (Policy(tolerance="same"), ["tolerance"]),
-        (Policy(min_tokens=10_000), ["compared"]),
+        (Policy(min_tokens=10_000), ["tokens"]),
         (Policy(model_sha256=("00" * 32,)), ["model"]),
         (Policy(reference_names=("specification",)), ["reference"]),
     ],
