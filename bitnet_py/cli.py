@@ -23,6 +23,7 @@ from bitnet_py.errors import BitnetError, InputError, error_line
 from bitnet_py.generate import Token, generate
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.inspection import describe, describe_deep, print_description
+from bitnet_py.integers_option import tokens_option
 from bitnet_py.model import Model
 from bitnet_py.override_option import override_option
 from bitnet_py.program import BAD_INPUT, CONTEXT, Program
@@ -34,7 +35,6 @@ from bitnet_py.template import NAMES as TEMPLATE_NAMES
 from bitnet_py.template import Template, get_template
 from bitnet_py.token_ids import check_ids
 from bitnet_py.tokenizer import Tokenizer
-from bitnet_py.tokens_option import tokens_option
 from bitnet_py.weights import Weights
 
 

@@ -10,10 +10,10 @@ import click
 from bitnet_py.arithmetic import MAIN, Arithmetic
 from bitnet_py.config import POOLINGS, Pooling
 from bitnet_py.embedding import embed, pooling_for
+from bitnet_py.integers_option import tokens_option
 from bitnet_py.model import Model
 from bitnet_py.override_option import override_option
 from bitnet_py.token_ids import check_ids
-from bitnet_py.tokens_option import tokens_option
 
 
 @click.command("embed")

@@ -158,6 +158,7 @@ def metamorphic(
     if kernels and not with_kernels:
         raise UsageError("--kernels: only bitnet_py has kernel families")
     runnable = tuple(family.name for family in kernel_families() if family.available)
+    lengths, thread_counts = (tuple(dict.fromkeys(values)) for values in (lengths, thread_counts))
     options = MetamorphicOptions(lengths, thread_counts, (kernels or runnable) if with_kernels else ())
     request = Request(METAMORPHIC, model, candidate, reference, n_threads, template, progress=progress)
     checked = request.load_model()

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from bitnet_py._native import kernel_families
+from bitnet_py.integers_option import Integers
 from crossval import api
 from crossval.cli.options import ENGINES, prompt_option, receipt_command, which_engine
 from crossval.receipts.file import Receipt
@@ -15,25 +16,7 @@ from crossval.repeat.metamorphic.cases import LENGTHS, THREAD_COUNTS
 MAX_LENGTH = 4096
 
 
-class Counts(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
-    """Comma-separated integers of at least 1, as a tuple without duplicates."""
-
-    name = "N,N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Return the numbers.
-
-        Raises:
-            click.BadParameter: anything else.
-        """
-        if isinstance(value, tuple):
-            return value
-        words = [word.strip() for word in str(value).split(",")]
-        if not all(word.isascii() and word.isdigit() and 1 <= int(word[:9]) <= MAX_LENGTH for word in words):
-            self.fail(
-                f"{value!r}: expected comma-separated integers from 1 to {MAX_LENGTH}, as 1,2,33", param, ctx
-            )
-        return tuple(dict.fromkeys(int(word) for word in words))
+COUNTS = Integers("N,N,...", f"integers from 1 to {MAX_LENGTH}", 1, MAX_LENGTH)
 
 
 def _kernels(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -63,14 +46,14 @@ def check_kernel(name: str) -> None:
     which_engine("Which engine is checked; with both, each against itself."),
     click.option(
         "--lengths",
-        type=Counts(),
+        type=COUNTS,
         default=",".join(map(str, LENGTHS)),
         show_default=True,
         help="Prompt lengths in tokens.",
     ),
     click.option(
         "--thread-counts",
-        type=Counts(),
+        type=COUNTS,
         default=",".join(map(str, THREAD_COUNTS)),
         show_default=True,
         help="Numbers of threads.",

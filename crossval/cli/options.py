@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
+from bitnet_py.integers_option import tokens_option
 from bitnet_py.override_option import override_option
 from bitnet_py.template import NAMES
-from bitnet_py.tokens_option import tokens_option
 from crossval.cli import completion, output
 from crossval.engines import tap_maps
 from crossval.engines.registry import words

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from bitnet_py import _native
-from bitnet_py.model import DEFAULT_UBATCH, KernelCount
+from bitnet_py.model import DEFAULT_UBATCH, KERNEL_VARIABLE, KernelCount
 from crossval.engines.model_file import ModelFile
 from crossval.engines.recorded import RecordedRunner
 from crossval.engines.registry import engine_name, find_word, open_candidate, open_reference, row_of
@@ -26,7 +26,6 @@ from crossval.traces.tap_map import PLAIN, TapMap, counted
 
 MAX_NAMES = 12
 """Unknown names that a note lists."""
-KERNEL_VARIABLE = "BITNET_KERNEL"
 Given = str | Sequence[int]
 """A prompt as a user gives it: a text, or token ids."""
 

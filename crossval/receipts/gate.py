@@ -99,9 +99,9 @@ def _age(receipt: Receipt, policy: Policy, now: datetime.datetime) -> GateCheck:
     if created > now + CLOCK_SKEW:
         return GateCheck("age", False, f"created_at {text} lies in the future")
     days = (now - created) / datetime.timedelta(days=1)
-    allowed = policy.max_age_days
-    detail = f"{max(days, 0.0):.1f} days" + ("" if allowed is None else f", {allowed:g} allowed")
-    return GateCheck("age", allowed is None or days <= allowed, detail)
+    most = policy.max_age_days
+    detail = f"{max(days, 0.0):.1f} days" + ("" if most is None else f", {most:g} allowed")
+    return GateCheck("age", most is None or days <= most, detail)
 
 
 def _policy_checks(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
@@ -155,8 +155,8 @@ def _reference(kind: Kind[Any], receipt: Receipt, policy: Policy) -> Iterator[Ga
         if policy.reference_names != Policy.reference_names:
             yield not_meant("reference", "not applicable: the reference did not take part")
         return
-    allowed = ", ".join(policy.reference_names)
-    yield GateCheck("reference", name in policy.reference_names, f"{name}; accepted: {allowed}")
+    accepted = ", ".join(policy.reference_names)
+    yield GateCheck("reference", name in policy.reference_names, f"{name}; accepted: {accepted}")
     if policy.require_live:
         yield GateCheck("live reference", status == "live", f"reference is {status}")
     if status == "recorded" and not reference["trace_digest"]:

@@ -11,7 +11,7 @@ from crossval.receipts import file, gate
 from crossval.receipts.file import Receipt
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.sweep.plan import Cell
-from crossval.sweep.summary import Row, build_name, derived
+from crossval.sweep.summary import Row, build_name, derived, other_inputs
 
 MAX_SHOWN = 5
 Judge = Callable[[Receipt, Policy], Sequence[GateCheck]]
@@ -102,24 +102,7 @@ def _receipts(summary: Receipt, opened: Sequence[Receipt | str]) -> Iterator[str
         cell = Cell(row["model"], row["prompt"], row["candidate"], row["kernel"])
         if Row.of(cell, row["file"], found) != Row(**row):
             yield f"{where}: the row and the receipt contradict each other"
-        stated = {
-            "kind": (summary["command"], found["kind"]),
-            "model": (summary["models"][row["model"]]["sha256"], found["model"]["sha256"]),
-            "candidate": (summary["candidates"][row["candidate"]], found["settings"]["candidate"]),
-            "reference": (summary["reference"], found["settings"]["reference"]),
-            "tool": (summary["tool"], found["tool"]),
-            "n_threads": (summary["settings"]["n_threads"], found["settings"]["n_threads"]),
-        }
-        lengths = {name: summary["settings"][name] for name in ("n_decode", "n_steps")}
-        stated |= {name: (n, found["settings"][name]) for name, n in lengths.items() if n is not None}
-        if found["thresholds"] is not None:
-            kernel = row["kernel"] if row["kernel"] is None else found["candidate"]["settings"].get("kernel")
-            stated |= {
-                "prompt": (summary["prompts"][row["prompt"]], found["prompt"]["text"]),
-                "template": (summary["settings"]["template"], found["prompt"]["template"]),
-                "kernels": (row["kernel"], kernel),
-            }
-        yield from (f"{where}: its receipt is of other {name}" for name, (a, b) in stated.items() if a != b)
+        yield from (f"{where}: its receipt is of other {name}" for name in other_inputs(summary, cell, found))
 
 
 def _cells(

@@ -15,12 +15,12 @@ from typing import Any
 import bitnet_py
 import crossval
 from bitnet_py import _native
+from bitnet_py.model import KERNEL_VARIABLE
 from crossval.bitnet_cpp import library
 from crossval.bitnet_cpp.manifest import combined_digest
 from crossval.engines import llama_package
 from crossval.engines.goldens import list_goldens, slug
 from crossval.engines.registry import find_word, row_of
-from crossval.engines.session import KERNEL_VARIABLE
 from crossval.engines.words import PATH, TRACE, EngineWord
 from crossval.errors import BadInputError
 from crossval.files import file_sha256
@@ -137,6 +137,20 @@ class Sweep:
             "n_threads": self.n_threads,
             "n_decode": self.n_decode,
             "n_steps": self.n_steps,
+        }
+
+    @functools.cached_property
+    def stated(self) -> dict[str, Any]:
+        """What all cells share or are chosen from, as a summary states it: no path, no digest of an engine."""
+        models = zip(self.models, self.model_sha256, strict=True)
+        return {
+            "tool": dict(provenance_of_tool()),
+            "command": self.command,
+            "models": [{"file_name": path.name, "sha256": sha256} for path, sha256 in models],
+            "prompts": list(self.prompts),
+            "candidates": [find_word("candidate", text).plain for text in self.candidates],
+            "reference": find_word("reference", self.reference).plain,
+            "settings": self.settings,
         }
 
     def _engine(self, side: Side, text: str, cell: Cell) -> dict[str, Any]:

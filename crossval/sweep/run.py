@@ -7,23 +7,28 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from bitnet_py import _native
+from bitnet_py.model import KERNEL_VARIABLE
 from crossval.bitnet_cpp.remedies import BUILD_DIR_VARIABLE, GENERATION_VARIABLE, LIBRARY_VARIABLE
-from crossval.engines.registry import find_word
-from crossval.engines.session import KERNEL_VARIABLE
 from crossval.errors import BadInputError, EngineCrashError
 from crossval.receipts.columns import unpack
 from crossval.receipts.file import Receipt, digest, read, write
 from crossval.schema import parse_json, validate
 from crossval.sweep import job
 from crossval.sweep.memory import needed_bytes
-from crossval.sweep.plan import Cell, Sweep, provenance_of_tool
-from crossval.sweep.summary import Row
-from crossval.terms import SIDES, Progress
+from crossval.sweep.plan import Cell, Sweep
+from crossval.sweep.summary import Row, other_inputs
+from crossval.terms import Progress
 
 DEFAULT_DECODE = 4
-PASSED_ON = (LIBRARY_VARIABLE, BUILD_DIR_VARIABLE, GENERATION_VARIABLE, "BITNET_LIBRARY", KERNEL_VARIABLE)
+PASSED_ON = (
+    LIBRARY_VARIABLE,
+    BUILD_DIR_VARIABLE,
+    GENERATION_VARIABLE,
+    _native.LIBRARY_VARIABLE,
+    KERNEL_VARIABLE,
+)
 """Variables that choose libraries and kernels: a worker of a cluster gets them as they are here."""
 Say = Callable[[str], None]
 ExecutorOf = Callable[[int], Executor]
@@ -144,22 +149,6 @@ def _existing(sweep: Sweep, cell: Cell, folder: Path, say: Say) -> Receipt | Non
 
 def conflict(sweep: Sweep, cell: Cell, receipt: Receipt) -> str | None:
     """Return in what a receipt is not one of this cell, None where it is."""
-    asked: dict[str, Any] = {
-        "digest": (digest(receipt), receipt["digest"]),
-        "kind": (sweep.command, receipt["kind"]),
-        "model": (sweep.model_sha256[cell.model], receipt["model"]["sha256"]),
-        "prompt": (sweep.prompts[cell.prompt], receipt["prompt"]["text"]),
-        "template": (sweep.template, receipt["prompt"]["template"]),
-        "tool": (dict(provenance_of_tool()), receipt["tool"]),
-    }
-    words = {"candidate": sweep.candidates[cell.candidate], "reference": sweep.reference}
-    asked |= {side: (find_word(side, words[side]).plain, receipt["settings"][side]) for side in SIDES}
-    asked["n_threads"] = (sweep.n_threads, receipt["settings"]["n_threads"])
-    for name in ("n_decode", "n_steps"):
-        if getattr(sweep, name) is not None:
-            asked[name] = (getattr(sweep, name), receipt["settings"][name])
-    if receipt["thresholds"] is None:
-        del asked["prompt"]  # no engine, so it was not read
-    elif cell.kernel is not None:
-        asked["kernel"] = (cell.kernel, receipt["candidate"]["settings"].get("kernel"))
-    return next((f"other {name}" for name, (expected, found) in asked.items() if expected != found), None)
+    others = [] if digest(receipt) == receipt["digest"] else ["digest"]
+    others += other_inputs(sweep.stated, cell, receipt)
+    return f"other {others[0]}" if others else None

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crossval.engines.registry import find_word
 from crossval.errors import BadInputError, UnavailableError
 from crossval.files import STREAM, read_limited
 from crossval.receipts import provenance
@@ -86,24 +85,38 @@ def build(sweep: Sweep, rows: Sequence[Row]) -> Receipt:
         "schema_version": 1,
         "kind": KIND,
         "created_at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "tool": provenance.tool_facts(),
         "host": provenance.host_facts(),
-        "command": sweep.command,
-        "models": [
-            {"file_name": path.name, "sha256": sha256}
-            for path, sha256 in zip(sweep.models, sweep.model_sha256, strict=True)
-        ],
-        "prompts": list(sweep.prompts),
-        "candidates": [find_word("candidate", text).plain for text in sweep.candidates],
         "kernels": sorted({row.kernel for row in rows if row.kernel is not None}),
-        "reference": find_word("reference", sweep.reference).plain,
-        "settings": sweep.settings,
+        **sweep.stated,
         "rows": plain,
         **derived(plain),
     }
     made["digest"] = digest(made)
     validate_sweep(made, "summary of a sweep")
     return Receipt(made)
+
+
+def other_inputs(stated: Mapping[str, Any], cell: Cell, receipt: Receipt) -> list[str]:
+    """Return in what a receipt is not one of this cell; ``stated``: a summary, or ``Sweep.stated``.
+
+    Of a receipt that lacked an engine, the prompt, its template and the kernels were not read.
+    """
+    asked, found = stated["settings"], receipt["settings"]
+    pairs = {
+        "kind": (stated["command"], receipt["kind"]),
+        "model": (stated["models"][cell.model]["sha256"], receipt["model"]["sha256"]),
+        "candidate": (stated["candidates"][cell.candidate], found["candidate"]),
+        "reference": (stated["reference"], found["reference"]),
+        "tool": (stated["tool"], receipt["tool"]),
+        "n_threads": (asked["n_threads"], found["n_threads"]),
+    }
+    pairs |= {name: (asked[name], found[name]) for name in ("n_decode", "n_steps") if asked[name] is not None}
+    if receipt["thresholds"] is not None:
+        pairs["prompt"] = (stated["prompts"][cell.prompt], receipt["prompt"]["text"])
+        pairs["template"] = (asked["template"], receipt["prompt"]["template"])
+        if cell.kernel is not None:
+            pairs["kernel"] = (cell.kernel, receipt["candidate"]["settings"].get("kernel"))
+    return [name for name, (expected, is_there) in pairs.items() if expected != is_there]
 
 
 def derived(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -69,9 +69,7 @@ def search(target: str, seconds: int, folder: Path) -> Searched:
             [str(build_native(folder / "library")), *options]
             if target == NATIVE
             else [
-                sys.executable,
-                "-m",
-                "tests.fuzz.search",
+                *SEARCH,
                 target,
                 scratch,
                 ",".join(TARGETS[target].covers),

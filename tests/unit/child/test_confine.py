@@ -93,6 +93,8 @@ def test_what_the_kernel_offers_is_in_force(found: dict[str, Any]) -> None:
     version = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)
     offered = {1: "files read-only", 4: "no TCP", 6: "no signals to others"}
     assert found["said"][3:] == [words for since, words in offered.items() if version >= since]
+    assert found["before"]["truncate"] == "done"
+    assert found["after"]["truncate"] == ("PermissionError" if version >= 3 else "done")
 
 
 def test_it_costs_next_to_nothing(found: dict[str, Any]) -> None:
