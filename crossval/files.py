@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,6 +27,7 @@ STREAM = Path("-")
 _SUFFIX = ".crossval"
 _OURS = re.compile(rf"[a-z0-9_]+{re.escape(_SUFFIX)}")
 _TO_LOCK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MOST_TRIES = 100
 _CHUNK_BYTES = 4 << 20
 _CACHE_MIN_BYTES = 64 << 20
 _CACHE_SETTLED_S = 2.0
@@ -62,14 +64,14 @@ def temporary(place: Path, prefix: str, *, is_folder: bool = False) -> Iterator[
     removed first. It is told by its lock, which the system releases with the process.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be made, or not be opened again (a umask that takes reading away from its owner).
     """
     prefix = prefix[:200]
     with contextlib.suppress(OSError):
         for path in place.iterdir():
             if path.name.startswith(prefix) and _OURS.fullmatch(path.name[len(prefix) :]):
                 _remove_left(path)
-    while True:
+    for _ in range(_MOST_TRIES):
         made = _new(place, prefix, is_folder=is_folder)
         lock = _lock(made, without=True)
         try:
@@ -80,6 +82,7 @@ def temporary(place: Path, prefix: str, *, is_folder: bool = False) -> Iterator[
             _remove(made)
             if lock is not None:
                 os.close(lock)
+    raise OSError(errno.EAGAIN, "a temporary file can be made and not be opened again")
 
 
 def _new(place: Path, prefix: str, *, is_folder: bool) -> Path:

@@ -20,8 +20,18 @@ from crossval.terms import SIDES
 
 IDENTITY = ("status", "name", "version", "source_digest", "library_digest", "trace_digest", "numerics")
 """What has to be the same of an engine here, so that its results have to be."""
-WHOLE = ("audit", "floors", "causal", "first_divergence", "first_inexact", "coverage", "parity", "thresholds")
-"""Compared beside rows, prompt and verdict when nothing was left out."""
+WHOLE = (
+    "verdict",
+    "audit",
+    "floors",
+    "causal",
+    "first_divergence",
+    "first_inexact",
+    "coverage",
+    "parity",
+    "thresholds",
+)
+"""Compared beside rows and prompt when nothing was left out: they are of everything."""
 _MAX_SHOWN = 3
 
 
@@ -158,11 +168,7 @@ def _same(receipt: Receipt, fresh: Receipt, part: Part) -> Iterator[GateCheck]:
         if differs is not None:
             yield GateCheck("rerun", False, f"another {side} is here than the receipt's: {differs}")
             return
-    pairs = [
-        *part.pairs,
-        ("prompt", receipt["prompt"], fresh["prompt"]),
-        ("verdict", receipt["verdict"], fresh["verdict"]),
-    ]
+    pairs = [*part.pairs, ("prompt", receipt["prompt"], fresh["prompt"])]
     if part.whole:
         pairs += [(name, receipt.get(name), fresh.get(name)) for name in WHOLE]
         pairs += _kernels(receipt, fresh)

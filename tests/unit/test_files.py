@@ -86,6 +86,15 @@ def test_a_file_system_without_locks_is_written_and_nothing_there_is_removed(
     assert names(tmp_path) == [".r.json.abc.crossval", "r.json"]
 
 
+def test_what_can_never_be_locked_is_an_error_and_no_endless_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossval.files._lock", lambda *_, **__: None)
+    with pytest.raises(OSError, match="opened again"):
+        write_atomically(tmp_path / "r.json", b"x")
+    assert names(tmp_path) == []
+
+
 def test_a_name_of_any_length_that_a_file_may_have_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 255)
     write_atomically(path, b"x")

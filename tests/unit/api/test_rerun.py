@@ -100,6 +100,7 @@ EDITS: dict[str, Any] = {
     "results.rows.1.max_abs": lambda receipt: receipt["results"]["rows"][1].update(max_abs=0.25),
     "audit.candidate.rows.0.flips": lambda receipt: receipt["audit"]["candidate"]["rows"][0].update(note="x"),
     "compute.kernels.0.calls": lambda receipt: receipt["compute"]["kernels"][0].update(calls=1),
+    "the verdict": lambda receipt: receipt.update(verdict="incomplete"),
     "another reference": lambda receipt: receipt["reference"].update(trace_digest="0" * 64),
     "another candidate": lambda receipt: receipt["candidate"].update(library_digest="0" * 64),
     "the model here": lambda receipt: receipt["model"].update(sha256="0" * 64),
@@ -111,6 +112,13 @@ def test_an_edit_is_found(name: str, made: dict[str, Path], again: Rerun) -> Non
     forged = copy.deepcopy(dict(file.read(made["layers"])))
     EDITS[name](forged)
     assert not detail(seal(forged), again)[0]
+
+
+def test_a_part_says_nothing_of_the_verdict_of_everything(made: dict[str, Path], again: Rerun) -> None:
+    """It may rest on a step that was left out: a near tie, an operation that is wrong later."""
+    other = seal({**file.read(made["greedy"]), "verdict": "near_ties"})
+    assert detail(other, Rerun(0.5, again.model, None, again.reference))[0]
+    assert not detail(other, Rerun(1.0, again.model, None, again.reference))[0]
 
 
 def test_what_cannot_be_rerun_is_said(again: Rerun) -> None:
