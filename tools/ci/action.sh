@@ -4,6 +4,7 @@
 #   bash tools/ci/action.sh [REPOSITORY]     default: the checkout that holds this script
 # The steps are read from action.yml; what `uses:` names is left out, and inputs have their defaults.
 set -euo pipefail
+source "$(dirname "$0")/clean_env.sh"
 repository=${1:-$(cd "$(dirname "$0")/../.." && pwd)}
 python=${PYTHON:-python3}
 work=$(mktemp -d)
@@ -11,12 +12,9 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/home" "$work/workspace"
 git clone --quiet "$repository" "$work/action"
 "$python" -m venv "$work/python" # what actions/setup-python gives
-clean=(env -i PATH="$work/python/bin:/usr/local/bin:/usr/bin:/bin" HOME="$work/home" LANG=C.UTF-8 GITHUB_ACTIONS=true
-    GITHUB_ACTION_PATH="$work/action" GITHUB_WORKSPACE="$work/workspace" GITHUB_STEP_SUMMARY="$work/summary.md"
-    RUNNER_TEMP="$work/temp")
-for name in PIP_INDEX_URL PIP_CONFIG_FILE PIP_FIND_LINKS PIP_CERT SSL_CERT_FILE HTTPS_PROXY https_proxy NO_PROXY no_proxy; do
-    [[ -n ${!name:-} ]] && clean+=("$name=${!name}")
-done
+clean_env "$work/home" "$work/python/bin:/usr/local/bin:/usr/bin:/bin" GITHUB_ACTIONS=true \
+    GITHUB_ACTION_PATH="$work/action" GITHUB_WORKSPACE="$work/workspace" GITHUB_STEP_SUMMARY="$work/summary.md" \
+    RUNNER_TEMP="$work/temp"
 cd "$work/workspace"
 grep -E '^      run: ' "$work/action/action.yml" | sed 's/^      run: //' >"$work/steps"
 while read -r step; do

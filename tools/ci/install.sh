@@ -4,6 +4,7 @@
 #   bash tools/ci/install.sh [FOLDER]     FOLDER: where to work (a temporary one), kept if it is given
 # Needs Python with the package `build`, a C compiler, and PyPI or a mirror of it.
 set -euo pipefail
+source "$(dirname "$0")/clean_env.sh"
 root=$(cd "$(dirname "$0")/../.." && pwd)
 python=${PYTHON:-python3}
 if (($#)); then
@@ -13,11 +14,7 @@ else
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
 fi
-# Nothing of this shell's own environment reaches what is tested but the way to packages.
-clean=(env -i PATH=/usr/local/bin:/usr/bin:/bin HOME="$work/home" LANG=C.UTF-8)
-for name in PIP_INDEX_URL PIP_CONFIG_FILE PIP_FIND_LINKS PIP_CERT SSL_CERT_FILE HTTPS_PROXY https_proxy NO_PROXY no_proxy; do
-    [[ -n ${!name:-} ]] && clean+=("$name=${!name}")
-done
+clean_env "$work/home" /usr/local/bin:/usr/bin:/bin
 mkdir -p "$work/home" "$work/elsewhere"
 
 # The wheel is built from the source distribution, so that neither needs the checkout.

@@ -4,13 +4,11 @@
 #   bash tools/ci/tutorial.sh [REPOSITORY]     default: the checkout that holds this script
 # Ends with 1 when a command ends otherwise than the page says, or the bug is not named.
 set -euo pipefail
+source "$(dirname "$0")/clean_env.sh"
 repository=${1:-$(cd "$(dirname "$0")/../.." && pwd)}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-clean=(env -i PATH=/usr/local/bin:/usr/bin:/bin HOME="$work/home" LANG=C.UTF-8)
-for name in PIP_INDEX_URL PIP_CONFIG_FILE PIP_FIND_LINKS PIP_CERT SSL_CERT_FILE HTTPS_PROXY https_proxy NO_PROXY no_proxy; do
-    [[ -n ${!name:-} ]] && clean+=("$name=${!name}")
-done
+clean_env "$work/home" /usr/local/bin:/usr/bin:/bin
 mkdir "$work/home"
 begun=$SECONDS
 git clone --quiet "$repository" "$work/clone"
