@@ -264,7 +264,8 @@ class TestCommand:
             (("--tokens", "1"), 4, "the file gives no pooling"),
             (("--tokens", "300", "--pooling", "mean"), 4, "token 300 is not in the vocabulary"),
             (("--tokens", "99999999999", "--pooling", "mean"), 2, "expected token ids"),
-            (("--tokens", "9999999999", "--pooling", "mean"), 4, "token 9999999999 is not in the vocabulary"),
+            (("--tokens", "2147483648", "--pooling", "mean"), 2, "expected token ids"),
+            (("--tokens", "2147483647", "--pooling", "mean"), 4, "token 2147483647 is not in the vocabulary"),
         ],
     )
     def test_errors_are_one_line(self, make_model, args, code, message):
