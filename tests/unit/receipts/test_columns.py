@@ -65,6 +65,42 @@ def test_a_table_is_written_by_column():
     assert text.count("\n") < 25
 
 
+def test_few_values_are_written_once():
+    rows = [{"kind": "prefill" if i % 3 else "decode", "n": [1, 1.0, True, None][i % 4]} for i in range(24)]
+    written = json.loads(columns.to_text({"rows": rows}))["rows"]["fields"]
+    assert written["kind"] == {"of": ["decode", "prefill"], "is": [min(i % 3, 1) for i in range(24)]}
+    assert strictly(through_file({"rows": rows})) == strictly({"rows": rows})
+
+
+def test_a_table_like_another_has_what_differs():
+    def rows(ratio: float, worst: Any, **more: Any) -> list[dict[str, Any]]:
+        taps = [{"tap": f"blk.{i}.q", "ratio": i / 7, "worst": {"at": i} if i % 2 else None} for i in range(20)]
+        taps[3].update(ratio=ratio, worst=worst)
+        return [{**tap, **more} for tap in taps]
+
+    receipt = {
+        "audit": {"candidate": {"rows": rows(1.0, None, n=1)}, "reference": {"rows": rows(1, {"at": [3]}, n=2)}},
+        "default_run": [{"rows": rows(1.0, None, n=1)}],
+        "results": {"rows": rows(1.0, None, other=1)},
+    }
+    written = json.loads(columns.to_text(receipt))
+    assert strictly(through_file(receipt)) == strictly(receipt)
+    assert written["audit"]["reference"]["rows"] == {
+        "$rows": 20,
+        "like": "/audit/candidate/rows",
+        "fields": {"n": {"same": 2}, "ratio": {"but": [[3, 1]]}, "worst": {"but": [[3, {"at": [3]}]]}},
+    }
+    assert written["default_run"][0]["rows"] == {"$rows": 20, "like": "/audit/candidate/rows", "fields": {}}
+    assert "like" not in written["results"]["rows"]
+    assert through_file({"a": [receipt, receipt]})["a"] == [receipt, receipt]
+    # Keys in another order, as other programs write them.
+    assert strictly(columns.unpack(dict(reversed(written.items())), 1 << 20, "x")) == strictly(receipt)
+    # Rows of one table are not those of another.
+    read = through_file(receipt)
+    read["default_run"][0]["rows"][1]["worst"]["at"] = "changed"
+    assert read["audit"]["candidate"]["rows"][1]["worst"] == {"at": 1}
+
+
 def test_the_receipt_does_not_depend_on_how_it_is_laid_out(tmp_path):
     made = samples.layers_receipt({(0, "blk.1.l_out"): 1e-6})
     by_column, by_row = tmp_path / "columns.json", tmp_path / "rows.json"
@@ -107,6 +143,24 @@ def table(n: Any = 2, **more: Any) -> dict[str, Any]:
         ({"$rows": 2, "fields": {"a": {"fields": {"b": [1]}, "null": [True]}}}, "column 'a'"),
         ({"$rows": 2, "fields": {"a": {"fields": {"b": []}, "null": [1, 1]}}}, "column 'a'"),
         ({"$rows": 2, "fields": {"a": {"fields": {"b": [1, 2]}, "null": [1]}}}, "column 'b' .* each of 1 rows"),
+        ({"$rows": 2, "fields": {"a": {"of": [1], "is": [0]}}}, "column 'a'"),
+        ({"$rows": 1, "fields": {"a": {"of": [1], "is": [1]}}}, "column 'a'"),
+        ({"$rows": 1, "fields": {"a": {"of": [1], "is": [-1]}}}, "column 'a'"),
+        ({"$rows": 1, "fields": {"a": {"of": [1, 2], "is": [True]}}}, "column 'a'"),
+        ({"$rows": 1, "fields": {"a": {"of": [[1]], "is": [0]}}}, "column 'a'"),
+        ({"$rows": 1, "fields": {"a": {"of": {}, "is": [0]}}}, "column 'a'"),
+        ([table(), {"$rows": 2, "like": "/rows/1", "fields": {}}], "'/rows/1' is not the path of a table of 2"),
+        ([table(), {"$rows": 3, "like": "/rows/0", "fields": {}}], "'/rows/0' is not the path of a table of 3"),
+        ([table(), {"$rows": 2, "like": "/rows/0", "fields": {"b": [1, 2]}}], "has some of its fields"),
+        ([table(), {"$rows": 2, "like": "/rows/0", "fields": []}], "has some of its fields"),
+        ([table(), {"$rows": 2, "like": "/rows/0", "fields": {"a": {"but": [[2, 1]]}}}], "from 0 to 1"),
+        ([table(), {"$rows": 2, "like": "/rows/0", "fields": {"a": {"but": [[True, 1]]}}}], "from 0 to 1"),
+        ([table(), {"$rows": 2, "like": "/rows/0", "fields": {"a": {"but": [[1]]}}}], "from 0 to 1"),
+        ([table(), {"$rows": 2, "like": "/rows/0", "fields": {"a": {"but": {}}}}], "from 0 to 1"),
+        ({"$rows": 2, "fields": {"a": {"but": [[0, 1]]}}}, "column 'a'"),
+        ({"$rows": 2, "like": None, "fields": {}}, "'None' is not the path"),
+        ({"$rows": 2, "like": "/rows/" + "9" * 5000, "fields": {}}, "is not the path"),
+        ({"$rows": 1, "fields": {"a": [{"$rows": 1, "like": "/rows", "fields": {}}]}}, "within another"),
         ({"$rows": columns.MAX_ROWS + 1, "fields": {"a": {"same": 1}}}, "more than 1048576 rows"),
         ([table()] * 2 + [{"$rows": columns.MAX_ROWS - 3, "fields": {"a": {"same": 1}}}], "more than"),
         ({"$rows": 900_000, "fields": {str(i): {"same": 1} for i in range(10)}}, "or 8388608 cells"),
@@ -129,6 +183,21 @@ def test_a_small_file_cannot_state_a_large_table():
     different = [{"a": i % 2, "b": 1} for i in range(5 * columns.FEW_ROWS)]
     text = columns.to_text({"x": different})
     assert columns.unpack(json.loads(text), len(text), "where") == {"x": different}
+
+
+def test_repetition_has_a_limit(monkeypatch):
+    monkeypatch.setattr(columns, "MAX_REPEATED_BYTES", 1 << 20)
+    half = "x" * (1 << 19)
+    for column in ({"same": half}, {"of": [half], "is": [0, 0]}):
+        with pytest.raises(BadInputError, match="more than 1 MB of repetition"):
+            columns.unpack({"$rows": 2, "fields": {"a": column}}, 1 << 30, "where")
+    full = {"$rows": 2, "fields": {"a": ["x" * (1 << 17), 1]}}
+    assert (
+        len(columns.unpack({"x": full, "y": [{"$rows": 2, "like": "/x", "fields": {}}] * 7}, 1 << 30, "")["y"])
+        == 7
+    )
+    with pytest.raises(BadInputError, match="more than 1 MB of repetition"):
+        columns.unpack({"x": full, "y": [{"$rows": 2, "like": "/x", "fields": {}}] * 8}, 1 << 30, "where")
 
 
 def test_the_key_of_tables_cannot_be_a_field():
