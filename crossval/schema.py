@@ -5,17 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import math
-import reprlib
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError, best_match
-from jsonschema.validators import extend
+from typing import TYPE_CHECKING, Any
 
 from crossval.errors import BadInputError
+from crossval.json_schema.predicate import Predicate, predicate
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
 
 MAX_DEPTH = 64
 """Lists and objects inside one another."""
@@ -94,7 +92,7 @@ def validate_part(value: Any, definition: str, where: str) -> None:
     Raises:
         BadInputError: naming the field and what is wrong with it.
     """
-    _check(value, _part_validator(definition), f"receipt.v1.schema.json#/$defs/{definition}", where)
+    _validate(value, "receipt.v1", where, f"#/$defs/{definition}")
 
 
 def validate_policy(policy: Any, where: str = "policy") -> None:
@@ -133,117 +131,52 @@ def validate_sweep(value: Any, where: str) -> None:
     _validate(value, "sweep.v1", where)
 
 
-_Errors = Iterable[ValidationError]
-_valid: set[tuple[int, type, Any]] = set()
-"""Plain values found valid, by the schema asked of them: tables hold the same few again and again."""
-_MAX_VALID = 1 << 16
-_MAX_REMEMBERED = 100
-"""Characters of a text."""
-
-
-def _properties(check: Any, asked: Any, value: Any, around: Any) -> _Errors:
-    """Check the members of an object; a plain value that was found valid is not looked at again."""
-    if not isinstance(value, dict):
+def _validate(value: Any, name: str, where: str, part: str = "#") -> None:
+    if _predicate(name, part)(value):
         return
-    for name, schema in asked.items():
-        if name not in value:
-            continue
-        member = value[name]
-        long = isinstance(member, (dict, list)) or (isinstance(member, str) and len(member) > _MAX_REMEMBERED)
-        known = None if long else (id(schema), type(member), member)
-        if known in _valid:
-            continue
-        wrong = list(check.descend(member, schema, path=name, schema_path=name))
-        yield from wrong
-        if known is not None and not wrong:
-            if len(_valid) >= _MAX_VALID:
-                _valid.clear()
-            _valid.add(known)
+    from crossval.json_schema import violations
 
-
-def _items(check: Any, asked: Any, value: Any, around: Any) -> _Errors:
-    """Check the items of a list up to the first that is wrong: each error takes more memory than the item.
-
-    Of a list that has more than allowed none is looked at: ``maxItems`` refuses it, at once.
-    """
-    if not isinstance(value, list) or len(value) > around.get("maxItems", len(value)):
-        return ()
-    if isinstance(asked, bool) or "prefixItems" in around:
-        return Draft202012Validator.VALIDATORS["items"](check, asked, value, around) or ()
-    wrong = (list(check.descend(item, asked, path=index)) for index, item in enumerate(value))
-    return next(filter(None, wrong), ())
-
-
-def _unique(check: Any, asked: Any, value: Any, around: Any) -> _Errors:
-    """Check that no text or number occurs twice in a list; ``items`` refuses anything else in these lists."""
-    if isinstance(value, list):
-        plain = [item for item in value if isinstance(item, (str, int, float))]
-        if len(set(plain)) < len(plain):
-            yield ValidationError(f"{reprlib.repr(value)} has an item twice")
-
-
-_Validator: type[Draft202012Validator] = extend(  # type: ignore[no-untyped-call]  # the stubs leave it untyped
-    Draft202012Validator, {"properties": _properties, "items": _items, "uniqueItems": _unique}
-)
-_types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-_StrictValidator: type[Draft202012Validator] = extend(  # type: ignore[no-untyped-call]
-    _Validator, type_checker=_types
-)
-"""For what crossval writes itself: 2.0 is no integer there."""
-
-
-def _validate(value: Any, schema_name: str, where: str) -> None:
-    _check(value, validator(schema_name), f"{schema_name}.schema.json", where)
-
-
-def _check(value: Any, check: Draft202012Validator, schema_name: str, where: str) -> None:
-    error = None if check.is_valid(value) else best_match(check.iter_errors(value))
-    if error is not None:
-        field = ".".join(str(part) for part in error.absolute_path) or "(top level)"
-        raise BadInputError(f"{where}: violates {schema_name} at {field}: {one_line(error.message)}")
+    error = violations.worst(validator(name, part), value)
+    field = ".".join(str(one) for one in error.absolute_path) or "(top level)"
+    schema_name = f"{name}.schema.json{part if part != '#' else ''}"
+    raise BadInputError(f"{where}: violates {schema_name} at {field}: {one_line(error.message)}")
 
 
 @functools.cache
-def validator(name: str) -> Draft202012Validator:
-    """Return the validator of ``schemas/{name}.schema.json``.
+def _predicate(name: str, part: str) -> Predicate:
+    return predicate(load(name), part, strict=_is_strict(name))
+
+
+@functools.cache
+def validator(name: str, part: str = "#") -> Draft202012Validator:
+    """Return the library's validator of ``schemas/{name}.schema.json``: it says what is wrong, and takes its time.
+
+    Raises:
+        BadInputError: the installation lacks the schema.
+    """
+    from crossval.json_schema import violations
+
+    return violations.validator(load(name), part, strict=_is_strict(name))
+
+
+def _is_strict(name: str) -> bool:
+    """Return whether 2.0 is no integer: so it is in what crossval writes itself."""
+    return name != "trace.v1"
+
+
+@functools.cache
+def load(name: str) -> dict[str, Any]:
+    """Return ``schemas/{name}.schema.json``; it must not be changed.
 
     Raises:
         BadInputError: the installation lacks the schema.
     """
     path = schema_dir() / f"{name}.schema.json"
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
+        schema: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInputError(f"the installation is broken: cannot read {path}: {one_line(error)}") from error
-    build = _Validator if name == "trace.v1" else _StrictValidator
-    return build(_inlined(schema, schema.get("$defs", {}), ()))
-
-
-@functools.cache
-def _part_validator(definition: str) -> Draft202012Validator:
-    schema = validator("receipt.v1").schema
-    assert isinstance(schema, dict)  # JSON Schema would allow true and false, too
-    definitions = schema["$defs"]
-    return _StrictValidator({**_inlined({"$ref": f"#/$defs/{definition}"}, definitions, ()), "$defs": definitions})
-
-
-def _inlined(schema: Any, definitions: dict[str, Any], inside: tuple[str, ...]) -> Any:
-    """Return the schema with local references inlined, which makes validation several times faster.
-
-    Recursive references stay as they are, and so do the definitions, which they need.
-    """
-    if isinstance(schema, list):
-        return [_inlined(item, definitions, inside) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
-    if name in definitions and name not in inside:
-        target = _inlined(definitions[name], definitions, (*inside, name))
-        beside = {key: value for key, value in schema.items() if key not in ("$ref", "description")}
-        return target if not beside else {"allOf": [target], **beside}
-    return {
-        key: value if key == "$defs" else _inlined(value, definitions, inside) for key, value in schema.items()
-    }
+    return schema
 
 
 def schema_dir() -> Path:

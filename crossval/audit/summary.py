@@ -25,6 +25,7 @@ from crossval.audit.checks import (
 from crossval.model import taps
 from crossval.model.kinds import BitLinear
 from crossval.passes import PassKind
+from crossval.receipts.once import once
 from crossval.receipts.values import number
 
 _SEVERITY: dict[CheckStatus, int] = {"ok": 0, "within": 0, "unchecked": 1, "invalid": 2, "guilty": 3}
@@ -268,6 +269,7 @@ def check_to_json(check: OpCheck) -> dict[str, Any]:
     }
 
 
+@once
 def audit_verdict(audit: Mapping[str, Any] | None) -> AuditVerdict:
     """Return the verdict of an engine's audit in a receipt, from its rows; a missing one is incomplete."""
     if audit is None:

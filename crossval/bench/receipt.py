@@ -43,6 +43,7 @@ from crossval.model.tolerance import PolicyName
 from crossval.passes import Numerics
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.once import once
 from crossval.receipts.party import PATH_OF_NAME, Party, family_of, is_quantized, same_engine
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import vocabulary_conflicts
@@ -165,6 +166,7 @@ def summarize(findings: BenchFindings) -> Summary:
 # --- checks ---------------------------------------------------------------------------------------------------
 
 
+@once
 def from_json(receipt: Receipt) -> BenchFindings:
     """Return the findings of a valid ``bench`` receipt: raw values are read, everything else is recomputed."""
     results = receipt["results"]

@@ -17,6 +17,7 @@ from crossval.model.tolerance import PolicyName, describe, tolerance_for
 from crossval.passes import PassPlan
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Checks
+from crossval.receipts.once import once
 from crossval.receipts.party import Party, compute_dtypes
 from crossval.receipts.policy import GateCheck, Policy, at_least
 from crossval.receipts.values import number, show
@@ -45,9 +46,10 @@ def row_from_json(data: Mapping[str, Any]) -> TapRow:
     return TapRow(**{**data, "bound": dict(data["bound"]), "token_nmse": None if each is None else tuple(each)})
 
 
-def rows_of(receipt: Receipt) -> Iterator[tuple[str, TapRow]]:
-    """Yield every row of a ``layers``, ``diff`` or ``greedy`` receipt with a name for messages."""
-    yield from ((where, row_from_json(row)) for where, row in _as_stated(receipt))
+@once
+def rows_of(receipt: Receipt) -> Sequence[tuple[str, TapRow]]:
+    """Return every row of a ``layers``, ``diff`` or ``greedy`` receipt with a name for messages."""
+    return [(where, row_from_json(row)) for where, row in _as_stated(receipt)]
 
 
 def _as_stated(receipt: Receipt) -> Iterator[tuple[str, Mapping[str, Any]]]:

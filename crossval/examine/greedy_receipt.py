@@ -22,6 +22,7 @@ from crossval.model.tolerance import PolicyName
 from crossval.passes import pass_kind
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.once import once
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import (
     number,
@@ -89,6 +90,7 @@ def prompt_from_json(data: Mapping[str, Any]) -> GreedyPrompt:
     return GreedyPrompt(**{**data, **lists, "steps": steps})
 
 
+@once
 def from_json(receipt: Receipt) -> GreedyExamined:
     """Return what a valid receipt holds; what follows from prompts and steps is recomputed, not read."""
     results = receipt["results"]

@@ -25,6 +25,7 @@ from crossval.model.taps import OPTIONAL_TAPS
 from crossval.passes import Numerics, PassPlan, n_after
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import VIEWS, Amount, Checks, Kind, Summary, summary_conflicts
+from crossval.receipts.once import once
 from crossval.receipts.party import Party
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import plan_conflicts, plan_from_json, plan_to_json, vocabulary_conflicts
@@ -102,6 +103,7 @@ def _default_run_to_json(run: DefaultRun) -> dict[str, Any]:
     }
 
 
+@once
 def default_run_alone(receipt: Receipt) -> Receipt:
     """Return the receipt that the run with flash attention would have by itself."""
     held = receipt[DEFAULT_RUN]
@@ -120,6 +122,7 @@ def decisive(receipt: Receipt) -> Receipt:
     return receipt if by_capture == receipt["verdict"] else default_run_alone(receipt)
 
 
+@once
 def from_json(receipt: Receipt) -> Examined:
     """Return what a valid receipt holds; of the summary only the coverage is read."""
     results, coverage = receipt["results"], receipt["coverage"]

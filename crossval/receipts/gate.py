@@ -13,6 +13,7 @@ from typing import Any
 from crossval.receipts import allowed
 from crossval.receipts.file import Receipt, digest
 from crossval.receipts.kind import Kind, recompute, summary_conflicts
+from crossval.receipts.once import judgement
 from crossval.receipts.party import (
     PATH_OF_NAME,
     Compute,
@@ -42,8 +43,9 @@ def judge(
     checks = [_digest(receipt), _age(receipt, policy, now)]
     if receipt["reference"]["status"] == "unavailable" or receipt["thresholds"] is None:
         return [*checks, GateCheck("reference", False, "an engine was unavailable: nothing was compared")]
-    checks += [_recomputed(name, found) for name, found in complaints(kind, receipt).items()]
-    return [*checks, *_policy_checks(kind, receipt, policy), *others]
+    with judgement():
+        checks += [_recomputed(name, found) for name, found in complaints(kind, receipt).items()]
+        return [*checks, *_policy_checks(kind, receipt, policy), *others]
 
 
 def complaints(kind: Kind[Any], receipt: Receipt) -> dict[str, list[str]]:

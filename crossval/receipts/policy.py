@@ -15,7 +15,7 @@ from crossval.errors import BadInputError
 from crossval.files import read_limited
 from crossval.receipts.party import REFERENCE_NAME
 from crossval.receipts.yaml_text import parse_yaml
-from crossval.schema import parse_json, validate_policy, validator
+from crossval.schema import load, parse_json, validate_policy
 
 MAX_POLICY_BYTES = 1 << 20
 POLICIES = Path(__file__).parent / "policies"
@@ -116,8 +116,7 @@ class Demand:
 @functools.cache
 def demands() -> Mapping[str, Demand]:
     """Return the fields of a policy by name, as the schema describes them."""
-    schema = validator("policy.v1").schema
-    assert isinstance(schema, dict)
+    schema = load("policy.v1")
     properties = {name: one for name, one in schema["properties"].items() if name != "schema_version"}
     every = properties["kinds"]["items"]["enum"]
     return {

@@ -11,6 +11,7 @@ from bitnet_py.errors import InputError
 from crossval.examine import graph
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.once import once
 from crossval.receipts.party import Party
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import vocabulary_conflicts
@@ -45,6 +46,7 @@ def derived(result: ScoreResult) -> dict[str, Any]:
     }
 
 
+@once
 def from_json(receipt: Receipt) -> ScoreResult:
     """Return the result in a valid ``score`` receipt; counts and figures are recomputed, not read."""
     results = receipt["results"]

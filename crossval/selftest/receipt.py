@@ -11,6 +11,7 @@ from crossval.examine.verdict import AGREEMENT, Verdict, arbitrate
 from crossval.passes import PassKind
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.once import once
 from crossval.receipts.party import REFERENCE_NAME
 from crossval.receipts.values import vocabulary_conflicts
 from crossval.selftest import catalogue
@@ -101,6 +102,7 @@ def summarize(result: SelftestResult) -> Summary:
     return Summary(result.verdict, required=len(catalogue.cases(result.shape)), compared=len(result.rows))
 
 
+@once
 def from_json(receipt: Receipt) -> SelftestResult:
     """Return the result in a valid ``selftest`` receipt; which rows are correct is recomputed, not read."""
     return SelftestResult(tuple(map(_row_from_json, receipt["results"]["rows"])), receipt["model"]["shape"])

@@ -9,6 +9,7 @@ from typing import Any
 from crossval.errors import BadInputError
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.once import once
 from crossval.receipts.policy import MIN_CORRECT, GateCheck, Policy
 from crossval.receipts.values import vocabulary_conflicts
 from crossval.smoke import answers
@@ -50,6 +51,7 @@ def derived(result: SmokeResult) -> dict[str, Any]:
     return {"summary": answers.count(result)}
 
 
+@once
 def from_json(receipt: Receipt) -> SmokeResult:
     """Return the result in a valid ``smoke`` receipt; classes and counts are recomputed, not read."""
     results = receipt["results"]

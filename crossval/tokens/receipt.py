@@ -9,6 +9,7 @@ from typing import Any
 
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.once import once
 from crossval.receipts.values import vocabulary_conflicts
 from crossval.terms import SIDES, PassFail, Side
 from crossval.tokens import corpus
@@ -53,6 +54,7 @@ def derived(result: TokensResult) -> dict[str, Any]:
     return {"total": total}
 
 
+@once
 def from_json(receipt: Receipt) -> TokensResult:
     """Return the result in a valid ``tokens`` receipt; totals are recomputed, not read."""
     results = receipt["results"]

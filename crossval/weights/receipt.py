@@ -14,6 +14,7 @@ from bitnet_py.tensor_facts import FLOATS, TensorFacts, ValueFacts
 from crossval.passes import EngineIdentity
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.once import once
 from crossval.receipts.party import REFERENCE_NAME, Party
 from crossval.terms import SIDES
 from crossval.weights import judge, scales
@@ -83,6 +84,7 @@ def derived(result: WeightsResult) -> dict[str, Any]:
     }
 
 
+@once
 def from_json(receipt: Receipt) -> WeightsResult:
     """Return the result in a valid ``weights`` receipt; findings are recomputed, not read."""
     results = receipt["results"]

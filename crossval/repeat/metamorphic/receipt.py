@@ -16,6 +16,7 @@ from crossval.model.taps import token_axis
 from crossval.passes import Numerics, PassPlan
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Amount, Kind, Summary
+from crossval.receipts.once import once
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.values import number, vocabulary_conflicts
 from crossval.repeat.metamorphic.cases import (
@@ -123,6 +124,7 @@ def summarize(findings: MetamorphicFindings) -> Summary:
 # --- checks ---------------------------------------------------------------------------------------------------
 
 
+@once
 def from_json(receipt: Receipt) -> MetamorphicFindings:
     """Return the findings of a valid ``metamorphic`` receipt; how many checks there must be is computed."""
     held = receipt["thresholds"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import Literal, get_args
 
@@ -25,12 +26,13 @@ TapScope = Literal["all", "outline"]
 """In which taps bits have to be equal: every one, or (older receipts) those that are measured."""
 
 
-def measured_taps(n_layers: int) -> list[str]:
+@lru_cache(maxsize=16)
+def measured_taps(n_layers: int) -> tuple[str, ...]:
     """Return the taps whose values are measured: layer 0 whole, of the others the output, and what shows the last
     K and V."""
     last = f"blk.{n_layers - 1}.attn_o_out"
     names = {*taps.outline_taps(n_layers), *taps.layer_taps(0), last}
-    return sorted(names, key=lambda name: taps.execution_index(name, n_layers))
+    return tuple(sorted(names, key=lambda name: taps.execution_index(name, n_layers)))
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ def compared_taps(case: PlannedCheck, n_layers: int, form: Form, scope: TapScope
     """Return the taps that a check compares: for equal bits all in ``scope``, else those that are measured."""
     part, exact = case.part, up_to_attention(form)
     every = case.expectation == "bits" and scope == "all"
-    names = taps.all_taps(n_layers) if every else measured_taps(n_layers)
-    names = [name for name in names if form.has(taps.parse(name).tap)]
+    possible = taps.all_taps(n_layers) if every else measured_taps(n_layers)
+    names = [name for name in possible if form.has(taps.parse(name).tap)]
     if part == "rest":
         done = exact if form.scores_vary else [*exact, KQV]
         return [name for name in names if name not in done]
@@ -83,6 +85,7 @@ def compared_taps(case: PlannedCheck, n_layers: int, form: Form, scope: TapScope
     return {"all": names, "logits": [LOGITS], "exact": exact, "attention": [KQV]}[part]
 
 
+@lru_cache(maxsize=1024)
 def n_values(
     case: PlannedCheck, model: TraceModel, gathered: Gathered, form: Form, *, sub_norms: bool, scope: TapScope
 ) -> int:
