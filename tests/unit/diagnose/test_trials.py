@@ -91,6 +91,15 @@ def test_what_has_changed_the_same_is_computed_once(
     assert (stacks, found) == ([1], [alone(one, Trial(silu, None))] * 3)
 
 
+def test_the_same_mistake_seen_on_other_tokens_is_another(weights: SpecWeights, shipped_model: Path) -> None:
+    one = replay(weights, shipped_model, "blk.0.l_out", [1019, 5, 77, 300, 4])
+    unrotated = next(m.mistake for m in mistakes(one) if m.seen_at == ("q_rope", "not rotated"))
+    tried = [Trial(unrotated, None), Trial(unrotated, PROBE), Trial(unrotated, None)]
+    found = together(one, tried)
+    assert found == [alone(one, trial) for trial in tried]
+    assert [len(distances or ()) for distances in found] == [5, len(PROBE), 5]
+
+
 def test_a_mistake_that_cannot_be_made_has_no_distance(weights: SpecWeights, shipped_model: Path) -> None:
     """There is no decoded pass in which it could be."""
     one = replay(weights, shipped_model, "blk.0.l_out", [1019, 5, 77])
