@@ -232,6 +232,10 @@ def test_a_diagnosis_gives_a_command_to_be_pasted(
     assert Request(LAYERS).command(prompt, 0).startswith("BITNET_KERNEL=scalar crossval")
     (tmp_path / "built/main/lib").mkdir(parents=True)
     (tmp_path / "built/main/lib/libllama.so").touch()
-    assert Request(LAYERS).command(prompt, 0).startswith(
-        f"BITNET_KERNEL=scalar BITNET_CPP_BUILD_DIR={tmp_path}/built BITNET_CPP_GENERATION=main crossval"
+    assert (
+        Request(LAYERS)
+        .command(prompt, 0)
+        .startswith(
+            f"BITNET_KERNEL=scalar BITNET_CPP_BUILD_DIR={tmp_path}/built BITNET_CPP_GENERATION=main crossval"
+        )
     )
