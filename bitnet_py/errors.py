@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class BitnetError(Exception):
     """Root of all errors raised by ``bitnet_py``. The message is one line, meant for a person."""
@@ -62,3 +64,9 @@ def shortened(text: str, limit: int = MAX_LINE) -> str:
 def clip(text: str, limit: int = 60) -> str:
     """Return ``text`` quoted and shortened, fit for an error message."""
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def listed(items: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Return at most ``most`` items as one text, and how many more there are."""
+    more = len(items) - most
+    return separator.join(items[:most]) + (f"{separator.strip(', ')} and {more} more" if more > 0 else "")

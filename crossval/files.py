@@ -1,8 +1,9 @@
-"""Files: atomic writes, bounded reads, and cached sha256 digests."""
+"""Files: atomic writes, bounded reads, cached sha256 digests, and the time that they state."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import hashlib
@@ -163,6 +164,11 @@ def check_regular(path: Path, what: str = "") -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInputError(f"cannot read {what}{' ' * bool(what)}{path}: {reason}") from error
+
+
+def utc_now() -> str:
+    """Return the date and time of day in UTC as files state it, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def file_sha256(path: str | Path) -> str:

@@ -223,13 +223,10 @@ def timed(case: Case, number: int, folder: Path) -> float:
     return time.monotonic() - start
 
 
-def soak(n_runs: int, n_jobs: int, seed: int, most_s: float, folder: Path) -> list[Outcome]:
-    """Run all that begin within ``most_s`` seconds; the folder of a run without a problem is removed."""
+def soak(numbers: range, n_jobs: int, seed: int, most_s: float, folder: Path) -> list[Outcome]:
+    """Run those numbers that begin within ``most_s`` seconds; the folder of a run without a problem is removed."""
     every = cases(LIBRARY_VARIABLE in os.environ)
     end = time.monotonic() + most_s
-    choices = random.Random(seed)
-    drawn = choices.choices(every, [case.share for case in every], k=n_runs)
-    plan = [(case, choices.random() < KILLED_SHARE) for case in drawn]
     with ThreadPoolExecutor(n_jobs) as pool:
         spent_s = pool.map(lambda at: timed(every[at], -1 - at, folder), range(len(every)))
         expected_s = {case.name: spent for case, spent in zip(every, spent_s, strict=True)}
@@ -238,9 +235,10 @@ def soak(n_runs: int, n_jobs: int, seed: int, most_s: float, folder: Path) -> li
         def one(number: int) -> Outcome | None:
             if time.monotonic() > end:
                 return None
-            case, is_killed = plan[number]
+            choices = random.Random(f"{seed} {number} drawn")
+            (case,) = choices.choices(every, [case.share for case in every])
             run = Run(case, number, folder, seed)
-            if is_killed:
+            if choices.random() < KILLED_SHARE:
                 outcome = run.killed(expected_s[case.name])
             else:
                 outcome = Outcome(case.name, "", 0)
@@ -251,7 +249,7 @@ def soak(n_runs: int, n_jobs: int, seed: int, most_s: float, folder: Path) -> li
                 print(f"run {number}, {case.name}: {problem}", flush=True)
             return outcome
 
-        return [outcome for outcome in pool.map(one, range(n_runs)) if outcome is not None]
+        return [outcome for outcome in pool.map(one, numbers) if outcome is not None]
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
@@ -281,13 +279,15 @@ def main() -> int:
     """Soak and print the counts; 1 where anything stayed behind."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first run: 20 go on after 0 to 19")
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=math.inf, help="within which a run has to begin")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        outcomes = soak(asked.runs, asked.jobs, asked.seed, asked.seconds, Path(folder))
-    print(f"{datetime.date.today()}, seed {asked.seed}\n{summary(outcomes)}")
+        numbers = range(asked.first, asked.first + asked.runs)
+        outcomes = soak(numbers, asked.jobs, asked.seed, asked.seconds, Path(folder))
+    print(f"{datetime.date.today()}, seed {asked.seed}, from run {asked.first}\n{summary(outcomes)}")
     return int(any(one.problems for one in outcomes))
 
 

@@ -11,11 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bitnet_py import _native
 from bitnet_py.chat_template import AUTO, FileTemplate
 from bitnet_py.gguf import GGUFFile
+from bitnet_py.model import KERNEL_VARIABLE
 from bitnet_py.resources import default_model_path
 from bitnet_py.template import Template, get_template
 from bitnet_py.token_ids import check_ids
+from crossval.bitnet_cpp.library import variables_in_use
 from crossval.engines import tap_maps
 from crossval.engines.model_file import ModelFile, check_model, missing_tokens
 from crossval.engines.registry import find_word
@@ -28,7 +31,6 @@ from crossval.terms import SIDES, Progress, Side
 
 Say = Callable[[str], None]
 """Called with a line to show."""
-ENVIRONMENT = ("BITNET_KERNEL", "BITNET_LIBRARY", "BITNET_CPP_LIB")
 SAME_ENGINE_NOTE = (
     "candidate and reference have {}: that they agree shows only that one engine gives the same twice"
 )
@@ -223,7 +225,8 @@ class Request:
 
 def _environment() -> list[str]:
     """Return the variables that choose libraries and kernels, as a shell sets them before a command."""
-    held = ((name, os.environ.get(name, "")) for name in ENVIRONMENT)
+    names = (KERNEL_VARIABLE, _native.LIBRARY_VARIABLE, *variables_in_use())
+    held = ((name, os.environ.get(name, "")) for name in names)
     return [f"{name}={shlex.quote(value)}" for name, value in held if value]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitnet_py.errors import listed
 from bitnet_py.resources import default_model_path
 from crossval.api.comparison import compare_engines, compare_traces
 from crossval.api.generation import greedy
@@ -173,8 +174,7 @@ def _same(receipt: Receipt, fresh: Receipt, part: Part) -> Iterator[GateCheck]:
         pairs += [(name, receipt.get(name), fresh.get(name)) for name in WHOLE]
         pairs += _kernels(receipt, fresh)
     found = [one for name, ours, theirs in pairs for one in _differences(ours, theirs, name)]
-    more = f"; and {len(found) - _MAX_SHOWN} more" if len(found) > _MAX_SHOWN else ""
-    detail = "; ".join(found[:_MAX_SHOWN]) + more or f"{part.words}: equal"
+    detail = listed(found, _MAX_SHOWN, "; ") or f"{part.words}: equal"
     yield GateCheck("rerun", not found, detail)
 
 

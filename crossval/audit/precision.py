@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bitnet_py.errors import listed
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.products import Products
 from crossval.formats import BF16, F16, F32, FORMATS, Dtype, Format
@@ -289,10 +290,10 @@ def sentence(found: Mapping[str, Any]) -> str:
         )
     elif found["n_in_format"] >= LEAST_IN_FORMAT * found["n_taps"]:
         names = list(found["exceptions"])
-        listed = ", ".join(names[:MOST_NAMED]) + (
-            f" and {len(names) - MOST_NAMED} more" * (len(names) > MOST_NAMED)
+        how = (
+            f"this engine rounds everything to {form.label} ({taken}) but for {listed(names, MOST_NAMED)}, "
+            "which hold more digits"
         )
-        how = f"this engine rounds everything to {form.label} ({taken}) but for {listed}, which hold more digits"
     else:
         how = f"this engine states that it computes in {form.label}, but only {taken} hold just that"
     u = form.unit_roundoff

@@ -11,12 +11,13 @@ from __future__ import annotations
 import ctypes
 import platform
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ctypes import CFUNCTYPE, POINTER, c_bool, c_float, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
+from bitnet_py.errors import listed
 from crossval.bitnet_cpp import main, mainline, march
 from crossval.bitnet_cpp.table import ANY, INIT_PARAMS, OVERRIDE, TYPE_F32, Function, Layout, Table
 from crossval.errors import BadInputError, UnavailableError
@@ -95,7 +96,7 @@ def open_library(path: str) -> Library:
             problems = layout_problems(library)
             if not problems:
                 return library
-            fitting.append(f"{table.title}: {_listed(problems, '; ')}")
+            fitting.append(f"{table.title}: {listed(problems, _NAMED, '; ')}")
     if fitting:
         raise UnavailableError(
             f"{path} exports the functions of a known generation, but its data are others than those of "
@@ -144,13 +145,8 @@ def _unknown(shared_object: ctypes.CDLL, path: str) -> str:
         )
     nearest = sorted(missing.items(), key=lambda item: len(item[1]))
     return f"{path} is a libllama of no known generation: " + "; ".join(
-        f"for {title} it lacks {_listed(names, ', ')}" for title, names in nearest
+        f"for {title} it lacks {listed(names, _NAMED)}" for title, names in nearest
     )
-
-
-def _listed(items: Sequence[str], separator: str) -> str:
-    more = len(items) - _NAMED
-    return separator.join(items[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _load(path: str) -> ctypes.CDLL:

@@ -95,6 +95,14 @@ def find_library() -> FoundLibrary | None:
     return None
 
 
+def variables_in_use() -> tuple[str, ...]:
+    """Return the names of the variables on which it depends what ``find_library`` finds now."""
+    if os.environ.get(LIBRARY_VARIABLE):
+        return (LIBRARY_VARIABLE,)
+    built = any(built_library_path(build_dir_of(generation)).is_file() for generation in get_args(Generation))
+    return (BUILD_DIR_VARIABLE, GENERATION_VARIABLE) if built else ()
+
+
 def require_library() -> FoundLibrary:
     """Return ``find_library()``.
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit.bounds import Arithmetic, readings
+from crossval.audit.bounds import Arithmetic, Rounding, readings
 from crossval.diagnose.variants import Candidate, Context, Inapplicable
 from crossval.diagnose.variants.context import Array, Held, Quantizer
 from crossval.diagnose.variants.distance import TIE_REACH, near_ties, per_token
 from crossval.model.config import SpecConfig
-from crossval.model.kinds import Attend, FloatArray, Weight, widen
+from crossval.model.kinds import Attend, BitLinear, FloatArray, Weight, widen
 from crossval.model.op import Op, WeightSource
 from crossval.model.taps import is_state, state_source, take_rows, token_axis
 from crossval.passes import PassKind, PassRecord, TapArray
@@ -100,6 +100,7 @@ class Replay:
         self.records, self.tap, self.arithmetic = records, tap, arithmetic
         self.ops = _needed(table, records, tap)
         self._last = len(records) - 1
+        self._mixing = max((i for i, op in enumerate(self.segment) if isinstance(op.kind, Attend)), default=-1)
         self._held: dict[str, Held] = {}
         self._baselines: dict[Mode, Baseline] = {}
 
@@ -151,17 +152,36 @@ class Replay:
         Raises:
             Inapplicable: something was recorded for too few tokens to go on from.
         """
+        changed = self.changes(mistake, mode, probe, watch=watch)
+        return None if changed is None else changed[self.tap]
+
+    def changes(
+        self,
+        mistake: Mistake | None,
+        mode: Mode,
+        probe: Sequence[int] | None = None,
+        stop: int | None = None,
+        watch: Callable[[int, Context], None] | None = None,
+    ) -> Values | None:
+        """Return what a mistake changes in the last pass, up to its operation ``stop``; otherwise like ``run``.
+
+        Raises:
+            Inapplicable: something was recorded for too few tokens to go on from.
+        """
         base = self.baseline(mode)
         changed: list[MutableMapping[str, TapArray]] = [{} for _ in self.records]
         values = [ChainMap(new, old) for new, old in zip(changed, base.values, strict=True)]
-        mixing = max((i for i, op in enumerate(self.segment) if isinstance(op.kind, Attend)), default=-1)
         made = False
         for i, record in enumerate(self.records):
-            for number, op in enumerate(self.ops[i]):
-                wrong = mistake is not None and op.output in mistake.at and mistake.made_in(record)
-                stale = self._reads_changed(op, i, changed)
-                ends = i == self._last and op.output == self.tap
-                context = self._context(op, i, values, mode) if stale else base.contexts[i, op.output]
+            last = i == self._last
+            for number, op in enumerate(self.ops[i][:stop] if last else self.ops[i]):
+                output_name = op.output
+                wrong = mistake is not None and output_name in mistake.at and mistake.made_in(record)
+                stale = any(changed) and self._reads_changed(op, i, changed)
+                ends = last and output_name == self.tap
+                if not (wrong or stale or ends or watch):
+                    continue
+                context = self._context(op, i, values, mode) if stale else base.contexts[i, output_name]
                 if watch is not None:
                     watch(i, context)
                 if not (wrong or stale or ends):
@@ -170,14 +190,14 @@ class Replay:
                 if mistake is not None and wrong:
                     if stale:
                         context = replace(context, recorded=self._like(op, i, base, context))
-                    output, made = mistake.at[op.output].compute(context), True
+                    output, made = mistake.at[output_name].compute(context), True
                     if output is None:
                         return None
                 tap = self._shaped(op, context, context.expected if output is None else output, mode)
-                if probe is not None and i == self._last and number >= mixing and not ends:
-                    tap = _rows(op.output, tap, probe, context.rows)
-                changed[i][op.output] = tap
-        return changed[self._last][self.tap] if made or mistake is None else None
+                if probe is not None and last and number >= self._mixing and not ends:
+                    tap = _rows(output_name, tap, probe, context.rows)
+                changed[i][output_name] = tap
+        return changed[self._last] if made or mistake is None else None
 
     def distance(self, computed: TapArray) -> FloatArray:
         """Return the relative L2 distance of each computed token from the recorded one."""
@@ -222,9 +242,7 @@ class Replay:
     def _context(self, op: Op, i: int, values: Sequence[Values], mode: Mode) -> Context:
         record = self.records[i]
         rows = self._rows_of(op, i, values[i])
-        number = dict(mode.readings).get(op.name)
-        n_tokens = len(record.plan.token_ids)
-        rounded = () if number is None else readings(op, self.arithmetic, n_tokens, len(rows))[number].rounded
+        rounded = self._rounded(op, i, len(rows), mode)
         held = self._held.setdefault(op.output, Held())
         ends = i == self._last and op.output == self.tap
         recorded = self.recorded.array if ends else np.empty(0)
@@ -249,8 +267,28 @@ class Replay:
     @property
     def recorded_rows(self) -> tuple[int, ...]:
         """Tokens of the last pass that the recorded tensor has."""
-        n_tokens = len(self.records[self._last].plan.token_ids)
-        return tuple(range(n_tokens)) if self.recorded.rows is None else self.recorded.rows
+        return self.tokens_of(self.recorded)
+
+    def tokens_of(self, tap: TapArray) -> tuple[int, ...]:
+        """Return which tokens of the last pass a tensor has."""
+        return tuple(range(len(self.records[self._last].plan.token_ids))) if tap.rows is None else tap.rows
+
+    def rows_of(self, op: Op, values: Values) -> tuple[int, ...]:
+        """Return the tokens of the last pass that an operation can be computed for.
+
+        Raises:
+            Inapplicable: none.
+        """
+        return self._rows_of(op, self._last, values)
+
+    def rounded(self, op: Op, n_rows: int, mode: Mode) -> tuple[Rounding | None, ...]:
+        """Return what each input of an operation of the last pass is rounded to; empty: nothing is."""
+        return self._rounded(op, self._last, n_rows, mode)
+
+    def _rounded(self, op: Op, i: int, n_rows: int, mode: Mode) -> tuple[Rounding | None, ...]:
+        number = dict(mode.readings).get(op.name)
+        n_tokens = len(self.records[i].plan.token_ids)
+        return () if number is None else readings(op, self.arithmetic, n_tokens, n_rows)[number].rounded
 
     def _rows_of(self, op: Op, i: int, values: Values) -> tuple[int, ...]:
         """Return the tokens an operation can be computed for: those that all its inputs have."""
@@ -276,14 +314,17 @@ class Replay:
         have = tuple(range(n_tokens)) if right.rows is None else right.rows
         return _rows(op.output, right, context.rows, have).array
 
-    def _shaped(self, op: Op, context: Context, output: Array, mode: Mode) -> TapArray:
-        """Reshape an output to the shape of its tap."""
+    def shaped(self, op: Op, output: Array, mode: Mode) -> Array:
+        """Reshape an output to the shape of its tap, and round it as the mode does."""
         if mode.narrow:
             with np.errstate(over="ignore", invalid="ignore"):
                 output = output.astype(np.float32).astype(np.float64)
-        if context.is_linear and "head_dim" in op.axes:
+        if isinstance(op.kind, BitLinear) and "head_dim" in op.axes:
             output = output.reshape(output.shape[0], -1, self.config.head_dim)
-        return TapArray(output, None if context.whole_pass else context.rows)
+        return output
+
+    def _shaped(self, op: Op, context: Context, output: Array, mode: Mode) -> TapArray:
+        return TapArray(self.shaped(op, output, mode), None if context.whole_pass else context.rows)
 
     def _reads_changed(self, op: Op, i: int, changed: Sequence[Values]) -> bool:
         return any(

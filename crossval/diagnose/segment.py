@@ -25,7 +25,7 @@ from crossval.audit.bounds import Arithmetic, floats, readings
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis, Explanation, finite, verdict
 from crossval.diagnose.hypotheses import SAME, Hypothesis, hypotheses
 from crossval.diagnose.replay import Mode, Replay
-from crossval.diagnose.variants import Inapplicable
+from crossval.diagnose.trials import FAILED, Trial, residuals
 from crossval.diagnose.variants.context import Quantizer, quantizer_of
 from crossval.diagnose.variants.distance import LINEAR_FLOOR, TABLE_FLOOR
 from crossval.diagnose.variants.weights import matrix_shape
@@ -124,10 +124,10 @@ class _Search:
         tried = list(hypotheses(self._first, self._quick, deferred))
         if len(tried) * self._size() > MOST_WORK:
             return []
-        for number, one in enumerate(tried):
-            found = self._residual(self._first, one, self._quick, probe if len(one.mistake.at) == 1 else None)
+        trials = [Trial(one.mistake, probe if len(one.mistake.at) == 1 else None) for one in tried]
+        for number, found in enumerate(residuals(self._first, trials, self._quick)):
             if found is not None:
-                rough.append((_second_largest(found), number, one))
+                rough.append((_second_largest(found), number, tried[number]))
         rough.sort(key=lambda item: item[:2])
         n_close = sum(distance <= ROUGH for distance, *_ in rough)
         nearest = rough[: min(max(n_close, N_RUNNERS_UP), N_CLOSE)]
@@ -152,17 +152,15 @@ class _Search:
         return min(found if narrow is None else [narrow, *found], key=_order)
 
     def _fit(self, one: Hypothesis | None, mode: Mode, replays: Sequence[Replay]) -> _Fit | None:
-        parts = [self._residual(replay, one, mode, None) for replay in replays]
+        parts = [self._residual(replay, one, mode) for replay in replays]
         whole = [part for part in parts if part is not None]
         return _Fit(one, mode, np.concatenate(whole), self._level(one)) if len(whole) == len(parts) else None
 
-    def _residual(
-        self, replay: Replay, one: Hypothesis | None, mode: Mode, probe: Sequence[int] | None
-    ) -> FloatArray | None:
+    def _residual(self, replay: Replay, one: Hypothesis | None, mode: Mode) -> FloatArray | None:
         with np.errstate(all="ignore"):
             try:
-                found = replay.run(None if one is None else one.mistake, mode, probe)
-            except (Inapplicable, ValueError, IndexError):
+                found = replay.run(None if one is None else one.mistake, mode)
+            except FAILED:
                 return None
             return None if found is None else replay.distance(found)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitnet_py.errors import listed
 from crossval.errors import BadInputError, UnavailableError
 from crossval.files import file_sha256
 
@@ -82,8 +83,7 @@ def _choose(repo: str, names: Sequence[str], asked: str | None) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_SHOWN
-    return (", ".join(names[:_MOST_SHOWN]) or "no files") + (f" and {more} more" if more > 0 else "")
+    return listed(names, _MOST_SHOWN) or "no files"
 
 
 @contextmanager

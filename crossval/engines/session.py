@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from bitnet_py import _native
+from bitnet_py.errors import listed
 from bitnet_py.model import DEFAULT_UBATCH, KERNEL_VARIABLE, KernelCount
 from crossval.engines.model_file import ModelFile
 from crossval.engines.recorded import RecordedRunner
@@ -19,7 +20,7 @@ from crossval.engines.registry import engine_name, find_word, open_candidate, op
 from crossval.engines.words import TRACE, EngineWord
 from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import EngineIdentity, Runner
-from crossval.receipts.party import PATH_OF_NAME, Compute, Party
+from crossval.receipts.party import PATH_OF_NAME, Compute, Party, joint_digest
 from crossval.terms import SIDES, Side
 from crossval.traces.read import TRACE_FILE, TraceInfo
 from crossval.traces.tap_map import PLAIN, TapMap, counted
@@ -188,10 +189,7 @@ class Session:
         runner, traces = self._runners.get(side), self._traces[side]
         if runner is None:
             return Party("unavailable", EngineIdentity(engine_name(self.words[side])), note="not opened")
-        digest = traces[0] if len(traces) == 1 else None
-        if len(traces) > 1:
-            digest = hashlib.sha256("".join(traces).encode()).hexdigest()
-        return Party(runner.status, runner.identity, digest)
+        return Party(runner.status, runner.identity, joint_digest(traces) if traces else None)
 
     def trace_notes(self) -> list[str]:
         """Return what is to be said of the names of the tensors that traces hold."""
@@ -214,11 +212,8 @@ def _names_notes(side: Side, info: TraceInfo, tap_map: TapMap | None) -> list[st
         which = "" if tap_map.digest is None else f", sha256 {tap_map.digest}"
         notes.append(f"the {side}'s tensors were read as taps by the tap map {tap_map.name}{which}")
     if info.unknown:
-        names = counted(info.unknown)
-        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-        notes.append(
-            f"not compared, for the {side}'s trace has no tap of that name: {', '.join(names[:MAX_NAMES])}{more}"
-        )
+        names = listed(counted(info.unknown), MAX_NAMES)
+        notes.append(f"not compared, for the {side}'s trace has no tap of that name: {names}")
     return notes
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from bitnet_py.errors import listed
 from crossval.receipts import allowed
 from crossval.receipts.file import Receipt, digest
 from crossval.receipts.kind import Kind, recompute, summary_conflicts
@@ -80,9 +81,7 @@ def together(judged: Sequence[Sequence[GateCheck]]) -> list[list[GateCheck]]:
 
 
 def _recomputed(name: str, found: Sequence[str]) -> GateCheck:
-    more = len(found) - _MAX_COMPLAINTS
-    detail = "; ".join(found[:_MAX_COMPLAINTS]) + (f"; and {more} more" if more > 0 else "")
-    return GateCheck(name, not found, detail or "recomputed, as stated")
+    return GateCheck(name, not found, listed(found, _MAX_COMPLAINTS, "; ") or "recomputed, as stated")
 
 
 def _digest(receipt: Receipt) -> GateCheck:

@@ -7,11 +7,11 @@ as a reader will read them, by the same functions that the gate uses.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
+from crossval.files import utc_now
 from crossval.receipts import provenance, values
 from crossval.receipts.file import SCHEMA_VERSION, Receipt, seal
 from crossval.receipts.once import once
@@ -153,7 +153,7 @@ def _frame(kind: Kind[Any], facts: RunFacts) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": kind.name,
-        "created_at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created_at": utc_now(),
         "tool": provenance.tool_facts(),
         "host": provenance.host_facts(),
         "model": dict(facts.model),

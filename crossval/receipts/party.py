@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,6 +30,15 @@ WITHOUT_RULES = ("bitnet_py", SPECIFICATION)
 SAME_IF_EQUAL = ("library_digest", "trace_digest")
 OTHER_IF_DIFFERENT = ("library_digest", "source_digest", "source_commit", "version")
 """Fields by which two parties of one name are known to be one build, or two."""
+
+
+def joint_digest(trace_digests: Sequence[str]) -> str:
+    """Return the digest of what a party answered from: of its trace, or of its traces, one for each prompt."""
+    return (
+        trace_digests[0]
+        if len(trace_digests) == 1
+        else hashlib.sha256("".join(trace_digests).encode()).hexdigest()
+    )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from bitnet_py.resources import default_model_path
 from crossval.receipts.file import Receipt
+from crossval.receipts.party import joint_digest
 from crossval.receipts.policy import POLICIES
 
 PINS = POLICIES / "shipped.json"
@@ -38,7 +39,7 @@ def trace_digests(receipt: Receipt) -> set[str]:
     for goldens in _pins()["goldens"].values():
         digests = [golden["sha256"] for ids in asked for golden in goldens if golden["prompt_ids"] == ids]
         if len(digests) == len(asked):
-            found.add(digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest())
+            found.add(joint_digest(digests))
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bitnet_py.errors import listed
 from crossval.errors import BadInputError
 from crossval.receipts import file, gate
 from crossval.receipts.file import Receipt
@@ -44,9 +45,7 @@ def _own_checks(summary: Receipt, opened: Sequence[Receipt | str]) -> list[GateC
 
 
 def _check(name: str, complaints: Sequence[str], good: str) -> GateCheck:
-    more = len(complaints) - MAX_SHOWN
-    shown = "; ".join(complaints[:MAX_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-    return GateCheck(name, not complaints, shown or good)
+    return GateCheck(name, not complaints, listed(complaints, MAX_SHOWN, "; ") or good)
 
 
 def _plan(summary: Receipt) -> list[str]:

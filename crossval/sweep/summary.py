@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crossval.errors import BadInputError, UnavailableError
-from crossval.files import STREAM, read_limited
+from crossval.files import STREAM, read_limited, utc_now
 from crossval.receipts import provenance
 from crossval.receipts.columns import unpack
 from crossval.receipts.file import MAX_SIZE_BYTES, Receipt, digest, write
@@ -84,7 +83,7 @@ def build(sweep: Sweep, rows: Sequence[Row]) -> Receipt:
     made = {
         "schema_version": 1,
         "kind": KIND,
-        "created_at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created_at": utc_now(),
         "host": provenance.host_facts(),
         "kernels": sorted({row.kernel for row in rows if row.kernel is not None}),
         **sweep.stated,

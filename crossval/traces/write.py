@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import datetime
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from crossval.errors import BadInputError
-from crossval.files import temporary, write_atomically
+from crossval.files import temporary, utc_now, write_atomically
 from crossval.model import taps
 from crossval.model.taps import shape_hint
 from crossval.passes import EngineIdentity, PassRecord, TapArray, check_rows, pass_kind
@@ -163,7 +162,7 @@ class TraceWriter:
         value = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "created_at": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "created_at": utc_now(),
             "engine": engine.to_json(),
             "model": {name: one for name, one in vars(self._model).items() if one is not None},
             "prompt": {"text": prompt_text, "token_ids": list(map(int, prompt_ids))},

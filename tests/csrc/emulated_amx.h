@@ -1,4 +1,4 @@
-/* What kernels_amx.c uses of AMX, written out in plain C from the Intel SDM (LDTILECFG,
+/* What kernels_amx.c uses of AMX, written out in C from the Intel SDM (LDTILECFG,
  * TILELOADD, TILESTORED, TILEZERO, TILERELEASE, TDPBSUD). What the instructions refuse ends the
  * program: tiles without a shape, shapes that do not fit each other, a palette other than 1.
  * Which shapes a pass uses, what it reads and where it writes is thus tested on every x86-64 CPU
@@ -84,15 +84,18 @@ static inline void _tile_dpbsud(int c_number, int a_number, int b_number) {
     const emulated_tile *a = emulated_shaped(a_number), *b = emulated_shaped(b_number);
     if (c_number == a_number || c_number == b_number || a_number == b_number) abort();
     if (c->rows != a->rows || c->bytes_per_row != b->bytes_per_row || a->bytes_per_row != 4 * b->rows) abort();
+    /* whole rows of 16 numbers: beyond its own bytes a tile holds zeros, and they are not stored */
     for (int m = 0; m < c->rows; m++) {
-        for (int n = 0; n < c->bytes_per_row / 4; n++) {
-            uint32_t sum;
-            memcpy(&sum, &c->data[m][4 * n], sizeof sum);
-            for (int k = 0; k < b->rows; k++)
-                for (int j = 0; j < 4; j++)
-                    sum += (uint32_t)((int8_t)a->data[m][4 * k + j] * b->data[k][4 * n + j]);
-            memcpy(&c->data[m][4 * n], &sum, sizeof sum);
+        __m512i sums, unsigned_bytes;
+        memcpy(&sums, c->data[m], sizeof sums);
+        for (int k = 0; k < b->rows; k++) {
+            int32_t four;
+            memcpy(&four, &a->data[m][4 * k], sizeof four);
+            memcpy(&unsigned_bytes, b->data[k], sizeof unsigned_bytes);
+            const __m256i signed_bytes = _mm256_set1_epi32(four);
+            sums = _mm512_dpbusd_epi32(sums, unsigned_bytes, _mm512_broadcast_i64x4(signed_bytes));
         }
+        memcpy(c->data[m], &sums, sizeof sums);
     }
 }
 

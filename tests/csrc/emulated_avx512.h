@@ -129,21 +129,18 @@ emulated_unpack(unpackhi_epi32) emulated_unpack(unpackhi_epi64) emulated_unpack(
     return a;
 }
 
-/* Each lane gains four products of an unsigned and a signed byte, nothing saturates on the way. */
+/* Each lane gains four products of an unsigned and a signed byte, nothing saturates on the way: bytes 0 and 2 of
+ * each lane as 16-bit numbers, and then 1 and 3. */
+static inline __m256i emulated_dpbusd_half(__m256i sum, __m256i u, __m256i s) {
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0xff)),
+                                           _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
+    return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+}
+
 static inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
-    uint32_t lanes[16];
-    uint8_t u[64];
-    int8_t s[64];
-    memcpy(lanes, &sum, sizeof sum);
-    memcpy(u, &a, sizeof a);
-    memcpy(s, &b, sizeof b);
-    for (int l = 0; l < 16; l++) {
-        int32_t products = 0;
-        for (int j = 0; j < 4; j++) products += u[4 * l + j] * s[4 * l + j];
-        lanes[l] += (uint32_t)products;
-    }
-    memcpy(&sum, lanes, sizeof sum);
-    return sum;
+    return (__m512i){{emulated_dpbusd_half(sum.half[0], a.half[0], b.half[0]),
+                      emulated_dpbusd_half(sum.half[1], a.half[1], b.half[1])}};
 }
 
 static inline int _mm512_reduce_add_epi32(__m512i a) {

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sysconfig
-from pathlib import Path
-
 import pytest
 
 import crossval
 from crossval.engines.goldens import FULL_PROMPTS
 from tests.support.families import each_family
-from tests.zoo.engine import run
+from tests.support.strangers import run
+from tests.zoo.engine import all_faults, faulty_library
 
-CROSSVAL = Path(sysconfig.get_path("scripts")) / "crossval"
 FAULTS = {
     "sub-norm-skipped:layer=2:op=attn_sub_norm": (2, "attn_sub_norm", "prefill", "norm skipped"),
     "act-relu": (0, "ffn_act", "prefill", "plain ReLU"),
@@ -24,11 +21,14 @@ FAULTS = {
 
 @each_family
 @pytest.mark.parametrize("fault", FAULTS)
-def test_broken_engine_is_caught_with_layer_and_op(fault, kernel, golden, tmp_path):
+def test_broken_engine_is_caught_with_layer_and_op(fault, kernel, golden, tmp_path, monkeypatch):
     layer, op, pass_kind, name = FAULTS[fault]
-    words = [CROSSVAL, "layers", "--prompt", FULL_PROMPTS[0], "--reference", golden]
-    done = run([*words, "--receipt", tmp_path / "r.json"], fault, kernel=kernel)
-    assert done.returncode == 1, done.stdout + done.stderr
+    monkeypatch.setenv("BITNET_KERNEL", kernel)
+    with faulty_library(all_faults()) as select:
+        select(fault)
+        words = ("layers", "--prompt", FULL_PROMPTS[0], "--reference", golden)
+        done = run(*words, "--receipt", tmp_path / "r.json")
+    assert done.exit_code == 1, done.output
     receipt = crossval.open_receipt(tmp_path / "r.json")
     assert receipt["candidate"]["settings"]["kernel"] == kernel
     assert (receipt["verdict"], receipt["parity"]["status"]) == ("candidate_defect", "divergence")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from click.testing import Result
 
 from crossval.bitnet_cpp.runner import BitnetCppRunner
 from crossval.causal.view import causal_view
@@ -19,7 +17,8 @@ from crossval.repeat.floors import CAPTURE, PREFILL_DECODE, measure_floors
 from crossval.repeat.metamorphic.cases import MetamorphicOptions
 from crossval.repeat.metamorphic.relations import enough_tokens, run_metamorphic
 from tests.support.families import each_family
-from tests.zoo.engine import run
+from tests.support.strangers import run
+from tests.zoo.engine import all_faults, faulty_library
 
 N_LAYERS = 5
 
@@ -106,21 +105,6 @@ def test_causal_view_of_two_live_engines(five_layers, bitnet_cpp_library):
 # --- our C library with one fault of the zoo ---------------------------------------------------------------------
 
 LENGTHS = (1, 4, 7)
-SCRIPT = f"""
-import dataclasses, json, sys
-from crossval.repeat.metamorphic.cases import MetamorphicOptions
-from crossval.repeat.metamorphic.relations import enough_tokens, run_metamorphic
-from crossval.engines.bitnet_py import BitnetPyRunner
-options = MetamorphicOptions(lengths={LENGTHS})
-kernels = set()
-def opened(**asked):
-    runner = BitnetPyRunner(sys.argv[1], **asked)
-    with runner:
-        kernels.add(runner.identity.settings["kernel"])
-    return runner
-result = run_metamorphic(opened, enough_tokens([], 1000, options.n_tokens), n_layers=5, options=options)
-print(json.dumps({{**dataclasses.asdict(result), "verdict": result.verdict, "ran": sorted(kernels)}}))
-"""
 
 
 REMAINDER = "remainder-scaled-as-first-row"
@@ -138,34 +122,46 @@ REMAINDER = "remainder-scaled-as-first-row"
         ("three-threads-one-ulp:layer=3:op=ffn_up", {"threads"}, "blk.3.ffn_up"),
     ],
 )
-def test_a_broken_library_violates_what_it_breaks(five_layers, fault, relations, where, kernel):
-    done = run([sys.executable, "-c", SCRIPT, five_layers], fault, kernel=kernel)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["ran"] == [kernel]
-    failed = [check for check in result["checks"] if check["status"] == "failed"]
-    assert result["verdict"] == ("violated" if relations else "holds"), done.stdout
-    assert {check["name"] for check in failed} == relations
+def test_a_broken_library_violates_what_it_breaks(five_layers, fault, relations, where, kernel, monkeypatch):
+    options, ran = MetamorphicOptions(lengths=LENGTHS), set()
+
+    def opened(**asked):
+        runner = BitnetPyRunner(five_layers, **asked)
+        with runner:
+            ran.add(runner.identity.settings["kernel"])
+        return runner
+
+    monkeypatch.setenv("BITNET_KERNEL", kernel)
+    with faulty_library(all_faults()) as select:
+        select(fault)
+        result = run_metamorphic(
+            opened, enough_tokens([], 1000, options.n_tokens), n_layers=N_LAYERS, options=options
+        )
+    assert ran == {kernel}
+    failed = [check for check in result.checks if check.status == "failed"]
+    assert result.verdict == ("violated" if relations else "holds"), failed
+    assert {check.name for check in failed} == relations
     if where is not None:
-        assert all(c["where"].startswith(where + ",") for c in failed if c["expectation"] == "bits"), failed
+        assert all(c.where.startswith(where + ",") for c in failed if c.expectation == "bits"), failed
     if fault == REMAINDER:
         whole = [f"{n} of 32 tokens" for n in LENGTHS if n > 1 and n % 4]
-        assert [c["case"] for c in failed if c["name"] == "prefix"] == whole
+        assert [c.case for c in failed if c.name == "prefix"] == whole
     if relations == {"threads"}:
-        assert [c["case"] for c in failed] == ["3 threads"]
+        assert [c.case for c in failed] == ["3 threads"]
 
 
 def test_the_command_finds_a_broken_library(five_layers):
-    def command(fault: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", "crossval", "metamorphic", "--model", five_layers, "--lengths", "1,2,18"]
-        return run(words, fault)
+    def command(fault: str) -> Result:
+        with faulty_library(all_faults()) as select:
+            select(fault)
+            return run("metamorphic", "--model", five_layers, "--lengths", "1,2,18")
 
-    assert command("").returncode == 0
+    assert command("").exit_code == 0
     done = command("only-the-last-sees-itself:layer=2")
-    assert done.returncode == 1, done.stderr
+    assert done.exit_code == 1, done.stderr
     assert "blk.2.kq_soft_max" in done.stdout
     done = command("third-thread-off-by-one")
-    assert done.returncode == 1, done.stderr
+    assert done.exit_code == 1, done.stderr
     place = r"blk.0.q, token \d+, pass \d+, element \d+, \d+"
     shown = re.search(rf"{place}: (\S+) so, (\S+) as usual", done.stdout)
     assert shown is not None, done.stdout

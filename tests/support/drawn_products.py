@@ -89,8 +89,8 @@ LAYOUTS = (
 
 def read(given: Inputs, layout: str) -> np.ndarray:
     """Return the codes of all weights, read in a layout."""
-    cols = given.signs.shape[1]
-    return np.stack([_element(given.data.T, i, layout) for i in range(cols)], axis=1).astype(np.int64)
+    cols, data = given.signs.shape[1], given.data.T
+    return np.stack([_element(data, i, layout) for i in range(cols)], axis=1).astype(np.int64)
 
 
 def table(rng: np.random.Generator) -> tuple[float, float, float]:

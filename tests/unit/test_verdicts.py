@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossval.api.request import ENVIRONMENT, Request
+from crossval.api.request import Request
 from crossval.audit import segments
 from crossval.capture import Capture
 from crossval.engines.session import Prompt
@@ -196,7 +196,7 @@ def test_a_diagnosis_gives_a_command_to_be_pasted(
     model_path: Path, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Paths stay as they were given, relative ones too, and everything is quoted for the shell."""
-    for name in ENVIRONMENT:
+    for name in ("BITNET_KERNEL", "BITNET_LIBRARY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     Path("my models").symlink_to(model_path.parent)
@@ -225,4 +225,17 @@ def test_a_diagnosis_gives_a_command_to_be_pasted(
     assert made_by == (
         "BITNET_KERNEL=scalar BITNET_CPP_LIB='my libs/libllama.so' crossval layers --prompt=-x "
         "--candidate 'bitnet.cpp:../a fork' --reference auto --decode 0 --repro repro"
+    )
+    monkeypatch.delenv("BITNET_CPP_LIB")
+    monkeypatch.setenv("BITNET_CPP_GENERATION", "main")
+    monkeypatch.setenv("BITNET_CPP_BUILD_DIR", str(tmp_path / "built"))
+    assert Request(LAYERS).command(prompt, 0).startswith("BITNET_KERNEL=scalar crossval")
+    (tmp_path / "built/main/lib").mkdir(parents=True)
+    (tmp_path / "built/main/lib/libllama.so").touch()
+    assert (
+        Request(LAYERS)
+        .command(prompt, 0)
+        .startswith(
+            f"BITNET_KERNEL=scalar BITNET_CPP_BUILD_DIR={tmp_path}/built BITNET_CPP_GENERATION=main crossval"
+        )
     )

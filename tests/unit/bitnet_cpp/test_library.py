@@ -30,6 +30,7 @@ def test_the_configured_library_comes_first_and_must_exist(tmp_path, monkeypatch
 
     ready = tmp_path / "ready.so"
     monkeypatch.setenv(LIBRARY_VARIABLE, str(ready))
+    assert cpp_library.variables_in_use() == (LIBRARY_VARIABLE,)
     with pytest.raises(UnavailableError, match=r"BITNET_CPP_LIB=.*no such file"):
         cpp_library.find_library()
     ready.touch()
@@ -52,7 +53,9 @@ def test_another_folder_may_hold_the_builds(tmp_path, monkeypatch):
     library.parent.mkdir(parents=True)
     library.touch()
     assert cpp_library.find_library() is None
+    assert cpp_library.variables_in_use() == ()
     monkeypatch.setenv(BUILD_DIR_VARIABLE, str(tmp_path))
+    assert cpp_library.variables_in_use() == (BUILD_DIR_VARIABLE, GENERATION_VARIABLE)
     found = cpp_library.find_library()
     assert found is not None
     assert found.path == library

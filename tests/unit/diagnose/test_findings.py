@@ -166,7 +166,7 @@ def test_a_tied_head_tells_a_table_without_rows_from_tokens_that_were_not_writte
             return TapArray(array, tap.rows)
         return None
 
-    engine.change, engine.only = staticmethod(change), ["inp_embd", "result_norm", "result_output"]
+    engine.change = staticmethod(change)
     monkeypatch.setattr(Watched, "status", "recorded")  # no more prompts
     found = find(engine, make_model)
     assert found is not None

@@ -193,8 +193,12 @@ class TestTies:
 
 class TestHealthyAndUnknown:
     def test_healthy_operations_have_no_mistake(self, spec, engine):
+        """Every operation in one layer, the layers and passes by turns."""
+        of_model = [name for name, op in spec.table.items() if op.layer is None]
+        kinds = dict.fromkeys(op.name for op in spec.table.values() if op.layer is not None)
+        in_layers = [f"blk.{i % spec.weights.config.n_layers}.{kind}" for i, kind in enumerate(kinds)]
         for recorded, arithmetic in ((spec, None), (engine, KNOWN)):
-            for i, name in enumerate(recorded.table):
+            for i, name in enumerate([*of_model, *in_layers]):
                 found = diagnose(recorded.context(name, i % 3), arithmetic)
                 assert found.name == UNDETERMINED, f"{name}: {found.name}"
                 assert found.candidates == ()

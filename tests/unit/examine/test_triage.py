@@ -223,6 +223,7 @@ def test_no_guilt_no_reproducer(model_path: Path, golden: Path, tmp_path: Path) 
     assert not folder.exists()
 
 
+@pytest.mark.usefixtures("unnamed_segments")
 def test_a_coarse_trace_says_what_to_record(model_path: Path, record: Record, tmp_path: Path) -> None:
     outline = record(fault=ROLLED, taps=["inp_embd", "blk.0.l_out", "blk.1.l_out", "result_norm", "result_output"])
     args = ("--prompt", PROMPT, "--model", model_path, "--reference", outline, "--repro", tmp_path / "repro")

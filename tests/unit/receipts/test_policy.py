@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -191,10 +192,12 @@ def test_a_tap_that_was_not_compared_fails() -> None:
 # Whose results
 
 
+@functools.cache
 def live(**changes: Any) -> Receipt:
     return samples.layers_receipt(reference=Party("live", dataclasses.replace(samples.THEIRS, **changes)))
 
 
+@functools.cache
 def recorded(digest: str = "e" * 64) -> Receipt:
     identity = dataclasses.replace(samples.THEIRS, source_digest="3" * 64)
     return samples.layers_receipt(reference=Party("recorded", identity, digest))
