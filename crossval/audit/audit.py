@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from crossval.audit.checks import AuditResult, OpCheck, decide, first_guilty, on
 from crossval.audit.precision import Survey, arithmetic_of
 from crossval.audit.products import Choice, StatedWeights, Votes
 from crossval.audit.state import Covered, Output, PassState, Pending, Value, stack_state
+from crossval.audit.trials import Hopeless
 from crossval.capture import Place, Source
 from crossval.errors import BadInputError
 from crossval.model.graphs import op_table
@@ -58,6 +59,9 @@ class _Engine:
     survey: Survey = field(init=False)
     votes: Votes = field(default_factory=Votes)
     weights: WeightSource = field(init=False)
+    hopeless: Hopeless | None = None
+    """Asked of every check; the audit is given up where it says so."""
+    given_up: bool = False
 
     def __post_init__(self) -> None:
         self.survey = Survey(self.source.runner.identity.numerics, self.ops)
@@ -76,9 +80,10 @@ class _Engine:
         """
         for taken in self.recorded:
             self.survey.add(taken)
-        for state in self.states:
-            for op in stage:
-                self._audit_op(op, state)
+        for state, op in itertools.product(self.states, stage):
+            self._audit_op(op, state)
+            if self.given_up:
+                return
         if not is_last:
             self._forget(stage[-1].output)
 
@@ -129,6 +134,7 @@ class _Engine:
         """Keep a check and what it covers."""
         spans = tuple(dict.fromkeys(name for _, name in sorted(computed)))
         self.checks.append(replace(check, spans=spans))
+        self.given_up = self.given_up or (self.hopeless is not None and self.hopeless(check))
         if check.status != "unchecked":
             self.covered |= {output.place, *computed}
 
@@ -248,10 +254,13 @@ def audit(
             results[i], judged_by[i] = replace(other, precision=found), meant[i]
     for i, (source, arithmetic) in enumerate(zip(sources, judged_by, strict=True)):
 
-        def under(choice: Choice, source: Source = source, judged: Arithmetic = arithmetic) -> AuditResult:
+        def under(
+            choice: Choice, hopeless: Hopeless, source: Source = source, judged: Arithmetic = arithmetic
+        ) -> AuditResult | None:
             multiplies = replace(judged.numerics, activation_quantization=choice[0], weights=choice[1])
             other = replace(judged, numerics=multiplies)
-            return _audit([source], [other], weights, progress, distrusted, None)[0]
+            found = _audit([source], [other], weights, progress, distrusted, None, hopeless)
+            return found[0] if found else None
 
         results[i] = trials.search(results[i], arithmetic.numerics, under) or results[i]
     return results
@@ -275,12 +284,13 @@ def _audit(
     progress: Progress | None,
     distrusted: Collection[Place],
     watch: Watch | None,
+    hopeless: Hopeless | None = None,
 ) -> list[AuditResult]:
-    """Audit once, each engine judged by the arithmetic given for it."""
+    """Audit once, each engine judged by the arithmetic given for it; no results when one is given up."""
     held = _LayerWeights(weights)
     ops = op_table(weights.config)
     engines = [
-        _Engine(source, arithmetic, held, frozenset(distrusted), ops)
+        _Engine(source, arithmetic, held, frozenset(distrusted), ops, hopeless=hopeless)
         for source, arithmetic in zip(sources, arithmetics, strict=True)
     ]
     outputs = {op.output for op in ops}
@@ -301,6 +311,8 @@ def _audit(
             last = n_done == len(stages) - 1
             list(threads.map(lambda one, ops=stage, last=last: one.audit_stage(ops, is_last=last), engines))
             held.drop()
+            if any(engine.given_up for engine in engines):
+                return []
         _audit_heads(engines, head, held)
     if progress is not None:
         progress("auditing", len(stages), len(stages))
@@ -319,7 +331,7 @@ def _check_plans(plans: Sequence[PassPlan]) -> None:
 
 def _stages(ops: Sequence[Op]) -> list[list[Op]]:
     """Split the table into what is before the layers, one stage per layer, and what is after them."""
-    return [list(stage) for _, stage in groupby(ops, key=lambda op: op.layer)]
+    return [list(stage) for _, stage in itertools.groupby(ops, key=lambda op: op.layer)]
 
 
 def _audit_heads(engines: Sequence[_Engine], op: Op, weights: _LayerWeights) -> None:

@@ -9,7 +9,7 @@ rounding level. A mistake in one layer of four leaves too few of them; no other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from crossval.audit.checks import AuditResult, OpCheck
@@ -21,8 +21,10 @@ from crossval.passes import Numerics
 
 NOT_RIGHT = ("guilty", "within")
 """The states of a check that another choice may explain."""
-Again = Callable[[Choice], AuditResult]
-"""The same audit with another choice."""
+Hopeless = Callable[[OpCheck], bool]
+"""Told every check of an audit as it is made: whether the audit can no longer explain enough."""
+Again = Callable[[Choice, Hopeless], AuditResult | None]
+"""The same audit with another choice; None when it was given up."""
 
 
 def search(result: AuditResult, judged_by: Numerics, again: Again) -> AuditResult | None:
@@ -38,13 +40,32 @@ def search(result: AuditResult, judged_by: Numerics, again: Again) -> AuditResul
     if not is_enough(sum(any(map(_not_right, checks)) for checks in held.values()), len(held)):
         return None
     for choice in choices(judged_by):
-        other = again(choice)
+        other = again(choice, _hopeless(held))
+        if other is None:
+            continue
         right = {check.place for check in other.checks if check.status == "ok"}
         n = sum(_explained(checks, right) for checks in held.values())
         if is_enough(n, len(held)):
             found = Products(*choice, False, len(held), n, deviations_of(choice, judged_by))
             return replace(other, precision=result.precision, products=found)
     return None
+
+
+def _hopeless(held: Mapping[Place, Sequence[OpCheck]]) -> Hopeless:
+    """Return what gives an audit up once too many projections are in checks that stay wrong."""
+    members: dict[Place, set[Place]] = {}
+    for projection, checks in held.items():
+        for check in checks:
+            if _not_right(check):
+                members.setdefault(check.place, set()).add(projection)
+    lost: set[Place] = set()
+
+    def hopeless(check: OpCheck) -> bool:
+        if check.status != "ok":
+            lost.update(members.get(check.place, ()))
+        return not is_enough(len(held) - len(lost), len(held))
+
+    return hopeless
 
 
 def _by_projection(result: AuditResult) -> dict[Place, list[OpCheck]]:

@@ -27,7 +27,7 @@ QUANTISER = (
 HIDDEN = [
     (kept, layer, name)
     for kept, layers, names in (
-        ("every `l_out`", (None,), (*QUANTISER, "bf16 KV", "F16 RoPE tables", "bf16 RoPE tables")),
+        ("every `l_out`", (None,), ("float activations", "truncation", "F16 RoPE tables", "bf16 RoPE tables")),
         ("every `l_out`", (LAYER,), (*QUANTISER, "LayerNorm", "another norm's weight", "mask sees the next token",
                                      "KQ scale x sqrt 2")),
         ("no norms", (None,), ("float activations", "128 levels", "truncation", "float row sum", "eps x 10",
@@ -58,8 +58,12 @@ def test_no_recording_of_a_broken_engine_is_parity(world):
 
 @pytest.mark.parametrize(("kept", "layer", "name"), HIDDEN)
 def test_a_mistake_that_once_got_parity_is_found(kept, layer, name):
-    """With a tolerance for flipped codes, segments of several operations let these pass."""
-    (cell,) = unstated_cells([name], {kept}, [layer])
+    """With a tolerance for flipped codes, segments of several operations let these pass.
+
+    A sample: whole layers that are all wrong take long. ``python -m tests.zoo --recordings`` has the others, and
+    more decoded tokens.
+    """
+    (cell,) = unstated_cells([name], {kept}, [layer], n_decode=1)
     everywhere = name == "float activations" and layer is None  # then it is how the engine computes: not unsaid
     assert (cell.place, cell.verdict) == ("found", "deviates" if everywhere else "candidate_defect"), cell
 

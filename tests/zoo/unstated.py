@@ -34,6 +34,7 @@ def unstated_cells(
     names: Sequence[str] = tuple(MISTAKES),
     recordings: Collection[str] = COLUMNS,
     layers: Sequence[int | None] = (None, LAYER),
+    n_decode: int = N_DECODE,
 ) -> Iterator[Cell]:
     """Yield every mistake, in all layers (None) and in one, with every recording."""
     path = default_model_path()
@@ -42,15 +43,20 @@ def unstated_cells(
         for name, layer in product(names, layers):
             mistake = MISTAKES[name] if layer is None else in_layers(MISTAKES[name], [layer])
             if layer is None or name not in INVISIBLE:
-                yield from _cells(model, config, reference, mistake, recordings)
+                yield from _cells(model, config, reference, mistake, recordings, n_decode)
 
 
 def _cells(
-    model: Model, config: SpecConfig, reference: BitnetPyRunner, mistake: Mistake, recordings: Collection[str]
+    model: Model,
+    config: SpecConfig,
+    reference: BitnetPyRunner,
+    mistake: Mistake,
+    recordings: Collection[str],
+    n_decode: int,
 ) -> Iterator[Cell]:
-    faulty = record(model, PROMPT, N_DECODE, mistakes=[mistake])
+    faulty = record(model, PROMPT, n_decode, mistakes=[mistake])
     decoded = [one.plan.token_ids[0] for one in faulty.passes[1:]]
-    healthy = record(model, PROMPT, N_DECODE, forced=decoded)
+    healthy = record(model, PROMPT, n_decode, forced=decoded)
     reference.reset()
     right = ours(reference, [one.plan for one in faulty.passes], model.n_layers)
     layers = range(model.n_layers) if mistake.layers is None else sorted(mistake.layers)
@@ -61,7 +67,7 @@ def _cells(
             continue
         found = judge(
             Replay(only(faulty, kept.keeps)), Replay(right), PROMPT, model.path,
-            n_decode=N_DECODE, diagnosed=False,
+            n_decode=n_decode, diagnosed=False,
         )  # fmt: skip
         place = placed(found, places, "prefill", kept.keeps, config)
         if found.verdict == "deviates" and mistake == MISTAKES[IN_ALL_LAYERS_A_DEVIATION]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from crossval.audit.audit import audit
+from crossval.audit import trials
+from crossval.audit.audit import _Engine, audit
 from crossval.audit.checks import AuditResult
 from crossval.audit.products import complaints
 from crossval.capture import Capture
@@ -88,3 +90,21 @@ def test_a_statement_binds(model):
     result = judged(model, Style("f32", activations="none"), numerics=Numerics(activation_quantization="int8"))
     assert result.products is None
     assert result.verdict == "guilty"
+
+
+def test_a_choice_that_cannot_explain_enough_any_more_is_given_up(model, monkeypatch):
+    n_judged = Counter()
+    judge = _Engine.judge
+
+    def counted(engine, output):
+        n_judged[given_up] += 1
+        return judge(engine, output)
+
+    monkeypatch.setattr(_Engine, "judge", counted)
+    results = {}
+    for given_up in (True, False):
+        if not given_up:
+            monkeypatch.setattr(trials, "_hopeless", lambda held: lambda check: False)
+        results[given_up] = judged(model, Style("f32"), made=SILU)
+    assert results[True] == results[False]
+    assert n_judged[True] < 0.6 * n_judged[False]
