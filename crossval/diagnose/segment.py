@@ -25,7 +25,7 @@ from crossval.audit.bounds import Arithmetic, floats, readings
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis, Explanation, finite, verdict
 from crossval.diagnose.hypotheses import SAME, Hypothesis, hypotheses
 from crossval.diagnose.replay import Mode, Replay
-from crossval.diagnose.trials import FAILED, Trial, residuals
+from crossval.diagnose.residuals import FAILED, Trial, residuals
 from crossval.diagnose.variants.context import Quantizer, quantizer_of
 from crossval.diagnose.variants.distance import LINEAR_FLOOR, TABLE_FLOOR
 from crossval.diagnose.variants.weights import matrix_shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,7 @@ def test_a_right_engine_that_records_little_is_incomplete(shipped_model, golden,
 
 
 @pytest.mark.usefixtures("unnamed_segments")
-@pytest.mark.parametrize("layer", [0, N_LAYERS // 2, N_LAYERS - 1])
-@pytest.mark.parametrize("mistake", OPERATION)
+@pytest.mark.parametrize(("mistake", "layer"), zip(OPERATION, cycle([0, N_LAYERS // 2, N_LAYERS - 1])))
 def test_l_out_and_logits_give_the_layer(shipped_model, golden, tmp_path, mistake, layer):
     arguments = ("--taps", "few", "--mistake", mistake, "--layer", str(layer))
     receipt = receipt_of(shipped_model, golden, tmp_path, *arguments)
@@ -78,8 +78,7 @@ def test_l_out_and_logits_give_the_layer(shipped_model, golden, tmp_path, mistak
     assert receipt["audit"]["reference"]["first_guilty"] is None
 
 
-@pytest.mark.parametrize("layer", [0, N_LAYERS - 1])
-@pytest.mark.parametrize("mistake", OPERATION)
+@pytest.mark.parametrize(("mistake", "layer"), zip(OPERATION, cycle([N_LAYERS - 1, 0])))
 def test_every_tap_gives_operation_and_cause(shipped_model, golden, tmp_path, mistake, layer):
     arguments = ("--taps", "all", "--mistake", mistake, "--layer", str(layer))
     receipt = receipt_of(shipped_model, golden, tmp_path, *arguments)

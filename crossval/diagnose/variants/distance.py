@@ -47,9 +47,12 @@ def per_token(context: Context, output: Array) -> FloatArray:
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         difference = target - output
         off = _squares(difference)
-        size = np.maximum(_squares(target), _squares(output))
-        if np.isfinite(off).all() and np.isfinite(size).all() and (off[size == 0] == 0).all():
-            return np.sqrt(off / np.where(size == 0, 1.0, size))
+        size = np.maximum(context.once("squares", _squares_of_target), _squares(output))
+        if np.isfinite(off).all() and np.isfinite(size).all():
+            if size.all():
+                return np.sqrt(off / size)
+            if (off[size == 0] == 0).all():
+                return np.sqrt(off / np.where(size == 0, 1.0, size))
         difference = np.where((target == output) | (np.isnan(target) & np.isnan(output)), 0.0, difference)
         size = np.maximum(_length(np.nan_to_num(target)), _length(np.nan_to_num(output)))
         off = _length(difference)
@@ -59,6 +62,10 @@ def per_token(context: Context, output: Array) -> FloatArray:
 
 def _squares(rows: FloatArray) -> FloatArray:
     return np.einsum("ij,ij->i", rows, rows)
+
+
+def _squares_of_target(context: Context) -> FloatArray:
+    return _squares(context.target_by_token)
 
 
 def floor(context: Context, output: Array, family: int, arithmetic: Arithmetic) -> FloatArray:

@@ -12,12 +12,13 @@ import pytest
 from crossval.audit.audit import audit
 from crossval.audit.bounds import Arithmetic
 from crossval.capture import Capture
-from crossval.diagnose import findings, trials
+from crossval.diagnose import findings
+from crossval.diagnose import residuals as trials
 from crossval.diagnose import segment as segment_diagnosis
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis
 from crossval.diagnose.replay import HeldWeights, Mistake, Mode, Replay
+from crossval.diagnose.residuals import Trial
 from crossval.diagnose.segment import diagnose_segment
-from crossval.diagnose.trials import Trial
 from crossval.diagnose.variants import candidates
 from crossval.engines.recorded import RecordedRunner
 from crossval.model import taps

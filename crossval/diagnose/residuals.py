@@ -1,4 +1,4 @@
-"""Trials: the mistakes made one at a time in a segment, and how far the end of each is from what was recorded.
+"""Residuals: mistakes made one at a time in a segment, and how far the end of each is from what was recorded.
 
 After a mistake, and after the last operation that reads the cache or positions, every operation works row by row.
 From there on the tokens of many mistakes are computed as rows of one array, and mistakes that have changed the

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from crossval.audit.bounds import Arithmetic
-from crossval.diagnose import trials
+from crossval.diagnose import residuals as module
 from crossval.diagnose.hypotheses import Hypothesis, hypotheses
 from crossval.diagnose.replay import Mistake, Replay
+from crossval.diagnose.residuals import Trial, residuals
 from crossval.diagnose.segment import _modes
-from crossval.diagnose.trials import Trial, residuals
 from crossval.model.graphs import op_table
 from crossval.model.weights import SpecWeights
 from tests.support.faulty_engine import FaultyRunner
@@ -79,14 +79,14 @@ def test_what_has_changed_the_same_is_computed_once(
     one = replay(weights, shipped_model, "blk.0.l_out", [1019, 5, 77])
     (silu,) = (m.mistake for m in mistakes(one) if m.seen_at == ("ffn_act", "SiLU") and len(m.mistake.at) == 1)
     stacks: list[int] = []
-    stacked = trials._Trials._stacked
+    stacked = module._Trials._stacked
 
-    def counted(self: trials._Trials, stop: int, begun: list[object]) -> object:
+    def counted(self: module._Trials, stop: int, begun: list[object]) -> object:
         stacks.append(len(begun))
         return stacked(self, stop, begun)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trials._Trials, "_stacked", counted)
-    monkeypatch.setattr(trials, "N_ROWS", 1)  # none waits for another
+    monkeypatch.setattr(module._Trials, "_stacked", counted)
+    monkeypatch.setattr(module, "N_ROWS", 1)  # none waits for another
     found = together(one, [Trial(silu, None)] * 3)
     assert (stacks, found) == ([1], [alone(one, Trial(silu, None))] * 3)
 
