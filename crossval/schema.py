@@ -137,6 +137,8 @@ def _validate(value: Any, name: str, where: str, part: str = "#") -> None:
     from crossval.json_schema import violations
 
     error = violations.worst(validator(name, part), value)
+    if error is None:
+        return
     field = ".".join(str(one) for one in error.absolute_path) or "(top level)"
     schema_name = f"{name}.schema.json{part if part != '#' else ''}"
     raise BadInputError(f"{where}: violates {schema_name} at {field}: {one_line(error.message)}")

@@ -13,24 +13,19 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 from jsonschema.validators import extend
 
-from crossval.json_schema.predicate import twice
-
 
 def validator(schema: Mapping[str, Any], part: str = "#", *, strict: bool = True) -> Draft202012Validator:
     """Return the library's validator of a schema, or of the part of it that ``part`` (``#/$defs/name``) names.
 
     ``strict``: 2.0 is no integer.
     """
-    definitions = schema.get("$defs", {})
-    asked = schema if part == "#" else {"$ref": part}
     build = _StrictValidator if strict else _Validator
-    return build({**_inlined(asked, definitions, ()), "$defs": definitions})
+    return build(schema if part == "#" else {"$ref": part, "$defs": schema["$defs"]})
 
 
-def worst(check: Draft202012Validator, value: Any) -> ValidationError:
-    """Return the error to show of a value that is not valid."""
+def worst(check: Draft202012Validator, value: Any) -> ValidationError | None:
+    """Return the error to show of a value; None: it is valid."""
     error: ValidationError | None = best_match(check.iter_errors(value))
-    assert error is not None, "refused by crossval.json_schema.predicate, valid to jsonschema"
     return error
 
 
@@ -51,8 +46,9 @@ def _items(check: Any, asked: Any, value: Any, around: Any) -> _Errors:
 
 
 def _unique(check: Any, asked: Any, value: Any, around: Any) -> _Errors:
-    """Check that no text or number occurs twice in a list."""
-    if isinstance(value, list) and twice(value):
+    """Check that no text or number occurs twice in a list; ``items`` refuses all else in these lists."""
+    plain = [item for item in value if isinstance(item, (str, int, float))] if isinstance(value, list) else []
+    if len(set(plain)) < len(plain):
         yield ValidationError(f"{reprlib.repr(value)} has an item twice")
 
 
@@ -64,22 +60,3 @@ _StrictValidator: type[Draft202012Validator] = extend(  # type: ignore[no-untype
     _Validator, type_checker=_types
 )
 """For what crossval writes itself: 2.0 is no integer there."""
-
-
-def _inlined(schema: Any, definitions: dict[str, Any], inside: tuple[str, ...]) -> Any:
-    """Return the schema with local references inlined, which makes validation several times faster.
-
-    Recursive references stay as they are, and so do the definitions, which they need.
-    """
-    if isinstance(schema, list):
-        return [_inlined(item, definitions, inside) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    name = str(schema.get("$ref", "")).removeprefix("#/$defs/")
-    if name in definitions and name not in inside:
-        target = _inlined(definitions[name], definitions, (*inside, name))
-        beside = {key: value for key, value in schema.items() if key not in ("$ref", "description")}
-        return target if not beside else {"allOf": [target], **beside}
-    return {
-        key: value if key == "$defs" else _inlined(value, definitions, inside) for key, value in schema.items()
-    }
