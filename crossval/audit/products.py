@@ -9,7 +9,7 @@ what is wrong with most projections. It is always said, and never agreement with
 The rule for what is not stated: of the projections judged by themselves, at least ``LEAST_EXPLAINED`` are outside
 the bounds of what the model defines and within those of one and the same other choice. A mistake in one layer, or
 in one projection of every layer, leaves that many; a choice made in fewer places is a mistake in those places.
-Where projections lie inside segments, ``trials`` decides by the same rule.
+Where projections lie inside segments, or are right either way, ``trials`` decides.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ class Products:
     weights: Weights
     declared: bool
     n_checked: int
-    """Projections judged, by themselves or with what is around them, each counted once per pass."""
+    """Projections judged, by themselves or with what is around them, each counted once per pass.
+
+    Found by ``trials``, it leaves out those that are right either way.
+    """
     n_explained: int
     """Of these, how many are within the bounds of this."""
     deviations: tuple[Deviation, ...]

@@ -1,19 +1,21 @@
-"""What projections multiply that were judged together with what is around them: whole audits, each as if another.
+"""What projections multiply, found by whole audits, each as if the engine multiplied something else.
 
-``products.Votes`` counts projections that were judged by themselves. A coarse recording has none, or few: whole
-layers lie between its tensors. Where most projections lie in what an audit does not find right, the audit is made
-again for every choice that the engine leaves open, and the same rule decides: at least ``LEAST_EXPLAINED`` of the
-projections are in checks that were not right and are right then. Right is ``ok``: within a bound that is at
-rounding level. A mistake in one layer of four leaves too few of them; no other choice explains a mistake.
+``products.Votes`` counts projections that were judged by themselves and were wrong. That does not settle it where
+a recording is coarse (whole layers lie between its tensors), nor where what the engine multiplies differs too
+little to tell in many projections: a scale may round to nearly itself. Where enough projections lie in what an
+audit does not find right, the audit is made again for every choice that the engine leaves open. Projections that
+are right either way tell nothing. Of those that tell, at least ``LEAST_EXPLAINED`` have to be in checks that were
+not right and are right then, and so have to be that many of the layers. Right is ``ok``: within a bound that is at
+rounding level. A mistake in one layer of four is in too few layers; no other choice explains a mistake.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from crossval.audit.checks import AuditResult, OpCheck
-from crossval.audit.products import Choice, Products, choices, deviations_of, is_enough
+from crossval.audit.products import LEAST_EXPLAINED, Choice, Products, choices, deviations_of, is_enough
 from crossval.capture import Place
 from crossval.model import taps
 from crossval.model.kinds import BitLinear
@@ -34,38 +36,55 @@ def search(result: AuditResult, judged_by: Numerics, again: Again) -> AuditResul
     """
     if result.verdict != "guilty" or result.products is not None:
         return None
-    if not any(_not_right(check) and check.n_ops > 1 for check in result.checks):
-        return None  # all were judged by themselves: counted already
     held = _by_projection(result)
-    if not is_enough(sum(any(map(_not_right, checks)) for checks in held.values()), len(held)):
+    wrong = {place for place, checks in held.items() if any(map(_not_right, checks))}
+    if not is_enough(len(wrong), len(wrong)) or not _in_most_layers(wrong, held):
         return None
     for choice in choices(judged_by):
-        other = again(choice, _hopeless(held))
+        count = _Count(held, wrong)
+        other = again(choice, count.take)
         if other is None:
             continue
-        right = {check.place for check in other.checks if check.status == "ok"}
-        n = sum(_explained(checks, right) for checks in held.values())
-        if is_enough(n, len(held)):
-            found = Products(*choice, False, len(held), n, deviations_of(choice, judged_by))
+        not_right = count.without({check.place for check in other.checks if check.status == "ok"})
+        explained, n_telling = wrong - not_right, len(wrong | not_right)
+        if is_enough(len(explained), n_telling) and _in_most_layers(explained, held):
+            found = Products(*choice, False, n_telling, len(explained), deviations_of(choice, judged_by))
             return replace(other, precision=result.precision, products=found)
     return None
 
 
-def _hopeless(held: Mapping[Place, Sequence[OpCheck]]) -> Hopeless:
-    """Return what gives an audit up once too many projections are in checks that stay wrong."""
-    members: dict[Place, set[Place]] = {}
-    for projection, checks in held.items():
-        for check in checks:
-            if _not_right(check):
-                members.setdefault(check.place, set()).add(projection)
-    lost: set[Place] = set()
+class _Count:
+    """Counts the projections that another choice does not explain, while an audit under it goes on."""
 
-    def hopeless(check: OpCheck) -> bool:
+    def __init__(self, held: Mapping[Place, Sequence[OpCheck]], wrong: Collection[Place]) -> None:
+        self.wrong = wrong
+        self.not_right: set[Place] = set()
+        self.members: dict[Place, set[Place]] = {}
+        """Check -> the projections that need it to be right."""
+        for projection, checks in held.items():
+            for check in checks:
+                if projection not in wrong or _not_right(check):
+                    self.members.setdefault(check.place, set()).add(projection)
+
+    def take(self, check: OpCheck) -> bool:
+        """Take in a check; return whether too few projections are left that the choice could explain."""
         if check.status != "ok":
-            lost.update(members.get(check.place, ()))
-        return not is_enough(len(held) - len(lost), len(held))
+            self.not_right |= self.members.get(check.place, set())
+        n_lost = len(self.not_right.intersection(self.wrong))
+        return not is_enough(len(self.wrong) - n_lost, len(self.not_right.union(self.wrong)))
 
-    return hopeless
+    def without(self, right: Collection[Place]) -> set[Place]:
+        """Return the projections that are not right when these checks are, and no others."""
+        return set().union(*(members for place, members in self.members.items() if place not in right))
+
+
+def _in_most_layers(places: Collection[Place], held: Collection[Place]) -> bool:
+    """Return whether projections lie in as many of the layers as a property of the whole engine needs."""
+
+    def layers(of: Collection[Place]) -> set[int | None]:
+        return {taps.parse(tap).layer for _, tap in of}
+
+    return len(layers(places)) >= LEAST_EXPLAINED * len(layers(held))
 
 
 def _by_projection(result: AuditResult) -> dict[Place, list[OpCheck]]:
@@ -86,8 +105,3 @@ def _projections(check: OpCheck) -> Iterator[Place]:
 
 def _not_right(check: OpCheck) -> bool:
     return check.status in NOT_RIGHT
-
-
-def _explained(checks: list[OpCheck], right: set[Place]) -> bool:
-    wrong = [check for check in checks if _not_right(check)]
-    return bool(wrong) and all(check.place in right for check in wrong)

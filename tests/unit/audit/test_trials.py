@@ -11,11 +11,12 @@ import pytest
 
 from crossval.audit import trials
 from crossval.audit.audit import _Engine, audit
-from crossval.audit.checks import AuditResult
+from crossval.audit.checks import AuditResult, OpCheck, first_guilty
 from crossval.audit.products import complaints
 from crossval.capture import Capture
 from crossval.model.weights import SpecWeights
 from crossval.passes import Numerics
+from tests.support import healthy_strangers
 from tests.support.narrow_engine import NarrowEngine, Style, plans
 from tests.support.numpy_bitnet.engine import Mistake
 from tests.support.numpy_bitnet.mistakes import MISTAKES, in_layers, silu
@@ -67,15 +68,30 @@ def test_a_deviation_inside_segments_is_found_and_nothing_is_called_wrong(model,
 
 
 @pytest.mark.parametrize(
-    ("made", "layer"),
-    [(in_layers(FLOATS, [1, 2]), 1), (SILU, 0)],
-    ids=["floats in two layers of four", "SiLU in every layer"],
+    ("recorded", "made", "tap"),
+    [
+        (OUTLINE, in_layers(FLOATS, [1, 2]), "blk.1.l_out"),
+        (OUTLINE, SILU, "blk.0.l_out"),
+        ("all taps", in_layers(FLOATS, [1, 2]), "blk.1.q"),
+        ("all taps", in_layers(FLOATS, [2]), "blk.2.q"),
+    ],
+    ids=["floats in two layers of four", "SiLU in every layer", "the same by operation", "floats in one layer"],
 )
-def test_a_mistake_stays_one(model, made, layer):
-    result = judged(model, Style("f32"), made=made)
+def test_a_mistake_stays_one(model, recorded, made, tap):
+    result = judged(model, Style("f32"), recorded=recorded, made=made)
     assert result.products is None
     assert result.first_guilty is not None
-    assert result.first_guilty.tap == f"blk.{layer}.l_out"
+    assert result.first_guilty.tap == tap
+
+
+def test_projections_that_are_right_either_way_tell_nothing(tmp_path):
+    """Half of this model's scales are nearly what they round to in binary16."""
+    situation, bench = healthy_strangers.Situation.draw(225), healthy_strangers.Bench(tmp_path)
+    found = healthy_strangers.judged(replace(situation, n_decode=1), bench)
+    assert found.verdict == "deviates"
+    products = found.found.audits["candidate"].products
+    assert products.deviations == ("weights_f16",)
+    assert products.n_explained == products.n_checked < 28
 
 
 def test_a_mistake_beside_the_deviation_stands_out(model):
@@ -104,7 +120,47 @@ def test_a_choice_that_cannot_explain_enough_any_more_is_given_up(model, monkeyp
     results = {}
     for given_up in (True, False):
         if not given_up:
-            monkeypatch.setattr(trials, "_hopeless", lambda held: lambda check: False)
+            monkeypatch.setattr(trials._Count, "take", lambda count, check: False)
         results[given_up] = judged(model, Style("f32"), made=SILU)
     assert results[True] == results[False]
     assert n_judged[True] < 0.6 * n_judged[False]
+
+
+PROJECTIONS = ("q", "k", "v", "attn_o_out", "ffn_gate", "ffn_up", "ffn_down")
+
+
+def result_of(wrong: set[int], unseen: frozenset[int] = frozenset()) -> AuditResult:
+    """An audit of four layers' projections, each judged by itself: some layers wrong, some not judged."""
+    checks = tuple(
+        OpCheck(0, "prefill", f"blk.{layer}.{name}", "guilty" if layer in wrong else "ok", 1.0, 8, 0)
+        for layer in set(range(4)) - unseen
+        for name in PROJECTIONS
+    )
+    return AuditResult("x", checks, 28, 28, first_guilty(checks), "guilty" if wrong else "clean")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "then", "telling"),
+    [
+        ({0, 1, 2}, result_of(set()), 21),  # the fourth layer is right either way
+        ({0, 1, 2}, result_of({3}), 28),
+        ({0, 1, 2, 3}, result_of({3}), 28),
+        ({0, 1, 2}, result_of({2, 3}), None),
+        ({0, 1, 2}, result_of({2}), None),  # enough of those that tell, in two layers of four
+        ({2}, result_of(set()), None),  # one layer is no property of the engine, whatever explains it
+        ({2, 3}, result_of(set()), None),
+        ({0, 1, 2}, result_of(set(), frozenset({1, 2})), None),  # what is not judged then is not explained
+    ],
+)
+def test_of_the_projections_that_tell_most_have_to_be_explained_in_most_layers(wrong, then, telling):
+    before = result_of(wrong)
+    given_up = []
+
+    def again(choice, hopeless):
+        given_up.append(any(hopeless(check) for check in then.checks))
+        return then
+
+    found = trials.search(before, Numerics(), again)
+    assert (found and found.products.n_checked) == telling
+    assert not any(given_up) or telling is None
+    assert len(wrong) > 2 or not given_up, "an audit that cannot show anything"
