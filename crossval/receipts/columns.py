@@ -11,6 +11,7 @@ names that one (``like``, a path) and has only the columns that differ, or of th
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,7 +120,14 @@ def _below(path: str | None, key: str | int) -> str | None:
     return None if path is None or "/" in str(key) else f"{path}/{key}"
 
 
-_line = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _line(value: Any) -> str:
+    """Return JSON on one line; of plain numbers without the encoder, which is made anew for every one."""
+    if type(value) in (int, float) and math.isfinite(value):
+        return repr(value)
+    return _ENCODER.encode(value)
 
 
 def _alike(rows: Sequence[Any]) -> bool:
