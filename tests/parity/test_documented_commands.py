@@ -28,12 +28,12 @@ SOURCES = [
 ]
 COMMAND = re.compile(r"^ *(?:\$ )?((?:[A-Z_]+=\S+ )*(?:crossval|bitnet|python3?) [^`|]+?)(?: +#.*)?$", re.M)
 NOT_RUN = {
-    r"[\w-]*(?:model|m|big|0\.6b)\.gguf|2b-4t": "a model of the reader's",
+    r"[\w-]*(?:model|m|big|llama|0\.6b)\.gguf|2b-4t": "a model of the reader's",
     r"my-[\w-]+|bitnet-cpp-trace|before[./]": "a trace of the reader's",
     r"fetch-model": "the network",
     r"record_mine|transformers": "PyTorch, and has a test of its own (tests/unit/torch)",
     r"prompts\.txt|text\.txt|mine\.jsonl|greedy\.json": "the reader's file",
-    r"bitnet\.cpp|bitnet_cpp\.build|llama\.cpp|--engine both|crossval (?:bench|record)": "a live engine",
+    r"bitnet_cpp\.build|llama\.cpp": "a compiler, or llama.cpp",
     r"train\.|\[|\bbench\b": "a usage line, or training and measuring, which take long",
     r"tests\.|metamorphic$": "minutes to hours",
     r"-m venv": "an installation (tools/ci/tutorial.sh)",
@@ -41,6 +41,8 @@ NOT_RUN = {
     r"selftest|smoke|doctor": "has tests of its own, or an exit code that depends on the machine",
 }
 """Commands that need more than a checkout; only their words are checked."""
+LIVE = re.compile(r"bitnet\.cpp|--engine both|crossval record")
+"""Commands that need bitnet.cpp: run when it is there."""
 
 
 def documented(path: Path) -> Iterator[str]:
@@ -78,7 +80,11 @@ FIRST: dict[str, Path] = {}
 for page, printed in COMMANDS:
     FIRST.setdefault(printed, page)
 RUN = {
-    path: [command for command, source in FIRST.items() if source == path and runs(command)]
+    path: [
+        command
+        for command, source in FIRST.items()
+        if source == path and runs(command) and not LIVE.search(command)
+    ]
     for path in [*SOURCES, HELP]
 }
 PROGRAMS = {"crossval": crossval.cli.cli, "bitnet": bitnet_py.cli.main}
@@ -101,6 +107,18 @@ def test_a_documented_command_works_as_it_is_printed(path, tmp_path, monkeypatch
     for number, command in enumerate(RUN[path]):
         code, output = in_a_shell(command) if number == 0 or needs_a_shell(command) else in_this_process(command)
         assert code == 0, f"{command}\n{output}"
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("command", [command for command in FIRST if runs(command) and LIVE.search(command)])
+def test_a_documented_command_of_a_live_engine_works_as_it_is_printed(
+    command, bitnet_cpp_library, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("BITNET_CPP_LIB", str(bitnet_cpp_library))
+    code, output = in_a_shell(command)
+    assert code == 0, output
 
 
 def needs_a_shell(command: str) -> bool:
