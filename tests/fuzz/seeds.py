@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from crossval import schema
 from crossval.child.protocol import encode_prefix
 from crossval.engines.tap_maps import MAPS
 from crossval.formats import Dtype
 from crossval.passes import EngineIdentity, PassPlan, PassRecord, TapArray
 from crossval.receipts import columns
 from crossval.receipts import file as receipt
+from crossval.receipts.policy import POLICIES
 from crossval.smoke.suite import DATA_DIR
 from crossval.traces.read import TraceModel, expected_shape
 from crossval.traces.write import TraceWriter
@@ -137,15 +139,21 @@ def receipts() -> list[receipt.Receipt]:
 
 def policies() -> list[bytes]:
     """Return policies that set every field there is."""
-    return [
-        json.dumps({"schema_version": 1, **fields}).encode()
-        for fields in (
-            {},
-            {"max_age_days": 30, "require_live": True, "min_exact_match": 1.0, "reference_names": ["bitnet.cpp"]},
-            {"min_decode_ratio": 1.0, "min_correct": 0.5, "allow_dirty": False, "accept_within": 0.01},
-            {"model_sha256": ["ab" * 32], "tolerance": "same", "allow_precision": ["bf16"]},
-        )
-    ]
+    examples: dict[str, Any] = {"number": 0.5, "array": ["ab" * 32], "boolean": True}
+    fields = schema.load("policy.v1")["properties"]
+    every = {name: one.get("default") or examples.get(one.get("type"), 1) for name, one in fields.items()}
+    every |= {"kinds": ["layers", "greedy"], "per_kind": {"layers": {"min_cosine": 0.9}}}
+    every |= {"taps": {"l_out": {"max_nmse": 1e-9}, "blk.0.q": {"min_exact_match": 1.0}}, "tolerance": "same"}
+    every |= {"allow_precision": ["bf16"], "allow_deviation": ["weights_f16"], "allow_compute_paths": ["recorded"]}
+    every["reference_generation"] = ["main"]
+    found = [every, *({"schema_version": 1, name: value} for name, value in every.items())]
+    return [json.dumps(one).encode() for one in found]
+
+
+def yaml_policies() -> list[bytes]:
+    """Return policies in YAML: the shipped one, and what only YAML has."""
+    flow = b"schema_version: 1\nper_kind:\n  layers: {min_cosine: .9}\ntaps: {l_out: {max_abs: 1e-3}}\n"
+    return [(POLICIES / "strict.yaml").read_bytes(), flow, b"%YAML 1.1\n---\n? schema_version\n: 1\n..."]
 
 
 # --- traces ---------------------------------------------------------------------------------------------------
@@ -248,6 +256,7 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "template": lambda: list(_TEMPLATES),
     "receipt": lambda: [columns.to_text(one).encode() for one in receipts()],
     "policy": policies,
+    "policy-yaml": yaml_policies,
     "journal": lambda: [_lines({"run": JOURNAL_HEADER}, {"entry": {"a": [1]}}).replace(b" ", b""), b'{"run":{"r'],
     "trace": lambda: [trace()[0]],
     "trace-pass": pass_files,

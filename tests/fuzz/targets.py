@@ -183,7 +183,16 @@ def judged(one: receipt.Receipt) -> list[GateCheck]:
 
 def policy(data: bytes, scratch: Path) -> None:
     """Read a policy, and judge a good receipt of every kind by it."""
-    made = read_policy(fresh(scratch, "p.json", data))
+    _judge_by(fresh(scratch, "p.json", data))
+
+
+def policy_yaml(data: bytes, scratch: Path) -> None:
+    """The same of one in YAML."""
+    _judge_by(fresh(scratch, "p.yaml", data))
+
+
+def _judge_by(path: Path) -> None:
+    made = read_policy(path)
     for one in seeds.receipts():
         registry.judge(one, made)
 
@@ -308,6 +317,7 @@ TARGETS: dict[str, Target] = {
     "template": Target(template, (InputError,), ("jinja2", "bitnet_py.chat_template")),
     "receipt": Target(stored_receipt, _HARNESS, _RECEIPTS, json=True),
     "policy": Target(policy, _HARNESS, ("crossval.receipts", "crossval.schema"), json=True),
+    "policy-yaml": Target(policy_yaml, _HARNESS, ("crossval.receipts", "crossval.schema", "yaml")),
     "journal": Target(journal, _HARNESS, ("crossval.receipts", "crossval.schema"), json=True),
     "trace": Target(trace_json, _HARNESS, _TRACES, json=True),
     "trace-pass": Target(trace_pass, _HARNESS, _TRACES),
