@@ -152,7 +152,7 @@ def policies() -> list[bytes]:
 
 def yaml_policies() -> list[bytes]:
     """Return policies in YAML: the shipped one, and what only YAML has."""
-    flow = b"schema_version: 1\nper_kind:\n  layers: {min_cosine: .9}\ntaps: {l_out: {max_abs: 1e-3}}\n"
+    flow = b"schema_version: 1\nper_kind:\n  layers: {min_cosine: 0.9}\ntaps: {l_out: {max_abs: 0.001}}\n"
     return [(POLICIES / "strict.yaml").read_bytes(), flow, b"%YAML 1.1\n---\n? schema_version\n: 1\n..."]
 
 
