@@ -29,8 +29,9 @@ RECEIPTS = click.argument("receipts", nargs=-1, required=True, type=PATH, metava
 def report(receipts: tuple[Path, ...], html: Path) -> None:
     """Write receipts as one HTML page: verdict, figures, findings, tables, provenance.
 
-    The page needs no network and no script. RECEIPT is a file, or a folder of them. Two receipts are
-    shown side by side. The summary of a sweep, alone, gives the sweep's page.
+    The page needs no network and no script. RECEIPT is a file, or a folder of them; of a sweep's
+    folder, its cells. Two receipts are shown side by side. The summary of a sweep, alone, gives the
+    sweep's page.
 
     \b
     Example:
@@ -39,7 +40,7 @@ def report(receipts: tuple[Path, ...], html: Path) -> None:
     if len(receipts) == 1 and summary.is_summary(receipts[0]):
         write_atomically(html, make_page(summary.read(receipts[0])).encode())
     else:
-        write_report(receipts, html)
+        write_report(list(map(summary.receipts_in, receipts)), html)
     if html != STREAM:
         show_line(screen(), f"page: {html}")
 
@@ -80,14 +81,14 @@ def show(path: Path, table: str | None) -> None:
 def show_history(receipts: tuple[Path, ...], as_csv: bool) -> None:
     """List receipts by date, with what changed since the last one of the same comparison.
 
-    RECEIPT is a file, or a folder of them. Receipts of one kind, model, prompt and reference are one
-    comparison.
+    RECEIPT is a file, or a folder of them; of a sweep's folder, its cells. Receipts of one kind,
+    model, prompt and reference are one comparison.
 
     \b
     Example:
       crossval history receipts/
     """
-    made = read_history(receipts)
+    made = read_history(list(map(summary.receipts_in, receipts)))
     if as_csv:
         write_json(made.to_csv(index=False))
     else:

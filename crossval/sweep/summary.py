@@ -14,7 +14,7 @@ from crossval.receipts import provenance
 from crossval.receipts.columns import unpack
 from crossval.receipts.file import MAX_SIZE_BYTES, Receipt, digest, write
 from crossval.schema import parse_json, validate_sweep
-from crossval.sweep.plan import Cell, Sweep
+from crossval.sweep.plan import FOLDER, Cell, Sweep
 from crossval.terms import PassFail
 
 KIND = "sweep"
@@ -141,6 +141,11 @@ def exit_code(summary: Mapping[str, Any]) -> int:
     if summary["verdict"] == "fail" and worst <= UnavailableError.exit_code:
         return 1
     return max(worst, {"pass": 0, "fail": 1, "incomplete": UnavailableError.exit_code}[summary["verdict"]])
+
+
+def receipts_in(path: Path) -> Path:
+    """Return the folder of the cells' receipts where a path is a sweep's folder, else the path."""
+    return path / FOLDER if (path / NAME).is_file() else path
 
 
 def is_summary(path: Path) -> bool:

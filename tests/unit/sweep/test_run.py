@@ -43,6 +43,10 @@ def test_every_cell_is_compared_and_kept(sweep, asked, tmp_path: Path) -> None:
     assert shown.stdout in done.stdout
     run("report", tmp_path / "out/sweep.json", "--html", tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == html
+    listed = run("history", tmp_path / "out")
+    assert (listed.exit_code, listed.stdout) == (0, run("history", tmp_path / "out/cells").stdout)
+    assert "4 receipts" in listed.stdout
+    assert run("report", tmp_path / "out", "--html", tmp_path / "cells.html").exit_code == 0
 
 
 def test_what_is_there_is_not_run_again(sweep, asked, tmp_path: Path) -> None:
