@@ -69,7 +69,9 @@ def test_a_right_engine_that_records_little_is_incomplete(shipped_model, golden,
 
 
 @pytest.mark.usefixtures("unnamed_segments")
-@pytest.mark.parametrize(("mistake", "layer"), zip(OPERATION, cycle([0, N_LAYERS // 2, N_LAYERS - 1])))
+@pytest.mark.parametrize(
+    ("mistake", "layer"), list(zip(OPERATION, cycle([0, N_LAYERS // 2, N_LAYERS - 1]), strict=False))
+)
 def test_l_out_and_logits_give_the_layer(shipped_model, golden, tmp_path, mistake, layer):
     arguments = ("--taps", "few", "--mistake", mistake, "--layer", str(layer))
     receipt = receipt_of(shipped_model, golden, tmp_path, *arguments)
@@ -78,7 +80,7 @@ def test_l_out_and_logits_give_the_layer(shipped_model, golden, tmp_path, mistak
     assert receipt["audit"]["reference"]["first_guilty"] is None
 
 
-@pytest.mark.parametrize(("mistake", "layer"), zip(OPERATION, cycle([N_LAYERS - 1, 0])))
+@pytest.mark.parametrize(("mistake", "layer"), list(zip(OPERATION, cycle([N_LAYERS - 1, 0]), strict=False)))
 def test_every_tap_gives_operation_and_cause(shipped_model, golden, tmp_path, mistake, layer):
     arguments = ("--taps", "all", "--mistake", mistake, "--layer", str(layer))
     receipt = receipt_of(shipped_model, golden, tmp_path, *arguments)
