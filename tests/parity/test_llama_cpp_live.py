@@ -152,8 +152,10 @@ def test_a_library_that_computes_with_other_weights_is_found(
 
 def test_a_model_it_cannot_read_is_refused(llama_cpp: Path, make_model: Callable[..., Path]) -> None:
     with pytest.raises(EngineCrashError, match=r"could not load .*") as error:
-        BitnetCppRunner(make_model(), library=llama_cpp).__enter__()
+        BitnetCppRunner(make_model(arch="llama"), library=llama_cpp).__enter__()
     assert "of type 36" in str(error.value)
+    with pytest.raises(BadInputError, match=r"architecture 'bitnet-b1\.58'; of mainline llama\.cpp the graphs of"):
+        BitnetCppRunner(make_model(), library=llama_cpp).__enter__()
 
 
 def test_a_model_of_another_graph_is_refused_in_one_line(
