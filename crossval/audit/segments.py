@@ -83,6 +83,7 @@ class Segment:
 
     # --- computing --------------------------------------------------------------------------------------------
 
+    @np.errstate(over="ignore", invalid="ignore")  # a bound that overflows shows nothing, and says so
     def evaluate(
         self, rows: Sequence[int], flips: Flips, readings: Readings
     ) -> tuple[dict[str, Part], dict[str, Ties]]:
@@ -171,6 +172,7 @@ class Segment:
         if not self.arithmetic.known:
             bound = bound + bounds.U * np.abs(target)  # it was rounded once more to be recorded
         bound = bound + self.arithmetic.of(output.op).storing(F32, output.form).stored(target)
+        bound = np.nan_to_num(bound, nan=np.inf, posinf=np.inf)  # it overflowed: nothing is outside of it
         off = np.abs(target - expected)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(off == 0, 0.0, off / bound)
@@ -200,9 +202,38 @@ class Segment:
         return replace(part, n_open=np.asarray(n_open, np.float64))
 
     def settle(self) -> Outcome:
-        """Judge every recorded row; explain what can be explained by flips, and keep what that changes."""
-        every = self.every_row
+        """Judge every recorded row; explain what can be explained by flips, and keep what that changes.
+
+        A flip in a token that others attend to puts all of them outside their bounds, under the right reading too.
+        So where the reading that most rows fit leaves rows beyond, and there are ties, the others are tried.
+        """
+        known = dict(self.flips)
         self._read()
+        best, first = self._settle(), self.readings
+        for readings in self._allowed():
+            if not best.beyond or not any(len(one.rows) for one in self.ties.values()):
+                break
+            if readings == first:
+                continue
+            held = dict(self.flips), self.readings, self.parts, self.ties
+            self._restore(known)
+            self.readings = readings
+            self.parts, self.ties = self.evaluate(self.every_row, self.flips, readings)
+            other = self._settle()
+            if (len(other.beyond), len(other.excused)) < (len(best.beyond), len(best.excused)):
+                best = other
+            else:
+                flips, self.readings, self.parts, self.ties = held
+                self._restore(flips)
+        return best
+
+    def _restore(self, flips: Mapping[tuple[str, int], frozenset[int]]) -> None:
+        self.flips.clear()
+        self.flips.update(flips)
+
+    def _settle(self) -> Outcome:
+        """Judge every recorded row under the reading that is chosen."""
+        every = self.every_row
         by_row = self.worst_by_row(self.parts)
         beyond: set[int] = set()
         excused: dict[int, float] = {}

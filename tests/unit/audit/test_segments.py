@@ -15,6 +15,7 @@ from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.engines.spec import SpecRunner
 from crossval.model.graphs import op_table
 from crossval.passes import Numerics, PassPlan, TapArray
+from tests.support import healthy_strangers
 from tests.support.wrapped import Wrapped
 from tests.unit.audit.test_audit import ALL, PLANS, run
 
@@ -52,6 +53,35 @@ def test_a_flip_inside_a_segment_is_explained_exactly(make_model, weights):
             assert result.verdict == "clean"
             explained += sum(check.flips for check in result.checks if check.n_ops > 1)
     assert explained > 0
+
+
+def test_a_flip_that_every_token_reads_is_found_under_the_reading_that_is_right(make_model, weights, monkeypatch):
+    """With it no reading fits any token at first, and wider bounds make a wrong one look better."""
+    with SpecRunner(make_model()) as engine:  # which keeps keys in binary32
+        norms = engine.eval(range(300), ["blk.0.attn_norm"]).taps["blk.0.attn_norm"].array.astype(np.float64)
+        scaled = norms * (127 / np.abs(norms).max(axis=1, keepdims=True))
+        token, feature = divmod(int(np.argmin(np.abs(np.abs(scaled) % 1 - 0.5))), norms.shape[1])
+        plans = [PassPlan("prefill", (token, 5, 9, 20, 33), 0)]
+        only = ["inp_embd", "blk.0.kq"]
+        stated = Numerics()
+        settle, segments = Segment.settle, []
+        monkeypatch.setattr(Segment, "settle", lambda segment: segments.append(segment) or settle(segment))
+        run(Wrapped(engine, only=only, numerics=stated), weights, plans)
+        (segment,) = segments
+        flip = {("blk.0.attn_norm", 0): frozenset({feature})}
+        flipped = segment.evaluate(segment.every_row, flip, {})[0]["blk.0.kq"].approx.value
+        engine.reset()
+        at = {(0, "blk.0.kq"): lambda array: flipped}
+        result = run(Wrapped(engine, only=only, numerics=stated, at=at), weights, plans)
+    assert {check.tap: (check.status, check.flips) for check in result.checks}["blk.0.kq"] == ("ok", 1)
+
+
+def test_a_bound_that_overflows_shows_nothing(tmp_path):
+    """The logits alone of a deep model in bfloat16: 183 operations, after which the bound is infinite."""
+    situation = replace(healthy_strangers.Situation.draw(469), pieces=(2,), n_decode=0)
+    found = healthy_strangers.judged(situation, healthy_strangers.Bench(tmp_path))
+    (check,) = (one for one in found.found.audits["candidate"].checks if one.tap == "result_output")
+    assert (check.status, check.within, found.verdict) == ("within", 1.0, "incomplete")
 
 
 def test_coarse_trace_names_the_layer(make_model, weights):
