@@ -45,6 +45,8 @@ class Rerun:
     model: Path | None = None
     candidate: str | None = None
     reference: str | None = None
+    tap_map: str | Path | None = None
+    """What the engines of traces call their tensors: a receipt does not hold it."""
 
     def checks(self, receipt: Receipt) -> Iterator[GateCheck]:
         """Run a receipt's command again and check that it gives the same rows, or say why that cannot be done.
@@ -95,6 +97,7 @@ def _layers(receipt: Receipt, model: Path, how: Rerun) -> tuple[Receipt, Part]:
         "n_decode": kept - 1,
         "full": bool(settings["full"]),
         "causal": bool(settings.get("causal")),
+        "tap_map": how.tap_map,
     }
     if receipt["kind"] == "diff":
         fresh = compare_traces(how.word(receipt, "candidate"), how.word(receipt, "reference"), model, **options)
@@ -136,6 +139,7 @@ def _greedy(receipt: Receipt, model: Path, how: Rerun) -> tuple[Receipt, Part]:
         n_steps=kept,
         audit=any(side is not None for side in (receipt["audit"] or {}).values()),
         follow_reference_graph=bool(settings.get("follow_reference_graph")),
+        tap_map=how.tap_map,
     )
     whole = kept == n_steps and len(chosen) == len(prompts)
     pairs = []

@@ -11,10 +11,12 @@ from typing import Any
 import click
 from rich.console import Console
 
+from bitnet_py import overrides
+from bitnet_py.override_option import override_option
 from crossval.api.rerun import Rerun
 from crossval.cli import output
 from crossval.cli.exits import of_error
-from crossval.cli.options import COLOR, DETAIL, PATH
+from crossval.cli.options import COLOR, DETAIL, PATH, TAP_MAP
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
 from crossval.receipts import ci, gate, signature
@@ -130,6 +132,8 @@ def _demands(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--model", type=PATH, metavar="PATH", help="Model for --rerun. Default: the shipped one.")
 @click.option("--candidate", metavar="WORD", help="Candidate for --rerun. Default: the receipt's word.")
 @click.option("--reference", metavar="WORD", help="Reference for --rerun. Default: the receipt's word.")
+@TAP_MAP
+@override_option
 @click.option("--junit", type=PATH, metavar="OUT", help="Write the checks as JUnit XML.")
 @click.option("--markdown", type=PATH, metavar="OUT", help="Write a summary for a pull request.")
 @click.option("--badge", type=PATH, metavar="OUT", help="Write the JSON of a badge, as shields.io reads it.")
@@ -152,6 +156,7 @@ def command(
     model: Path | None,
     candidate: str | None,
     reference: str | None,
+    tap_map: str | None,
     **demands: Any,
 ) -> None:
     """Check receipts in CI: recompute everything from the rows, then apply a policy.
@@ -174,9 +179,9 @@ def command(
     if init or policy_out is not None:
         _init(receipts, policy, policy_out, init)
         return
-    again = None if rerun is None else Rerun(rerun, model, candidate, reference)
-    if again is None and (model, candidate, reference) != (None, None, None):
-        raise click.UsageError("--model, --candidate and --reference are for --rerun")
+    again = None if rerun is None else Rerun(rerun, model, candidate, reference, tap_map)
+    if again is None and (any((model, candidate, reference, tap_map)) or overrides.notes()):
+        raise click.UsageError("--model, --candidate, --reference, --tap-map and --override are for --rerun")
     found = [judged(path, policy, keys, again) for path in receipts]
     for one, checks in zip(found, gate.together([one.checks for one in found]), strict=True):
         one.checks = checks

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import stat
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 MAX_SIZE_BYTES = 32 << 20
+COMPRESSED = ".gz"
+"""Ending of a file name with which a receipt is written in the gzip format; reading asks the file itself."""
+_GZIP = b"\x1f\x8b"
 
 
 class Receipt(dict[str, Any]):
@@ -56,7 +62,7 @@ class Receipt(dict[str, Any]):
         return found[table]
 
     def save(self, path: str | Path) -> None:
-        """Write the receipt as JSON, atomically; ``crossval.open_receipt`` reads it.
+        """Write the receipt as JSON, atomically, compressed if ``path`` ends in ``.gz``.
 
         Raises:
             BadInputError: the path cannot be written, or names something that is not a regular file.
@@ -98,6 +104,8 @@ def seal(receipt: Mapping[str, Any]) -> Receipt:
 def write(path: str | Path, receipt: Mapping[str, Any]) -> None:
     """Write a sealed receipt as JSON, its tables by column (``receipts.columns``), atomically; ``-``: to stdout.
 
+    The same receipt makes the same bytes, compressed (a name that ends in ``.gz``) or not.
+
     Raises:
         BadInputError: the path cannot be written, or names something that is not a regular file.
     """
@@ -105,7 +113,8 @@ def write(path: str | Path, receipt: Mapping[str, Any]) -> None:
     try:
         if file != STREAM and file.exists() and not stat.S_ISREG(file.stat().st_mode):
             raise BadInputError(f"cannot write the receipt to {file}: not a regular file")
-        write_atomically(file, columns.to_text(receipt).encode("utf-8"))
+        data = columns.to_text(receipt).encode("utf-8")
+        write_atomically(file, gzip.compress(data, mtime=0) if file.suffix == COMPRESSED else data)
     except OSError as error:
         raise BadInputError(f"cannot write the receipt to {file}: {error.strerror or error}") from error
 
@@ -123,7 +132,31 @@ def read(path: str | Path) -> Receipt:
         by the schema.
     """
     file = Path(path)
-    data = read_limited(file, "receipt", MAX_SIZE_BYTES)
+    data = read_bytes(file)
     receipt = columns.unpack(parse_json(data, str(file)), len(data), str(file))
     validate(receipt, str(file))
     return Receipt(receipt)
+
+
+def read_bytes(path: Path, what: str = "receipt") -> bytes:
+    """Return the JSON text in a receipt's file, decompressed if the file is in the gzip format.
+
+    Raises:
+        BadInputError: unreadable, damaged, or larger than 32 MiB, before or after.
+    """
+    data = read_limited(path, what, MAX_SIZE_BYTES)
+    if not data.startswith(_GZIP):
+        return data
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            text = file.read(MAX_SIZE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInputError(f"{path}: damaged gzip file: {one_line(error)}") from error
+    if len(text) > MAX_SIZE_BYTES:
+        raise BadInputError(f"{path}: larger than {MAX_SIZE_BYTES} bytes when decompressed")
+    return text
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """Return the files below a folder whose names are those of receipts, ``.json`` and ``.json.gz``, sorted."""
+    return sorted([*folder.rglob("*.json"), *folder.rglob(f"*.json{COMPRESSED}")])

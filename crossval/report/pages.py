@@ -12,7 +12,7 @@ from rich.console import Console
 from crossval.console import console
 from crossval.errors import BadInputError
 from crossval.files import write_atomically
-from crossval.receipts.file import Receipt, read
+from crossval.receipts.file import Receipt, in_folder, read
 from crossval.report import history
 from crossval.report.page import make_page
 
@@ -37,7 +37,7 @@ def write(receipts: Sequence[str | Path], html: str | Path, show: Callable[[Cons
 def read_history(receipts: Sequence[str | Path]) -> pd.DataFrame:
     """Return one row per receipt, oldest first, with what changed since the last of the same comparison.
 
-    ``receipts``: files, or folders whose ``*.json`` files are receipts. Columns: ``report.history``.
+    ``receipts``: files, or folders whose ``*.json`` and ``*.json.gz`` files are receipts. Columns: ``report.history``.
 
     Raises:
         BadInputError: a receipt cannot be read, or there is none.
@@ -55,7 +55,7 @@ def _read(paths: Sequence[str | Path]) -> Iterator[tuple[str, Receipt]]:
     """Yield every receipt with the name to show for it: its path within the folder that was given."""
     n_read = 0
     for path in map(Path, paths):
-        files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        files = in_folder(path) if path.is_dir() else [path]
         for file in files:
             yield str(file.relative_to(path)) if path.is_dir() else file.name, read(file)
             n_read += 1

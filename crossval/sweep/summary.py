@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from crossval.errors import BadInputError, UnavailableError
-from crossval.files import STREAM, read_limited, utc_now
+from crossval.files import STREAM, utc_now
 from crossval.receipts import provenance
 from crossval.receipts.columns import unpack
-from crossval.receipts.file import MAX_SIZE_BYTES, Receipt, digest, write
+from crossval.receipts.file import Receipt, digest, read_bytes, write
 from crossval.schema import parse_json, validate_sweep
 from crossval.sweep.plan import FOLDER, Cell, Sweep
 from crossval.terms import PassFail
@@ -153,7 +153,7 @@ def is_summary(path: Path) -> bool:
     if path == STREAM:
         return False
     try:
-        data = parse_json(read_limited(path, "receipt", MAX_SIZE_BYTES), str(path))
+        data = parse_json(read_bytes(path), str(path))
     except BadInputError:
         return False
     return isinstance(data, dict) and data.get("kind") == KIND
@@ -165,7 +165,7 @@ def read(path: Path) -> Receipt:
     Raises:
         BadInputError: unreadable, not JSON, against the schema, or a row of something that is not listed.
     """
-    data = read_limited(path, "summary", MAX_SIZE_BYTES)
+    data = read_bytes(path, "summary")
     summary = unpack(parse_json(data, str(path)), len(data), str(path))
     validate_sweep(summary, str(path))
     for name in ("model", "prompt", "candidate"):

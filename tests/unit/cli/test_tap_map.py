@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from crossval.api.rerun import Rerun
+from crossval.errors import BadInputError
 from crossval.model import taps
 from crossval.passes import TapArray
 from crossval.receipts import file as receipt
@@ -71,6 +74,20 @@ def test_an_engine_in_its_own_words_gets_the_same_rows(
     for part in ("results", "audit", "coverage"):
         assert made[part] == receipt.read(tmp_path / "plain.json")[part]
     assert any("read as taps by the tap map own.json, sha256 " in note for note in made["notes"])
+
+
+def test_a_receipt_made_with_a_map_is_rerun_with_it(
+    layers, record: Record, golden: Path, own_map: Path, model_path: Path, tmp_path: Path, out: Path
+) -> None:
+    other = rewritten(record("other"), tmp_path / "other", in_other_words)
+    assert layers("--candidate", other, "--tap-map", own_map, "--receipt", out).exit_code == 0
+    again = Rerun(model=model_path, candidate=str(other), reference=str(golden), tap_map=own_map)
+    (check,) = again.checks(receipt.read(out))
+    assert (check.passed, check.detail) == (True, "3 of 3 passes, 15 rows: equal")
+    with pytest.raises(BadInputError, match="--tap-map"):
+        list(replace(again, tap_map=None).checks(receipt.read(out)))
+    usage = run("gate", out, "--tap-map", own_map)
+    assert (usage.exit_code, "for --rerun" in usage.stderr) == (2, True)
 
 
 def test_a_fault_behind_a_map_is_found_where_it_is(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import math
@@ -245,6 +246,49 @@ def test_missing_directory_or_huge_receipts_are_bad_input(tmp_path: Path, monkey
     big.write_bytes(b" " * 11)
     with pytest.raises(BadInputError, match="larger than"):
         receipt.read(big)
+
+
+def test_a_name_that_ends_in_gz_is_compressed_and_read_whatever_its_name(good: receipt.Receipt, tmp_path: Path):
+    plain, small, renamed = (tmp_path / name for name in ("a.json", "a.json.gz", "b.json"))
+    for path in (plain, small):
+        good.save(path)
+    assert gzip.decompress(small.read_bytes()) == plain.read_bytes()
+    assert small.stat().st_size < plain.stat().st_size / 2
+    small.rename(renamed)
+    assert receipt.read(renamed) == receipt.read(plain) == good
+    good.save(small)
+    assert small.read_bytes() == renamed.read_bytes(), "the time is not in it"
+    assert receipt.in_folder(tmp_path) == [plain, small, renamed]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-9], "damaged gzip file"),
+        (lambda data: data[:20], "damaged gzip file"),
+        (lambda data: data[:2], "damaged gzip file"),
+        (lambda data: data[:40] + b"\xff" * 20 + data[60:], "damaged gzip file"),
+        (lambda data: data[:-8] + bytes(4) + data[-4:], "damaged gzip file"),
+        (lambda data: data + b"no more", "damaged gzip file"),
+        (lambda data: gzip.compress(data), "not valid JSON"),
+    ],
+)
+def test_a_damaged_gzip_file_is_one_clear_error(damage, message, good, tmp_path):
+    path = tmp_path / "broken.json.gz"
+    good.save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BadInputError, match=message) as caught:
+        receipt.read(path)
+    assert "\n" not in str(caught.value) and "broken.json.gz" in str(caught.value)
+
+
+def test_a_gzip_file_may_not_grow_over_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(receipt, "MAX_SIZE_BYTES", 1000)
+    path = tmp_path / "bomb.json.gz"
+    path.write_bytes(gzip.compress(b" " * 1001))
+    assert path.stat().st_size < 1000
+    with pytest.raises(BadInputError, match="larger than 1000 bytes when decompressed"):
+        receipt.read(path)
 
 
 def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
