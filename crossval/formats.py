@@ -31,12 +31,14 @@ class Format:
     largest: float
     round: Callable[[npt.NDArray[Any]], FloatArray]
     """Round to nearest, ties to even, and widen to float64; values out of range become infinite."""
+    keeps: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
+    """Which finite values are representable in it; of NaN and infinities, anything."""
 
-    def holds(self, array: npt.NDArray[np.float32]) -> bool:
+    def holds(self, array: npt.NDArray[np.floating[Any]]) -> bool:
         """Return whether every value is representable in this format; NaN and infinities always are."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            same = self.round(array) == array
-        return bool((same | ~np.isfinite(array)).all())
+        narrow = array.astype(np.float32, copy=False)
+        kept = self.keeps(narrow) if narrow is array else self.keeps(narrow) & (narrow == array)
+        return bool(kept.all() or (kept | ~np.isfinite(array)).all())
 
 
 def to_f32(x: npt.NDArray[Any]) -> FloatArray:
@@ -61,8 +63,24 @@ def to_bf16(x: npt.NDArray[Any]) -> FloatArray:
         return np.where(np.isfinite(narrow), wide, narrow.astype(np.float64))
 
 
-F32 = Format("f32", "binary32", 2.0**-24, 2.0**-149, float(np.finfo(np.float32).max), to_f32)
+def _in_f32(array: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    return np.ones(array.shape, np.bool_)
+
+
+def _in_f16(array: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        kept: npt.NDArray[np.bool_] = array.astype(np.float16) == array
+    return kept
+
+
+def _in_bf16(array: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """bfloat16 is the upper half of binary32."""
+    kept: npt.NDArray[np.bool_] = (array.view(np.uint32) & np.uint32(0xFFFF)) == 0
+    return kept
+
+
+F32 = Format("f32", "binary32", 2.0**-24, 2.0**-149, float(np.finfo(np.float32).max), to_f32, _in_f32)
 # binary32: the whole smallest subnormal, because engines that flush to zero may differ by as much.
-F16 = Format("f16", "binary16 (F16)", 2.0**-11, 2.0**-25, 65504.0, to_f16)
-BF16 = Format("bf16", "bfloat16", 2.0**-8, 2.0**-134, 2.0**128 - 2.0**120, to_bf16)
+F16 = Format("f16", "binary16 (F16)", 2.0**-11, 2.0**-25, 65504.0, to_f16, _in_f16)
+BF16 = Format("bf16", "bfloat16", 2.0**-8, 2.0**-134, 2.0**128 - 2.0**120, to_bf16, _in_bf16)
 FORMATS: dict[str, Format] = {one.name: one for one in (F32, F16, BF16)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -40,7 +41,7 @@ class PassPlan:
     token_ids: tuple[int, ...]
     start: int
 
-    @property
+    @cached_property
     def positions(self) -> tuple[int, ...]:
         """Positions of the tokens in the sequence."""
         return tuple(range(self.start, self.start + len(self.token_ids)))

@@ -133,7 +133,7 @@ class _Engine:
     def note(self, output: Output, check: OpCheck, computed: Covered = frozenset()) -> None:
         """Keep a check and what it covers."""
         spans = tuple(dict.fromkeys(name for _, name in sorted(computed)))
-        self.checks.append(replace(check, spans=spans))
+        self.checks.append(replace(check, spans=spans) if spans else check)
         self.given_up = self.given_up or (self.hopeless is not None and self.hopeless(check))
         if check.status != "unchecked":
             self.covered |= {output.place, *computed}

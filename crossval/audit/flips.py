@@ -24,8 +24,9 @@ MOST_TIES = 100
 NEARNESS_COST = 4.0
 """How much later a tie just within reach is tried than one that is hit exactly, in flips."""
 
-Attempt = Callable[[int, Flips], tuple[bool, Mapping[str, Ties]]]
-"""(first row that is flipped, flips) -> whether the token fits then, and the ties of the rows from there on."""
+Attempt = Callable[[int, str, Flips], tuple[bool, Mapping[str, Ties]]]
+"""(first row and first tensor in execution that have a flip to try, all flips) -> whether the token fits then, and
+the ties of the rows and of the tensors from there on."""
 
 
 class Tie(NamedTuple):
@@ -97,7 +98,7 @@ def search(
         for tie in taken:  # one that is there already is taken back
             key = (tie.tap, tie.row)
             flips[key] = flips.get(key, frozenset()) ^ {tie.feature}
-        fits, near = attempt(min(tie.row for tie in taken), flips)
+        fits, near = attempt(min(tie.row for tie in taken), taken[0].tap, flips)
         if fits:
             return Found({key: flips[key] for key in {(tie.tap, tie.row) for tie in taken}})
         extend(cost, taken, _nearest(near, rows))

@@ -203,10 +203,16 @@ def _is_evidence(found: Precision) -> bool:
 
 
 def _says_something(array: npt.NDArray[np.float32]) -> bool:
-    flat = np.abs(array.reshape(-1))
-    flat = flat[np.isfinite(flat) & (flat > 0)]
-    step = max(1, flat.size // 4096)
-    return np.unique(flat[::step]).size >= MIN_DISTINCT
+    """Return whether a tensor has enough different values, as seen from a sample."""
+    flat = array.reshape(-1)
+    return any(_n_distinct(values) >= MIN_DISTINCT for values in (flat[:_PROBE], flat))
+
+
+def _n_distinct(values: npt.NDArray[np.float32]) -> int:
+    """Return how many different magnitudes are among some thousands of the finite values that are not zero."""
+    sizes = np.abs(values)
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    return np.unique(sizes[:: max(1, sizes.size // 4096)]).size
 
 
 def differs(found: Precision) -> bool:

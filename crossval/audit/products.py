@@ -97,8 +97,10 @@ class Votes:
         """Take in one projection: its recorded input and output, matrix and bias as in the file, the judgement."""
         self.n_checked += 1
         self.n_right += not wrong
+        if not wrong:
+            return
         few_digits = any(form.holds(recorded[:1]) for form in (BF16, F16))
-        if wrong and (arithmetic.low or not few_digits):  # else it is judged again, in the format that it is in
+        if arithmetic.low or not few_digits:  # else it is judged again, in the format that it is in
             for choice in choices(arithmetic.numerics):
                 if _explains(choice, x, recorded, weights, arithmetic):
                     self.explained[choice] += 1

@@ -85,16 +85,18 @@ class Segment:
 
     @np.errstate(over="ignore", invalid="ignore")  # a bound that overflows shows nothing, and says so
     def evaluate(
-        self, rows: Sequence[int], flips: Flips, readings: Readings
+        self, rows: Sequence[int], flips: Flips, readings: Readings, start: int = 0
     ) -> tuple[dict[str, Part], dict[str, Ties]]:
         """Compute the segment for some rows, all that earlier rows left in the cache being as in ``parts``.
+
+        ``start``: the first operation to compute; what those before it gave is in ``parts``.
 
         Raises:
             ValueError: an input was not recorded for these rows.
         """
         made: dict[str, Part] = {}
         ties: dict[str, Ties] = {}
-        for op in self.ops:
+        for op in self.ops[start:]:
             have = self._rows(op, rows, made)
             arrays = [self._input(op, name, have, made) for name in op.inputs]
             if op.name in readings:
@@ -127,7 +129,7 @@ class Segment:
         wanted = self.output.rows if op is self.output.op else self.every_row
         found = [row for row in rows if row in wanted]
         for name in op.inputs:
-            part = made.get(name) or self.inputs.get(name)
+            part = made.get(name) or self.inputs.get(name) or self.parts.get(name)
             if part is not None:
                 found = [row for row in found if row in part.rows]
         if not found:
@@ -137,7 +139,7 @@ class Segment:
     def _input(self, op: Op, name: str, rows: tuple[int, ...], made: Mapping[str, Part]) -> Approx:
         if name in self.cells:
             return self._cache(name, made)
-        part = made.get(name) or self.inputs[name]
+        part = made.get(name) or self.inputs.get(name) or self.parts[name]
         if part.rows == rows:
             return part.approx
         where = {row: i for i, row in enumerate(part.rows)}
@@ -312,18 +314,21 @@ class Segment:
     def _explain(self, row: int) -> tuple[dict[tuple[str, int], frozenset[int]] | None, bool]:
         """Search the flips that make a row fit; None: none do. Also whether every choice was tried."""
         hidden = [r for r in range(row) if r not in self.output.rows]
-        tensors = [op.inputs[0] for op in self.ops if isinstance(op.kind, BitLinear)]
+        reads: dict[str, int] = {}  # quantised tap -> the first operation that reads it
+        for i, op in enumerate(self.ops):
+            if isinstance(op.kind, BitLinear):
+                reads.setdefault(op.inputs[0], i)
 
-        def attempt(first: int, flips: Flips) -> tuple[bool, Mapping[str, Ties]]:
+        def attempt(first: int, tap: str, flips: Flips) -> tuple[bool, Mapping[str, Ties]]:
             rows = (row,) if first == row else tuple(range(first, row + 1))
-            parts, ties = self.evaluate(rows, flips, self.readings)
+            parts, ties = self.evaluate(rows, flips, self.readings, reads[tap])
             return _fits(self.worst_by_row(parts)[row]), ties
 
         found = search(
             attempt,
             self.ties,
             [row, *hidden] if self._attends else [row],
-            {name: i for i, name in enumerate(tensors)},
+            reads,
             self.flips,
             most_trials(self.failed_trials, [self.weights[name] for op in self.ops for name in op.weights]),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ class PassState:
         """Tokens of the pass."""
         return len(self.plan.token_ids)
 
-    @property
+    @cached_property
     def all_rows(self) -> tuple[int, ...]:
         """Every token index of the pass."""
         return tuple(range(self.n_tokens))
@@ -113,7 +114,7 @@ class Output:
         """The recorded values."""
         return self.tap.array
 
-    @property
+    @cached_property
     def rows(self) -> tuple[int, ...]:
         """Token indices within the pass that were recorded."""
         return self.state.all_rows if self.tap.rows is None else self.tap.rows
@@ -123,7 +124,7 @@ class Output:
         """Index of the pass and full name of the tap."""
         return self.state.index, self.op.output
 
-    @property
+    @cached_property
     def visible(self) -> npt.NDArray[np.bool_] | None:
         """Which elements count; None: all."""
         return visible(self.op.output, self.array.shape, [self.state.plan.positions[row] for row in self.rows])

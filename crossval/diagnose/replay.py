@@ -175,13 +175,12 @@ class Replay:
         for i, record in enumerate(self.records):
             last = i == self._last
             for number, op in enumerate(self.ops[i][:stop] if last else self.ops[i]):
-                output_name = op.output
-                wrong = mistake is not None and output_name in mistake.at and mistake.made_in(record)
+                wrong = mistake is not None and op.output in mistake.at and mistake.made_in(record)
                 stale = any(changed) and self._reads_changed(op, i, changed)
-                ends = last and output_name == self.tap
+                ends = last and op.output == self.tap
                 if not (wrong or stale or ends or watch):
                     continue
-                context = self._context(op, i, values, mode) if stale else base.contexts[i, output_name]
+                context = self._context(op, i, values, mode) if stale else base.contexts[i, op.output]
                 if watch is not None:
                     watch(i, context)
                 if not (wrong or stale or ends):
@@ -190,13 +189,13 @@ class Replay:
                 if mistake is not None and wrong:
                     if stale:
                         context = replace(context, recorded=self._like(op, i, base, context))
-                    output, made = mistake.at[output_name].compute(context), True
+                    output, made = mistake.at[op.output].compute(context), True
                     if output is None:
                         return None
                 tap = self._shaped(op, context, context.expected if output is None else output, mode)
                 if probe is not None and last and number >= self._mixing and not ends:
-                    tap = _rows(output_name, tap, probe, context.rows)
-                changed[i][output_name] = tap
+                    tap = _rows(op.output, tap, probe, context.rows)
+                changed[i][op.output] = tap
         return changed[self._last] if made or mistake is None else None
 
     def distance(self, computed: TapArray) -> FloatArray:
@@ -241,8 +240,8 @@ class Replay:
 
     def _context(self, op: Op, i: int, values: Sequence[Values], mode: Mode) -> Context:
         record = self.records[i]
-        rows = self._rows_of(op, i, values[i])
-        rounded = self._rounded(op, i, len(rows), mode)
+        rows = self.rows_of(op, values[i], i)
+        rounded = self.rounded(op, len(rows), mode, i)
         held = self._held.setdefault(op.output, Held())
         ends = i == self._last and op.output == self.tap
         recorded = self.recorded.array if ends else np.empty(0)
@@ -273,27 +272,14 @@ class Replay:
         """Return which tokens of the last pass a tensor has."""
         return tuple(range(len(self.records[self._last].plan.token_ids))) if tap.rows is None else tap.rows
 
-    def rows_of(self, op: Op, values: Values) -> tuple[int, ...]:
-        """Return the tokens of the last pass that an operation can be computed for.
+    def rows_of(self, op: Op, values: Values, i: int = -1) -> tuple[int, ...]:
+        """Return the tokens of pass ``i`` that an operation can be computed for: those that all its inputs have.
 
         Raises:
             Inapplicable: none.
         """
-        return self._rows_of(op, self._last, values)
-
-    def rounded(self, op: Op, n_rows: int, mode: Mode) -> tuple[Rounding | None, ...]:
-        """Return what each input of an operation of the last pass is rounded to; empty: nothing is."""
-        return self._rounded(op, self._last, n_rows, mode)
-
-    def _rounded(self, op: Op, i: int, n_rows: int, mode: Mode) -> tuple[Rounding | None, ...]:
-        number = dict(mode.readings).get(op.name)
-        n_tokens = len(self.records[i].plan.token_ids)
-        return () if number is None else readings(op, self.arithmetic, n_tokens, n_rows)[number].rounded
-
-    def _rows_of(self, op: Op, i: int, values: Values) -> tuple[int, ...]:
-        """Return the tokens an operation can be computed for: those that all its inputs have."""
         rows = tuple(range(len(self.records[i].plan.token_ids)))
-        if i == self._last and op.output == self.tap:
+        if i in (-1, self._last) and op.output == self.tap:
             rows = self.recorded_rows
         for name in op.inputs:
             found = values.get(name)
@@ -304,6 +290,12 @@ class Replay:
         if not rows:
             raise Inapplicable
         return rows
+
+    def rounded(self, op: Op, n_rows: int, mode: Mode, i: int = -1) -> tuple[Rounding | None, ...]:
+        """Return what each input of an operation of pass ``i`` is rounded to; empty: nothing is."""
+        number = dict(mode.readings).get(op.name)
+        n_tokens = len(self.records[i].plan.token_ids)
+        return () if number is None else readings(op, self.arithmetic, n_tokens, n_rows)[number].rounded
 
     def _like(self, op: Op, i: int, base: Baseline, context: Context) -> Array:
         """Return an array of the output's shape, against which a variant checks its own."""
@@ -358,5 +350,6 @@ def _needed(table: Sequence[Op], records: Sequence[PassRecord], tap: str) -> lis
 
 def _rows(name: str, tap: TapArray, wanted: Iterable[int], have: Sequence[int]) -> TapArray:
     """Return some tokens of a tensor whose tokens are ``have``."""
-    kept = tuple(row for row in have if row in set(wanted))
+    wanted = frozenset(wanted)
+    kept = tuple(row for row in have if row in wanted)
     return TapArray(widen(take_rows(name, tap.array, have, kept)), kept)

@@ -21,7 +21,9 @@ from tests.zoo.world import World, is_about_tokens, token_ids
 FAMILY_NUMBERS = range(1, len(FAMILIES) + 1)
 N_CASES = Counter(case.fault.family for case in CASES)
 NAMED = {next(fault.cases()).id for fault in FAULTS}
-"""Cases that are diagnosed here: one of every fault. ``python -m tests.zoo`` diagnoses all."""
+"""Cases that are diagnosed here: one of every fault."""
+AUDITED = [case for number, case in enumerate(CASES) if case.id in NAMED or number % 3 == 0]
+"""Cases that are tried here. ``python -m tests.zoo`` tries, and diagnoses, every fault in every place."""
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def without(results: list[Outcome], good: Callable[[Outcome], bool]) -> list[str
 @pytest.mark.long
 @pytest.mark.parametrize("family", sorted(FAMILY_NUMBERS, key=N_CASES.__getitem__, reverse=True))
 def test_family_is_found_on_the_right_side_in_the_right_op(world, family):
-    results = list(outcomes(world, {family}, lambda case: case.id in NAMED))
+    results = list(outcomes(world, {family}, lambda case: case.id in NAMED, AUDITED))
     assert results
     assert without(results, lambda outcome: outcome.in_place) == []
     assert without(results, lambda outcome: outcome.detected) == []

@@ -57,3 +57,19 @@ def test_a_format_holds_its_own_values_and_no_others() -> None:
 def test_bfloat16_keeps_shape_and_strides_do_not_matter() -> None:
     x = values(64).reshape(8, 8)
     assert np.array_equal(BF16.round(x.T), BF16.round(x).T)
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
+def test_what_a_format_holds_is_what_rounding_to_it_leaves_as_it_is(form: Format) -> None:
+    """Every sign, exponent and upper digit, with few and with many lower digits set."""
+    upper = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
+    for lower in (0, 1, 0x2000, 0x7FFF, 0x8000, 0xFFFF):
+        x = (upper | np.uint32(lower)).view(np.float32)
+        x = x[np.isfinite(x)].reshape(-1, 2)
+        same = form.round(x) == x
+        assert np.array_equal(form.keeps(x), same)
+        assert np.array_equal(form.keeps(x.T), same.T)
+        assert form.holds(x[:, 0]) == same[:, 0].all()
+    with_more_digits = np.array([1.0, 1.0 + 2.0**-40])
+    assert form.holds(with_more_digits[:1])
+    assert not form.holds(with_more_digits)
