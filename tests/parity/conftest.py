@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Generator
 from functools import lru_cache
 from pathlib import Path
@@ -93,6 +95,19 @@ def use_bitnet_cpp(bitnet_cpp_library: Path, monkeypatch: pytest.MonkeyPatch) ->
 def golden(shipped_model: Path) -> Path:
     """bitnet.cpp's own trace of every tap, of the prompt "What is 2+2?"."""
     return shipped_model.with_suffix(".goldens") / "what-is-2-2"
+
+
+@pytest.fixture(scope="session")
+def short_golden(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, of the prompt and the first four decoded tokens: what `crossval layers` compares."""
+    folder = tmp_path_factory.mktemp("golden") / golden.name
+    folder.mkdir()
+    trace = json.loads((golden / "trace.json").read_text())
+    trace["passes"] = trace["passes"][:5]
+    for one in trace["passes"]:
+        shutil.copy(golden / one["file"], folder)
+    (folder / "trace.json").write_text(json.dumps(trace))
+    return folder
 
 
 @pytest.hookimpl(wrapper=True)

@@ -45,20 +45,20 @@ def names(style: Style) -> str:
 
 
 @pytest.fixture
-def traced(shipped_model: Path, golden: Path, tmp_path: Path) -> Any:
+def traced(shipped_model: Path, short_golden: Path, tmp_path: Path) -> Any:
     """Return ``traced(style, mistake) -> trace`` of the golden's passes."""
 
     def make(style: Style, mistake: Mistake | None = None, name: str = "trace") -> Path:
-        engine, plan = NarrowEngine(shipped_model, style, mistake), Trace.open(golden).info.plan
+        engine, plan = NarrowEngine(shipped_model, style, mistake), Trace.open(short_golden).info.plan
         return write_trace(engine.record(plan), engine.model, plan[0].token_ids, PROMPT, tmp_path / name)
 
     return make
 
 
-def layers(model: Path, golden: Path, trace: Path) -> tuple[int, str, dict[str, Any]]:
+def layers(model: Path, short_golden: Path, trace: Path) -> tuple[int, str, dict[str, Any]]:
     """Return exit code, output and receipt of ``crossval layers``."""
     path = trace.with_suffix(".json")
-    words = ("--model", model, "--candidate", trace, "--reference", golden, "--receipt", path)
+    words = ("--model", model, "--candidate", trace, "--reference", short_golden, "--receipt", path)
     result = run("layers", "--prompt", PROMPT, *words)
     return result.exit_code, result.output, receipt.read(path)
 
@@ -69,10 +69,10 @@ def gate(path: Path, *options: str) -> int:
 
 @pytest.mark.parametrize("style", [s for s in HEALTHY if s.kv is None], ids=names)
 def test_a_healthy_engine_is_parity_within_its_precision_which_the_gate_wants_stated(
-    shipped_model, golden, traced, style
+    shipped_model, short_golden, traced, style
 ):
     path = traced(style)
-    code, output, made = layers(shipped_model, golden, path)
+    code, output, made = layers(shipped_model, short_golden, path)
     assert (code, made["verdict"]) == (0, "parity")
     assert made["audit"]["candidate"]["precision"]["declared"] is False
     assert made["thresholds"]["policy"] == style.compute
@@ -87,9 +87,9 @@ def test_a_healthy_engine_is_parity_within_its_precision_which_the_gate_wants_st
 
 
 @pytest.mark.parametrize("style", HEALTHY, ids=names)
-def test_a_healthy_engine_that_states_its_formats_passes_the_gate(shipped_model, golden, traced, style):
+def test_a_healthy_engine_that_states_its_formats_passes_the_gate(shipped_model, short_golden, traced, style):
     path = traced(replace(style, states=True))
-    code, output, made = layers(shipped_model, golden, path)
+    code, output, made = layers(shipped_model, short_golden, path)
     assert (code, made["verdict"]) == (0, "parity")
     assert made["candidate"]["numerics"]["compute_dtype"] == style.compute
     assert ("precision" in made["audit"]["candidate"]) == (style.compute != "f32")
@@ -98,11 +98,11 @@ def test_a_healthy_engine_that_states_its_formats_passes_the_gate(shipped_model,
 
 
 @pytest.mark.parametrize(("style", "name"), FOUND, ids=lambda one: one if isinstance(one, str) else names(one))
-def test_a_mistake_is_found_where_it_is_at_every_precision(shipped_model, golden, traced, style, name):
+def test_a_mistake_is_found_where_it_is_at_every_precision(shipped_model, short_golden, traced, style, name):
     """The widest bounds with every mistake, each other precision with two; ``python -m tests.zoo --precisions``
     tries more."""
     path = traced(replace(style, states=style.kv is not None), Mistake(name))
-    code, _, made = layers(shipped_model, golden, path)
+    code, _, made = layers(shipped_model, short_golden, path)
     assert (code, made["verdict"]) == (1, "candidate_defect")
     assert made["audit"]["candidate"]["first_guilty"]["tap"] == MISTAKES[name]
     assert gate(path.with_suffix(".json"), "--allow-precision", "bf16", "--allow-precision", "f16") == 1
@@ -115,10 +115,10 @@ def test_a_mistake_is_found_where_it_is_at_every_precision(shipped_model, golden
 )
 @pytest.mark.parametrize("states", [False, True])
 def test_a_deviation_is_a_verdict_of_its_own_which_the_gate_wants_allowed(
-    shipped_model, golden, traced, style, named, states
+    shipped_model, short_golden, traced, style, named, states
 ):
     path = traced(replace(style, states=states))
-    code, output, made = layers(shipped_model, golden, path)
+    code, output, made = layers(shipped_model, short_golden, path)
     assert (code, made["verdict"]) == (1, "deviates")
     found = made["audit"]["candidate"]["products"]
     assert (found["deviations"], found["declared"]) == ([named], states)
@@ -171,8 +171,8 @@ EDITS = {
 }
 
 
-def test_a_finding_of_precision_cannot_be_edited(shipped_model, golden, traced):
-    _, _, made = layers(shipped_model, golden, traced(Style("bf16")))
+def test_a_finding_of_precision_cannot_be_edited(shipped_model, short_golden, traced):
+    _, _, made = layers(shipped_model, short_golden, traced(Style("bf16")))
     assert not consistency.complaints(made)
     for name, value in EDITS.items():
         edited = json.loads(json.dumps(made))

@@ -33,12 +33,12 @@ Arrays = dict[str, Any]
 
 
 @pytest.fixture
-def altered(golden, tmp_path) -> Callable[..., Path]:
+def altered(short_golden, tmp_path) -> Callable[..., Path]:
     """Return a function that writes a copy of the golden with one pass changed, digests and all."""
 
     def make(index: int, change: Callable[[Arrays, list[dict[str, Any]]], None]) -> Path:
         folder = tmp_path / "trace"
-        shutil.copytree(golden, folder)
+        shutil.copytree(short_golden, folder)
         trace = json.loads((folder / "trace.json").read_text())
         trace["engine"] = {"name": "other"}
         one = trace["passes"][index]
@@ -67,9 +67,9 @@ def verdict(model: Path, candidate: Path, reference: Path, receipt: Path) -> tup
     return code, made and made["verdict"]
 
 
-def test_the_copy_as_it_is_agrees(shipped_model, golden, altered, tmp_path):
+def test_the_copy_as_it_is_agrees(shipped_model, short_golden, altered, tmp_path):
     copy = altered(PREFILL, lambda arrays, entries: None)
-    assert verdict(shipped_model, copy, golden, tmp_path / "r.json") == (0, "parity")
+    assert verdict(shipped_model, copy, short_golden, tmp_path / "r.json") == (0, "parity")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_the_copy_as_it_is_agrees(shipped_model, golden, altered, tmp_path):
         *((side, kind, OUTLINE_ONLY) for side in ("candidate", "reference") for kind in OUTLINE),
     ],
 )
-def test_a_value_that_is_no_number(shipped_model, golden, altered, tmp_path, side, kind, index):
+def test_a_value_that_is_no_number(shipped_model, short_golden, altered, tmp_path, side, kind, index):
     """Every tap on each side and in each kind of pass; in both on both where the engine may have computed it."""
     value = (math.nan, math.inf, -math.inf)[KINDS.index(kind) % 3]
 
@@ -96,7 +96,7 @@ def test_a_value_that_is_no_number(shipped_model, golden, altered, tmp_path, sid
         arrays[key] = array
 
     trace = altered(index, change)
-    pair = (trace, golden) if side == "candidate" else (golden, trace)
+    pair = (trace, short_golden) if side == "candidate" else (short_golden, trace)
     code, made = judged(shipped_model, *pair, tmp_path / "r.json")
     assert made is not None
     first, wrongly = made["audit"][side]["first_guilty"], made["audit"][side].get("misrecorded", [])
@@ -110,35 +110,35 @@ def test_a_value_that_is_no_number(shipped_model, golden, altered, tmp_path, sid
 
 @pytest.mark.parametrize("index", [PREFILL, DECODE])
 @pytest.mark.parametrize("kind", OUTLINE)
-def test_a_tap_that_is_missing(shipped_model, golden, altered, tmp_path, kind, index):
+def test_a_tap_that_is_missing(shipped_model, short_golden, altered, tmp_path, kind, index):
     def change(arrays: Arrays, entries: list[dict[str, Any]]) -> None:
         del arrays[f"p{index}.{kind}"]
         entries[:] = [entry for entry in entries if entry["name"] != kind]
 
-    assert verdict(shipped_model, altered(index, change), golden, tmp_path / "r.json") == (3, "incomplete")
+    assert verdict(shipped_model, altered(index, change), short_golden, tmp_path / "r.json") == (3, "incomplete")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_shape_that_is_wrong(shipped_model, golden, altered, tmp_path, kind):
+def test_a_shape_that_is_wrong(shipped_model, short_golden, altered, tmp_path, kind):
     def change(arrays: Arrays, entries: list[dict[str, Any]]) -> None:
         key = f"p{PREFILL}.{kind}"
         arrays[key] = np.ascontiguousarray(arrays[key][..., :-1])
         next(entry for entry in entries if entry["name"] == kind)["shape"] = list(arrays[key].shape)
 
-    code, found = verdict(shipped_model, altered(PREFILL, change), golden, tmp_path / "r.json")
+    code, found = verdict(shipped_model, altered(PREFILL, change), short_golden, tmp_path / "r.json")
     assert (code, found) == (4, None)  # refused as a malformed trace
 
 
-def test_a_trace_of_nothing(shipped_model, golden, altered, tmp_path):
+def test_a_trace_of_nothing(shipped_model, short_golden, altered, tmp_path):
     def change(arrays: Arrays, entries: list[dict[str, Any]]) -> None:
         arrays.clear()
         entries.clear()
 
     folder = altered(PREFILL, change)
     trace = json.loads((folder / "trace.json").read_text())
-    code, found = verdict(shipped_model, folder, golden, tmp_path / "r.json")
+    code, found = verdict(shipped_model, folder, short_golden, tmp_path / "r.json")
     assert (code, found) in ((3, "incomplete"), (4, None))
     trace["passes"] = []
     (folder / "trace.json").write_text(json.dumps(trace))
-    code, found = verdict(shipped_model, folder, golden, tmp_path / "none.json")
+    code, found = verdict(shipped_model, folder, short_golden, tmp_path / "none.json")
     assert (code, found) in ((3, "incomplete"), (4, None))
