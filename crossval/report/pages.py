@@ -37,7 +37,8 @@ def write(receipts: Sequence[str | Path], html: str | Path, show: Callable[[Cons
 def read_history(receipts: Sequence[str | Path]) -> pd.DataFrame:
     """Return one row per receipt, oldest first, with what changed since the last of the same comparison.
 
-    ``receipts``: files, or folders whose ``*.json`` and ``*.json.gz`` files are receipts. Columns: ``report.history``.
+    ``receipts``: files, or folders whose ``*.json`` and ``*.json.gz`` files are receipts. Columns:
+    ``report.history``.
 
     Raises:
         BadInputError: a receipt cannot be read, or there is none.

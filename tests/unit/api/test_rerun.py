@@ -144,11 +144,12 @@ def test_the_command(made: dict[str, Path], again: Rerun) -> None:
 def test_a_receipt_made_with_an_override_is_rerun_with_it(again: Rerun, tmp_path: Path) -> None:
     out, other = tmp_path / "made.json", ("--override", "tokenizer.ggml.add_bos_token=false")
     words = ("--model", again.model)
-    made = run("greedy", "--prompt", PROMPT, "--steps", "2", "--reference", "spec", *words, *other, "--receipt", out)
+    command = ("greedy", "--prompt", PROMPT, "--steps", "2", "--reference", "spec", "--receipt", out)
+    made = run(*command, *words, *other)
     assert made.exit_code == 0, made.output
     judged = ("gate", out, *words, "--reference-name", "specification")
     rerun_of = {given: run(*judged, *given, "--rerun") for given in ((), other)}
-    assert "rerun" in rerun_of[()].output and "prompt_ids" in rerun_of[()].output
+    assert "prompt_ids" in rerun_of[()].output
     assert rerun_of[()].exit_code == 1
     assert rerun_of[other].exit_code == 0, rerun_of[other].output
     assert run(*judged, *other).exit_code == 2

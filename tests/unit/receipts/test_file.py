@@ -279,7 +279,8 @@ def test_a_damaged_gzip_file_is_one_clear_error(damage, message, good, tmp_path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BadInputError, match=message) as caught:
         receipt.read(path)
-    assert "\n" not in str(caught.value) and "broken.json.gz" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "broken.json.gz" in str(caught.value)
 
 
 def test_a_gzip_file_may_not_grow_over_the_limit(tmp_path, monkeypatch):
