@@ -8,6 +8,10 @@ from collections.abc import Sequence
 class BitnetError(Exception):
     """Root of all errors raised by ``bitnet_py``. The message is one line, meant for a person."""
 
+    def __str__(self) -> str:
+        """Return the message; what a file holds may be in it."""
+        return printable(super().__str__())
+
 
 class ModelError(BitnetError):
     """The model file is missing, malformed, unsupported, or holds unusable values (NaN, zero scale)."""
@@ -39,8 +43,7 @@ DAMAGED = "the file is damaged: copy or download it again"
 
 def model_error(path: object, what: str, *, expected: object, found: object, remedy: str) -> ModelError:
     """Return a one-line ``ModelError``: file, what was looked at, expected, found, what to do."""
-    line = f"{path}: {what}: expected {expected}, found {found}; {remedy}"
-    return ModelError("".join(c if c.isprintable() else "\ufffd" for c in line))
+    return ModelError(f"{path}: {what}: expected {expected}, found {found}; {remedy}")
 
 
 MAX_LINE = 300
@@ -49,10 +52,14 @@ MAX_LINE = 300
 
 def error_line(text: str) -> str:
     """Return a message as one printable line of at most ``MAX_LINE`` characters; of a longer one both ends."""
-    shown = shortened(text.strip())  # before it is escaped, too: it may be megabytes
-    return shortened(
-        "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in shown)
-    )
+    return shortened(printable(shortened(text.strip())))  # before it is escaped, too: it may be megabytes
+
+
+def printable(text: str) -> str:
+    """Return a text with what cannot be printed escaped: control characters and ends of lines of every kind."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
 def shortened(text: str, limit: int = MAX_LINE) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bitnet_py.errors import printable
+
 
 class CrossvalError(Exception):
     """Root of all errors raised by ``crossval``. ``exit_code`` is what the command line exits with."""
@@ -19,9 +21,16 @@ class UsageError(CrossvalError):
 
 
 class BadInputError(CrossvalError):
-    """A model, trace or receipt is missing, malformed or does not belong to the others (exit 4)."""
+    """A model, trace or receipt is missing, malformed or does not belong to the others (exit 4).
+
+    The message is one line, whatever a file holds that it shows.
+    """
 
     exit_code = 4
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return printable(super().__str__())
 
 
 class UnavailableError(CrossvalError):

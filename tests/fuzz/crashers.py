@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.fuzz.seeds import MANIFEST
+from tests.fuzz.seeds import MANIFEST, header
+from tests.support.gguf_bytes import model_container
 
 _TEXT: dict[str, Any] = {"Sequence": {"id": "A", "type_id": 0}}
 _POST_PROCESSOR = {
@@ -24,6 +25,11 @@ _TOKENIZER: dict[str, Any] = {
 CRASHERS: dict[str, dict[str, bytes]] = {
     "gguf": {
         "describing the tensors of a file without tensors": b"GGUF\x03\0\0\0" + bytes(16),
+    },
+    "gguf-spec": {
+        "a line separator in a tensor's name, in an error": header(model_container()).replace(
+            b"blk.0.attn_output", b"blk.0\x1cattn_output"
+        ),
     },
     "checkpoint": {
         "a panic of the tokenizers package, no Exception": json.dumps({"tokenizer.json": _TOKENIZER}).encode(),
