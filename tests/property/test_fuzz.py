@@ -49,8 +49,13 @@ def fails(data: bytes, scratch: Path) -> None:
     raise KeyError(data)
 
 
+class SaysTwoLines(BadInputError):
+    def __str__(self) -> str:
+        return "a\nb"
+
+
 def says_two_lines(data: bytes, scratch: Path) -> None:
-    raise BadInputError("a\nb")
+    raise SaysTwoLines
 
 
 def takes_long(data: bytes, scratch: Path) -> None:
@@ -63,7 +68,7 @@ def takes_long(data: bytes, scratch: Path) -> None:
     ("read", "expected", "match"),
     [
         (fails, KeyError, "abc"),
-        (says_two_lines, Unbounded, "BadInputError of 2 lines"),
+        (says_two_lines, Unbounded, "SaysTwoLines of 2 lines"),
         (takes_long, Unbounded, r"0\.\d s for 3 bytes"),
     ],
 )
