@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from crossval.api.request import Request, Say, silent
-from crossval.audit.summary import audit_verdict
 from crossval.compare.greedy import compare_greedy, merge_greedy, name_near_ties
 from crossval.compare.rows import GreedyResult
 from crossval.diagnose import findings
 from crossval.engines.session import Given, Prompt, Session, check_prompt
 from crossval.errors import BadInputError
-from crossval.examine.greedy_audit import GreedyAudit, audit_prompt
+from crossval.examine.greedy_audit import GreedyAudit, audit_differing, audit_prompt
 from crossval.examine.greedy_receipt import GREEDY, GreedyExamined
+from crossval.examine.greedy_verdict import PromptAudit, joint
 from crossval.examine.resume import Resume
 from crossval.files import read_limited
 from crossval.model.weights import SpecWeights
@@ -49,7 +49,8 @@ def greedy(
 
     ``prompts``: texts, or token ids, which are fed as they are. ``journal``: a file to which every
     finished prompt is appended; prompts that it holds are not run again. ``audit``: recompute every
-    operation of both engines in the first prompt's pass and one decoded token; without it, equal
+    operation of both engines in the first prompt's pass and one decoded token (beside the
+    specification in every prompt with other tokens, as far as these go); without it, equal
     tokens leave the verdict ``incomplete``. ``follow_reference_graph``: our engine computes what
     the other engine's generation does, even where that is not the model. ``tap_map``: what the
     engines of traces call their tensors, as in ``compare_engines``.
@@ -82,24 +83,34 @@ def greedy(
         found = None
         if weights is not None:
             if follow_reference_graph:
-                weights = weights.following(engines[1].identity.numerics.generation)
-            found = audit_prompt(*engines, result.prompts[0], weights, progress=progress)
-            result = _with_audit(result, found)
-        parties = tuple(one.identity.name for one in engines)
+                weights = weights.following(engines[0][1].identity.numerics.generation)
+            found = audit_prompt(*engines[0], result.prompts[0], weights, progress=progress)
+        parties = tuple(one.identity.name for one in engines[0])
         facts = request.facts(session, encoded, n_steps=n_steps)
         facts = replace(facts, compute=resume.compute(facts.compute))
-        if found is None:
+        if found is None or weights is None:
             return build(GREEDY, GreedyExamined(result, {}, parties=parties), facts)
-        command = request.command(encoded[0], n_after(found.passes, len(encoded[0].token_ids)))
-        diagnosis = [findings.to_json(one, command) for one in found.findings]
-        facts = replace(facts, notes=[*facts.notes, *found.notes])
-        return build(GREEDY, GreedyExamined(result, found.audits, diagnosis, parties), facts)
+        told = _told_of(request, 0, encoded, found)
+        notes, further = list(found.notes), []
+        for index, later in audit_differing(engines, result, weights, found, progress=progress):
+            further.append(_told_of(request, index, encoded, later))
+            notes += later.notes
+        result = _with_audits(result, told, further)
+        examined = GreedyExamined(result, told.audits, told.diagnoses, parties, tuple(further))
+        return build(GREEDY, examined, replace(facts, notes=[*facts.notes, *notes]))
+
+
+def _told_of(request: Request, index: int, encoded: Sequence[Prompt], found: GreedyAudit) -> PromptAudit:
+    """Return the audits of a prompt as a receipt holds them."""
+    command = request.command(encoded[index], n_after(found.passes, len(encoded[index].token_ids)))
+    diagnoses = [findings.to_json(one, command) for one in found.findings]
+    return PromptAudit(index, found.passes, found.audits, diagnoses)
 
 
 def _compare_all(
     request: Request, session: Session, resume: Resume, texts: Sequence[Given], n_steps: int
-) -> tuple[GreedyResult, list[Prompt], tuple[Runner, Runner]]:
-    """Compare every prompt, or take it from the journal; the engines are those of the first prompt."""
+) -> tuple[GreedyResult, list[Prompt], list[tuple[Runner, Runner]]]:
+    """Compare every prompt, or take it from the journal; also return the engines of each."""
     results, encoded, engines = [], [], []
     for index, text in enumerate(texts):
         ours, theirs, one = request.open_prompt(session, text, n_steps - 1)
@@ -120,16 +131,16 @@ def _compare_all(
         results.append(found)
     resume.finish()
     n_taken = None if resume.path is None else resume.n_taken
-    return replace(merge_greedy(results), from_journal=n_taken), encoded, engines[0]
+    return replace(merge_greedy(results), from_journal=n_taken), encoded, engines
 
 
-def _with_audit(result: GreedyResult, found: GreedyAudit) -> GreedyResult:
+def _with_audits(result: GreedyResult, first: PromptAudit, further: Sequence[PromptAudit]) -> GreedyResult:
     """Return the result in the light of the audits: only correct engines have near ties."""
-    if all(audit_verdict(audit) == "clean" for audit in found.audits.values()):
+    if set(joint(first.audits, further).values()) == {"clean"}:
         result = name_near_ties(result)
-    if all(audit is None for audit in found.audits.values()):
+    if all(audit is None for audit in first.audits.values()):
         return result
-    return replace(result, audited=found.passes)
+    return replace(result, audited=first.passes)
 
 
 def of_prompt(report: Progress, index: int, n_prompts: int) -> Progress:

@@ -176,6 +176,7 @@ def _same(receipt: Receipt, fresh: Receipt, part: Part) -> Iterator[GateCheck]:
     pairs = [*part.pairs, ("prompt", receipt["prompt"], fresh["prompt"])]
     if part.whole:
         pairs += [(name, receipt.get(name), fresh.get(name)) for name in WHOLE]
+        pairs += [("results.further", *(one["results"].get("further") for one in (receipt, fresh)))]
         pairs += _kernels(receipt, fresh)
     found = [one for name, ours, theirs in pairs for one in _differences(ours, theirs, name)]
     detail = listed(found, _MAX_SHOWN, "; ") or f"{part.words}: equal"

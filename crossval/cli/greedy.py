@@ -51,8 +51,9 @@ def command(prompt: Given | None, prompts_path: Path | None, n_steps: int, **opt
     tokens); where tokens differ, shows whether the logits agree within their bounds. Equal tokens
     alone do not show parity: engines that state the same arithmetic must give bit-identical logits,
     and every operation of both engines is recomputed from its own inputs in the first prompt's pass
-    and one decoded token, which takes one more run of each engine. With --journal, rerun the same
-    command to resume a run that was stopped.
+    and one decoded token, which takes one more run of each engine. Beside the specification, every
+    prompt with other tokens is recomputed as far as these go. With --journal, rerun the same command
+    to resume a run that was stopped.
 
     \b
     Example:

@@ -1,16 +1,20 @@
-"""The audit of a greedy comparison: both engines, in the first prompt's pass and one decoded token."""
+"""The audits of a greedy comparison: both engines, in the first prompt's pass and one decoded token.
+
+Beside the specification, also in later prompts with other tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from crossval.audit import summary
 from crossval.capture import Capture, make_feed, run
-from crossval.compare.rows import GreedyPrompt
+from crossval.compare.rows import GreedyPrompt, GreedyResult
 from crossval.diagnose.findings import Finding
 from crossval.examine.examination import audit_both
+from crossval.examine.greedy_verdict import is_clean
 from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan, Runner
 from crossval.receipts.party import SPECIFICATION
@@ -18,6 +22,8 @@ from crossval.terms import LOGITS, SIDES, Progress, Side
 
 N_DECODED = 1
 """Decoded tokens that are audited, after the prompt."""
+MOST_FURTHER = 16
+"""Prompts after the first that are audited, at most: those with other tokens beside the specification."""
 
 
 @dataclass(frozen=True)
@@ -81,3 +87,29 @@ def audit_prompt(
             notes.append(f"the {side} was not audited: its logits change when its tensors are captured")
     kept = tuple(found for found in findings if held[found.side] is not None)
     return GreedyAudit(plan, held, kept, tuple(notes))
+
+
+def audit_differing(
+    engines: Sequence[tuple[Runner, Runner]],
+    result: GreedyResult,
+    weights: SpecWeights,
+    first: GreedyAudit,
+    *,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, GreedyAudit]]:
+    """Audit the later prompts with other tokens, beside the specification, until one is not clean.
+
+    ``engines``: of each prompt. ``first``: what the first prompt's audits found; unless both are clean there is
+    nothing to tell of others. Yields index and audits, of ``MOST_FURTHER`` prompts at most.
+
+    Raises:
+        BadInputError, UnavailableError, EngineCrashError: as ``audit_prompt``.
+    """
+    if SPECIFICATION not in [one.identity.name for one in engines[0]] or not is_clean(first.audits):
+        return
+    differing = [i for i, prompt in enumerate(result.prompts) if i and prompt.first_divergence is not None]
+    for index in differing[:MOST_FURTHER]:
+        found = audit_prompt(*engines[index], result.prompts[index], weights, progress=progress)
+        yield index, found
+        if not is_clean(found.audits):
+            return

@@ -1,4 +1,4 @@
-"""Receipts of kind ``greedy``: tokens and logits of two engines, and the audits of the first prompt.
+"""Receipts of kind ``greedy``: tokens and logits of two engines, and the audits of prompts.
 
 The gate checks what must follow from prompts, steps and audits with the functions that ``GREEDY`` lists.
 """
@@ -6,7 +6,7 @@ The gate checks what must follow from prompts, steps and audits with the functio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crossval.audit import receipt_checks as audit_checks
@@ -16,6 +16,7 @@ from crossval.compare import rows as compare
 from crossval.compare.receipt import row_from_json, row_to_json
 from crossval.compare.rows import GreedyPrompt, GreedyResult, GreedyStep
 from crossval.examine import graph, greedy_verdict
+from crossval.examine.greedy_verdict import PromptAudit
 from crossval.examine.layers_receipt import Diagnoses, within
 from crossval.examine.verdict import AGREEMENT, Audits, Verdict
 from crossval.model.tolerance import PolicyName
@@ -48,6 +49,7 @@ class GreedyExamined:
     diagnoses: Diagnoses = ()
     parties: tuple[str, ...] = ()
     """Names of both engines."""
+    further: tuple[PromptAudit, ...] = ()
 
 
 def to_json(found: GreedyExamined) -> dict[str, Any]:
@@ -56,6 +58,8 @@ def to_json(found: GreedyExamined) -> dict[str, Any]:
     results: dict[str, Any] = {"prompts": [prompt_to_json(prompt) for prompt in result.prompts]}
     if result.audited:
         results["passes"] = plan_to_json(result.audited)
+    if found.further:
+        results["further"] = [_further_to_json(one) for one in found.further]
     if result.from_journal is not None:
         results["from_journal"] = result.from_journal
     return {
@@ -64,6 +68,34 @@ def to_json(found: GreedyExamined) -> dict[str, Any]:
         "audit": None if found.audits is None else {side: found.audits.get(side) for side in SIDES},
         "diagnosis": list(found.diagnoses),
     }
+
+
+def _further_to_json(one: PromptAudit) -> dict[str, Any]:
+    return {
+        "prompt_index": one.prompt_index,
+        "passes": plan_to_json(one.passes),
+        "audit": {side: one.audits.get(side) for side in SIDES},
+        "diagnosis": list(one.diagnoses),
+    }
+
+
+@once
+def further_alone(receipt: Receipt) -> dict[int, Receipt]:
+    """Return each later prompt that was audited as the receipt that it alone would have, by its index."""
+    prompts, found = receipt["results"]["prompts"], {}
+    for one in receipt["results"].get("further", ()):
+        if one["prompt_index"] < len(prompts):
+            prompt = prompts[one["prompt_index"]]
+            found[one["prompt_index"]] = Receipt(
+                {
+                    **receipt,
+                    "prompt": {**receipt["prompt"], "text": prompt["text"], "token_ids": prompt["prompt_ids"]},
+                    "results": {"prompts": [prompt], "passes": one["passes"]},
+                    "audit": one["audit"],
+                    "diagnosis": one["diagnosis"],
+                }
+            )
+    return found
 
 
 def prompt_to_json(prompt: GreedyPrompt) -> dict[str, Any]:
@@ -101,7 +133,11 @@ def from_json(receipt: Receipt) -> GreedyExamined:
         audited=plan_from_json(results.get("passes", ())),
     )
     parties = tuple(receipt[side]["name"] for side in SIDES)
-    return GreedyExamined(result, receipt.get("audit"), receipt.get("diagnosis") or (), parties)
+    further = tuple(
+        PromptAudit(one["prompt_index"], plan_from_json(one["passes"]), one["audit"], one["diagnosis"])
+        for one in results.get("further", ())
+    )
+    return GreedyExamined(result, receipt.get("audit"), receipt.get("diagnosis") or (), parties, further)
 
 
 def summarize(found: GreedyExamined) -> Summary:
@@ -158,8 +194,10 @@ def _why(step: GreedyStep, policy: PolicyName) -> str | None:
 def verdict(found: GreedyExamined, summary: Summary) -> Verdict:
     """Return the verdict: tokens, logits and audits together (``crossval.examine.greedy_verdict``)."""
     exact = summary.logits_exact_match_rate == 1.0
-    near_ties = greedy_verdict.only_near_ties(found.result, found.parties)
-    return greedy_verdict.decide(AGREEMENT[summary.status], exact, found.audits, near_ties=near_ties)
+    near_ties = greedy_verdict.only_near_ties(found.result, found.parties, found.further)
+    return greedy_verdict.decide(
+        AGREEMENT[summary.status], exact, found.audits, near_ties=near_ties, further=found.further
+    )
 
 
 # --- checks ---------------------------------------------------------------------------------------------------
@@ -178,6 +216,9 @@ def structure(receipt: Receipt) -> list[str]:
         complaints.append(
             f"results.from_journal is {result.from_journal}, there are {len(result.prompts)} prompts"
         )
+    indices = [one.prompt_index for one in from_json(receipt).further]
+    if indices != sorted({*indices} & {*range(1, len(result.prompts))}):
+        complaints.append("results.further is not of later prompts, each once and in their order")
     both_correct = _both_correct(receipt)
     for index, prompt in enumerate(result.prompts):
         complaints += [f"prompt {index}: {what}" for what in _prompt_conflicts(prompt, vocab_size, both_correct)]
@@ -190,9 +231,10 @@ def structure(receipt: Receipt) -> list[str]:
 
 
 def _both_correct(receipt: Receipt) -> bool:
-    """Return whether both engines were audited and are correct, without which no near tie is known."""
-    audits = receipt.get("audit") or {}
-    return all(audit_verdict(audits.get(side)) == "clean" for side in SIDES)
+    """Return whether both engines were audited and nothing is wrong, without which no near tie is known."""
+    found = from_json(receipt)
+    later = any("guilty" in map(audit_verdict, one.audits.values()) for one in found.further)
+    return greedy_verdict.is_clean(found.audits or {}) and not later
 
 
 def _prompt_conflicts(prompt: GreedyPrompt, vocab_size: int, both_correct: bool) -> Iterator[str]:
@@ -253,6 +295,14 @@ def audits(receipt: Receipt) -> list[str]:
 
     An engine that could not be audited leaves its side null, which the verdict takes into account.
     """
+    further = further_alone(receipt).items()
+    return [
+        *_audits_of_one(receipt),
+        *(f"prompt {index}: {what}" for index, one in further for what in _audits_of_one(one)),
+    ]
+
+
+def _audits_of_one(receipt: Receipt) -> list[str]:
     passes = receipt["results"].get("passes", [])
     held = {side: (receipt["audit"] or {}).get(side) for side in SIDES}
     if all(audit is None for audit in held.values()):
@@ -301,6 +351,9 @@ def demands(receipt: Receipt, policy: Policy) -> Iterator[GateCheck]:
     for side in SIDES:
         vouched = audit_verdict(held[side]) != "clean" and greedy_verdict.vouched(side, held, exact)
         yield from audit_checks.demands(side, held[side], policy, vouched=vouched)
+        for index, alone in further_alone(receipt).items():
+            for check in audit_checks.demands(side, alone["audit"][side], policy):
+                yield replace(check, name=f"{check.name}, prompt {index}")
 
 
 GREEDY = Kind[GreedyExamined](

@@ -12,7 +12,6 @@ from rich.text import Text
 from crossval.audit import products
 from crossval.audit import show as audit_show
 from crossval.audit.checks import AuditVerdict
-from crossval.audit.summary import audit_verdict
 from crossval.compare import rows as compare
 from crossval.compare.receipt import fraction_equal
 from crossval.compare.rows import GreedyPrompt, TapRow
@@ -20,7 +19,7 @@ from crossval.console import at_most, clip, new_table, percent, show_line
 from crossval.examine import greedy_receipt, locations
 from crossval.examine.advice import show_conclusion
 from crossval.examine.greedy_receipt import SAME_ARITHMETIC
-from crossval.examine.greedy_verdict import is_exact
+from crossval.examine.greedy_verdict import is_exact, joint
 from crossval.examine.layers_receipt import within
 from crossval.examine.verdict import ADVICE, Advice, Verdict
 from crossval.model import taps
@@ -61,6 +60,10 @@ def show_greedy(out: Console, receipt: Receipt) -> None:
         show_line(out, f"\nAudited: the first prompt's pass and {n_decoded} decoded token{plural}.")
         audit_show.show_audits(out, receipt)
         locations.show_guilty_layers(out, receipt)
+    for index, alone in greedy_receipt.further_alone(receipt).items():
+        show_line(out, f"\nAudited, too: prompt {index}, up to its last token that differs.")
+        audit_show.show_audits(out, alone)
+        locations.show_guilty_layers(out, alone)
     parity, counts = receipt["parity"], ""
     if parity["exact_match_rate"] is not None:
         counts = f", {percent(parity['exact_match_rate'])} of the tokens equal"
@@ -146,7 +149,8 @@ def conclude(receipt: Receipt) -> Advice:
     verdict: Verdict = receipt["verdict"]
     if receipt["parity"]["exact_match_rate"] is None:
         return ADVICE[verdict]
-    audits = {side: audit_verdict((receipt["audit"] or {}).get(side)) for side in SIDES}
+    found = greedy_receipt.from_json(receipt)
+    audits = joint(found.audits or {}, found.further)
     head = f"{_tokens(receipt)}; {_logits(receipt)}"
     if "guilty" in audits.values():
         guilty = [side for side in SIDES if audits[side] == "guilty"]

@@ -32,6 +32,7 @@ from crossval.passes import PassPlan, TapArray, pass_kind
 from crossval.receipts import file as receipt
 from crossval.receipts import gate
 from crossval.receipts.party import Party
+from crossval.receipts.policy import Policy
 from tests.support import receipt_samples as samples
 from tests.support.weights_samples import weights_receipt
 
@@ -86,6 +87,7 @@ RECEIPTS = {
         samples.greedy_receipt(reference=Party("recorded", samples.THEIRS, trace_digest="e" * 64)), "parity"
     ),
     "greedy apart": samples.greedy_receipt(inexact_at=0, policy="independent"),
+    "greedy later": samples.later_receipt(),
     "smoke": samples.smoke_receipt(
         samples.smoke_answer(3, text=" warm.", token_ids=(81, 61, samples.EOS)),
         samples.smoke_answer(3, "reference", text="\x07", token_ids=(5,) * 24, finish="limit"),
@@ -391,6 +393,8 @@ SHOWN_FIELDS = {
 COMPARED_ROWS = (0, 2, 3)
 """An exact one, and of what differs after the first: a tensor within a layer, and a layer's output, which keeps
 every token."""
+SPEC = "specification"
+POLICY = Policy(reference_names=(SPEC,))
 FLOOR_ROWS = (0, 23, 121, 127)
 """An exact one, and of what differs: attention scores, a layer, the logits."""
 AUDIT_ROWS = {"candidate": (0, 4, 7), "reference": (0,)}
@@ -485,7 +489,7 @@ def without(original: Any, path: tuple[Any, ...]) -> Any:
 
 def accepted(made: receipt.Receipt) -> bool:
     """Return whether the gate passes this receipt in a file: it is valid by the schema, and all checks pass."""
-    return VALID(made) and gate.passed(registry.judge(made))
+    return VALID(made) and gate.passed(registry.judge(made, POLICY if made["reference"]["name"] == SPEC else None))
 
 
 def mutants(name: str) -> Iterator[tuple[str, receipt.Receipt]]:
@@ -499,9 +503,14 @@ def mutants(name: str) -> Iterator[tuple[str, receipt.Receipt]]:
         # So is the rest of a greedy receipt: one of old stands for what does not depend on audits and rounding.
         if path[0] not in SHOWN_FIELDS.get(name, original):
             continue
+        # Audits of a later prompt are listed as those of the first, and nothing else is tried in that receipt.
+        later = path[:2] == ("results", "further")
+        if later != (name == "greedy later"):
+            continue
+        place = path[3:] if later and len(path) > 3 else path
         if path[:3] == ("floors", "table", "floors") and len(path) > 3 and path[3] not in FLOOR_ROWS:
             continue
-        if path[0] == "audit" and len(path) > 3 and (name == "exact" or path[3] not in AUDIT_ROWS[path[1]]):
+        if place[0] == "audit" and len(place) > 3 and (name == "exact" or place[3] not in AUDIT_ROWS[place[1]]):
             continue
         # Rows are alike: one that is equal and two that are not stand for all; of answers, one of each class.
         if path[:2] == ("results", "rows") and len(path) > 2 and path[2] not in shown:
@@ -512,9 +521,9 @@ def mutants(name: str) -> Iterator[tuple[str, receipt.Receipt]]:
         if "steps" in path and len(path) > 4 and (path[2], path[4]) not in ((0, 0), (1, 1)):
             continue
         value = at(original, path)
-        yield pattern(path), without(original, path)
+        yield pattern(place), without(original, path)
         for other in other_values(value):
-            yield pattern(path), put(original, path, other)
+            yield pattern(place), put(original, path, other)
 
 
 @pytest.mark.parametrize("name", RECEIPTS)

@@ -23,6 +23,7 @@ from crossval.causal.view import CausalView, LayerEffect
 from crossval.compare import rows as compare
 from crossval.compare.rows import Coverage, GreedyPrompt, GreedyResult, GreedyStep, LayersResult, Skip, TapRow
 from crossval.examine.greedy_receipt import GREEDY, GreedyExamined
+from crossval.examine.greedy_verdict import PromptAudit
 from crossval.examine.layers_receipt import LAYERS, Examined
 from crossval.model import taps, tolerance
 from crossval.passes import EngineIdentity, Numerics, PassPlan, TapArray
@@ -164,10 +165,13 @@ def greedy_result(
     inexact_at: int | None = None,
     policy: tolerance.PolicyName = "same",
     audited: tuple[PassPlan, ...] = GREEDY_PLAN,
+    where: int = 0,
 ) -> GreedyResult:
-    """Compare ``n_prompts``; the first differs in one token, or has one step whose logits are not bit-equal."""
-    wanted = [(differs_at, inexact_at), *[(None, None)] * (n_prompts - 1)]
-    prompts = tuple(_greedy_prompt(index, n_steps, *one, policy) for index, one in enumerate(wanted))
+    """Compare ``n_prompts``; the first, or number ``where``, differs in one token, or in the bits of one step."""
+    prompts = tuple(
+        _greedy_prompt(index, n_steps, *((differs_at, inexact_at) if index == where else (None, None)), policy)
+        for index in range(n_prompts)
+    )
     return GreedyResult(prompts, tolerance.describe(policy), audited=audited)
 
 
@@ -382,6 +386,39 @@ def greedy_receipt(
     facts = context(settings=settings, **changes)
     names = (facts.candidate.identity.name, facts.reference.identity.name)
     return write(GREEDY, GreedyExamined(result, held, found, names), facts)
+
+
+LATER_PLAN = (PassPlan("prefill", (1, 17, 43), 0), PassPlan("decode", (60,), 3))
+"""The same of the second prompt, where tokens differ beside the specification."""
+
+
+def later_receipt(held: dict[Side, dict[str, Any]] | None = None, differs_at: int = 1) -> receipt.Receipt:
+    """A greedy receipt beside the specification; only the second prompt differs, whose audits are ``held``."""
+    held = audits(plan=LATER_PLAN) if held is None else held
+    wrong = any(audit["first_guilty"] for audit in held.values())
+    result = greedy_result(3, differs_at, policy="independent", where=1)
+    if wrong:
+        steps = tuple(
+            step if step.near_tie is None else dataclasses.replace(step, near_tie=False)
+            for step in result.prompts[1].steps
+        )
+        result = dataclasses.replace(
+            result, prompts=(result.prompts[0], dataclasses.replace(result.prompts[1], steps=steps))
+        )
+    found = [diagnosis_of(side, audit) for side, audit in held.items() if audit["first_guilty"]]
+    parties = (
+        Party("live", dataclasses.replace(OURS, numerics=Numerics())),
+        Party("live", dataclasses.replace(THEIRS, name="specification")),
+    )
+    examined = GreedyExamined(
+        result,
+        audits(plan=GREEDY_PLAN),
+        [],
+        (OURS.name, "specification"),
+        (PromptAudit(1, LATER_PLAN, held, found),),
+    )
+    settings = {"n_threads": 2, "n_decode": None, "n_steps": 3, "full": None}
+    return write(GREEDY, examined, context(settings=settings, candidate=parties[0], reference=parties[1]))
 
 
 def coarse_audit(within: float = 0.125) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -127,3 +128,21 @@ def test_our_own_right_engine_beside_the_specification_is_no_divergence(model_pa
     assert run("gate", out, "--reference-name", "specification", "--min-exact-match", "1").exit_code == 1
     unaudited = run(*words, "--steps", "14", "--threads", "1", "--no-audit")
     assert (unaudited.exit_code, receipt.read(out)["verdict"]) == (1, "divergence")
+
+
+def test_near_ties_in_later_prompts_are_audited_too(model_path, out, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"tokens": [4, 9]}, {"tokens": [13, 14, 31]}, {"tokens": [5, 6, 7]}]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    words = ("greedy", "--model", model_path, "--reference", "spec", "--threads", "1", "--receipt", out)
+    result = run(*words, "--prompts", prompts, "--steps", "14")
+    made = receipt.read(out)
+    assert (result.exit_code, made["verdict"]) == (0, "near_ties"), result.output
+    (further,) = made["results"]["further"]
+    assert (further["prompt_index"], made["first_divergence"]["prompt_index"]) == (1, 1)
+    assert sum(len(one["token_ids"]) for one in further["passes"]) == 3 + 13
+    assert "Audited: the first prompt's pass and 1 decoded token." in result.stdout
+    assert "Audited, too: prompt 1, up to its last token that differs." in result.stdout
+    assert run("gate", out, "--reference-name", "specification").exit_code == 0
+    again = ("--rerun", "--model", model_path)
+    assert run("gate", out, "--reference-name", "specification", *again).exit_code == 0

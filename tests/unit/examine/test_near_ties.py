@@ -7,9 +7,11 @@ import io
 
 import pytest
 
+from crossval import schema
 from crossval.cli.exits import exit_code
 from crossval.console import console
-from crossval.examine.greedy_audit import audited_passes
+from crossval.examine import greedy_audit
+from crossval.examine.greedy_audit import GreedyAudit, audit_differing, audited_passes
 from crossval.examine.greedy_verdict import only_near_ties
 from crossval.receipts.party import Party
 from crossval.receipts.policy import Policy
@@ -81,6 +83,88 @@ def test_the_gate_recomputes_it():
     assert "verdict" in failed(beyond)
     other = samples.forge(made, "reference", "name", "llama.cpp")
     assert "verdict" in failed(other)
+
+
+def later(wrong=None):
+    """Audits of the second prompt: clean, or one operation of one engine is wrong."""
+    held = samples.audits(plan=samples.LATER_PLAN)
+    if wrong is not None:
+        result = samples.audit_result({(1, "blk.1.q"): 8.0}, plan=samples.LATER_PLAN)
+        held[wrong] = samples.audits(result, plan=samples.LATER_PLAN)["candidate"]
+    return held
+
+
+def test_a_later_prompt_has_near_ties_where_it_was_audited_itself():
+    made = samples.later_receipt()
+    assert (made["verdict"], exit_code(made)) == ("near_ties", 0)
+    assert failed(made) == {}
+    beyond = samples.later_receipt(differs_at=2)  # a token after the last one audited
+    assert (beyond["verdict"], exit_code(beyond)) == ("divergence", 1)
+    without = samples.forge(made, "results", {k: v for k, v in made["results"].items() if k != "further"})
+    assert "verdict" in failed(without)
+    for place in ((), (1,), (0,)):
+        of_another = [{**made["results"]["further"][0], "prompt_index": index} for index in place]
+        forged = samples.forge(made, "results", "further", of_another or [made["results"]["further"][0]] * 2)
+        assert bool(failed(forged)) == (place != (1,)), place
+
+
+@pytest.mark.parametrize(
+    ("side", "verdict"), [("candidate", "candidate_defect"), ("reference", "reference_defect")]
+)
+def test_what_is_wrong_in_a_later_prompt_only_is_the_verdict(side, verdict):
+    made = samples.later_receipt(later(side))
+    assert (made["verdict"], exit_code(made)) == (verdict, 1)
+    assert {name for name in failed(made) if "audit" in name} == {f"audit of the {side}, prompt 1"}
+    assert failed(made).keys() >= {"verdict"}
+    out = io.StringIO()
+    show_receipt(console(out), made)
+    assert "Audited, too: prompt 1" in out.getvalue()
+    assert "WRONG  layer 1, op q (pass 1, decode)" in out.getvalue()
+    assert f"{verdict.upper()}  " in out.getvalue()
+    hidden = samples.forge(made, "results", "further", 0, "audit", later())
+    assert "audits" in failed(hidden)  # its diagnosis is of nothing
+
+
+def test_the_schema_takes_as_many_audited_passes_as_there_may_be():
+    made = receipt()
+    first, second = made["results"]["passes"]
+    many = [first, *({**second, "start": 3 + i} for i in range(5000))]
+    schema.validate({**made, "results": {**made["results"], "passes": many}})
+
+
+class Runs:
+    """Counts what is audited; prompts of these indices are not clean."""
+
+    def __init__(self, *unclean):
+        self.unclean, self.seen = unclean, []
+
+    def __call__(self, ours, theirs, prompt, weights, *, progress=None):
+        self.seen.append(prompt.prompt_ids[-1] - 42)
+        wrong = self.seen[-1] in self.unclean
+        return GreedyAudit(samples.LATER_PLAN, later("candidate" if wrong else None))
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "unclean", "expected"),
+    [
+        ("specification", None, (), [1, 2, 3]),
+        ("specification", None, (2,), [1, 2]),
+        ("specification", "candidate", (), []),
+        ("bitnet.cpp", None, (), []),
+    ],
+    ids=["all that differ", "until one is not clean", "the first is wrong", "another engine"],
+)
+def test_later_prompts_that_differ_are_audited(monkeypatch, name, first, unclean, expected):
+    runs = Runs(*unclean)
+    monkeypatch.setattr(greedy_audit, "audit_prompt", runs)
+    result = samples.greedy_result(3, differs_at=1, n_prompts=5, policy="independent", where=1)
+    more = [samples.greedy_result(3, 1, 5, policy="independent", where=where).prompts[where] for where in (2, 3)]
+    result = dataclasses.replace(result, prompts=(*result.prompts[:2], *more, result.prompts[4]))
+    engines = [(Engine("bitnet_py"), Engine(name))] * 5
+    of_first = GreedyAudit(samples.GREEDY_PLAN, later(first))
+    assert [index for index, _ in audit_differing(engines, result, None, of_first)] == expected == runs.seen
+    monkeypatch.setattr(greedy_audit, "MOST_FURTHER", 1)
+    assert len(list(audit_differing(engines, result, None, of_first))) == len(expected[:1])
 
 
 class Engine:
