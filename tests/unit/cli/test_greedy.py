@@ -144,5 +144,9 @@ def test_near_ties_in_later_prompts_are_audited_too(model_path, out, tmp_path):
     assert "Audited: the first prompt's pass and 1 decoded token." in result.stdout
     assert "Audited, too: prompt 1, up to its last token that differs." in result.stdout
     assert run("gate", out, "--reference-name", "specification").exit_code == 0
-    again = ("--rerun", "--model", model_path)
-    assert run("gate", out, "--reference-name", "specification", *again).exit_code == 0
+    again = ("--reference-name", "specification", "--model", model_path, "--rerun")
+    assert run("gate", out, *again).exit_code == 0
+    further["audit"]["candidate"]["rows"][0]["note"] = "forged"
+    receipt.seal(made).save(out)
+    forged = run("gate", out, *again)
+    assert (forged.exit_code, "results.further" in forged.stdout) == (1, True)

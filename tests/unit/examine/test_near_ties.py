@@ -108,6 +108,11 @@ def test_a_later_prompt_has_near_ties_where_it_was_audited_itself():
         assert bool(failed(forged)) == (place != (1,)), place
 
 
+def test_a_later_prompt_that_was_audited_in_part_leaves_a_divergence():
+    made = samples.later_receipt({**later(), "candidate": samples.coarse_audit()})
+    assert (made["verdict"], exit_code(made)) == ("divergence", 1)
+
+
 @pytest.mark.parametrize(
     ("side", "verdict"), [("candidate", "candidate_defect"), ("reference", "reference_defect")]
 )
@@ -116,6 +121,7 @@ def test_what_is_wrong_in_a_later_prompt_only_is_the_verdict(side, verdict):
     assert (made["verdict"], exit_code(made)) == (verdict, 1)
     assert {name for name in failed(made) if "audit" in name} == {f"audit of the {side}, prompt 1"}
     assert failed(made).keys() >= {"verdict"}
+    assert "structure" not in failed(made)  # it is no near tie
     out = io.StringIO()
     show_receipt(console(out), made)
     assert "Audited, too: prompt 1" in out.getvalue()
