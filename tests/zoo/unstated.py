@@ -70,12 +70,17 @@ def _cells(
             n_decode=n_decode, diagnosed=False,
         )  # fmt: skip
         place = placed(found, places, "prefill", kept.keeps, config)
-        if found.verdict == "deviates" and mistake == MISTAKES[IN_ALL_LAYERS_A_DEVIATION]:
-            place = "found"
+        place = "found" if _is_said(mistake, found.verdict) else place
         if place == "parity" and leaves_no_trace(healthy, faulty, kept.keeps):
             place = "no trace"
         yield Cell(mistake.name, f"{mistake.name}, {where}", kept.name, place, found.verdict, said(found.guilty))
     if GREEDY in recordings:
         candidate = NumpyBitnetRunner(model, mistakes=[mistake])
         verdict, place, at = judged_greedy(candidate, reference, PROMPT, SpecWeights(model.path), places)
+        place = "found" if _is_said(mistake, verdict) else place
         yield Cell(mistake.name, f"{mistake.name}, {where}", GREEDY, place, verdict, at)
+
+
+def _is_said(mistake: Mistake, verdict: str) -> bool:
+    """Return whether a verdict says of a mistake in all layers that it is how the engine computes."""
+    return verdict == "deviates" and mistake == MISTAKES[IN_ALL_LAYERS_A_DEVIATION]
