@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from bitnet_py.resources import default_model_path
 from tests.zoo import coarse, coarse_table, drawn, precisions, texts_table
 from tests.zoo.catalogue import CASES, FAULTS, OF, ON
@@ -261,4 +263,6 @@ def _confusions(results: Sequence[Outcome]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # BLAS on several threads adds up in another order from run to run: tests/conftest.py gives it one, too.
+    with threadpool_limits(1, user_api="blas"):
+        sys.exit(main())
