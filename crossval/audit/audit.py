@@ -251,7 +251,10 @@ def audit(
             found = results[i].precision
             if found is not None and only_recorded(found, other.checks):
                 found = replace(found, scope="recorded")
-            results[i], judged_by[i] = replace(other, precision=found), meant[i]
+            multiplied, before = other.products, results[i].products
+            if multiplied is not None and before is not None:
+                multiplied = replace(multiplied, alternatives=before.alternatives)
+            results[i], judged_by[i] = replace(other, precision=found, products=multiplied), meant[i]
     for i, (source, arithmetic) in enumerate(zip(sources, judged_by, strict=True)):
 
         def under(

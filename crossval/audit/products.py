@@ -15,7 +15,7 @@ Where projections lie inside segments, or are right either way, ``trials`` decid
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from itertools import product
@@ -65,10 +65,24 @@ class Products:
     """Of these, how many are within the bounds of this."""
     deviations: tuple[Deviation, ...]
     """What of it the model's definition and the format that the engine computes in do not give."""
+    alternatives: tuple[tuple[Deviation, ...], ...] = ()
+    """What would explain them as well, without these: which of them it is was not shown."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the receipt's ``audit.*.products``."""
-        return {**asdict(self), "deviations": list(self.deviations)}
+        data = {**asdict(self), "deviations": list(self.deviations)}
+        alternatives = [list(one) for one in data.pop("alternatives")]
+        return {**data, "alternatives": alternatives} if alternatives else data
+
+    def beside(self, deviations: Sequence[Deviation]) -> Products:
+        """Return it with another explanation, unless that is this one and more."""
+        if self.covers(deviations):
+            return self
+        return replace(self, alternatives=(*self.alternatives, tuple(deviations)))
+
+    def covers(self, deviations: Sequence[Deviation]) -> bool:
+        """Return whether another explanation says this, too, whatever else it says."""
+        return set(self.deviations) <= set(deviations)
 
     def stated_in(self, numerics: Numerics) -> Numerics:
         """Return numerics that state it; the same if they do."""
@@ -108,12 +122,18 @@ class Votes:
     def found(self, judged_by: Numerics, stated: Numerics) -> Products | None:
         """Return what the projections multiply: as judged by, or what explains most; None: what the model defines.
 
-        The first choice in the order of ``choices`` wins: what deviates least.
+        The first choice in the order of ``choices`` is named, and the others that explain enough without it.
         """
+        found: Products | None = None
         for choice in choices(judged_by):
             n = self.explained[choice]
             if is_enough(n, self.n_checked):
-                return Products(*choice, False, self.n_checked, n, deviations_of(choice, judged_by))
+                named = deviations_of(choice, judged_by)
+                found = (
+                    Products(*choice, False, self.n_checked, n, named) if found is None else found.beside(named)
+                )
+        if found is not None:
+            return found
         held = _chosen(judged_by)
         if not _deviates(*held):
             return None
@@ -130,22 +150,22 @@ def _chosen(numerics: Numerics) -> Choice:
     return numerics.activation_quantization or "int8", numerics.weights or "packed"
 
 
-def choices(numerics: Numerics) -> Iterator[Choice]:
-    """Yield what the projections of an engine may multiply otherwise than the model defines, as far as it is open.
+def choices(numerics: Numerics) -> list[Choice]:
+    """Return what the projections of an engine may multiply otherwise than the model defines, as far as is open.
 
-    A statement binds: what an engine states is not looked for. One that states the arithmetic of bitnet.cpp's
-    family states its int8 quantiser and packed weights with it.
+    What deviates least comes first. A statement binds: what an engine states is not looked for. One that states
+    the arithmetic of bitnet.cpp's family states its int8 quantiser and packed weights with it.
     """
     if numerics.activation_quantization == "q8_k" or None not in (numerics.simd_width, numerics.fused_quantizer):
-        return
+        return []
     activations: tuple[Activations, ...] = ("int8", "none")
     weights: tuple[Weights, ...] = ("packed", "bf16", "f16")
-    for choice in product(
+    open_ = product(
         activations if numerics.activation_quantization is None else (numerics.activation_quantization,),
         weights if numerics.weights is None else (numerics.weights,),
-    ):
-        if _deviates(*choice) and choice != _chosen(numerics):
-            yield choice
+    )
+    found = [choice for choice in open_ if _deviates(*choice) and choice != _chosen(numerics)]
+    return sorted(found, key=lambda choice: len(deviations_of(choice, numerics)))
 
 
 def deviations_of(choice: Choice, judged_by: Numerics) -> tuple[Deviation, ...]:
@@ -204,7 +224,10 @@ class StatedWeights:
 
 def of_json(data: Mapping[str, Any] | None) -> Products | None:
     """Return the finding of a receipt that is valid by the schema."""
-    return None if data is None else Products(**{**data, "deviations": tuple(data["deviations"])})
+    if data is None:
+        return None
+    alternatives = tuple(map(tuple, data.get("alternatives", ())))
+    return Products(**{**data, "deviations": tuple(data["deviations"]), "alternatives": alternatives})
 
 
 def complaints(data: Mapping[str, Any] | None, stated: Numerics, judged_by: Numerics) -> Iterator[str]:
@@ -223,6 +246,9 @@ def complaints(data: Mapping[str, Any] | None, stated: Numerics, judged_by: Nume
         yield f"declared is {found.declared}, the engine states {' times '.join(_chosen(stated))}"
     elif not found.declared and choice not in choices(stated):
         yield "found otherwise than stated, which a statement rules out"
+    possible = [] if found.declared else [deviations_of(one, judged_by) for one in choices(stated)]
+    if any(one not in possible or found.covers(one) for one in found.alternatives):
+        yield f"alternatives are {[list(one) for one in found.alternatives]}"
     if found.n_explained > found.n_checked:
         yield f"{found.n_explained} of {found.n_checked} projections"
     elif not found.declared and not is_enough(found.n_explained, found.n_checked):
@@ -240,9 +266,15 @@ def deviations(audit: Mapping[str, Any] | None) -> list[Deviation]:
     return found
 
 
+def possible(audit: Mapping[str, Any] | None) -> list[Deviation]:
+    """Return every deviation that an engine of a receipt may have: which of several it has may not be shown."""
+    alternatives = ((audit or {}).get("products") or {}).get("alternatives", [])
+    return list(dict.fromkeys([*deviations(audit), *(one for named in alternatives for one in named)]))
+
+
 def demands(side: Side, audit: Mapping[str, Any] | None, policy: Policy) -> Iterator[GateCheck]:
-    """Check that the policy accepts in what an engine deviates from the model's definition."""
-    named = deviations(audit)
+    """Check that the policy accepts in what an engine deviates, or may, from the model's definition."""
+    named = possible(audit)
     if named:
         accepted = ", ".join(policy.allow_deviation) or "none"
         passed = set(named) <= set(policy.allow_deviation)
@@ -254,27 +286,33 @@ def words(receipt: Receipt) -> list[str]:
     audits = receipt["audit"] or {}
     found = [(side, deviations(audits.get(side))) for side in SIDES]
     return [
-        f"of the {side}, {' and '.join(WORDS[one] for one in named)}, "
+        f"of the {side}, {_in_words(audits[side]['products'])}, "
         f"{'as it states' if audits[side]['products']['declared'] else 'which it does not state'}"
         for side, named in found
         if named
     ]
 
 
+def _in_words(found: Mapping[str, Any]) -> str:
+    every = [found["deviations"], *found.get("alternatives", ())]
+    return ", or ".join(" and ".join(WORDS[one] for one in named) for named in every)
+
+
 def flags(receipt: Receipt) -> str:
     """Return the options of the gate that accept what the engines of a receipt deviate in."""
     audits = receipt["audit"] or {}
-    named = dict.fromkeys(one for side in SIDES for one in deviations(audits.get(side)))
+    named = dict.fromkeys(one for side in SIDES for one in possible(audits.get(side)))
     return " ".join(f"{FLAG} {one}" for one in named)
 
 
 def sentence(found: Mapping[str, Any]) -> str:
     """Return what a receipt says of an engine's projections as a sentence."""
-    named = [WORDS[one] for one in found["deviations"]] or [f"its weights are in {found['weights']}"]
-    what, taken = " and ".join(named), f"{found['n_explained']} of {found['n_checked']} projections"
+    what = _in_words(found) if found["deviations"] else f"its weights are in {found['weights']}"
+    taken = f"{found['n_explained']} of {found['n_checked']} projections"
     if found["declared"]:
         return f"{what}, as it states; judged as such, {taken} are within their bounds"
+    which = "the first of these; which of them it is was not shown" if found.get("alternatives") else "such"
     return (
         f"{what}, which it does not state: {taken} are within the bounds of that, and were outside those of int8 "
-        "codes times the file's weights; all are judged as such"
+        f"codes times the file's weights; all are judged as {which}"
     )

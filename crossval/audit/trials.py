@@ -32,7 +32,8 @@ Again = Callable[[Choice, Hopeless], AuditResult | None]
 def search(result: AuditResult, judged_by: Numerics, again: Again) -> AuditResult | None:
     """Return the audit under the choice that explains a result; None: none does, or nothing asks for it.
 
-    ``judged_by``: what the result was judged by. The first choice in their order wins: what deviates least.
+    ``judged_by``: what the result was judged by. The first choice in their order is named, what deviates least,
+    and beside it those that explain as much without it.
     """
     if result.verdict != "guilty" or result.products is not None:
         return None
@@ -40,7 +41,11 @@ def search(result: AuditResult, judged_by: Numerics, again: Again) -> AuditResul
     wrong = {place for place, checks in held.items() if any(map(_not_right, checks))}
     if not is_enough(len(wrong), len(wrong)) or not _in_most_layers(wrong, held):
         return None
+    best: AuditResult | None = None
     for choice in choices(judged_by):
+        named = deviations_of(choice, judged_by)
+        if best is not None and best.products is not None and best.products.covers(named):
+            continue
         count = _Count(held, wrong)
         other = again(choice, count.take)
         if other is None:
@@ -48,9 +53,12 @@ def search(result: AuditResult, judged_by: Numerics, again: Again) -> AuditResul
         not_right = count.without({check.place for check in other.checks if check.status == "ok"})
         explained, n_telling = wrong - not_right, len(wrong | not_right)
         if is_enough(len(explained), n_telling) and _in_most_layers(explained, held):
-            found = Products(*choice, False, n_telling, len(explained), deviations_of(choice, judged_by))
-            return replace(other, precision=result.precision, products=found)
-    return None
+            if best is None or best.products is None:
+                found = Products(*choice, False, n_telling, len(explained), named)
+                best = replace(other, precision=result.precision, products=found)
+            else:
+                best = replace(best, products=best.products.beside(named))
+    return best
 
 
 class _Count:

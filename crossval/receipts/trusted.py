@@ -72,7 +72,8 @@ def _listed(value: Any) -> list[Any] | None:
 
 
 def _deviations(audit: dict[str, Any] | None) -> list[str]:
-    return list(((audit or {}).get("products") or {}).get("deviations", []))
+    found = (audit or {}).get("products") or {}
+    return [one for named in (found.get("deviations", []), *found.get("alternatives", [])) for one in named]
 
 
 def _precision(audit: dict[str, Any] | None) -> list[str]:

@@ -177,6 +177,26 @@ def test_two_thirds_of_the_projections_have_to_agree(n_checked, n_explained, fou
     assert (votes.found(Numerics(), Numerics()) is not None) == found
 
 
+def test_choices_that_explain_as_much_are_alternatives_unless_they_say_more():
+    votes = Votes(n_checked=12)
+    for choice, n in (
+        (("int8", "bf16"), 8),
+        (("none", "packed"), 12),
+        (("none", "bf16"), 12),
+        (("int8", "f16"), 7),
+    ):
+        votes.explained[choice] = n
+    found = votes.found(Numerics(), Numerics())
+    assert (found.deviations, found.alternatives) == (("weights_bf16",), (("float_activations",),))
+    assert products.of_json(found.to_json()) == found
+
+
+def test_what_deviates_least_is_tried_first():
+    assert products.choices(Numerics(compute_dtype="f16"))[0] == ("int8", "f16")
+    assert products.choices(Numerics())[0] == ("int8", "bf16")
+    assert products.choices(Numerics())[-1] == ("none", "f16")
+
+
 # --- receipts -------------------------------------------------------------------------------------------------
 
 GOOD = Products("none", "packed", False, 12, 9, ("float_activations",)).to_json()

@@ -12,10 +12,11 @@ import pytest
 from crossval.audit import trials
 from crossval.audit.audit import _Engine, audit
 from crossval.audit.checks import AuditResult, OpCheck, first_guilty
-from crossval.audit.products import complaints
+from crossval.audit.products import complaints, demands, sentence
 from crossval.capture import Capture
 from crossval.model.weights import SpecWeights
 from crossval.passes import Numerics
+from crossval.receipts.policy import Policy
 from tests.support import healthy_strangers
 from tests.support.narrow_engine import NarrowEngine, Style, plans
 from tests.support.numpy_bitnet.engine import Mistake
@@ -164,3 +165,38 @@ def test_of_the_projections_that_tell_most_have_to_be_explained_in_most_layers(w
     assert (found and found.products.n_checked) == telling
     assert not any(given_up) or telling is None
     assert len(wrong) > 2 or not given_up, "an audit that cannot show anything"
+
+
+def test_another_choice_that_explains_as_much_is_said_and_no_cause_is_named_alone():
+    """Two deviations together say each of them, too: an explanation that has the one named is no other one."""
+    before, tried = result_of({0, 1, 2, 3}), []
+
+    def again(choice, hopeless):
+        tried.append(choice)
+        right = choice not in [("int8", "bf16")]
+        return result_of(set()) if right else None
+
+    found = trials.search(before, Numerics(), again)
+    assert (found.products.deviations, found.products.alternatives) == (
+        ("weights_f16",),
+        (("float_activations",), ("float_activations", "weights_bf16")),
+    )
+    assert ("none", "f16") not in tried
+    held = found.products.to_json()
+    assert list(complaints(held, Numerics(), Numerics())) == []
+    for wrong in (
+        [["weights_bf16", "float_activations"]],
+        [["weights_f16", "float_activations"]],
+        [["weights_f16"]],
+        [[]],
+    ):
+        assert list(complaints({**held, "alternatives": wrong}, Numerics(), Numerics()))
+    assert "or its activations are not quantised to int8" in sentence(held)
+    assert "which of them it is was not shown" in sentence(held)
+    audit = {"products": held}
+    for allowed, passed in (
+        (("weights_f16",), False),
+        (("weights_f16", "float_activations", "weights_bf16"), True),
+    ):
+        (check,) = demands("candidate", audit, Policy(allow_deviation=allowed))
+        assert check.passed == passed
