@@ -27,7 +27,7 @@ QUANTISER = (
 HIDDEN = [
     (kept, layer, name)
     for kept, layers, names in (
-        ("every `l_out`", (None,), ("float activations", "truncation", "F16 RoPE tables", "bf16 RoPE tables")),
+        ("every `l_out`", (None,), ("float activations", "F16 RoPE tables")),
         ("every `l_out`", (LAYER,), (*QUANTISER, "LayerNorm", "another norm's weight", "mask sees the next token",
                                      "KQ scale x sqrt 2")),
         ("no norms", (None,), ("float activations", "128 levels", "truncation", "float row sum", "eps x 10",
