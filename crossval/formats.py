@@ -36,7 +36,8 @@ class Format:
 
     def holds(self, array: npt.NDArray[np.floating[Any]]) -> bool:
         """Return whether every value is representable in this format; NaN and infinities always are."""
-        narrow = array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            narrow = array.astype(np.float32, copy=False)
         kept = self.keeps(narrow) if narrow is array else self.keeps(narrow) & (narrow == array)
         return bool(kept.all() or (kept | ~np.isfinite(array)).all())
 

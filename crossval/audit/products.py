@@ -246,8 +246,8 @@ def complaints(data: Mapping[str, Any] | None, stated: Numerics, judged_by: Nume
         yield f"declared is {found.declared}, the engine states {' times '.join(_chosen(stated))}"
     elif not found.declared and choice not in choices(stated):
         yield "found otherwise than stated, which a statement rules out"
-    possible = [] if found.declared else [deviations_of(one, judged_by) for one in choices(stated)]
-    if any(one not in possible or found.covers(one) for one in found.alternatives):
+    open_ = [] if found.declared else [deviations_of(one, judged_by) for one in choices(stated)]
+    if any(one not in open_ or found.covers(one) for one in found.alternatives):
         yield f"alternatives are {[list(one) for one in found.alternatives]}"
     if found.n_explained > found.n_checked:
         yield f"{found.n_explained} of {found.n_checked} projections"

@@ -23,7 +23,7 @@ from crossval.terms import SIDES, Side
 
 @dataclass(frozen=True)
 class PromptAudit:
-    """The audits of a prompt after the first, with other tokens beside the specification."""
+    """The audits of one prompt: the first, or a later one with other tokens beside the specification."""
 
     prompt_index: int
     passes: tuple[PassPlan, ...]

@@ -73,3 +73,4 @@ def test_what_a_format_holds_is_what_rounding_to_it_leaves_as_it_is(form: Format
     with_more_digits = np.array([1.0, 1.0 + 2.0**-40])
     assert form.holds(with_more_digits[:1])
     assert not form.holds(with_more_digits)
+    assert not form.holds(np.array([1e300]))
