@@ -349,7 +349,7 @@ def norm_eps(rng: Rng, scene: Scene) -> Drawn | None:
     x = scene.tap(scene.normed)
     eps = float(np.exp(rng.uniform(np.log(1e-3), np.log(1.0))) * np.mean(x**2))
     eps = float(f"{eps:.2g}")
-    return Drawn(_normed(x, scene.norm_weight, eps), "eps ", (eps,), ("wrong eps",))
+    return Drawn(_normed(x, scene.norm_weight, eps), "eps ", (eps,), ("wrong or misplaced eps",))
 
 
 def norm_offset(rng: Rng, scene: Scene) -> Drawn:

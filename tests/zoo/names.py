@@ -19,7 +19,9 @@ _NEXT_MATRIX = "weights of blk.{next}.{tensor}.weight"
 _ZERO_FEATURES = "feature* zero"
 _LEFT_OVER_ZERO = "tokens 4 to 7 (exclusive) zero"
 """Of one batch of seven tokens nothing more can be said: the four before may be a group or a limit."""
-_EPS = ("eps 1e-06", "wrong eps")
+_EPS_GROUP = "wrong or misplaced eps"
+"""Where value and place of eps cannot be told apart."""
+_EPS = ("eps 1e-06", _EPS_GROUP)
 
 RIGHT: dict[str, str | tuple[str, ...]] = {
     # weights: layout, code table, block, scale
@@ -65,8 +67,8 @@ RIGHT: dict[str, str | tuple[str, ...]] = {
     # norms
     "norm-layer-norm": "LayerNorm",
     "final-norm-layer-norm": "LayerNorm",
-    "norm-eps-outside": "eps outside the root",
-    "final-norm-eps-outside": "eps outside the root",
+    "norm-eps-outside": ("eps outside the root", _EPS_GROUP),
+    "final-norm-eps-outside": ("eps outside the root", _EPS_GROUP),
     "norm-eps-hard-coded": _EPS,
     "final-norm-eps-hard-coded": _EPS,
     "file-eps-1e-6": _EPS,

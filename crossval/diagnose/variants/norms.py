@@ -46,6 +46,10 @@ def _norm(
     )
 
 
+MISPLACED_EPS = "wrong or misplaced eps"
+"""What is known where value and place of eps cannot be told apart."""
+
+
 def _other_eps(context: Context) -> Iterator[float]:
     own = context.config.rms_eps
     return (eps for eps in EPS if abs(eps - own) > 1e-6 * own)
@@ -105,14 +109,14 @@ VARIANTS = (
     norm("norm skipped but for its weight", "only multiplied by the weight, not normed",
         lambda c: _x(c) * c.vector),
     norm("eps {:g}", "eps hard-coded to {:g} instead of the header's value", lambda c, eps: _norm(c, eps=eps),
-        _other_eps, group="wrong eps"),
+        _other_eps, group=MISPLACED_EPS),
     norm("eps outside the root", "eps is added to the root mean square instead of to the mean square",
-        lambda c: _x(c) / (np.sqrt(mean_square(_x(c))) + c.config.rms_eps) * c.vector, group="wrong eps"),
+        lambda c: _x(c) / (np.sqrt(mean_square(_x(c))) + c.config.rms_eps) * c.vector, group=MISPLACED_EPS),
     norm("eps as a lower limit", "eps limits the mean square from below instead of being added to it",
         lambda c: _x(c) / np.sqrt(np.maximum(mean_square(_x(c)), c.config.rms_eps)) * c.vector,
-        group="wrong eps"),
+        group=MISPLACED_EPS),
     norm("eps added to the sum", "eps is added to the sum of squares, before the division by the length",
-        lambda c: _norm(c, eps=c.config.rms_eps / _x(c).shape[-1]), group="wrong eps"),
+        lambda c: _norm(c, eps=c.config.rms_eps / _x(c).shape[-1]), group=MISPLACED_EPS),
     norm("LayerNorm", "mean-centred LayerNorm instead of RMSNorm",
         lambda c: unit(c, _x(c) - _x(c).mean(axis=-1, keepdims=True)) * c.vector),
     norm("centred without variance of it",
@@ -277,7 +281,7 @@ def _of_part(context: Context, count: int, divisor: int) -> Array:
 fitted_norm = partial(fitted, family=7, ops=NORMS)
 # fmt: off
 FITTED = (
-    fitted_norm("eps {}", "eps hard-coded to {} instead of the header's value", _eps, group="wrong eps"),
+    fitted_norm("eps {}", "eps hard-coded to {} instead of the header's value", _eps, group=MISPLACED_EPS),
     fitted_norm("mean square to the power {}", "divided by the mean square to the power {} instead of its root",
         _powers),
     fitted_norm("norm weight plus {}", "multiplied by weight plus {} instead of weight", _offsets),

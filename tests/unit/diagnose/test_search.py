@@ -349,7 +349,7 @@ class TestAmbiguity:
         x = context.inputs[0]
         without = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True)) * context.vector
         found = diagnose(recorded_as(context, without, noise=1e-8), KNOWN)
-        assert found.name == "wrong eps"
+        assert found.name == "wrong or misplaced eps"
         assert {"eps 0", "eps 1e-12", "eps as a lower limit"} <= {e.name for e in found.candidates}
 
     def test_several_passes_decide_together(self, spec):

@@ -321,7 +321,7 @@ def eps(rng: Random, site: Site) -> Planned:
     value = float(f"{10 ** rng.uniform(-6, 0):.2g}")
     op = rng.choice(NORMS)
     return Planned(op, f"eps {value:g}", partial(_override, eps=value), ("eps",), (value,),
-                   or_names=("wrong eps",))  # fmt: skip
+                   or_names=("wrong or misplaced eps",))  # fmt: skip
 
 
 def norm_elsewhere(rng: Random, site: Site) -> Planned:
