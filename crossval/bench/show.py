@@ -106,6 +106,8 @@ def setting_words(tried: Sequence[Mapping[str, Any]], chosen: int | None) -> str
     """Return with how many threads a measure was taken, and where they ran."""
     if chosen is None:
         return "not tried"
+    if chosen >= len(tried):  # the gate refuses such a receipt; it is shown all the same
+        return f"setting {chosen} of {len(tried)} that were tried"
     n, cores = tried[chosen]["n_threads"], tried[chosen]["cores"]
     count = "1 thread" if n == 1 else f"{n} threads"
     return f"{count} pinned to {', '.join(map(str, cores))}" if cores else count

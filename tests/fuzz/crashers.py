@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
-from tests.fuzz.seeds import MANIFEST, header
+from tests.fuzz.seeds import MANIFEST, header, receipts
 from tests.support.gguf_bytes import model_container
 
 _TEXT: dict[str, Any] = {"Sequence": {"id": "A", "type_id": 0}}
@@ -22,7 +23,18 @@ _TOKENIZER: dict[str, Any] = {
     "post_processor": _POST_PROCESSOR,
     "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
 }
+
+
+def _bench_of_no_setting() -> bytes:
+    made = copy.deepcopy(next(one for one in receipts() if one.kind == "bench"))
+    made["results"]["search"]["candidate"]["chosen"]["decode"] = 99
+    return json.dumps(made).encode()
+
+
 CRASHERS: dict[str, dict[str, bytes]] = {
+    "receipt": {
+        "showing a benchmark in a setting that was not tried": _bench_of_no_setting(),
+    },
     "gguf": {
         "describing the tensors of a file without tensors": b"GGUF\x03\0\0\0" + bytes(16),
     },
