@@ -8,11 +8,12 @@ import io
 import pytest
 
 from crossval import schema
+from crossval.api.generation import _with_audits
 from crossval.cli.exits import exit_code
 from crossval.console import console
 from crossval.examine import greedy_audit
 from crossval.examine.greedy_audit import GreedyAudit, audit_differing, audited_passes
-from crossval.examine.greedy_verdict import only_near_ties
+from crossval.examine.greedy_verdict import PromptAudit, only_near_ties
 from crossval.receipts.party import Party
 from crossval.receipts.policy import Policy
 from crossval.registry import judge, show_receipt
@@ -136,6 +137,18 @@ def test_the_schema_takes_as_many_audited_passes_as_there_may_be():
     first, second = made["results"]["passes"]
     many = [first, *({**second, "start": 3 + i} for i in range(5000))]
     schema.validate({**made, "results": {**made["results"], "passes": many}})
+
+
+@pytest.mark.parametrize(("wrong", "named"), [(None, True), ("candidate", False), ("reference", False)])
+def test_near_ties_are_named_in_the_light_of_all_audits(wrong, named):
+    made = samples.greedy_result(3, differs_at=1, policy="independent", where=1)
+    steps = [dataclasses.replace(one, near_tie=one.near_tie and False) for one in made.prompts[1].steps]
+    prompts = (made.prompts[0], dataclasses.replace(made.prompts[1], steps=tuple(steps)))
+    first = PromptAudit(0, samples.GREEDY_PLAN, CLEAN)
+    told = _with_audits(
+        dataclasses.replace(made, prompts=prompts), first, [PromptAudit(1, samples.LATER_PLAN, later(wrong))]
+    )
+    assert told.prompts[1].steps[1].near_tie is named
 
 
 class Runs:
