@@ -98,6 +98,7 @@ def _check_bitlinear(
     expected = result.expected.reshape(recorded.shape)
     allowed = result.bound.reshape(recorded.shape) + arithmetic.cached(output.op, expected, recorded)
     note = f"{result.flips} int8 flips at rounding ties explain every integer" if result.flips else None
+    note = precision.overflow_of_scales(x, weight.scale, flat, arithmetic) or note
     return _judge(output, expected, allowed, flips=result.flips, note=note)
 
 

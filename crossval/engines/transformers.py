@@ -21,7 +21,7 @@ HOW_TO_GET = "run `pip install 'bitnet-parity[hf]'`"
 PACKAGES = ("torch", "transformers")
 CHOICES = "DTYPE"
 """What may stand after the name, where words are listed: a format, and after + the class of ternary matrices."""
-_DTYPES: dict[str, Dtype] = {"f32": "f32", "bf16": "bf16"}
+_DTYPES: dict[str, Dtype] = {"f32": "f32", "bf16": "bf16", "f16": "f16"}
 _LINEAR_CLASSES = ("bitlinear", "autobitlinear")
 
 

@@ -24,7 +24,7 @@ from crossval.model.kinds import TernaryMatrix
 from crossval.model.weights import SpecWeights
 from crossval.traces.tap_map import WORDS
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 HEAD = "lm_head"
 _BITNET, _LLAMA = (BitNetConfig, BitNetForCausalLM), (LlamaConfig, LlamaForCausalLM)
 _CLASSES = {"bitnet-b1.58": _BITNET, "bitnet-25": _BITNET, "bitnet": _BITNET, "llama": _LLAMA}
@@ -47,8 +47,8 @@ _SUB_NORMS = {"attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.f
 def from_gguf(path: str | Path, dtype: str = "f32", linear_class: str | None = None) -> Any:
     """Return the model, in evaluation mode, its parameters in ``dtype``.
 
-    ``dtype``: ``f32`` or ``bf16``. ``linear_class``: ``bitlinear`` or ``autobitlinear``; None: that of published
-    checkpoints of the architecture.
+    ``dtype``: ``f32``, ``bf16`` or ``f16``. ``linear_class``: ``bitlinear`` or ``autobitlinear``; None: that of
+    published checkpoints of the architecture.
 
     Raises:
         BadInputError: the file is not a model that the specification defines.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,56 @@ def need(*packages: str) -> None:
         pytest.skip(f"{' and '.join(missing)} {HOW_TO_GET}", allow_module_level=True)
 
 
+def fused_state(weights: SpecWeights, dtype: Any, pack: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+    """Return a file's weights by the names of the model in bitnet.cpp's ``gpu/`` folder.
+
+    One matrix for q, k and v, another for gate and up; heads ordered for rotation of adjacent pairs. Ternary
+    matrices are brought back to their size in ``dtype``, or packed by ``pack`` (of signs, int8), with four scales.
+    """
+    import torch
+
+    c = weights.config
+
+    def vector(name: str) -> Any:
+        return torch.from_numpy(np.array(weights[name], np.float32)).to(dtype)
+
+    def matrix(name: str, *parts: str, adjacent: int = 0) -> Iterator[tuple[str, Any]]:
+        given: list[Any] = [weights[f"{part}.weight"] for part in parts]
+        scales = torch.tensor([float(one.scale) for one in given]).to(dtype)
+        ordered = []
+        for index, one in enumerate(given):
+            rows = np.arange(len(one.signs)).reshape(-1, c.head_dim)
+            if index < adjacent:
+                rows = rows.reshape(len(rows), 2, -1).swapaxes(1, 2)
+            ordered.append(torch.from_numpy(np.asarray(one.signs[rows.reshape(-1)], np.int8)))
+        if pack is None:
+            yield f"{name}.weight", torch.cat([one * scale for one, scale in zip(ordered, scales, strict=True)])
+        else:
+            yield f"{name}.weight", pack(torch.cat(ordered))
+            yield f"{name}.weight_scale", torch.nn.functional.pad(scales, (0, 4 - len(scales)))
+
+    state = {
+        "tok_embeddings.weight": vector("token_embd.weight"),
+        "norm.weight": vector("output_norm.weight"),
+        "output.weight": vector("token_embd.weight" if c.tied_head else "output.weight"),
+    }
+    for i in range(c.n_layers):
+        of, at = f"layers.{i}", f"blk.{i}"
+        state |= matrix(f"{of}.attention.wqkv", *(f"{at}.attn_{part}" for part in "qkv"), adjacent=2)
+        state |= matrix(f"{of}.attention.wo", f"{at}.attn_output")
+        state |= matrix(f"{of}.feed_forward.w13", f"{at}.ffn_gate", f"{at}.ffn_up")
+        state |= matrix(f"{of}.feed_forward.w2", f"{at}.ffn_down")
+        state[f"{of}.attention_norm.weight"] = vector(f"{at}.attn_norm.weight")
+        state[f"{of}.attention.attn_sub_norm.weight"] = vector(f"{at}.attn_sub_norm.weight")
+        state[f"{of}.ffn_norm.weight"] = vector(f"{at}.ffn_norm.weight")
+        state[f"{of}.feed_forward.ffn_sub_norm.weight"] = vector(f"{at}.ffn_sub_norm.weight")
+    return state
+
+
 def fused_model(path: Path) -> tuple[Any, Any]:
     """Return a module named and fused as the one in bitnet.cpp's ``gpu/`` folder, and a function that runs it.
 
-    One matrix for q, k and v, another for gate and up; heads ordered for rotation of adjacent pairs; tokens
-    without a batch axis; activations and weights are quantised, dequantised and multiplied in float32.
+    Tokens without a batch axis; activations and weights are quantised, dequantised and multiplied in float32.
     """
     import torch
     from torch import nn
@@ -34,43 +79,23 @@ def fused_model(path: Path) -> tuple[Any, Any]:
     weights = SpecWeights(path)
     c = weights.config
 
-    def matrix(*names: str, adjacent: int = 0) -> Any:
-        parts = []
-        for index, name in enumerate(names):
-            given: Any = weights[name]
-            rows = np.arange(len(given.signs)).reshape(-1, c.head_dim)
-            if index < adjacent:
-                rows = rows.reshape(len(rows), 2, -1).swapaxes(1, 2)
-            parts.append((given.signs * np.float32(given.scale))[rows.reshape(-1)])
-        return torch.from_numpy(np.concatenate(parts))
+    class Holder(nn.Module):
+        weight: Any
 
-    class Norm(nn.Module):
-        def __init__(self, name: str) -> None:
-            super().__init__()
-            self.weight = torch.from_numpy(np.asarray(weights[name], np.float32))
-
+    class Norm(Holder):
         def forward(self, x: Any) -> Any:
             return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + c.rms_eps) * self.weight
 
-    class Linear(nn.Module):
-        def __init__(self, weight: Any) -> None:
-            super().__init__()
-            self.weight = weight
-
+    class Linear(Holder):
         def forward(self, x: Any) -> Any:
             scale = 127 / x.abs().max(-1, keepdim=True).values.clamp(min=1e-5)
             return torch.nn.functional.linear((x * scale).round().clamp(-128, 127) / scale, self.weight)
 
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.from_numpy(np.asarray(weights["token_embd.weight"], np.float32))
-
-    class Embedding(Plain):
+    class Embedding(Holder):
         def forward(self, ids: Any) -> Any:
             return self.weight[ids]
 
-    class Head(Plain):
+    class Head(Holder):
         def forward(self, x: Any) -> Any:
             return x @ self.weight.T
 
@@ -83,12 +108,9 @@ def fused_model(path: Path) -> tuple[Any, Any]:
         return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
     class Attention(nn.Module):
-        def __init__(self, at: str) -> None:
+        def __init__(self) -> None:
             super().__init__()
-            names = (f"{at}.attn_{part}.weight" for part in "qkv")
-            self.wqkv = Linear(matrix(*names, adjacent=2))
-            self.wo = Linear(matrix(f"{at}.attn_output.weight"))
-            self.attn_sub_norm = Norm(f"{at}.attn_sub_norm.weight")
+            self.wqkv, self.wo, self.attn_sub_norm = Linear(), Linear(), Norm()
             self.cache: list[Any] = []
 
         def forward(self, x: Any, positions: Any) -> Any:
@@ -107,21 +129,19 @@ def fused_model(path: Path) -> tuple[Any, Any]:
             return self.wo(self.attn_sub_norm(mixed.flatten(1)))
 
     class FeedForward(nn.Module):
-        def __init__(self, at: str) -> None:
+        def __init__(self) -> None:
             super().__init__()
-            self.w13 = Linear(matrix(f"{at}.ffn_gate.weight", f"{at}.ffn_up.weight"))
-            self.w2 = Linear(matrix(f"{at}.ffn_down.weight"))
-            self.ffn_sub_norm = Norm(f"{at}.ffn_sub_norm.weight")
+            self.w13, self.w2, self.ffn_sub_norm = Linear(), Linear(), Norm()
 
         def forward(self, x: Any) -> Any:
             gate, up = self.w13(x).chunk(2, -1)
             return self.w2(self.ffn_sub_norm(gate.relu() ** 2 * up))
 
     class Block(nn.Module):
-        def __init__(self, at: str) -> None:
+        def __init__(self) -> None:
             super().__init__()
-            self.attention, self.feed_forward = Attention(at), FeedForward(at)
-            self.attention_norm, self.ffn_norm = Norm(f"{at}.attn_norm.weight"), Norm(f"{at}.ffn_norm.weight")
+            self.attention, self.feed_forward = Attention(), FeedForward()
+            self.attention_norm, self.ffn_norm = Norm(), Norm()
 
         def forward(self, x: Any, positions: Any) -> Any:
             x = x + self.attention.forward(self.attention_norm(x), positions)  # past the hooks, as there
@@ -130,8 +150,8 @@ def fused_model(path: Path) -> tuple[Any, Any]:
     class Transformer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.tok_embeddings, self.norm, self.output = Embedding(), Norm("output_norm.weight"), Head()
-            self.layers = nn.ModuleList(Block(f"blk.{i}") for i in range(c.n_layers))
+            self.tok_embeddings, self.norm, self.output = Embedding(), Norm(), Head()
+            self.layers = nn.ModuleList(Block() for _ in range(c.n_layers))
 
         def forward(self, ids: Any, start: int) -> Any:
             x, positions = self.tok_embeddings(ids), torch.arange(start, start + len(ids))
@@ -140,6 +160,8 @@ def fused_model(path: Path) -> tuple[Any, Any]:
             return self.output(self.norm(x))
 
     model = Transformer().eval()
+    for name, values in fused_state(weights, torch.float32).items():
+        model.get_submodule(name.removesuffix(".weight")).weight = values
 
     def forward(token_ids: Sequence[int], start: int) -> Any:
         return model(torch.tensor(list(token_ids)), start)

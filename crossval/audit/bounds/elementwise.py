@@ -156,10 +156,11 @@ def _low_norm(kind: RmsNorm, inputs: Arrays, expected: FloatArray, a: Arithmetic
     steps = 6.0 * u + x.shape[-1] / 2 * U
     # the same four, where they are subnormal, change the root by half of what they are off by
     steps = steps + 2 * tiny / square
-    # a quotient below the normal numbers loses up to ``tiny``, times the weight
+    # a quotient below the normal numbers loses up to ``tiny``, times the weight; and a weight, times the quotient
+    root = np.sqrt(square)
     with np.errstate(divide="ignore", invalid="ignore"):
-        weight = np.nan_to_num(size * np.sqrt(square) / np.abs(x), posinf=0.0)
-    allowed: FloatArray = steps * SECOND_ORDER * size + (1 + weight) * tiny
+        weight = np.nan_to_num(size * root / np.abs(x), posinf=0.0)
+    allowed: FloatArray = steps * SECOND_ORDER * size + (1 + weight + np.abs(x) / root) * tiny
     return allowed
 
 

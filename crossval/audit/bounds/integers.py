@@ -201,7 +201,8 @@ def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
     The scale is ``127 / max|x|``, the same as PyTorch computes it (the reciprocal times 127, both rounded), or its
     reciprocal, which is divided by; it and the scaled values are rounded to the format or kept in binary32 (or
     with more digits: where values of few digits meet a tie exactly, the two differ); halves go to even or away
-    from zero; then integers are multiplied, or activations dequantised into the format first.
+    from zero; then integers are multiplied, or activations dequantised into the format first. A scale that is too
+    large for the format explains nothing: NaN, which no output is near.
     """
     absmax = np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
     plain, step = 127.0 / absmax, form.round(absmax / 127.0)
@@ -222,7 +223,8 @@ def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
             codes = np.clip(half_away(scaled), -128, 127) if away else even
             if not away or not np.array_equal(codes, even, equal_nan=True):
                 steps = RESCALES if exact or dequantised is not None else FUSED_RESCALES
-                yield _Recipe(codes, scale, scaled, dequantised, exact, steps)
+                finite = np.where(np.isfinite(scale), scale, np.nan)
+                yield _Recipe(codes, finite, scaled, dequantised, exact, steps)
 
 
 def _check_low(

@@ -376,6 +376,25 @@ def test_overflow_inside_a_norm_is_said(shipped_model):
     assert "overflow" not in (skipped.first_guilty.note or "")
 
 
+def test_subnormal_weights_of_a_norm_are_no_defect(shipped_model, tmp_path):
+    model = with_norm_times(shipped_model, "blk.1.attn_norm.weight", 5e-6, tmp_path / "small.gguf")
+    assert examined(model, Style("f16")).verdict == "clean"
+
+
+def test_a_scale_too_large_for_binary16_explains_nothing(shipped_model, tmp_path):
+    model = with_norm_times(shipped_model, "blk.1.attn_norm.weight", 3e-4, tmp_path / "small.gguf")
+    assert examined(model, Style("f16")).verdict == "clean"
+    engine, weights = NarrowEngine(model, Style("f16", scale="narrow")), SpecWeights(model)
+    source = Capture(engine, weights.config, PLANS)
+    (result,) = audit([source], weights)
+    finding = find("candidate", source, result, weights)
+    assert finding is not None
+    assert finding.check.tap == "blk.1.q"
+    assert "overflow of binary16 (F16) inside: at 8 of 8 tokens a scale" in (finding.check.note or "")
+    assert not finding.diagnosis.determined  # all zeros, but not because they were never written
+    assert finding.diagnosis.explanation == finding.check.note
+
+
 def test_infinities_where_nothing_is_too_large_are_no_overflow():
     recorded = np.array([[1.0, np.inf, 3.0]], np.float32)
     assert precision.overflow(recorded, np.array([[1.0, 2.0, 3.0]])) is None

@@ -32,8 +32,9 @@ def test_the_word_says_format_and_class_of_ternary_matrices() -> None:
     assert parse_choices(None) == ("f32", None)
     assert parse_choices("bf16") == ("bf16", None)
     assert parse_choices("f32+autobitlinear") == ("f32", "autobitlinear")
+    assert parse_choices("f16+bitlinear") == ("f16", "bitlinear")
     for text in ("f64", "+bitlinear", "bf16+linear", "bf16+"):
-        with pytest.raises(BadInputError, match=r"expected f32 or bf16, alone or with \+bitlinear"):
+        with pytest.raises(BadInputError, match=r"expected f32 or bf16 or f16, alone or with \+bitlinear"):
             parse_choices(text)
 
 
@@ -45,7 +46,7 @@ def test_both_sides_open_it_with_what_the_word_says(model: Path) -> None:
     made = open_reference(find_word("reference", "transformers"), model)
     assert isinstance(made, TransformersRunner)
     assert made._asked == {"dtype": "f32", "linear_class": None, "n_threads": 2}
-    with pytest.raises(BadInputError, match="expected f32 or bf16"):
+    with pytest.raises(BadInputError, match="expected f32 or bf16 or f16"):
         open_candidate(find_word("candidate", "transformers:f8"), model)
 
 

@@ -42,7 +42,7 @@ def offline(cls, signs, dtype, *, bias=False):
     return made
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_quotient_of_a_number_and_a_tensor_is_rounded_twice(x, dtype):
     largest = x.abs().amax(-1).to(dtype)
     found = 127 / largest
@@ -50,16 +50,17 @@ def test_a_quotient_of_a_number_and_a_tensor_is_rounded_twice(x, dtype):
     exact = (127 / largest.double()).to(dtype)
     assert not torch.equal(found, exact)
     off = (found.double() - 127 / largest.double()).abs() * largest.double() / 127
-    assert off.max() < (2**-23 if dtype == torch.float32 else 2**-7)
+    assert off.max() < {torch.float32: 2**-23, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
 
 
-def test_bitlinear_quantises_in_the_format_of_the_model(x, signs):
-    given = x.bfloat16()
-    codes, _ = offline(BitLinear, signs, torch.bfloat16).activation_quant(given)
+@pytest.mark.parametrize(("dtype", "least", "most"), [(torch.bfloat16, 0.05, 0.3), (torch.float16, 0.005, 0.05)])
+def test_bitlinear_quantises_in_the_format_of_the_model(x, signs, dtype, least, most):
+    given = x.to(dtype)
+    codes, _ = offline(BitLinear, signs, dtype).activation_quant(given)
     right, _ = quantize_activations(given.double().numpy())
     off = codes.numpy().astype(int) - right
     assert np.abs(off).max() == 1
-    assert 0.05 < np.mean(off != 0) < 0.3
+    assert least < np.mean(off != 0) < most
     codes, _ = offline(BitLinear, signs, torch.float32).activation_quant(x)
     right, _ = quantize_activations(x.double().numpy())
     assert np.mean(codes.numpy() != right) < 1e-3  # at ties only
@@ -74,6 +75,16 @@ def test_autobitlinear_quantises_in_float32_and_rounds_what_it_multiplies(x, sig
     sums = torch.nn.functional.linear(activations, signs.bfloat16())
     assert torch.equal(found, sums * torch.tensor(SCALE).bfloat16())
     assert not torch.equal(activations.float(), (wide * scale).round() / scale)
+
+
+def test_in_binary16_the_scales_of_bitlinear_overflow_and_those_of_autobitlinear_do_not(x, signs):
+    largest = x.abs().amax(-1, keepdim=True)
+    below, above = (
+        x / largest * (127 / 65504 * factor) for factor in (0.9, 16.5)
+    )  # over the weight's scale: x 15.6
+    for given, is_zero in ((below, True), (above, False)):
+        assert bool((offline(BitLinear, signs, torch.float16)(given.half()) == 0).all()) == is_zero
+        assert not (offline(AutoBitLinear, signs, torch.float16)(given.half()) == 0).all()
 
 
 def test_autobitlinear_scales_the_bias_and_bitlinear_does_not(x, signs):

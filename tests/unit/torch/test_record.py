@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from crossval.errors import BadInputError, UnavailableError
 from crossval.passes import Numerics
 from crossval.traces.read import TraceInfo
 from tests.support.checkpoints import Small
+from tests.support.edited_gguf import EditedGGUF
 from tests.support.torch_models import fused_model, need
 
 need("torch", "transformers")
@@ -74,7 +76,7 @@ def assert_checked_one_by_one(receipt: dict[str, Any], *, but: tuple[str, ...] =
 
 
 @pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear"])
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
 def test_packed_weights_of_both_classes_are_parity(
     model_file: Path, tmp_path: Path, dtype: str, linear_class: str
 ) -> None:
@@ -132,9 +134,32 @@ def test_the_fused_model_of_the_gpu_folder_is_recorded_by_its_own_map(bitnet_fil
         recorded(model, bitnet_file, tmp_path / "twice", tap_map="bitnet-gpu", forward=twice)
 
 
-@pytest.mark.parametrize("layer", [0, 2])
-def test_a_skipped_norm_is_named_with_its_layer(model_file: Path, tmp_path: Path, layer: int) -> None:
-    model = from_gguf(model_file)
+def test_the_shipped_model_in_binary16_is_parity(shipped_model: Path, tmp_path: Path) -> None:
+    recorded(from_gguf(shipped_model, "f16"), shipped_model, tmp_path / "trace")
+    assert_checked_one_by_one(receipt_of(shipped_model, tmp_path / "trace"))
+
+
+def test_binary16_that_overflows_is_wrong_there_and_said_to_overflow(bitnet_file: Path, tmp_path: Path) -> None:
+    """A gate beyond 256, squared; and a quotient 127 / max|x| beyond 65504, which makes products zero."""
+    for factor, linear_class, tap, said in (
+        (400, None, "blk.1.ffn_act", "values are not finite: overflow of binary16 (F16)"),
+        (1e-3, "autobitlinear", None, ""),
+        (1e-4, "bitlinear", "blk.1.ffn_gate", "overflow of binary16 (F16) inside: at 7 of 7 tokens a scale"),
+    ):
+        edited = EditedGGUF(Path(shutil.copy(bitnet_file, tmp_path / "m.gguf")))
+        edited.norm("blk.1.ffn_norm.weight")[:] *= factor
+        path = edited.save()
+        record(from_gguf(path, "f16", linear_class), ids_of(path), path, tmp_path / "trace", overwrite=True)
+        receipt = receipt_of(path, tmp_path / "trace")
+        guilty = receipt["audit"]["candidate"]["first_guilty"]
+        assert (guilty and guilty["tap"]) == tap
+        assert said in (guilty or {"note": ""})["note"]
+        assert receipt["verdict"] == ("candidate_defect" if tap else "parity")
+
+
+@pytest.mark.parametrize(("layer", "dtype"), [(0, "f32"), (2, "f16")])
+def test_a_skipped_norm_is_named_with_its_layer(model_file: Path, tmp_path: Path, layer: int, dtype: str) -> None:
+    model = from_gguf(model_file, dtype)
     model.model.layers[layer].post_attention_layernorm = torch.nn.Identity()
     recorded(model, model_file, tmp_path / "trace")
     receipt = receipt_of(model_file, tmp_path / "trace")
