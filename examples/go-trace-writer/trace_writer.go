@@ -105,7 +105,7 @@ func (w *Writer) TapFrom(first, layer int, name string, data []float32, shape ..
 		name = fmt.Sprintf("blk.%d.%s", layer, name)
 	}
 	good := 0 <= first && first < n && size == len(data)
-	if !w.check(good, "%s: %d values, shape %v, from token %d of %d", name, len(data), shape, first, n) {
+	if !w.check(good, "%s: %d values, shape %v, from token %d of a pass of %d", name, len(data), shape, first, n) {
 		return
 	}
 	for _, value := range data {

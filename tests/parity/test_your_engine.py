@@ -181,6 +181,7 @@ MISUSE = {
     "obebtec": "has no taps",
     "oc": "before the first",
     "obtc": "closed inside a pass",
+    "obtebtc": "closed inside a pass",
     "obtefbtec": "is the disk full?",
     "obteFc": "is the disk full?",
 }

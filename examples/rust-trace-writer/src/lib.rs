@@ -106,10 +106,10 @@ impl TraceWriter {
         &mut self, first: usize, layer: Option<usize>, name: &str, data: &[f32], shape: &[usize],
     ) -> Result<()> {
         let (number, pass) = (self.passes.len(), &mut self.pass);
-        let n = pass.token_ids.len();
+        let (n, count) = (pass.token_ids.len(), data.len());
         let name = layer.map_or(name.to_string(), |layer| format!("blk.{layer}.{name}"));
-        let good = first < n && shape.iter().product::<usize>() == data.len();
-        check(good, &format!("{name}: {} values, shape {shape:?}, from token {first} of {n}", data.len()))?;
+        let good = first < n && shape.iter().product::<usize>() == count;
+        check(good, &format!("{name}: {count} values, shape {shape:?}, from token {first} of a pass of {n}"))?;
         let start = pass.data.len();
         pass.data.extend(data.iter().flat_map(|value| value.to_le_bytes()));
         let end = pass.data.len();
