@@ -7,9 +7,9 @@
 
    Mistakes: interleaved-rope, no-attn-sub-norm, silu, truncating-quantiser. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#define TRACE_WRITER_IMPLEMENTATION
 #include "trace_writer.h"
 
 #define MAX_LAYERS 256

@@ -17,12 +17,12 @@
 package tracewriter
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 )
@@ -39,135 +39,116 @@ type Model struct {
 	VocabSize int    `json:"vocab_size"`
 }
 
-type tap struct {
-	Name  string `json:"name"`
-	DType string `json:"dtype"`
-	Shape []int  `json:"shape"`
-	Rows  []int  `json:"rows,omitempty"`
-}
-
-type pass struct {
-	Kind     string  `json:"kind"`
-	Start    int     `json:"start"`
-	TokenIDs []int32 `json:"token_ids"`
-	File     string  `json:"file"`
-	SHA256   string  `json:"sha256"`
-	Taps     []tap   `json:"taps"`
-}
+type object map[string]any
 
 // Writer is a trace being written.
 type Writer struct {
-	directory string
-	engine    map[string]string
-	model     Model
-	prompt    []int32
-	passes    []pass
-	nTokens   int
-	pass      *pass
-	data      bytes.Buffer
-	header    map[string]any
-	err       error
+	directory     string
+	trace, engine object // trace.json, and what it says of the engine
+	nTokens       int    // in passes
+	passes, taps  []object
+	tokenIDs      []int32 // of the pass that has begun; nil outside one
+	header        object
+	data          []byte
+	err           error
 }
 
 // Create makes the directory, which must not exist; engine, model and the first token ids are stated in the trace.
 func Create(directory, engine string, model Model, promptIDs []int32) (*Writer, error) {
-	if len(promptIDs) == 0 {
-		return nil, fmt.Errorf("the prompt has no tokens")
-	}
-	named := map[string]string{"name": engine}
-	return &Writer{directory: directory, engine: named, model: model, prompt: promptIDs}, os.Mkdir(directory, 0o777)
+	w := &Writer{directory: directory, engine: object{"name": engine}}
+	w.trace = object{"format": "crossval-trace", "format_version": 1, "engine": w.engine, "model": model,
+		"prompt": object{"token_ids": append([]int32{}, promptIDs...)}}
+	return w, os.Mkdir(directory, 0o777)
 }
 
 // State states a fact of the build: "version", "source_commit", "compiler" or "flags".
 func (w *Writer) State(fact, value string) { w.engine[fact] = value }
 
-func (w *Writer) check(good bool, why string) bool {
+// check returns whether no check has failed so far; the first that did gives the error.
+func (w *Writer) check(good bool, why string, values ...any) bool {
 	if w.err == nil && !good {
-		w.err = fmt.Errorf("%s", why)
+		w.err = fmt.Errorf(why, values...)
 	}
 	return w.err == nil
 }
 
-// BeginPass begins one call of the engine, with the tokens that follow those of the passes before it.
-func (w *Writer) BeginPass(tokenIDs []int32) {
-	if !w.check(w.pass == nil && len(tokenIDs) > 0, "a pass begins inside another, or has no tokens") {
-		return
+// save writes a file, which has its name only when it is whole.
+func (w *Writer) save(name string, content []byte) {
+	path := filepath.Join(w.directory, name)
+	if w.err == nil {
+		w.err = os.WriteFile(path+".part", content, 0o666)
 	}
-	kind := "prefill"
-	if w.nTokens > 0 && len(tokenIDs) == 1 {
-		kind = "decode"
+	if w.err == nil {
+		w.err = os.Rename(path+".part", path)
 	}
-	w.pass = &pass{Kind: kind, Start: w.nTokens, TokenIDs: append([]int32{}, tokenIDs...)}
-	w.pass.File = fmt.Sprintf("pass-%04d.safetensors", len(w.passes))
-	w.header = map[string]any{}
-	w.data.Reset()
 }
 
-// Tap writes one tensor of all tokens of the pass; its shape is in docs/trace-format.md.
+// BeginPass begins one call of the engine, with the tokens that follow those of the passes before it.
+func (w *Writer) BeginPass(tokenIDs []int32) {
+	if w.check(w.tokenIDs == nil, "a pass begins inside another") {
+		w.tokenIDs, w.header, w.taps, w.data = append([]int32{}, tokenIDs...), object{}, nil, w.data[:0]
+	}
+}
+
+// Tap records one tensor of all tokens of the pass; its shape is in docs/trace-format.md.
 func (w *Writer) Tap(layer int, name string, data []float32, shape ...int) {
 	w.TapFrom(0, layer, name, data, shape...)
 }
 
-// TapFrom writes one tensor of the tokens from first (0: the pass's first) to the last of the pass.
+// TapFrom records one tensor of the tokens from first (0: the pass's first) to the last of the pass.
 func (w *Writer) TapFrom(first, layer int, name string, data []float32, shape ...int) {
-	count := 1
-	for _, size := range shape {
-		count *= size
+	n, size, start := len(w.tokenIDs), 1, len(w.data)
+	for _, length := range shape {
+		size *= length
 	}
 	if layer >= 0 {
 		name = fmt.Sprintf("blk.%d.%s", layer, name)
 	}
-	if !w.check(w.pass != nil, name+" outside a pass") {
+	good := 0 <= first && first < n && size == len(data)
+	if !w.check(good, "%s: %d values, shape %v, from token %d of a pass of %d", name, len(data), shape, first, n) {
 		return
 	}
-	if !w.check(len(data) > 0 && count == len(data) && first < len(w.pass.TokenIDs), name+" does not fit its shape") {
-		return
+	for _, value := range data {
+		w.data = binary.LittleEndian.AppendUint32(w.data, math.Float32bits(value))
 	}
-	made := tap{Name: name, DType: "F32", Shape: shape}
-	for row := first; first > 0 && row < len(w.pass.TokenIDs); row++ {
-		made.Rows = append(made.Rows, row)
+	key, offsets := fmt.Sprintf("p%d.%s", len(w.passes), name), []int{start, len(w.data)}
+	w.header[key] = object{"dtype": "F32", "shape": shape, "data_offsets": offsets}
+	tap, rows := object{"name": name, "dtype": "F32", "shape": shape}, []int{}
+	for row := first; row < n; row++ {
+		rows = append(rows, row)
 	}
-	start := w.data.Len()
-	w.check(binary.Write(&w.data, binary.LittleEndian, data) == nil, name+" cannot be encoded")
-	offsets := []int{start, w.data.Len()}
-	w.header[fmt.Sprintf("p%d.%s", len(w.passes), name)] = map[string]any{
-		"dtype": "F32", "shape": shape, "data_offsets": offsets,
+	if first > 0 {
+		tap["rows"] = rows
 	}
-	w.pass.Taps = append(w.pass.Taps, made)
+	w.taps = append(w.taps, tap)
 }
 
 // EndPass writes the pass file.
 func (w *Writer) EndPass() {
-	if !w.check(w.pass != nil && len(w.pass.Taps) > 0, "a pass ends that has no taps, or did not begin") {
+	if !w.check(len(w.taps) > 0, "a pass ends that has no taps, or did not begin") {
 		return
 	}
 	header, err := json.Marshal(w.header)
+	w.check(err == nil, "the header: %v", err)
 	file := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
-	file = append(append(file, header...), w.data.Bytes()...)
-	digest := sha256.Sum256(file)
-	w.pass.SHA256 = hex.EncodeToString(digest[:])
-	if err == nil {
-		err = os.WriteFile(filepath.Join(w.directory, w.pass.File), file, 0o666)
+	file = append(append(file, header...), w.data...)
+	digest, name, kind := sha256.Sum256(file), fmt.Sprintf("pass-%04d.safetensors", len(w.passes)), "prefill"
+	if w.nTokens > 0 && len(w.tokenIDs) == 1 {
+		kind = "decode"
 	}
-	w.nTokens += len(w.pass.TokenIDs)
-	w.passes, w.pass, w.err = append(w.passes, *w.pass), nil, err
+	w.save(name, file)
+	w.passes = append(w.passes, object{"kind": kind, "start": w.nTokens, "token_ids": w.tokenIDs, "file": name,
+		"sha256": hex.EncodeToString(digest[:]), "taps": w.taps})
+	w.nTokens += len(w.tokenIDs)
+	w.tokenIDs, w.taps = nil, nil
 }
 
 // Close writes trace.json, which makes the directory a trace, unless a call has failed; it returns the first error.
 func (w *Writer) Close() error {
-	if !w.check(w.pass == nil && len(w.passes) > 0, "closed inside a pass, or before the first") {
-		return w.err
-	}
-	text, err := json.MarshalIndent(map[string]any{
-		"format": "crossval-trace", "format_version": 1, "engine": w.engine,
-		"model": w.model, "prompt": map[string]any{"token_ids": w.prompt}, "passes": w.passes,
-	}, "", " ")
-	part := filepath.Join(w.directory, "trace.json.part")
-	if err == nil {
-		err = os.WriteFile(part, text, 0o666)
-	}
-	if err == nil {
-		err = os.Rename(part, filepath.Join(w.directory, "trace.json"))
-	}
-	return err
+	w.check(w.tokenIDs == nil && len(w.passes) > 0, "closed inside a pass, or before the first")
+	w.trace["passes"] = w.passes
+	text, err := json.MarshalIndent(w.trace, "", " ")
+	w.check(err == nil, "trace.json: %v", err)
+	w.save("trace.json", text)
+	return w.err
 }

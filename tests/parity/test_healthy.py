@@ -33,7 +33,7 @@ def test_no_false_alarm_against_bitnet_cpp(bitnet_cpp_library):
 
 @pytest.mark.long
 def test_no_false_alarm_on_what_people_record(tmp_path):
-    few, cheap = 6, RECORDINGS[:4]
+    few, cheap = 4, RECORDINGS[:4]
     short = [n for n in range(200, 300) if healthy_recordings.Situation.draw(n).n_tokens <= 17][:few]
     seen = list(healthy_recordings.run(short, tmp_path, recordings=cheap))
     assert len(seen) == few * len(cheap)

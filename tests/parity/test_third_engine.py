@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import crossval
+from tests.support.extra import sampled
 from tests.support.strangers import run
 from tests.support.third_engine import third_engine
 
@@ -70,7 +71,7 @@ def test_a_right_engine_that_records_little_is_incomplete(shipped_model, golden,
 
 @pytest.mark.usefixtures("unnamed_segments")
 @pytest.mark.parametrize(
-    ("mistake", "layer"), list(zip(OPERATION, cycle([0, N_LAYERS // 2, N_LAYERS - 1]), strict=False))
+    ("mistake", "layer"), sampled(zip(OPERATION, cycle([0, N_LAYERS // 2, N_LAYERS - 1]), strict=False), 2)
 )
 def test_l_out_and_logits_give_the_layer(shipped_model, golden, tmp_path, mistake, layer):
     arguments = ("--taps", "few", "--mistake", mistake, "--layer", str(layer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 import crossval
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.quants import unpack_i2_s
+from crossval.traces.read import Trace
 from tests.support.strangers import run
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +135,102 @@ def test_two_versions_of_an_engine_are_compared(followed, golden, tmp_path):
     before, after = crossval.environments(tmp_path / "before", followed.folder / "judged")
     assert before == after
     assert before["engine"]["version"].startswith("0.1")
+
+
+@pytest.mark.parametrize("followed", COMPILERS, indirect=True)
+def test_digests_of_files_of_any_size(followed, tmp_path):
+    """Around the sizes at which SHA-256 needs another block: what follows a model's tensors is not read."""
+    model = (ROOT / "models" / "bitnet-qa.gguf").read_bytes()
+    for rest in (0, 1, 55, 56, 63):
+        padded, trace = tmp_path / f"{rest}.gguf", tmp_path / f"{rest}"
+        padded.write_bytes(model + bytes(-len(model) % 64 + rest))
+        command = [str(followed.folder / "engine"), str(padded), str(trace), "7", "--decode", "0"]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        digest = hashlib.sha256(padded.read_bytes()).hexdigest()
+        assert json.loads((trace / "trace.json").read_text())["model"]["sha256"] == digest
+        Trace.open(trace).verify()
+
+
+@pytest.fixture(scope="module")
+def misused(tmp_path_factory) -> Path:
+    """A program that calls the C writer in any order, under sanitizers."""
+    if shutil.which("cc") is None:
+        pytest.skip("cc is missing, which compiles this program")
+    options = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    program = tmp_path_factory.mktemp("misused") / "program"
+    linked = subprocess.run(
+        ["cc", *options, "-o", program, "-x", "c", "-"], input=b"int main(void) { return 0; }", capture_output=True
+    )
+    if linked.returncode:
+        pytest.skip("cc has no sanitizers, under which this program runs")
+    strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-g"]
+    source = ROOT / "tests" / "csrc" / "misused_trace_writer.c"
+    subprocess.run(["cc", *strict, *options, f"-I{ROOT / 'examples'}", "-o", program, source], check=True)
+    return program
+
+
+MISUSE = {
+    "dobtec": "model.sha256 is not set",
+    "onbtec": "has no tokens",
+    "obtbec": "begins inside another",
+    "otbtec": "outside a pass",
+    "obzec": "a tap is empty",
+    "obxec": "outside a pass or beyond it",
+    "oblec": "a name is too long",
+    "oebtec": "or did not begin",
+    "obebtec": "has no taps",
+    "oc": "before the first",
+    "obtc": "closed inside a pass",
+    "obtebtc": "closed inside a pass",
+    "obtefbtec": "is the disk full?",
+    "obteFc": "is the disk full?",
+}
+"""Calls of the C writer by their letters in the program -> its error; what follows the misuse is right."""
+
+
+@pytest.mark.parametrize("calls", MISUSE)
+def test_a_misused_writer_says_so_at_the_end_and_writes_no_trace(misused, tmp_path, calls):
+    done = subprocess.run([misused, tmp_path / "trace", calls], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert MISUSE[calls] in done.stdout
+    n_passes = calls.startswith("obte")
+    assert [path.name for path in tmp_path.glob("trace/*[ns]")] == ["pass-0000.safetensors"] * n_passes
+
+
+def test_names_facts_and_rows_reach_the_reader_and_a_finished_trace_stays(misused, tmp_path):
+    trace = tmp_path / "trace"
+    for calls, error in (("obtrebtecc", "before the first"), ("obtec", "the directory exists")):
+        done = subprocess.run([misused, trace, calls], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert error in done.stdout
+        found = Trace.open(trace)
+        found.verify()
+        assert (found.info.engine.name, found.info.engine.flags) == ('a "quoted" \\ name ä', '-DX="y"')
+        assert [[*one.taps] for one in found.info.passes] == [["inp_embd", "result_norm"], ["inp_embd"]]
+        assert found.info.passes[0].taps["result_norm"].rows == (1,)
+        np.testing.assert_array_equal(found.taps(0)["result_norm"].array, [[1, 2, 3, 4]])
+
+
+def test_the_c_writer_is_cpp_as_well():
+    if shutil.which("c++") is None:
+        pytest.skip("c++ is missing, which compiles the header here")
+    header = ROOT / "examples" / "trace_writer.h"
+    strict = ["-std=c++11", "-pedantic", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    subprocess.run(["c++", *strict, "-include", header, "-x", "c++", os.devnull], check=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "at_most"),
+    [
+        (["trace_writer.h"], 270),
+        (["rust-trace-writer/src/lib.rs", "rust-trace-writer/src/sha256.rs"], 210),
+        (["go-trace-writer/trace_writer.go"], 155),
+    ],
+    ids=COMPILERS,
+)
+def test_the_writers_stay_small(files, at_most):
+    """Their lines, comments included; SHA-256 is half a hundred of them in C and in Rust."""
+    assert sum(len((ROOT / "examples" / name).read_text().splitlines()) for name in files) <= at_most
 
 
 BAD_INPUT = [

@@ -22,7 +22,7 @@ FAMILY_NUMBERS = range(1, len(FAMILIES) + 1)
 N_CASES = Counter(case.fault.family for case in CASES)
 NAMED = {next(fault.cases()).id for fault in FAULTS}
 """Cases that are diagnosed here: one of every fault."""
-AUDITED = [case for number, case in enumerate(CASES) if case.id in NAMED or number % 3 == 0]
+AUDITED = [case for number, case in enumerate(CASES) if case.id in NAMED or number % 6 == 0]
 """Cases that are tried here. ``python -m tests.zoo`` tries, and diagnoses, every fault in every place."""
 
 

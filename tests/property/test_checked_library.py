@@ -1,6 +1,6 @@
 """The C library under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-`make tsan valgrind` check more and take longer; each make target also proves that it sees what is broken.
+`make sanitize tsan valgrind` check more: each also proves that it sees what is broken.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def test_every_edit_has_its_place_in_the_sources(name):
 
 
 @pytest.mark.long
+@pytest.mark.extra
 def test_c_library_passes_the_sanitizers(tmp_path):
     check = CHECKS["sanitize"]
     try:

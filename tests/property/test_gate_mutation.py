@@ -34,6 +34,7 @@ from crossval.receipts import gate
 from crossval.receipts.party import Party
 from crossval.receipts.policy import Policy
 from tests.support import receipt_samples as samples
+from tests.support.extra import EXTRA
 from tests.support.weights_samples import weights_receipt
 
 VALID = predicate(schema.load("receipt.v1"))
@@ -565,7 +566,7 @@ def test_an_edit_with_a_new_digest_is_caught_by_the_other_fields_unless_listed()
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", BY_KIND)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=EXTRA if kind == "bench" else ()) for kind in BY_KIND])
 def test_so_it_is_in_other_kinds(kind: str) -> None:
     beyond = escaped([kind]) - set(UNPROVABLE)
     assert beyond - set(BY_KIND[kind]) == set(), f"escapes the gate in a {kind} receipt and is not listed"

@@ -15,7 +15,7 @@ the sum bound: the format costs tightness of the output, not knowledge of the co
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -67,7 +67,8 @@ def check(
     if arithmetic.lost is not F32:  # the integers are no longer there to be read, the codes are
         recipe = _Recipe(codes.astype(np.float64), scale, scaled, None, False, ONE_RESCALE)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            return _by_recipe(recipe, recorded.astype(np.float64), weight, arithmetic.lost, added)
+            wide, signs = recorded.astype(np.float64), weight.signs.astype(np.float64)
+            return _by_recipe(recipe, wide, signs, weight.scale, arithmetic.lost, added)
     sums = accumulate(codes, weight).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         found = recorded.astype(np.float64) * scale / weight.scale
@@ -179,6 +180,10 @@ class _Recipe:
     steps: float
     """Roundings to the format after the sum."""
 
+    def of(self, tokens: slice) -> _Recipe:
+        """Return the same for some of the tokens."""
+        return replace(self, codes=self.codes[tokens], scale=self.scale[tokens], scaled=self.scaled[tokens])
+
     def values(self, token: slice | int, codes: FloatArray) -> FloatArray:
         """Return what is multiplied, in units of the codes."""
         scale = self.scale[token]
@@ -195,36 +200,41 @@ MOST_ENUMERATED = 8
 """Activations near a tie in one token whose combinations are all tried; of more, only the nearest to a tie."""
 
 
-def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
-    """Yield every recipe of this format, the one without its roundings first.
+def _scalings(x: FloatArray, form: Format) -> Iterator[tuple[FloatArray, FloatArray, bool]]:
+    """Yield scale, scaled values and whether these are what the engine had to the last bit, for each way to them.
 
     The scale is ``127 / max|x|``, the same as PyTorch computes it (the reciprocal times 127, both rounded), or its
     reciprocal, which is divided by; it and the scaled values are rounded to the format or kept in binary32 (or
-    with more digits: where values of few digits meet a tie exactly, the two differ); halves go to even or away
-    from zero; then integers are multiplied, or activations dequantised into the format first. A scale that is too
-    large for the format explains nothing: NaN, which no output is near.
+    with more digits: where values of few digits meet a tie exactly, the two differ).
     """
     absmax = np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
-    plain, step = 127.0 / absmax, form.round(absmax / 127.0)
-    factor, inverse = form.round(plain), form.round(form.round(1.0 / absmax) * 127.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        single = to_f32(plain)
-        ways = (
-            (single, to_f32(x * single), False),
-            (plain, x * plain, False),
-            (factor, x * factor, True),
-            (factor, form.round(x * factor), True),
-            (inverse, form.round(x * inverse), True),
-            (1.0 / step, x / step, True),
-            (1.0 / step, form.round(x / step), True),
-        )
-        for dequantised, (scale, scaled, exact), away in product((None, form), ways, (False, True)):
-            even = np.clip(np.rint(scaled), -128, 127)
-            codes = np.clip(half_away(scaled), -128, 127) if away else even
-            if not away or not np.array_equal(codes, even, equal_nan=True):
-                steps = RESCALES if exact or dequantised is not None else FUSED_RESCALES
-                finite = np.where(np.isfinite(scale), scale, np.nan)
-                yield _Recipe(codes, finite, scaled, dequantised, exact, steps)
+    plain = 127.0 / absmax
+    single = to_f32(plain)
+    yield single, to_f32(x * single), False
+    yield plain, x * plain, False
+    for scale in (form.round(plain), form.round(form.round(1.0 / absmax) * 127.0)):
+        yield scale, x * scale, True
+        yield scale, form.round(x * scale), True
+    step = form.round(absmax / 127.0)
+    yield 1.0 / step, x / step, True
+    yield 1.0 / step, form.round(x / step), True
+
+
+def _recipes(x: FloatArray, form: Format) -> Iterator[_Recipe]:
+    """Yield every recipe of this format, the one without its roundings first.
+
+    After each scaling halves go to even or away from zero; then integers are multiplied, or activations
+    dequantised into the format first. A scale that is too large for the format explains nothing: it is NaN, and
+    nothing is near what follows from it.
+    """
+    packed = []
+    for found, scaled, exact in _scalings(x, form):
+        scale = np.where(np.isfinite(found), found, np.nan)
+        even, away = (np.clip(codes, -128, 127) for codes in (np.rint(scaled), half_away(scaled)))
+        for codes in (even,) if np.array_equal(even, away, equal_nan=True) else (even, away):
+            packed.append(_Recipe(codes, scale, scaled, None, exact, RESCALES if exact else FUSED_RESCALES))
+            yield packed[-1]
+    yield from (replace(recipe, dequantised=form, steps=RESCALES) for recipe in packed)
 
 
 def _check_low(
@@ -235,36 +245,46 @@ def _check_low(
     added: FloatArray,
 ) -> BitLinearCheck:
     """Try the recipes of the engine's format; return the first that fits, else the first."""
-    first: BitLinearCheck | None = None
-    form, wide = arithmetic.format, x.astype(np.float64)
-    given = [wide] if form.holds(x) else [wide, form.round(wide)]  # of more digits, as it is or rounded first
-    for recipe in (one for values in given for one in _recipes(values, form)):
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            found = _by_recipe(recipe, recorded.astype(np.float64), weight, form, added)
-            fits = (np.abs(recorded - found.expected) <= found.bound).all()
-        if fits:
-            return found
-        first = first or found
-    assert first is not None
+    form, given = arithmetic.format, [x.astype(np.float64)]
+    if not form.holds(x):  # more digits: as it is, or rounded first
+        given.append(form.round(given[0]))
+    signs, wide = weight.signs.astype(np.float64), recorded.astype(np.float64)
+    added = np.broadcast_to(added, wide.shape)
+
+    def tried(recipe: _Recipe, tokens: slice) -> tuple[BitLinearCheck, npt.NDArray[np.bool_]]:
+        found = _by_recipe(recipe.of(tokens), wide[tokens], signs, weight.scale, form, added[tokens])
+        return found, np.abs(wide[tokens] - found.expected) <= found.bound
+
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        recipes = (recipe for values in given for recipe in _recipes(values, form))
+        first, fits = tried(next(recipes), slice(None))
+        if fits.all():
+            return first
+        token = int(fits.sum(axis=-1).argmin())
+        for recipe in recipes:
+            if tried(recipe, slice(token, token + 1))[1].all():  # else it does not fit as a whole
+                found, fits = tried(recipe, slice(None))
+                if fits.all():
+                    return found
     return first
 
 
 def _by_recipe(
-    recipe: _Recipe, recorded: FloatArray, weight: TernaryMatrix, form: Format, added: FloatArray
+    recipe: _Recipe, recorded: FloatArray, signs: FloatArray, weight_scale: float, form: Format, added: FloatArray
 ) -> BitLinearCheck:
     everything = recipe.values(slice(None), recipe.codes)
-    sums = everything @ weight.signs.T.astype(np.float64)
-    unit = weight.scale / recipe.scale  # of the output, for one of a sum
+    sums = everything @ signs.T
+    unit = weight_scale / recipe.scale  # of the output, for one of a sum
     # the sum in binary32 of what is no integer, or of dequantised weights; then what is subnormal on the way
     fixed = np.minimum(everything.shape[-1] * U * np.abs(everything).sum(axis=-1, keepdims=True), HALF_UNIT) * unit
-    fixed = fixed + form.tiny * (1 + weight.scale + unit) + added
+    fixed = fixed + form.tiny * (1 + weight_scale + unit) + added
     relative = (recipe.steps * form.unit_roundoff + RESCALE_STEPS * U) * SECOND_ORDER
     flips = 0
     if not recipe.exact_ties:
         beyond = np.abs(recorded - sums * unit) > relative * np.abs(sums * unit) + fixed
         for token in np.flatnonzero(beyond.any(axis=-1)):
             allowed = fixed[token] / unit[token]
-            moved = _explain_rounded(recorded[token] / unit[token], int(token), recipe, weight, relative, allowed)
+            moved = _explain_rounded(recorded[token] / unit[token], int(token), recipe, signs, relative, allowed)
             if moved is not None:
                 flips, sums[token] = flips + moved[0], moved[1]
     expected = sums * unit
@@ -273,7 +293,7 @@ def _by_recipe(
 
 
 def _explain_rounded(
-    found: FloatArray, token: int, recipe: _Recipe, weight: TernaryMatrix, relative: float, fixed: FloatArray
+    found: FloatArray, token: int, recipe: _Recipe, signs: FloatArray, relative: float, fixed: FloatArray
 ) -> tuple[int, FloatArray] | None:
     """Return how many activations near a tie, moved to its other side, bring all sums of a token within bounds.
 
@@ -285,7 +305,6 @@ def _explain_rounded(
     near = near[distance[near] <= TIE_DISTANCE]
     if near.size == 0:
         return None
-    signs = weight.signs.astype(np.float64)
     other = codes.copy()
     other[near] += np.where(codes[near] > scaled[near], -1.0, 1.0)
     values, others = recipe.values(token, codes), recipe.values(token, other)

@@ -11,6 +11,7 @@ type Fault = Box<dyn std::error::Error>;
 const MISTAKES: [&str; 3] = ["interleaved-rope", "no-attn-sub-norm", "silu"];
 
 /// A GGUF file: numbers and texts by key, and tensors by name.
+#[derive(Default)]
 struct File {
     bytes: Vec<u8>,
     at: usize,
@@ -21,8 +22,7 @@ struct File {
 
 impl File {
     fn open(path: &str) -> Result<File, Fault> {
-        let none = (HashMap::new(), HashMap::new(), HashMap::new());
-        let mut f = File { bytes: std::fs::read(path)?, at: 0, numbers: none.0, texts: none.1, tensors: none.2 };
+        let mut f = File { bytes: std::fs::read(path)?, ..File::default() };
         if f.take(8)? != b"GGUF\x03\0\0\0" {
             return Err(format!("{path} is not a GGUF file of version 3").into());
         }
@@ -46,9 +46,8 @@ impl File {
     }
 
     fn take(&mut self, n: usize) -> Result<&[u8], Fault> {
-        let end = self.at.checked_add(n).filter(|end| *end <= self.bytes.len()).ok_or("the file ends too early")?;
-        let part = &self.bytes[self.at..end];
-        self.at = end;
+        let part = self.bytes.get(self.at..self.at.saturating_add(n)).ok_or("the file ends too early")?;
+        self.at += n;
         Ok(part)
     }
 
@@ -94,34 +93,33 @@ impl File {
             return Err(format!("{name} has the dimensions {dims:?}, not {n} values").into());
         }
         self.at = offset;
-        let two = |c: &[u8]| half(u16::from_le_bytes([c[0], c[1]]));
+        let mut matrix = Matrix { cols: dims[0], values: vec![], codes: vec![], scale: 1.0 };
         match kind {
-            0 => {
-                let part = self.take(4 * n)?.chunks_exact(4);
-                let values = part.map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect();
-                Ok(Matrix { cols: dims[0], values, codes: vec![], scale: 1.0 })
-            }
-            1 => {
-                let values = self.take(2 * n)?.chunks_exact(2).map(two).collect();
-                Ok(Matrix { cols: dims[0], values, codes: vec![], scale: 1.0 })
-            }
+            0 => matrix.values = self.take(4 * n)?.chunks_exact(4).map(single).collect(),
+            1 => matrix.values = self.take(2 * n)?.chunks_exact(2).map(half).collect(),
             36 => {
                 // 128 weights of a row are 32 bytes; byte b holds weights b, b + 32, b + 64, b + 96, high bits first
                 let packed = self.take(n / 4)?;
                 let code = |w: usize| (packed[w / 128 * 32 + w % 32] >> (6 - 2 * (w % 128 / 32)) & 3) as i8 - 1;
-                let codes = (0..n).map(code).collect();
-                let scale = f32::from_bits(self.number(4)? as u32);
-                Ok(Matrix { cols: dims[0], values: vec![], codes, scale })
+                matrix.codes = (0..n).map(code).collect();
+                matrix.scale = single(self.take(4)?);
             }
-            _ => Err(format!("{name}: only F32, F16 and I2_S are read, this is type {kind}").into()),
+            _ => return Err(format!("{name}: only F32, F16 and I2_S are read, this is type {kind}").into()),
         }
+        Ok(matrix)
     }
 }
 
-fn half(bits: u16) -> f32 {
+fn single(bytes: &[u8]) -> f32 {
+    f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+fn half(bytes: &[u8]) -> f32 {
+    let bits = u16::from_le_bytes([bytes[0], bytes[1]]);
     let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
-    let size = if exponent > 0 { (1024.0 + fraction) * 2f32.powi(exponent - 25) } else { fraction * 2f32.powi(-24) };
-    if bits >> 15 == 1 { -size } else { size }
+    let (whole, power) = if exponent > 0 { (1024.0 + fraction, exponent - 25) } else { (fraction, -24) };
+    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+    sign * whole * 2f32.powi(power)
 }
 
 struct Matrix {
@@ -141,6 +139,10 @@ struct Engine {
     weights: HashMap<String, Matrix>,
     cache: Vec<[Vec<f32>; 2]>, // keys and values of every layer
     trace: TraceWriter,
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
 fn norm(x: &[f32], weight: &Matrix, eps: f64) -> Vec<f32> {
@@ -174,8 +176,10 @@ impl Engine {
     fn load(&mut self) -> Result<(), Fault> {
         let s = &self.shape;
         let (dim, hidden, kv) = (s.dim, s.hidden_dim, s.n_kv_heads * s.head_dim);
-        let mut wanted = vec![("token_embd.weight".into(), s.vocab_size * dim), ("output_norm.weight".into(), dim)];
+        let table = ("token_embd.weight".to_string(), s.vocab_size * dim);
+        let mut wanted = vec![table, ("output_norm.weight".to_string(), dim)];
         for layer in 0..s.n_layers {
+            #[rustfmt::skip]
             let parts = [
                 ("attn_norm", dim), ("attn_sub_norm", dim), ("ffn_norm", dim), ("ffn_sub_norm", hidden),
                 ("attn_q", dim * dim), ("attn_k", kv * dim), ("attn_v", kv * dim), ("attn_output", dim * dim),
@@ -230,16 +234,14 @@ impl Engine {
             for row in 0..n {
                 let (place, seen) = ((head * n + row) * n_kv, start + row + 1);
                 let from = &q[row * dim + head * size..][..size];
-                let dot = |key: usize| {
-                    let key = &keys[key * kv + of..][..size];
-                    from.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
-                };
-                let all: Vec<f64> = (0..n_kv).map(dot).collect(); // those after the token are recorded, not used
+                // Those after the token are recorded, and not used.
+                let all: Vec<f64> = (0..n_kv).map(|key| dot(from, &keys[key * kv + of..])).collect();
                 let scaled: Vec<f64> = all[..seen].iter().map(|v| v / (size as f64).sqrt()).collect();
                 let top = scaled.iter().fold(f64::NEG_INFINITY, |top, v| top.max(*v));
                 let sum: f64 = scaled.iter().map(|v| (v - top).exp()).sum();
                 scores[place..][..n_kv].iter_mut().zip(&all).for_each(|(to, v)| *to = *v as f32);
-                weights[place..][..seen].iter_mut().zip(&scaled).for_each(|(to, v)| *to = ((v - top).exp() / sum) as f32);
+                let weigh = |v: &f64| ((v - top).exp() / sum) as f32;
+                weights[place..].iter_mut().zip(&scaled).for_each(|(to, v)| *to = weigh(v));
                 for i in 0..size {
                     let part = |key: usize| f64::from(weights[place + key]) * f64::from(values[key * kv + of + i]);
                     joined[row * dim + head * size + i] = (0..seen).map(part).sum::<f64>() as f32;
@@ -295,8 +297,8 @@ impl Engine {
         }
         let last = norm(&x[(n - 1) * dim..], &self.weights["output_norm.weight"], self.eps);
         self.trace.tap_from(n - 1, None, "result_norm", &last, &[1, dim])?;
-        let dot = |row: &[f32]| row.iter().zip(&last).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32;
-        let logits: Vec<f32> = self.weights["token_embd.weight"].values.chunks_exact(dim).map(dot).collect();
+        let table = &self.weights["token_embd.weight"].values;
+        let logits: Vec<f32> = table.chunks_exact(dim).map(|row| dot(row, &last) as f32).collect();
         self.trace.tap_from(n - 1, None, "result_output", &logits, &[1, logits.len()])?;
         self.trace.end_pass()?;
         Ok((0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best }) as u32)
@@ -338,7 +340,7 @@ fn main() -> Result<(), Fault> {
         vocab_size,
     };
     let mut trace = TraceWriter::create(out, "Rust engine", &shape, &prompt)?;
-    trace.state("version", env!("CARGO_PKG_VERSION"))?;
+    trace.state("version", env!("CARGO_PKG_VERSION"));
     let cache = vec![[vec![], vec![]]; shape.n_layers];
     let (mistake, broken) = (mistake.to_string(), option("--layer", 0)?);
     let mut engine = Engine { file, shape, eps, base, mistake, broken, weights: HashMap::new(), cache, trace };

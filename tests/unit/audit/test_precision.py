@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from crossval.model import taps
 from crossval.model.weights import SpecWeights
 from crossval.passes import Numerics, PassPlan, Runner, TapArray
 from crossval.receipts.party import compute_dtypes
+from tests.support.extra import sampled
 from tests.support.narrow_engine import Mistake, NarrowEngine, Style, of_file, plans
 from tests.support.wrapped import Wrapped
 
@@ -73,8 +75,7 @@ def names(style: Style) -> str:
     return "-".join(str(part) for part in (style.compute, style.kv, style.scale, style.norm) if part)
 
 
-@pytest.mark.parametrize("states", [False, True])
-@pytest.mark.parametrize("style", NARROW, ids=names)
+@pytest.mark.parametrize(("style", "states"), sampled(product(NARROW, (False, True)), 3, lambda case: case[:1]))
 def test_a_healthy_engine_is_clean_and_its_precision_is_a_finding_of_its_own(shipped_model, style, states):
     result = examined(shipped_model, replace(style, states=states))
     assert result.verdict == "clean"
@@ -99,7 +100,9 @@ WRONG: list[tuple[Style, Mistake | None, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("style", "mistake", "tap"), WRONG, ids=str)
+@pytest.mark.parametrize(
+    ("style", "mistake", "tap"), sampled(WRONG, 3, lambda case: (case[0], case[1] and case[1].name)), ids=str
+)
 def test_the_first_operation_outside_its_bound_is_found(shipped_model, style, mistake, tap):
     result = examined(shipped_model, style, mistake)
     assert (result.verdict, wrong_tap(result)) == ("guilty", tap)
@@ -297,10 +300,13 @@ def test_a_statement_that_the_record_contradicts_is_not_confirmed(shipped_model)
 
 @pytest.mark.parametrize(
     ("compute", "name"),
-    [
-        *(("bf16", name) for name in (None, "SiLU", "ffn_sub_norm skipped", "kq scale", "128 levels")),
-        ("f16", None),
-    ],
+    sampled(
+        [
+            *(("bf16", name) for name in (None, "SiLU", "ffn_sub_norm skipped", "kq scale", "128 levels")),
+            ("f16", None),
+        ],
+        3,
+    ),
 )
 def test_a_coarse_trace_is_never_parity_and_a_healthy_one_no_defect(shipped_model, compute, name):
     engine = NarrowEngine(shipped_model, Style(compute), Mistake(name) if name else None)
@@ -329,8 +335,11 @@ def test_a_record_with_fewer_digits_than_the_engine_leaves_its_codes_open(shippe
     assert "record binary32" in precision.sentence(found.to_json())
 
 
-@pytest.mark.parametrize("form", [BF16, F16], ids=lambda form: form.name)
-@pytest.mark.parametrize("name", ["ffn_sub_norm skipped", "SiLU", "kq scale", "ffn_norm of another"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    sampled(product(("ffn_sub_norm skipped", "SiLU", "kq scale", "ffn_norm of another"), (BF16, F16)), 3, tuple),
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_such_a_record_still_shows_a_mistake(shipped_model, form, name):
     engine = NarrowEngine(shipped_model, Style("f32"), Mistake(name))
     result = audited(Wrapped(engine, every=form.round), SpecWeights(shipped_model))
@@ -461,13 +470,16 @@ def test_a_receipt_holds_the_finding_and_where_it_is_missing_nothing_is_said():
 
 @pytest.mark.parametrize(
     ("style", "name"),
-    [
-        (Style("bf16"), "128 levels"),
-        (Style("f16", norm="wide"), "truncation ffn_gate"),
-        (Style("f16"), "kq scale"),
-        (Style("f32", kv="bf16", states=True), "kq nudged"),
-        (Style("f32", kv="f16", states=True), "kq nudged"),
-    ],
+    sampled(
+        [
+            (Style("bf16"), "128 levels"),
+            (Style("f16", norm="wide"), "truncation ffn_gate"),
+            (Style("f16"), "kq scale"),
+            (Style("f32", kv="bf16", states=True), "kq nudged"),
+            (Style("f32", kv="f16", states=True), "kq nudged"),
+        ],
+        2,
+    ),
     ids=lambda value: value if isinstance(value, str) else names(value),
 )
 def test_the_reproducer_judges_at_this_precision(shipped_model, tmp_path, style, name):

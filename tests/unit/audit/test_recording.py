@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from crossval.model.weights import SpecWeights
 from crossval.passes import PassPlan
 from crossval.receipts import file as receipt
 from tests.support.changed_op import changed
+from tests.support.extra import sampled
 from tests.support.rewritten import Change, Passes, put, rewritten
 from tests.support.strangers import Fault, run
 
@@ -124,8 +126,12 @@ def moved(array: np.ndarray) -> np.ndarray:
     return np.roll(array, 1, axis=-1)
 
 
-@pytest.mark.parametrize(("change", "index"), [(forgotten, 0), (moved, 2)])
-@pytest.mark.parametrize("tap", taps.of_model(2)[:-1])
+@pytest.mark.parametrize(
+    ("tap", "change", "index"),
+    sampled(
+        [(tap, *how) for tap in taps.of_model(2)[:-1] for how in ((forgotten, 0), (moved, 2))], 3, lambda c: c[:1]
+    ),
+)
 def test_any_tensor_but_the_logits_can_be_a_recording_error(
     model_path: Path,
     record: Record,
@@ -214,8 +220,11 @@ def settled(model: Path, changes: dict[str, Callable[[np.ndarray], np.ndarray]])
         return settle(source, result, weights)
 
 
-@pytest.mark.parametrize("change", [doubled, rolled, halved])
-@pytest.mark.parametrize("wrong", [*((op,) for op in OPS), *PAIRS], ids="-".join)
+@pytest.mark.parametrize(
+    ("wrong", "change"),
+    sampled(product([*((op,) for op in OPS), *PAIRS], (doubled, rolled, halved)), 4, tuple),
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else value.__name__,
+)
 def test_an_engine_that_computes_wrong_values_stays_wrong(
     model_path: Path, wrong: tuple[str, ...], change: Callable[[np.ndarray], np.ndarray]
 ) -> None:

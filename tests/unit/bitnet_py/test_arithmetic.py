@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from bitnet_py import Arithmetic, Model, _native
 from bitnet_py.errors import InputError, NativeError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.taps import LAYER_TAPS, MODEL_TAPS
+from tests.support.extra import sampled
 from tests.support.families import FAMILIES
 from tests.support.numpy_bitnet.model import Model as NumpyModel
 from tests.support.numpy_main.engine import NumpyMain
@@ -75,8 +77,7 @@ def compare(path: Path, arithmetic: Arithmetic, passes: list[list[int]], *, logi
 
 
 class TestWholePasses:
-    @each_arithmetic
-    @pytest.mark.parametrize("n", [1, 2, 5, 13, 45])
+    @pytest.mark.parametrize(("n", "arithmetic"), sampled(product((1, 2, 5, 13, 45), ALL.values()), 3, tuple))
     def test_a_prompt_and_two_tokens(self, make_model, arithmetic, n):
         compare(make_model(), arithmetic, [tokens(n), [7], [8]])
 
@@ -111,8 +112,7 @@ class TestWholePasses:
 
 
 class TestManyCells:
-    @pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
-    @pytest.mark.parametrize("parts", [1, 2, 3, 600])
+    @pytest.mark.parametrize(("parts", "build"), sampled(product((1, 2, 3, 600), BUILDS.values()), 4, tuple))
     def test_a_single_token_divides_its_cells_from_257_tokens_on(self, make_model, build, parts):
         path, arithmetic = make_model(), replace(build, flash_attention=True, attention_threads=parts)
         stated = NumpyMain(NumpyModel(path), arithmetic)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from crossval.repeat.metamorphic.receipt import STATES
 from crossval.repeat.metamorphic.relations import enough_tokens, run_metamorphic
 from crossval.repeat.metamorphic.scope import Form, compared_taps, n_values
 from crossval.traces.read import TraceModel
+from tests.support.extra import sampled
 
 LENGTHS = (1, 2, 5)
 SHAPE = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "dim", "hidden_dim", "vocab_size")
@@ -68,12 +70,22 @@ def test_a_right_engine_passes_and_everything_asked_for_is_there(good: Receipt) 
     assert failures(good) == []
 
 
-@pytest.mark.parametrize("lengths", [(1,), (2,), (1, 2, 5), (33, 4), (7,)])
-@pytest.mark.parametrize("shape", [{"n_heads": 1, "n_kv_heads": 1}, {"n_heads": 2, "n_kv_heads": 1}])
+MARCH, UNSTATED = Numerics(8, False), Numerics()
+MAIN = Numerics(16, False, generation="main", flash_attention=False)
+
+
 @pytest.mark.parametrize(
-    "numerics", [Numerics(8, False), Numerics(), Numerics(16, False, generation="main", flash_attention=False)],
-    ids=["march", "not stated", "main"],
-)  # fmt: skip
+    ("numerics", "shape", "lengths"),
+    sampled(
+        product(
+            (MARCH, UNSTATED, MAIN),
+            ({"n_heads": 1, "n_kv_heads": 1}, {"n_heads": 2, "n_kv_heads": 1}),
+            [(1,), (2,), (1, 2, 5), (33, 4), (7,)],
+        ),
+        4,
+        tuple,
+    ),
+)
 def test_what_is_required_is_what_is_made(make_model, lengths, shape, numerics):
     stated, main = numerics.simd_width is not None, numerics.generation == "main"
 
