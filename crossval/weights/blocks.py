@@ -22,7 +22,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 Criterion = Literal["requantised", "half a step"]
-REQUANTISED, HALF_STEP = "requantised", "half a step"
+REQUANTISED: Criterion = "requantised"
 CRITERIA: dict[str, tuple[Criterion, ...]] = {
     "Q8_0": ("requantised",),
     "TQ1_0": ("requantised",),
