@@ -3,6 +3,7 @@
 ``python -m tests.zoo > docs/zoo.md``: every fault in every place, all taps recorded.
 ``python -m tests.zoo --recordings > docs/recordings.md``: every fault, less and less recorded.
 ``python -m tests.zoo --precisions > docs/precisions-zoo.md``: faults in engines of other precisions.
+``python -m tests.zoo --transformers > docs/transformers-zoo.md``: faults in Hugging Face's model; needs PyTorch.
 ``python -m tests.zoo --architectures > docs/zoo-architectures.md``: faults of models of other architectures.
 ``python -m tests.zoo --texts``: what broken engines print; writes crossval/data/triage and docs/triage.md.
 ``python -m tests.zoo --drawn 400 --seed 1``: faults whose family, parameter and place are drawn at random.
@@ -74,7 +75,10 @@ def main() -> int:
         "--texts", action="store_true", help="what broken engines print, as data and documentation"
     )
     parser.add_argument("--precisions", action="store_true", help="faults in engines of other precisions")
+    parser.add_argument("--transformers", action="store_true", help="faults in Hugging Face's model")
     asked = parser.parse_args()
+    if asked.transformers:
+        return _transformers()
     if asked.precisions:
         return _precisions()
     if asked.texts:
@@ -139,6 +143,20 @@ def _precisions() -> int:
         _progress(len(results), precisions.N_CASES)
     print(precisions.document(results))
     return 0 if all(one.good for one in results) else 1
+
+
+def _transformers() -> int:
+    """Print the table of Hugging Face's model; 1 when ``transformers_model.good`` says no."""
+    from tests.zoo import transformers_model  # needs PyTorch
+
+    results = []
+    for one in transformers_model.outcomes(default_model_path()):
+        results.append(one)
+        if not one.good:
+            print(one, file=sys.stderr)
+        _progress(len(results), len(transformers_model.CASES))
+    print(transformers_model.document(results))
+    return 0 if transformers_model.good(results) else 1
 
 
 def _recordings(everywhere: bool) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Protocol
 
 from crossval.diagnose.diagnosis import UNDETERMINED
 from crossval.engines.bitnet_py import BitnetPyRunner
@@ -54,9 +55,22 @@ HEALTHY: Mapping[str, str] = {
 """Verdict on a healthy engine, where it is not parity."""
 
 
+class AnyFault(Protocol):
+    """One mistake, where it shows first, and its names: with wildcards; of no other name it is the right one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def op(self) -> str: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+
 @dataclass(frozen=True)
 class Fault:
-    """One mistake, where it shows first, and its names: with wildcards; of no other name it is the right one."""
+    """One that the NumPy engine makes."""
 
     name: str
     mistake: Mistake
@@ -119,7 +133,7 @@ class Outcome:
 
     engine: str
     states: bool
-    fault: Fault | None
+    fault: AnyFault | None
     verdict: str
     place: str | None
     """Full name of the first wrong operation."""
@@ -177,10 +191,11 @@ def outcomes(model: Path, tried: Iterable[Case] | None = None) -> Iterator[Outco
             engine = Replay(NarrowEngine(model, replace(ENGINES[name], states=states), made=made).record(PLANS))
             reference.reset()
             found = judge(engine, reference, PROMPT, model, n_decode=N_DECODE, diagnosed=fault is not None)
-            yield _outcome(name, states, fault, found)
+            yield outcome_of(name, states, fault, found)
 
 
-def _outcome(name: str, states: bool, fault: Fault | None, judged: Judged) -> Outcome:
+def outcome_of(name: str, states: bool, fault: AnyFault | None, judged: Judged) -> Outcome:
+    """Return what was said of an engine."""
     audit = judged.found.audits["candidate"]
     cause = judged.finding.diagnosis.name if judged.finding else UNDETERMINED
     found = [] if audit.precision is None else [f"{audit.precision.dtype} {audit.precision.scope}"]
@@ -212,28 +227,34 @@ none.
 
 def document(results: Sequence[Outcome]) -> str:
     """Return the page."""
-    lines = [
-        HEAD.format(n=len(FAULTS), layer=LAYER, n_layers=4, every=STATED_EVERY),
-        "| engine | healthy, unstated | healthy, stated | faults | place right | name right | no name | wrong |",
-        "|---|---|---|---|---|---|---|---|",
-        *(_row(name, [one for one in results if one.engine == name]) for name in ENGINES),
-        "",
-        "| fault | first wrong | engines | place right | names given |",
-        "|---|---|---|---|---|",
-        *(_fault_row(fault, [one for one in results if one.fault == fault]) for fault in FAULTS),
-    ]
-    return "\n".join(lines)
+    head = HEAD.format(n=len(FAULTS), layer=LAYER, n_layers=4, every=STATED_EVERY)
+    return "\n".join([head, *tables(results, ENGINES, FAULTS, {"unstated": False, "stated": True})])
 
 
-def _row(name: str, results: Sequence[Outcome]) -> str:
+def tables(
+    results: Sequence[Outcome], engines: Iterable[str], faults: Iterable[AnyFault], states: Mapping[str, bool]
+) -> Iterator[str]:
+    """Yield the lines of two tables, by engine and by fault; ``states``: columns of healthy ones that state."""
+    healthy = [f"healthy, {word}" for word in states]
+    columns = ["engine", *healthy, "faults", "place right", "name right", "no name", "wrong"]
+    yield _cells(*columns)
+    yield "|" + "---|" * len(columns)
+    for name in engines:
+        yield _row(name, [one for one in results if one.engine == name], states.values())
+    yield from ("", "| fault | first wrong | engines | place right | names given |", "|---|---|---|---|---|")
+    for fault in faults:
+        yield _fault_row(fault, [one for one in results if one.fault == fault])
+
+
+def _row(name: str, results: Sequence[Outcome], states: Iterable[bool]) -> str:
     healthy = {one.states: f"`{one.verdict}`" for one in results if one.fault is None}
     faulty = [one for one in results if one.fault is not None]
     names = Counter(one.naming for one in faulty)
-    cells = [name, healthy[False], healthy[True], len(faulty), sum(one.right_place for one in faulty)]
+    cells = [name, *(healthy[one] for one in states), len(faulty), sum(one.right_place for one in faulty)]
     return _cells(*cells, *(names[kind] for kind in ("right", "undetermined", "wrong")))
 
 
-def _fault_row(fault: Fault, results: Sequence[Outcome]) -> str:
+def _fault_row(fault: AnyFault, results: Sequence[Outcome]) -> str:
     names = Counter(one.said for one in results if one.said is not None)
     said = ", ".join(f"{name} ({n})" for name, n in names.most_common()) or "none"
     return _cells(fault.name, f"`{fault.op}`", len(results), sum(one.right_place for one in results), said)
