@@ -34,6 +34,7 @@ def growth(make: Callable[[int], Any], read: Callable[[Any], Any], n: int, refus
     Other work on the machine makes single times longer, never shorter: times are the shortest seen.
     """
     inputs = [make(factor * n) for factor in FACTORS]
+    gc.freeze()  # what there is already is not looked through before each measurement
     shortest = [cpu_s(lambda one=one: read(one), refusal) for one in inputs]  # type: ignore[misc]
     for _ in range(ATTEMPTS):
         if max(shortest[2] / shortest[0], 2 * shortest[2] / shortest[1]) < MOST:

@@ -337,7 +337,7 @@ def test_a_record_with_fewer_digits_than_the_engine_leaves_its_codes_open(shippe
 
 @pytest.mark.parametrize(
     ("name", "form"),
-    sampled(product(("ffn_sub_norm skipped", "SiLU", "kq scale", "ffn_norm of another"), (BF16, F16)), 3, tuple),
+    sampled(product(("ffn_sub_norm skipped", "SiLU", "kq scale", "ffn_norm of another"), (BF16, F16)), 3),
     ids=lambda value: getattr(value, "name", value),
 )
 def test_such_a_record_still_shows_a_mistake(shipped_model, form, name):

@@ -128,9 +128,7 @@ def moved(array: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("tap", "change", "index"),
-    sampled(
-        [(tap, *how) for tap in taps.of_model(2)[:-1] for how in ((forgotten, 0), (moved, 2))], 3, lambda c: c[:1]
-    ),
+    sampled([(tap, *how) for tap in taps.of_model(2)[:-1] for how in ((forgotten, 0), (moved, 2))], 3),
 )
 def test_any_tensor_but_the_logits_can_be_a_recording_error(
     model_path: Path,
@@ -222,7 +220,7 @@ def settled(model: Path, changes: dict[str, Callable[[np.ndarray], np.ndarray]])
 
 @pytest.mark.parametrize(
     ("wrong", "change"),
-    sampled(product([*((op,) for op in OPS), *PAIRS], (doubled, rolled, halved)), 4, tuple),
+    sampled(product([*((op,) for op in OPS), *PAIRS], (doubled, rolled, halved)), 4, lambda case: case[:1]),
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else value.__name__,
 )
 def test_an_engine_that_computes_wrong_values_stays_wrong(

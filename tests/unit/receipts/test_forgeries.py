@@ -82,6 +82,10 @@ def shim(source: str | None) -> Callable[[Receipt], Receipt]:
     )
 
 
+def another_second(date: str) -> str:
+    return f"{date[:-3]}{(int(date[-3:-1]) + 1) % 60:02}Z"
+
+
 ATTACKS: dict[str, Callable[[Receipt], Receipt]] = {
     "guilty audit rows replaced by clean ones": clean_audit_rows,
     "all rows of a guilty receipt replaced by those of a good one": lambda good: edited(
@@ -93,7 +97,7 @@ ATTACKS: dict[str, Callable[[Receipt], Receipt]] = {
     "a receipt of another model under the sha256 of a listed one": lambda good: edited(
         good, model={"file_name": "other.gguf"}
     ),
-    "an old receipt with a new date": lambda good: edited(good, created_at=good["created_at"][:-3] + "00Z"),
+    "an old receipt with a new date": lambda good: edited(good, created_at=another_second(good["created_at"])),
     "a recorded reference relabelled as live": relabelled,
     "a trace of another engine, or an edited golden, as bitnet.cpp's": recorded,
     "a shim library as live bitnet.cpp, with a manifest of its own": shim(None),
