@@ -238,9 +238,9 @@ Is a mistake in one layer of transformers' model found, in binary32 and in 16 bi
 {versions}.
 
 The model of transformers is built from the shipped file's weights (class `autobitlinear`), runs a
-prompt and one decoded token, and is compared with `bitnet_py` as `crossval layers` does it. {n} faults
-are put into layer {layer} of 4, one at a time: a module is replaced, its weights changed, or what it is
-called with. Columns as in [precisions-zoo.md](precisions-zoo.md); what its formats change is in
+prompt and one decoded token, and is compared with `bitnet_py` as `crossval layers` does it. Each of
+{n} faults is put into layer {layer} of 4: a module is replaced, its weights changed, or what it is called
+with. Columns as in [precisions-zoo.md](precisions-zoo.md); what its formats change is in
 [pytorch.md](pytorch.md#what-transformers-computes-differently). The eps of 0.1 changes its norm by
 0.3 % at most, which is less than one rounding to bfloat16 ([precision.md](precision.md)).
 """
