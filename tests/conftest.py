@@ -30,11 +30,17 @@ from crossval.bitnet_cpp.remedies import (
     SOURCE_VARIABLE,
 )
 from crossval.diagnose import segment as segment_diagnosis
+from tests.support import extra
 
 TERMINAL_VARIABLES = ("COLUMNS", "NO_COLOR", "FORCE_COLOR")
 MakeModel = Callable[..., Path]
 
 TINY = {"n_layers": 2, "dim": 128, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 256, "vocab_size": 300}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say which cases are taken before test modules are read."""
+    extra.configure(config.option.markexpr)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

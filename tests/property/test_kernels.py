@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bitnet_py import Arithmetic, _kernels, _native
+from tests.support.extra import examples
 from tests.support.numpy_main import attention as numpy_attention
 from tests.support.numpy_main import kernels as numpy_main
 
@@ -80,7 +81,7 @@ def exact_product(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return (x.astype(np.float64) @ codes.T.astype(np.float64)).astype(np.int64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SEEDS, st.integers(1, 19), st.integers(1, 67), st.integers(1, 21), st.booleans())
 def test_scalar_i2s_dot_is_the_exact_integer(seed, rows, n_blocks, n_cols, extreme):
     codes, x = integer_case(seed, rows, min(n_blocks, 5), n_cols, extreme)
@@ -89,7 +90,7 @@ def test_scalar_i2s_dot_is_the_exact_integer(seed, rows, n_blocks, n_cols, extre
 
 
 @pytest.mark.parametrize("kernel", VECTOR)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     SEEDS, st.integers(1, 19) | st.integers(30, 36), st.integers(1, 67), st.integers(1, 70), st.booleans(), SKEWS
 )
@@ -109,7 +110,7 @@ FLOATS = hnp.arrays(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(FLOATS)
 def test_scalar_quantiser_is_bitnet_cpps_formula(x):
     q, scale, total = _kernels.quantize(x, kernel="scalar")
@@ -122,7 +123,7 @@ def test_scalar_quantiser_is_bitnet_cpps_formula(x):
 
 @pytest.mark.parametrize("kernel", VECTOR)
 @pytest.mark.parametrize("quantizer", _kernels.QUANTIZERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(FLOATS, SKEWS)
 def test_quantiser_equals_scalar(kernel, quantizer, x, skew):
     q, scale, total = _kernels.quantize(unaligned(x, skew), quantizer=quantizer, kernel=kernel)
@@ -142,7 +143,7 @@ def assert_mains_quantiser(x: np.ndarray, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", ALL_KERNELS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(FLOATS)
 def test_mains_quantiser_is_its_formula(kernel, x):
     assert_mains_quantiser(x, kernel)
@@ -217,7 +218,7 @@ def half_case(seed: int, rows: int, n: int, cols: int | None = None):
     return a, b
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SEEDS, st.integers(1, 9), st.integers(1, 300), WIDTHS)
 def test_scalar_dot_is_within_the_bound_of_its_reduction(seed, rows, n, width):
     a, b = half_case(seed, rows, n)
@@ -234,7 +235,7 @@ LENGTHS = st.integers(1, 300) | st.integers(1000, 2200)
 
 
 @pytest.mark.parametrize("kernel", VECTOR)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(SEEDS, st.integers(1, 9), LENGTHS, st.integers(1, 9), WIDTHS, st.sampled_from(_kernels.DOT_SHAPES), SKEWS)
 def test_dots_equal_scalar(kernel, seed, rows, n, cols, width, shape, skew):
     if shape == "tiled":
@@ -259,7 +260,7 @@ def test_the_two_widths_and_the_shapes_differ_somewhere():
 
 
 @pytest.mark.parametrize("width", [8, 16])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SEEDS, st.integers(1, 9), st.integers(1, 600), st.sampled_from(_kernels.DOT_SHAPES))
 def test_scalar_dots_are_those_of_main_in_numpy(width, seed, rows, n, shape):
     arithmetic = Arithmetic("main", 16 if shape == "half_sums" else width, half_sums=shape == "half_sums")
@@ -278,7 +279,7 @@ HALVES = st.integers(1, 70).flatmap(
 
 
 @pytest.mark.parametrize("kernel", ALL_KERNELS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(HALVES)
 def test_sums_in_binary16_round_once(kernel, halves):
     """Any binary16 values, subnormal, infinite and NaN: a row of 128 whose step holds a, another one b and c."""
@@ -347,7 +348,7 @@ def test_numpys_sum_in_binary16_is_the_exact_sum_rounded_once():
 
 @pytest.mark.parametrize("half_sums", [False, True])
 @pytest.mark.parametrize("kernel", ALL_KERNELS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(SEEDS, st.integers(1, 300), st.floats(0, 1, width=32) | st.just(1.0), st.floats(0, 1, width=32), SKEWS)
 def test_a_cell_of_flash_attention_is_its_formula(kernel, half_sums, seed, n, factor, weight, skew):
     rng = np.random.default_rng(seed)
@@ -361,7 +362,7 @@ def test_a_cell_of_flash_attention_is_its_formula(kernel, half_sums, seed, n, fa
 
 
 @pytest.mark.parametrize("kernel", ALL_KERNELS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(SEEDS, st.integers(1, 9), st.integers(1, 70), st.integers(1, 70), SKEWS)
 def test_multiply_add_is_its_formula(kernel, seed, n_rows, k, n, skew):
     rng = np.random.default_rng(seed)
@@ -374,7 +375,7 @@ def test_multiply_add_is_its_formula(kernel, seed, n_rows, k, n, skew):
 
 @pytest.mark.parametrize("width", [8, 16])
 @pytest.mark.parametrize("kernel", ALL_KERNELS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SEEDS, st.integers(1, 9), st.sampled_from([0.1, 5.0, 60.0, 200.0]))
 def test_exponentials_are_their_formula(kernel, width, seed, n_groups, spread):
     row = (np.random.default_rng(seed).standard_normal(width * n_groups) * spread).astype(np.float32)
@@ -394,7 +395,7 @@ SCORES = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(SCORES, WIDTHS)
 def test_scalar_softmax_is_close_to_float64_and_masks_exactly(scores, width):
     padded = (scores.size + 31) // 32 * 32
@@ -406,7 +407,7 @@ def test_scalar_softmax_is_close_to_float64_and_masks_exactly(scores, width):
 
 
 @pytest.mark.parametrize("kernel", VECTOR)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(SCORES, WIDTHS)
 def test_softmax_equals_scalar(kernel, scores, width):
     arguments = {"n_padded": (scores.size + 31) // 32 * 32 + 32, "scale": 0.125, "simd_width": width}
@@ -423,7 +424,7 @@ def rope_case(seed: int, half: int):
 
 @pytest.mark.parametrize("pairing", _native.ROPE_PAIRINGS)
 @pytest.mark.parametrize("kernel", VECTOR)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(SEEDS, st.integers(1, 70), SKEWS)
 def test_rope_equals_scalar(kernel, pairing, seed, half, skew):
     x, cos, sin = rope_case(seed, half)
@@ -432,7 +433,7 @@ def test_rope_equals_scalar(kernel, pairing, seed, half, skew):
 
 
 @pytest.mark.parametrize("pairing", _native.ROPE_PAIRINGS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(SEEDS, st.integers(1, 70))
 def test_scalar_rope_is_within_the_bound_of_its_formula(pairing, seed, half):
     x, cos, sin = rope_case(seed, half)
@@ -454,7 +455,7 @@ PAIRS = st.integers(1, 70).flatmap(
 
 
 @pytest.mark.parametrize("kernel", [*VECTOR, "scalar"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(PAIRS)
 def test_gated_relu_squared_is_its_formula(kernel, pair):
     gate, up = pair
@@ -468,7 +469,7 @@ def test_gated_relu_squared_is_its_formula(kernel, pair):
 
 @pytest.mark.parametrize("width", [8, 16])
 @pytest.mark.parametrize("kernel", ALL_KERNELS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(PAIRS | st.builds(lambda x, scale: (x * np.float32(scale), x), FLOATS, st.floats(2.0**-100, 1.0)))
 def test_gated_silu_is_mains(kernel, width, pair):
     found = _kernels.gated(*pair, activation="silu", simd_width=width, kernel=kernel)
@@ -503,7 +504,7 @@ def assert_silu(gate: np.ndarray, up: np.ndarray) -> None:
         assert_same_bits(prod, act * up)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.integers(1, 70).flatmap(lambda n: hnp.arrays(np.float32, n, elements=st.floats(-120, 120, width=32))))
 def test_scalar_silu_is_within_the_bound_of_its_formula(gate):
     assert_silu(gate, np.float32(0.37) * gate[::-1].copy())
@@ -523,7 +524,7 @@ def test_scalar_silu_of_what_is_not_finite():
 
 
 @pytest.mark.parametrize("kernel", [*VECTOR, "scalar"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(SEEDS, st.integers(1, 70), st.integers(-(10**6), 10**6), st.floats(2.0**-20, 2.0**20, width=32))
 def test_rescale_is_its_formula_in_binary32(kernel, seed, n, total, scale):
     acc = np.random.default_rng(seed).integers(-(2**24), 2**24, n).astype(np.int32)
@@ -548,7 +549,7 @@ def every_half() -> np.ndarray:
 
 
 @pytest.mark.parametrize("kernel", VECTOR)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(SEEDS, st.integers(1, 70), SKEWS)
 def test_half_conversions_equal_scalar_at_odd_lengths(kernel, seed, n, skew):
     x = np.random.default_rng(seed).standard_normal(n).astype(np.float32)

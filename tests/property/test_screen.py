@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bitnet_py import _kernels, _native
 from bitnet_py.logits import largest
 from bitnet_py.screen import MAX_TOP, Screen
+from tests.support.extra import examples
 from tests.support.families import FAMILIES
 
 VECTOR = [name for name in FAMILIES if name != "scalar"]
@@ -39,7 +40,7 @@ def hidden_state(rng: np.random.Generator, dim: int) -> np.ndarray:
     return y.astype(np.float16).astype(np.float32)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(SEEDS, st.integers(1, 12))
 def test_a_row_lies_within_its_bounds(seed, n_blocks):
     (row,) = random_rows(np.random.default_rng(seed), 1, 32 * n_blocks)
@@ -52,7 +53,7 @@ def test_a_row_lies_within_its_bounds(seed, n_blocks):
 
 
 @pytest.mark.parametrize("kernel", VECTOR)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(SEEDS, st.integers(1, 12), st.sampled_from([None, np.nan, np.inf, -np.inf]))
 def test_row_equals_scalar(kernel, seed, n_blocks, bad):
     rng = np.random.default_rng(seed)
@@ -67,7 +68,7 @@ def test_row_equals_scalar(kernel, seed, n_blocks, bad):
 
 
 @pytest.mark.parametrize("kernel", FAMILIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SEEDS, st.integers(1, 9), st.integers(1, 40), st.booleans())
 def test_integer_dot_is_exact(kernel, seed, n_rows, n_blocks, extreme):
     rng = np.random.default_rng(seed)
@@ -92,7 +93,7 @@ def assert_top_is_that_of_the_whole_head(rows, screen, y, n, *, simd_width, kern
 
 
 @pytest.mark.parametrize("kernel", FAMILIES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(SEEDS, st.integers(2, 90), st.integers(1, 8), st.integers(1, MAX_TOP), WIDTHS)
 def test_top_is_that_of_the_whole_head(kernel, seed, n_rows, n_blocks, n, width):
     rng = np.random.default_rng(seed)

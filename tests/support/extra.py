@@ -8,6 +8,20 @@ from typing import Any
 import pytest
 
 EXTRA = pytest.mark.extra
+SAMPLE = "not extra"
+"""What pytest's ``-m`` is by default (pyproject.toml)."""
+_every_case = False
+
+
+def configure(markers: str) -> None:
+    """Take every case unless ``markers``, pytest's ``-m``, asks for the sample."""
+    global _every_case
+    _every_case = markers != SAMPLE
+
+
+def examples(n: int) -> int:
+    """Return how many of ``n`` drawn examples are tried: of the sample's, a third."""
+    return n if _every_case else n // 3
 
 
 def sampled(cases: Iterable[Any], every: int, by: Callable[[Any], tuple[Any, ...]] = lambda case: ()) -> list[Any]:

@@ -12,6 +12,7 @@ from crossval.errors import BadInputError
 from crossval.receipts import columns
 from crossval.receipts import file as receipt
 from tests.support import receipt_samples as samples
+from tests.support.extra import examples
 
 RECEIPTS = Path(__file__).parents[3] / "receipts"
 
@@ -41,7 +42,7 @@ def through_file(value: dict[str, Any]) -> Any:
     return columns.unpack(json.loads(columns.to_text(value)), 1 << 20, "x")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(value=st.fixed_dictionaries({"notes": JSON, "rows": ROWS}))
 def test_what_is_written_is_read_back(value):
     assert strictly(through_file(value)) == strictly(value)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from tests.support.extra import EXTRA, sampled
+import pytest
+
+from tests.support.extra import EXTRA, SAMPLE, configure, examples, sampled
 
 
 def kept(cases: list[Any]) -> list[Any]:
@@ -24,3 +27,15 @@ def test_every_case_stays_and_every_value_is_covered() -> None:
 def test_without_values_to_cover_it_is_each_nth() -> None:
     assert kept(sampled("abcdefg", 3)) == ["a", "d", "g"]
     assert len(kept(sampled(product("ab", "cd"), 9))) == 1
+
+
+@pytest.mark.parametrize(("markers", "n"), [(SAMPLE, 20), ("", 60), ("live", 60)])
+def test_fewer_examples_are_drawn_for_the_sample(request: pytest.FixtureRequest, markers: str, n: int) -> None:
+    configure(markers)
+    request.addfinalizer(lambda: configure(request.config.option.markexpr))
+    assert examples(60) == n
+
+
+def test_the_sample_is_what_pytest_takes_by_default() -> None:
+    settings = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"-m '{SAMPLE}'" in settings
