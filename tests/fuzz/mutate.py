@@ -93,9 +93,8 @@ def _change(root: list[Any], choices: random.Random) -> None:
         name = choices.choice([choices.choice(list(holder)), str(key)[:-1], f"{key}x", "$rows"])
         holder[name] = holder.pop(key)
     elif kind == 5 and isinstance(item, (int, float)):
-        holder[key] = choices.choice(
-            [-item, item + 1, item - 1, item * 2, item / 2, float(item) if abs(item) < 1e300 else 0]
-        )
+        small = item if abs(item) < 1e300 else 0  # of larger integers there is no float
+        holder[key] = choices.choice([-item, item + 1, item - 1, item * 2, small / 2, float(small)])
     elif kind == 6 and isinstance(item, str):
         at = choices.randint(0, len(item))
         part = choices.choice(ODD)

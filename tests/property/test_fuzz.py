@@ -108,3 +108,9 @@ def test_json_is_mutated_as_values_and_stays_json() -> None:
             json.loads(line)
     assert mutated(b"{", MAX_BYTES, choices) is None
     assert mutated(seed, 5, choices) is None
+
+
+def test_numbers_of_any_size_are_changed() -> None:
+    choices = random.Random(3)
+    made = {mutated(b"[%d, 1e308, 3]" % 10**400, MAX_BYTES, choices) for _ in range(200)}
+    assert len(made) > 50
