@@ -99,7 +99,11 @@ def progress() -> Iterator[terms.Progress]:
     if not err.is_terminal:
         yield Lines(lambda line: click.echo(line, err=True))
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
     with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as bars:
         task = bars.add_task("", total=1)
         yield lambda what, done, total: bars.update(task, description=plain(what), completed=done, total=total)

@@ -21,7 +21,6 @@ from unittest import mock
 import numpy as np
 from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from rich.console import Console
 
 from bitnet_py.chat_template import FileTemplate
 from bitnet_py.checkpoint_model import CheckpointModel
@@ -36,6 +35,7 @@ from crossval import registry
 from crossval.api.generation import read_prompts
 from crossval.bitnet_cpp.manifest import CMAKE_CACHE, CMAKE_DIR, MANIFEST_NAME, manifest_for
 from crossval.child.protocol import PeerClosedError, ProtocolError, read_frame
+from crossval.console import console
 from crossval.engines import dumps, tap_maps
 from crossval.errors import BadInputError
 from crossval.model.weights import SpecWeights
@@ -165,8 +165,7 @@ def stored_receipt(data: bytes, scratch: Path) -> None:
     given = receipt.read(fresh(scratch, "r.json", data))
     for one in (given, receipt.Receipt({**given, "digest": receipt.digest(given)})):
         judged(one)
-        out = Console(file=io.StringIO(), width=80)
-        registry.show_receipt(out, one)
+        registry.show_receipt(console(io.StringIO()), one)
         one.frames()
         table([("r.json", one)])
     path = scratch / "again.json"
@@ -177,7 +176,7 @@ def stored_receipt(data: bytes, scratch: Path) -> None:
 def judged(one: receipt.Receipt) -> list[GateCheck]:
     """Return the gate's checks of a receipt, printed once."""
     checks = registry.judge(one)
-    show_checks(Console(file=io.StringIO(), width=80), "r.json", checks, all(check.passed for check in checks))
+    show_checks(console(io.StringIO()), "r.json", checks, all(check.passed for check in checks))
     return checks
 
 
