@@ -17,6 +17,7 @@ DEMO_RECEIPT := build/demo-receipt.json
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
+# --no-compile: Python compiles the modules that are used, when they are first imported.
 $(INSTALLED): $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[dev]"
