@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from crossval.audit.bounds import Arithmetic, integers
+from crossval.audit.bounds.integers import half_away
 from crossval.formats import BF16
 from crossval.model.kinds import TernaryMatrix
 from crossval.passes import Numerics
@@ -15,11 +17,13 @@ from crossval.passes import Numerics
 WIDTH, ROWS, SCALE = 256, 64, 0.0625
 
 
-def product(x: np.ndarray, signs: np.ndarray, *, mistake: bool = False) -> np.ndarray:
+def product(
+    x: np.ndarray, signs: np.ndarray, rounding: Callable[[np.ndarray], np.ndarray] = np.rint
+) -> np.ndarray:
     """Return what transformers' BitLinear gives in bfloat16, every step rounded to the format."""
     scale = BF16.round(BF16.round(1 / np.abs(x).max(axis=-1, keepdims=True)) * 127)
     scaled = BF16.round(x * scale)
-    codes = np.clip(np.trunc(scaled) if mistake else np.rint(scaled), -128, 127)
+    codes = np.clip(rounding(scaled), -128, 127)
     made: np.ndarray = BF16.round(
         BF16.round(codes @ signs.T) / BF16.round(scale * BF16.round(np.asarray(1 / SCALE)))
     )
@@ -39,4 +43,6 @@ def test_it_is_a_recipe_of_the_format_and_another_rounding_is_none(seed: int) ->
         return bool((np.abs(recorded - found.expected) <= found.bound).all())
 
     assert fits(product(x, signs))
-    assert not fits(product(x, signs, mistake=True))
+    assert fits(product(x, signs, half_away))
+    assert (product(x, signs, half_away) != product(x, signs)).any()
+    assert not fits(product(x, signs, np.trunc))
