@@ -60,6 +60,8 @@ class OpCheck:
     reading: str | None = None
     """Which allowed rounding of its inputs fits best, where there is a choice."""
     note: str | None = None
+    explained: bool = False
+    """Whether the note says why it is wrong: something is too large for the engine's format."""
     within: float | None = None
     """Of a segment that is ``within``: largest relative L2 distance of a token that could not be explained."""
     n_within: int = 0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossval.audit import bounds, precision
+from crossval.audit import bounds, overflow
 from crossval.audit.bounds import Arithmetic, floats
 from crossval.audit.checks import CheckStatus, OpCheck, Worst
 from crossval.audit.segments import Outcome
@@ -38,8 +38,10 @@ def check(output: Output, inputs: Arrays, weights: WeightSource, arithmetic: Ari
         expected = op.function(*arrays, *loaded)
         allowed = bounds.bound(op, arrays, expected, loaded, arithmetic.reading(reading))
         allowed = allowed + arithmetic.cached(op, expected, output.array)
-        inside = precision.overflow_inside(op, arrays, output.array, arithmetic)
-        found.append(_judge(output, expected, allowed, reading=reading.name or None, note=inside))
+        inside = overflow.inside_norm(op, arrays, output.array, arithmetic)
+        found.append(
+            _judge(output, expected, allowed, reading=reading.name or None, note=inside, explained=bool(inside))
+        )
     return best(found)
 
 
@@ -62,7 +64,7 @@ def check_head(
     """
     unusable = invalid(output)
     if unusable is not None:
-        why = precision.overflow(output.array, expected) if np.isfinite(x).all() else None
+        why = overflow.of_results(output.array, expected) if np.isfinite(x).all() else None
         return replace(unusable, note=why or unusable.note)
     arithmetic = arithmetic.of(output.op).storing(output.form_of_inputs(), output.form)
     allowed = bounds.head_bound(x, norms, arithmetic.reading(reading), expected)
@@ -77,7 +79,7 @@ def _overflow(output: Output, inputs: Arrays, loaded: Sequence[Weight]) -> str |
         expected = output.op.function(*map(widen, inputs), *loaded)
     except ValueError:  # an input of the wrong shape, which has its own check
         return None
-    return precision.overflow(output.array, expected)
+    return overflow.of_results(output.array, expected)
 
 
 def _check_bitlinear(
@@ -97,9 +99,9 @@ def _check_bitlinear(
     result = bounds.check_bitlinear(x, flat, weights, arithmetic, form)
     expected = result.expected.reshape(recorded.shape)
     allowed = result.bound.reshape(recorded.shape) + arithmetic.cached(output.op, expected, recorded)
-    note = f"{result.flips} int8 flips at rounding ties explain every integer" if result.flips else None
-    note = precision.overflow_of_scales(x, weight.scale, flat, arithmetic) or note
-    return _judge(output, expected, allowed, flips=result.flips, note=note)
+    flips = f"{result.flips} int8 flips at rounding ties explain every integer" if result.flips else None
+    inside = overflow.of_scales(x, weight.scale, flat, arithmetic)
+    return _judge(output, expected, allowed, flips=result.flips, note=inside or flips, explained=bool(inside))
 
 
 def _judge(output: Output, expected: FloatArray, allowed: FloatArray, **facts: Any) -> OpCheck:

@@ -24,7 +24,7 @@ from crossval.audit.products import Products
 from crossval.formats import BF16, F16, F32, FORMATS, Dtype, Format
 from crossval.model import taps
 from crossval.model.config import SpecConfig
-from crossval.model.kinds import Embedding, FloatArray, Gelu, RmsNorm, Scale, quantize_activations
+from crossval.model.kinds import Embedding, Gelu, Scale
 from crossval.model.op import Op
 from crossval.model.reference_graph import ZERO_ROWS
 from crossval.passes import Numerics, TapArray
@@ -44,8 +44,6 @@ GELU, which is one, and both times a constant."""
 LEAST_IN_FORMAT = Fraction(9, 10)
 """Of the tensors that say anything: one operation of 19 in all layers may have more digits, or a layer of ten."""
 MOST_NAMED = 5
-OVERFLOW = "overflow of"
-"""In the note of an operation that is wrong because its format is too small."""
 _PROBE = 64
 """Values looked at first: they are enough to recognise a tensor of binary32."""
 
@@ -309,57 +307,4 @@ def sentence(found: Mapping[str, Any]) -> str:
         f"{how}; judged at its unit roundoff {u:.3g}. Not seen at this precision: a norm off by less than "
         f"{6 * u:.2g} of its values, a projection by {2 * u:.2g} (rounded scales: {4 * u:.2g}), a sum or product "
         f"by {u:.2g}"
-    )
-
-
-def overflow(recorded: npt.NDArray[np.float32], expected: FloatArray) -> str | None:
-    """Say that infinities are where the expected value exceeds a format's largest; None where they are not."""
-    if recorded.shape != expected.shape:
-        return None
-    infinite = np.isinf(recorded)
-    if not infinite.any():
-        return None
-    least, most = float(np.abs(expected[infinite]).min()), float(np.abs(expected[infinite]).max())
-    for form in (F32, F16):
-        if least >= form.largest * (1 - 4 * form.unit_roundoff):
-            n_bad = int(np.count_nonzero(~np.isfinite(recorded)))
-            return (
-                f"{n_bad} of {recorded.size} values are not finite: {OVERFLOW} {form.label}, expected up to "
-                f"{most:.3g}, the largest it holds is {form.largest:.6g}"
-            )
-    return None
-
-
-def overflow_inside(
-    op: Op, inputs: Sequence[npt.NDArray[Any]], recorded: npt.NDArray[np.float32], arithmetic: Arithmetic
-) -> str | None:
-    """Say that a norm's squares exceed the engine's format; None where that does not explain its output."""
-    if not arithmetic.low or not isinstance(op.kind, RmsNorm):
-        return None
-    squares = np.asarray(inputs[0], np.float64) ** 2
-    return _divided_by_infinity(squares, recorded, arithmetic.format, "the square of an input")
-
-
-def overflow_of_scales(
-    x: npt.NDArray[np.float32], scale: float, recorded: npt.NDArray[np.float32], arithmetic: Arithmetic
-) -> str | None:
-    """Say the same of a BitLinear's scales; ``scale``: the weight's."""
-    if not arithmetic.low:
-        return None
-    _, step = quantize_activations(x.astype(np.float64))
-    scales = np.maximum(step, np.maximum(step, 1.0) / scale)
-    what = "a scale (127 / max|x|, or that over the weight's)"
-    return _divided_by_infinity(scales, recorded, arithmetic.format, what)
-
-
-def _divided_by_infinity(
-    values: FloatArray, recorded: npt.NDArray[np.float32], form: Format, what: str
-) -> str | None:
-    """Say what is too large where exactly the tokens with such a value are zero: they were divided by infinity."""
-    beyond = np.isinf(form.round(values)).any(axis=-1)
-    if not beyond.any() or not np.array_equal(beyond, (recorded == 0).all(axis=-1)):
-        return None
-    return (
-        f"{OVERFLOW} {form.label} inside: at {int(beyond.sum())} of {beyond.size} tokens {what} is too large, up "
-        f"to {float(values.max()):.3g}; the largest it holds is {form.largest:.6g}"
     )

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from crossval.audit import extent, feeding
 from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult, OpCheck, first_guilty
-from crossval.audit.precision import OVERFLOW, arithmetic_of, storing
+from crossval.audit.precision import arithmetic_of, storing
 from crossval.audit.products import StatedWeights
 from crossval.capture import Source, model_taps
 from crossval.diagnose.diagnosis import UNDETERMINED, Diagnosis
@@ -148,9 +148,7 @@ def _why_not(check: OpCheck) -> str | None:
     """Return why an operation cannot be diagnosed."""
     if check.status == "invalid" and not check.n_nonfinite:
         return check.note or "the recorded array cannot be used"
-    if check.status == "guilty" and check.note is not None and check.note.startswith(OVERFLOW):
-        return check.note
-    return None
+    return check.note if check.explained else None
 
 
 def _passes(result: AuditResult, first: OpCheck) -> list[int]:

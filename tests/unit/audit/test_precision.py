@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crossval.audit import precision, summary
+from crossval.audit import overflow, precision, summary
 from crossval.audit.audit import audit
 from crossval.audit.checks import AuditResult
 from crossval.audit.precision import MIN_TAPS, Precision, Survey
@@ -406,11 +406,11 @@ def test_a_scale_too_large_for_binary16_explains_nothing(shipped_model, tmp_path
 
 def test_infinities_where_nothing_is_too_large_are_no_overflow():
     recorded = np.array([[1.0, np.inf, 3.0]], np.float32)
-    assert precision.overflow(recorded, np.array([[1.0, 2.0, 3.0]])) is None
-    assert precision.overflow(recorded, np.array([[1.0, 7e4, 3.0]])) is not None
-    assert "binary32" in (precision.overflow(recorded, np.array([[1.0, 1e39, 3.0]])) or "")
-    assert precision.overflow(recorded, np.array([[1.0, 7e4]])) is None
-    assert precision.overflow(np.array([[np.nan]], np.float32), np.array([[7e4]])) is None
+    assert overflow.of_results(recorded, np.array([[1.0, 2.0, 3.0]])) is None
+    assert overflow.of_results(recorded, np.array([[1.0, 7e4, 3.0]])) is not None
+    assert "binary32" in (overflow.of_results(recorded, np.array([[1.0, 1e39, 3.0]])) or "")
+    assert overflow.of_results(recorded, np.array([[1.0, 7e4]])) is None
+    assert overflow.of_results(np.array([[np.nan]], np.float32), np.array([[7e4]])) is None
 
 
 # --- the survey -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The quantiser's scale as PyTorch computes it in bfloat16 (reciprocal, then times 127) gives codes of its own."""
+"""Recipes of 16-bit engines: the scale as PyTorch computes it (reciprocal, then times 127), what is dequantised first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from crossval.audit.bounds import Arithmetic, integers
 from crossval.audit.bounds.integers import half_away
-from crossval.formats import BF16
+from crossval.formats import BF16, to_f32
 from crossval.model.kinds import TernaryMatrix
 from crossval.passes import Numerics
 
@@ -46,3 +46,19 @@ def test_it_is_a_recipe_of_the_format_and_another_rounding_is_none(seed: int) ->
     assert fits(product(x, signs, half_away))
     assert (product(x, signs, half_away) != product(x, signs)).any()
     assert not fits(product(x, signs, np.trunc))
+
+
+def test_dequantised_activations_are_followed_by_three_roundings() -> None:
+    """Class ``autobitlinear`` in bfloat16: of the sum, of the weight's scale and of their product."""
+    rng = np.random.default_rng(0)
+    signs, factor = rng.integers(-1, 2, (ROWS, WIDTH)).astype(np.float64), 0.0625 * (1 + 0.99 * BF16.unit_roundoff)
+    x = BF16.round(rng.normal(size=(64, WIDTH)))
+    scale = to_f32(127 / np.abs(x).max(axis=-1, keepdims=True))
+    sums = BF16.round(np.rint(x * scale) / scale) @ signs.T
+    recorded = BF16.round(BF16.round(sums) * BF16.round(np.asarray(factor)))
+    found = integers.check(
+        x.astype(np.float32), recorded, TernaryMatrix(signs.astype(np.float32), factor),
+        Arithmetic(Numerics(compute_dtype="bf16"), 1), np.zeros(1),
+    )  # fmt: skip
+    assert (np.abs(recorded - found.expected) <= found.bound).all()
+    assert (np.abs(recorded - found.expected) > 2.1 * BF16.unit_roundoff * np.abs(found.expected)).any()
