@@ -13,17 +13,15 @@
        trace_end_pass(&t);
        if (trace_close(&t)) fprintf(stderr, "trace: %s\n", t.error);
 
-   Arrays are float32, row after row, and are copied at once: call trace_tap when a tensor has been computed,
-   before its buffer is reused or changed in place. One pass is in memory at a time. trace.json comes last: without
-   it the directory is not a trace. The first error stays in `error`: later calls do nothing, so it is enough to
-   check trace_close, which then writes no trace.json. */
+   Arrays are float32, row after row, and are written at once: call trace_tap when a tensor has been computed,
+   before its buffer is reused or changed in place. Nothing is allocated. trace.json comes last: without it the
+   directory is not a trace. The first error stays in `error`: later calls do nothing, so it is enough to check
+   trace_close, which then writes no trace.json. */
 #ifndef TRACE_WRITER_H
 #define TRACE_WRITER_H
 
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #ifdef _WIN32
@@ -39,16 +37,11 @@ typedef struct {
 } trace_model;
 
 typedef struct {
-    char *bytes;
-    size_t n, room;
-} trace_buffer;
-
-typedef struct {
     const char *error; /* NULL, or why the first failed call failed */
     char directory[3800];
-    trace_buffer head, passes; /* of trace.json */
-    trace_buffer header, data; /* of the safetensors file of the pass */
-    size_t n_tokens, n_pass;   /* tokens in finished passes; tokens of the pass that has begun, 0 outside one */
+    FILE *json, *file;             /* trace.json, and the safetensors file of the pass that has begun */
+    size_t room, n_header, n_data; /* of that file: bytes kept for its header, and how much there is */
+    size_t n_tokens, n_pass;       /* tokens in finished passes; tokens of the pass that has begun, else 0 */
     int pass;
 } trace_writer;
 
@@ -110,7 +103,7 @@ static inline int trace_sha256_file(const char *path, char hex[65]) {
     return 0;
 }
 
-/* ---- buffers and files; after an error nothing is done ---- */
+/* ---- files; after an error nothing is done ---- */
 
 /* Return whether no check has failed so far; the first that did gives the error. */
 static inline int trace_check(trace_writer *t, int good, const char *why) {
@@ -118,52 +111,36 @@ static inline int trace_check(trace_writer *t, int good, const char *why) {
     return !t->error;
 }
 
-static inline void trace_add(trace_writer *t, trace_buffer *to, const void *from, size_t n) {
-    if (t->error) return;
-    if (n >= to->room - to->n) {
-        size_t room = 2 * (to->n + n) + 1;
-        char *bytes = (char *)realloc(to->bytes, room);
-        if (!trace_check(t, bytes != NULL, "out of memory")) return;
-        to->bytes = bytes;
-        to->room = room;
-    }
-    memcpy(to->bytes + to->n, from, n);
-    to->n += n;
+static inline FILE *trace_create(trace_writer *t, const char *name) {
+    char part[4096];
+    snprintf(part, sizeof part, "%s/%s.part", t->directory, name);
+    FILE *file = fopen(part, "wb");
+    trace_check(t, file != NULL, "a file of the trace cannot be made");
+    return file;
 }
 
-static inline void trace_print(trace_writer *t, trace_buffer *to, const char *format, ...) {
-    char text[512];
-    va_list values;
-    va_start(values, format);
-    int n = vsnprintf(text, sizeof text, format, values);
-    va_end(values);
-    if (trace_check(t, n >= 0 && n < (int)sizeof text, "a name is too long")) trace_add(t, to, text, (size_t)n);
-}
-
-static inline void trace_print_text(trace_writer *t, trace_buffer *to, const char *text) {
-    trace_print(t, to, "\"");
-    for (; *text; text++)
-        trace_print(t, to, "%s%c", strchr("\"\\", *text) ? "\\" : "", (uint8_t)*text < 32 ? ' ' : *text);
-    trace_print(t, to, "\"");
-}
-
-static inline void trace_print_ids(trace_writer *t, trace_buffer *to, const int32_t *ids, size_t n) {
-    for (size_t i = 0; i < n; i++) trace_print(t, to, "%s%ld", i ? ", " : "", (long)ids[i]);
-}
-
-/* Write two buffers as one file, which has its name only when it is whole, and put its sha256 into `hex`. */
-static inline void trace_save(trace_writer *t, const char *name, const trace_buffer *first,
-                              const trace_buffer *second, char hex[65]) {
+/* Close a file, which has its name only now that it is whole, and put its sha256 into `hex`. */
+static inline void trace_finish(trace_writer *t, FILE **file, const char *name, char hex[65]) {
     char part[4096], path[4096];
-    if (t->error) return;
+    int good = *file && !ferror(*file);
+    if (*file && fclose(*file)) good = 0;
+    *file = NULL;
     snprintf(part, sizeof part, "%s/%s.part", t->directory, name);
     snprintf(path, sizeof path, "%s/%s", t->directory, name);
-    FILE *file = fopen(part, "wb");
-    int good = file && fwrite(first->bytes, 1, first->n, file) == first->n &&
-               fwrite(second->bytes, 1, second->n, file) == second->n;
-    if (file && fclose(file)) good = 0;
-    trace_check(t, good && !rename(part, path) && !trace_sha256_file(path, hex),
-                "a file cannot be written; is the disk full?");
+    if (!t->error)
+        trace_check(t, good && !rename(part, path) && !trace_sha256_file(path, hex),
+                    "a file cannot be written; is the disk full?");
+}
+
+static inline void trace_print_text(FILE *out, const char *text) {
+    fputc('"', out);
+    for (; *text; text++)
+        fprintf(out, "%s%c", strchr("\"\\", *text) ? "\\" : "", (uint8_t)*text < 32 ? ' ' : *text);
+    fputc('"', out);
+}
+
+static inline void trace_print_ids(FILE *out, const int32_t *ids, size_t n) {
+    for (size_t i = 0; i < n; i++) fprintf(out, "%s%ld", i ? ", " : "", (long)ids[i]);
 }
 
 /* ---- the trace ---- */
@@ -178,34 +155,42 @@ static inline int trace_open(trace_writer *t, const char *directory, const char 
     trace_check(t, strlen(model->sha256) == 64, "model.sha256 is not set (trace_sha256_file)");
     if (t->error || !trace_check(t, !trace_mkdir(directory), "the directory exists, or cannot be made")) return -1;
     strcpy(t->directory, directory);
-    trace_print(t, &t->head,
-                "{\"format\": \"crossval-trace\", \"format_version\": 1,\n \"model\": {\"sha256\": \"%s\", "
-                "\"n_layers\": %d, \"n_heads\": %d, \"n_kv_heads\": %d, \"head_dim\": %d, \"dim\": %d, "
-                "\"hidden_dim\": %d, \"vocab_size\": %d},\n \"prompt\": {\"token_ids\": [",
-                model->sha256, model->n_layers, model->n_heads, model->n_kv_heads, model->head_dim, model->dim,
-                model->hidden_dim, model->vocab_size);
-    trace_print_ids(t, &t->head, prompt_ids, n_prompt);
-    trace_print(t, &t->head, "]},\n \"engine\": {\"name\": ");
-    trace_print_text(t, &t->head, engine);
-    return t->error ? -1 : 0;
+    t->room = 200 * (48 * (size_t)model->n_layers + 32); /* for the names and shapes of so many taps */
+    if (!(t->json = trace_create(t, "trace.json"))) return -1;
+    fprintf(t->json,
+            "{\"format\": \"crossval-trace\", \"format_version\": 1,\n \"model\": {\"sha256\": \"%s\", "
+            "\"n_layers\": %d, \"n_heads\": %d, \"n_kv_heads\": %d, \"head_dim\": %d, \"dim\": %d, "
+            "\"hidden_dim\": %d, \"vocab_size\": %d},\n \"prompt\": {\"token_ids\": [",
+            model->sha256, model->n_layers, model->n_heads, model->n_kv_heads, model->head_dim, model->dim,
+            model->hidden_dim, model->vocab_size);
+    trace_print_ids(t->json, prompt_ids, n_prompt);
+    fputs("]},\n \"engine\": {\"name\": ", t->json);
+    trace_print_text(t->json, engine);
+    return 0;
 }
 
-/* State a fact of the build: "version", "source_commit", "compiler" or "flags". */
+/* State a fact of the build, before the first pass: "version", "source_commit", "compiler" or "flags". */
 static inline void trace_state(trace_writer *t, const char *fact, const char *value) {
-    trace_print(t, &t->head, ", \"%s\": ", fact);
-    trace_print_text(t, &t->head, value);
+    if (!trace_check(t, !t->pass && !t->n_pass, "a fact is stated after the first pass has begun")) return;
+    fprintf(t->json, ", \"%s\": ", fact);
+    trace_print_text(t->json, value);
 }
 
 /* Begin the next pass: one call of the engine, with the tokens that follow those of the passes before it. */
 static inline void trace_begin_pass(trace_writer *t, const int32_t *token_ids, size_t n_tokens) {
+    char name[40];
     if (!trace_check(t, !t->n_pass && n_tokens, "a pass begins inside another, or has no tokens")) return;
+    snprintf(name, sizeof name, "pass-%04d.safetensors", t->pass);
+    if (!(t->file = trace_create(t, name))) return;
+    for (int i = 0; i < 8; i++) fputc((int)((uint64_t)t->room >> 8 * i & 255), t->file);
+    for (size_t i = 0; i < t->room; i++) fputc(' ', t->file);
+    t->n_header = t->n_data = 0;
     t->n_pass = n_tokens;
-    t->header.n = t->data.n = 0;
-    trace_add(t, &t->header, "\0\0\0\0\0\0\0", 8); /* trace_end_pass puts the header's length here */
-    trace_print(t, &t->passes, "%s\n  {\"kind\": \"%s\", \"start\": %zu, \"token_ids\": [", t->pass ? "," : "",
-                t->n_tokens && n_tokens == 1 ? "decode" : "prefill", t->n_tokens);
-    trace_print_ids(t, &t->passes, token_ids, n_tokens);
-    trace_print(t, &t->passes, "], \"taps\": [");
+    fprintf(t->json, "%s\n  {\"kind\": \"%s\", \"start\": %zu, \"token_ids\": [",
+            t->pass ? "," : "},\n \"passes\": [", t->n_tokens && n_tokens == 1 ? "decode" : "prefill",
+            t->n_tokens);
+    trace_print_ids(t->json, token_ids, n_tokens);
+    fputs("], \"taps\": [", t->json);
 }
 
 /* Record one tensor of tokens `first` (0: the pass's first) to the last of the pass. Its dimensions are in
@@ -217,15 +202,20 @@ static inline void trace_tap_from(trace_writer *t, size_t first, int layer, cons
     if (!trace_check(t, n_bytes && first < t->n_pass, "a tap is empty, outside a pass or beyond it")) return;
     if (layer >= 0) snprintf(block, sizeof block, "blk.%d.", layer);
     if (d2) snprintf(last, sizeof last, ", %zu", d2);
-    trace_print(t, &t->header,
-                "%s\"p%d.%s%s\": {\"dtype\": \"F32\", \"shape\": [%zu, %zu%s], \"data_offsets\": [%zu, %zu]}",
-                t->data.n ? ", " : "{", t->pass, block, name, d0, d1, last, t->data.n, t->data.n + n_bytes);
-    trace_print(t, &t->passes, "%s\n   {\"name\": \"%s%s\", \"dtype\": \"F32\", \"shape\": [%zu, %zu%s]",
-                t->data.n ? "," : "", block, name, d0, d1, last);
+    fprintf(t->json, "%s\n   {\"name\": \"%s%s\", \"dtype\": \"F32\", \"shape\": [%zu, %zu%s]",
+            t->n_data ? "," : "", block, name, d0, d1, last);
     for (size_t i = first; first && i < t->n_pass; i++)
-        trace_print(t, &t->passes, "%s%zu", i == first ? ", \"rows\": [" : ", ", i);
-    trace_print(t, &t->passes, first ? "]}" : "}");
-    trace_add(t, &t->data, data, n_bytes);
+        fprintf(t->json, "%s%zu", i == first ? ", \"rows\": [" : ", ", i);
+    fputs(first ? "]}" : "}", t->json);
+    fwrite(data, 1, n_bytes, t->file);
+    fseek(t->file, (long)(8 + t->n_header), SEEK_SET);
+    int n = fprintf(t->file,
+                    "%s\"p%d.%s%s\": {\"dtype\": \"F32\", \"shape\": [%zu, %zu%s], \"data_offsets\": [%zu, %zu]",
+                    t->n_data ? "}, " : "{", t->pass, block, name, d0, d1, last, t->n_data, t->n_data + n_bytes);
+    fseek(t->file, 0, SEEK_END);
+    t->n_header += n > 0 ? (size_t)n : t->room;
+    t->n_data += n_bytes;
+    trace_check(t, t->n_header + 2 <= t->room, "the file's header has no room for so many taps or such names");
 }
 
 /* The same for all tokens of the pass. */
@@ -237,30 +227,25 @@ static inline void trace_tap(trace_writer *t, int layer, const char *name, const
 /* Write the pass file. */
 static inline void trace_end_pass(trace_writer *t) {
     char name[40], hex[65] = "";
-    if (!trace_check(t, t->n_pass && t->data.n, "a pass ends that has no taps, or did not begin")) return;
-    trace_print(t, &t->header, "}");
-    for (int i = 0; i < 8; i++) t->header.bytes[i] = (char)((uint64_t)(t->header.n - 8) >> 8 * i);
+    if (!trace_check(t, t->n_pass && t->n_data, "a pass ends that has no taps, or did not begin")) return;
+    fseek(t->file, (long)(8 + t->n_header), SEEK_SET);
+    fputs("}}", t->file);
     snprintf(name, sizeof name, "pass-%04d.safetensors", t->pass++);
-    trace_save(t, name, &t->header, &t->data, hex);
-    trace_print(t, &t->passes, "],\n   \"file\": \"%s\", \"sha256\": \"%s\"}", name, hex);
+    trace_finish(t, &t->file, name, hex);
+    fprintf(t->json, "],\n   \"file\": \"%s\", \"sha256\": \"%s\"}", name, hex);
     t->n_tokens += t->n_pass;
     t->n_pass = 0;
 }
 
-/* Write trace.json, unless a call has failed, and free all memory; -1 if it was not written. */
+/* Write trace.json, unless a call has failed; -1 if it was not written. */
 static inline int trace_close(trace_writer *t) {
     char hex[65];
     trace_check(t, !t->n_pass && t->pass, "closed inside a pass, or before the first");
-    trace_print(t, &t->head, "},\n \"passes\": [");
-    trace_print(t, &t->passes, "]}\n");
-    trace_save(t, "trace.json", &t->head, &t->passes, hex);
-    const char *error = t->error;
-    free(t->head.bytes);
-    free(t->passes.bytes);
-    free(t->header.bytes);
-    free(t->data.bytes);
-    memset(t, 0, sizeof *t);
-    t->error = error;
-    return error ? -1 : 0;
+    if (t->file) fclose(t->file);
+    t->file = NULL;
+    if (t->json) fputs("]}\n", t->json);
+    trace_finish(t, &t->json, "trace.json", hex);
+    t->pass = 0;
+    return t->error ? -1 : 0;
 }
 #endif

@@ -23,6 +23,9 @@ int main(int argc, char **argv) {
             trace_open(&t, argv[1], "a \"quoted\" \\ name\n\xc3\xa4", &model, ids, 2);
             trace_state(&t, "flags", "-DX=\"y\"");
             break;
+        case 's': /* too late */
+            trace_state(&t, "version", "1");
+            break;
         case 'b':
             trace_begin_pass(&t, ids, 2);
             break;
@@ -41,8 +44,8 @@ int main(int argc, char **argv) {
         case 'x': /* beyond the pass */
             trace_tap_from(&t, 2, 0, "q", values, 1, 1, 4);
             break;
-        case 'l':
-            trace_tap(&t, 0, long_name, values, 2, 1, 4);
+        case 'l': /* more of the header than it has room for */
+            for (int i = 0; i < 40; i++) trace_tap(&t, 0, long_name, values, 2, 1, 4);
             break;
         case 'e':
             trace_end_pass(&t);
@@ -52,8 +55,7 @@ int main(int argc, char **argv) {
             if (symlink("/dev/full", path)) return 2;
             break;
         case 'F':
-            snprintf(path, sizeof path, "%s/trace.json.part", argv[1]);
-            if (symlink("/dev/full", path)) return 2;
+            if (!freopen("/dev/full", "wb", t.json)) return 2;
             break;
         case 'c':
             if (!trace_close(&t) != !t.error) return 2;

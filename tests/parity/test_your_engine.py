@@ -176,7 +176,8 @@ MISUSE = {
     "otbtec": "outside a pass",
     "obzec": "a tap is empty",
     "obxec": "outside a pass or beyond it",
-    "oblec": "a name is too long",
+    "oblec": "no room for so many taps",
+    "obtesc": "a fact is stated after",
     "oebtec": "or did not begin",
     "obebtec": "has no taps",
     "oc": "before the first",
@@ -207,6 +208,7 @@ def test_names_facts_and_rows_reach_the_reader_and_a_finished_trace_stays(misuse
         found.verify()
         assert (found.info.engine.name, found.info.engine.flags) == ('a "quoted" \\ name ä', '-DX="y"')
         assert [[*one.taps] for one in found.info.passes] == [["inp_embd", "result_norm"], ["inp_embd"]]
+        assert {path.read_bytes()[8:9] for path in trace.glob("*.safetensors")} == {b"{"}  # as the format wants it
         assert found.info.passes[0].taps["result_norm"].rows == (1,)
         np.testing.assert_array_equal(found.taps(0)["result_norm"].array, [[1, 2, 3, 4]])
 
@@ -222,7 +224,7 @@ def test_the_c_writer_is_cpp_as_well():
 @pytest.mark.parametrize(
     ("files", "at_most"),
     [
-        (["trace_writer.h"], 270),
+        (["trace_writer.h"], 255),
         (["rust-trace-writer/src/lib.rs", "rust-trace-writer/src/sha256.rs"], 210),
         (["go-trace-writer/trace_writer.go"], 155),
     ],
