@@ -31,7 +31,7 @@ demo: $(INSTALLED)  ## Compare our engine with bitnet.cpp on the shipped model, 
 test: $(INSTALLED)  ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-all: $(INSTALLED)  ## Run them in every case, not in a sample that covers every claim
+test-all: $(INSTALLED)  ## Run the tests in every case, where `test` takes a sample
 	$(BIN)/python -m pytest -n auto --dist worksteal -m ""
 
 lint: $(INSTALLED)  ## Check style of Python and C

@@ -1,4 +1,4 @@
-"""Cases beyond a sample that covers every claim: ``make test-all`` runs them, ``make test`` does not."""
+"""Cases of a test beyond a sample of them: ``make test-all`` runs them, ``make test`` does not."""
 
 from __future__ import annotations
 
