@@ -38,7 +38,10 @@ def check(output: Output, inputs: Arrays, weights: WeightSource, arithmetic: Ari
         expected = op.function(*arrays, *loaded)
         allowed = bounds.bound(op, arrays, expected, loaded, arithmetic.reading(reading))
         allowed = allowed + arithmetic.cached(op, expected, output.array)
-        inside = overflow.inside_norm(op, arrays, output.array, arithmetic)
+        inside = None
+        if arithmetic.low:
+            wrong = _outside(output, expected, allowed)
+            inside = overflow.inside_norm(op, arrays, output.array, wrong, arithmetic)
         found.append(
             _judge(output, expected, allowed, reading=reading.name or None, note=inside, explained=bool(inside))
         )
@@ -100,8 +103,20 @@ def _check_bitlinear(
     expected = result.expected.reshape(recorded.shape)
     allowed = result.bound.reshape(recorded.shape) + arithmetic.cached(output.op, expected, recorded)
     flips = f"{result.flips} int8 flips at rounding ties explain every integer" if result.flips else None
-    inside = overflow.of_scales(x, weight.scale, flat, arithmetic)
+    inside = None
+    if arithmetic.low:
+        wrong = _outside(output, expected, allowed).reshape(flat.shape)
+        inside = overflow.of_scales(x, weight.scale, flat, wrong, arithmetic)
     return _judge(output, expected, allowed, flips=result.flips, note=inside or flips, explained=bool(inside))
+
+
+def _outside(output: Output, expected: FloatArray, allowed: FloatArray) -> npt.NDArray[np.bool_]:
+    """Return which elements are outside their bound; none where the shapes differ, which has its own check."""
+    if expected.shape != output.array.shape:
+        return np.zeros(output.array.shape, np.bool_)
+    with np.errstate(invalid="ignore"):
+        outside: npt.NDArray[np.bool_] = ~(np.abs(output.array - expected) <= allowed)
+    return outside
 
 
 def _judge(output: Output, expected: FloatArray, allowed: FloatArray, **facts: Any) -> OpCheck:

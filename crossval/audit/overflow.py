@@ -33,35 +33,47 @@ def of_results(recorded: npt.NDArray[np.float32], expected: FloatArray) -> str |
 
 
 def inside_norm(
-    op: Op, inputs: Sequence[npt.NDArray[Any]], recorded: npt.NDArray[np.float32], arithmetic: Arithmetic
+    op: Op,
+    inputs: Sequence[npt.NDArray[Any]],
+    recorded: npt.NDArray[np.float32],
+    wrong: npt.NDArray[np.bool_],
+    arithmetic: Arithmetic,
 ) -> str | None:
-    """Say that a norm's squares exceed the engine's format; None where that does not explain its output."""
-    if not arithmetic.low or not isinstance(op.kind, RmsNorm):
+    """Say that a norm's squares exceed the engine's format; None where that does not explain all that is wrong.
+
+    ``wrong``: elements outside their bound, shaped as ``recorded``.
+    """
+    if not isinstance(op.kind, RmsNorm):
         return None
     squares = np.asarray(inputs[0], np.float64) ** 2
-    return _divided_by_infinity(squares, recorded, arithmetic.format, "the square of an input")
+    return _divided_by_infinity(squares, recorded, wrong, arithmetic.format, "the square of an input")
 
 
 def of_scales(
-    x: npt.NDArray[np.float32], scale: float, recorded: npt.NDArray[np.float32], arithmetic: Arithmetic
+    x: npt.NDArray[np.float32],
+    scale: float,
+    recorded: npt.NDArray[np.float32],
+    wrong: npt.NDArray[np.bool_],
+    arithmetic: Arithmetic,
 ) -> str | None:
     """Say the same of a BitLinear's scales; ``scale``: the weight's."""
-    if not arithmetic.low:
-        return None
     _, step = quantize_activations(x.astype(np.float64))
     scales = np.maximum(step, np.maximum(step, 1.0) / scale)
     what = "a scale (127 / max|x|, or that over the weight's)"
-    return _divided_by_infinity(scales, recorded, arithmetic.format, what)
+    return _divided_by_infinity(scales, recorded, wrong, arithmetic.format, what)
 
 
 def _divided_by_infinity(
-    values: FloatArray, recorded: npt.NDArray[np.float32], form: Format, what: str
+    values: FloatArray, recorded: npt.NDArray[np.float32], wrong: npt.NDArray[np.bool_], form: Format, what: str
 ) -> str | None:
-    """Say what is too large where exactly the tokens with such a value are zero: they were divided by infinity."""
-    beyond = np.isinf(form.round(values)).any(axis=-1)
-    if not beyond.any() or not np.array_equal(beyond, (recorded == 0).all(axis=-1)):
+    """Say what is too large where the tokens with such a value, and no others, are zero, and no others are wrong.
+
+    They were divided by infinity. A token that is right may be zero as well: its input is.
+    """
+    beyond, off = np.isinf(form.round(values)).any(axis=-1), wrong.any(axis=-1)
+    if not off.any() or (off & ~beyond).any() or not np.array_equal(beyond, (recorded == 0).all(axis=-1)):
         return None
     return (
-        f"overflow of {form.label} inside: at {int(beyond.sum())} of {beyond.size} tokens {what} is too large, up "
+        f"overflow of {form.label} inside: at {int(off.sum())} of {beyond.size} tokens {what} is too large, up "
         f"to {float(values.max()):.3g}; the largest it holds is {form.largest:.6g}"
     )

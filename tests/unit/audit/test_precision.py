@@ -15,6 +15,7 @@ import pytest
 
 from crossval.audit import overflow, precision, summary
 from crossval.audit.audit import audit
+from crossval.audit.bounds import Arithmetic
 from crossval.audit.checks import AuditResult
 from crossval.audit.precision import MIN_TAPS, Precision, Survey
 from crossval.capture import Capture
@@ -402,6 +403,17 @@ def test_a_scale_too_large_for_binary16_explains_nothing(shipped_model, tmp_path
     assert "overflow of binary16 (F16) inside: at 8 of 8 tokens a scale" in (finding.check.note or "")
     assert not finding.diagnosis.determined  # all zeros, but not because they were never written
     assert finding.diagnosis.explanation == finding.check.note
+
+
+def test_an_overflow_is_no_cause_of_what_is_wrong_elsewhere():
+    """The first token's input is zero, and so, rightly, is its output; the second is wrong for another reason."""
+    arithmetic = Arithmetic(Numerics(compute_dtype="f16"), 1)
+    x, recorded = np.array([[0.0, 0.0], [1e-4, 0.0], [1.0, 2.0]], np.float32), np.zeros((3, 4), np.float32)
+    recorded[2] = 1.0
+    at = {rows: np.isin(np.arange(3), rows)[:, None] & np.ones(4, bool) for rows in ((), (1,), (2,), (1, 2))}
+    said = {rows: overflow.of_scales(x, 1.0, recorded, wrong, arithmetic) for rows, wrong in at.items()}
+    assert [rows for rows, why in said.items() if why] == [(1,)]
+    assert "at 1 of 3 tokens a scale" in (said[(1,)] or "")
 
 
 def test_infinities_where_nothing_is_too_large_are_no_overflow():
