@@ -8,8 +8,10 @@ does not offer is left out, and ``confine`` returns what is in force (docs/trust
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
+import sys
 from collections.abc import Sequence
 
 WRITABLE = ("/dev/null", "/dev/shm")
@@ -27,6 +29,33 @@ _SINCE = ((2, 1 << 13), (3, 1 << 14))
 _TCP = 0b11
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 _NET_SINCE, _SCOPE_SINCE = 4, 6
+_PR_SET_SECCOMP, _FILTER = 22, 2
+_SYSTEM_CALLS = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
+"""Machine -> how seccomp names its system calls, and the number of ``socket`` among them."""
+_IO_URING_SETUP = 425
+"""Opens a way to make sockets without that call; the same number on every architecture."""
+_X32 = 0x40000000
+"""From here on x86_64 numbers the calls of its 32-bit mode."""
+_LOCAL = (1, 16)
+"""Families of sockets that stay, to processes and to the kernel of this machine: AF_UNIX, AF_NETLINK."""
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+"""The four instructions that the filter needs, as the kernel numbers them."""
+_NUMBER_AT, _MACHINE_AT, _ARGUMENT_AT = 0, 4, 16
+"""Bytes from the start of the description of a call (``struct seccomp_data``)."""
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EACCES
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = (
+        ("code", ctypes.c_uint16),
+        ("if_so", ctypes.c_uint8),
+        ("if_not", ctypes.c_uint8),
+        ("k", ctypes.c_uint32),
+    )
+
+
+class _Filter(ctypes.Structure):
+    _fields_ = (("n", ctypes.c_ushort), ("instructions", ctypes.POINTER(_Instruction)))
 
 
 class _Ruleset(ctypes.Structure):
@@ -47,7 +76,7 @@ def confine(reserve_bytes: int) -> list[str]:
     limited = ["no core file", _limit_memory(reserve_bytes)]
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return limited
-    return [*limited, "no new privileges", *_landlock(libc, WRITABLE)]
+    return [*limited, "no new privileges", *_landlock(libc, WRITABLE), *_no_network(libc)]
 
 
 def _limit_memory(reserve_bytes: int) -> str:
@@ -58,6 +87,31 @@ def _limit_memory(reserve_bytes: int) -> str:
     resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, n_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return "private memory"
+
+
+def _no_network(libc: ctypes.CDLL) -> list[str]:
+    """Forbid sockets of every family but local ones, whatever the protocol: TCP, UDP, raw packets."""
+    if os.uname().machine not in _SYSTEM_CALLS or sys.maxsize < 1 << 32:
+        return []
+    machine, new_socket = _SYSTEM_CALLS[os.uname().machine]
+    # instruction, its number, and how many to skip if it holds and if it does not; the last two answer
+    program = [
+        (_LOAD, _MACHINE_AT, 0, 0),
+        (_EQUAL, machine, 0, 8),
+        (_LOAD, _NUMBER_AT, 0, 0),
+        (_AT_LEAST, _X32, 6, 0),
+        (_EQUAL, _IO_URING_SETUP, 5, 0),
+        (_EQUAL, new_socket, 0, 3),
+        (_LOAD, _ARGUMENT_AT, 0, 0),
+        (_EQUAL, _LOCAL[0], 1, 0),
+        (_EQUAL, _LOCAL[1], 0, 1),
+        (_RETURN, _ALLOW, 0, 0),
+        (_RETURN, _REFUSE, 0, 0),
+    ]
+    instructions = [_Instruction(code, if_so, if_not, k) for code, k, if_so, if_not in program]
+    made = _Filter(len(program), (_Instruction * len(program))(*instructions))
+    forbidden = libc.prctl(_PR_SET_SECCOMP, _FILTER, ctypes.byref(made), 0, 0) == 0
+    return ["no network"] if forbidden else []
 
 
 def _landlock(libc: ctypes.CDLL, writable: Sequence[str]) -> list[str]:
