@@ -225,6 +225,8 @@ def timed(case: Case, number: int, folder: Path) -> float:
 
 def soak(numbers: range, n_jobs: int, seed: int, most_s: float, folder: Path) -> list[Outcome]:
     """Run those numbers that begin within ``most_s`` seconds; the folder of a run without a problem is removed."""
+    # a shell starts what runs in the background with SIGINT ignored, and a command would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     every = cases(LIBRARY_VARIABLE in os.environ)
     end = time.monotonic() + most_s
     with ThreadPoolExecutor(n_jobs) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -61,6 +62,8 @@ def test_a_killed_command_runs_again_and_what_it_left_is_counted(
             time.sleep(0.01)
 
     monkeypatch.setattr(Run, "wait", wait)
+    # ignored where the tests run in the background, and so in the commands that they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = """
 left = os.path.join(tempfile.gettempdir(), "left")
 if os.path.exists(left):
