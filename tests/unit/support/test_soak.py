@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import sys
 import time
@@ -102,3 +103,33 @@ def test_the_summary_counts() -> None:
     assert "runs: a 2, b 1" in text
     assert "removed by the next: 1" in text
     assert "with a problem: 1" in text
+
+
+@pytest.mark.parametrize(
+    ("printed", "is_python"),
+    [
+        ("Fatal Python error: init_import_site: Failed to import the site module\\nKeyboardInterrupt", True),
+        ("Could not import runpy module\\nKeyboardInterrupt", True),
+        ("Traceback (most recent call last):\\nKeyboardInterrupt", False),
+    ],
+)
+def test_ctrl_c_before_the_first_line_of_the_program_is_pythons_affair(
+    good: Path, monkeypatch: pytest.MonkeyPatch, printed: str, is_python: bool
+) -> None:
+    """Python ends with 1 then, the verdict of a divergence, and no program can help it."""
+    monkeypatch.setattr(random.Random, "choice", lambda self, found: signal.SIGINT)
+    monkeypatch.setattr(soak, "processes", lambda mark: [])
+    monkeypatch.setattr(Run, "wait", lambda run, seconds: time.sleep(0.3))
+    program = f"""
+import os, shutil, sys
+first = os.path.join(os.environ["TMPDIR"], "first")
+if not os.path.exists(first):
+    open(first, "w")
+    sys.exit("{printed}")
+os.remove(first)
+shutil.copy(sys.argv[1], "r.json")
+"""
+    fake = Case("fake", (str(good),), 1, program=(sys.executable, "-c", program))
+    outcome = Run(fake, 0, good.parent / "runs", seed=0).killed(expected_s=1.0)
+    assert outcome.exit_code == 1
+    assert any("exit 1 after SIGINT parent" in problem for problem in outcome.problems) == (not is_python)
