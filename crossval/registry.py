@@ -7,61 +7,57 @@ results in ``schemas/receipt.v1.schema.json``, and a row here.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from crossval.bench.receipt import BENCH
-from crossval.bench.show import show_bench
-from crossval.examine.greedy_receipt import GREEDY
-from crossval.examine.greedy_show import show_greedy
-from crossval.examine.layers_receipt import DIFF, LAYERS
-from crossval.examine.layers_show import show_layers
 from crossval.receipts import gate
 from crossval.receipts.file import Receipt
 from crossval.receipts.kind import Kind
 from crossval.receipts.policy import GateCheck, Policy
 from crossval.receipts.show import show_headline, show_notes, show_unavailable
-from crossval.repeat.metamorphic.receipt import METAMORPHIC
-from crossval.repeat.metamorphic.show import show_metamorphic
-from crossval.report import pages
-from crossval.score.receipt import SCORE
-from crossval.score.show import show_score
-from crossval.selftest.receipt import SELFTEST
-from crossval.selftest.show import show_selftest
-from crossval.smoke.receipt import SMOKE
-from crossval.smoke.show import show_smoke
-from crossval.tokens.receipt import TOKENS
-from crossval.tokens.show import show_tokens
-from crossval.weights.receipt import WEIGHTS
-from crossval.weights.show import show_weights
+
+Show = Callable[[Console, Receipt], None]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A kind of receipt, and the function that prints its contents, without headline and notes."""
+    """A kind of receipt, imported when it is asked for: to judge one kind must not load all features."""
 
-    kind: Kind[Any]
-    show: Callable[[Console, Receipt], None]
+    kind_at: str
+    """Where its ``Kind`` is: ``module:name``."""
+    show_at: str
+    """Where the function is that prints its contents, without headline and notes."""
+
+    @property
+    def kind(self) -> Kind[Any]:
+        """How receipts of this kind are made and judged."""
+        found: Kind[Any] = pkgutil.resolve_name(self.kind_at)
+        return found
+
+    @property
+    def show(self) -> Show:
+        """How they are printed."""
+        found: Show = pkgutil.resolve_name(self.show_at)
+        return found
 
 
 KINDS: dict[str, Entry] = {
-    entry.kind.name: entry
-    for entry in (
-        Entry(LAYERS, show_layers),
-        Entry(DIFF, show_layers),
-        Entry(GREEDY, show_greedy),
-        Entry(SMOKE, show_smoke),
-        Entry(SELFTEST, show_selftest),
-        Entry(METAMORPHIC, show_metamorphic),
-        Entry(BENCH, show_bench),
-        Entry(TOKENS, show_tokens),
-        Entry(WEIGHTS, show_weights),
-        Entry(SCORE, show_score),
-    )
+    "layers": Entry("crossval.examine.layers_receipt:LAYERS", "crossval.examine.layers_show:show_layers"),
+    "diff": Entry("crossval.examine.layers_receipt:DIFF", "crossval.examine.layers_show:show_layers"),
+    "greedy": Entry("crossval.examine.greedy_receipt:GREEDY", "crossval.examine.greedy_show:show_greedy"),
+    "smoke": Entry("crossval.smoke.receipt:SMOKE", "crossval.smoke.show:show_smoke"),
+    "selftest": Entry("crossval.selftest.receipt:SELFTEST", "crossval.selftest.show:show_selftest"),
+    "metamorphic": Entry(
+        "crossval.repeat.metamorphic.receipt:METAMORPHIC", "crossval.repeat.metamorphic.show:show_metamorphic"
+    ),
+    "bench": Entry("crossval.bench.receipt:BENCH", "crossval.bench.show:show_bench"),
+    "tokens": Entry("crossval.tokens.receipt:TOKENS", "crossval.tokens.show:show_tokens"),
+    "weights": Entry("crossval.weights.receipt:WEIGHTS", "crossval.weights.show:show_weights"),
+    "score": Entry("crossval.score.receipt:SCORE", "crossval.score.show:show_score"),
 }
 """Keyed by the receipt's ``kind``."""
 
@@ -73,17 +69,6 @@ def judge(receipt: Receipt, policy: Policy | None = None, now: datetime.datetime
         BadInputError: a pattern among the expected answers is unusable or takes too long.
     """
     return gate.judge(KINDS[receipt["kind"]].kind, receipt, policy, now)
-
-
-def write_report(receipts: Sequence[str | Path], html: str | Path) -> None:
-    """Write one self-contained HTML page about receipts, which are files or folders of them.
-
-    Raises:
-        BadInputError: a receipt cannot be read, or there is none.
-        UnavailableError: the renderer of figures is not installed (extra ``report``).
-        OSError: the page cannot be written.
-    """
-    pages.write(receipts, html, show_receipt)
 
 
 def show_receipt(out: Console, receipt: Receipt) -> None:

@@ -3,12 +3,58 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import traceback
+from collections.abc import Iterator, Mapping
 
 import click
 
 from bitnet_py.program import CONTEXT, Program
 from crossval.cli.exits import DEBUG_VARIABLE, of_error
+
+PLACES = {
+    "triage": "crossval.cli.triage:command",
+    "report": "crossval.cli.report:report",
+    "show": "crossval.cli.report:show",
+    "history": "crossval.cli.report:show_history",
+    "printed": "crossval.cli.dumps:printed",
+    "import-dump": "crossval.cli.dumps:import_dump",
+    "layers": "crossval.cli.layers:command",
+    "greedy": "crossval.cli.greedy:command",
+    "smoke": "crossval.cli.smoke:command",
+    "diff": "crossval.cli.diff:command",
+    "record": "crossval.cli.record:command",
+    "gate": "crossval.cli.gate:command",
+    "sign": "crossval.cli.sign:command",
+    "metamorphic": "crossval.cli.metamorphic:command",
+    "bench": "crossval.cli.bench:command",
+    "selftest": "crossval.cli.selftest:command",
+    "tokens": "crossval.cli.tokens:command",
+    "score": "crossval.cli.score:command",
+    "sweep": "crossval.cli.sweep:command",
+    "weights": "crossval.cli.weights:command",
+    "fetch-model": "crossval.cli.fetch_model:command",
+    "doctor": "crossval.cli.doctor:command",
+    "engines": "crossval.cli.engines:command",
+}
+"""Command -> where it is, ``module:name``; in the order of the documentation."""
+
+
+class Commands(Mapping[str, click.Command]):
+    """The subcommands, each imported when it is asked for: one command must not load the others."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        """Return a command, or raise KeyError."""
+        command: click.Command = pkgutil.resolve_name(PLACES[name])
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the names."""
+        return iter(PLACES)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(PLACES)
 
 
 class Group(Program):
@@ -26,7 +72,7 @@ def debugging(ctx: click.Context) -> bool:
     return bool(ctx.find_root().params.get("debug")) or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
-@click.group(cls=Group, context_settings=CONTEXT)
+@click.group(cls=Group, commands=Commands(), context_settings=CONTEXT)
 @click.version_option(package_name="bitnet-parity", prog_name="crossval")
 @click.option("--debug", is_flag=True, help="Print a traceback when something fails.")
 def cli(debug: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from crossval import api
+import crossval
 from crossval.bench.measures import BOUNDED
 from crossval.cli.metamorphic import check_kernel
 from crossval.cli.options import FOLLOW, MAX_THREADS, MODEL, count, engine_option, receipt_command
@@ -92,4 +92,4 @@ def command(say: object, **options: Any) -> Receipt:
       crossval bench --candidate bitnet.cpp:../my-fork --min-decode-ratio 1 --receipt bench.json
     """
     ratios = {name: options.pop(f"min_{name}_ratio") for name in BOUNDED}
-    return api.bench_engines(min_ratios=ratios, **options)
+    return crossval.bench_engines(min_ratios=ratios, **options)

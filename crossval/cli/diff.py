@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from crossval import api
+import crossval
 from crossval.cli import output
 from crossval.cli.exits import EXIT_OF_VERDICT
 from crossval.cli.options import (
@@ -50,13 +50,13 @@ OF_ENVIRONMENTS = ("trace_a", "trace_b", "environment", "as_json")
 
 def _changed(out: Console, trace_a: Path, trace_b: Path, tap_map: Path | None, **_: Any) -> None:
     names = _names(trace_a, trace_b)
-    show_changes(out, api.changed_ops(trace_a, trace_b, tap_map=tap_map), names)
-    show_environment(out, *api.environments(trace_a, trace_b), names)
+    show_changes(out, crossval.changed_ops(trace_a, trace_b, tap_map=tap_map), names)
+    show_environment(out, *crossval.environments(trace_a, trace_b), names)
 
 
 @receipt_command("diff", *OPTIONS, also=_changed)
 def _compared(trace_a: Path, trace_b: Path, **options: Any) -> Receipt:
-    return api.compare_traces(trace_a, trace_b, **options)
+    return crossval.compare_traces(trace_a, trace_b, **options)
 
 
 @plain_command("diff", *OPTIONS[:2], ENVIRONMENT, *OPTIONS[2:], *OUTPUT)
@@ -82,7 +82,7 @@ def command(context: click.Context, /, trace_a: Path, trace_b: Path, environment
         _compared.callback(trace_a=trace_a, trace_b=trace_b, **options)
         return
     refuse_others(context, OF_ENVIRONMENTS, "is about traces that are compared tensor by tensor")
-    before, after = api.environments(trace_a, trace_b)
+    before, after = crossval.environments(trace_a, trace_b)
     found = differences(before, after)
     if options["as_json"]:
         output.write_json(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False) + "\n")

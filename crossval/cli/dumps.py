@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from crossval import api
+import crossval
 from crossval.api.dumps import PrintedComparison
 from crossval.cli import output
 from crossval.cli.exits import EXIT_OF_VERDICT
@@ -54,7 +54,7 @@ def printed(as_json: bool, **options: Any) -> None:
       crossval printed dump.txt --prompt "What is 2+2?" --model m.gguf
     """
     with output.progress() as progress:
-        found = api.compare_printed(progress=progress, **options)
+        found = crossval.compare_printed(progress=progress, **options)
     if as_json:
         click.echo(json.dumps({"verdict": found.verdict, **asdict(found)}))
     else:
@@ -127,5 +127,5 @@ def import_dump(out_dir: Path, **options: Any) -> None:
       llama-debug -m m.gguf -p "What is 2+2?" --save-logits
       crossval import-dump data/llamacpp-m.bin --model m.gguf --out traces/logits
     """
-    info = api.import_dump(out_dir=out_dir, **options)
+    info = crossval.import_dump(out_dir=out_dir, **options)
     show_line(output.screen(), f"imported the logits after {len(info.prompt_ids)} tokens: {out_dir}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from crossval import api
+import crossval
 from crossval.cli import output
 from crossval.cli.options import file, plain_command
 from crossval.console import show_line
@@ -37,7 +37,7 @@ def command(repo: str, **options: Any) -> None:
     Example:
       crossval fetch-model microsoft/bitnet-b1.58-2B-4T-gguf --to models/
     """
-    fetched = api.fetch_model(repo, **options)
+    fetched = crossval.fetch_model(repo, **options)
     checks = [("the hub states the same", fetched.stated_by_hub), ("as asked for", fetched.asked_for)]
     compared = ", ".join(words for words, done in checks if done) or "the hub states none"
     known = "" if fetched.asked_for else "; not known to crossval"

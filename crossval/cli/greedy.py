@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from crossval import api
+import crossval
 from crossval.cli.options import ENGINES, FOLLOW, TAP_MAP, count, file, prompt_option, receipt_command
 from crossval.engines.session import Given
 from crossval.errors import BadInputError
@@ -62,11 +62,11 @@ def command(prompt: Given | None, prompts_path: Path | None, n_steps: int, **opt
     """
     if (prompt is None) == (prompts_path is None):
         raise click.UsageError("give one of --prompt TEXT, --tokens ID,ID,... and --prompts FILE")
-    texts: list[Given] = [prompt] if prompt is not None else api.read_prompts(str(prompts_path))
+    texts: list[Given] = [prompt] if prompt is not None else crossval.read_prompts(str(prompts_path))
     given = click.get_current_context().params
     if (given["as_json"] or given["receipt_path"]) and len(texts) * n_steps > MAX_RECEIPT_STEPS:
         raise BadInputError(
             f"{len(texts)} prompts of {n_steps} steps make a receipt too large to be read; "
             f"run at most {MAX_RECEIPT_STEPS} steps in total, or write no receipt"
         )
-    return api.greedy(texts, n_steps=n_steps, **options)
+    return crossval.greedy(texts, n_steps=n_steps, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from crossval import api
+import crossval
 from crossval.cli.options import (
     CAUSAL,
     DECODE,
@@ -34,4 +34,4 @@ def command(**options: Any) -> Receipt:
       crossval layers --prompt "What is 2+2?" --receipt receipt.json
       crossval layers --prompt "What is 2+2?" --candidate bitnet.cpp:../my-fork --reference bitnet.cpp
     """
-    return api.compare_engines(**options)
+    return crossval.compare_engines(**options)

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
+import crossval
 from bitnet_py._native import kernel_families
 from bitnet_py.integers_option import Integers
-from crossval import api
 from crossval.cli.options import ENGINES, prompt_option, receipt_command, which_engine
 from crossval.receipts.file import Receipt
 from crossval.repeat.metamorphic.cases import LENGTHS, THREAD_COUNTS
@@ -78,4 +78,4 @@ def command(say: object, **options: Any) -> Receipt:
       crossval metamorphic
       crossval metamorphic --engine both --receipt metamorphic.json && crossval gate metamorphic.json
     """
-    return api.metamorphic(**options)
+    return crossval.metamorphic(**options)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from crossval import api
+import crossval
 from crossval.cli import output
 from crossval.cli.options import (
     MODEL,
@@ -45,7 +45,7 @@ def command(out_dir: Path, **options: Any) -> None:
       crossval record --prompt "What is 2+2?" --out traces/sum
     """
     with output.progress() as progress:
-        info = api.record(out_dir=out_dir, progress=progress, **options)
+        info = crossval.record(out_dir=out_dir, progress=progress, **options)
     out = output.screen()
     n_taps = sum(len(one.taps) for one in info.passes)
     show_line(out, f"recorded {len(info.passes)} passes, {n_taps} taps of {info.engine.name}")

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+import crossval
 from crossval.cli.options import COLOR, DETAIL, PATH
 from crossval.cli.output import screen, write_json
 from crossval.console import show_line
 from crossval.errors import UsageError
 from crossval.files import STREAM, write_atomically
 from crossval.receipts import file as receipt
-from crossval.registry import show_receipt, write_report
+from crossval.registry import show_receipt
 from crossval.report import history
 from crossval.report.pages import read_history
 from crossval.sweep import summary
@@ -40,7 +41,7 @@ def report(receipts: tuple[Path, ...], html: Path) -> None:
     if len(receipts) == 1 and summary.is_summary(receipts[0]):
         write_atomically(html, make_page(summary.read(receipts[0])).encode())
     else:
-        write_report(list(map(summary.receipts_in, receipts)), html)
+        crossval.write_report(list(map(summary.receipts_in, receipts)), html)
     if html != STREAM:
         show_line(screen(), f"page: {html}")
 

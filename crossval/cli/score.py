@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+import crossval
 from bitnet_py.score import MIN_CONTEXT
-from crossval import api
 from crossval.cli.options import CANDIDATE, FOLLOW, MODEL, THREADS, count, engine_option, file, receipt_command
 from crossval.engines.registry import live_words
 from crossval.errors import BadInputError
@@ -40,7 +40,7 @@ def command(path: Path, **options: Any) -> Receipt:
     Example:
       crossval score --model m.gguf --text text.txt --reference bitnet.cpp
     """
-    return api.score_text(_read(path), **options)
+    return crossval.score_text(_read(path), **options)
 
 
 def _read(path: Path) -> bytes:

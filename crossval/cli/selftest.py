@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from crossval import api
+import crossval
 from crossval.cli.options import MODEL, receipt_command
 from crossval.receipts.file import Receipt
 
@@ -23,4 +23,4 @@ def command(say: object, **options: Any) -> Receipt:
       crossval selftest
       crossval selftest --receipt selftest.json && crossval gate selftest.json
     """
-    return api.self_test(**options)
+    return crossval.self_test(**options)

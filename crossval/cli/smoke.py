@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from crossval import api
+import crossval
 from crossval.cli import completion
 from crossval.cli.options import ENGINES, count, receipt_command, which_engine
 from crossval.receipts.file import Receipt
@@ -64,4 +64,4 @@ def command(say: object, **options: Any) -> Receipt:
       crossval smoke
       crossval smoke --suite long --engine both --min-correct 0.95 --receipt smoke.json
     """
-    return api.smoke_test(**options)
+    return crossval.smoke_test(**options)

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+import crossval
 from bitnet_py import _native
 from bitnet_py.resources import default_model_path
-from crossval import api
 from crossval.cli import output
 from crossval.cli.options import PATH, REFERENCE, TEMPLATE, THREADS, count, file, plain_command
 from crossval.console import show_line
@@ -93,7 +93,7 @@ def command(
     """
     if asked["n_steps"] is not None and asked["n_decode"] is not None:
         raise UsageError("--decode is for tensors: give --steps N or --decode N")
-    read = api.read_prompts(prompts_path)
+    read = crossval.read_prompts(prompts_path)
     prompts = [text for text in read if isinstance(text, str)]
     if len(prompts) < len(read):
         raise UsageError("prompts of a sweep are texts, not token ids")

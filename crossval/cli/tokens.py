@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from crossval import api
+import crossval
 from crossval.cli.options import MODEL, engine_option, file, receipt_command
 from crossval.engines.words import shown
 from crossval.receipts.file import Receipt
@@ -46,4 +46,4 @@ def command(**options: Any) -> Receipt:
       crossval tokens --model m.gguf
       crossval tokens --model m.gguf --override tokenizer.ggml.pre=llama-bpe --receipt tokens.json
     """
-    return api.compare_tokens(**options)
+    return crossval.compare_tokens(**options)

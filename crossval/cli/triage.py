@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from crossval import api
+import crossval
+from crossval.api.texts import MAX_TEXT_BYTES
 from crossval.cli import output
 from crossval.cli.exits import EXIT_OF_JUDGEMENT
 from crossval.cli.options import (
@@ -42,7 +43,7 @@ OF_TEXTS = ("prompt", "model", "override", "template", "text_path", "as_json")
 
 @receipt_command("triage", *OPTIONS, plain_words=True)
 def _examined(**options: Any) -> Receipt:
-    return api.compare_engines(**options)
+    return crossval.compare_engines(**options)
 
 
 @plain_command("triage", TEXT, *OPTIONS, *OUTPUT)
@@ -68,7 +69,9 @@ def command(context: click.Context, /, text_path: Path | None, **options: Any) -
         _examined.callback(**options)
         return
     refuse_others(context, OF_TEXTS, "is about engines, and --output judges a text: no engine of it is run")
-    found = api.explain_text(_read(text_path), options["prompt"], options["model"], template=options["template"])
+    found = crossval.explain_text(
+        _read(text_path), options["prompt"], options["model"], template=options["template"]
+    )
     if options["as_json"]:
         output.write_json(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
     else:
@@ -78,9 +81,9 @@ def command(context: click.Context, /, text_path: Path | None, **options: Any) -
 
 def _read(path: Path) -> bytes:
     if path == STREAM:
-        return read_limited(path, "the text", api.MAX_TEXT_BYTES)
+        return read_limited(path, "the text", MAX_TEXT_BYTES)
     try:
         with path.open("rb") as source:
-            return source.read(api.MAX_TEXT_BYTES + 1)
+            return source.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise BadInputError(f"cannot read {path}: {error.strerror or error}") from error

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from crossval import api
+import crossval
 from crossval.cli.options import PATH, file, receipt_command
 from crossval.receipts.file import Receipt
 
@@ -31,4 +31,4 @@ def command(say: object, **options: Any) -> Receipt:
       crossval weights model.gguf --against bitnet-b1.58-2B-4T-bf16/
       crossval weights model.gguf
     """
-    return api.check_weights(**options)
+    return crossval.check_weights(**options)

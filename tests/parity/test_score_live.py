@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from crossval import api, registry
+import crossval
+from crossval import registry
 from crossval.receipts.policy import Policy
 
 pytestmark = pytest.mark.live
@@ -16,7 +17,7 @@ TEXT = "the old river <|eot_id|> ran\né 42 + 17 = "
 @pytest.mark.parametrize("generation", ["march", "main"])
 def test_every_token(generation: str, shipped_model: Path, request) -> None:
     library = request.getfixturevalue(f"{generation}_library")
-    receipt = api.score_text(
+    receipt = crossval.score_text(
         TEXT,
         shipped_model,
         reference=f"bitnet.cpp:{library}",

@@ -66,7 +66,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> kind.Kind[list[int]]
     (tmp_path / "toyfeature.py").write_text(TOY)
     monkeypatch.syspath_prepend(tmp_path)
     feature = importlib.import_module("toyfeature")
-    monkeypatch.setitem(registry.KINDS, "toy", registry.Entry(feature.TOY, feature.show_toy))
+    monkeypatch.setitem(registry.KINDS, "toy", registry.Entry("toyfeature:TOY", "toyfeature:show_toy"))
     schemas = tmp_path / "schemas"
     shutil.copytree(schema.schema_dir(), schemas)
     path = schemas / "receipt.v1.schema.json"

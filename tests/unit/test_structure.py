@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import crossval
 
@@ -29,8 +33,12 @@ MODULES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Yield the modules of this package that a piece of code imports."""
+    """Yield the modules of this package that a piece of code imports, or names as ``module:name``."""
     for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            module, is_place, _ = node.value.partition(":")
+            if is_place and module in MODULES:
+                yield module
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -93,3 +101,18 @@ def test_imports_are_at_the_top_of_modules() -> None:
         if any(imported(statement) for statement in node.body for _ in imported(statement))
     ]
     assert set(hidden) <= set(DEFERRED), sorted(set(hidden) - set(DEFERRED))
+
+
+@pytest.mark.parametrize(
+    ("program", "others"),
+    [
+        ("import crossval.engines", {"diagnose", "bench", "report", "api", "cli", "registry"}),
+        ("from crossval.cli import cli; cli.commands['gate']", {"report", "smoke", "bench", "weights"}),
+        ("from crossval.cli import cli; cli.commands['layers']", {"report", "smoke", "bench", "weights", "sweep"}),
+    ],
+)
+def test_what_is_not_needed_is_not_loaded(program: str, others: set[str]) -> None:
+    code = f"import sys; {program}; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[1] for name in found.stdout.split() if name.startswith("crossval.")}
+    assert loaded & others == set()

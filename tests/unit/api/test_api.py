@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from crossval import api
+import crossval
 from crossval.cli import cli
 from crossval.compare.layers import Comparison
 from crossval.errors import BadInputError, CrossvalError, UnavailableError, UsageError
@@ -26,29 +26,29 @@ def lasting(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_function_gives_the_receipt_of_its_command(model_path: Path, golden: Path) -> None:
-    made = api.compare_engines(PROMPT, model_path, reference=str(golden), n_threads=1, full=True)
+    made = crossval.compare_engines(PROMPT, model_path, reference=str(golden), n_threads=1, full=True)
     words = ("--prompt", PROMPT, "--model", model_path, "--reference", golden, "--threads", "1", "--full")
     assert lasting(made) == lasting(json.loads(run("layers", *words, "--json").stdout))
 
 
 def test_a_trace_is_audited_without_another_engine(model_path: Path, record: Record) -> None:
-    made = api.audit_trace(record(), model_path)
+    made = crossval.audit_trace(record(), model_path)
     assert (made["verdict"], made["reference"]["name"]) == ("parity", "specification")
     assert made["prompt"]["text"] == PROMPT
-    made = api.audit_trace(record(fault=Fault(rolled_from="0/ffn_sub_norm")), model_path)
+    made = crossval.audit_trace(record(fault=Fault(rolled_from="0/ffn_sub_norm")), model_path)
     assert made["verdict"] == "candidate_defect"
     assert made["audit"]["candidate"]["first_guilty"]["tap"].startswith("blk.0.ffn")
     with pytest.raises(BadInputError, match="not a directory with a trace"):
-        api.audit_trace("spec", model_path)
+        crossval.audit_trace("spec", model_path)
 
 
 @pytest.mark.usefixtures("no_bitnet_cpp")
 def test_an_engine_that_is_not_there_is_an_error_with_a_receipt(model_path: Path) -> None:
     for call in (
-        lambda: api.compare_engines(PROMPT, model_path, reference="bitnet.cpp"),
-        lambda: api.smoke_test(model_path, engine="reference"),
-        lambda: api.metamorphic(model_path, engine="both"),
-        lambda: api.bench_engines(model_path, n_prompt=4, n_decode=1, n_rounds=1),
+        lambda: crossval.compare_engines(PROMPT, model_path, reference="bitnet.cpp"),
+        lambda: crossval.smoke_test(model_path, engine="reference"),
+        lambda: crossval.metamorphic(model_path, engine="both"),
+        lambda: crossval.bench_engines(model_path, n_prompt=4, n_decode=1, n_rounds=1),
     ):
         with pytest.raises(UnavailableError, match="make fetch-cpp") as caught:
             call()
@@ -56,29 +56,29 @@ def test_an_engine_that_is_not_there_is_an_error_with_a_receipt(model_path: Path
         assert caught.value.receipt["verdict"] == "incomplete"
         assert caught.value.receipt["reference"]["status"] == "unavailable"
     with pytest.raises(UnavailableError) as caught:
-        api.record(PROMPT, "unused", model_path)
+        crossval.record(PROMPT, "unused", model_path)
     assert caught.value.receipt is None
 
 
 def test_what_contradicts_itself_is_a_usage_error(model_path: Path) -> None:
     with pytest.raises(UsageError, match="live engine as the reference") as caught:
-        api.compare_engines(PROMPT, model_path, reference="spec", floors=True)
+        crossval.compare_engines(PROMPT, model_path, reference="spec", floors=True)
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="only bitnet_py has kernel families"):
-        api.metamorphic(model_path, engine="reference", kernels=("scalar",))
+        crossval.metamorphic(model_path, engine="reference", kernels=("scalar",))
 
 
 @pytest.mark.parametrize("prompt", ["", "bad \udcff byte"])
 def test_a_prompt_is_checked_before_anything_runs(prompt: str) -> None:
     for call in (
-        api.compare_engines,
-        api.greedy,
-        lambda text, model: api.record(text, "unused", model),
+        crossval.compare_engines,
+        crossval.greedy,
+        lambda text, model: crossval.record(text, "unused", model),
     ):
         with pytest.raises(BadInputError, match=r"the prompt is (empty|not valid UTF-8 at character 4)"):
             call(prompt, "no-such-model.gguf")
     with pytest.raises(CrossvalError, match="comparing nothing"):
-        api.greedy([], "no-such-model.gguf")
+        crossval.greedy([], "no-such-model.gguf")
 
 
 def test_every_command_has_its_function_with_the_same_options() -> None:
@@ -97,7 +97,7 @@ def test_every_command_has_its_function_with_the_same_options() -> None:
     for name, command in cli.commands.items():
         if name in ("gate", "doctor", "engines", "report", "show", "history", "sign", "sweep"):
             continue
-        known = set(inspect.signature(getattr(api, functions.get(name, name))).parameters)
+        known = set(inspect.signature(getattr(crossval, functions.get(name, name))).parameters)
         given = {str(param.name) for param in command.params if param.expose_value} - {"receipt_path", "as_json"}
         renamed = {
             "text_path",
@@ -113,7 +113,7 @@ def test_every_command_has_its_function_with_the_same_options() -> None:
 
 
 def test_the_api_needs_no_command_line() -> None:
-    code = "import sys, crossval.api; print('click' in sys.modules, 'crossval.cli' in sys.modules)"
+    code = "import sys; from crossval import *; print('click' in sys.modules, 'crossval.cli' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["False", "False"]
 
@@ -123,6 +123,6 @@ def test_operations_that_nobody_compared_are_missing(
 ) -> None:
     """A sweep that skips a stage must not look like a comparison of everything."""
     monkeypatch.setattr(Comparison, "operations", lambda *_: None)
-    made = api.compare_engines(PROMPT, model_path, reference=str(golden), n_threads=1, full=True)
+    made = crossval.compare_engines(PROMPT, model_path, reference=str(golden), n_threads=1, full=True)
     assert made.verdict == "incomplete"
     assert {skip["why"] for skip in made["coverage"]["skipped"]} == {"it was not compared"}

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from tokenizers import Tokenizer
 
+import crossval
 from bitnet_py import cli, tokenizer_names
 from bitnet_py.arithmetic import GENERATIONS
 from bitnet_py.checkpoint import Checkpoint
@@ -23,7 +24,6 @@ from bitnet_py.pretokenizer import get_pre_type
 from bitnet_py.quantize import quantize
 from bitnet_py.ternarise import absmean, convention_of, unpacked
 from bitnet_py.tokenizer import Tokenizer as OurTokenizer
-from crossval import api
 from tests.support.checkpoints import TEMPLATE, Small, from_bfloat16, to_bfloat16, write_safetensors
 
 CONVERTED = json.loads((Path(__file__).parents[2] / "data" / "converted.json").read_text())
@@ -136,7 +136,7 @@ def test_a_tokenizer_of_falcon3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert ours.encode("old river") == theirs.encode("old river").ids
         text = "It's 1234 (or 5), isn't it?\n\n  x=`1`;"
         assert OurTokenizer.from_gguf(gguf).encode(text) == theirs.encode(text).ids
-    assert api.check_weights(folder / "m.gguf", against=folder).verdict == "pass"
+    assert crossval.check_weights(folder / "m.gguf", against=folder).verdict == "pass"
 
 
 def test_a_tokenizer_that_bitnet_cpp_reads_otherwise_is_warned_of(
@@ -175,7 +175,7 @@ def test_rows_without_a_token_are_padding(tmp_path: Path) -> None:
     quantize(folder, folder / "m.gguf")
     with GGUFFile.open(folder / "m.gguf") as gguf:
         assert gguf.metadata["tokenizer.ggml.tokens"][319] == "[PAD319]"
-    assert api.check_weights(folder / "m.gguf", against=folder).verdict == "pass"
+    assert crossval.check_weights(folder / "m.gguf", against=folder).verdict == "pass"
 
 
 @pytest.mark.parametrize("name", ["bf16", "packed", pytest.param("llamapacked", marks=no_llama)])
@@ -183,10 +183,10 @@ def test_what_was_written_runs_and_holds_what_its_checkpoint_says(
     converted: Callable[[str], Path], name: str
 ) -> None:
     file = converted(name)
-    made = api.compare_engines("Hello there", file, reference="spec", n_threads=1, n_decode=1)
+    made = crossval.compare_engines("Hello there", file, reference="spec", n_threads=1, n_decode=1)
     assert made["audit"]["candidate"]["verdict"] == "clean"
     assert made.verdict == "parity"
-    assert api.check_weights(file, against=file.parent).verdict == "pass"
+    assert crossval.check_weights(file, against=file.parent).verdict == "pass"
     with Model.from_gguf(file, n_threads=1) as model:
         assert model.tokenizer.encode("Hello there")[0] == model.tokenizer.vocabulary.bos_id
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import crossval
 from bitnet_py.errors import TokenizerError
 from bitnet_py.gguf import GGUFFile
 from bitnet_py.quantize import quantize
 from bitnet_py.sentencepiece_file import read_pieces
 from bitnet_py.tokenizer import Tokenizer
-from crossval import api
 from tests.support.checkpoints import Small
 
 PIECES = [
@@ -93,11 +93,11 @@ def test_a_checkpoint_with_sentencepiece_is_converted_and_compared(tmp_path: Pat
         assert [keys[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos")] == [1, 2]
         tokenizer = Tokenizer.from_gguf(gguf)
     assert tokenizer.encode("he hé") == [1, 259, 260, 262, 3 + 0xC3, 3 + 0xA9]
-    assert api.check_weights(folder / "m.gguf", against=folder).verdict == "pass"
+    assert crossval.check_weights(folder / "m.gguf", against=folder).verdict == "pass"
     (folder / "tokenizer.model").write_bytes(
         model_bytes().replace(struct.pack("<f", -3.5), struct.pack("<f", -3.0))
     )
-    receipt = api.check_weights(folder / "m.gguf", against=folder)
+    receipt = crossval.check_weights(folder / "m.gguf", against=folder)
     assert [(one["subject"], one["cause"]) for one in receipt["results"]["findings"]] == [
         ("tokenizer.ggml.scores", "differs")
     ]

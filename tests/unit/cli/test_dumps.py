@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossval import api
+import crossval
 from crossval.engines.bitnet_py import BitnetPyRunner
 from crossval.receipts import file as receipt
 from crossval.traces.read import Trace
@@ -31,14 +31,14 @@ def test_a_dump_of_bitnet_cpp_agrees_as_far_as_printed_and_is_no_parity(shipped_
 
 def test_the_wrong_activation_of_main_is_seen_where_it_enters(shipped_model: Path) -> None:
     """microsoft/BitNet#588: main computes SiLU in a model of squared ReLU."""
-    found = api.compare_printed(MAIN, PROMPT, shipped_model)
+    found = crossval.compare_printed(MAIN, PROMPT, shipped_model)
     assert (found.verdict, found.tap_map) == ("differs", "bitnet.cpp-main")
     taps = [row.tap for row in found.rows]
     first = taps.index("blk.0.ffn_out")
     assert first > 5
     assert found.first_beyond == found.rows[first]
     assert all(row.n_alike == row.n_values > 0 for row in found.rows[:first])
-    followed = api.compare_printed(MAIN, PROMPT, shipped_model, follow_reference_graph=True)
+    followed = crossval.compare_printed(MAIN, PROMPT, shipped_model, follow_reference_graph=True)
     assert (followed.verdict, sum(row.n_alike for row in followed.rows)) == ("agrees as far as printed", 558)
 
 
@@ -60,7 +60,7 @@ def test_one_unit_of_the_last_digit_is_the_limit(
     assert value is not None
     moved = f"{float(value[0]) + units * 1e-4:.4f}"
     (tmp_path / "d.txt").write_text(text[: value.start()] + moved + text[value.end() :])
-    found = api.compare_printed(tmp_path / "d.txt", PROMPT, shipped_model)
+    found = crossval.compare_printed(tmp_path / "d.txt", PROMPT, shipped_model)
     assert found.verdict == verdict
     (row,) = [row for row in found.rows if row.n_alike < row.n_values]
     assert (row.tap, row.n_values - row.n_alike, row.n_beyond) == ("blk.2.l_out", 1, units - 1)

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from crossval.api import read_prompts
+from crossval import read_prompts
 from crossval.engines import registry
 from crossval.receipts import file as receipt
 from tests.support.strangers import PROMPT, error_line, run

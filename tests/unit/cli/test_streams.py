@@ -122,8 +122,8 @@ def test_the_engine_alone_says_that_stdout_is_full():
 TERMINATED = """
 import sys, time
 from pathlib import Path
+import crossval
 from crossval.cli import cli
-import crossval.cli.record as record
 
 def wait(*_, **__):
     try:
@@ -132,7 +132,7 @@ def wait(*_, **__):
     finally:
         Path(sys.argv[-1]).write_text("cleaned up")
 
-record.api.record = wait
+crossval.record = wait
 sys.argv[1:-1] = ["record", "--prompt", "x", "--out", "unused"]
 cli(sys.argv[1:-1], prog_name="crossval")
 """

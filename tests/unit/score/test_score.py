@@ -11,8 +11,9 @@ import sys
 import numpy as np
 import pytest
 
+import crossval
 from bitnet_py.score import score
-from crossval import api, registry
+from crossval import registry
 from crossval.engines import bitnet_py as ours
 from crossval.engines import session
 from crossval.errors import BadInputError, UsageError
@@ -156,9 +157,9 @@ def test_what_cannot_be_scored(model_path, golden, tmp_path):
     assert "the engines hold" in failed("--text", path, "--reference", "spec", "--context", "99999")
     assert "make fetch-cpp" in failed("--text", path, code=3)
     with pytest.raises(UsageError, match="live engines"):
-        api.score_text("some text", model_path, reference=str(golden))
+        crossval.score_text("some text", model_path, reference=str(golden))
     with pytest.raises(BadInputError, match="the engines hold"):
-        api.score_text("some text", model_path, reference="spec", n_context=99999)
+        crossval.score_text("some text", model_path, reference="spec", n_context=99999)
 
 
 # The receipt

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossval.api import read_prompts
+from crossval import read_prompts
 from crossval.errors import BadInputError
 from crossval.smoke import suite
 from crossval.smoke.suite import SmokePrompt

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import crossval
 from bitnet_py import quantize as quantizer
 from bitnet_py.ggml_types import GGMLType
-from crossval import api, registry
+from crossval import registry
 from crossval.receipts import gate
 from crossval.receipts.file import Receipt, seal
 from crossval.weights.blocks import CRITERIA, Tally
@@ -156,7 +157,7 @@ def tables_of(receipt: Receipt) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", CRITERIA)
 def test_the_command_compares_them(write: Any, kind: str) -> None:
     folder, file = write(kind)
-    receipt = api.check_weights(file, against=folder)
+    receipt = crossval.check_weights(file, against=folder)
     assert (receipt.verdict, receipt["results"]["findings"]) == ("pass", [])
     assert receipt["coverage"]["required"] == receipt["coverage"]["compared"]
     assert [row["compared"]["criterion"] for row in tables_of(receipt)] == [CRITERIA[kind][0]] * 2
@@ -167,7 +168,7 @@ def test_the_command_compares_them(write: Any, kind: str) -> None:
 def test_embedding_and_head_exchanged_are_named(write: Any, kind: str) -> None:
     names = {"model.embed_tokens.weight": "lm_head.weight", "lm_head.weight": "model.embed_tokens.weight"}
     folder, file = write(kind, lambda model, source: names[source.name])
-    found = api.check_weights(file, against=folder)["results"]["findings"]
+    found = crossval.check_weights(file, against=folder)["results"]["findings"]
     assert {(one["subject"], one["aspect"], one["cause"]) for one in found} == {
         ("token_embd.weight", "values", "holds output.weight"),
         ("output.weight", "values", "holds token_embd.weight"),
@@ -177,7 +178,7 @@ def test_embedding_and_head_exchanged_are_named(write: Any, kind: str) -> None:
 @pytest.mark.parametrize("criterion", [None, "requantised"])
 def test_a_receipt_that_names_another_criterion_fails(write: Any, criterion: str | None) -> None:
     folder, file = write("Q6_K")
-    receipt = api.check_weights(file, against=folder)
+    receipt = crossval.check_weights(file, against=folder)
     tables_of(receipt)[0]["compared"]["criterion"] = criterion
     failed = [check.name for check in registry.judge(seal(receipt)) if not check.passed]
     assert failed == ["tensors"]

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import crossval
 from bitnet_py.config import ARCHITECTURES
 from bitnet_py.convert import convert
 from bitnet_py.projections import PROJECTIONS
 from bitnet_py.quantize import quantize
-from crossval import api
 from crossval.receipts.file import Receipt
 from crossval.weights import judge
 from crossval.weights.judge import UNDETERMINED
@@ -72,7 +72,7 @@ def each(names: Iterable[str], aspect: str, cause: str) -> set[tuple[str, str, s
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_file_made_of_its_checkpoint_has_no_findings(made: dict[str, tuple[Path, Path]], name: str) -> None:
     folder, file = made[name]
-    receipt = api.check_weights(file, against=folder)
+    receipt = crossval.check_weights(file, against=folder)
     assert (receipt.verdict, receipt["results"]["findings"]) == ("pass", [])
     assert receipt["parity"]["exact_match_rate"] == 1.0
     assert receipt["coverage"]["required"] == receipt["coverage"]["compared"] > 40
@@ -332,7 +332,7 @@ def test_a_code_at_a_rounding_tie_may_be_either(tmp_path: Path) -> None:
     codes[5, 7] = 3 - codes[5, 7]
     file.put_codes(UP0, codes)
     assert found_in(file.save(), folder) == set()
-    receipt = api.check_weights(file.path, against=folder)
+    receipt = crossval.check_weights(file.path, against=folder)
     (row,) = [one for one in receipt["results"]["rows"] if one["name"] == UP0]
     assert (row["compared"]["n_different"], row["compared"]["n_at_ties"]) == (1, 1)
     codes[6, 7] = (codes[6, 7] + 1) % 3
@@ -419,7 +419,7 @@ def repacked(shipped: Path, target: Path, layout: str) -> Receipt:
     file = EditedGGUF(Path(shutil.copy(shipped, target)))
     for name in file.matrices():
         file.put_codes(name, file.codes(name), layout)
-    return api.check_weights(file.save())
+    return crossval.check_weights(file.save())
 
 
 @pytest.fixture(scope="module")
@@ -460,7 +460,7 @@ def test_a_trained_file_shows_its_layout_by_itself(tmp_path: Path, layout: str) 
 
 def test_random_weights_show_no_layout(made: dict[str, tuple[Path, Path]]) -> None:
     for _, file in made.values():
-        receipt = api.check_weights(file)
+        receipt = crossval.check_weights(file)
         assert receipt["results"]["layout"]["established"] is None
         assert (receipt.verdict, receipt["results"]["findings"]) == ("incomplete", [])
 
@@ -496,7 +496,7 @@ def test_an_embedding_in_bfloat16_or_in_a_type_that_is_not_compared(edited: Edit
     file.data(table).view("<u2")[77] ^= 1
     assert found_in(file.save(), folder) == {(table, "values", UNDETERMINED)}
     kind[0] = 3  # Q4_1, smaller
-    receipt = api.check_weights(file.save(), against=folder)
+    receipt = crossval.check_weights(file.save(), against=folder)
     assert (receipt.verdict, receipt["coverage"]["required"] - receipt["coverage"]["compared"]) == ("fail", 1)
     (row,) = [one for one in receipt["results"]["rows"] if one["name"] == table]
     assert row["skipped"] == "values of type Q4_1 are not compared"
