@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import crossval
 from bitnet_py.errors import listed
 from bitnet_py.resources import default_model_path
-from crossval.api.comparison import compare_engines, compare_traces
-from crossval.api.generation import greedy
 from crossval.files import file_sha256
 from crossval.receipts.file import Receipt
 from crossval.receipts.policy import GateCheck
@@ -100,9 +99,11 @@ def _layers(receipt: Receipt, model: Path, how: Rerun) -> tuple[Receipt, Part]:
         "tap_map": how.tap_map,
     }
     if receipt["kind"] == "diff":
-        fresh = compare_traces(how.word(receipt, "candidate"), how.word(receipt, "reference"), model, **options)
+        fresh = crossval.compare_traces(
+            how.word(receipt, "candidate"), how.word(receipt, "reference"), model, **options
+        )
     else:
-        fresh = compare_engines(
+        fresh = crossval.compare_engines(
             _given(receipt["prompt"]["text"], receipt["prompt"]["token_ids"]),
             model,
             candidate=how.word(receipt, "candidate"),
@@ -129,7 +130,7 @@ def _greedy(receipt: Receipt, model: Path, how: Rerun) -> tuple[Receipt, Part]:
         chosen, kept = [0, *sorted(others)], n_steps
     else:
         chosen, kept = [0], how.amount(n_steps, 2)
-    fresh = greedy(
+    fresh = crossval.greedy(
         [_given(prompts[index]["text"], prompts[index]["prompt_ids"]) for index in chosen],
         model,
         candidate=how.word(receipt, "candidate"),

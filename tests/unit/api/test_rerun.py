@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import crossval
 from crossval.api import rerun
 from crossval.api.rerun import Rerun
 from crossval.receipts import file
@@ -87,7 +88,7 @@ def test_a_sample_of_prompts_is_compared(made: dict[str, Path], model_path: Path
 
 def test_the_sample_follows_from_the_digest(made: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     receipt, asked = file.read(made["spec"]), []
-    monkeypatch.setattr(rerun, "greedy", lambda texts, *_, **__: asked.append(tuple(texts)) or receipt)
+    monkeypatch.setattr(crossval, "greedy", lambda texts, *_, **__: asked.append(tuple(texts)) or receipt)
     monkeypatch.setattr(rerun, "file_sha256", lambda path: receipt["model"]["sha256"])
     for digest in [*"abcdefghijklmnop", *"aaa"]:
         list(Rerun(0.5).checks(Receipt({**receipt, "digest": digest})))
