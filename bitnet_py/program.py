@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
@@ -15,14 +15,28 @@ from bitnet_py.bus_error import explain_bus_errors
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """Settings of click for every command."""
 BAD_INPUT = 4
-INTERRUPTED = 130
 BROKEN_PIPE = 141
 """128 + SIGPIPE: the exit status of a program that the signal kills."""
-TERMINATED = 143
 
 
 class Terminated(BaseException):
     """SIGTERM: everything is left as by Ctrl-C, so that children, temporary files and locks go."""
+
+
+class Stop(NamedTuple):
+    """What a signal that ends a program does."""
+
+    raises: type[BaseException]
+    said: str
+    exit_code: int
+
+
+STOPS = {
+    signal.SIGINT: Stop(KeyboardInterrupt, "interrupted", 130),
+    signal.SIGTERM: Stop(Terminated, "terminated", 143),
+}
+_received: list[Stop] = []
+"""Those that came. Whatever a library made of the exception, another one or a wrong answer, is no result."""
 
 
 class Program(click.Group):
@@ -35,8 +49,15 @@ class Program(click.Group):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run as the program that owns the process."""
         explain_bus_errors()
-        signal.signal(signal.SIGTERM, _terminate)
-        return super().__call__(*args, **kwargs)
+        signal.signal(signal.SIGTERM, _stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+            signal.signal(signal.SIGINT, _stop)
+        try:
+            return super().__call__(*args, **kwargs)
+        except BaseException:
+            if _received:
+                sys.exit(_received[0].exit_code)
+            raise
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Parse the arguments, which prints the help where it is asked for."""
@@ -55,16 +76,14 @@ class Program(click.Group):
                 return super().invoke(ctx)
             finally:
                 sys.stdout.flush()
-        except (click.ClickException, click.exceptions.Exit):
-            raise
-        except (KeyboardInterrupt, click.Abort):
-            fail(ctx, "interrupted", INTERRUPTED)
-        except Terminated:
-            fail(ctx, "terminated", TERMINATED)
-        except BrokenPipeError:
-            _drop_output()
-            ctx.exit(BROKEN_PIPE)
-        except Exception as error:
+        except BaseException as error:
+            if (stop := _stop_of(error)) is not None:
+                fail(ctx, stop.said, stop.exit_code)
+            if isinstance(error, BrokenPipeError):
+                _drop_output()
+                ctx.exit(BROKEN_PIPE)
+            if isinstance(error, click.ClickException | click.exceptions.Exit) or not isinstance(error, Exception):
+                raise
             known = self.explain(ctx, error)
             if isinstance(error, OSError) and error.filename is None:
                 _drop_output()
@@ -73,8 +92,24 @@ class Program(click.Group):
             fail(ctx, *known)
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise Terminated
+def stop_if_asked() -> None:
+    """Raise again what a signal raised, where something else may have come of it."""
+    if _received:
+        raise _received[0].raises
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    _received.append(STOPS[signal.Signals(number)])
+    raise _received[-1].raises
+
+
+def _stop_of(error: BaseException) -> Stop | None:
+    """Return the first signal that came, or that an exception stands for."""
+    if _received:
+        return _received[0]
+    if isinstance(error, click.Abort):
+        return STOPS[signal.SIGINT]
+    return next((stop for stop in STOPS.values() if isinstance(error, stop.raises)), None)
 
 
 def _drop_output() -> None:

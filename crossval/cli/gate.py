@@ -13,6 +13,7 @@ from rich.console import Console
 
 from bitnet_py import overrides
 from bitnet_py.override_option import override_option
+from bitnet_py.program import stop_if_asked
 from crossval.api.rerun import Rerun
 from crossval.cli import output
 from crossval.cli.exits import of_error
@@ -229,6 +230,7 @@ def judged(path: Path, policy: Policy, keys: Sequence[Path] = (), again: Rerun |
         more = again.checks(made) if again and holds else ()
         return Judged(str(path), [*checks, *more])
     except Exception as error:
+        stop_if_asked()
         message, code = of_error(error)
         return Judged(
             str(path), error=message if isinstance(error, BadInputError) else f"{path}: {message}", code=code

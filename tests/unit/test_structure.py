@@ -107,7 +107,10 @@ def test_imports_are_at_the_top_of_modules() -> None:
     ("program", "others"),
     [
         ("import crossval.engines", {"diagnose", "bench", "report", "api", "cli", "registry"}),
-        ("from crossval.cli import cli; cli.commands['gate']", {"report", "smoke", "bench", "weights", "diagnose"}),
+        (
+            "from crossval.cli import cli; cli.commands['gate']",
+            {"report", "smoke", "bench", "weights", "diagnose"},
+        ),
         ("from crossval.cli import cli; cli.commands['layers']", {"report", "smoke", "bench", "weights", "sweep"}),
     ],
 )

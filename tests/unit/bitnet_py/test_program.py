@@ -80,3 +80,69 @@ def test_a_signal_while_modules_are_imported_prints_no_traceback(name, number, t
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (-number, b"", b"")
+
+
+SWALLOWED = """
+import pathlib, sys, time
+import click
+from bitnet_py.program import Program, stop_if_asked
+
+def wait():
+    try:
+        pathlib.Path(sys.argv[1]).write_text("waiting")
+        time.sleep(60)
+    except BaseException:
+        {becomes}
+
+@click.group(cls=Program)
+@click.option("--early", is_flag=True, callback=lambda ctx, param, value: value and wait())
+def cli(early):
+    pass
+
+@cli.command()
+def command():
+    wait()
+
+cli([*sys.argv[2:], "command"])
+"""
+
+
+def stopped(number, becomes, folder, *words):
+    """Return exit code and stderr of a program that makes something else of a signal."""
+    note = folder / "note"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWALLOWED.format(becomes=becomes), note, *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not note.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "becomes",
+    [
+        "raise ValueError('keyword: KeyboardInterrupt')",
+        "raise SystemExit(1)",
+        "raise click.exceptions.Exit(1)",
+        "raise click.UsageError('no such thing')",
+        "stop_if_asked()",
+    ],
+)
+def test_what_a_library_makes_of_a_signal_is_no_result(becomes, number, tmp_path):
+    """jsonschema-rs makes a failed validation of it, ``__set_name__`` a RuntimeError, and 1 is a verdict."""
+    said = {signal.SIGINT: (130, "error: interrupted\n"), signal.SIGTERM: (143, "error: terminated\n")}
+    assert stopped(number, becomes, tmp_path) == said[number]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_command_begins_is_no_verdict(number, tmp_path):
+    """Click alone would exit with 1."""
+    code, err = stopped(number, "raise", tmp_path, "--early")
+    assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert "Traceback" not in err

@@ -148,6 +148,33 @@ def test_sigterm_cleans_up(tmp_path):
     assert note.read_text() == "cleaned up"
 
 
+MISREAD = """
+import sys, time
+from pathlib import Path
+from crossval.cli import cli
+from crossval.receipts import file
+
+def read(path):
+    try:
+        Path(sys.argv[1]).write_text("reading")
+        time.sleep(60)
+    except BaseException as error:
+        raise ValueError(f"keyword: {type(error).__name__}") from None
+
+file.read = read
+cli(["gate", "a.json", "b.json"], prog_name="crossval")
+"""
+
+
+def test_the_gate_judges_no_file_after_a_signal(tmp_path):
+    note = tmp_path / "note"
+    process = subprocess.Popen([sys.executable, "-c", MISREAD, note], stderr=subprocess.PIPE, cwd=ROOT)
+    while not note.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process) == (143, "error: terminated\n")
+
+
 CUT_SHORT = """
 import os, sys
 from bitnet_py.gguf import GGUFFile
