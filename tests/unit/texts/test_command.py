@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import crossval
+from crossval.api.texts import MAX_TEXT_BYTES
 from crossval.cli import cli
 from crossval.texts import evidence, finding
 from crossval.texts.right import right_text
@@ -110,7 +111,7 @@ def test_bad_input_is_one_line(triage, tmp_path, shipped_model):
     no_model = triage("text", "--model", str(tmp_path / "none.gguf"), with_model=False)
     assert no_model.exit_code == 4
     assert "none.gguf" in error_line(no_model)
-    large = triage("a" * (crossval.api.MAX_TEXT_BYTES + 1))
+    large = triage("a" * (MAX_TEXT_BYTES + 1))
     assert large.exit_code == 4
     assert "more than" in error_line(large)
 
