@@ -89,6 +89,10 @@ _PLACES = {
 """Public name -> where it is: ``module:name``."""
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
 def __getattr__(name: str) -> Any:
     """Load a public name on first access: ``import crossval.engines`` must not load diagnosis or bench."""
     if name not in _PLACES:

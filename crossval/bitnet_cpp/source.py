@@ -257,7 +257,7 @@ def _git(directory: Path, *args: str) -> str:
     # Git hooks set GIT_DIR and the like for their own repository; keep configuration by environment.
     drop = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR")
     environment = {key: value for key, value in os.environ.items() if key not in drop}
-    environment["GIT_TERMINAL_PROMPT"] = "0"
+    environment |= {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run(
             ["git", "-C", str(directory), *args],

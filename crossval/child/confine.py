@@ -30,12 +30,13 @@ _TCP = 0b11
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 _NET_SINCE, _SCOPE_SINCE = 4, 6
 _PR_SET_SECCOMP, _FILTER = 22, 2
-_SYSTEM_CALLS = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
-"""Machine -> how seccomp names its system calls, and the number of ``socket`` among them."""
+_SET_MODE_FILTER, _SPEC_ALLOW = 1, 4
+_SYSTEM_CALLS = {"x86_64": (0xC000003E, 41, 317), "aarch64": (0xC00000B7, 198, 277)}
+"""Machine -> how seccomp names its system calls, and the numbers of ``socket`` and ``seccomp``."""
 _IO_URING_SETUP = 425
 """Opens a way to make sockets without that call; the same number on every architecture."""
 _X32 = 0x40000000
-"""From here on x86_64 numbers the calls of its 32-bit mode."""
+"""From here on x86_64 numbers its calls with 32-bit pointers."""
 _LOCAL = (1, 16)
 """Families of sockets that stay, to processes and to the kernel of this machine: AF_UNIX, AF_NETLINK."""
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
@@ -76,7 +77,7 @@ def confine(reserve_bytes: int) -> list[str]:
     limited = ["no core file", _limit_memory(reserve_bytes)]
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return limited
-    return [*limited, "no new privileges", *_landlock(libc, WRITABLE), *_no_network(libc)]
+    return [*limited, "no new privileges", *_landlock(libc, WRITABLE), *_local_sockets(libc)]
 
 
 def _limit_memory(reserve_bytes: int) -> str:
@@ -89,11 +90,11 @@ def _limit_memory(reserve_bytes: int) -> str:
     return "private memory"
 
 
-def _no_network(libc: ctypes.CDLL) -> list[str]:
-    """Forbid sockets of every family but local ones, whatever the protocol: TCP, UDP, raw packets."""
+def _local_sockets(libc: ctypes.CDLL) -> list[str]:
+    """Forbid to make sockets of any family but local ones, whatever the protocol: TCP, UDP, raw packets."""
     if os.uname().machine not in _SYSTEM_CALLS or sys.maxsize < 1 << 32:
         return []
-    machine, new_socket = _SYSTEM_CALLS[os.uname().machine]
+    machine, new_socket, seccomp = _SYSTEM_CALLS[os.uname().machine]
     # instruction, its number, and how many to skip if it holds and if it does not; the last two answer
     program = [
         (_LOAD, _MACHINE_AT, 0, 0),
@@ -110,8 +111,12 @@ def _no_network(libc: ctypes.CDLL) -> list[str]:
     ]
     instructions = [_Instruction(code, if_so, if_not, k) for code, k, if_so, if_not in program]
     made = _Filter(len(program), (_Instruction * len(program))(*instructions))
-    forbidden = libc.prctl(_PR_SET_SECCOMP, _FILTER, ctypes.byref(made), 0, 0) == 0
-    return ["no network"] if forbidden else []
+    # the call can keep speculative execution as it is, which older kernels slow down with a filter
+    forbidden = (
+        libc.syscall(seccomp, _SET_MODE_FILTER, _SPEC_ALLOW, ctypes.byref(made)) == 0
+        or libc.prctl(_PR_SET_SECCOMP, _FILTER, ctypes.byref(made), 0, 0) == 0
+    )
+    return ["no sockets but local ones"] if forbidden else []
 
 
 def _landlock(libc: ctypes.CDLL, writable: Sequence[str]) -> list[str]:

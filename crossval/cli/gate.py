@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bitnet_py import overrides
 from bitnet_py.override_option import override_option
-from bitnet_py.program import stop_if_asked
+from bitnet_py.stops import stop_if_asked
 from crossval.api.rerun import Rerun
 from crossval.cli import output
 from crossval.cli.exits import of_error

@@ -13,6 +13,7 @@ from pathlib import Path
 from bitnet_py import _native, resources
 from bitnet_py.errors import BitnetError
 from bitnet_py.gguf import GGUFFile
+from bitnet_py.stops import stop_if_asked
 from crossval.bitnet_cpp import library as cpp_library
 from crossval.bitnet_cpp import source as cpp_source
 from crossval.bitnet_cpp import toolchain as cpp_toolchain
@@ -66,6 +67,7 @@ def _guarded(check: Callable[[], list[PartCheck]]) -> list[PartCheck]:
     try:
         return check()
     except Exception as error:
+        stop_if_asked()
         name = check.__name__.removeprefix("check_").replace("_", " ")
         return [
             PartCheck(

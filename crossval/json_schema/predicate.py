@@ -11,6 +11,8 @@ from typing import Any
 
 import jsonschema_rs
 
+from bitnet_py.stops import stop_if_asked
+
 Predicate = Callable[[Any], bool]
 _EXACT = "x-exact"
 """Keyword that is put beside ``integer`` where 2.0 is none."""
@@ -33,6 +35,8 @@ def predicate(schema: Mapping[str, Any], part: str = "#", *, strict: bool = True
             return check.is_valid(value)
         except ValueError:  # what is no JSON, such as a number of NumPy
             return False
+        finally:
+            stop_if_asked()  # a signal that came within is swallowed there, and the answer may be either
 
     return is_valid
 

@@ -52,6 +52,7 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
 
 def _git(root: Path, *args: str) -> str | None:
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    env["GIT_OPTIONAL_LOCKS"] = "0"  # `status` would renew the index, and killed meanwhile leave it locked
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *args], capture_output=True, text=True, env=env, timeout=20, check=False

@@ -10,10 +10,13 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from bitnet_py.cli import main as bitnet
+from bitnet_py.program import Program
+from bitnet_py.stops import STOPS
 from crossval.cli import main as crossval
 
 ROOT = Path(__file__).parents[3]
@@ -85,7 +88,15 @@ def test_a_signal_while_modules_are_imported_prints_no_traceback(name, number, t
 SWALLOWED = """
 import pathlib, sys, time
 import click
-from bitnet_py.program import Program, stop_if_asked
+from bitnet_py.program import Program
+from bitnet_py.stops import stop_if_asked
+
+class Ignored:
+    def __del__(self):
+        raise KeyboardInterrupt
+
+def ignored():
+    Ignored()
 
 def wait():
     try:
@@ -132,6 +143,8 @@ def stopped(number, becomes, folder, *words):
         "raise click.exceptions.Exit(1)",
         "raise click.UsageError('no such thing')",
         "stop_if_asked()",
+        "pass",
+        "ignored()",
     ],
 )
 def test_what_a_library_makes_of_a_signal_is_no_result(becomes, number, tmp_path):
@@ -146,3 +159,41 @@ def test_a_signal_before_the_command_begins_is_no_verdict(number, tmp_path):
     code, err = stopped(number, "raise", tmp_path, "--early")
     assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert "Traceback" not in err
+
+
+def test_ctrl_c_stays_ignored_where_it_is(tmp_path):
+    """A job in the background of a script, or under ``nohup``."""
+    code = SWALLOWED.format(becomes="raise").replace("sleep(60)", "sleep(0.5)")
+    note = tmp_path / "note"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, note], preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    )
+    while not note.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+
+
+def test_a_program_leaves_no_trace_in_the_process():
+    """It may be called again, by a notebook for example."""
+
+    @click.group(cls=Program)
+    def cli():
+        pass
+
+    cli.command("stop")(lambda: signal.raise_signal(signal.SIGTERM))
+    cli.command("go")(lambda: None)
+    before = {number: signal.getsignal(number) for number in STOPS}
+    for words, code in ((["stop"], 143), (["go"], 0)):
+        with pytest.raises(SystemExit) as end:
+            cli(words)
+        assert end.value.code == code
+        assert {number: signal.getsignal(number) for number in STOPS} == before
+
+
+def test_what_fails_while_commands_are_loaded_is_one_line(tmp_path):
+    environment = {**os.environ, "BITNET_LIBRARY": str(tmp_path / "none.so")}
+    command = [sys.executable, "-m", "crossval", "--help"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert (ended.returncode, ended.stderr.count("\n")) == (4, 1)
+    assert ended.stderr.startswith("error: ")

@@ -16,6 +16,7 @@ import pytest
 
 from crossval.child.confine import WRITABLE
 
+LOCAL = "no sockets but local ones"
 LACKING = {"udp 6", "ring", "32-bit"}
 PROBE = """
 import ctypes, json, os, resource, socket, sys, time
@@ -55,6 +56,7 @@ def tries():
         "ring": attempt(lambda: call(425, 1, ctypes.create_string_buffer(120))),
         "32-bit": attempt(lambda: call(0x40000000 + 39)),
         "local": of_family(socket.AF_UNIX, socket.SOCK_STREAM),
+        "kernel": of_family(socket.AF_NETLINK, socket.SOCK_RAW),
         "pair": attempt(lambda: [end.close() for end in socket.socketpair()]),
         "program": attempt(lambda: __import__("subprocess").run(["true"], check=True)),
         "signal": attempt(lambda: os.kill(os.getppid(), 0)),
@@ -103,13 +105,14 @@ def test_what_is_said_to_be_forbidden_is(found: dict[str, Any]) -> None:
     after, said = found["after"], found["said"]
     forbidden = {
         **dict.fromkeys(("write", "change", "remove", "folder"), "files read-only"),
-        "connect": "no TCP",
-        **dict.fromkeys(("udp", "tcp", *LACKING), "no network"),
+        **dict.fromkeys(("udp", "tcp", *LACKING), LOCAL),
         "signal": "no signals to others",
     }
     for action, words in forbidden.items():
         assert after[action] == ("PermissionError" if words in said else found["before"][action]), action
-    stay = ("read", "null", "thread", "local", "pair", "program")
+    refused = "no TCP" in said or LOCAL in said
+    assert after["connect"] == ("PermissionError" if refused else found["before"]["connect"])
+    stay = ("read", "null", "thread", "local", "kernel", "pair", "program")
     assert {after[name] for name in stay} == {"done"}
     assert WRITABLE[0] == "/dev/null"
 
@@ -117,7 +120,7 @@ def test_what_is_said_to_be_forbidden_is(found: dict[str, Any]) -> None:
 def test_what_the_kernel_offers_is_in_force(found: dict[str, Any]) -> None:
     version = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)
     offered = {1: "files read-only", 4: "no TCP", 6: "no signals to others"}
-    filters = ["no network"] if found["filters"] and platform.machine() in ("x86_64", "aarch64") else []
+    filters = [LOCAL] if found["filters"] and platform.machine() in ("x86_64", "aarch64") else []
     assert found["said"][3:] == [words for since, words in offered.items() if version >= since] + filters
     assert found["before"]["truncate"] == "done"
     assert found["after"]["truncate"] == ("PermissionError" if version >= 3 else "done")
@@ -135,7 +138,7 @@ page = mmap.mmap(-1, 4096, prot=7)
 page.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20 (getpid); int 0x80; ret
 getpid = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
 print(getpid(), flush=True)
-print("no network" in confine(1 << 30), getpid())
+print("no sockets but local ones" in confine(1 << 30), getpid())
 """
 
 

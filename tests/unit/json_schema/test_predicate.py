@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitnet_py.stops import Terminated, forget_stops, stopping
 from crossval import schema
 from crossval.errors import BadInputError
 from crossval.json_schema import violations
@@ -95,3 +97,17 @@ def test_a_valid_value_does_not_load_the_library() -> None:
     check = "import sys, crossval.schema as one; one.validate_policy({'schema_version': 1})"
     code = f"{check}; assert 'jsonschema' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_signal_within_the_library_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It swallows what the handler raises, and says yes or no."""
+    check = predicate({"type": "integer"})
+    assert check(1)
+
+    def validate(keyword: object, instance: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("crossval.json_schema.predicate._Exact.validate", validate)
+    with stopping(), pytest.raises(Terminated):
+        check(1)
+    forget_stops()

@@ -52,6 +52,14 @@ def test_a_changed_or_new_source_file_makes_it_dirty(checkout: Path, name: str) 
     assert provenance.git_state(checkout)[1] is True
 
 
+def test_it_only_reads_the_repository(checkout: Path) -> None:
+    """Git would write the index again, and leave its lock where it is killed meanwhile."""
+    os.utime(checkout / "crossval/__init__.py", (1, 1))
+    before = (checkout / ".git/index").read_bytes()
+    assert provenance.git_state(checkout)[1] is False
+    assert (checkout / ".git/index").read_bytes() == before
+
+
 def test_a_changed_readme_does_not_make_it_dirty(checkout: Path) -> None:
     (checkout / "README.md").write_text("notes")
     assert provenance.git_state(checkout)[1] is False

@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,14 @@ shutil.copy(sys.argv[1], "r.json")
 def good(tmp_path: Path) -> Path:
     receipt_samples.layers_receipt().save(tmp_path / "good.json")
     return tmp_path / "good.json"
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as in a terminal: where the tests run in the background it is ignored, in their commands as well."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def case(good: Path, code: str) -> Case:
@@ -56,15 +65,13 @@ def test_what_a_command_leaves_is_a_problem(
 
 
 def test_a_killed_command_runs_again_and_what_it_left_is_counted(
-    good: Path, monkeypatch: pytest.MonkeyPatch
+    good: Path, monkeypatch: pytest.MonkeyPatch, ctrl_c: None
 ) -> None:
     def wait(run: Run, seconds: float) -> None:
         while not (run.temporary / "left").exists():
             time.sleep(0.01)
 
     monkeypatch.setattr(Run, "wait", wait)
-    # ignored where the tests run in the background, and so in the commands that they start
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = """
 left = os.path.join(tempfile.gettempdir(), "left")
 if os.path.exists(left):
