@@ -49,6 +49,7 @@ class Program(click.Group):
         except (click.ClickException, click.exceptions.Exit):
             raise
         except Exception as error:
+            stop_if_asked()
             known = self.explain(click.Context(self), error)
             if known is None:
                 raise

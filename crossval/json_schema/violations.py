@@ -56,7 +56,7 @@ _Validator: type[Draft202012Validator] = extend(  # type: ignore[no-untyped-call
     Draft202012Validator, {"items": _items, "uniqueItems": _unique}
 )
 _types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-_StrictValidator: type[Draft202012Validator] = extend(  # type: ignore[no-untyped-call]
+_StrictValidator: type[Draft202012Validator] = extend(  # type: ignore[no-untyped-call]  # as above
     _Validator, type_checker=_types
 )
 """For what crossval writes itself: 2.0 is no integer there."""

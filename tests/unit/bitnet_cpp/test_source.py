@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -147,6 +148,14 @@ def test_the_submodule_is_fetched_with_its_own(project, upstream, tmp_path):
     assert described.dirty is False
     (fetched / "CMakeLists.txt").write_text("# changed\n")
     assert cpp_source.describe(fetched, "submodule").dirty is True
+
+
+def test_describing_a_checkout_only_reads_it(upstream):
+    """Git would write the index again, and leave its lock where it is killed meanwhile."""
+    os.utime(upstream / "CMakeLists.txt", (1, 1))
+    before = (upstream / ".git/index").read_bytes()
+    assert cpp_source.describe(upstream, "directory").dirty is False
+    assert (upstream / ".git/index").read_bytes() == before
 
 
 def test_the_submodule_is_put_back_to_the_pinned_commit(project, upstream, tmp_path):

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from bitnet_py.cli import main as bitnet
 from bitnet_py.program import Program
 from bitnet_py.stops import STOPS
 from crossval.cli import main as crossval
+from tests.support.signals import send_once_there
 
 ROOT = Path(__file__).parents[3]
 PROGRAMS = {"bitnet": ("bitnet_py", bitnet), "crossval": ("crossval", crossval)}
@@ -78,9 +78,7 @@ def test_a_signal_while_modules_are_imported_prints_no_traceback(name, number, t
         env={**os.environ, "PYTHONPATH": search},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while not note.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(number)
+    send_once_there(number, process, note)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (-number, b"", b"")
 
@@ -105,7 +103,11 @@ def wait():
     except BaseException:
         {becomes}
 
-@click.group(cls=Program)
+class Own(Program):
+    def explain(self, ctx, error):
+        return "a bug", 5
+
+@click.group(cls=Own)
 @click.option("--early", is_flag=True, callback=lambda ctx, param, value: value and wait())
 def cli(early):
     pass
@@ -127,9 +129,7 @@ def stopped(number, becomes, folder, *words):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while not note.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(number)
+    send_once_there(number, process, note)
     _, err = process.communicate(timeout=60)
     return process.returncode, err
 
@@ -154,11 +154,13 @@ def test_what_a_library_makes_of_a_signal_is_no_result(becomes, number, tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_before_the_command_begins_is_no_verdict(number, tmp_path):
+@pytest.mark.parametrize("becomes", ["raise", "raise ValueError"])
+def test_a_signal_before_the_command_begins_is_no_verdict(becomes, number, tmp_path):
     """Click alone would exit with 1."""
-    code, err = stopped(number, "raise", tmp_path, "--early")
+    code, err = stopped(number, becomes, tmp_path, "--early")
     assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert "Traceback" not in err
+    assert "a bug" not in err
 
 
 def test_ctrl_c_stays_ignored_where_it_is(tmp_path):
@@ -168,9 +170,7 @@ def test_ctrl_c_stays_ignored_where_it_is(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", code, note], preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
     )
-    while not note.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    send_once_there(signal.SIGINT, process, note)
     assert process.wait(timeout=60) == 0
 
 

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -148,7 +149,7 @@ def test_calls_of_another_machine_are_no_way_around_it() -> None:
         [sys.executable, "-c", INT_80], capture_output=True, text=True, cwd=Path(__file__).parents[3]
     )
     before, _, after = done.stdout.partition("\n")
-    if not before:
+    if done.returncode == -signal.SIGSEGV and not before:
         pytest.skip("this kernel runs no 32-bit programs")
     assert int(before) > 0
     assert after.split() in (["True", str(-errno.EACCES)], ["False", before])

@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from crossval.traces.read import Trace
 from crossval.traces.write import _take_place_of
+from tests.support.signals import send_once_there
 from tests.support.strangers import PROMPT, error_line, run
 
 ROOT = Path(__file__).parents[3]
@@ -31,6 +31,13 @@ def finish(process):
     finally:
         process.kill()
     return process.returncode, err.decode()
+
+
+def terminated(code, note):
+    """Return exit code and stderr of Python code that gets SIGTERM once it has written the file ``note``."""
+    process = subprocess.Popen([sys.executable, "-c", code, note], stderr=subprocess.PIPE, cwd=ROOT)
+    send_once_there(signal.SIGTERM, process, note)
+    return finish(process)
 
 
 @pytest.fixture
@@ -140,11 +147,7 @@ cli(sys.argv[1:-1], prog_name="crossval")
 
 def test_sigterm_cleans_up(tmp_path):
     note = tmp_path / "note"
-    process = subprocess.Popen([sys.executable, "-c", TERMINATED, note], stderr=subprocess.PIPE, cwd=ROOT)
-    while not note.exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    assert finish(process) == (143, "error: terminated\n")
+    assert terminated(TERMINATED, note) == (143, "error: terminated\n")
     assert note.read_text() == "cleaned up"
 
 
@@ -167,12 +170,7 @@ cli(["gate", "a.json", "b.json"], prog_name="crossval")
 
 
 def test_the_gate_judges_no_file_after_a_signal(tmp_path):
-    note = tmp_path / "note"
-    process = subprocess.Popen([sys.executable, "-c", MISREAD, note], stderr=subprocess.PIPE, cwd=ROOT)
-    while not note.exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    assert finish(process) == (143, "error: terminated\n")
+    assert terminated(MISREAD, tmp_path / "note") == (143, "error: terminated\n")
 
 
 CUT_SHORT = """

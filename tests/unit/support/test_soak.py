@@ -126,7 +126,8 @@ def test_ctrl_c_before_the_first_line_of_the_program_is_pythons_affair(
     """Python ends with 1 then, the verdict of a divergence, and no program can help it."""
     monkeypatch.setattr(random.Random, "choice", lambda self, found: signal.SIGINT)
     monkeypatch.setattr(soak, "processes", lambda mark: [])
-    monkeypatch.setattr(Run, "wait", lambda run, seconds: time.sleep(0.3))
+    monkeypatch.setattr(Run, "wait", lambda run, seconds: None)
+    monkeypatch.setattr(soak.os, "kill", lambda pid, number: None)  # it ends by itself, as if it had come
     program = f"""
 import os, shutil, sys
 first = os.path.join(os.environ["TMPDIR"], "first")
